@@ -1,0 +1,1 @@
+"""How ProbeLog's work is spread over Ray: session, scheduler, probing actors, sharded completion."""

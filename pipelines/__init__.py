@@ -1,0 +1,1 @@
+"""The jobs that an operator starts: crawl, probe, complete, publish, and the demo."""

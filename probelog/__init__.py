@@ -1,0 +1,41 @@
+"""ProbeLog: search for image classifiers by what they recognise, from their weights alone.
+
+>>> import probelog
+>>> index = probelog.open_index("store/index")          # doctest: +SKIP
+>>> index.search(text="dog", k=3)                       # doctest: +SKIP
+
+The query client lives here and needs neither torch nor Ray; names are imported when first used, so that
+``import probelog`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from probelog.client import Hit, Index, Results, open_index
+    from probelog.errors import ProbeLogError
+
+_WHERE = {
+    "Hit": "probelog.client",
+    "Index": "probelog.client",
+    "ProbeLogError": "probelog.errors",
+    "Results": "probelog.client",
+    "open_index": "probelog.client",
+}
+
+__all__ = ["Hit", "Index", "ProbeLogError", "Results", "__version__", "open_index"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        from importlib import import_module
+
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'probelog' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

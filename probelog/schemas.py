@@ -1,0 +1,298 @@
+"""What the stages hand to each other: versioned Arrow schemas and the typed records behind them.
+
+Each schema carries its name and version in its metadata. Readers accept their own version and older ones;
+a newer one is refused with a message that says so, never half understood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from probelog.errors import FailureReason, SchemaVersionError, StoreError
+
+NAME_KEY = b"probelog.schema"
+VERSION_KEY = b"probelog.version"
+
+_TIME = pa.timestamp("ms", tz="UTC")
+_STRINGS = pa.list_(pa.string())
+
+
+def _schema(name: str, version: int, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(version).encode()})
+
+
+FILES = pa.list_(pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string())]))
+
+CATALOGUE = _schema(
+    "catalogue",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("library", pa.string()),
+        ("pipeline_tag", pa.string()),
+        ("model_type", pa.string()),
+        ("architecture", pa.string()),
+        ("parameters", pa.int64()),
+        ("files", FILES),
+        ("licence", pa.string()),
+        ("tags", _STRINGS),
+        ("downloads", pa.int64()),
+        ("likes", pa.int64()),
+        ("last_modified", _TIME),
+        ("labels", _STRINGS),
+        ("base_model", pa.string()),
+        ("gated", pa.bool_()),
+        ("disabled", pa.bool_()),
+    ],
+)
+
+FAILURES = _schema(
+    "failures",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("attempts", pa.int32()),
+        ("retryable", pa.bool_()),
+        ("at", _TIME),
+    ],
+)
+
+OBSERVATIONS = _schema(
+    "observations",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("logit", pa.int32()),
+        ("scale", pa.float32()),
+        ("values", pa.list_(pa.float16())),
+    ],
+)
+
+PROBED_MODELS = _schema(
+    "probed-models",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("logits", pa.int32()),
+        ("head", pa.string()),
+        ("labels", _STRINGS),
+        ("probes", pa.list_(pa.int32())),
+        ("library", pa.string()),
+        ("architecture", pa.string()),
+        ("parameters", pa.int64()),
+        ("recipe", pa.string()),
+        ("dtype", pa.string()),
+        ("device", pa.string()),
+        ("weight_digest", pa.string()),
+        ("weight_mean", pa.float32()),
+        ("weight_std", pa.float32()),
+        ("seconds_download", pa.float32()),
+        ("seconds_load", pa.float32()),
+        ("seconds_preprocess", pa.float32()),
+        ("seconds_forward", pa.float32()),
+    ],
+)
+
+DESCRIPTORS = _schema(
+    "descriptors",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("logit", pa.int32()),
+        ("observed", pa.int32()),
+        ("mean", pa.float32()),
+        ("std", pa.float32()),
+        ("z_mean", pa.float32()),
+        ("z_std", pa.float32()),
+        ("factor", pa.list_(pa.float32())),
+        ("top_probes", pa.list_(pa.int32())),
+        ("top_values", pa.list_(pa.float32())),
+        ("bottom_probes", pa.list_(pa.int32())),
+        ("bottom_values", pa.list_(pa.float32())),
+    ],
+)
+
+
+class Head(StrEnum):
+    """What a model's last layer means.
+
+    ``softmax``: one of several classes; ``sigmoid``: each class on its own (multi-label); ``single``: one
+    logit, a concept and its opposite; ``regression``: numbers, not classes.
+    """
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    SINGLE = "single"
+    REGRESSION = "regression"
+
+
+@dataclass(frozen=True, slots=True)
+class RepoFile:
+    """One file of a repository as the Hub describes it; ``sha256`` only where the Hub knows it (LFS)."""
+
+    path: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueRow:
+    """One (repository, commit) of the Hub, as listed. Everything but the first two may be unknown."""
+
+    repo: str
+    sha: str
+    library: str | None = None
+    pipeline_tag: str | None = None
+    model_type: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    files: list[RepoFile] = field(default_factory=list)
+    licence: str | None = None
+    tags: list[str] = field(default_factory=list)
+    downloads: int | None = None
+    likes: int | None = None
+    last_modified: dt.datetime | None = None
+    labels: list[str] = field(default_factory=list)
+    base_model: str | None = None
+    gated: bool = False
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one model is not indexed. ``at`` is in UTC."""
+
+    repo: str
+    sha: str
+    stage: str
+    reason: str
+    detail: str
+    attempts: int = 1
+    retryable: bool = False
+    at: dt.datetime | None = None
+
+    @classmethod
+    def of(
+        cls, repo: str, sha: str, stage: str, reason: FailureReason, detail: str, attempts: int = 1
+    ) -> Failure:
+        """A failure that happens now; whether a rerun retries it follows from its reason."""
+        return cls(
+            repo=clean_unicode(repo),
+            sha=clean_unicode(sha),
+            stage=stage,
+            reason=reason.value,
+            detail=clean_unicode(detail)[:1000],
+            attempts=attempts,
+            retryable=reason.retryable,
+            at=dt.datetime.now(dt.UTC),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedModel:
+    """The facts of one model that was run: the sidecar row of its observations.
+
+    ``probes`` are the indices of the probes it saw, ascending; every observation row of the model holds its
+    values in that order. ``recipe`` is the preprocessing that was applied, as JSON. Times are in seconds.
+    """
+
+    repo: str
+    sha: str
+    logits: int
+    head: str
+    labels: list[str]
+    probes: list[int]
+    library: str
+    architecture: str
+    parameters: int
+    recipe: str
+    dtype: str
+    device: str
+    weight_digest: str
+    weight_mean: float
+    weight_std: float
+    seconds_download: float = 0.0
+    seconds_load: float = 0.0
+    seconds_preprocess: float = 0.0
+    seconds_forward: float = 0.0
+
+
+def clean_unicode(text: str) -> str:
+    """Text that Arrow can hold: lone surrogates (legal in JSON, not in UTF-8) become replacement characters."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+Record = TypeVar("Record", CatalogueRow, Failure, ProbedModel)
+
+
+def to_table(records: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    """Typed records as an Arrow table of the given schema."""
+    columns = {
+        name: [
+            [dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value]
+            if isinstance(value := getattr(record, name), list)
+            else value
+            for record in records
+        ]
+        for name in schema.names
+    }
+    return pa.table(
+        {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}, schema=schema
+    )
+
+
+def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
+    """The rows of an Arrow table as typed records. Columns that the record does not know are left out."""
+    names = [item.name for item in dataclasses.fields(record) if item.name in table.column_names]
+    nested = _nested_records(record)
+    rows: Iterable[dict[str, Any]] = table.select(names).to_pylist()
+    return [
+        record(**{k: [nested[k](**item) for item in v or []] if k in nested else v for k, v in row.items()})
+        for row in rows
+    ]
+
+
+def _nested_records(record: type) -> dict[str, type]:
+    found = {}
+    for name, hint in typing.get_type_hints(record).items():
+        inner = typing.get_args(hint) if not isinstance(hint, types.UnionType) else ()
+        if inner and dataclasses.is_dataclass(inner[0]):
+            found[name] = inner[0]
+    return found
+
+
+def check_schema(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
+    """Refuse a table of another kind or of a newer version.
+
+    Raises:
+        SchemaVersionError: written by a newer ProbeLog.
+        StoreError: not the kind of table that was expected.
+    """
+    have, want = found.metadata or {}, wanted.metadata
+    if have.get(NAME_KEY) != want[NAME_KEY]:
+        raise StoreError(
+            f"{where}: expected {want[NAME_KEY].decode()} rows, found {have.get(NAME_KEY, b'something else').decode()}"
+        )
+    version, known = int(have.get(VERSION_KEY, b"0")), int(want[VERSION_KEY])
+    if version > known:
+        raise SchemaVersionError(
+            f"{where}: {want[NAME_KEY].decode()} version {version} is newer than this ProbeLog knows ({known}). "
+            "Upgrade ProbeLog."
+        )

@@ -1,0 +1,301 @@
+"""Objects in a store: a directory or an object-store prefix, written whole or not at all.
+
+Every write is one atomic step: on local disk a temporary file, fsync and rename; on an object store a single
+put of bytes that were serialised in memory (an exception inside pyarrow's S3 output stream publishes the
+truncated object, so streams are never used for writing).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from probelog.errors import ConflictError, StoreError, UsageError
+
+_TEMPORARY = ".tmp-"
+
+
+def digest(data: bytes | memoryview) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def short_key(*parts: object) -> str:
+    """A 16-digit key of what a result depends on. Parts are joined through JSON, so that none run together."""
+    return digest(json.dumps([str(part) for part in parts]).encode())[:16]
+
+
+class Store:
+    """A directory (``/data/store``, ``file:///data/store``) or an object-store prefix (``s3://bucket/prefix``).
+
+    Paths are relative to the store, with ``/`` between names. Credentials and endpoints of object stores come
+    from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``).
+    Cheap to make and to pickle: connections open when first used.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        text = os.fspath(uri)
+        if not text.strip():
+            raise UsageError("the store's address is empty: give a directory or s3://bucket/prefix")
+        split = urlsplit(text)
+        self.scheme = split.scheme if "://" in text else "file"
+        if self.scheme == "file":
+            local = split.path if "://" in text else text
+            self.root = str(Path(local).expanduser().absolute())
+            self.uri = self.root
+        elif self.scheme == "s3":
+            self.root = (split.netloc + split.path).rstrip("/")
+            self.uri = f"s3://{self.root}"
+        else:
+            raise UsageError(f"{text!r}: the store must be a directory or an s3:// address, not {self.scheme}://")
+        self._open: pafs.FileSystem | None = None
+        self._s3: Any = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        Store.__init__(self, state["uri"])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a directory of this machine (or of a file system that is mounted here)."""
+        return self.scheme == "file"
+
+    def child(self, name: str) -> Store:
+        """The store that begins at a folder of this one."""
+        return Store(f"{self.uri}/{name}")
+
+    def path(self, name: str) -> str:
+        """The full address of an object, for libraries that open it themselves.
+
+        Raises:
+            StoreError: the name is absolute or climbs out of the store.
+        """
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise StoreError(f"{name!r} is not a path inside the store")
+        return f"{self.uri}/{name}" if name else self.uri
+
+    # Reading
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one object. Raises FileNotFoundError where there is none."""
+        if self.is_local:
+            return Path(self.path(name)).read_bytes()
+        with self._filesystem().open_input_file(self._key(name)) as stream:
+            return bytes(stream.read())
+
+    def read_or_none(self, name: str) -> bytes | None:
+        """The bytes of one object, or None where there is none."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
+
+    def exists(self, name: str) -> bool:
+        """Whether an object (not a folder) of this name is there."""
+        info = self._filesystem().get_file_info(self._key(name))
+        return bool(info.type == pafs.FileType.File)
+
+    def list(self, folder: str, suffix: str = "") -> list[str]:
+        """Names of the objects below a folder, relative to the store, sorted; empty where there is no folder."""
+        selector = pafs.FileSelector(self._key(folder), allow_not_found=True, recursive=True)
+        base = self.root.rstrip("/") + "/"
+        names = (
+            info.path.removeprefix(base)
+            for info in self._filesystem().get_file_info(selector)
+            if info.type == pafs.FileType.File and not info.base_name.startswith(_TEMPORARY)
+        )
+        return sorted(name for name in names if name.endswith(suffix))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet object as a table."""
+        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+
+    # Writing
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one object whole: a reader sees the old bytes or the new ones, never a part."""
+        if not self.is_local:
+            self._client().put_object(Bucket=self._bucket, Key=self._object_key(name), Body=data)
+            return
+        target = Path(self.path(name))
+        with _written_beside(target, data) as temporary:
+            os.replace(temporary, target)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write one object only if none of this name exists; says whether it did."""
+        if not self.is_local:
+            return self._put_if(name, data, IfNoneMatch="*")
+        target = Path(self.path(name))
+        with _written_beside(target, data) as temporary:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+        return True
+
+    def swap(self, name: str, data: bytes, expected: bytes | None) -> None:
+        """Replace one object if it still holds ``expected`` (None: if it does not exist).
+
+        Raises:
+            ConflictError: somebody else wrote it first; nothing was changed.
+        """
+        message = f"{self.path(name)} was changed by somebody else meanwhile; nothing was written. Run again."
+        if expected is None:
+            if not self.create(name, data):
+                raise ConflictError(message)
+            return
+        if not self.is_local:
+            client = self._client()
+            try:
+                found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
+            except client.exceptions.NoSuchKey:
+                raise ConflictError(message) from None
+            if found["Body"].read() != expected or not self._put_if(name, data, IfMatch=found["ETag"]):
+                raise ConflictError(message)
+            return
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target.with_name(_TEMPORARY + target.name + ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.read_or_none(name) != expected:
+                raise ConflictError(message)
+            self.write(name, data)
+
+    def delete(self, name: str) -> None:
+        """Remove one object; no error where there is none."""
+        if not self.is_local:
+            self._client().delete_object(Bucket=self._bucket, Key=self._object_key(name))
+            return
+        Path(self.path(name)).unlink(missing_ok=True)
+
+    def delete_folder(self, folder: str) -> None:
+        """Remove everything below a folder; no error where there is none."""
+        if not folder:
+            raise StoreError("refusing to delete a whole store")
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem().delete_dir(self._key(folder))
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write one object as JSON with sorted keys."""
+        self.write(name, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """One JSON object. Raises StoreError where it is not JSON, FileNotFoundError where there is none."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StoreError(f"{self.path(name)} is damaged: {error}") from error
+
+    # Behind the scenes
+
+    def _key(self, name: str) -> str:
+        self.path(name)  # refuses names that climb out
+        return f"{self.root}/{name}".rstrip("/")
+
+    @property
+    def _bucket(self) -> str:
+        return self.root.split("/", 1)[0]
+
+    def _object_key(self, name: str) -> str:
+        return self._key(name).split("/", 1)[1]
+
+    def _filesystem(self) -> pafs.FileSystem:
+        with self._lock:
+            if self._open is None:
+                self._open = pafs.LocalFileSystem() if self.is_local else _s3_filesystem()
+            return self._open
+
+    def _client(self) -> Any:
+        # boto3 rather than pyarrow: pyarrow has no conditional put. Writers only, so the query client goes without.
+        with self._lock:
+            if self._s3 is None:
+                try:
+                    import boto3
+                except ImportError as error:
+                    raise UsageError("writing to s3:// needs boto3: install probelog[index]") from error
+                self._s3 = boto3.client("s3", endpoint_url=_s3_endpoint())
+            return self._s3
+
+    def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._client().put_object(Bucket=self._bucket, Key=self._object_key(name), Body=data, **condition)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                return False
+            raise
+        return True
+
+
+def _s3_endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _s3_filesystem() -> pafs.FileSystem:
+    endpoint = _s3_endpoint()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    options: dict[str, Any] = {"region": region} if region else {}
+    if endpoint:
+        split = urlsplit(endpoint)
+        options |= {"endpoint_override": split.netloc, "scheme": split.scheme}
+    return pafs.S3FileSystem(**options)
+
+
+def lance_options(uri: str) -> dict[str, str]:
+    """LanceDB's ``storage_options`` for an address, from the same environment variables as the store's."""
+    endpoint = _s3_endpoint()
+    if not uri.startswith("s3://") or endpoint is None:
+        return {}
+    return {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+@contextlib.contextmanager
+def _written_beside(target: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file next to the target, durable on disk; removed afterwards if it is still there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{_TEMPORARY}{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield temporary
+        _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
+    """A table as a Parquet file in memory (zstd; further options as for ``pyarrow.parquet.write_table``)."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=1, **options)
+    return bytes(sink.getvalue())
