@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from probelog.client import Hit, Index, Results, open_index
+    from probelog.client import Index, open_index
     from probelog.errors import ProbeLogError
+    from probelog.results import Hit, Results
 
 _WHERE = {
-    "Hit": "probelog.client",
+    "Hit": "probelog.results",
     "Index": "probelog.client",
     "ProbeLogError": "probelog.errors",
-    "Results": "probelog.client",
+    "Results": "probelog.results",
     "open_index": "probelog.client",
 }
 

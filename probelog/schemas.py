@@ -246,7 +246,7 @@ def to_table(records: Sequence[Any], schema: pa.Schema) -> pa.Table:
     """Typed records as an Arrow table of the given schema."""
     columns = {
         name: [
-            [dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value]
+            [dataclasses.asdict(item) if isinstance(item, RepoFile) else item for item in value]
             if isinstance(value := getattr(record, name), list)
             else value
             for record in records
@@ -263,17 +263,21 @@ def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
     names = [item.name for item in dataclasses.fields(record) if item.name in table.column_names]
     nested = _nested_records(record)
     rows: Iterable[dict[str, Any]] = table.select(names).to_pylist()
-    return [
-        record(**{k: [nested[k](**item) for item in v or []] if k in nested else v for k, v in row.items()})
-        for row in rows
-    ]
+    built = []
+    for row in rows:
+        values: dict[str, Any] = {
+            name: [nested[name](**item) for item in value or []] if name in nested else value
+            for name, value in row.items()
+        }
+        built.append(record(**values))
+    return built
 
 
 def _nested_records(record: type) -> dict[str, type]:
-    found = {}
+    found: dict[str, type] = {}
     for name, hint in typing.get_type_hints(record).items():
         inner = typing.get_args(hint) if not isinstance(hint, types.UnionType) else ()
-        if inner and dataclasses.is_dataclass(inner[0]):
+        if inner and isinstance(inner[0], type) and dataclasses.is_dataclass(inner[0]):
             found[name] = inner[0]
     return found
 

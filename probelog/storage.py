@@ -60,7 +60,9 @@ class Store:
             self.root = (split.netloc + split.path).rstrip("/")
             self.uri = f"s3://{self.root}"
         else:
-            raise UsageError(f"{text!r}: the store must be a directory or an s3:// address, not {self.scheme}://")
+            raise UsageError(
+                f"{text!r}: the store must be a directory or an s3:// address, not {self.scheme}://"
+            )
         self._open: pafs.FileSystem | None = None
         self._s3: Any = None
         self._lock = threading.Lock()
@@ -115,7 +117,7 @@ class Store:
         info = self._filesystem().get_file_info(self._key(name))
         return bool(info.type == pafs.FileType.File)
 
-    def list(self, folder: str, suffix: str = "") -> list[str]:
+    def names(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the objects below a folder, relative to the store, sorted; empty where there is no folder."""
         selector = pafs.FileSelector(self._key(folder), allow_not_found=True, recursive=True)
         base = self.root.rstrip("/") + "/"

@@ -1,0 +1,406 @@
+"""The query client: opens a published index and answers from it. No torch, no Ray, no Hub."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from probelog import scoring
+from probelog.errors import IndexNotFoundError, QueryError, StoreError
+from probelog.generation import Generation
+from probelog.index import find_index, read_pointer
+from probelog.results import Hit, LogitSummary, ModelSummary, Results
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from probelog.storage import Store
+
+# How long a client answers from the generation that it has open before it looks at the pointer again.
+POLL_SECONDS = 30.0
+
+T = TypeVar("T")
+
+
+def normal_name(name: str) -> str:
+    """A concept's name for comparison: case folded, separators and repeated blanks as one blank."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+class Index:
+    """A published index, open for questions. Made by ``open_index``; safe to share between threads.
+
+    An index answers from one generation and looks for a newer one at most every 30 seconds.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._generation = Generation(store, read_pointer(store)[0])
+        self._checked = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"<ProbeLog index {self._store.uri}: {self.models} models, {self.logits} logits>"
+
+    @property
+    def uri(self) -> str:
+        """Where the index lies."""
+        return self._store.uri
+
+    @property
+    def models(self) -> int:
+        """How many models the index holds."""
+        return int(self._generation.settings["models"])
+
+    @property
+    def logits(self) -> int:
+        """How many logits the index holds (negated ones of one-logit heads counted too)."""
+        return int(self._generation.settings["logits"])
+
+    @property
+    def generation(self) -> str:
+        """Name of the generation that answers."""
+        return self._generation.pointer.generation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the index was made: probe set, encoder, fraction, rank, calibration and counts."""
+        return dict(self._generation.settings)
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        images: Sequence[str | Path | bytes | Image.Image] | None = None,
+        like: str | None = None,
+        k: int = 10,
+        where: str | None = None,
+    ) -> Results:
+        """The logits that recognise a concept, best first; exactly one kind of query.
+
+        Texts and images are ranked by version 2's calibrated truncated distance, logits by version 1's
+        query-side truncation.
+
+        Args:
+            text: the concept's name, as a person would say it ("dog").
+            images: pictures of one concept (paths, bytes or PIL images); several make one query.
+            like: a logit of the index as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning.
+            k: how many answers.
+            where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
+
+        Raises:
+            QueryError: no query or several, empty text, words that the encoder does not know, an unreadable
+                image, an unknown logit, a filter that is not understood.
+        """
+        given = [
+            name for name, value in (("text", text), ("images", images), ("like", like)) if value is not None
+        ]
+        if len(given) != 1:
+            raise QueryError(
+                "ask one thing at a time: text, images or like"
+                + (f", not {' and '.join(given)}" if given else " (nothing was given)")
+            )
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}")
+
+        def ask(generation: Generation) -> Results:
+            notes: list[str] = []
+            skip = None
+            if like is not None:
+                row = _find_logit(generation, like)
+                distances, scores = _like_scores(generation, row)
+                skip = int(generation.fold_keys[row])
+            else:
+                excluded = np.empty(0, np.int64)
+                if text is not None:
+                    vector = _text_vector(generation, text, notes)
+                    excluded = _background_numbers(generation, [text])
+                else:
+                    assert images is not None
+                    vector = _image_vector(generation, images)
+                distances, offsets = vector_scores(generation, vector, excluded)
+                scores = offsets - distances
+            return Results(_best(generation, distances, scores, k, where, skip), notes)
+
+        return self._ask(ask)
+
+    def scores(
+        self, texts: Sequence[str], excluded: Sequence[Sequence[str]] | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Scores of every logit for many texts at once: (C, N), higher is better, columns in the index's order.
+
+        Args:
+            texts: concept names.
+            excluded: for each text, further names that are left out of the background (its synonyms).
+        """
+
+        def ask(generation: Generation) -> np.ndarray[Any, Any]:
+            vectors = generation.text_encoder.embed([_prompted(generation, text) for text in texts])
+            z = scoring.text_descriptors(generation.probe_embeddings, vectors)
+            distances = scoring.truncated_distances(generation.pairs, z)
+            k = int(generation.settings["calibration_k"])
+            out = np.empty((len(texts), len(distances)))
+            for i, text in enumerate(texts):
+                names = [text, *(excluded[i] if excluded is not None else ())]
+                numbers = _background_numbers(generation, names)
+                out[i] = scoring.calibration_offsets(generation.nearest, k, numbers) - distances[:, i]
+            return out
+
+        return self._ask(ask)
+
+    def show(self, repo: str, concepts: int = 5) -> ModelSummary:
+        """What each logit of one model recognises: the background concepts nearest to it.
+
+        Raises:
+            QueryError: the index does not hold this repository (the message names similar ones).
+        """
+
+        def ask(generation: Generation) -> ModelSummary:
+            number = _find_model(generation, repo)
+            facts = generation.models.slice(number, 1).to_pylist()[0]
+            digests = generation.models["weight_digest"].to_pylist()
+            repos = generation.models["repo"].to_pylist()
+            twins = [
+                other
+                for other, weights in zip(repos, digests, strict=True)
+                if weights == facts["weight_digest"] and other != facts["repo"]
+            ]
+            labels = generation.labels([number]).get(number, [])
+            summaries = []
+            for row in np.flatnonzero(generation.model_of == number):
+                logit, negated = _logit_of(generation, int(row))
+                summaries.append(
+                    LogitSummary(
+                        logit=logit,
+                        label=_label(labels, logit),
+                        negated=negated,
+                        concepts=[
+                            generation.background[i]
+                            for i in generation.nearest.names[row][:concepts]
+                            if i >= 0
+                        ],
+                        distances=[float(d) for d in generation.nearest.distances[row][:concepts]],
+                        probes=[int(probe) for probe in generation.pairs.probes[row][:8]],
+                    )
+                )
+            return ModelSummary(
+                **{name: facts[name] for name in _SUMMARY_FACTS}, same_weights=twins, logits=summaries
+            )
+
+        return self._ask(ask)
+
+    def thumbnail(self, probe: int) -> bytes:
+        """A small picture (JPEG or WebP bytes) of one probe, to show what fires a logit.
+
+        Raises:
+            QueryError: there is no such probe.
+        """
+
+        def ask(generation: Generation) -> bytes:
+            found = (
+                generation.table("probes").search().where(f"id = {int(probe)}").select(["thumbnail"]).limit(1)
+            )
+            rows = found.to_arrow()["thumbnail"].to_pylist()
+            if not rows:
+                raise QueryError(f"there is no probe {probe}")
+            return bytes(rows[0])
+
+        return self._ask(ask)
+
+    def _ask(self, question: Callable[[Generation], T]) -> T:
+        """Answer from the live generation; if it was cleaned away meanwhile, reopen and ask once more."""
+        generation = self._current()
+        try:
+            return question(generation)
+        except (OSError, ValueError, RuntimeError, StoreError) as error:
+            pointer = read_pointer(self._store)[0]
+            if pointer.generation == generation.pointer.generation:
+                raise
+            with self._lock:
+                self._generation = Generation(self._store, pointer)
+            try:
+                return question(self._generation)
+            except (OSError, ValueError, RuntimeError) as again:
+                raise StoreError(f"{self.uri} cannot be read: {again}") from error
+
+    def _current(self) -> Generation:
+        with self._lock:
+            if time.monotonic() - self._checked > POLL_SECONDS:
+                self._checked = time.monotonic()
+                pointer = read_pointer(self._store)[0]
+                if pointer.generation != self._generation.pointer.generation:
+                    self._generation = Generation(self._store, pointer)
+            return self._generation
+
+
+_SUMMARY_FACTS = [item.name for item in fields(ModelSummary) if item.name not in ("same_weights", "logits")]
+
+
+def open_index(uri: str | Path) -> Index:
+    """Open a published index: a directory or an ``s3://`` address, the index's own or that of its store.
+
+    Raises:
+        IndexNotFoundError: there is no index at this address.
+        SchemaVersionError: it was published by a newer ProbeLog.
+    """
+    store = find_index(str(uri))
+    try:
+        return Index(store)
+    except FileNotFoundError as error:
+        raise IndexNotFoundError(
+            f"{store.uri}: the live generation is missing ({error}); publish again"
+        ) from error
+
+
+def vector_scores(
+    generation: Generation, vector: np.ndarray[Any, Any], excluded: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Distances ``d(l, c)`` and offsets ``h_l`` of every logit for one embedding (1, d): two (N,) arrays."""
+    z = scoring.text_descriptors(generation.probe_embeddings, vector)
+    distances = scoring.truncated_distances(generation.pairs, z)[:, 0]
+    offsets = scoring.calibration_offsets(
+        generation.nearest, int(generation.settings["calibration_k"]), excluded
+    )
+    return distances, offsets
+
+
+def _prompted(generation: Generation, text: str) -> str:
+    return str(generation.settings["prompt"]).replace("{}", text.strip())
+
+
+def _text_vector(generation: Generation, text: str, notes: list[str]) -> np.ndarray[Any, Any]:
+    if not text.strip():
+        raise QueryError("the query is empty: name a concept, for example: probelog search dog --index URI")
+    unknown = generation.text_encoder.unknown_words(text)
+    known = len(text.split()) - len(unknown)
+    if unknown and known <= 0:
+        raise QueryError(
+            f"this index's text encoder ({generation.settings['encoder']}) does not know "
+            f"{', '.join(repr(word) for word in unknown)}: "
+            "try another word, try English, or search by image (--image)"
+        )
+    if unknown:
+        words = ", ".join(repr(word) for word in unknown)
+        notes.append(f"the text encoder does not know {words}; the answer rests on the other words")
+    return np.asarray(generation.text_encoder.embed([_prompted(generation, text)]))
+
+
+def _image_vector(
+    generation: Generation, images: Sequence[str | Path | bytes | Image.Image]
+) -> np.ndarray[Any, Any]:
+    if isinstance(images, (str, Path, bytes)) or not images:
+        raise QueryError("images must be a list of at least one picture")
+    return np.asarray(generation.image_encoder.embed(list(images)).mean(axis=0, keepdims=True))
+
+
+def _background_numbers(generation: Generation, names: Sequence[str]) -> np.ndarray[Any, Any]:
+    wanted = {normal_name(name) for name in names}
+    return np.asarray(
+        [i for i, name in enumerate(generation.background) if normal_name(name) in wanted], np.int64
+    )
+
+
+def _find_model(generation: Generation, repo: str) -> int:
+    repos = generation.models["repo"].to_pylist()
+    if repo in repos:
+        return int(repos.index(repo))
+    close = difflib.get_close_matches(repo, repos, n=3, cutoff=0.5)
+    raise QueryError(
+        f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+    )
+
+
+def _find_logit(generation: Generation, like: str) -> int:
+    repo, mark, name = like.partition("#")
+    if not mark or not repo or not name:
+        raise QueryError(
+            f"{like!r} names no logit: write REPO#NUMBER or REPO#LABEL, for example owner/model#3"
+        )
+    number = _find_model(generation, repo)
+    rows = np.flatnonzero(generation.model_of == number)
+    positive = {
+        logit: int(row) for row in rows for logit, negated in [_logit_of(generation, int(row))] if not negated
+    }
+    labels = generation.labels([number]).get(number, [])
+    if name in labels and labels.index(name) in positive:
+        return positive[labels.index(name)]
+    if name.isdecimal() and int(name) in positive:
+        return positive[int(name)]
+    known = ", ".join(f"{logit}" for logit in list(positive)[:20])
+    raise QueryError(
+        f"{repo} has no indexed logit {name!r}; it has {known}{', ...' if len(positive) > 20 else ''}"
+    )
+
+
+def _logit_of(generation: Generation, row: int) -> tuple[int, bool]:
+    return generation.logits["logit"][row].as_py(), generation.logits["negated"][row].as_py()
+
+
+def _like_scores(generation: Generation, row: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    columns = generation.columns_at(generation.pairs.probes[row].tolist())
+    distances = scoring.query_side_distances(columns, columns[:, row])
+    return distances, -distances
+
+
+def _label(labels: Sequence[str], logit: int) -> str:
+    return labels[logit] if logit < len(labels) else f"LABEL_{logit}"
+
+
+def _best(
+    generation: Generation,
+    distances: np.ndarray[Any, Any],
+    scores: np.ndarray[Any, Any],
+    k: int,
+    where: str | None,
+    skip: int | None,
+) -> list[Hit]:
+    """The k best logits, those of equal weights folded into the best of them."""
+    allowed = np.ones(len(scores), bool)
+    if where is not None:
+        if not where.strip():
+            raise QueryError("the filter is empty: leave it out or write an SQL condition")
+        allowed = np.isin(generation.model_of, generation.model_rows(where))
+    keys = generation.fold_keys
+    if skip is not None:
+        allowed &= keys != skip
+    candidates = np.flatnonzero(allowed)
+    order = candidates[np.lexsort((candidates, -scores[candidates]))]
+    chosen: list[int] = []
+    seen: set[int] = set()
+    for row in order:
+        key = int(keys[row])
+        if key not in seen:
+            seen.add(key)
+            chosen.append(int(row))
+            if len(chosen) == k:
+                break
+    labels = generation.labels([int(generation.model_of[row]) for row in chosen])
+    hits = []
+    for rank, row in enumerate(chosen, start=1):
+        number = int(generation.model_of[row])
+        facts = generation.models.slice(number, 1).to_pylist()[0]
+        logit, negated = _logit_of(generation, row)
+        hits.append(
+            Hit(
+                rank=rank,
+                label=_label(labels.get(number, []), logit),
+                logit=logit,
+                score=float(scores[row]),
+                distance=float(distances[row]),
+                negated=negated,
+                duplicates=int(np.count_nonzero(keys == keys[row])) - 1,
+                probes=[int(probe) for probe in generation.pairs.probes[row][:8]],
+                **{name: facts[name] for name in _HIT_FACTS},
+            )
+        )
+    return hits
+
+
+_HIT_FACTS = ["repo", "sha", "head", "library", "architecture", "licence", "downloads", "likes"]

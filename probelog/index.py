@@ -1,0 +1,305 @@
+"""The published index: its LanceDB tables, and the generations that a small pointer file tells apart.
+
+An index lies under ``STORE/index``::
+
+    current.json                     the pointer: which generation readers use, and those before it
+    generations/NAME/logits.lance    a row per logit: the pairs that search reads
+    generations/NAME/models.lance    a row per model: its facts and declared labels
+    generations/NAME/probes.lance    a row per probe: thumbnail and embedding
+    generations/NAME/columns.lance   probe-major descriptors, for logit queries (a few probes, all logits)
+    generations/NAME/meta.lance      settings, background, text and image encoder
+
+A generation is built whole under a new name, then the pointer is swapped in one atomic step. Readers never see
+a half-built one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError, UsageError
+from probelog.storage import Store, lance_options
+
+INDEX_VERSION = 1
+POINTER = "current.json"
+# One cell of `columns` holds this many logits of one probe (32 KB as float16); the writer buffers one block of
+# all probes, 130 MB at 4,000.
+COLUMN_BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which generation is live, and which ones before it can still be returned to (newest first)."""
+
+    generation: str
+    source: str
+    published: str
+    previous: list[dict[str, str]] = field(default_factory=list)
+    version: int = INDEX_VERSION
+
+    def to_bytes(self) -> bytes:
+        """The pointer file's content."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Pointer:
+        """Read a pointer file.
+
+        Raises:
+            SchemaVersionError: published by a newer ProbeLog.
+            StoreError: damaged.
+        """
+        try:
+            content = json.loads(data)
+            version = int(content["version"])
+            if version > INDEX_VERSION:
+                raise SchemaVersionError(
+                    f"{where}: index version {version} is newer than this ProbeLog knows ({INDEX_VERSION}). "
+                    "Upgrade ProbeLog."
+                )
+            return cls(
+                generation=content["generation"],
+                source=content["source"],
+                published=content["published"],
+                previous=list(content["previous"]),
+                version=version,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{where} is damaged ({error!r}). Publish again or roll back.") from error
+
+
+def find_index(uri: str) -> Store:
+    """The index at an address: its own, or that of a store that holds one.
+
+    Raises:
+        IndexNotFoundError: there is none; the message says what to do.
+    """
+    store = Store(uri)
+    for candidate in (store, store.child("index")):
+        if candidate.exists(POINTER):
+            return candidate
+    raise IndexNotFoundError(
+        f"no published index at {store.uri} (looked for {POINTER} there and in index/). "
+        "Give the index's address or the store's, or publish one first: probelog-index publish"
+    )
+
+
+def read_pointer(index: Store) -> tuple[Pointer, bytes]:
+    """The live pointer and its bytes (to swap against)."""
+    data = index.read_or_none(POINTER)
+    if data is None:
+        raise IndexNotFoundError(f"no published index at {index.uri}: publish one first")
+    return Pointer.from_bytes(data, index.path(POINTER)), data
+
+
+def go_live(index: Store, generation: str, source: str, keep: int = 3) -> Pointer:
+    """Make a finished generation the live one.
+
+    Raises:
+        ConflictError: another publisher was faster; the pointer is left as that one wrote it.
+    """
+    before = index.read_or_none(POINTER)
+    previous: list[dict[str, str]] = []
+    if before is not None:
+        old = Pointer.from_bytes(before, index.path(POINTER))
+        previous = [_past(old), *old.previous][: keep - 1]
+    pointer = Pointer(generation, source, _now(), previous)
+    index.swap(POINTER, pointer.to_bytes(), before)
+    return pointer
+
+
+def roll_back(index: Store) -> Pointer:
+    """Return to the generation before the live one, and forget the live one.
+
+    Raises:
+        UsageError: there is no earlier generation.
+        ConflictError: somebody published meanwhile.
+    """
+    pointer, before = read_pointer(index)
+    if not pointer.previous:
+        raise UsageError(f"{index.uri}: there is no earlier generation to roll back to")
+    first, *rest = pointer.previous
+    back = Pointer(first["generation"], first["source"], _now(), rest)
+    index.swap(POINTER, back.to_bytes(), before)
+    return back
+
+
+def sweep(index: Store, keep: Pointer) -> list[str]:
+    """Delete the generations that the pointer no longer names; returns their names."""
+    wanted = {keep.generation, *(item["generation"] for item in keep.previous)}
+    found = {name.split("/")[1] for name in index.names("generations")}
+    gone = sorted(found - wanted)
+    for name in gone:
+        index.delete_folder(f"generations/{name}")
+    return gone
+
+
+def _past(pointer: Pointer) -> dict[str, str]:
+    return {"generation": pointer.generation, "source": pointer.source, "published": pointer.published}
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def connect(index: Store, generation: str) -> Any:
+    """LanceDB's connection to one generation."""
+    import lancedb
+
+    uri = index.path(f"generations/{generation}")
+    return lancedb.connect(uri, storage_options=lance_options(index.uri) or None)
+
+
+MODELS = pa.schema(
+    [
+        ("id", pa.int32()),
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("library", pa.string()),
+        ("pipeline_tag", pa.string()),
+        ("architecture", pa.string()),
+        ("head", pa.string()),
+        ("logits", pa.int32()),
+        ("labels", pa.list_(pa.string())),
+        ("licence", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("downloads", pa.int64()),
+        ("likes", pa.int64()),
+        ("last_modified", pa.timestamp("ms", tz="UTC")),
+        ("parameters", pa.int64()),
+        ("base_model", pa.string()),
+        ("weight_digest", pa.string()),
+        ("observed", pa.int32()),
+    ]
+)
+
+COLUMNS = pa.schema([("probe", pa.int32()), ("block", pa.int32()), ("values", pa.list_(pa.float16()))])
+
+META = pa.schema([("key", pa.string()), ("value", pa.large_binary())])
+
+
+def logits_schema(top_r: int, nearest: int, rank: int, dimension: int) -> pa.Schema:
+    """Schema of the ``logits`` table.
+
+    Args:
+        top_r: (probe, value) pairs a logit.
+        nearest: background concepts kept a logit.
+        rank: length of the completion's factor.
+        dimension: of the encoder's space.
+    """
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("model", pa.int32()),
+            ("logit", pa.int32()),
+            ("negated", pa.bool_()),
+            ("mean", pa.float32()),
+            ("std", pa.float32()),
+            ("probes", pa.list_(pa.int32(), top_r)),
+            ("values", pa.list_(pa.float32(), top_r)),
+            ("nearest", pa.list_(pa.int32(), nearest)),
+            ("nearest_distances", pa.list_(pa.float32(), nearest)),
+            ("offset", pa.float32()),
+            ("factor", pa.list_(pa.float32(), rank)),
+            ("vector", pa.list_(pa.float32(), dimension)),
+        ]
+    )
+
+
+def probes_schema(dimension: int) -> pa.Schema:
+    """Schema of the ``probes`` table."""
+    return pa.schema(
+        [
+            ("id", pa.int32()),
+            ("name", pa.string()),
+            ("sha256", pa.string()),
+            ("thumbnail", pa.binary()),
+            ("embedding", pa.list_(pa.float32(), dimension)),
+        ]
+    )
+
+
+def fixed_lists(matrix: np.ndarray[Any, Any], value_type: pa.DataType) -> pa.FixedSizeListArray:
+    """A (N, w) matrix as an Arrow column of N fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(matrix).reshape(-1), value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+
+
+def matrix_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """An Arrow column of fixed-size lists as a (N, w) matrix."""
+    width = column.type.list_size
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+    if not chunks:
+        return np.empty((0, width), column.type.value_type.to_pandas_dtype())
+    return np.concatenate(chunks)
+
+
+class GenerationWriter:
+    """Builds one generation's tables. Nothing is live before ``go_live`` is called with its name."""
+
+    def __init__(self, index: Store, name: str) -> None:
+        self.index = index
+        self.name = name
+        index.delete_folder(f"generations/{name}")  # what an interrupted publish of the same name left
+        self._connection = connect(index, name)
+
+    def write(self, table: str, schema: pa.Schema, batches: Iterable[pa.Table]) -> int:
+        """Stream batches into a table; returns its number of rows.
+
+        Raises:
+            StoreError: LanceDB counts other rows than were written.
+        """
+        opened = self._connection.create_table(table, schema=schema)
+        rows = 0
+        for batch in batches:
+            if batch.num_rows:
+                opened.add(batch)
+                rows += batch.num_rows
+        if opened.count_rows() != rows:
+            raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
+        return rows
+
+    def write_meta(self, values: dict[str, bytes]) -> None:
+        """Write the ``meta`` table: named byte strings."""
+        self.write("meta", META, [pa.table({"key": list(values), "value": list(values.values())}, META)])
+
+
+def column_batches(blocks: Iterable[np.ndarray[Any, Any]], probes: int) -> Iterator[pa.Table]:
+    """Turn logit-major descriptors, streamed as (rows, n) matrices, into rows of the ``columns`` table.
+
+    Memory is bounded by one block of ``COLUMN_BLOCK`` logits in float16.
+    """
+    buffer = np.empty((probes, COLUMN_BLOCK), np.float16)
+    filled = number = 0
+
+    def flush() -> pa.Table:
+        flat = pa.array(np.ascontiguousarray(buffer[:, :filled]).reshape(-1), pa.float16())
+        offsets = pa.array(np.arange(0, probes * filled + 1, filled, dtype=np.int32))
+        return pa.table(
+            {
+                "probe": pa.array(np.arange(probes, dtype=np.int32)),
+                "block": pa.array(np.full(probes, number, np.int32)),
+                "values": pa.ListArray.from_arrays(offsets, flat),
+            },
+            schema=COLUMNS,
+        )
+
+    for rows in blocks:
+        start = 0
+        while start < len(rows):
+            take = min(COLUMN_BLOCK - filled, len(rows) - start)
+            buffer[:, filled : filled + take] = rows[start : start + take].T
+            filled += take
+            start += take
+            if filled == COLUMN_BLOCK:
+                yield flush()
+                filled, number = 0, number + 1
+    if filled:
+        yield flush()
