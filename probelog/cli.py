@@ -1,0 +1,189 @@
+"""`probelog`: the analyst's command line over a published index."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from probelog import __version__, command
+from probelog.terminal import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from probelog.client import Index
+    from probelog.results import Hit
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Ask a ProbeLog index which models recognise a concept, from their weights alone.",
+)
+
+IndexOption = Annotated[
+    str,
+    typer.Option(
+        "--index",
+        help="The published index, or the store that holds it: a directory or s3://bucket/prefix.",
+        envvar="PROBELOG_INDEX",
+        show_envvar=True,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    command.run(app, "probelog")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"probelog {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def search(
+    index: IndexOption,
+    text: Annotated[str | None, typer.Argument(help="The concept, as a person would say it.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", help="A picture of the concept; several make one query."),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", help="REPO#LOGIT: find other logits of the same meaning.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="SQL condition over the models, e.g. \"licence = 'mit'\"."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which models recognise this? By text, by image or by a logit that is already in the index."""
+    opened = _open(index)
+    results = opened.search(text, images=image or None, like=like, k=k, where=where)
+    for note in results.notes:
+        typer.echo(f"note: {printable(note)}", err=True)
+    if as_json:
+        for hit in results:
+            typer.echo(json.dumps(asdict(hit)))
+        return
+    if not results:
+        typer.echo("nothing in this index meets the filter" if where else "this index is empty")
+        return
+    _print(_hit_table(list(results)))
+
+
+@app.command()
+def show(
+    repo: Annotated[str, typer.Argument(help="A repository of the index: owner/name.")],
+    index: IndexOption,
+    concepts: Annotated[int, typer.Option("-c", "--concepts", min=1, help="Concepts a logit.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """What each logit of one model recognises."""
+    summary = _open(index).show(repo, concepts)
+    if as_json:
+        typer.echo(json.dumps(asdict(summary)))
+        return
+    facts = [
+        f"{summary.library} {summary.architecture}",
+        f"{summary.head} head",
+        f"{summary.parameters:,} parameters" if summary.parameters else "",
+        f"licence {summary.licence or 'unknown'}",
+        f"{summary.downloads or 0} downloads",
+        f"seen on {summary.observed} probes",
+    ]
+    typer.echo(f"{printable(summary.repo)} @ {printable(summary.sha)[:12]}")
+    typer.echo(", ".join(printable(fact) for fact in facts if fact))
+    if summary.same_weights:
+        typer.echo(f"the same weights: {', '.join(printable(other) for other in summary.same_weights)}")
+    table = _table(("logit", "right"), ("declared label", "left"), ("recognises (nearest concepts)", "left"))
+    for item in summary.logits:
+        number = f"not {item.logit}" if item.negated else str(item.logit)
+        _add(table, number, item.label, ", ".join(item.concepts))
+    _print(table)
+
+
+@app.command()
+def info(index: IndexOption, as_json: JsonOption = False) -> None:
+    """What an index holds and how it was made."""
+    opened = _open(index)
+    facts = {"uri": opened.uri, "generation": opened.generation, **opened.settings}
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, str | int | float | bool):
+            typer.echo(f"{name:<22} {printable(value)}")
+
+
+def _open(uri: str) -> Index:
+    from probelog.client import open_index
+
+    return open_index(uri)
+
+
+def _hit_table(hits: list[Hit]) -> Table:
+    table = _table(
+        ("#", "right"),
+        ("repository", "left"),
+        ("class", "right"),
+        ("declared label", "left"),
+        ("score", "right"),
+        ("licence", "left"),
+        ("downloads", "right"),
+    )
+    for hit in hits:
+        copies = f" (+{hit.duplicates} with the same weights)" if hit.duplicates else ""
+        _add(
+            table,
+            str(hit.rank),
+            hit.repo + copies,
+            str(hit.logit),
+            f"not {hit.label}" if hit.negated else hit.label,
+            f"{hit.score:.3f}",
+            hit.licence or "-",
+            "-" if hit.downloads is None else str(hit.downloads),
+        )
+    return table
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title, side in columns:
+        table.add_column(title, justify="right" if side == "right" else "left", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    from rich.text import Text
+
+    # Text, not str: strings would be read as Rich markup, and labels are a stranger's.
+    table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    # Into a file or a pipe nothing is folded to a width that nobody looks at.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,30 @@
+"""What both command lines share: errors as one clear message and an exit status, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from probelog.errors import ProbeLogError
+from probelog.terminal import printable
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a Typer application; expected errors end with their message on stderr and their exit status.
+
+    0 done; 2 bad usage or configuration; 1 anything else. Ctrl-C ends with 130, a closed pipe quietly.
+    """
+    try:
+        app(prog_name=name, standalone_mode=True)
+    except ProbeLogError as error:
+        message = "\n".join(printable(line, limit=2000) for line in str(error).splitlines())
+        sys.stderr.write(f"{name}: {message}\n")
+        raise SystemExit(error.exit_status) from None
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        sys.stderr.write(f"{name}: interrupted\n")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
