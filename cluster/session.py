@@ -1,0 +1,66 @@
+"""The Ray that a job runs on: a cluster where there is one, this machine otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from probelog.errors import ProbeLogError
+
+
+@contextmanager
+def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Connect to a cluster, or start Ray on this machine for as long as the block runs.
+
+    Args:
+        address: a cluster's address; by default ``RAY_ADDRESS`` (set inside a Ray job), else this machine.
+        cpus: how many CPUs a local Ray offers; by default all.
+
+    Raises:
+        ProbeLogError: the cluster cannot be reached.
+    """
+    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+    if wanted == "local":
+        # Ray notices a driver that `uv run` started and would build a new environment for every worker.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # The dashboard and its agents cost a local run more than they tell it; this silences their absence.
+        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if wanted == "local":
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=wanted, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ProbeLogError(f"Ray at {wanted!r} cannot be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_count(cpus_per_worker: float, gpus_per_worker: float) -> int:
+    """How many workers the cluster's present resources hold, at least one."""
+    import ray
+
+    resources = ray.cluster_resources()
+    counts = []
+    if cpus_per_worker > 0:
+        counts.append(int(resources.get("CPU", 0) / cpus_per_worker + 1e-6))
+    if gpus_per_worker > 0:
+        counts.append(int(resources.get("GPU", 0) / gpus_per_worker + 1e-6))
+    return max(1, min(counts, default=1))

@@ -1,0 +1,191 @@
+"""The one configuration file of a job: TOML, validated when read, every problem at once.
+
+Secrets are never in it: the Hub's address and token come from ``HF_ENDPOINT`` and ``HF_TOKEN``, object stores'
+credentials from the ``AWS_*`` variables.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from probelog.errors import ConfigError, UsageError
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Filters(_Strict):
+    """Which models of the Hub are crawled."""
+
+    library: list[Literal["transformers", "timm"]] = Field(
+        ["transformers", "timm"], description="Libraries whose checkpoints are loaded."
+    )
+    pipeline_tag: str | None = Field("image-classification", description="The Hub's task; none for any task.")
+    author: str | None = Field(None, description="Only this user's or organisation's repositories.")
+    licence: list[str] = Field([], description="Only these licences (the Hub's short names); empty for any.")
+    max_bytes: Positive = Field(20_000_000_000, description="Largest download of one model, in bytes.")
+    max_params: Positive = Field(5_000_000_000, description="Largest number of parameters of one model.")
+    since: dt.datetime | None = Field(None, description="Only repositories modified at or after this time.")
+    list: Path | None = Field(
+        None, description="A text file of repositories, one a line; nothing else is read."
+    )
+    limit: Positive | None = Field(None, description="At most so many repositories, newest first.")
+
+    @field_validator("since")
+    @classmethod
+    def _in_utc(cls, value: dt.datetime | None) -> dt.datetime | None:
+        return value.replace(tzinfo=dt.UTC) if value is not None and value.tzinfo is None else value
+
+
+class Config(_Strict):
+    """Everything that a full run depends on."""
+
+    store: str = Field(description="Where everything is kept: a directory or s3://bucket/prefix.")
+    probes: str = Field(
+        description="Probe images: a folder, Parquet with an image column, or hf://datasets/OWNER/NAME/*.parquet."
+    )
+    probe_count: Positive | None = Field(4000, description="How many probes are drawn; none for all.")
+    encoder: str = Field(
+        "openai/clip-vit-base-patch32", description="The text-image encoder: a Hub id or a folder."
+    )
+    background: str = Field(
+        "imagenet-21k", description="Background concepts: a text file, one name a line, or imagenet-21k."
+    )
+    background_count: Positive = Field(500, description="How many background concepts are drawn.")
+    prompt: str = Field("a photo of a {}", description="What a concept's name is put into before encoding.")
+
+    fraction: float = Field(0.25, gt=0, le=1, description="Share of the probes that each model sees.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice.")
+    rank: Positive | None = Field(None, description="Rank of the completion; none: by held-out entries.")
+    regularisation: float | None = Field(
+        None, gt=0, description="The completion's lambda; none: by held-out entries."
+    )
+    top_r: Positive = Field(
+        50, description="Entries of a logit that are compared with a query (version 2's r)."
+    )
+    calibration_k: Positive = Field(20, description="Nearest background concepts that calibrate a logit.")
+
+    filters: Filters = Filters()
+    workers: Positive | None = Field(None, description="Probing actors; none: as many as the cluster holds.")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each actor reserves.")
+    gpus_per_worker: float = Field(
+        0.0, ge=0, description="GPUs, whole or a fraction, that each actor reserves."
+    )
+    batch_size: Positive = Field(64, description="Images a forward pass, halved when memory runs out.")
+    batch_models: Positive = Field(32, description="Models whose observations share one part.")
+    item_seconds: float = Field(
+        1800.0, gt=0, description="After so long without an answer a model is given up."
+    )
+    cache_bytes: int = Field(
+        8_000_000_000, ge=0, description="Disk a node may use for preprocessed probes, in bytes."
+    )
+    scratch: Path | None = Field(None, description="Node-local folder for downloads; none: the system's.")
+    allow_pickle: bool = Field(
+        False, description="Also read pytorch_model.bin, with weights_only. It has had holes."
+    )
+    max_failed_share: float = Field(
+        0.5, ge=0, le=1, description="With more of the models failed than this the job ends with status 3."
+    )
+    ray_address: str | None = Field(None, description="A Ray cluster; none: RAY_ADDRESS, else this machine.")
+
+    @field_validator("store", "probes", "encoder", "background")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_a_place(cls, value: str) -> str:
+        if "{}" not in value:
+            raise ValueError("must hold {} where the concept's name goes")
+        return value
+
+    @model_validator(mode="after")
+    def _truncation_fits(self) -> Config:
+        if self.probe_count is not None and self.top_r > self.probe_count:
+            raise ValueError(f"top_r ({self.top_r}) is larger than probe_count ({self.probe_count})")
+        return self
+
+
+def load_config(file: Path | None, overrides: Sequence[str] = (), store: str | None = None) -> Config:
+    """Read a configuration file.
+
+    Args:
+        file: TOML; relative paths in it are relative to the current folder.
+        overrides: ``key=value`` (``filters.limit=10``), the value in TOML's notation; a bare word is a string.
+        store: takes the place of the file's ``store``.
+
+    Raises:
+        ConfigError: with every problem found.
+        UsageError: the file is missing or is not TOML.
+    """
+    content: dict[str, Any] = {}
+    source = "the command line"
+    if file is not None:
+        source = str(file)
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"{file}: there is no such configuration file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(source, [f"not TOML: {error}"]) from None
+        except OSError as error:
+            raise UsageError(f"{file}: {error.strerror}") from None
+    problems = [problem for item in overrides if (problem := _override(content, item))]
+    if store is not None:
+        content["store"] = store
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        problems += [_problem(item) for item in error.errors()]
+        raise ConfigError(source, problems) from None
+    if problems:
+        raise ConfigError(source, problems)
+    return config
+
+
+def _override(content: dict[str, Any], item: str) -> str | None:
+    name, mark, text = item.partition("=")
+    keys = name.strip().split(".")
+    if not mark or not all(keys):
+        return f"--set {item}: write key=value, for example --set fraction=0.25"
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    place = content
+    for key in keys[:-1]:
+        inner = place.setdefault(key, {})
+        if not isinstance(inner, dict):
+            return f"--set {item}: {key} has no keys of its own"
+        place = inner
+    place[keys[-1]] = value
+    return None
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the file as a whole"
+    if error["type"] == "missing":
+        return f"{where}: is needed ({_description(error['loc'])})"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _description(location: Sequence[Any]) -> str:
+    field = Config.model_fields.get(str(location[0])) if location else None
+    return (field.description if field is not None else None) or "see the README"
