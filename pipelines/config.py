@@ -74,7 +74,7 @@ class Config(_Strict):
     )
     calibration_k: Positive = Field(20, description="Nearest background concepts that calibrate a logit.")
 
-    filters: Filters = Filters()
+    filters: Filters = Field(Filters(), description="Which models of the Hub are crawled.")
     workers: Positive | None = Field(None, description="Probing actors; none: as many as the cluster holds.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each actor reserves.")
     gpus_per_worker: float = Field(
