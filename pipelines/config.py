@@ -35,8 +35,8 @@ class Filters(_Strict):
     max_bytes: Positive = Field(20_000_000_000, description="Largest download of one model, in bytes.")
     max_params: Positive = Field(5_000_000_000, description="Largest number of parameters of one model.")
     since: dt.datetime | None = Field(None, description="Only repositories modified at or after this time.")
-    list: Path | None = Field(
-        None, description="A text file of repositories, one a line; nothing else is read."
+    repos: Path | None = Field(
+        None, alias="list", description="A text file of repositories, one a line; nothing else is read."
     )
     limit: Positive | None = Field(None, description="At most so many repositories, newest first.")
 
