@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -206,6 +208,31 @@ def read_part(store: Store, part: Part, schema: pa.Schema) -> pa.Table:
     table = pq.read_table(pa.BufferReader(data))
     check_schema(table.schema, schema, store.path(part.path))
     return table
+
+
+def observed_models(
+    store: Store, receipt: Receipt
+) -> Iterator[tuple[ProbedModel, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
+    """Every model of one receipt with its logit numbers (L,) and observed values (L, m) in float32.
+
+    Raises:
+        StoreError: the observations are not those that the sidecar speaks of.
+    """
+    rows = read_part(store, receipt.observations, OBSERVATIONS)
+    start = 0
+    for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
+        own = rows.slice(start, model.logits)
+        start += model.logits
+        lists = own["values"].combine_chunks()
+        flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        fits = own.num_rows == model.logits and flat.size == model.logits * len(model.probes)
+        if not fits or own["repo"].unique().to_pylist() != [model.repo]:
+            raise StoreError(
+                f"{store.path(receipt.observations.path)} does not hold {model.repo} as recorded"
+            )
+        scale = own["scale"].to_numpy().astype(np.float32)
+        values = flat.reshape(model.logits, len(model.probes)) * scale[:, None]
+        yield model, own["logit"].to_numpy(), values
 
 
 def part_bytes(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:

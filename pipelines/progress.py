@@ -1,0 +1,105 @@
+"""What a long job says while it works: one line that counts, often on a terminal, rarely in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from typing import TextIO
+
+from probelog.terminal import printable
+
+_LOG_SECONDS = 15.0
+_TERMINAL_SECONDS = 0.5
+
+
+class Report:
+    """Writes stage headings, progress lines and results to a stream (standard error by default)."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._terminal = self._stream.isatty()
+        self._open_line = False
+
+    def say(self, text: str) -> None:
+        """One finished line."""
+        self._end_line()
+        self._stream.write("\n".join(printable(line, limit=500) for line in text.splitlines()) + "\n")
+        self._stream.flush()
+
+    def line(self, text: str) -> None:
+        """A line that the next one may overwrite on a terminal; in a log it is a line like any other."""
+        if self._terminal:
+            self._stream.write("\r\x1b[2K" + printable(text, limit=200))
+            self._stream.flush()
+            self._open_line = True
+        else:
+            self.say(text)
+
+    def _end_line(self) -> None:
+        if self._open_line:
+            self._stream.write("\n")
+            self._open_line = False
+
+    def counter(self, name: str, total: int | None, unit: str, done: int = 0) -> Counted:
+        """Progress of a loop over ``total`` things, of which ``done`` were there before."""
+        return Counted(self, name, total, unit, done)
+
+
+class Counted:
+    """Counts successes and failures by reason, and knows the rate and what is left."""
+
+    def __init__(self, report: Report, name: str, total: int | None, unit: str, done: int) -> None:
+        self._report = report
+        self._name, self._total, self._unit = name, total, unit
+        self._before = done
+        self.good = 0
+        self.failed: Counter[str] = Counter()
+        self._started = time.monotonic()
+        self._shown = float("-inf")
+
+    def add(self, count: int = 1, reason: str | None = None) -> None:
+        """Count things that are through, or one that failed for a reason."""
+        if reason is None:
+            self.good += count
+        else:
+            self.failed[reason] += count
+        self.show()
+
+    def show(self, final: bool = False) -> None:
+        """Print the line if the last one is old enough."""
+        every = _TERMINAL_SECONDS if self._report._terminal else _LOG_SECONDS
+        now = time.monotonic()
+        if final or now - self._shown >= every:
+            self._shown = now
+            self._report.line(self._text(now))
+            if final:
+                self._report._end_line()
+
+    def _text(self, now: float) -> str:
+        fresh = self.good + self.failed.total()
+        done = self._before + fresh
+        text = f"{self._name}: {done:,}" + (f" of {self._total:,}" if self._total is not None else "")
+        text += f" {self._unit}"
+        if self.failed:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self.failed.most_common())
+            text += f", {self.failed.total():,} failed ({reasons})"
+        seconds = now - self._started
+        if fresh and seconds > 1:
+            rate = fresh / seconds
+            text += f", {rate * 3600:,.0f} an hour" if rate < 1 else f", {rate:,.1f} a second"
+            if self._total is not None and done < self._total:
+                text += f", {duration((self._total - done) / rate)} left"
+        return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
