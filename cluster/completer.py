@@ -52,7 +52,8 @@ class Fit:
         held_share: share of each model's probes that is held out while choosing.
         top_share: share of a row that counts as its top entries (r / n).
         sweeps: at most so many.
-        tolerance: a sweep that lowers the held-out error by less than this share is the last but one.
+        sample: share of the models that the choice is made on.
+        tolerance: a sweep that lowers the held-out error by less than this share is the last one.
     """
 
     probes: int
@@ -61,6 +62,7 @@ class Fit:
     seed: int
     top_share: float
     held_share: float = 0.1
+    sample: float = 1.0
     sweeps: int = 20
     tolerance: float = 1e-3
 
@@ -91,7 +93,7 @@ class Shard:
         self._seed = seed
         self._parts: dict[str, list[_Model]] = {}
         self._held: list[tuple[Block, Block]] = []
-        self._held_share = 0.0
+        self._held_for = (0.0, 0.0)
 
     def load(self) -> tuple[int, int, int]:
         """Read the shard's parts; returns how many models and logits it holds, and constant logits dropped."""
@@ -111,21 +113,20 @@ class Shard:
         every = [model for models in self._parts.values() for model in models]
         return len(every), sum(len(model.logits) for model in every), dropped
 
-    def sums(self, columns: Float64, regularisation: float, held_share: float) -> ColumnSums:
-        """One row step over all models, and what the column step needs of it."""
+    def sums(self, columns: Float64, fit: Fit, held_out: bool) -> ColumnSums:
+        """One row step over all models (or the training entries of a sample), for the column step to use."""
+        every = [model.block for models in self._parts.values() for model in models]
+        blocks = [training for training, _ in self._held_out(fit)] if held_out else every
         total = ColumnSums.zeros(*columns.shape)
-        for block in self._training(held_share):
-            total.add(block, row_step(block, columns, regularisation))
+        for block in blocks:
+            total.add(block, row_step(block, columns, fit.regularisation))
         return total
 
-    def error(
-        self, columns: Float64, regularisation: float, held_share: float, top_share: float
-    ) -> HeldOutError:
-        """Error on the held-out entries of all models."""
-        self._training(held_share)
+    def error(self, columns: Float64, fit: Fit) -> HeldOutError:
+        """Error on the held-out entries."""
         total = HeldOutError(0.0, 0, 0.0, 0)
-        for training, held in self._held:
-            total += held_out_error(training, held, columns, regularisation, top_share)
+        for training, held in self._held_out(fit):
+            total += held_out_error(training, held, columns, fit.regularisation, fit.top_share)
         return total
 
     def describe(self, columns: Float64, regularisation: float, top_r: int, folder: str) -> list[Part]:
@@ -139,18 +140,16 @@ class Shard:
             written.append(Part(path, sum(table.num_rows for table in tables), len(data), digest(data)))
         return written
 
-    def _training(self, held_share: float) -> list[Block]:
-        every = [model for models in self._parts.values() for model in models]
-        if held_share == 0.0:
-            return [model.block for model in every]
-        if self._held_share != held_share:
-            self._held = [
-                hold_out(model.block, held_share, _generator(model.facts, self._seed))
-                for model in every
-                if len(model.block.probes) > 1
-            ]
-            self._held_share = held_share
-        return [training for training, _ in self._held]
+    def _held_out(self, fit: Fit) -> list[tuple[Block, Block]]:
+        """Training and held-out entries of the sampled models, the same for every fit of one choice."""
+        if self._held_for != (fit.held_share, fit.sample):
+            self._held_for = (fit.held_share, fit.sample)
+            self._held = []
+            for model in (model for models in self._parts.values() for model in models):
+                generator = _generator(model.facts, self._seed)
+                if generator.random() < fit.sample and len(model.block.probes) > 1:
+                    self._held.append(hold_out(model.block, fit.held_share, generator))
+        return self._held
 
 
 def _generator(facts: ProbedModel, seed: int) -> np.random.Generator:
@@ -209,7 +208,7 @@ def completed_z(
 ShardActor = ray.remote(num_cpus=1, max_restarts=0)(Shard)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def _add(*sums: ColumnSums) -> ColumnSums:
     first, *rest = sums
     for other in rest:
@@ -247,10 +246,9 @@ class Completion:
         The columns returned are those of the sweep with the smallest held-out error.
         """
         columns = initial_columns(fit.probes, fit.rank, fit.seed) if start is None else start
-        share = fit.held_share if held_out else 0.0
         best: Fitted | None = None
         for sweep in range(1, fit.sweeps + 1):
-            sums = ray.get(self._tree(columns, fit.regularisation, share))
+            sums = ray.get(self._tree(columns, fit, held_out))
             columns = column_step(sums, fit.regularisation)
             if not held_out:
                 if progress is not None:
@@ -304,21 +302,16 @@ class Completion:
             for receipt, part in zip(group, written, strict=True)
         }
 
-    def _tree(self, columns: Float64, regularisation: float, held_share: float) -> Any:
+    def _tree(self, columns: Float64, fit: Fit, held_out: bool) -> Any:
         shared = ray.put(columns)
-        level = [shard.sums.remote(shared, regularisation, held_share) for shard in self._shards]
+        level = [shard.sums.remote(shared, fit, held_out) for shard in self._shards]
         while len(level) > 1:
             level = [_add.remote(*level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
         return level[0]
 
     def _error(self, columns: Float64, fit: Fit) -> HeldOutError:
         shared = ray.put(columns)
-        errors = ray.get(
-            [
-                shard.error.remote(shared, fit.regularisation, fit.held_share, fit.top_share)
-                for shard in self._shards
-            ]
-        )
+        errors = ray.get([shard.error.remote(shared, fit) for shard in self._shards])
         total = HeldOutError(0.0, 0, 0.0, 0)
         for error in errors:
             total += error

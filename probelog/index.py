@@ -256,12 +256,17 @@ class GenerationWriter:
         Raises:
             StoreError: LanceDB counts other rows than were written.
         """
-        opened = self._connection.create_table(table, schema=schema)
         rows = 0
-        for batch in batches:
-            if batch.num_rows:
-                opened.add(batch)
+
+        def counted() -> Iterator[pa.RecordBatch]:
+            nonlocal rows
+            for batch in batches:
                 rows += batch.num_rows
+                yield from batch.to_batches()
+
+        # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
+        reader = pa.RecordBatchReader.from_batches(schema, counted())
+        opened = self._connection.create_table(table, data=reader, schema=schema)
         if opened.count_rows() != rows:
             raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
         return rows

@@ -1,0 +1,36 @@
+"""The probe stage's input: the probe set that a configuration names, made if it is not there yet."""
+
+from __future__ import annotations
+
+import time
+
+from probelog.encoders import Encoder
+from probelog.probes import ProbeSet, make_probe_set
+
+from pipelines.stages import Job
+
+_QUIET_SECONDS = 5.0
+
+
+def ready_probes(job: Job, encoder: Encoder) -> ProbeSet:
+    """The job's probe set with its embeddings by the job's encoder.
+
+    Raises:
+        UsageError: the source is missing or holds too few usable images.
+    """
+    last = {"at": time.monotonic()}
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        if time.monotonic() - last["at"] > _QUIET_SECONDS:
+            last["at"] = time.monotonic()
+            job.report.line(f"probes: {what} {done:,}" + (f" of {total:,}" if total else ""))
+
+    config = job.config
+    made = make_probe_set(config.probes, config.probe_count, config.seed, job.store, encoder, progress)
+    left_out = sum(made.left_out_counts.values())
+    reasons = ", ".join(f"{reason.value} {count}" for reason, count in made.left_out_counts.items())
+    job.report.say(
+        f"probes: set {made.hash[:16]} of {made.count:,} images"
+        + (f"; {left_out:,} left out ({reasons})" if left_out else "")
+    )
+    return made

@@ -1,0 +1,374 @@
+"""The publish stage: descriptors, encoder and thumbnails become a generation of the index, then go live."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from probelog.encoders import Encoder
+from probelog.onnx_export import (
+    UnsupportedExportError,
+    check_image_encoder,
+    check_text_encoder,
+    export_image_encoder,
+    export_text_encoder,
+)
+from probelog.probes import ProbeSet
+
+from cluster.completer import completed_z
+from pipelines.background import background_names
+from pipelines.complete import Completed
+from pipelines.stages import Job
+from probelog import __version__, scoring
+from probelog.client import vector_scores
+from probelog.errors import ConflictError, StoreError, UsageError
+from probelog.generation import Generation
+from probelog.index import (
+    COLUMNS,
+    INDEX_VERSION,
+    MODELS,
+    POINTER,
+    GenerationWriter,
+    Pointer,
+    column_batches,
+    fixed_lists,
+    go_live,
+    logits_schema,
+    probes_schema,
+    sweep,
+)
+from probelog.ledger import Ledger, Receipt, observed_models, read_part
+from probelog.schemas import DESCRIPTORS, CatalogueRow, Head, ProbedModel
+from probelog.scoring import TopPairs
+from probelog.storage import Store, short_key
+
+# A query leaves its own name and synonyms out of the background; so many may go before the k nearest run out.
+SPARE_BACKGROUND = 12
+_CANARIES = 5
+
+
+@dataclass(frozen=True)
+class Published:
+    """The generation that is live now, and whether this run made it."""
+
+    pointer: Pointer
+    fresh: bool
+    models: int
+    logits: int
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    job: Job
+    probe_set: ProbeSet
+    encoder: Encoder
+    completed: Completed
+    receipts: list[Receipt]
+    rows: dict[tuple[str, str], CatalogueRow]
+    background: list[str]
+
+    @property
+    def source(self) -> str:
+        config = self.job.config
+        return short_key(
+            "generation",
+            INDEX_VERSION,
+            self.completed.key,
+            self.probe_set.hash,
+            self.encoder.digest,
+            config.prompt,
+            config.calibration_k,
+            *self.background,
+            *(
+                json.dumps([row.repo, row.sha, row.licence, row.downloads, row.likes, row.tags])
+                for row in self.rows.values()
+            ),
+        )
+
+
+def publish(
+    job: Job,
+    rows: Sequence[CatalogueRow],
+    probe_set: ProbeSet,
+    encoder: Encoder,
+    observations: str,
+    receipts: Sequence[Receipt],
+    completed: Completed,
+) -> Published:
+    """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same."""
+    config = job.config
+    given = _Inputs(
+        job=job,
+        probe_set=probe_set,
+        encoder=encoder,
+        completed=completed,
+        receipts=sorted((r for r in receipts if r.name in completed.parts), key=lambda r: r.name),
+        rows={(row.repo, row.sha): row for row in sorted(rows, key=lambda row: (row.repo, row.sha))},
+        background=background_names(config.background, config.background_count, config.seed),
+    )
+    index = job.store.child("index")
+    before = index.read_or_none(POINTER)
+    if before is not None:
+        live = Pointer.from_bytes(before, index.path(POINTER))
+        if live.source == given.source:
+            opened = Generation(index, live)
+            job.report.say(f"publish: generation {live.generation} is live already; nothing was left to do")
+            return Published(live, False, opened.settings["models"], opened.settings["logits"])
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S")
+    name = f"{stamp}-{given.source[:8]}"
+    settings = _build(given, index, name, observations)
+    _check(given, index, name, settings)
+    try:
+        pointer = go_live(index, name, given.source)
+    except ConflictError:
+        index.delete_folder(f"generations/{name}")
+        raise
+    sweep(index, pointer)
+    job.report.say(
+        f"publish: generation {name} is live: {settings['models']:,} models, {settings['logits']:,} logits"
+    )
+    return Published(pointer, True, settings["models"], settings["logits"])
+
+
+def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[str, Any]:
+    job, config, completed = given.job, given.job.config, given.completed
+    embeddings = given.probe_set.embeddings(given.encoder.digest)
+    prompts = [config.prompt.replace("{}", concept) for concept in given.background]
+    job.report.line("publish: exporting the encoder")
+    text = export_text_encoder(given.encoder)
+    text_difference = check_text_encoder(given.encoder, text, prompts)
+    images, image_difference, missing = _image_encoder(given)
+    z_background = scoring.text_descriptors(embeddings, given.encoder.embed_texts(prompts))
+
+    models = _models(given)
+    numbers = {(model.repo, model.sha): number for number, model in enumerate(models)}
+    if not models:
+        raise UsageError(
+            "there is nothing to publish: none of the catalogue's models was probed with success"
+        )
+    writer = GenerationWriter(index, name)
+    job.report.line("publish: writing tables")
+    keep = min(len(given.background), config.calibration_k + SPARE_BACKGROUND)
+    schema = logits_schema(
+        min(config.top_r, given.probe_set.count), keep, completed.rank, given.encoder.dimension
+    )
+    logits = writer.write(
+        "logits", schema, _logit_batches(given, schema, numbers, embeddings, z_background, keep)
+    )
+    writer.write(
+        "columns",
+        COLUMNS,
+        column_batches(_completed_rows(given, numbers), given.probe_set.count),
+    )
+    writer.write("models", MODELS, [_model_table(given, models)])
+    writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
+    settings: dict[str, Any] = {
+        "version": INDEX_VERSION,
+        "made_by": f"probelog {__version__}",
+        "models": len(models),
+        "logits": logits,
+        "probe_set": given.probe_set.hash,
+        "probes": given.probe_set.count,
+        "observations": observations,
+        "fraction": config.fraction,
+        "seed": config.seed,
+        "encoder": config.encoder,
+        "encoder_digest": given.encoder.digest,
+        "prompt": config.prompt,
+        "top_r": min(config.top_r, given.probe_set.count),
+        "calibration_k": min(config.calibration_k, len(given.background)),
+        "background_concepts": len(given.background),
+        "text_encoder": text.settings,
+        "text_encoder_difference": text_difference,
+        "image_encoder": None if images is None else images.settings,
+        "image_encoder_difference": image_difference,
+        "image_encoder_missing": missing,
+        **completed.facts(),
+    }
+    meta = {
+        "settings": json.dumps(settings).encode(),
+        "background": json.dumps(given.background).encode(),
+        "text_encoder.onnx": text.onnx,
+        "tokenizer.json": text.tokenizer_json.encode(),
+    }
+    if images is not None:
+        meta["image_encoder.onnx"] = images.onnx
+    writer.write_meta(meta)
+    return settings
+
+
+def _image_encoder(given: _Inputs) -> tuple[Any, float | None, str | None]:
+    """The exported image tower, or why there is none: an index without it is still searched by text."""
+    try:
+        files = export_image_encoder(given.encoder)
+        return files, check_image_encoder(given.encoder, files), None
+    except UnsupportedExportError as error:
+        given.job.report.say(f"publish: this index will not be searchable by image: {error}")
+        return None, None, str(error)
+
+
+def _models(given: _Inputs) -> list[ProbedModel]:
+    ledger = Ledger(given.job.store, "")
+    return [m for m in ledger.models(given.receipts) if (m.repo, m.sha) in given.rows]
+
+
+def _described(
+    given: _Inputs, numbers: dict[tuple[str, str], int]
+) -> Iterator[tuple[ProbedModel, int, npt.NDArray[np.float32], pa.Table]]:
+    """Every published model with its number, the observed values of its described logits, and their descriptors.
+
+    Descriptors lie in the order of the observations, constant logits left out.
+    """
+    store = given.job.store
+    for receipt in given.receipts:
+        part = given.completed.parts[receipt.name]
+        table = read_part(store, part, DESCRIPTORS)
+        owners = list(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
+        start = 0
+        for model, logits, values in observed_models(store, receipt):
+            stop = start
+            while stop < len(owners) and owners[stop] == (model.repo, model.sha):
+                stop += 1
+            rows = table.slice(start, stop - start)
+            start = stop
+            if rows.num_rows and (model.repo, model.sha) in numbers:
+                place = np.searchsorted(logits, rows["logit"].to_numpy())
+                yield model, numbers[model.repo, model.sha], values[place], rows
+        if start != len(owners):
+            raise StoreError(f"{store.path(part.path)} holds logits that its receipt does not speak of")
+
+
+def _has_opposite(model: ProbedModel) -> bool:
+    """A one-logit head holds two concepts: the logit and its opposite, the second flagged as negated."""
+    return model.head == Head.SINGLE
+
+
+def _logit_batches(
+    given: _Inputs,
+    schema: pa.Schema,
+    numbers: dict[tuple[str, str], int],
+    embeddings: npt.NDArray[np.float32],
+    z_background: npt.NDArray[np.float64],
+    keep: int,
+) -> Iterator[pa.Table]:
+    centred = embeddings - embeddings.mean(axis=0)
+    first = 0
+    for model, number, _, rows in _described(given, numbers):
+        pairs = TopPairs(_lists(rows["top_probes"]), _lists(rows["top_values"]))
+        negated = np.zeros(rows.num_rows, bool)
+        if _has_opposite(model):
+            pairs = TopPairs(
+                np.concatenate([pairs.probes, _lists(rows["bottom_probes"])]),
+                np.concatenate([pairs.values, -_lists(rows["bottom_values"])]),
+            )
+            negated = np.concatenate([negated, ~negated])
+            rows = pa.concat_tables([rows, rows])
+        nearest = scoring.nearest_background(scoring.truncated_distances(pairs, z_background), keep)
+        yield pa.table(
+            {
+                "id": np.arange(first, first + len(negated), dtype=np.int64),
+                "model": np.full(len(negated), number, np.int32),
+                "logit": rows["logit"],
+                "negated": negated,
+                "mean": rows["mean"],
+                "std": rows["std"],
+                "probes": fixed_lists(pairs.probes, pa.int32()),
+                "values": fixed_lists(pairs.values, pa.float32()),
+                "nearest": fixed_lists(nearest.names, pa.int32()),
+                "nearest_distances": fixed_lists(nearest.distances, pa.float32()),
+                "offset": scoring.calibration_offsets(nearest, given.job.config.calibration_k).astype(
+                    np.float32
+                ),
+                "factor": fixed_lists(_lists(rows["factor"]), pa.float32()),
+                "vector": fixed_lists(scoring.direction_vectors(pairs, centred), pa.float32()),
+            }
+        ).cast(schema)
+        first += len(negated)
+
+
+def _completed_rows(given: _Inputs, numbers: dict[tuple[str, str], int]) -> Iterator[npt.NDArray[np.float64]]:
+    """Standardised rows (L, n) of every published logit, in the order of the ``logits`` table."""
+    for model, _, values, rows in _described(given, numbers):
+        z = completed_z(values, model.probes, rows, given.completed.columns)
+        yield np.concatenate([z, -z]) if _has_opposite(model) else z
+
+
+def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column of equally long lists as a matrix."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat.reshape(len(column), -1))
+
+
+def _model_table(given: _Inputs, models: Sequence[ProbedModel]) -> pa.Table:
+    rows = []
+    for number, model in enumerate(models):
+        listed = given.rows[model.repo, model.sha]
+        rows.append(
+            {
+                "id": number,
+                "repo": model.repo,
+                "sha": model.sha,
+                "library": model.library,
+                "pipeline_tag": listed.pipeline_tag,
+                "architecture": model.architecture,
+                "head": model.head,
+                "logits": model.logits,
+                "labels": model.labels,
+                "licence": listed.licence,
+                "tags": listed.tags,
+                "downloads": listed.downloads,
+                "likes": listed.likes,
+                "last_modified": listed.last_modified,
+                "parameters": model.parameters,
+                "base_model": listed.base_model,
+                "weight_digest": model.weight_digest,
+                "observed": len(model.probes),
+            }
+        )
+    return pa.Table.from_pylist(rows, MODELS)
+
+
+def _probe_table(probe_set: ProbeSet, embeddings: npt.NDArray[np.float32]) -> pa.Table:
+    facts = probe_set.facts()
+    return pa.table(
+        {
+            "id": facts["id"],
+            "name": facts["name"],
+            "sha256": facts["sha256"],
+            "thumbnail": pa.array(probe_set.thumbnails(), pa.binary()),
+            "embedding": fixed_lists(embeddings, pa.float32()),
+        }
+    ).cast(probes_schema(embeddings.shape[1]))
+
+
+def _check(given: _Inputs, index: Store, name: str, settings: dict[str, Any]) -> None:
+    """Read the new generation back as a client would, before anybody else does.
+
+    Raises:
+        StoreError: it does not answer as it must; it is not made live.
+    """
+    generation = Generation(index, Pointer(name, given.source, ""))
+    problems = []
+    if generation.logits.num_rows != settings["logits"] or generation.models.num_rows != settings["models"]:
+        problems.append("its tables do not hold the rows that were written")
+    if not np.isfinite(generation.pairs.values).all() or not np.isfinite(generation.nearest.distances).all():
+        problems.append("it holds values that are not finite")
+    step = max(1, len(given.background) // _CANARIES)
+    for concept in given.background[::step][:_CANARIES]:
+        prompt = given.job.config.prompt.replace("{}", concept)
+        mine = scoring.text_descriptors(generation.probe_embeddings, given.encoder.embed_texts([prompt]))
+        expected = scoring.truncated_distances(generation.pairs, mine)[:, 0]
+        found, _ = vector_scores(generation, generation.text_encoder.embed([prompt]), np.empty(0, np.int64))
+        if not np.allclose(found, expected, atol=0.05):
+            problems.append(f"its encoder answers {concept!r} differently from the one it was made with")
+    columns = generation.columns_at(generation.pairs.probes[0][:3].tolist())
+    if not np.allclose(columns[:, 0], generation.pairs.values[0][:3], atol=0.02):
+        problems.append("its columns do not agree with its rows")
+    if problems:
+        raise StoreError(f"generation {name} was not published: {'; '.join(problems)}")
