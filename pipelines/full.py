@@ -1,0 +1,84 @@
+"""The whole way from a Hub to a published index: crawl, probe, complete, publish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.session import session
+from pipelines.complete import Completed, complete
+from pipelines.crawl import Catalogue, crawl, hub_endpoint
+from pipelines.probe import Probed, probe
+from pipelines.probes import ready_probes
+from pipelines.publish import Published, publish
+from pipelines.stages import Job
+from probelog.encoders import load_encoder
+from probelog.errors import UsageError
+from probelog.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class FullRun:
+    """What a full run did."""
+
+    catalogue: Catalogue
+    probed: Probed
+    completed: Completed
+    published: Published
+
+
+def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
+    """The crawl stage alone."""
+    return crawl(job, hub_endpoint(), refresh)
+
+
+def run_probe(job: Job, retry_failed: bool = False) -> Probed:
+    """The probe stage alone, over the catalogue that the crawl stage left."""
+    endpoint = hub_endpoint()
+    catalogue = Catalogue.open(job, endpoint)
+    encoder = load_encoder(job.config.encoder)
+    probe_set = ready_probes(job, encoder)
+    with session(job.config.ray_address):
+        return probe(job, catalogue.rows(), probe_set, endpoint, retry_failed)
+
+
+def run_complete(job: Job) -> Completed:
+    """The complete stage alone, over what the probe stage left."""
+    probe_set = ready_probes(job, load_encoder(job.config.encoder))
+    key = job.observations_key(probe_set.hash)
+    receipts = Ledger(job.store, f"observations/{key}").receipts()
+    if not receipts:
+        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
+    with session(job.config.ray_address):
+        return complete(job, key, receipts, probe_set.count)
+
+
+def run_publish(job: Job) -> Published:
+    """The publish stage alone; completes first where that was not done."""
+    catalogue = Catalogue.open(job, hub_endpoint())
+    encoder = load_encoder(job.config.encoder)
+    probe_set = ready_probes(job, encoder)
+    key = job.observations_key(probe_set.hash)
+    receipts = Ledger(job.store, f"observations/{key}").receipts()
+    if not receipts:
+        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
+    with session(job.config.ray_address):
+        completed = complete(job, key, receipts, probe_set.count)
+    return publish(job, catalogue.rows(), probe_set, encoder, key, receipts, completed)
+
+
+def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
+    """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
+    endpoint = hub_endpoint()
+    encoder = load_encoder(job.config.encoder)
+    probe_set = ready_probes(job, encoder)
+    catalogue = crawl(job, endpoint, refresh)
+    rows = catalogue.rows()
+    if not rows:
+        raise UsageError(
+            f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the Hub you mean"
+        )
+    with session(job.config.ray_address):
+        probed = probe(job, rows, probe_set, endpoint, retry_failed)
+        completed = complete(job, probed.key, probed.receipts, probe_set.count)
+    published = publish(job, rows, probe_set, encoder, probed.key, probed.receipts, completed)
+    return FullRun(catalogue, probed, completed, published)
