@@ -79,10 +79,14 @@ def read_header(path: Path) -> Header:
         prefix = stream.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
-            raise _corrupt(path, f"cut off: {size} bytes cannot hold the header of {length} that it announces")
+            raise _corrupt(
+                path, f"cut off: {size} bytes cannot hold the header of {length} that it announces"
+            )
         if length > MAX_HEADER_BYTES:
             raise _corrupt(path, f"a header of {length} bytes; {MAX_HEADER_BYTES} are accepted")
-        described = parse_object(stream.read(length), f"the header of {path.name}", FailureReason.CORRUPT_WEIGHTS)
+        described = parse_object(
+            stream.read(length), f"the header of {path.name}", FailureReason.CORRUPT_WEIGHTS
+        )
     described.pop("__metadata__", None)
     start = 8 + length
     tensors = [_tensor(path, name, entry, start) for name, entry in described.items()]
@@ -104,7 +108,11 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
         raise _corrupt(path, f"{label} lacks dtype, shape or data_offsets") from None
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise _corrupt(path, f"{label} has the unknown dtype {str(dtype)[:40]!r}")
-    if not isinstance(shape, list) or not all(map(_is_size, shape)) or not (_is_size(begin) and _is_size(end)):
+    if (
+        not isinstance(shape, list)
+        or not all(map(_is_size, shape))
+        or not (_is_size(begin) and _is_size(end))
+    ):
         raise _corrupt(path, f"{label}: its shape and offsets must be whole numbers of at least 0")
     # Checked before the product, so that a million dimensions of 10^18 cost nothing.
     if len(shape) > 16 or max(shape, default=0) > 1 << 48:
@@ -138,16 +146,21 @@ def weight_files(folder: Path) -> list[Path]:
         pickles = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_PICKLES))
         if pickles:
             raise ItemFailure(
-                FailureReason.UNSAFE_FORMAT, f"the weights are only there as {pickles[0][:100]}, not as safetensors"
+                FailureReason.UNSAFE_FORMAT,
+                f"the weights are only there as {pickles[0][:100]}, not as safetensors",
             )
-        raise ItemFailure(FailureReason.NOT_FOUND, f"the repository has neither {WEIGHTS} nor {WEIGHTS_INDEX}")
+        raise ItemFailure(
+            FailureReason.NOT_FOUND, f"the repository has neither {WEIGHTS} nor {WEIGHTS_INDEX}"
+        )
     where = index.get("weight_map")
     if not isinstance(where, dict) or not where:
         raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{WEIGHTS_INDEX} has no weight_map")
     promised: dict[str, set[str]] = {}
     for tensor, name in where.items():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise ItemFailure(FailureReason.UNSAFE_PATH, f"{WEIGHTS_INDEX} names the shard {str(name)[:100]!r}")
+            raise ItemFailure(
+                FailureReason.UNSAFE_PATH, f"{WEIGHTS_INDEX} names the shard {str(name)[:100]!r}"
+            )
         promised.setdefault(name, set()).add(tensor)
     files = []
     for name, tensors in sorted(promised.items()):
@@ -156,7 +169,9 @@ def weight_files(folder: Path) -> list[Path]:
             raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {name} is missing")
         absent = tensors - read_header(path).tensors.keys()
         if absent:
-            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {name} lacks the tensor {min(absent)[:100]!r}")
+            raise ItemFailure(
+                FailureReason.CORRUPT_WEIGHTS, f"shard {name} lacks the tensor {min(absent)[:100]!r}"
+            )
         files.append(path)
     return files
 

@@ -23,7 +23,9 @@ def member(folder: Path, name: str) -> Path | None:
             that is not a plain file (a pipe would hang the reader).
     """
     if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise ItemFailure(FailureReason.UNSAFE_PATH, f"{name[:100]!r} is not the name of a file in the repository")
+        raise ItemFailure(
+            FailureReason.UNSAFE_PATH, f"{name[:100]!r} is not the name of a file in the repository"
+        )
     path = folder / name
     try:
         real = path.resolve(strict=True)

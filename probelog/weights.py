@@ -157,14 +157,16 @@ class _Statistics:
             return
         values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         self.dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
-        for piece in values.reshape(-1).split(1 << 22):
+        for piece in torch.split(values.reshape(-1), 1 << 22):
             # A sum of squares in float64 is finite exactly when every term is: stored values end at 3e38,
             # or (float64 weights, unheard of) are beyond use as float32.
             exact = piece.to(torch.float32).to(torch.float64)
             self.total += float(exact.sum())
             squares = float(exact.square().sum())
             if not math.isfinite(squares):
-                raise ItemFailure(FailureReason.NON_FINITE, f"tensor {name[:100]!r} holds NaN or infinite numbers")
+                raise ItemFailure(
+                    FailureReason.NON_FINITE, f"tensor {name[:100]!r} holds NaN or infinite numbers"
+                )
             self.squares += squares
         self.count += values.numel()
 
@@ -205,5 +207,7 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
             and tensor.numel() * tensor.element_size() <= size
         )
         if not plain:
-            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{path.name}: {str(name)[:100]!r} is no ordinary tensor")
+            raise ItemFailure(
+                FailureReason.CORRUPT_WEIGHTS, f"{path.name}: {str(name)[:100]!r} is no ordinary tensor"
+            )
     return {name: tensor.detach() for name, tensor in found.items()}
