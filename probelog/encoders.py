@@ -222,7 +222,9 @@ def _download(source: str, name: str, revision: str | None) -> Path:
             f"encoder {source!r}: no such folder here, and no such repository or revision on "
             f"{constants.ENDPOINT} (HF_ENDPOINT). Private repositories need HF_TOKEN."
         ) from error
-    except Exception as error:  # reason: the HTTP library below huggingface_hub changes; its errors all end here
+    except (
+        Exception
+    ) as error:  # reason: the HTTP library below huggingface_hub changes; its errors all end here
         raise ProbeLogError(
             f"encoder {source!r}: no such folder here, and the Hub at {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}: {error}). Set HF_ENDPOINT to a Hub or mirror that this machine reaches, "
@@ -276,7 +278,9 @@ def _load(source: str, folder: Path) -> tuple[Any, Any, Any]:
             f"encoder {source} cannot be loaded ({type(error).__name__}: {error}). It needs {_NEEDED}."
         ) from error
     if tokenizer.pad_token is None:
-        raise UsageError(f"encoder {source}: its tokenizer has no padding token; name one in tokenizer_config.json")
+        raise UsageError(
+            f"encoder {source}: its tokenizer has no padding token; name one in tokenizer_config.json"
+        )
     return model, tokenizer, image_processor
 
 

@@ -73,7 +73,11 @@ def pixels(image: Image.Image, settings: ImageSettings) -> NDArray[np.float32]:
     if settings.shortest_edge is not None:
         short, long = sorted(image.size)
         scaled = int(settings.shortest_edge * long / short)
-        size = (settings.shortest_edge, scaled) if image.width <= image.height else (scaled, settings.shortest_edge)
+        size = (
+            (settings.shortest_edge, scaled)
+            if image.width <= image.height
+            else (scaled, settings.shortest_edge)
+        )
         image = image.resize(size, resample=Image.Resampling(settings.resample))
     elif settings.exact is not None:
         height, width = settings.exact

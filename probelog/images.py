@@ -11,7 +11,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from probelog.errors import ProbeLogError
 
@@ -59,7 +59,7 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(str(error), too_large=True) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # reason: Pillow's parsers raise almost any type on damaged or crafted files
         raise UnreadableImageError(f"damaged image ({type(error).__name__}: {error})") from error
@@ -88,7 +88,9 @@ def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     """``convert("RGB")`` would clip every value over 255 to white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise UnreadableImageError("integer pixels over 16 bits have no agreed range: convert the image to 8 bits")
+        raise UnreadableImageError(
+            "integer pixels over 16 bits have no agreed range: convert the image to 8 bits"
+        )
     if image.mode.startswith("I;16") or values.max() > 255:
         values = (values + 128) // 257
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")

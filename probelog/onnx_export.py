@@ -28,7 +28,7 @@ _ODD_SIZES = ((64, 48), (31, 97), (333, 64), (5, 7), (640, 481))
 
 
 class UnsupportedExportError(ProbeLogError):
-    """This encoder's tower cannot be carried by an index; queries of that kind are then not available."""
+    """An encoder's tower cannot be carried by an index; queries of that kind are then not available."""
 
 
 class ExportMismatchError(ProbeLogError):
@@ -88,7 +88,9 @@ def export_image_encoder(encoder: Encoder) -> ImageEncoderFiles:
     """
     settings = _preprocessing(encoder)
     example = _processed(encoder, [_random_image(*size, seed=0) for size in _ODD_SIZES[:2]])
-    onnx, opset = _export(encoder, "get_image_features", {settings.input: example}, {settings.input: {0: "images"}})
+    onnx, opset = _export(
+        encoder, "get_image_features", {settings.input: example}, {settings.input: {0: "images"}}
+    )
     settings.made_with.update(_provenance(encoder, opset))
     return ImageEncoderFiles(onnx, settings.to_dict())
 
@@ -304,7 +306,9 @@ def _channels(value: float | Sequence[float]) -> list[float]:
 
 def _processed(encoder: Encoder, images: Sequence[Image.Image]) -> Any:
     """The processor's pixels (n, 3, height, width). Raises ValueError where their sizes differ."""
-    return np.stack([encoder.image_processor(images=image, return_tensors="np")["pixel_values"][0] for image in images])
+    return np.stack(
+        [encoder.image_processor(images=image, return_tensors="np")["pixel_values"][0] for image in images]
+    )
 
 
 def _random_image(width: int, height: int, seed: int) -> Image.Image:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ SETTINGS_VERSION = 1
 _THREADS = 2
 _WORD = re.compile(r"\w+|[^\w\s]+")
 _PUNCTUATION = frozenset(string.punctuation)
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class TextSettings:
         return read_settings(cls, settings, SETTINGS_VERSION, "text encoder")
 
 
-def read_settings(kind: type[Any], settings: Mapping[str, Any], version: int, what: str) -> Any:
+def read_settings(kind: type[Settings], settings: Mapping[str, Any], version: int, what: str) -> Settings:
     """Versioned JSON settings as the dataclass ``kind`` (shared with the image encoder)."""
     found = settings.get("version")
     if not isinstance(found, int):
@@ -78,7 +80,9 @@ def read_settings(kind: type[Any], settings: Mapping[str, Any], version: int, wh
     try:
         return kind(**settings)
     except TypeError as error:
-        raise StoreError(f"the index's {what} settings are damaged: {error}. Publish the index again.") from error
+        raise StoreError(
+            f"the index's {what} settings are damaged: {error}. Publish the index again."
+        ) from error
 
 
 class TextEncoder:
@@ -155,7 +159,9 @@ class TextEncoder:
                         f"the index's tokenizer is damaged: {error}. Publish the index again."
                     ) from error
                 unknown = model.get("unk_token")
-                self._unknown_id = tokenizer.token_to_id(unknown) if unknown is not None else model.get("unk_id")
+                self._unknown_id = (
+                    tokenizer.token_to_id(unknown) if unknown is not None else model.get("unk_id")
+                )
                 self._tokenizer = tokenizer
             return self._tokenizer
 
