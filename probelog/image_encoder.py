@@ -1,0 +1,157 @@
+"""The query side's image encoder: ONNX and Pillow, with neither torch nor transformers.
+
+The preprocessing follows transformers' Pillow backend step by step (resize, centre crop with zero padding,
+rescale in float64, normalise in float32), so that the pixels are equal, not only similar. EXIF orientation is
+not applied: those processors do not apply it either.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from probelog.errors import QueryError
+from probelog.images import UnreadableImageError, decode, to_rgb
+from probelog.text_encoder import open_session, read_settings, unit_rows
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SETTINGS_VERSION = 1
+_MAX_BYTES = 256 << 20
+ImageSource = Image.Image | str | os.PathLike[str] | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSettings:
+    """How an image becomes the input of the ONNX image tower. Stored as JSON beside it. Sizes in pixels.
+
+    Either ``shortest_edge`` or ``exact`` (height, width) is set, or neither where nothing is resized;
+    ``crop`` is (height, width) or None. ``resample`` is Pillow's number of the filter. ``rescale`` and ``mean``,
+    ``std`` (per channel) are None where the step is left out. ``made_with`` is provenance only.
+    """
+
+    input: str
+    output: str
+    dimension: int
+    shortest_edge: int | None
+    exact: list[int] | None
+    resample: int
+    crop: list[int] | None
+    rescale: float | None
+    mean: list[float] | None
+    std: list[float] | None
+    made_with: dict[str, str] = field(default_factory=dict)
+    version: int = SETTINGS_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> ImageSettings:
+        """Read back what `to_dict` wrote.
+
+        Raises:
+            SchemaVersionError: written by a newer ProbeLog.
+            StoreError: not such settings.
+        """
+        return read_settings(cls, settings, SETTINGS_VERSION, "image encoder")
+
+
+def pixels(image: Image.Image, settings: ImageSettings) -> NDArray[np.float32]:
+    """One image as the model's input, (3, height, width)."""
+    image = to_rgb(image)
+    if settings.shortest_edge is not None:
+        short, long = sorted(image.size)
+        scaled = int(settings.shortest_edge * long / short)
+        size = (
+            (settings.shortest_edge, scaled)
+            if image.width <= image.height
+            else (scaled, settings.shortest_edge)
+        )
+        image = image.resize(size, resample=Image.Resampling(settings.resample))
+    elif settings.exact is not None:
+        height, width = settings.exact
+        image = image.resize((width, height), resample=Image.Resampling(settings.resample))
+    if settings.crop is not None:
+        height, width = settings.crop
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    values: NDArray[Any] = np.asarray(image)
+    if settings.rescale is not None:
+        values = values.astype(np.float64) * settings.rescale
+    values = values.astype(np.float32)
+    if settings.mean is not None and settings.std is not None:
+        values = (values - np.array(settings.mean, np.float32)) / np.array(settings.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0))
+
+
+class ImageEncoder:
+    """Embeds images with an exported image tower. Cheap to make, thread-safe.
+
+    Args:
+        onnx: the model's bytes, or the path of its file.
+        settings: what `ImageSettings.to_dict` gave.
+    """
+
+    def __init__(self, onnx: bytes | str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self._onnx = onnx
+        self.settings = ImageSettings.from_dict(settings)
+        self._lock = threading.Lock()
+        self._session: onnxruntime.InferenceSession | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.settings.dimension
+
+    def embed(self, images: Sequence[ImageSource], batch_size: int = 16) -> NDArray[np.float32]:
+        """Embeddings (images, dimension) of unit length, of Pillow images, file paths or encoded bytes.
+
+        Raises:
+            QueryError: an image cannot be read; names it.
+            StoreError: the model of the index is damaged.
+        """
+        session = self._open_session()
+        parts = [np.empty((0, self.dimension), dtype=np.float32)]
+        for start in range(0, len(images), batch_size):
+            batch = [
+                pixels(_opened(image, start + offset), self.settings)
+                for offset, image in enumerate(images[start : start + batch_size])
+            ]
+            parts.append(session.run([self.settings.output], {self.settings.input: np.stack(batch)})[0])
+        return unit_rows(np.concatenate(parts))
+
+    def _open_session(self) -> onnxruntime.InferenceSession:
+        with self._lock:
+            if self._session is None:
+                self._session = open_session(self._onnx, "image encoder")
+            return self._session
+
+
+def _opened(source: ImageSource, position: int) -> Image.Image:
+    name = f"image number {position + 1}"
+    try:
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
+        if isinstance(source, bytes):
+            return decode(source)
+        name = os.fspath(source)
+        path = Path(source)
+        if path.exists() and not path.is_file():
+            raise UnreadableImageError("not a file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise UnreadableImageError(f"larger than {_MAX_BYTES >> 20} MiB")
+        return decode(path.read_bytes())
+    except (UnreadableImageError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise QueryError(f"{name}: {reason}. Give a PNG, JPEG, WebP, BMP, GIF or TIFF file.") from error

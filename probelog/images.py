@@ -1,0 +1,110 @@
+"""Reading images that strangers made: bounded, first frame only, always to plain RGB.
+
+Probes, encoders and image queries all go through here, so that the same file gives the same pixels on the
+machine that builds an index and on the one that asks it. EXIF orientation is not applied, because neither the
+classifiers' nor the encoders' image processors in transformers apply it. Colour profiles are ignored likewise.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from probelog.errors import ProbeLogError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is decoded. Pillow knows more formats, some of which start other programs (EPS) or are rarely hardened."""
+
+MAX_PIXELS = 50_000_000
+"""Larger images are refused before they are decoded (150 MB as RGB)."""
+
+MAX_ASPECT = 50
+"""Longer shapes are refused: a processor that resizes the short side would blow up the long one."""
+
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
+
+
+class UnreadableImageError(ProbeLogError):
+    """These bytes are not an image that can be used; ``too_large`` where only its size stands in the way."""
+
+    def __init__(self, message: str, *, too_large: bool = False) -> None:
+        self.too_large = too_large
+        super().__init__(message)
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (16 are enough) claims to be one of the known formats."""
+    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def decode(data: bytes) -> Image.Image:
+    """The first frame of an encoded image as RGB (mode ``RGB``, height x width as stored).
+
+    Transparency is composited onto white (as transformers' processors do), 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        UnreadableImageError: not one of the known formats, damaged, truncated, or too large to be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised below
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(*image.size)
+                image.load()
+                return to_rgb(image)
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(str(error), too_large=True) from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # reason: Pillow's parsers raise almost any type on damaged or crafted files
+        raise UnreadableImageError(f"damaged image ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as RGB.
+
+    Raises:
+        UnreadableImageError: its pixels have no agreed range (floating point, or integers over 16 bits).
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image if type(image) is Image.Image else image.copy()
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels have no agreed range: convert the image to 8 bits")
+    if image.mode.startswith("I"):
+        return _grey16_to_rgb(image)
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        overlay = image.convert("RGBA")
+        white = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, overlay).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey16_to_rgb(image: Image.Image) -> Image.Image:
+    """``convert("RGB")`` would clip every value over 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImageError(
+            "integer pixels over 16 bits have no agreed range: convert the image to 8 bits"
+        )
+    if image.mode.startswith("I;16") or values.max() > 255:
+        values = (values + 128) // 257
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise UnreadableImageError("the image has no pixels")
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(
+            f"{width} x {height} pixels is more than the {MAX_PIXELS // 1_000_000} million that are decoded",
+            too_large=True,
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnreadableImageError(
+            f"{width} x {height} pixels is longer than {MAX_ASPECT} to 1", too_large=True
+        )

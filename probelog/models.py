@@ -1,0 +1,127 @@
+"""A downloaded repository as a classifier that runs: whatever a stranger put into the folder.
+
+What keeps this safe, in order: only plain files inside the folder are opened; the weights are safetensors whose
+headers are checked whole (pickles only where the operator asks, through torch's restricted unpickler); the
+configuration is data, reduced to known keys, and can name neither code nor another repository; its sizes must be
+justified by the weights before a model is built, first without memory; the libraries get a sanitised
+configuration object and tensors, never the folder, so that no other file in it is ever looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.model_config import LoadLimits, read_config
+from probelog.schemas import Head
+from probelog.weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from probelog.models_timm import TimmPlan
+    from probelog.models_transformers import TransformersPlan
+    from probelog.preprocess import Recipe
+
+__all__ = ["Classifier", "LoadLimits", "load_classifier"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that is ready to run, in eval mode and float32, and what is known about it.
+
+    ``labels`` holds one declared label per logit, ``LABEL_i`` where none is declared; nothing may depend on
+    them. ``parameters`` counts the model's own, ``dtype`` is how most weights are stored, ``weight_mean`` and
+    ``weight_std`` are over all stored floating-point numbers.
+    """
+
+    module: torch.nn.Module = field(repr=False)
+    library: str
+    architecture: str
+    head: Head
+    labels: list[str] = field(repr=False)
+    logits: int
+    parameters: int
+    recipe: Recipe
+    dtype: str
+    weight_digest: str
+    weight_mean: float
+    weight_std: float
+    device: str = "cpu"
+    input_name: str | None = None
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """The logits, (B, L) float32 on the model's device, of a normalised batch (B, C, H, W) float32.
+
+        Raises:
+            ItemFailure: CONFIG_MISMATCH where the output is not (B, L). What the model itself raises passes.
+        """
+        import torch
+
+        output: Any = (
+            self.module(batch) if self.input_name is None else self.module(**{self.input_name: batch})
+        )
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, torch.Tensor) or logits.shape != (len(batch), self.logits):
+            shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise ItemFailure(
+                FailureReason.CONFIG_MISMATCH,
+                f"{self.architecture} gives {shape} for {len(batch)} images; {self.logits} logits are declared",
+            )
+        return logits.float()
+
+
+def load_classifier(
+    folder: str | os.PathLike[str],
+    *,
+    limits: LoadLimits | None = None,
+    device: str = "cpu",
+    allow_pickle: bool = False,
+) -> Classifier:
+    """The image classifier in a downloaded repository, of the transformers or the timm kind.
+
+    ``allow_pickle`` accepts ``pytorch_model.bin`` where there are no safetensors; torch's restricted unpickler
+    has had holes (CVE-2025-32434, CVE-2026-24747), so leave it off for strangers.
+
+    Raises:
+        ItemFailure: with the reason why this model is not indexed.
+    """
+    limits = limits or LoadLimits()
+    folder = Path(folder)
+    config = read_config(folder)
+    timm_kind = "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
+    if timm_kind:
+        from probelog import models_timm
+
+        plan: TimmPlan | TransformersPlan = models_timm.plan(config, limits)
+    else:
+        from probelog import models_transformers
+
+        plan = models_transformers.plan(folder, config, limits)
+    weights = Weights(folder, allow_pickle=allow_pickle)
+    if weights.elements > limits.max_parameters:
+        raise ItemFailure(
+            FailureReason.TOO_LARGE,
+            f"{weights.elements} numbers in the weights; the limit is {limits.max_parameters}",
+        )
+    module, facts = plan.build(weights)
+    module.requires_grad_(False)
+    return Classifier(
+        module=module.eval().to(device),
+        library=plan.library,
+        architecture=plan.architecture,
+        head=plan.head,
+        labels=plan.labels,
+        logits=len(plan.labels),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        recipe=plan.recipe,
+        dtype=facts.dtype,
+        weight_digest=facts.digest,
+        weight_mean=facts.mean,
+        weight_std=facts.std,
+        device=device,
+        input_name=plan.input_name,
+    )

@@ -1,0 +1,183 @@
+"""One model on its probes: logits in batches, and the observation rows they are stored as."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.pixel_cache import PixelCache
+from probelog.schemas import OBSERVATIONS
+
+if TYPE_CHECKING:
+    import torch
+
+    from probelog.models import Classifier
+
+__all__ = ["PixelCache", "from_rows", "observe", "to_rows"]
+
+Floats = npt.NDArray[np.float32]
+Images = Callable[[Sequence[int]], Sequence[Image.Image]]
+
+# A row whose values differ by less than rounding could explain says nothing about the images.
+_CONSTANT = 1e-6
+# float16 ends at 65504 and loses digits below 2^-14.
+_LARGEST, _SMALLEST = 30_000.0, 2.0**-10
+
+
+def observe(
+    classifier: Classifier,
+    images: Images,
+    indices: Sequence[int],
+    *,
+    batch_size: int = 64,
+    device: str | None = None,
+    cache: PixelCache | None = None,
+) -> Floats:
+    """The logits of a model on some probes: (L, m) float32, columns in the order of ``indices``.
+
+    ``images`` gives probes by index. With a cache, the geometry of all probes is computed once per node; where it
+    does not fit, only the probes needed are preprocessed. A batch that does not fit into memory is halved, and the
+    smaller size kept. The result does not depend on the batch size beyond float32 rounding.
+
+    Raises:
+        ItemFailure: OUT_OF_MEMORY where a single image does not fit, CONFIG_MISMATCH where the model fails on its
+            declared input or gives anything but L numbers an image, NON_FINITE, CONSTANT where no logit depends
+            on the image.
+    """
+    recipe = classifier.recipe
+    device = device or classifier.device
+    classifier.module.to(device)
+    pixels = cache.pixels(recipe, images) if cache is not None else None
+    chosen = np.asarray(indices, dtype=np.int64)
+    result = np.empty((classifier.logits, len(chosen)), np.float32)
+    position = 0
+    while position < len(chosen):
+        part = chosen[position : position + batch_size]
+        batch = recipe.geometry(images([int(i) for i in part])) if pixels is None else pixels[part]
+        # Pixels are in hand: should the batch not fit, only the model's part is done again.
+        for start, stop, logits in _forward(classifier, batch, device):
+            batch_size = min(batch_size, max(stop - start, 1)) if stop - start < len(batch) else batch_size
+            result[:, position + start : position + stop] = logits.T
+        position += len(part)
+    if not np.isfinite(result).all():
+        bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
+        raise ItemFailure(
+            FailureReason.NON_FINITE, f"{len(bad)} logits are NaN or infinite, {bad[0]} the first"
+        )
+    if len(chosen) > 1 and (np.ptp(result, axis=1) <= _CONSTANT * np.abs(result).max(axis=1)).all():
+        raise ItemFailure(
+            FailureReason.CONSTANT, f"all {len(result)} logits are the same on all {len(chosen)} probes"
+        )
+    return result
+
+
+def _forward(
+    classifier: Classifier, batch: npt.NDArray[Any], device: str
+) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
+    """Logits of a batch, (b, L), in as few pieces as memory allows: first row, end row, values."""
+    start, step = 0, len(batch)
+    while start < len(batch):
+        stop = min(start + step, len(batch))
+        logits = _attempt(classifier, batch[start:stop], device)
+        if logits is not None:
+            yield start, stop, logits
+            start = stop
+        elif step == 1:
+            raise ItemFailure(
+                FailureReason.OUT_OF_MEMORY, f"{classifier.architecture}: one image does not fit"
+            )
+        else:
+            step = (step + 1) // 2
+
+
+def _attempt(classifier: Classifier, pixels: npt.NDArray[Any], device: str) -> npt.NDArray[np.float32] | None:
+    """Logits (b, L), or None where memory ran out."""
+    import torch
+
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            batch: torch.Tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+            logits = classifier.forward(classifier.recipe.normalise(batch))
+            return logits.cpu().numpy()
+    except ItemFailure:
+        raise
+    except Exception as error:  # a model that does not fit its declared input fails in any of its layers
+        if not _out_of_memory(error):
+            raise ItemFailure(
+                FailureReason.CONFIG_MISMATCH,
+                f"{classifier.architecture} fails on its declared input {list(classifier.recipe.shape)}: "
+                f"{type(error).__name__}: {str(error)[:300]}",
+            ) from error
+    # Outside the handler: the traceback would keep the activations alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def to_rows(repo: str, sha: str, values: npt.ArrayLike) -> pa.Table:
+    """Logits (L, m) as observation rows, float16.
+
+    A value is ``scale`` times what is stored; the scale is a power of two, 1 unless the row's largest magnitude is
+    above 30,000 or below 2^-10. Every value is restored to within 2^-11 of the largest magnitude of its row.
+
+    Raises:
+        ValueError: not a matrix of finite numbers.
+    """
+    matrix = np.asarray(values, dtype=np.float32)
+    if matrix.ndim != 2 or not np.isfinite(matrix).all():
+        raise ValueError(f"observations must be a matrix of finite numbers, not {matrix.shape}")
+    logits, count = matrix.shape
+    largest = np.abs(matrix).max(axis=1, initial=0.0)
+    scale = np.ones(logits, np.float32)
+    odd = ((largest > _LARGEST) | (largest < _SMALLEST)) & (largest > 0)
+    # Brings the largest into [2^12, 2^13). Denormals of float32 end at 2^-149; a scale of 2^-126 is normal.
+    scale[odd] = np.exp2(np.clip(np.floor(np.log2(largest[odd])) - 12, -126, 127))
+    stored = (matrix / scale[:, None]).astype(np.float16)
+    offsets = (
+        np.arange(0, (logits + 1) * count, max(count, 1), dtype=np.int32)
+        if count
+        else np.zeros(logits + 1, np.int32)
+    )
+    columns = {
+        "repo": pa.array([repo] * logits, pa.string()),
+        "sha": pa.array([sha] * logits, pa.string()),
+        "logit": pa.array(np.arange(logits, dtype=np.int32)),
+        "scale": pa.array(scale),
+        "values": pa.ListArray.from_arrays(pa.array(offsets), pa.array(stored.reshape(-1), pa.float16())),
+    }
+    return pa.table(columns, schema=OBSERVATIONS)
+
+
+def from_rows(table: pa.Table) -> Floats:
+    """The matrix (L, m) behind the observation rows of one model, in the order of the rows.
+
+    Raises:
+        ValueError: the rows are not equally long (they belong to several models).
+    """
+    values = table.column("values").combine_chunks()
+    lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise ValueError(f"rows of {lengths.tolist()} values are not of one model")
+    flat: Floats = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    scale = table.column("scale").to_numpy().astype(np.float32)
+    matrix: Floats = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0) * scale[:, None]
+    return matrix

@@ -1,0 +1,346 @@
+"""Exporting an encoder's towers to ONNX, so that an index answers queries without torch and without the Hub."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from probelog.encoders import Encoder, pooled
+from probelog.errors import ProbeLogError
+from probelog.image_encoder import ImageEncoder, ImageSettings
+from probelog.text_encoder import TextEncoder, TextSettings
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+
+_OUTPUT = "features"
+_MAX_BYTES = (1 << 31) - (1 << 20)  # protobuf's limit of 2 GiB, less the graph around the weights
+_ODD_SIZES = ((64, 48), (31, 97), (333, 64), (5, 7), (640, 481))
+
+
+class UnsupportedExportError(ProbeLogError):
+    """An encoder's tower cannot be carried by an index; queries of that kind are then not available."""
+
+
+class ExportMismatchError(ProbeLogError):
+    """The exported tower does not give what the encoder gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoderFiles:
+    """What `probelog.text_encoder.TextEncoder` is made of."""
+
+    onnx: bytes
+    tokenizer_json: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEncoderFiles:
+    """What `probelog.image_encoder.ImageEncoder` is made of."""
+
+    onnx: bytes
+    settings: dict[str, Any]
+
+
+def export_text_encoder(encoder: Encoder) -> TextEncoderFiles:
+    """The text tower as one ONNX file (float32, any number of texts) and its tokenizer as one JSON file.
+
+    Raises:
+        UnsupportedExportError: over 2 GiB, an operation that ONNX lacks, or a tokenizer that the ``tokenizers``
+            library cannot express.
+    """
+    tokenizer = _tokenizer(encoder)
+    example = encoder.tokens(["a photo of a dog", "a tree"])
+    onnx, opset = _export(
+        encoder,
+        "get_text_features",
+        example,
+        {name: {0: "texts"} | ({} if encoder.fixed_length else {1: "tokens"}) for name in example},
+    )
+    settings = TextSettings(
+        inputs=list(encoder.text_inputs),
+        output=_OUTPUT,
+        dimension=encoder.dimension,
+        max_length=encoder.max_length,
+        fixed_length=encoder.fixed_length,
+        pad_id=int(encoder.tokenizer.pad_token_id),
+        made_with=_provenance(encoder, opset),
+    )
+    return TextEncoderFiles(onnx, tokenizer.to_str(), settings.to_dict())
+
+
+def export_image_encoder(encoder: Encoder) -> ImageEncoderFiles:
+    """The image tower as one ONNX file (float32, any number of images) and its preprocessing.
+
+    Raises:
+        UnsupportedExportError: preprocessing that is not plain resize, crop, rescale, normalise to one size;
+            over 2 GiB; or an operation that ONNX lacks.
+    """
+    settings = _preprocessing(encoder)
+    example = _processed(encoder, [_random_image(*size, seed=0) for size in _ODD_SIZES[:2]])
+    onnx, opset = _export(
+        encoder, "get_image_features", {settings.input: example}, {settings.input: {0: "images"}}
+    )
+    settings.made_with.update(_provenance(encoder, opset))
+    return ImageEncoderFiles(onnx, settings.to_dict())
+
+
+def check_text_encoder(
+    encoder: Encoder, files: TextEncoderFiles, texts: Sequence[str] = (), tolerance: float = 1e-4
+) -> float:
+    """Compare the exported text tower with the encoder; the largest difference found in any component.
+
+    Every text is embedded one by one and in batches. A varied set of its own (empty, long, not ASCII) is always
+    part of the comparison; ``texts`` come on top, for instance concept names.
+
+    Raises:
+        ExportMismatchError: tokens differ, or an embedding by more than ``tolerance``.
+    """
+    texts = [*_HARD_TEXTS, *texts]
+    exported = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
+    for text in texts:
+        want, got = encoder.tokens([text]), exported.tokens([text])
+        if any(not np.array_equal(want[name], got[name]) for name in want):
+            raise ExportMismatchError(
+                f"{encoder.source}: the exported tokenizer cuts {text[:80]!r} differently from the encoder's own"
+            )
+    want_rows = encoder.embed_texts(texts)
+    alone = np.concatenate([exported.embed([text]) for text in texts])
+    return max(
+        _compared(encoder, "text", want_rows, alone, tolerance),
+        _compared(encoder, "text", want_rows, exported.embed(texts, batch_size=7), tolerance),
+    )
+
+
+def check_image_encoder(
+    encoder: Encoder,
+    files: ImageEncoderFiles,
+    images: Sequence[Image.Image] = (),
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> float:
+    """Compare the exported image tower with the encoder; the largest difference found in any component.
+
+    Random images of odd sizes are always part of the comparison; ``images`` come on top.
+
+    Raises:
+        ExportMismatchError: an embedding differs by more than ``tolerance``.
+    """
+    images = [*(_random_image(*size, seed=seed) for size in _ODD_SIZES), *images]
+    exported = ImageEncoder(files.onnx, files.settings)
+    want = encoder.embed_images(images)
+    alone = np.concatenate([exported.embed([image]) for image in images])
+    return max(
+        _compared(encoder, "image", want, alone, tolerance),
+        _compared(encoder, "image", want, exported.embed(images), tolerance),
+    )
+
+
+_HARD_TEXTS = (
+    "",
+    " ",
+    "a",
+    "dog",
+    "A Photo of a HUSKY.",
+    "an ice-cream, isn't it?",
+    "tab\tand\nnew line",
+    "naïve café, Übergröße",
+    "猫の写真",
+    "собака",
+    "🐕 emoji",
+    "[MASK] </s> <|endoftext|> <pad>",
+    "0123456789 3.14",
+    "supercalifragilisticexpialidocious" * 3,
+    "a very long description of a small brown dog " * 40,
+)
+
+
+def _compared(encoder: Encoder, what: str, want: Any, got: Any, tolerance: float) -> float:
+    worst = float(np.abs(want - got).max())
+    if not worst <= tolerance:
+        raise ExportMismatchError(
+            f"{encoder.source}: the exported {what} tower is off by {worst:.2g} (allowed: {tolerance:.2g}); "
+            "its answers would not be the encoder's"
+        )
+    return worst
+
+
+def _tokenizer(encoder: Encoder) -> tokenizers.Tokenizer:
+    """The encoder's tokenizer with truncation and padding set, as a copy."""
+    from tokenizers import Tokenizer
+
+    own = encoder.tokenizer
+    backend = getattr(own, "backend_tokenizer", None)
+    if backend is None:
+        from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+        try:
+            backend = convert_slow_tokenizer(own)
+        except Exception as error:  # reason: converters need optional libraries and raise whatever they meet
+            raise UnsupportedExportError(
+                f"{encoder.source}: {type(own).__name__} cannot be written as tokenizer.json ({error}). "
+                "Put a tokenizer.json beside its files."
+            ) from error
+    tokenizer = Tokenizer.from_str(backend.to_str())
+    tokenizer.enable_truncation(encoder.max_length, direction=own.truncation_side)
+    tokenizer.enable_padding(
+        direction=own.padding_side,
+        pad_id=own.pad_token_id,
+        pad_type_id=own.pad_token_type_id,
+        pad_token=own.pad_token,
+        length=encoder.max_length if encoder.fixed_length else None,
+    )
+    return tokenizer
+
+
+def _export(
+    encoder: Encoder, tower: str, example: dict[str, Any], axes: dict[str, dict[int, str]]
+) -> tuple[bytes, int]:
+    """One tower as ONNX bytes, and the opset used."""
+    import torch
+
+    weights = sum(p.numel() * p.element_size() for p in encoder.model.parameters())
+    names = list(example)
+    module = _tower(encoder.model, tower, names)
+    inputs = tuple(torch.as_tensor(example[name]).to(encoder.model.device) for name in names)
+    dynamic = {name: dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in names}
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                input_names=names,
+                output_names=[_OUTPUT],
+                dynamic_shapes=(tuple(dynamic.values()),),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # reason: the exporter raises whatever the traced code and its passes raise
+        first = str(error).strip().splitlines()[:1]
+        raise UnsupportedExportError(
+            f"{encoder.source}: {tower} cannot be exported to ONNX ({type(error).__name__}: {' '.join(first)})"
+        ) from error
+    assert program is not None
+    proto = program.model_proto
+    if proto.ByteSize() > _MAX_BYTES:
+        raise UnsupportedExportError(
+            f"{encoder.source}: {tower} takes over 2 GiB as ONNX (the whole encoder: {weights >> 20} MiB). "
+            "Use a smaller encoder."
+        )
+    opset = next(item.version for item in proto.opset_import if item.domain == "")
+    return proto.SerializeToString(), opset
+
+
+def _tower(model: Any, method: str, names: Sequence[str]) -> torch.nn.Module:
+    import torch
+
+    class Tower(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return pooled(getattr(self.model, method)(**dict(zip(names, inputs, strict=True))))
+
+    return Tower().eval()
+
+
+def _preprocessing(encoder: Encoder) -> ImageSettings:
+    """The image processor's steps as settings, if they are the standard ones and nothing else."""
+    from transformers.image_processing_backends import PilBackend
+
+    processor = encoder.image_processor
+    name = type(processor).__name__
+
+    def refuse(why: str) -> UnsupportedExportError:
+        return UnsupportedExportError(f"{encoder.source}: {name} {why}, which the query side cannot repeat")
+
+    if not isinstance(processor, PilBackend):
+        raise refuse("is not built on Pillow")
+    for step in ("_preprocess", "preprocess", "resize", "center_crop", "rescale", "normalize"):
+        if getattr(type(processor), step) is not getattr(PilBackend, step):
+            raise refuse(f"has a {step} step of its own")
+    if getattr(processor, "do_pad", None):
+        raise refuse("pads images")
+    size = _sides(processor.size) if processor.do_resize else {}
+    if size and set(size) not in ({"shortest_edge"}, {"height", "width"}):
+        raise refuse(f"resizes by {', '.join(sorted(size))}")
+    crop = _sides(processor.crop_size) if processor.do_center_crop else {}
+    settings = ImageSettings(
+        input="pixel_values",
+        output=_OUTPUT,
+        dimension=encoder.dimension,
+        shortest_edge=size.get("shortest_edge"),
+        exact=[size["height"], size["width"]] if "height" in size else None,
+        resample=int(processor.resample if processor.resample is not None else Image.Resampling.BILINEAR),
+        crop=[crop["height"], crop["width"]] if crop else None,
+        rescale=float(processor.rescale_factor) if processor.do_rescale else None,
+        mean=_channels(processor.image_mean) if processor.do_normalize else None,
+        std=_channels(processor.image_std) if processor.do_normalize else None,
+    )
+    try:
+        _processed(encoder, [_random_image(*size, seed=0) for size in _ODD_SIZES])
+    except ValueError as error:
+        raise refuse("gives images of different sizes") from error
+    return settings
+
+
+def _sides(size: Any) -> dict[str, int]:
+    return {name: int(value) for name, value in dict(size).items() if value is not None}
+
+
+def _channels(value: float | Sequence[float]) -> list[float]:
+    return [float(item) for item in value] if isinstance(value, Sequence) else [float(value)] * 3
+
+
+def _processed(encoder: Encoder, images: Sequence[Image.Image]) -> Any:
+    """The processor's pixels (n, 3, height, width). Raises ValueError where their sizes differ."""
+    return np.stack(
+        [encoder.image_processor(images=image, return_tensors="np")["pixel_values"][0] for image in images]
+    )
+
+
+def _random_image(width: int, height: int, seed: int) -> Image.Image:
+    noise = np.random.default_rng([seed, width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def _provenance(encoder: Encoder, opset: int) -> dict[str, str]:
+    import onnx
+    import tokenizers
+    import torch
+    import transformers
+
+    return {
+        "encoder": encoder.source,
+        "encoder_digest": encoder.digest,
+        "opset": str(opset),
+        "onnx": onnx.__version__,
+        "tokenizers": tokenizers.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter without its progress lines and warnings; its result is checked against the encoder instead."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

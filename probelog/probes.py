@@ -1,0 +1,757 @@
+"""Probe sets: the fixed, ordered images that every model is run on, with their embeddings.
+
+Layout below ``probes/<first 16 digits of the hash>/`` of a store: ``images-NNNNN.parquet`` (the original bytes,
+in parts of about 32 MiB), ``thumbnails.parquet`` (facts and small pictures), ``embeddings-<encoder>.parquet``
+with a receipt beside each, and ``manifest.json``, written last: a set without it does not exist.
+
+Identity: a probe is the SHA-256 of its stored bytes, which no decoder's version can change; a set is the hash
+over those in order, so that it depends neither on names, nor on where the images came from, nor on the encoder.
+Duplicates are found by the decoded RGB pixels, so that the same picture saved twice counts once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import io
+import json
+import os
+import tempfile
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from probelog.errors import ProbeLogError, SchemaVersionError, StoreError, UsageError
+from probelog.images import UnreadableImageError, decode, looks_like_image
+from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema, clean_unicode
+from probelog.storage import Store, digest, parquet_bytes, short_key
+
+if TYPE_CHECKING:
+    from probelog.encoders import Encoder
+
+FOLDER = "probes"
+MAX_IMAGE_BYTES = 64 << 20
+THUMBNAIL_SIDE = 96
+_VERSION = 1
+_PART_BYTES = 32 << 20
+_LISTED = 1000
+_PARTS_IN_MEMORY = 2
+_MANIFEST = "manifest.json"
+_THUMBNAILS = "thumbnails.parquet"
+_HUB = "hf://datasets/"
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done (``images``, ``embeddings``), how many are done and, if known, of how many."""
+
+
+def _fields(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(_VERSION).encode()})
+
+
+_FACTS = [
+    ("id", pa.int32()),
+    ("name", pa.string()),
+    ("sha256", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+]
+IMAGES = _fields("probe-images", [*_FACTS, ("bytes", pa.binary())])
+THUMBNAILS = _fields("probe-thumbnails", [*_FACTS, ("thumbnail", pa.binary())])
+
+
+def embeddings_schema(dimension: int) -> pa.Schema:
+    """Rows of ``embeddings-<encoder>.parquet``: one unit vector a probe, in the set's order."""
+    return _fields("probe-embeddings", [("id", pa.int32()), ("embedding", pa.list_(pa.float32(), dimension))])
+
+
+class LeftOut(StrEnum):
+    """Why an image of the source is not a probe."""
+
+    NOT_AN_IMAGE = "not-an-image"
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too-large"
+    DUPLICATE = "duplicate"
+    NO_BYTES = "no-bytes"
+    OUTSIDE = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """One image (or other file) of the source that is not a probe, and why."""
+
+    source: str
+    reason: LeftOut
+    detail: str
+
+
+class ProbeSet:
+    """A finished probe set in a store. Opened with `ProbeSet.open`, made with `make_probe_set`.
+
+    Files are read when first needed, and their digests checked whenever they are read. Thread-safe.
+    """
+
+    def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
+        self._root = store
+        self._store = store.child(f"{FOLDER}/{manifest['hash'][:16]}")
+        self._manifest = manifest
+        self._files = {item["name"]: item for item in manifest["files"]}
+        self._parts = [item for item in manifest["files"] if "first" in item]
+        self._first = np.array([item["first"] for item in self._parts])
+        self._tables: OrderedDict[str, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"ProbeSet({self.hash[:16]!r}, count={self.count})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProbeSet, (self._root, self._manifest)
+
+    @classmethod
+    def open(cls, store: Store, key: str) -> ProbeSet:
+        """Open a set by its hash, or by the first 16 digits of it.
+
+        Raises:
+            UsageError: the store has no such set, or its making was interrupted.
+            SchemaVersionError: made by a newer ProbeLog.
+            StoreError: its manifest is damaged.
+        """
+        found = _manifest_or_none(store, key[:16])
+        if found is None or not found["hash"].startswith(key):
+            raise UsageError(
+                f"{store.uri} has no probe set {key!r}. Make one with `probelog-index probes SOURCE --store "
+                f"{store.uri}`; one whose making was interrupted is finished by the same command."
+            )
+        return cls(store, found)
+
+    @property
+    def hash(self) -> str:
+        """The set's identity, 64 hexadecimal digits: part of every key downstream."""
+        return str(self._manifest["hash"])
+
+    @property
+    def count(self) -> int:
+        """Number of probes, n."""
+        return int(self._manifest["count"])
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def left_out_counts(self) -> dict[LeftOut, int]:
+        """How many images of the source were left out, by reason."""
+        return {LeftOut(reason): int(count) for reason, count in self._manifest["left_out"].items()}
+
+    @property
+    def left_out(self) -> list[ProbeReport]:
+        """The images that were left out (the first thousand)."""
+        return [
+            ProbeReport(row["source"], LeftOut(row["reason"]), row["detail"])
+            for row in self._manifest["left_out_listed"]
+        ]
+
+    def facts(self) -> pa.Table:
+        """Columns id, name, sha256, width, height (of the original), in the set's order.
+
+        Raises:
+            StoreError: the file is damaged, or is not this set's.
+        """
+        return self._thumbnail_table().drop_columns(["thumbnail"])
+
+    def thumbnails(self) -> list[bytes]:
+        """Every probe as a small WebP file (at most `THUMBNAIL_SIDE` pixels a side), in the set's order."""
+        found: list[bytes] = self._thumbnail_table()["thumbnail"].to_pylist()
+        return found
+
+    def image_bytes(self, index: int) -> bytes:
+        """The original file of one probe. Raises IndexError where there is none of this number."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"the set has probes 0 to {self.count - 1}, not {index}")
+        part = self._parts[int(np.searchsorted(self._first, index, side="right")) - 1]
+        table = self._table(part["name"])
+        data: bytes = table["bytes"][index - part["first"]].as_py()
+        return data
+
+    def image(self, index: int) -> Image.Image:
+        """One probe as an RGB image of its original size. Raises IndexError, and StoreError where damaged."""
+        try:
+            return decode(self.image_bytes(index))
+        except UnreadableImageError as error:
+            raise StoreError(
+                f"probe {index} of set {self.hash[:16]} cannot be decoded here ({error}), but could be where the "
+                "set was made: compare the versions of Pillow"
+            ) from error
+
+    def images(self, indices: Iterable[int] | None = None) -> Iterator[Image.Image]:
+        """Probes as RGB images, decoded one at a time; all of them in order by default."""
+        return (self.image(int(index)) for index in (range(self.count) if indices is None else indices))
+
+    def has_embeddings(self, encoder_digest: str) -> bool:
+        """Whether the set carries the embeddings of this encoder."""
+        return self._store.exists(_embeddings_name(encoder_digest, "json"))
+
+    def embeddings(self, encoder_digest: str) -> NDArray[np.float32]:
+        """The probes' embeddings (n, d) by one encoder, of unit length.
+
+        Raises:
+            UsageError: this encoder has not embedded the set.
+            StoreError: the file is damaged.
+        """
+        try:
+            receipt = self._store.read_json(_embeddings_name(encoder_digest, "json"))
+        except FileNotFoundError:
+            raise UsageError(
+                f"probe set {self.hash[:16]} has no embeddings by encoder {encoder_digest[:16]}. "
+                "Run `probelog-index probes` with that encoder to add them."
+            ) from None
+        name = _embeddings_name(encoder_digest, "parquet")
+        if receipt.get("encoder") != encoder_digest or receipt.get("hash") != self.hash:
+            raise StoreError(f"{self._store.path(name)}: its receipt is for another encoder or probe set")
+        table = self._read(name, receipt, embeddings_schema(int(receipt["dimension"])))
+        column = table["embedding"].combine_chunks()
+        rows: NDArray[np.float32] = column.values.to_numpy().reshape(len(table), int(receipt["dimension"]))
+        return rows
+
+    def add_embeddings(self, encoder: Encoder, progress: Progress | None = None) -> NDArray[np.float32]:
+        """Embed every probe with an encoder and keep the result; embeddings that are there are only read."""
+        if self.has_embeddings(encoder.digest):
+            return self.embeddings(encoder.digest)
+        tell = progress or _silent
+        rows = encoder.embed_images(self.images(), progress=lambda done: tell("embeddings", done, self.count))
+        schema = embeddings_schema(rows.shape[1])
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+        table = pa.table([pa.array(range(self.count), pa.int32()), vectors], schema=schema)
+        written = _write(self._store, _embeddings_name(encoder.digest, "parquet"), table)
+        self._store.write_json(
+            _embeddings_name(encoder.digest, "json"),
+            written | {"encoder": encoder.digest, "dimension": rows.shape[1], "hash": self.hash},
+        )
+        return rows
+
+    def _thumbnail_table(self) -> pa.Table:
+        table = self._table(_THUMBNAILS)
+        if _set_hash(table["sha256"].to_pylist()) != self.hash:
+            raise StoreError(
+                f"{self._store.path(_THUMBNAILS)} belongs to another probe set than its manifest"
+            )
+        return table
+
+    def _table(self, name: str) -> pa.Table:
+        with self._lock:
+            if name in self._tables:
+                self._tables.move_to_end(name)
+                return self._tables[name]
+        table = self._read(name, self._files[name], THUMBNAILS if name == _THUMBNAILS else IMAGES)
+        with self._lock:
+            self._tables[name] = table
+            while len(self._tables) > _PARTS_IN_MEMORY:
+                self._tables.popitem(last=False)
+        return table
+
+    def _read(self, name: str, receipt: dict[str, Any], schema: pa.Schema) -> pa.Table:
+        where = self._store.path(name)
+        try:
+            data = self._store.read(name)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{where} is missing although the set is complete. Make the set again."
+            ) from error
+        if digest(data) != receipt["sha256"]:
+            raise StoreError(
+                f"{where} is not what was written (wrong SHA-256). Delete the folder and make it again."
+            )
+        table = pq.read_table(pa.BufferReader(data))
+        check_schema(table.schema, schema, where)
+        return table
+
+
+def make_probe_set(
+    source: str,
+    count: int | None,
+    seed: int,
+    store: Store,
+    encoder: Encoder,
+    progress: Progress | None = None,
+) -> ProbeSet:
+    """Choose ``count`` images (all of them if None) from a source and keep them as a probe set with embeddings.
+
+    The choice takes the images with the smallest SHA-256 of (seed, content): it depends on nothing but the
+    contents, and a larger count with the same seed extends a smaller one. A run that finds its work done (the
+    source's files unchanged in name, size and date) does nothing; a killed one starts again.
+
+    Args:
+        source: a folder of images (searched recursively; names that begin with a dot and links that lead
+            outside are left alone) which may hold Parquet files too; a Parquet file, or a pattern like
+            ``data/*.parquet``, with a column in the Hub's image format; or ``hf://datasets/OWNER/NAME/PATTERN``.
+        count: how many probes.
+        seed: which ones, and in which order.
+        store: where the set is kept, below ``probes/``.
+        encoder: embeds the set; more encoders can be added later.
+        progress: see `Progress`.
+
+    Raises:
+        UsageError: no such source, or fewer usable images than asked for, with counts.
+        ProbeLogError: the Hub cannot be reached.
+    """
+    if count is not None and count < 1:
+        raise UsageError(f"a probe set needs at least one image, not {count}")
+    tell = progress or _silent
+    files, skipped = _files(source)
+    listing = [[file.name, file.size, file.version] for file in files]
+    made = f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
+    if (before := store.read_or_none(made)) is not None:
+        key = str(json.loads(before)["hash"])
+        if _manifest_or_none(store, key[:16]) is not None:
+            found = ProbeSet.open(store, key)
+            found.add_embeddings(encoder, progress)
+            return found
+    with tempfile.TemporaryDirectory(prefix="probelog-") as spool:
+        selection = _Selection(seed, count, Path(spool))
+        for report in skipped:
+            selection.leave_out(None, report)
+        for number, (name, content) in enumerate(_candidates(files), start=1):
+            if isinstance(content, ProbeReport):
+                selection.leave_out(None, content)
+            else:
+                selection.offer(name, content)
+            tell("images", number, None)
+        chosen, reports = selection.result()
+        _check_enough(source, count, len(chosen), selection.seen, reports)
+        found = _written(store, source, seed, encoder, chosen, reports, selection, progress)
+    store.write_json(made, {"hash": found.hash})
+    return found
+
+
+def subset(probe_set_hash: str, repo: str, sha: str, seed: int, fraction: float, n: int) -> NDArray[np.int32]:
+    """Which probes one model sees: ``max(1, round(fraction * n))`` indices out of ``0..n-1``, ascending.
+
+    A pure function, so that no worker has to be told: the probes are ranked by the raw stream of a Philox
+    generator (raw streams are fixed across numpy versions; distributions are not) keyed by the SHA-256 of the
+    other arguments, and the first ones are taken. The ranking does not depend on the fraction, so a smaller
+    fraction's subset lies within a larger one's.
+
+    Raises:
+        UsageError: fraction outside (0, 1], or n below 1.
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"the fraction of probes must be over 0 and at most 1, not {fraction}")
+    if n < 1:
+        raise UsageError(f"a subset of {n} probes has no meaning")
+    key = hashlib.sha256(json.dumps([probe_set_hash, repo, sha, seed]).encode()).digest()
+    draws = np.random.Philox(key=int.from_bytes(key[:16], "big")).random_raw(n)
+    size = max(1, round(fraction * n))
+    return np.sort(np.argsort(draws, kind="stable")[:size]).astype(np.int32)
+
+
+# Choosing
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    key: int
+    name: str
+    sha256: str
+    pixels: str
+    width: int
+    height: int
+
+
+class _Selection:
+    """The ``count`` usable images with the smallest keys among those offered so far; their bytes lie in a folder.
+
+    One pass over the source, memory for the facts only: an image whose key is over the largest chosen one can
+    never come back in, so it is not even decoded.
+    """
+
+    def __init__(self, seed: int, count: int | None, spool: Path) -> None:
+        self.seed = seed
+        self.count = count
+        self.spool = spool
+        self.seen = 0
+        self._chosen: dict[str, _Chosen] = {}
+        self._by_pixels: dict[str, str] = {}
+        self._largest: list[tuple[int, str]] = []  # heap of (-key, sha256); may name images that have gone
+        self._left_out: list[tuple[int | None, ProbeReport]] = []
+
+    def leave_out(self, key: int | None, report: ProbeReport) -> None:
+        """Record what is not a probe; without a key it counts whatever else is chosen."""
+        self._left_out.append((key, report))
+
+    def offer(self, name: str, data: bytes) -> None:
+        """Take an image in, or leave it out."""
+        self.seen += 1
+        content = digest(data)
+        key = int(digest(f"{self.seed}:{content}".encode()), 16)
+        if key > self._limit():
+            return
+        if (same := self._chosen.get(content)) is not None:
+            first, second = sorted([same.name, name])
+            self._chosen[content] = _Chosen(key, first, content, same.pixels, same.width, same.height)
+            self.leave_out(key, ProbeReport(second, LeftOut.DUPLICATE, f"same file as {first}"))
+            return
+        try:
+            image = decode(data)
+        except UnreadableImageError as error:
+            reason = LeftOut.TOO_LARGE if error.too_large else LeftOut.UNREADABLE
+            self.leave_out(key, ProbeReport(name, reason, str(error)))
+            return
+        pixels = digest(f"{image.width}x{image.height} ".encode() + image.tobytes())
+        new = _Chosen(key, name, content, pixels, image.width, image.height)
+        if (other := self._by_pixels.get(pixels)) is not None:
+            kept, dropped = sorted([self._chosen[other], new], key=lambda item: item.key)
+            self.leave_out(
+                dropped.key, ProbeReport(dropped.name, LeftOut.DUPLICATE, f"same pixels as {kept.name}")
+            )
+            if kept is not new:
+                return
+            self._remove(other)
+        self._chosen[content] = new
+        self._by_pixels[pixels] = content
+        heapq.heappush(self._largest, (-key, content))
+        (self.spool / content).write_bytes(data)
+        (self.spool / f"{content}.webp").write_bytes(_thumbnail(image))
+        if self.count is not None and len(self._chosen) > self.count:
+            self._limit()  # brings a chosen one to the top of the heap
+            self._remove(heapq.heappop(self._largest)[1])
+
+    def result(self) -> tuple[list[_Chosen], list[ProbeReport]]:
+        """The chosen images in the set's order, and what was left out where it would have been chosen."""
+        limit = self._limit()
+        reports = [report for key, report in self._left_out if key is None or key <= limit]
+        return (
+            sorted(self._chosen.values(), key=lambda item: item.key),
+            sorted(reports, key=lambda report: (report.source, report.reason)),
+        )
+
+    def _limit(self) -> float:
+        while self._largest and self._largest[0][1] not in self._chosen:
+            heapq.heappop(self._largest)
+        full = self.count is not None and len(self._chosen) >= self.count
+        return -self._largest[0][0] if full else float("inf")
+
+    def _remove(self, content: str) -> None:
+        gone = self._chosen.pop(content)
+        del self._by_pixels[gone.pixels]
+        (self.spool / content).unlink()
+        (self.spool / f"{content}.webp").unlink()
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    sink = io.BytesIO()
+    small.save(sink, "WEBP", quality=80)
+    return sink.getvalue()
+
+
+def _check_enough(
+    source: str, count: int | None, usable: int, seen: int, reports: Sequence[ProbeReport]
+) -> None:
+    if usable >= (count or 1):
+        return
+    why = ", ".join(f"{number} {reason}" for reason, number in _counts(reports).items())
+    raise UsageError(
+        f"{source}: {usable} usable images of {seen} found, {count or 1} needed"
+        + (f" (left out: {why})" if why else "")
+        + ". Ask for fewer with -n, or add images."
+    )
+
+
+def _counts(reports: Sequence[ProbeReport]) -> dict[str, int]:
+    return dict(sorted(Counter(report.reason.value for report in reports).items()))
+
+
+# Sources
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of a source. ``version`` changes when its content does (a date, or the Hub's blob id)."""
+
+    name: str
+    size: int
+    version: str
+    open: Callable[[], BinaryIO]
+    must_be_parquet: bool
+
+
+def _files(source: str) -> tuple[list[_File], list[ProbeReport]]:
+    """The files of a source sorted by name, and what was not followed or cannot be listed."""
+    if source.startswith(_HUB):
+        return _hub_files(source), []
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder_files(path)
+    if path.is_file():
+        return [_local_file(path.name, path, True)], []
+    found = sorted(glob(str(path), recursive=True)) if has_magic(str(path)) else []
+    files = [_local_file(item, Path(item), True) for item in found if Path(item).is_file()]
+    if not files:
+        raise UsageError(
+            f"probes {source!r}: no such folder or file. Give a folder of images, a Parquet file or pattern with "
+            f"images, or {_HUB}OWNER/NAME/PATTERN."
+        )
+    return files, []
+
+
+def _local_file(name: str, path: Path, must_be_parquet: bool) -> _File:
+    facts = path.stat()
+    return _File(
+        clean_unicode(name), facts.st_size, str(facts.st_mtime_ns), lambda: path.open("rb"), must_be_parquet
+    )
+
+
+def _folder_files(root: Path) -> tuple[list[_File], list[ProbeReport]]:
+    files: list[_File] = []
+    left_out: list[ProbeReport] = []
+    real = os.path.realpath(root)
+
+    def unlisted(error: OSError) -> None:
+        name = clean_unicode(os.path.relpath(error.filename, root))
+        left_out.append(ProbeReport(name, LeftOut.UNREADABLE, f"folder cannot be listed ({error.strerror})"))
+
+    for folder, folders, names in os.walk(root, onerror=unlisted):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.startswith("."):
+                continue
+            path = Path(folder, name)
+            relative = path.relative_to(root).as_posix()
+            target = Path(os.path.realpath(path))  # unlike Path.resolve, does not raise on a loop
+            if not target.is_relative_to(real):
+                detail = "a link that leads outside the folder"
+                left_out.append(ProbeReport(clean_unicode(relative), LeftOut.OUTSIDE, detail))
+            elif target.is_file():
+                files.append(_local_file(relative, path, False))
+    return sorted(files, key=lambda file: file.name), left_out
+
+
+def _hub_files(source: str) -> list[_File]:
+    from huggingface_hub import HfFileSystem, constants
+
+    system = HfFileSystem()
+    try:
+        paths = sorted(system.glob(source))
+        facts = {path: system.info(path) for path in paths}
+    except (
+        Exception
+    ) as error:  # reason: the HTTP library below huggingface_hub changes; its errors all end here
+        raise ProbeLogError(
+            f"probes {source!r}: the Hub at {constants.ENDPOINT} cannot be read ({type(error).__name__}: {error}). "
+            "Set HF_ENDPOINT to a Hub or mirror that this machine reaches (and HF_TOKEN for what is private), or "
+            "download the files and give their folder."
+        ) from error
+    if not paths:
+        raise UsageError(f"probes {source!r}: the Hub at {constants.ENDPOINT} has no such files")
+    return [
+        _File(
+            path,
+            int(facts[path].get("size") or 0),
+            str(facts[path].get("blob_id")),
+            lambda path=path: system.open(path, "rb"),  # type: ignore[misc]
+            True,
+        )
+        for path in paths
+    ]
+
+
+def _candidates(files: Sequence[_File]) -> Iterator[tuple[str, bytes | ProbeReport]]:
+    """Every image of the files by name: its bytes, or why there are none."""
+    for file in files:
+        try:
+            stream = file.open()
+        except OSError as error:
+            if file.must_be_parquet:
+                raise UsageError(f"probes {file.name}: cannot be opened ({error})") from error
+            yield (
+                file.name,
+                ProbeReport(file.name, LeftOut.UNREADABLE, f"cannot be opened ({error.strerror})"),
+            )
+            continue
+        with stream:
+            head = stream.read(16)
+            stream.seek(0)
+            if file.must_be_parquet or head.startswith(b"PAR1"):
+                yield from _parquet_images(file, stream)
+            elif not looks_like_image(head):
+                yield (
+                    file.name,
+                    ProbeReport(file.name, LeftOut.NOT_AN_IMAGE, "not an image by its first bytes"),
+                )
+            elif file.size > MAX_IMAGE_BYTES:
+                yield file.name, _too_many_bytes(file.name, file.size)
+            else:
+                yield file.name, stream.read(MAX_IMAGE_BYTES)
+
+
+def _parquet_images(file: _File, stream: BinaryIO) -> Iterator[tuple[str, bytes | ProbeReport]]:
+    row = 0
+    try:
+        # A buffered stream reads a column page by page: one row group of images can be larger than the memory.
+        table = pq.ParquetFile(stream, buffer_size=1 << 20)
+        column = _image_column(file.name, table.schema_arrow)
+        for batch in table.iter_batches(batch_size=16, columns=[column]):
+            values = batch.column(0)
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            for value in values:
+                name = f"{file.name}#{row}"
+                row += 1
+                if not value.is_valid:
+                    yield name, ProbeReport(name, LeftOut.NO_BYTES, "the row holds no image bytes")
+                elif (size := value.as_buffer().size) > MAX_IMAGE_BYTES:
+                    yield name, _too_many_bytes(name, size)
+                else:
+                    yield name, value.as_py()
+    except ProbeLogError:
+        raise
+    except (
+        Exception
+    ) as error:  # reason: pyarrow passes on whatever the stream below it raises, the Hub's included
+        raise UsageError(
+            f"probes {file.name}: cannot be read as Parquet, at row {row} ({type(error).__name__}: {error}). "
+            "Check the file, or download it again."
+        ) from error
+
+
+def _image_column(name: str, schema: pa.Schema) -> str:
+    """The column with images: in the Hub's format (a struct with ``bytes``), or else plain binary."""
+
+    def is_bytes(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    structs = [
+        item.name
+        for item in schema
+        if pa.types.is_struct(item.type)
+        and item.type.get_field_index("bytes") >= 0
+        and is_bytes(item.type.field("bytes").type)
+    ]
+    plain = [item.name for item in schema if is_bytes(item.type)]
+    for kind, suffix in ((structs, ".bytes"), (plain, "")):
+        if len(kind) == 1 or "image" in kind:
+            return ("image" if "image" in kind else kind[0]) + suffix
+    columns = ", ".join(f"{item.name}: {item.type}" for item in schema)
+    raise UsageError(
+        f"probes {name}: no single column of images (image: struct<bytes: binary, path: string>, or plain binary) "
+        f"among {columns[:500]}. Name the wanted one `image`."
+    )
+
+
+def _too_many_bytes(name: str, size: int) -> ProbeReport:
+    return ProbeReport(
+        name, LeftOut.TOO_LARGE, f"{size} bytes, more than the {MAX_IMAGE_BYTES >> 20} MiB allowed"
+    )
+
+
+# The store
+
+
+def _written(
+    store: Store,
+    source: str,
+    seed: int,
+    encoder: Encoder,
+    chosen: Sequence[_Chosen],
+    reports: Sequence[ProbeReport],
+    selection: _Selection,
+    progress: Progress | None,
+) -> ProbeSet:
+    set_hash = _set_hash([item.sha256 for item in chosen])
+    if (manifest := _manifest_or_none(store, set_hash[:16])) is not None:
+        found = ProbeSet(store, manifest)
+        found.add_embeddings(encoder, progress)
+        return found
+    folder = store.child(f"{FOLDER}/{set_hash[:16]}")
+    files = [
+        _write(folder, f"images-{number:05}.parquet", table) | {"first": table["id"][0].as_py()}
+        for number, table in enumerate(_image_parts(chosen, selection.spool))
+    ]
+    thumbnails = [(selection.spool / f"{item.sha256}.webp").read_bytes() for item in chosen]
+    files.append(_write(folder, _THUMBNAILS, _fact_table(chosen, 0, thumbnails, THUMBNAILS)))
+    manifest = {
+        "kind": "probe-set",
+        "version": _VERSION,
+        "hash": set_hash,
+        "count": len(chosen),
+        "seed": seed,
+        "source": source,
+        "seen": selection.seen,
+        "files": files,
+        "encoder": {"source": encoder.source, "digest": encoder.digest, "dimension": encoder.dimension},
+        "left_out": _counts(reports),
+        "left_out_listed": [asdict(report) for report in reports[:_LISTED]],
+    }
+    found = ProbeSet(store, manifest)
+    found.add_embeddings(encoder, progress)
+    folder.write_json(_MANIFEST, manifest)
+    return found
+
+
+def _image_parts(chosen: Sequence[_Chosen], spool: Path) -> Iterator[pa.Table]:
+    first, data, size = 0, [], 0
+    for index, item in enumerate(chosen):
+        data.append((spool / item.sha256).read_bytes())
+        size += len(data[-1])
+        if size >= _PART_BYTES or index == len(chosen) - 1:
+            yield _fact_table(chosen[first : index + 1], first, data, IMAGES)
+            first, data, size = index + 1, [], 0
+
+
+def _fact_table(chosen: Sequence[_Chosen], first: int, data: Sequence[bytes], schema: pa.Schema) -> pa.Table:
+    columns = [
+        range(first, first + len(chosen)),
+        [item.name for item in chosen],
+        [item.sha256 for item in chosen],
+        [item.width for item in chosen],
+        [item.height for item in chosen],
+        data,
+    ]
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )
+
+
+def _write(folder: Store, name: str, table: pa.Table) -> dict[str, Any]:
+    data = parquet_bytes(table, use_dictionary=False)
+    folder.write(name, data)
+    return {"name": name, "rows": len(table), "size": len(data), "sha256": digest(data)}
+
+
+def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
+    name = f"{FOLDER}/{key}/{_MANIFEST}"
+    try:
+        found = store.read_json(name)
+    except FileNotFoundError:
+        return None
+    if not isinstance(found, dict) or found.get("kind") != "probe-set":
+        raise StoreError(f"{store.path(name)} is not the manifest of a probe set")
+    if found["version"] > _VERSION:
+        raise SchemaVersionError(
+            f"{store.path(name)}: probe set version {found['version']} is newer than this ProbeLog knows "
+            f"({_VERSION}). Upgrade ProbeLog."
+        )
+    return found
+
+
+def _set_hash(contents: Sequence[str]) -> str:
+    return digest("\n".join([f"probe-set {_VERSION}", *contents]).encode())
+
+
+def _embeddings_name(encoder_digest: str, suffix: str) -> str:
+    return f"embeddings-{encoder_digest[:16]}.{suffix}"
+
+
+def _silent(what: str, done: int, total: int | None) -> None:
+    """The progress of a caller that does not ask for it."""

@@ -1,0 +1,227 @@
+"""Reading safetensors files that a stranger uploaded: the header is checked whole before any byte is used.
+
+The format (https://github.com/huggingface/safetensors#format): eight bytes of header length, little endian; a
+JSON object that gives every tensor's dtype, shape and byte range; the bytes. Parsed here and not by the library,
+because the header must be known before memory is spent and because the digest reads the bytes in any case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.snapshot import member, parse_object, read_json
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+#: The format's own limit is 100 MB; as Python objects that would take a gigabyte, and a model with 10,000
+#: tensors needs 2 MB.
+MAX_HEADER_BYTES = 32_000_000
+
+ITEM_SIZES: Mapping[str, int] = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+
+_CHUNK = 16 << 20
+_SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".tar", ".npz", ".joblib")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a file: where its bytes are, counted from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What one safetensors file says it holds, checked against its size."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def elements(self) -> int:
+        """Numbers in all tensors together."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+
+def read_header(path: Path) -> Header:
+    """The header of one file.
+
+    Raises:
+        ItemFailure: CORRUPT_WEIGHTS where the file is cut off or too long, or the header is not sound: unknown
+            dtypes, shapes that do not fill their byte range, ranges that overlap or leave gaps.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        prefix = stream.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise _corrupt(
+                path, f"cut off: {size} bytes cannot hold the header of {length} that it announces"
+            )
+        if length > MAX_HEADER_BYTES:
+            raise _corrupt(path, f"a header of {length} bytes; {MAX_HEADER_BYTES} are accepted")
+        described = parse_object(
+            stream.read(length), f"the header of {path.name}", FailureReason.CORRUPT_WEIGHTS
+        )
+    described.pop("__metadata__", None)
+    start = 8 + length
+    tensors = [_tensor(path, name, entry, start) for name, entry in described.items()]
+    position = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != position:
+            raise _corrupt(path, f"tensor {tensor.name[:100]!r} overlaps another or leaves a gap before it")
+        position = tensor.end
+    if position != size:
+        raise _corrupt(path, f"the header accounts for {position} bytes, the file has {size}")
+    return Header(path, {tensor.name: tensor for tensor in tensors})
+
+
+def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+    label = f"tensor {name[:100]!r}"
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise _corrupt(path, f"{label} lacks dtype, shape or data_offsets") from None
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise _corrupt(path, f"{label} has the unknown dtype {str(dtype)[:40]!r}")
+    if (
+        not isinstance(shape, list)
+        or not all(map(_is_size, shape))
+        or not (_is_size(begin) and _is_size(end))
+    ):
+        raise _corrupt(path, f"{label}: its shape and offsets must be whole numbers of at least 0")
+    # Checked before the product, so that a million dimensions of 10^18 cost nothing.
+    if len(shape) > 16 or max(shape, default=0) > 1 << 48:
+        raise _corrupt(path, f"{label} has an impossible shape")
+    if math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
+        raise _corrupt(path, f"{label}: {dtype} of shape {shape} does not fill {end - begin} bytes")
+    return TensorInfo(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _corrupt(path: Path, detail: str) -> ItemFailure:
+    return ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{path.name}: {detail}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a repository: ``model.safetensors``, or the shards that its index names.
+
+    Raises:
+        ItemFailure: UNSAFE_FORMAT where there are only pickles, NOT_FOUND where there are no weights at all,
+            UNSAFE_PATH for a shard name that is not a plain file name, CORRUPT_WEIGHTS where the index and the
+            shards disagree.
+    """
+    single = member(folder, WEIGHTS)
+    if single is not None:
+        return [single]
+    index = read_json(folder, WEIGHTS_INDEX)
+    if index is None:
+        pickles = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_PICKLES))
+        if pickles:
+            raise ItemFailure(
+                FailureReason.UNSAFE_FORMAT,
+                f"the weights are only there as {pickles[0][:100]}, not as safetensors",
+            )
+        raise ItemFailure(
+            FailureReason.NOT_FOUND, f"the repository has neither {WEIGHTS} nor {WEIGHTS_INDEX}"
+        )
+    where = index.get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{WEIGHTS_INDEX} has no weight_map")
+    promised: dict[str, set[str]] = {}
+    for tensor, name in where.items():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise ItemFailure(
+                FailureReason.UNSAFE_PATH, f"{WEIGHTS_INDEX} names the shard {str(name)[:100]!r}"
+            )
+        promised.setdefault(name, set()).add(tensor)
+    files = []
+    for name, tensors in sorted(promised.items()):
+        path = member(folder, name)
+        if path is None:
+            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {name} is missing")
+        absent = tensors - read_header(path).tensors.keys()
+        if absent:
+            raise ItemFailure(
+                FailureReason.CORRUPT_WEIGHTS, f"shard {name} lacks the tensor {min(absent)[:100]!r}"
+            )
+        files.append(path)
+    return files
+
+
+def read_headers(files: Sequence[Path]) -> dict[str, tuple[Path, TensorInfo]]:
+    """The tensors of several files together, by name, with the file that holds each.
+
+    Raises:
+        ItemFailure: CORRUPT_WEIGHTS as `read_header`, and where two files hold the same tensor.
+    """
+    found: dict[str, tuple[Path, TensorInfo]] = {}
+    for path in files:
+        for name, tensor in read_header(path).tensors.items():
+            if name in found:
+                raise _corrupt(path, f"tensor {name[:100]!r} is in {found[name][0].name} too")
+            found[name] = path, tensor
+    return found
+
+
+def read_bytes(path: Path, tensor: TensorInfo, chunk: int = _CHUNK) -> Iterator[bytes]:
+    """The bytes of one tensor, a bounded piece at a time; a piece never splits a number."""
+    with open(path, "rb") as stream:
+        stream.seek(tensor.begin)
+        left = tensor.end - tensor.begin
+        while left:
+            piece = stream.read(min(chunk, left))
+            if not piece:
+                raise _corrupt(path, f"cut off while tensor {tensor.name[:100]!r} was read")
+            left -= len(piece)
+            yield piece
+
+
+def tensor_heading(name: str, dtype: str, shape: Sequence[int]) -> bytes:
+    """What the digest takes in before a tensor's bytes; the length of the bytes follows from it."""
+    return json.dumps([name, dtype, list(shape)]).encode() + b"\n"
+
+
+def weight_digest(
+    files: Sequence[Path], also: Callable[[TensorInfo, Iterator[bytes]], Iterator[bytes]] | None = None
+) -> str:
+    """SHA-256 of what the files hold: the tensors in order of name, each with name, dtype, shape and bytes.
+
+    Independent of sharding, metadata and the order inside the files; equal for re-uploads of the same weights.
+    Memory is bounded by one piece of 16 MB. ``also`` sees the pieces of every tensor pass by, so that weights
+    are read from disk once; it must hand on what it gets.
+    """
+    content = hashlib.sha256()
+    for _, (path, tensor) in sorted(read_headers(files).items()):
+        content.update(tensor_heading(tensor.name, tensor.dtype, tensor.shape))
+        pieces = read_bytes(path, tensor)
+        for piece in also(tensor, pieces) if also else pieces:
+            content.update(piece)
+    return content.hexdigest()

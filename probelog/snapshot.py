@@ -1,0 +1,111 @@
+"""The files of one downloaded repository, opened as a stranger's: plain files inside the folder, bounded JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from probelog.errors import FailureReason, ItemFailure
+
+MAX_JSON_BYTES = 64 << 20
+_MAX_DEPTH = 40
+
+
+def member(folder: Path, name: str) -> Path | None:
+    """A file of the repository, or None where it has none of that name.
+
+    Raises:
+        ItemFailure: UNSAFE_PATH for a name with a folder in it, a link that leaves the repository, and anything
+            that is not a plain file (a pipe would hang the reader).
+    """
+    if "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise ItemFailure(
+            FailureReason.UNSAFE_PATH, f"{name[:100]!r} is not the name of a file in the repository"
+        )
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ItemFailure(FailureReason.UNSAFE_PATH, f"{name} is a link to nothing") from None
+        return None
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
+        raise ItemFailure(FailureReason.UNSAFE_PATH, f"{name} cannot be resolved: {error}") from error
+    if not real.is_relative_to(folder.resolve()):
+        raise ItemFailure(FailureReason.UNSAFE_PATH, f"{name} is a link that leaves the repository")
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise ItemFailure(FailureReason.UNSAFE_PATH, f"{name} is not a plain file")
+    return real
+
+
+def read_json(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
+    """A JSON object of the repository, or None where there is no such file.
+
+    Stricter than Python's own reader: duplicate keys, numbers that are not finite and deep nesting are refused,
+    because two readers would understand such a file differently.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG, or UNSAFE_PATH as `member`.
+    """
+    path = member(folder, name)
+    if path is None:
+        return None
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"{name} has {size} bytes; {max_bytes} are accepted")
+    return parse_object(path.read_bytes(), name, FailureReason.CORRUPT_CONFIG)
+
+
+def parse_object(data: bytes, name: str, reason: FailureReason) -> dict[str, Any]:
+    """Bytes as one JSON object, strictly (see `read_json`). Raises ItemFailure with the reason given."""
+    try:
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ItemFailure(reason, f"{name} is not sound JSON: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise ItemFailure(reason, f"{name} holds {type(value).__name__}, not an object")
+    if _depth(value) > _MAX_DEPTH:
+        raise ItemFailure(reason, f"{name} is nested more than {_MAX_DEPTH} deep")
+    return value
+
+
+def walk(value: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Every scalar below a JSON value, with the nearest key above it (list items bear their list's key)."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from walk(item, str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from walk(item, key)
+    else:
+        yield key, value
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + max((_depth(item) for item in value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max((_depth(item) for item in value), default=0)
+    return 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return found
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
