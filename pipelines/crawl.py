@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from probelog.listing import ListingFilters, iter_pages
+
 from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
-from probelog.listing import ListingFilters, iter_pages
 from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, check_schema, from_table, to_table
 from probelog.storage import Store, parquet_bytes
 
 
 def hub_endpoint() -> str:
-    """The Hub's address: ``HF_ENDPOINT``, or the public Hub."""
+    """The Hub's address: ``HF_ENDPOINT``, or the public Hub.
+
+    Read when a job starts, not when huggingface_hub is imported, so that a program may set it first.
+    """
     from huggingface_hub import constants
 
-    return str(constants.ENDPOINT).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from probelog.encoders import Encoder
-from probelog.onnx_export import (
-    UnsupportedExportError,
-    check_image_encoder,
-    check_text_encoder,
-    export_image_encoder,
-    export_text_encoder,
-)
-from probelog.probes import ProbeSet
 
 from cluster.completer import completed_z
 from pipelines.background import background_names
@@ -27,6 +18,7 @@ from pipelines.complete import Completed
 from pipelines.stages import Job
 from probelog import __version__, scoring
 from probelog.client import vector_scores
+from probelog.encoders import Encoder
 from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.index import (
@@ -44,6 +36,14 @@ from probelog.index import (
     sweep,
 )
 from probelog.ledger import Ledger, Receipt, observed_models, read_part
+from probelog.onnx_export import (
+    UnsupportedExportError,
+    check_image_encoder,
+    check_text_encoder,
+    export_image_encoder,
+    export_text_encoder,
+)
+from probelog.probes import ProbeSet
 from probelog.schemas import DESCRIPTORS, CatalogueRow, Head, ProbedModel
 from probelog.scoring import TopPairs
 from probelog.storage import Store, short_key

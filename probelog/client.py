@@ -121,7 +121,7 @@ class Index:
                 excluded = np.empty(0, np.int64)
                 if text is not None:
                     vector = _text_vector(generation, text, notes)
-                    excluded = _background_numbers(generation, [text])
+                    excluded = background_numbers(generation, [text])
                 else:
                     assert images is not None
                     vector = _image_vector(generation, images)
@@ -142,14 +142,14 @@ class Index:
         """
 
         def ask(generation: Generation) -> np.ndarray[Any, Any]:
-            vectors = generation.text_encoder.embed([_prompted(generation, text) for text in texts])
+            vectors = generation.text_encoder.embed([prompted(generation, text) for text in texts])
             z = scoring.text_descriptors(generation.probe_embeddings, vectors)
             distances = scoring.truncated_distances(generation.pairs, z)
             k = int(generation.settings["calibration_k"])
             out = np.empty((len(texts), len(distances)))
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
-                numbers = _background_numbers(generation, names)
+                numbers = background_numbers(generation, names)
                 out[i] = scoring.calibration_offsets(generation.nearest, k, numbers) - distances[:, i]
             return out
 
@@ -271,7 +271,8 @@ def vector_scores(
     return distances, offsets
 
 
-def _prompted(generation: Generation, text: str) -> str:
+def prompted(generation: Generation, text: str) -> str:
+    """A concept's name in the index's prompt."""
     return str(generation.settings["prompt"]).replace("{}", text.strip())
 
 
@@ -289,7 +290,7 @@ def _text_vector(generation: Generation, text: str, notes: list[str]) -> np.ndar
     if unknown:
         words = ", ".join(repr(word) for word in unknown)
         notes.append(f"the text encoder does not know {words}; the answer rests on the other words")
-    return np.asarray(generation.text_encoder.embed([_prompted(generation, text)]))
+    return np.asarray(generation.text_encoder.embed([prompted(generation, text)]))
 
 
 def _image_vector(
@@ -300,7 +301,8 @@ def _image_vector(
     return np.asarray(generation.image_encoder.embed(list(images)).mean(axis=0, keepdims=True))
 
 
-def _background_numbers(generation: Generation, names: Sequence[str]) -> np.ndarray[Any, Any]:
+def background_numbers(generation: Generation, names: Sequence[str]) -> np.ndarray[Any, Any]:
+    """Numbers of the background concepts that have one of these names."""
     wanted = {normal_name(name) for name in names}
     return np.asarray(
         [i for i, name in enumerate(generation.background) if normal_name(name) in wanted], np.int64

@@ -9,6 +9,7 @@ under the same name.
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from probelog.errors import StoreError
+from probelog.observations import from_rows
 from probelog.schemas import (
     FAILURES,
     OBSERVATIONS,
@@ -51,13 +53,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof of one sealed batch: its items and its parts."""
+    """Proof of one sealed batch: its items, its parts, and when it was sealed (UTC, ISO 8601)."""
 
     name: str
     items: list[str]
     observations: Part
     models: Part
     failures: Part
+    at: str
     version: int = 1
 
 
@@ -141,6 +144,7 @@ class Ledger:
                 observations=self._write_part("observations", name, results),
                 models=self._write_part("models", name, results),
                 failures=self._write_part("failures", name, results),
+                at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
             self.store.write_json(self._receipt_path(name), asdict(receipt))
         else:
@@ -223,15 +227,12 @@ def observed_models(
     for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
         own = rows.slice(start, model.logits)
         start += model.logits
-        lists = own["values"].combine_chunks()
-        flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-        fits = own.num_rows == model.logits and flat.size == model.logits * len(model.probes)
+        values = from_rows(own)
+        fits = own.num_rows == model.logits and values.shape == (model.logits, len(model.probes))
         if not fits or own["repo"].unique().to_pylist() != [model.repo]:
             raise StoreError(
                 f"{store.path(receipt.observations.path)} does not hold {model.repo} as recorded"
             )
-        scale = own["scale"].to_numpy().astype(np.float32)
-        values = flat.reshape(model.logits, len(model.probes)) * scale[:, None]
         yield model, own["logit"].to_numpy(), values
 
 

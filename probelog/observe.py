@@ -1,4 +1,4 @@
-"""One model on its probes: logits in batches, and the observation rows they are stored as."""
+"""One model on its probes: its logits, in batches."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.pixel_cache import PixelCache
-from probelog.schemas import OBSERVATIONS
 
 if TYPE_CHECKING:
     import torch
 
     from probelog.models import Classifier
 
-__all__ = ["PixelCache", "from_rows", "observe", "to_rows"]
-
 Floats = npt.NDArray[np.float32]
 Images = Callable[[Sequence[int]], Sequence[Image.Image]]
 
 # A row whose values differ by less than rounding could explain says nothing about the images.
 _CONSTANT = 1e-6
-# float16 ends at 65504 and loses digits below 2^-14.
-_LARGEST, _SMALLEST = 30_000.0, 2.0**-10
 
 
 def observe(
@@ -131,53 +125,3 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
     )
-
-
-def to_rows(repo: str, sha: str, values: npt.ArrayLike) -> pa.Table:
-    """Logits (L, m) as observation rows, float16.
-
-    A value is ``scale`` times what is stored; the scale is a power of two, 1 unless the row's largest magnitude is
-    above 30,000 or below 2^-10. Every value is restored to within 2^-11 of the largest magnitude of its row.
-
-    Raises:
-        ValueError: not a matrix of finite numbers.
-    """
-    matrix = np.asarray(values, dtype=np.float32)
-    if matrix.ndim != 2 or not np.isfinite(matrix).all():
-        raise ValueError(f"observations must be a matrix of finite numbers, not {matrix.shape}")
-    logits, count = matrix.shape
-    largest = np.abs(matrix).max(axis=1, initial=0.0)
-    scale = np.ones(logits, np.float32)
-    odd = ((largest > _LARGEST) | (largest < _SMALLEST)) & (largest > 0)
-    # Brings the largest into [2^12, 2^13). Denormals of float32 end at 2^-149; a scale of 2^-126 is normal.
-    scale[odd] = np.exp2(np.clip(np.floor(np.log2(largest[odd])) - 12, -126, 127))
-    stored = (matrix / scale[:, None]).astype(np.float16)
-    offsets = (
-        np.arange(0, (logits + 1) * count, max(count, 1), dtype=np.int32)
-        if count
-        else np.zeros(logits + 1, np.int32)
-    )
-    columns = {
-        "repo": pa.array([repo] * logits, pa.string()),
-        "sha": pa.array([sha] * logits, pa.string()),
-        "logit": pa.array(np.arange(logits, dtype=np.int32)),
-        "scale": pa.array(scale),
-        "values": pa.ListArray.from_arrays(pa.array(offsets), pa.array(stored.reshape(-1), pa.float16())),
-    }
-    return pa.table(columns, schema=OBSERVATIONS)
-
-
-def from_rows(table: pa.Table) -> Floats:
-    """The matrix (L, m) behind the observation rows of one model, in the order of the rows.
-
-    Raises:
-        ValueError: the rows are not equally long (they belong to several models).
-    """
-    values = table.column("values").combine_chunks()
-    lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
-    if len(lengths) > 1:
-        raise ValueError(f"rows of {lengths.tolist()} values are not of one model")
-    flat: Floats = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    scale = table.column("scale").to_numpy().astype(np.float32)
-    matrix: Floats = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0) * scale[:, None]
-    return matrix

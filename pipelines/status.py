@@ -1,0 +1,178 @@
+"""What a store holds and what is left to do, read from receipts alone: safe beside a running job."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from probelog.errors import UsageError
+from probelog.index import POINTER, Pointer
+from probelog.ledger import Ledger, Receipt
+from probelog.storage import Store
+
+
+@dataclass(frozen=True)
+class LedgerStatus:
+    """One ledger of observations. ``left`` counts planned models without a sealed or spooled result."""
+
+    key: str
+    probe_set: str
+    fraction: float
+    seed: int
+    planned: int
+    indexed: int
+    failed: dict[str, int]
+    unsealed: int
+    left: int
+    models_an_hour: float | None
+    seconds_a_model: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Everything that a store holds."""
+
+    store: str
+    catalogues: list[dict[str, Any]]
+    probe_sets: list[dict[str, Any]]
+    ledgers: list[LedgerStatus]
+    completions: list[dict[str, Any]]
+    index: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        told = [f"store {self.store}"]
+        for item in self.catalogues:
+            state = f"finished {item['finished']}" if item.get("finished") else "unfinished"
+            told.append(
+                f"crawl      {item['key']}  {item['rows']:,} models, {item['failures']:,} unreadable rows, {state}"
+            )
+        told += [f"probes     {item['hash'][:16]}  {item['count']:,} images" for item in self.probe_sets]
+        for ledger in self.ledgers:
+            told.append(
+                f"probe      {ledger.key}  {ledger.indexed:,} of {ledger.planned:,} models indexed, "
+                f"{sum(ledger.failed.values()):,} failed, {ledger.left:,} left"
+                + (f", {ledger.unsealed:,} not yet sealed" if ledger.unsealed else "")
+                + (f", {ledger.models_an_hour:,.0f} models an hour" if ledger.models_an_hour else "")
+                + f"  (probe set {ledger.probe_set[:16]}, fraction {ledger.fraction:g}, seed {ledger.seed})"
+            )
+            told += [f"             {count:6,}  {reason}" for reason, count in ledger.failed.items()]
+            if ledger.seconds_a_model:
+                parts = ", ".join(f"{name} {value:.2f}" for name, value in ledger.seconds_a_model.items())
+                told.append(f"             seconds a model: {parts}")
+        told += [
+            f"complete   {item['key']}  {item['logits']:,} logits, rank {item['rank']}, "
+            f"held-out RMSE {item['rmse']:.3f}"
+            for item in self.completions
+        ]
+        if self.index is None:
+            told.append("index      none published yet")
+        else:
+            told.append(
+                f"index      generation {self.index['generation']}, published {self.index['published']}, "
+                f"{len(self.index['previous'])} earlier ones kept"
+            )
+        return told
+
+
+def status(uri: str) -> Status:
+    """Read a store's state.
+
+    Raises:
+        UsageError: there is no ProbeLog store at this address.
+    """
+    store = Store(uri)
+    found = Status(
+        store=store.uri,
+        catalogues=_catalogues(store),
+        probe_sets=[
+            {"hash": content["hash"], "count": content["count"]}
+            for name in _names(store, "probes", "manifest.json")
+            for content in [store.read_json(name)]
+        ],
+        ledgers=[_ledger(store, name) for name in _names(store, "observations", "manifest.json")],
+        completions=[
+            {"key": name.split("/")[1]}
+            | {
+                key: content[key]
+                for key in ("logits", "models", "rank", "regularisation", "rmse", "top_rmse")
+            }
+            for name in _names(store, "completion", "receipt.json")
+            for content in [store.read_json(name)]
+        ],
+        index=_index(store),
+    )
+    if not (found.catalogues or found.probe_sets or found.ledgers or found.index):
+        raise UsageError(f"{store.uri} holds nothing of ProbeLog: check the address")
+    return found
+
+
+def _names(store: Store, folder: str, last: str) -> list[str]:
+    return [name for name in store.names(folder, suffix=f"/{last}") if name.count("/") == 2]
+
+
+def _catalogues(store: Store) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for last in ("progress.json", "receipt.json"):
+        for name in _names(store, "catalogue", last):
+            content = store.read_json(name)
+            finished = content["finished"] if last == "receipt.json" else None
+            found[name.split("/")[1]] = {
+                "key": name.split("/")[1],
+                "rows": content["rows"],
+                "failures": content["failures"],
+                "finished": finished,
+            }
+    return list(found.values())
+
+
+def _ledger(store: Store, manifest: str) -> LedgerStatus:
+    content = store.read_json(manifest)
+    folder = manifest.rsplit("/", 1)[0]
+    ledger = Ledger(store, folder)
+    receipts = ledger.receipts()
+    models = ledger.models(receipts)
+    failed = Counter(failure.reason for failure in ledger.failures(receipts, models))
+    unsealed = len(ledger.spooled())
+    parts = ("download", "load", "preprocess", "forward")
+    return LedgerStatus(
+        key=folder.split("/")[1],
+        probe_set=content["probe_set"],
+        fraction=content["fraction"],
+        seed=content["seed"],
+        planned=content["planned"],
+        indexed=len(models),
+        failed=dict(failed.most_common()),
+        unsealed=unsealed,
+        left=max(0, content["planned"] - len(models) - failed.total() - unsealed),
+        models_an_hour=_rate(receipts),
+        seconds_a_model={
+            part: sum(getattr(model, f"seconds_{part}") for model in models) / len(models) for part in parts
+        }
+        if models
+        else {},
+    )
+
+
+def _rate(receipts: Sequence[Receipt]) -> float | None:
+    """Models an hour between the first and the last receipt; None while there is only one."""
+    ordered = sorted(receipts, key=lambda receipt: receipt.at)
+    if len(ordered) < 2:
+        return None
+    first, last = (dt.datetime.fromisoformat(receipt.at) for receipt in (ordered[0], ordered[-1]))
+    seconds = (last - first).total_seconds()
+    count = sum(len(receipt.items) for receipt in ordered[1:])
+    return count / seconds * 3600 if seconds > 0 else None
+
+
+def _index(store: Store) -> dict[str, Any] | None:
+    name = f"index/{POINTER}"
+    data = store.read_or_none(name)
+    return None if data is None else asdict(Pointer.from_bytes(data, store.path(name)))
