@@ -1,5 +1,226 @@
-"""`probelog-index`: the operator's command line."""
+"""`probelog-index`: the operator's command line. Stages run in this process, their work on Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from probelog import command
+
+if TYPE_CHECKING:
+    from pipelines.stages import Job
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Build and publish a ProbeLog index: crawl a Hub, probe its models, complete, publish.",
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file; see `probelog-index config`.", show_default=False)
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="Directory or s3://bucket/prefix; takes the place of the file's."),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, takes the place of one key of the file.")
+]
+RefreshOption = Annotated[bool, typer.Option("--refresh", help="List the Hub again.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Also retry failures that a retry is not expected to cure.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+FAILED_SHARE_STATUS = 3
 
 
 def main() -> None:
     """Run the command line."""
+    command.run(app, "probelog-index")
+
+
+def _job(config: Path | None, overrides: list[str] | None, store: str | None) -> Job:
+    from pipelines.config import load_config
+    from pipelines.stages import Job
+
+    return Job.of(load_config(config, overrides or (), store))
+
+
+def _end(job: Job, failed_share: float) -> None:
+    allowed = job.config.max_failed_share
+    if failed_share > allowed:
+        job.report.say(
+            f"{failed_share:.1%} of the models failed, more than max_failed_share ({allowed:.1%}) allows"
+        )
+        raise typer.Exit(FAILED_SHARE_STATUS)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the store and the index are kept.")] = Path(
+        "probelog-demo"
+    ),
+) -> None:
+    """Everything on this machine, offline: serve a small hub, index it, ask it."""
+    from pipelines.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def hub(
+    folder: Annotated[Path, typer.Argument(help="Folder of repositories: OWNER/NAME/...")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a folder of model repositories over the Hub's protocol."""
+    from pipelines.hubserver import serve
+
+    serve(folder, host, port)
+
+
+@app.command()
+def probes(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of images, Parquet with images, or hf://datasets/OWNER/NAME/PATTERN."),
+    ],
+    store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", min=1, help="How many; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which ones.")] = 0,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Hub id or folder of the text-image encoder.")
+    ] = "openai/clip-vit-base-patch32",
+) -> None:
+    """Make a probe set and embed it."""
+    from pipelines.config import load_config
+    from pipelines.probes import ready_probes
+    from pipelines.stages import Job
+    from probelog.encoders import load_encoder
+
+    wanted = [f"probes={json.dumps(source)}", f"encoder={json.dumps(encoder)}", f"seed={seed}", "top_r=1"]
+    config = load_config(None, wanted, store).model_copy(update={"probe_count": count})
+    made = ready_probes(Job.of(config), load_encoder(encoder))
+    for report in made.left_out[:20]:
+        typer.echo(f"left out: {report.source}: {report.reason.value} ({report.detail})", err=True)
+    typer.echo(made.hash)
+
+
+@app.command()
+def crawl(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    refresh: RefreshOption = False,
+) -> None:
+    """List the Hub's classifiers into the catalogue."""
+    from pipelines.full import run_crawl
+
+    run_crawl(_job(config, overrides, store), refresh)
+
+
+@app.command()
+def probe(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    retry_failed: RetryOption = False,
+) -> None:
+    """Run the catalogue's models on their probes."""
+    from pipelines.full import run_probe
+
+    job = _job(config, overrides, store)
+    _end(job, run_probe(job, retry_failed).failed_share)
+
+
+@app.command()
+def complete(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
+    """Fill in what the models did not see and describe every logit."""
+    from pipelines.full import run_complete
+
+    run_complete(_job(config, overrides, store))
+
+
+@app.command()
+def publish(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
+    """Build a generation of the index, check it, and make it live."""
+    from pipelines.full import run_publish
+
+    run_publish(_job(config, overrides, store))
+
+
+@app.command()
+def full(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    refresh: RefreshOption = False,
+    retry_failed: RetryOption = False,
+) -> None:
+    """Crawl, probe, complete and publish. Killed at any moment, the same command goes on where it was."""
+    from pipelines.full import run_full
+
+    job = _job(config, overrides, store)
+    done = run_full(job, refresh, retry_failed)
+    job.report.say(f'ask it: probelog search "dog" --index {job.store.uri}')
+    _end(job, done.probed.failed_share)
+
+
+@app.command()
+def status(
+    store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    as_json: JsonOption = False,
+) -> None:
+    """What a store holds and what is left, read from receipts alone."""
+    from pipelines.status import status as read_status
+    from probelog.terminal import printable
+
+    found = read_status(store)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    for line in found.lines():
+        typer.echo(printable(line, limit=500))
+
+
+@app.command()
+def evaluate(
+    index: Annotated[str, typer.Option("--index", help="The index, or the store that holds it.")],
+    truth: Annotated[Path, typer.Option("--truth", help="JSON: classes, concepts, models.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy of text queries against a truth file, beside chance and simpler methods."""
+    from pipelines.evaluate import evaluate as run_evaluate
+
+    found = run_evaluate(index, truth)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    for line in found.lines():
+        typer.echo(line)
+
+
+@app.command()
+def rollback(
+    store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+) -> None:
+    """Return to the generation before the live one."""
+    from probelog.index import find_index, roll_back
+
+    pointer = roll_back(find_index(store))
+    typer.echo(f"generation {pointer.generation} is live again")
+
+
+@app.command("config")
+def show_config() -> None:
+    """Print a configuration file with every key, its default and its meaning."""
+    from pipelines.config import template
+
+    typer.echo(template(), nl=False)

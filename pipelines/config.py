@@ -7,6 +7,7 @@ credentials from the ``AWS_*`` variables.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,3 +190,28 @@ def _problem(error: Any) -> str:
 def _description(location: Sequence[Any]) -> str:
     field = Config.model_fields.get(str(location[0])) if location else None
     return (field.description if field is not None else None) or "see the README"
+
+
+def template() -> str:
+    """A configuration file with every key, its meaning, and its default (commented out where there is one)."""
+    lines = ["# probelog-index: every key, its meaning and its default.", ""]
+    tables = []
+    for name, field in Config.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            tables.append((name, field.default))
+        else:
+            lines += _template_lines(name, field)
+    for name, table in tables:
+        lines += [f"[{name}]", ""]
+        for key, field in type(table).model_fields.items():
+            lines += _template_lines(field.alias or key, field)
+    return "\n".join(lines)
+
+
+def _template_lines(name: str, field: Any) -> list[str]:
+    if field.is_required():
+        example = {"store": '"/data/probelog"', "probes": '"photos/"'}[name]
+        return [f"# {field.description}", f"{name} = {example}", ""]
+    shown = "none" if field.default is None else json.dumps(field.default)
+    key = f"# {name} =" if field.default is None else f"# {name} = {shown}"
+    return [f"# {field.description}", key, ""]
