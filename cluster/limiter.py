@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
 
 import ray
+from probelog.ratelimit import TokenBucket
 
 Kind = Literal["api", "file"]
 
 
-@ray.remote(num_cpus=0)
-class LimiterActor:
-    """Hands out reservations from one token bucket."""
+class Limit:
+    """An actor's state: one token bucket. Calls return at once, so that no worker blocks another."""
 
-    def __init__(self, bucket: Any) -> None:
-        self._bucket = bucket
+    def __init__(self, endpoint: str, with_token: bool) -> None:
+        self._bucket = TokenBucket.for_endpoint(endpoint, with_token=with_token)
 
-    def reserve(self, kind: Kind) -> float:
-        """Take one request of a kind; returns how many seconds the caller must wait before it sends it."""
-        return float(self._bucket.reserve(kind))
+    def try_acquire(self, kind: Kind) -> float:
+        """Take a token and return 0, or say in how many seconds to ask again."""
+        return self._bucket.try_acquire(kind)
 
     def penalise(self, kind: Kind, seconds: float) -> None:
         """The Hub refused a request: nobody sends another of this kind for so many seconds."""
         self._bucket.penalise(kind, seconds)
+
+
+LimitActor: Any = ray.remote(num_cpus=0)(Limit)
+
+
+class SharedLimiter:
+    """A worker's side of the shared limit (``probelog.ratelimit.Limiter``)."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def acquire(self, kind: Kind) -> None:
+        """Return when one more request of this kind may be sent."""
+        while (wait := ray.get(self._actor.try_acquire.remote(kind))) > 0:
+            time.sleep(wait)
+
+    def penalise(self, kind: Kind, seconds: float) -> None:
+        """Tell all workers that the Hub asked for a pause."""
+        ray.get(self._actor.penalise.remote(kind, seconds))

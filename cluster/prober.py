@@ -67,6 +67,7 @@ class Prober:
 
     def __init__(self, spec: ProberSpec, limiter: Any) -> None:
         import torch
+
         from probelog.pixel_cache import PixelCache
         from probelog.probes import ProbeSet
 
@@ -116,6 +117,7 @@ class Prober:
 
     def _probe(self, row: CatalogueRow) -> Spooled:
         from probelog.download import DownloadLimits, download_model
+
         from probelog.models import LoadLimits, load_classifier
         from probelog.observations import to_rows
         from probelog.observe import observe

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from probelog.probes import ProbeSet
-
 from cluster.prober import ProberSpec, probers
 from cluster.scheduler import Policy, Scheduler
 from cluster.session import worker_count
 from pipelines.stages import Job
 from probelog.ledger import Ledger, Receipt, Spooled, item_key
+from probelog.probes import ProbeSet
 from probelog.schemas import CatalogueRow, Failure
 
 STAGE = "probe"
@@ -148,14 +147,14 @@ def _run(
     with ThreadPoolExecutor(2) as pool, probers(spec, config.cpus_per_worker, config.gpus_per_worker) as make:
         sealing: list[Future[Receipt]] = []
 
-        def finished(item: str) -> None:
-            number = batch_of[item]
-            waiting[number].discard(item)
+        def finished(key: str) -> None:
+            number = batch_of[key]
+            waiting[number].discard(key)
             if not waiting[number]:
                 sealing.append(pool.submit(ledger.seal, [item.key for item in batches[number]]))
 
-        for item in spooled & batch_of.keys():
-            finished(item)
+        for key in sorted(spooled & batch_of.keys()):
+            finished(key)
         workers = config.workers or worker_count(config.cpus_per_worker, config.gpus_per_worker)
         scheduler: Scheduler[_Item] = Scheduler(
             make, min(workers, max(1, len(todo))), Policy(item_seconds=config.item_seconds)

@@ -1,0 +1,100 @@
+"""Configuration files: every problem at once, in words that say what to do."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Config, load_config, template
+from probelog.errors import ConfigError, UsageError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "job.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_small_file_is_enough(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, 'store = "s"\nprobes = "p"\n[filters]\nauthor = "me"\nlist = "l.txt"\n')
+    )
+    assert (config.store, config.fraction, config.filters.author) == ("s", 0.25, "me")
+    assert config.filters.repos == Path("l.txt")
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path, 'probes = ""\nfraction = 2\nrnak = 3\n[filters]\nlibrary = ["keras"]\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, ["seed"])
+    text = str(caught.value)
+    assert len(caught.value.problems) == 6
+    for word in (
+        "store: is needed",
+        "probes",
+        "fraction",
+        "rnak: there is no such key",
+        "library",
+        "--set seed",
+    ):
+        assert word in text
+    assert caught.value.exit_status == 2
+
+
+def test_overrides_take_the_place_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, 'store = "s"\nprobes = "p"\nfraction = 0.5\n')
+    config = load_config(file, ["fraction=0.125", "filters.limit=3", "encoder=some/model"], store="other")
+    assert (config.fraction, config.filters.limit, config.encoder, config.store) == (
+        0.125,
+        3,
+        "some/model",
+        "other",
+    )
+
+
+def test_overrides_of_what_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no keys of its own"):
+        load_config(write(tmp_path, 'store = "s"\nprobes = "p"\n'), ["store.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("store = ", "not TOML"),
+        ('store = "s"\nprobes = "p"\nprompt = "photo"', "must hold {}"),
+        ('store = "s"\nprobes = "p"\ntop_r = 50\nprobe_count = 20', "larger than probe_count"),
+        ('store = "s"\nprobes = "p"\nfraction = 0', "greater than 0"),
+        ('store = "s"\nprobes = "p"\nHF_TOKEN = "hf_x"', "no such key"),
+    ],
+)
+def test_clear_messages(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such configuration file"):
+        load_config(tmp_path / "none.toml")
+
+
+def test_the_template_is_a_valid_file_that_names_every_key(tmp_path: Path) -> None:
+    text = template()
+    config = load_config(write(tmp_path, text))
+    assert config.model_copy(update={"store": "s", "probes": "p"}) == Config(store="s", probes="p")
+    for name in Config.model_fields:
+        assert name in text
+    uncommented = "\n".join(
+        line[2:]
+        if line.startswith("# ") and " = " in line and line.split(" = ")[0][2:].isidentifier()
+        else line
+        for line in text.splitlines()
+    )
+    assert tomllib.loads(uncommented)["fraction"] == 0.25
+
+
+def test_since_without_a_zone_is_utc(tmp_path: Path) -> None:
+    config = load_config(None, ["probes=p", "filters.since=2024-01-01T00:00:00"], "s")
+    assert config.filters.since is not None
+    assert config.filters.since.utcoffset() is not None
