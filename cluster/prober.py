@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
-from cluster.limiter import SharedLimiter
+from cluster.limiter import LimitActor, SharedLimiter
 from probelog.errors import FailureReason, ItemFailure
 from probelog.ledger import Ledger, Spooled
 from probelog.schemas import CatalogueRow, Failure, ProbedModel
@@ -71,8 +71,6 @@ class Prober:
         from probelog.pixel_cache import PixelCache
         from probelog.probes import ProbeSet
 
-        # A stranger's model is loaded in this process: nothing in it may reach out, and no loader may use our token.
-        self._token = os.environ.pop("HF_TOKEN", None) or os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
         torch.set_num_threads(spec.threads)
         self._spec = spec
         self._limiter = SharedLimiter(limiter)
@@ -117,7 +115,6 @@ class Prober:
 
     def _probe(self, row: CatalogueRow) -> Spooled:
         from probelog.download import DownloadLimits, download_model
-
         from probelog.models import LoadLimits, load_classifier
         from probelog.observations import to_rows
         from probelog.observe import observe
@@ -133,7 +130,6 @@ class Prober:
                 allow_pickle=spec.allow_pickle,
                 limiter=self._limiter,
                 endpoint=spec.endpoint,
-                token=self._token,
             )
             with self._computing:
                 begun = time.monotonic()
@@ -190,11 +186,7 @@ class Prober:
 @contextmanager
 def probers(spec: ProberSpec, cpus: float, gpus: float) -> Iterator[Callable[[], Any]]:
     """A factory of probing actors that share one rate limiter for the Hub."""
-    from probelog.limits import TokenBucket
-
-    from cluster.limiter import LimiterActor
-
-    limiter = LimiterActor.remote(TokenBucket.for_endpoint(spec.endpoint, bool(os.environ.get("HF_TOKEN"))))
+    limiter = LimitActor.remote(spec.endpoint, bool(os.environ.get("HF_TOKEN")))
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=2)(
         Prober
     )

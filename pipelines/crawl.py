@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from probelog.listing import ListingFilters, iter_pages
-
 from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
+from probelog.listing import ListingFilters, iter_pages
 from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, check_schema, from_table, to_table
 from probelog.storage import Store, parquet_bytes
 
@@ -104,7 +103,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     counter = job.report.counter("crawl", None, "models", state["rows"])
     reasons: Counter[str] = Counter()
     if not state["finished"]:
-        for page in iter_pages(filters, start_url=state["next_url"], endpoint=endpoint, listed=state["rows"]):
+        for page in iter_pages(filters, state["next_url"], already=state["rows"], endpoint=endpoint):
             number = state["pages"]
             store.write(
                 _page(folder, state["run"], "rows", number), parquet_bytes(to_table(page.rows, CATALOGUE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from probelog.errors import ProbeLogError
@@ -22,7 +21,7 @@ def run(app: typer.Typer, name: str) -> None:
         message = "\n".join(printable(line, limit=2000) for line in str(error).splitlines())
         sys.stderr.write(f"{name}: {message}\n")
         raise SystemExit(error.exit_status) from None
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(f"{name}: interrupted\n")
         raise SystemExit(130) from None
     except BrokenPipeError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,7 +91,7 @@ def test_a_sweep_never_raises_the_regularised_loss() -> None:
     for _ in range(8):
         losses.append(loss(columns))
         columns = sweep(blocks, columns, lam)
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(losses))
 
 
 @settings(max_examples=30, deadline=None)
