@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -60,6 +60,11 @@ class HubRefusalError(HubError):
         )
         super().__init__(f"{address} answered {status}{f' ({said})' if said else ''}.{hint}")
 
+    @property
+    def bad_token(self) -> bool:
+        """Whether the Hub knows no such token, so that nothing will work with it."""
+        return self.status == 401 and self.message.startswith("Invalid credentials")
+
     def __reduce__(self) -> tuple[type[HubRefusalError], tuple[str, int, str, str]]:
         return type(self), (self.address, self.status, self.code, self.message)
 
@@ -100,16 +105,18 @@ PATIENT = Retry()
 class Answer:
     """An open answer.
 
-    ``headers`` (lower-case names) are its own, and what only the Hub's hop of a redirect says about a file.
+    ``url`` is what was asked for (a redirect may have led on). ``headers`` (lower-case names) are the answer's own,
+    and what only the Hub's hop of a redirect says about a file.
     """
 
+    url: str
     response: httpx.Response
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str]
 
-    def refusal(self, address: str) -> HubRefusalError:
+    def refusal(self) -> HubRefusalError:
         """The answer, which is no success, as an error."""
         return HubRefusalError(
-            address,
+            self.url,
             self.response.status_code,
             self.headers.get("x-error-code", "")[:100],
             self.headers.get("x-error-message", "")[:300],
@@ -174,15 +181,11 @@ class HubClient:
             HubUnavailableError: no proper answer after all retries.
             HubError: the address leads away from the endpoint, or the answer is too long.
         """
-        import httpx
-
-        full = self.reroot(url)
-        if params:
-            full = str(httpx.URL(full).copy_merge_params(dict(params)))
+        full = self.url(url, params or {})
 
         def read(answer: Answer) -> Json:
             if answer.response.status_code != 200:
-                raise answer.refusal(full)
+                raise answer.refusal()
             body = bytearray()
             for chunk in chunks(answer.response, self.retry):
                 body += chunk
@@ -192,6 +195,13 @@ class HubClient:
             return Json(parse_json(bytes(body)), self.reroot(following) if following else None)
 
         return self.call("api", full, read)
+
+    def url(self, path: str, params: Mapping[str, Any]) -> str:
+        """The address of a path of the API with parameters (lists are repeated) added to those it has."""
+        import httpx
+
+        full = self.reroot(path)
+        return str(httpx.URL(full).copy_merge_params(dict(params))) if params else full
 
     def call(
         self,
@@ -293,25 +303,25 @@ class HubClient:
                 for name, value in response.headers.items():
                     seen.setdefault(name, value)
                 if not response.has_redirect_location:
-                    yield Answer(response, {**response.headers, **_linked(seen)})
+                    yield Answer(url, response, {**response.headers, **_linked(seen)})
                     return
-                current = self._redirected(kind, current, response.headers["location"])
+                current = self._redirected(kind, url, current, response.headers["location"])
             finally:
                 response.close()
         raise HubError(f"{url} redirects more than {_MAX_REDIRECTS} times")
 
-    def _redirected(self, kind: Kind, current: httpx.URL, location: str) -> httpx.URL:
+    def _redirected(self, kind: Kind, url: str, current: httpx.URL, location: str) -> httpx.URL:
         import httpx
 
         try:
             target = current.join(location)
         except (httpx.InvalidURL, ValueError) as error:
-            raise HubError(f"{current} redirects to what is no address: {location[:200]!r}") from error
+            raise HubError(f"{url} redirects to what is no address: {location[:200]!r}") from error
         shown = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"
         if target.scheme not in ("http", "https") or not target.host:
-            raise HubError(f"{current} redirects to {shown}, which is not followed")
+            raise HubError(f"{url} redirects to {shown}, which is not followed")
         if current.scheme == "https" and target.scheme == "http":
-            raise HubError(f"{current} redirects to {shown}, without encryption, which is not followed")
+            raise HubError(f"{url} redirects to {shown}, without encryption, which is not followed")
         moved = (target.scheme, target.netloc) != (self._origin.scheme, self._origin.netloc)
         if kind == "api" and moved:
             raise HubError(
