@@ -72,7 +72,7 @@ def download_model(
     row: CatalogueRow,
     folder: Path,
     *,
-    limits: DownloadLimits = DownloadLimits(),  # noqa: B008 - frozen
+    limits: DownloadLimits = DownloadLimits(),
     allow_pickle: bool = False,
     limiter: Limiter | None = None,
     endpoint: str | None = None,

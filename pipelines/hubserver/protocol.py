@@ -241,9 +241,7 @@ class _Hub:
         # The path is looked up among the files that a scan found inside the folder, never joined to one.
         file = repository.files.get(path)
         if file is None:
-            raise _Refusal(
-                404, "EntryNotFound", f"no file {path} in {name}".encode("ascii", "replace").decode()
-            )
+            raise _Refusal(404, "EntryNotFound", "Entry not found")
         try:
             status = file.local.stat()
             digests = self.folder.digests(file)
