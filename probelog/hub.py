@@ -116,7 +116,7 @@ class Answer:
     def refusal(self) -> HubRefusalError:
         """The answer, which is no success, as an error."""
         return HubRefusalError(
-            self.url,
+            self.url.partition("?")[0],
             self.response.status_code,
             self.headers.get("x-error-code", "")[:100],
             self.headers.get("x-error-message", "")[:300],
@@ -223,6 +223,7 @@ class HubClient:
         import httpx
 
         failures = throttled = 0
+        shown = url.partition("?")[0]
         while True:
             self.limiter.acquire(kind)
             longer = 0.0
@@ -247,11 +248,11 @@ class HubClient:
             failures += 1
             if failures >= self.retry.attempts:
                 raise HubUnavailableError(
-                    f"{url} {problem} ({failures} tries). Check the network and that HF_ENDPOINT "
+                    f"{shown} {problem} ({failures} tries). Check the network and that HF_ENDPOINT "
                     f"({self.endpoint}) is your Hub; then run again: what was done is kept."
                 )
             wait = max(self.retry.wait(failures), min(longer, self.retry.longest_penalty))
-            log.warning("%s %s; next try in %.1f s", url, problem, wait)
+            log.warning("%s %s; next try in %.1f s", shown, problem, wait)
             time.sleep(wait)
 
     def _wait_out(self, kind: Kind, headers: Mapping[str, str], throttled: int) -> None:

@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 STAGE = "crawl"
 # The Hub gives these names of a listing's rows; sizes and digests of files it gives for one model at a time only.
 EXPAND = (
-    "cardData", "config", "disabled", "downloads", "gated", "lastModified", "library_name", "likes", "pipeline_tag",
-    "private", "safetensors", "sha", "siblings", "tags",
+    "cardData", "config", "disabled", "downloads", "gated", "lastModified", "library_name", "likes", "pipeline_tag", "safetensors", "sha", "siblings", "tags",
 )  # fmt: skip
 _LISTED_PER_PAGE = 20
 _NO_HUB = "{} does not answer as a Hub does. Set HF_ENDPOINT to a Hub's address."
@@ -219,13 +218,13 @@ def _pages(
         except HubRefusalError as error:
             if error.status == 400 and start_url:
                 raise HubError(
-                    f"{error} The place where the last crawl stopped is no longer known: start anew."
+                    f"{error} The place where the crawl stopped is no longer known: start anew."
                 ) from error
+            if error.status == 404:
+                raise HubError(_NO_HUB.format(client.endpoint)) from error
             raise
         if not isinstance(answer.value, list):
-            raise HubError(
-                f"{client.endpoint} does not answer as a Hub does. Set HF_ENDPOINT to a Hub's address."
-            )
+            raise HubError(_NO_HUB.format(client.endpoint))
         page, modified = _read_page(client, answer.value, filters)
         # A server that ignores the order gets no say in when to stop.
         newest_first = all(before >= after for before, after in pairwise(modified))

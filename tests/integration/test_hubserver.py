@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -303,6 +304,26 @@ def test_a_taken_port_is_refused(root: Path) -> None:
         running(root, port=int(endpoint.rpartition(":")[2])),
     ):
         pass
+
+
+def test_serve_says_where_it_is_until_interrupted(root: Path) -> None:
+    script = "import sys; from pathlib import Path; from pipelines.hubserver import serve; serve(Path(sys.argv[1]))"
+    checkout = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=checkout,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        key, _, endpoint = process.stdout.readline().strip().removeprefix("export ").partition("=")
+        assert key == "HF_ENDPOINT"
+        assert httpx.get(f"{endpoint}/api/models/ada/vit").json()["sha"] == SHA
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.skipif(not BENCH.is_dir(), reason="the bench folder is not beside the checkout")

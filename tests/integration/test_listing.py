@@ -191,11 +191,11 @@ def test_malformed_rows_are_recorded_and_the_rest_survives(write_listing: Listin
     assert to_table(page.failures, FAILURES).num_rows == 9
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
-    max_leaves=12,
+TEXT = st.sampled_from(
+    ["", "x", "0", "1", "license:mit", "base_model:a/b", "2025-01-01T00:00:00Z", "\ud800", "9" * 400]
 )
+LEAF = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | TEXT
+JSON = LEAF | st.lists(LEAF, max_size=3) | st.dictionaries(TEXT, LEAF, max_size=3)
 KEYS = (
     "library_name", "pipeline_tag", "config", "safetensors", "siblings", "cardData", "tags", "downloads", "likes",
     "lastModified", "gated", "disabled",
@@ -293,7 +293,7 @@ def test_a_lasting_fault_ends_with_what_to_do(write_listing: Listing) -> None:
         hub.spoil("cursor=", faults.answer(504))
         pages = iter_pages(ALL, endpoint=endpoint, retry=FAST, page_size=6)
         assert len(next(pages).rows) == 6  # kept
-        with pytest.raises(HubUnavailableError, match="answered 504 .3 tries.*HF_ENDPOINT"):
+        with pytest.raises(HubUnavailableError, match=r"answered 504 \(3 tries.*HF_ENDPOINT"):
             next(pages)
 
 
@@ -340,7 +340,7 @@ def test_what_is_no_hub_is_named(write_listing: Listing) -> None:
             crawl(ALL, endpoint)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    with pytest.raises(HubUnavailableError, match="refuses connections.*HF_ENDPOINT"):
+    with pytest.raises(HubUnavailableError, match=r"refuses connections.*HF_ENDPOINT"):
         crawl(ALL, f"http://127.0.0.1:{port}")
     with pytest.raises(UsageError, match="HF_ENDPOINT"):
         crawl(ALL, "file:///etc")
@@ -350,7 +350,7 @@ def test_filters_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="limit"):
         ListingFilters(limit=0)
     with pytest.raises(UsageError, match="time zone"):
-        ListingFilters(since=dt.datetime(2025, 1, 1))  # noqa: DTZ001
+        ListingFilters(since=dt.datetime(2025, 1, 1))
     with pytest.raises(UsageError, match=r"'\.\./x'"):
         ListingFilters(repos=("a/b", "../x"))
 
