@@ -227,7 +227,7 @@ class ProbeSet:
         """Embed every probe with an encoder and keep the result; embeddings that are there are only read."""
         if self.has_embeddings(encoder.digest):
             return self.embeddings(encoder.digest)
-        tell = progress or _silent
+        tell = _silent if progress is None else progress
         rows = encoder.embed_images(self.images(), progress=lambda done: tell("embeddings", done, self.count))
         schema = embeddings_schema(rows.shape[1])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
@@ -306,7 +306,7 @@ def make_probe_set(
     """
     if count is not None and count < 1:
         raise UsageError(f"a probe set needs at least one image, not {count}")
-    tell = progress or _silent
+    tell = _silent if progress is None else progress
     files, skipped = _files(source)
     listing = [[file.name, file.size, file.version] for file in files]
     made = f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
@@ -491,7 +491,7 @@ def _files(source: str) -> tuple[list[_File], list[ProbeReport]]:
     if source.startswith(_HUB):
         return _hub_files(source), []
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return _folder_files(path)
     if path.is_file():
         return [_local_file(path.name, path, True)], []
