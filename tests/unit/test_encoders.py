@@ -212,6 +212,23 @@ def test_weights_that_miss_a_layer_are_refused_rather_than_made_up(tmp_path):
         load_encoder(str(folder))
 
 
+def align(folder: Path, dimension: int) -> Path:
+    """An ALIGN over the dual encoder's tokenizer; its image tower gives 64 dimensions."""
+    from transformers import AlignConfig, AlignModel, EfficientNetImageProcessorPil
+
+    text = {**tiny_encoders.TOWER, "vocab_size": 12, "max_position_embeddings": 24}
+    vision = {"hidden_dim": 64, "width_coefficient": 0.2, "depth_coefficient": 0.2, "image_size": 64}
+    config = AlignConfig(text_config=text, vision_config=vision, projection_dim=dimension)
+    AlignModel(config).save_pretrained(folder)
+    EfficientNetImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def test_towers_of_different_dimensions_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="64 dimensions, its texts 32"):
+        load_encoder(str(align(copied("dual", tmp_path), 32)), "cpu")
+
+
 # The Hub, over a real socket
 
 _LOAD = """
@@ -297,12 +314,9 @@ def test_an_export_that_differs_is_refused(tmp_path):
 
 
 def test_preprocessing_of_its_own_kind_is_not_exported(tmp_path):
-    from transformers import EfficientNetImageProcessorPil
-
-    folder = copied("dual", tmp_path)
-    EfficientNetImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    encoder = load_encoder(str(folder), "cpu")
-    assert len(encoder.embed_images([photo(30, 30)])) == 1
+    encoder = load_encoder(str(align(copied("dual", tmp_path), 64)), "cpu")
+    assert encoder.embed_images([photo(30, 30)]).shape == (1, 64)
+    assert check_text_encoder(encoder, export_text_encoder(encoder)) < 1e-5
     with pytest.raises(UnsupportedExportError, match="EfficientNet"):
         export_image_encoder(encoder)
 
