@@ -153,10 +153,10 @@ def load_encoder(source: str, device: str | torch.device | None = None) -> Encod
         UsageError: no such folder or repository, or not an encoder; says what is needed.
         ProbeLogError: the Hub cannot be reached.
     """
-    import torch
-
     folder = _local_folder(source)
     digest = _files_digest(folder)
+    import torch  # after the checks: a mistyped name is answered at once
+
     with _quiet_loading():
         model, tokenizer, image_processor = _load(source, folder)
     if device is None:
