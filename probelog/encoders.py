@@ -153,17 +153,17 @@ def load_encoder(source: str, device: str | torch.device | None = None) -> Encod
         UsageError: no such folder or repository, or not an encoder; says what is needed.
         ProbeLogError: the Hub cannot be reached.
     """
-    import torch
-
     folder = _local_folder(source)
     digest = _files_digest(folder)
+    import torch  # after the checks: a mistyped name is answered at once
+
     with _quiet_loading():
         model, tokenizer, image_processor = _load(source, folder)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         encoder = Encoder(source, digest, model.eval().to(device), tokenizer, image_processor)
-        blank = encoder.embed_images([_blank()])
+        blank = encoder._embed_image_batch([_blank()])
     except ProbeLogError:
         raise
     except Exception as error:  # reason: the library's errors about files that do not fit each other vary
@@ -222,9 +222,7 @@ def _download(source: str, name: str, revision: str | None) -> Path:
             f"encoder {source!r}: no such folder here, and no such repository or revision on "
             f"{constants.ENDPOINT} (HF_ENDPOINT). Private repositories need HF_TOKEN."
         ) from error
-    except (
-        Exception
-    ) as error:  # reason: the HTTP library below huggingface_hub changes; its errors all end here
+    except Exception as error:  # reason: the HTTP library underneath has errors of its own
         raise ProbeLogError(
             f"encoder {source!r}: no such folder here, and the Hub at {constants.ENDPOINT} cannot be reached "
             f"({type(error).__name__}: {error}). Set HF_ENDPOINT to a Hub or mirror that this machine reaches, "
@@ -256,7 +254,8 @@ def _load(source: str, folder: Path) -> tuple[Any, Any, Any]:
             folder,
             dtype=torch.float32,
             use_safetensors=True,
-            attn_implementation="sdpa",  # given, so that the configuration cannot name code of its own
+            # Given, so that the configuration cannot name code of its own; the one that every architecture has.
+            attn_implementation="eager",
             output_loading_info=True,
             **local,
         )

@@ -227,7 +227,7 @@ class ProbeSet:
         """Embed every probe with an encoder and keep the result; embeddings that are there are only read."""
         if self.has_embeddings(encoder.digest):
             return self.embeddings(encoder.digest)
-        tell = progress or _silent
+        tell = _silent if progress is None else progress
         rows = encoder.embed_images(self.images(), progress=lambda done: tell("embeddings", done, self.count))
         schema = embeddings_schema(rows.shape[1])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
@@ -306,7 +306,7 @@ def make_probe_set(
     """
     if count is not None and count < 1:
         raise UsageError(f"a probe set needs at least one image, not {count}")
-    tell = progress or _silent
+    tell = _silent if progress is None else progress
     files, skipped = _files(source)
     listing = [[file.name, file.size, file.version] for file in files]
     made = f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
@@ -491,7 +491,7 @@ def _files(source: str) -> tuple[list[_File], list[ProbeReport]]:
     if source.startswith(_HUB):
         return _hub_files(source), []
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return _folder_files(path)
     if path.is_file():
         return [_local_file(path.name, path, True)], []
@@ -541,28 +541,28 @@ def _hub_files(source: str) -> list[_File]:
     from huggingface_hub import HfFileSystem, constants
 
     system = HfFileSystem()
+    facts: dict[str, dict[str, Any]] = {}
     try:
-        paths = sorted(system.glob(source))
-        facts = {path: system.info(path) for path in paths}
-    except (
-        Exception
-    ) as error:  # reason: the HTTP library below huggingface_hub changes; its errors all end here
+        facts = {path: system.info(path) for path in sorted(system.glob(source))}
+    except FileNotFoundError:
+        pass  # the same as no match
+    except Exception as error:  # reason: the HTTP library underneath has errors of its own
         raise ProbeLogError(
             f"probes {source!r}: the Hub at {constants.ENDPOINT} cannot be read ({type(error).__name__}: {error}). "
             "Set HF_ENDPOINT to a Hub or mirror that this machine reaches (and HF_TOKEN for what is private), or "
             "download the files and give their folder."
         ) from error
-    if not paths:
-        raise UsageError(f"probes {source!r}: the Hub at {constants.ENDPOINT} has no such files")
+    if not facts:
+        raise UsageError(f"probes {source!r}: the Hub at {constants.ENDPOINT} has no such dataset or files")
     return [
         _File(
             path,
-            int(facts[path].get("size") or 0),
-            str(facts[path].get("blob_id")),
+            int(about.get("size") or 0),
+            str(about.get("blob_id")),
             lambda path=path: system.open(path, "rb"),  # type: ignore[misc]
             True,
         )
-        for path in paths
+        for path, about in facts.items()
     ]
 
 
@@ -616,9 +616,7 @@ def _parquet_images(file: _File, stream: BinaryIO) -> Iterator[tuple[str, bytes 
                     yield name, value.as_py()
     except ProbeLogError:
         raise
-    except (
-        Exception
-    ) as error:  # reason: pyarrow passes on whatever the stream below it raises, the Hub's included
+    except Exception as error:  # reason: pyarrow passes on what the stream raises
         raise UsageError(
             f"probes {file.name}: cannot be read as Parquet, at row {row} ({type(error).__name__}: {error}). "
             "Check the file, or download it again."

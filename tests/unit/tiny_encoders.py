@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from probelog.encoders import Encoder, load_encoder
+from probelog.onnx_export import (
+    ImageEncoderFiles,
+    TextEncoderFiles,
+    export_image_encoder,
+    export_text_encoder,
+)
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
@@ -94,6 +104,32 @@ def dual(folder: Path) -> Path:
 
 
 KINDS = {"clip": clip, "siglip": siglip, "dual": dual}
+
+
+@functools.cache
+def folder(kind: str) -> Path:
+    """The files of one kind, made once a test run."""
+    made = tempfile.TemporaryDirectory(prefix=f"tiny-{kind}-")
+    _KEPT.append(made)
+    return KINDS[kind](Path(made.name))
+
+
+@functools.cache
+def encoder(kind: str) -> Encoder:
+    return load_encoder(str(folder(kind)), "cpu")
+
+
+@functools.cache
+def text_files(kind: str) -> TextEncoderFiles:
+    return export_text_encoder(encoder(kind))
+
+
+@functools.cache
+def image_files(kind: str) -> ImageEncoderFiles:
+    return export_image_encoder(encoder(kind))
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

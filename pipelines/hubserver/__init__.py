@@ -1,0 +1,104 @@
+"""A Hub on loopback: a folder of model repositories, served over the Hugging Face Hub's HTTP protocol.
+
+It is what the demo and the tests crawl, and how an operator indexes models that never leave the house:
+
+    probelog-index hub DIR
+    export HF_ENDPOINT=http://127.0.0.1:PORT
+
+``DIR/owner/name/...`` (or ``DIR/name/...`` for a name without owner) holds the files of one repository each.
+``DIR/hub.json`` may list what a folder cannot know, see `folder.read_listing`; everything else is derived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.hubserver.protocol import create_app
+from probelog.errors import ProbeLogError, UsageError
+
+__all__ = ["create_app", "running", "serve"]
+
+log = logging.getLogger(__name__)
+
+
+def serve(root: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+    """Serve a folder until interrupted; prints its address and the line that points clients at it.
+
+    Port 0 takes a free one. There is no authentication: whoever reaches the address reads every file of the
+    repositories, so think before binding to anything but loopback.
+
+    Raises:
+        UsageError: the folder is missing or empty, ``hub.json`` is malformed, or the address is taken.
+    """
+    import uvicorn
+
+    app = create_app(root)
+    with _listening(host, port) as listener:
+        address = _address(host, listener)
+        print(f"serving {root} at {address} (Ctrl-C stops)", flush=True)
+        print(f"export HF_ENDPOINT={address}", flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def running(root: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """The Hub in a thread of this process for as long as the block lasts; yields its address.
+
+    ``HF_ENDPOINT`` is read when `huggingface_hub` is imported: hand the address on as an ``endpoint`` argument,
+    or through the environment of a new process.
+
+    Raises:
+        UsageError: as `serve`.
+    """
+    with serving(create_app(root), host, port) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(app: object, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Any ASGI application in a thread of this process; yields its address."""
+    import uvicorn
+
+    # A second at most for what is still being sent: a client that stalls must not keep the block from ending.
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)  # type: ignore[arg-type]
+    server = uvicorn.Server(config)
+    with _listening(host, port) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="hub", daemon=True)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 30
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > deadline:
+                    raise ProbeLogError("the Hub's server thread did not start; its log says why")
+                time.sleep(0.01)
+            yield _address(host, listener)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+            if thread.is_alive():
+                log.warning("the Hub's server thread is still busy; it ends with the process")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {error}. Choose another --host or --port."
+        ) from error
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    # An address that clients can reach: the wildcard is one to listen on only.
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+    port = listener.getsockname()[1]
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

@@ -1,0 +1,342 @@
+"""Fetch what it takes to run one model: known file names only, at a pinned commit, bounded and verified.
+
+Files are streamed by this module and not by ``hf_hub_download``. That one trusts the size it is told, restarts
+its count of retries whenever a byte arrives, has no limit on what it writes, verifies no digest, and keeps
+book-keeping files (with Xet also the payload) in shared folders that removing a model does not free. Here a
+transfer resumes with a range request after a cut, ends at the operator's limit whatever the server claims, takes
+every request from the limiter that all workers share, and leaves nothing outside the folder it was given.
+
+A model costs one request a file and no API request when its row names its files: sizes and digests come with the
+answer itself (the Hub's redirect tells both), and the limit on API requests is the tighter one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.hub import (
+    MEBIBYTE,
+    PATIENT,
+    SHA_PATTERN,
+    Answer,
+    BrokenAnswerError,
+    HubClient,
+    HubError,
+    Retry,
+    chunks,
+    is_repo_id,
+)
+from probelog.listing import item_failure, tree
+from probelog.modelinfo import INDEX, PICKLE, SAFETENSORS
+from probelog.ratelimit import Limiter
+from probelog.schemas import CatalogueRow, RepoFile
+
+CONFIG = "config.json"
+OPTIONAL = ("preprocessor_config.json", "processor_config.json")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors", re.ASCII)
+_MOST_SHARDS = 1_000
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
+_SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadLimits:
+    """In bytes: of a model with everything that is fetched for it, and of one of its JSON files."""
+
+    max_bytes: int = 8 * 1024 * MEBIBYTE
+    max_json_bytes: int = 20 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """What was fetched: names of the files in the folder, bytes in all, seconds it took."""
+
+    folder: Path
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+
+
+def download_model(
+    row: CatalogueRow,
+    folder: Path,
+    *,
+    limits: DownloadLimits = DownloadLimits(),
+    allow_pickle: bool = False,
+    limiter: Limiter | None = None,
+    endpoint: str | None = None,
+    retry: Retry = PATIENT,
+) -> Downloaded:
+    """Fetch a model's configuration and weights into a folder, which is made if need be.
+
+    Safetensors only, in one file or in the shards that the index names; a pickle (``pytorch_model.bin``) only with
+    ``allow_pickle`` and only where there is nothing else. After a failure the folder may hold parts: remove it.
+
+    Args:
+        row: the model; its ``files`` are asked of the Hub when the row names none.
+        folder: where the files go, by their names.
+        limits: what is too large.
+        allow_pickle: whether weights may be a format that can run code when loaded.
+        limiter: shared with whoever else asks the same Hub.
+        endpoint: the Hub's address, as for `probelog.hub.HubClient`.
+        retry: how patient to be.
+
+    Raises:
+        ItemFailure: whatever goes wrong. Reasons: malformed-row, gated, disabled, not-found, unsafe-format,
+            unsafe-path, corrupt-weights (the index), too-large, wrong-digest, download-failed, store-failed (the
+            local disk).
+    """
+    started = time.monotonic()
+    if not is_repo_id(row.repo) or not SHA_PATTERN.fullmatch(row.sha):
+        raise ItemFailure(
+            FailureReason.MALFORMED_ROW, f"{row.repo!r} at {row.sha!r} is no repository and commit"
+        )
+    if row.disabled:
+        raise ItemFailure(FailureReason.DISABLED, "the Hub has disabled the repository")
+    with HubClient(endpoint, limiter=limiter, retry=retry) as client:
+        if row.gated and not client.has_token:
+            raise ItemFailure(
+                FailureReason.GATED, "its owner lets people in one by one; set HF_TOKEN if you are in"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            download = _Download(client, row, folder, limits)
+            download.run(allow_pickle)
+        except HubError as error:
+            raise item_failure(error) from error
+        except OSError as error:
+            raise ItemFailure(FailureReason.STORE_FAILED, f"cannot write to {folder}: {error}") from error
+    return Downloaded(folder, tuple(download.names), download.bytes, time.monotonic() - started)
+
+
+class _Download:
+    """The files of one model on their way."""
+
+    def __init__(self, client: HubClient, row: CatalogueRow, folder: Path, limits: DownloadLimits) -> None:
+        self.client, self.row, self.folder, self.limits = client, row, folder, limits
+        self.there = {file.path: file for file in row.files or tree(client, row.repo, row.sha)}
+        self.names: list[str] = []
+        self.bytes = 0
+
+    def run(self, allow_pickle: bool) -> None:
+        # The small files first: most models that cannot be used are known by them.
+        weights = self._weights(allow_pickle)
+        if CONFIG not in self.there:
+            raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {self._held()}")
+        small = [CONFIG, *(name for name in OPTIONAL if name in self.there)]
+        self._check_sizes([*small, weights])
+        for name in small:
+            self._fetch(name, self.limits.max_json_bytes)
+        if weights != INDEX:
+            self._fetch(weights, self.limits.max_bytes)
+            return
+        self._fetch(INDEX, self.limits.max_json_bytes)
+        shards = read_shards((self.folder / INDEX).read_bytes())
+        if missing := [name for name in shards if name not in self.there]:
+            raise ItemFailure(FailureReason.NOT_FOUND, f"the index names {missing[0]}, which is not there")
+        self._check_sizes(shards)
+        for name in shards:
+            self._fetch(name, self.limits.max_bytes)
+
+    def _weights(self, allow_pickle: bool) -> str:
+        """The file that holds the weights, or the index that names them."""
+        for name in (SAFETENSORS, INDEX):
+            if name in self.there:
+                return name
+        if allow_pickle and PICKLE in self.there:
+            return PICKLE
+        pickles = sorted(path for path in self.there if path.endswith(_PICKLES))
+        if pickles and allow_pickle:
+            raise ItemFailure(
+                FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {self._held()}"
+            )
+        if pickles:
+            raise ItemFailure(
+                FailureReason.UNSAFE_FORMAT,
+                f"weights only as pickle ({pickles[0]}), which can run code when loaded",
+            )
+        raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {self._held()}")
+
+    def _held(self) -> str:
+        names = ", ".join(sorted(self.there)[:8])
+        return f"the repository holds {names or 'no files'}{', ...' if len(self.there) > 8 else ''}"
+
+    def _check_sizes(self, names: list[str]) -> None:
+        known = self.bytes + sum(self.there[name].size or 0 for name in names if name in self.there)
+        if known > self.limits.max_bytes:
+            raise _too_large(f"{known} bytes are listed", self.limits.max_bytes)
+
+    def _fetch(self, name: str, longest: int) -> None:
+        """One file, whole and verified, under its name."""
+        bound = min(longest, self.limits.max_bytes - self.bytes)
+        url = f"{self.client.endpoint}/{quote(self.row.repo)}/resolve/{self.row.sha}/{quote(name)}"
+        with _part(self.folder / name) as stream:
+            transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry)
+            self.client.call("file", url, transfer.receive, transfer.headers)
+        self.names.append(name)
+        self.bytes += transfer.received
+
+
+class _Transfer:
+    """One file's bytes over as many answers as it takes."""
+
+    def __init__(self, file: RepoFile, sha: str, stream: BinaryIO, bound: int, retry: Retry) -> None:
+        self.file, self.sha, self.stream, self.bound, self.retry = file, sha, stream, bound, retry
+        self.etag = ""
+        self.received = 0
+        self.digest = hashlib.sha256()
+        self.mismatched = False
+
+    def headers(self) -> dict[str, str]:
+        """Of the next request: the whole file, or the rest of it."""
+        sent = {"accept-encoding": "identity"}
+        if self.received:
+            sent["range"] = f"bytes={self.received}-"
+            if self.etag and not self.etag.startswith("W/"):
+                sent["if-range"] = self.etag
+        return sent
+
+    def receive(self, answer: Answer) -> None:
+        """Take what an answer brings; returns when the file is whole and what it should be."""
+        response = answer.response
+        if response.status_code == 416 or (response.status_code == 206 and not self._continues(answer)):
+            self._restart()
+            raise BrokenAnswerError("cannot go on where it broke off")
+        if response.status_code not in (200, 206):
+            raise answer.refusal()
+        if response.status_code == 200:
+            self._restart()
+        self._check_commit(answer)
+        size = self._size(answer)
+        self.etag = response.headers.get("etag", "")
+        for chunk in chunks(response, self.retry):
+            self.received += len(chunk)
+            if self.received > self.bound:
+                raise _too_large(
+                    f"{self.file.path} goes on after {self.received - len(chunk)} bytes", self.bound
+                )
+            self.stream.write(chunk)
+            self.digest.update(chunk)
+        if size is not None and self.received != size:
+            got = self.received
+            if got > size:
+                self._restart()
+            raise BrokenAnswerError(f"brought {got} bytes of {size}")
+        self._verify(answer)
+
+    def _continues(self, answer: Answer) -> bool:
+        """Whether a partial answer begins where the last one ended."""
+        found = _CONTENT_RANGE.fullmatch(answer.response.headers.get("content-range", ""))
+        return found is not None and int(found[1]) == self.received
+
+    def _restart(self) -> None:
+        self.stream.seek(0)
+        self.stream.truncate()
+        self.received = 0
+        self.digest = hashlib.sha256()
+
+    def _check_commit(self, answer: Answer) -> None:
+        commit = answer.headers.get("x-repo-commit", self.sha)
+        if commit != self.sha:
+            raise ItemFailure(
+                FailureReason.WRONG_DIGEST, f"{self.file.path} came from commit {commit[:40]!r}"
+            )
+
+    def _size(self, answer: Answer) -> int | None:
+        """Bytes of the whole file, from the listing or else as announced; refused here if they are too many."""
+        announced = _announced_size(answer)
+        if self.file.size is not None and announced not in (None, self.file.size):
+            raise ItemFailure(
+                FailureReason.WRONG_DIGEST,
+                f"{self.file.path} is announced with {announced} bytes and listed with {self.file.size}",
+            )
+        size = announced if self.file.size is None else self.file.size
+        if size is not None and size > self.bound:
+            raise _too_large(f"{self.file.path} has {size} bytes", self.bound)
+        return size
+
+    def _verify(self, answer: Answer) -> None:
+        """Compare with the digest in the listing, else with the Hub's own name for the file (LFS: its SHA-256)."""
+        wanted = self.file.sha256 or _announced_digest(answer)
+        found = self.digest.hexdigest()
+        if wanted is None or wanted == found:
+            return
+        # Once more from the beginning: it may have been the way here and not the file.
+        if self.mismatched:
+            raise ItemFailure(
+                FailureReason.WRONG_DIGEST, f"{self.file.path} has SHA-256 {found}, not {wanted}"
+            )
+        self.mismatched = True
+        self._restart()
+        raise BrokenAnswerError(f"brought {self.file.path} with a wrong SHA-256")
+
+
+def read_shards(index: bytes) -> list[str]:
+    """The shards that a safetensors index names, sorted.
+
+    Raises:
+        ItemFailure: corrupt-weights, where it is no index; unsafe-path, where a name is not that of a plain file.
+    """
+    try:
+        shards = sorted(set(json.loads(index)["weight_map"].values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{INDEX} is no index: {error!r}") from error
+    for name in shards:
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+            raise ItemFailure(FailureReason.UNSAFE_PATH, f"{INDEX} names the shard {name!r:.200}")
+    if not 1 <= len(shards) <= _MOST_SHARDS:
+        raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{INDEX} names {len(shards)} shards")
+    return shards
+
+
+@contextlib.contextmanager
+def _part(target: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when it is whole, and is gone when it is not."""
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb") as stream:
+            yield stream
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _announced_size(answer: Answer) -> int | None:
+    """Bytes of the whole file by the headers, where they say."""
+    headers = answer.response.headers
+    if found := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
+        return int(found[2])
+    linked = answer.headers.get("x-linked-size", "")
+    # Of a compressed body, Content-Length counts something else.
+    length = headers.get("content-length", "") if "content-encoding" not in headers else ""
+    said = linked or length
+    return int(said) if re.fullmatch(r"\d{1,18}", said, re.ASCII) else None
+
+
+def _announced_digest(answer: Answer) -> str | None:
+    """SHA-256 by the Hub's headers: a linked ETag, or the ETag of an answer that the Hub gave itself.
+
+    A CDN's own ETag means something else; that of a file in git is 40 digits long.
+    """
+    headers = answer.response.headers
+    etag = answer.headers.get("x-linked-etag") or (
+        headers.get("etag", "") if "x-repo-commit" in headers else ""
+    )
+    found = _SHA256.fullmatch(etag)
+    return found[1] if found else None
+
+
+def _too_large(what: str, limit: int) -> ItemFailure:
+    return ItemFailure(FailureReason.TOO_LARGE, f"{what}; the limit leaves room for {limit}")

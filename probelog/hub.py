@@ -1,0 +1,417 @@
+"""Requests to the Hub: where it is, how often it may be asked, and what to do when it does not answer.
+
+`probelog.listing` and `probelog.download` are built on this. It pages and downloads with its own HTTP client in
+place of `huggingface_hub`'s, because that one raises on the first malformed row of a listing, retries only some
+calls, has no read timeout by default and knows nothing of a rate limit that many workers share. The address and
+the token are the library's (``HF_ENDPOINT``, ``HF_TOKEN``). ``HF_HUB_OFFLINE`` is not looked at: workers set it so
+that *loading* a model stays local.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from probelog.errors import ProbeLogError, UsageError
+from probelog.ratelimit import Kind, Limiter, TokenBucket, is_loopback
+
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MEBIBYTE = 1024 * 1024
+SHA_PATTERN = re.compile(r"[0-9a-f]{40}")
+_MAX_REDIRECTS = 5
+_MAX_JSON = 256 * MEBIBYTE
+_RETRIED = frozenset({408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+
+
+class HubError(ProbeLogError):
+    """The Hub cannot be used as asked."""
+
+
+class HubUnavailableError(HubError):
+    """The Hub did not answer properly, several times in a row. Another day it may."""
+
+
+class HubRefusalError(HubError):
+    """The Hub answered, and its answer is no.
+
+    ``status`` is the HTTP status; ``code`` the Hub's own word for it (``X-Error-Code``: RepoNotFound,
+    RevisionNotFound, EntryNotFound, GatedRepo) or empty; ``message`` its sentence or empty.
+    """
+
+    def __init__(self, address: str, status: int, code: str, message: str) -> None:
+        self.address, self.status, self.code, self.message = address, status, code, message
+        said = ", ".join(part for part in (code, message) if part)
+        hint = (
+            " Check HF_TOKEN: it is missing, wrong, or lacks the permission." if status in (401, 403) else ""
+        )
+        super().__init__(f"{address} answered {status}{f' ({said})' if said else ''}.{hint}")
+
+    @property
+    def bad_token(self) -> bool:
+        """Whether the Hub knows no such token, so that nothing will work with it."""
+        return self.status == 401 and self.message.startswith("Invalid credentials")
+
+    def __reduce__(self) -> tuple[type[HubRefusalError], tuple[str, int, str, str]]:
+        return type(self), (self.address, self.status, self.code, self.message)
+
+
+class BrokenAnswerError(Exception):
+    """An answer that broke off or makes no sense. `HubClient.call` tries again; it never leaves that function."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How patient a client is. Times in seconds.
+
+    A request is tried ``attempts`` times with waits that double from ``first_wait`` to ``longest_wait``, each
+    shortened at random by up to a half, so that many workers do not come back together. "Too many requests" is no
+    failure: it is waited out as long as the Hub says (``longest_penalty`` at most), ``throttled`` times in a row.
+    A body that brings fewer than ``slowest`` bytes a second over ``read_timeout`` counts as stalled.
+    """
+
+    attempts: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 30.0
+    throttled: int = 20
+    longest_penalty: float = 330.0
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    slowest: float = 1024.0
+
+    def wait(self, failures: int) -> float:
+        """How long to wait after so many failures in a row (1 or more)."""
+        longest = min(self.longest_wait, self.first_wait * 2.0 ** min(failures - 1, 30))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+
+
+PATIENT = Retry()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An open answer.
+
+    ``url`` is what was asked for (a redirect may have led on). ``headers`` (lower-case names) are the answer's own,
+    and what only the Hub's hop of a redirect says about a file.
+    """
+
+    url: str
+    response: httpx.Response
+    headers: Mapping[str, str]
+
+    def refusal(self) -> HubRefusalError:
+        """The answer, which is no success, as an error."""
+        return HubRefusalError(
+            self.url.partition("?")[0],
+            self.response.status_code,
+            self.headers.get("x-error-code", "")[:100],
+            self.headers.get("x-error-message", "")[:300],
+        )
+
+
+@dataclass(frozen=True)
+class Json:
+    """A JSON answer and the address of the next page, if there is one (on the client's own endpoint)."""
+
+    value: Any
+    next_url: str | None
+
+
+class HubClient:
+    """Requests to one Hub, with timeouts, retries and a rate limit. Use as a context manager; shared by threads.
+
+    Args:
+        endpoint: the Hub's address; that of `huggingface_hub` (``HF_ENDPOINT``) where None.
+        limiter: shared with whoever else asks the same Hub; one of its own where None.
+        retry: how patient to be.
+
+    Raises:
+        UsageError: the endpoint is no http(s) address.
+    """
+
+    def __init__(
+        self, endpoint: str | None = None, *, limiter: Limiter | None = None, retry: Retry = PATIENT
+    ) -> None:
+        import httpx
+        from huggingface_hub.utils import get_token_to_send  # type: ignore[attr-defined]
+
+        import probelog
+
+        self.endpoint = checked_endpoint(endpoint)
+        self.retry = retry
+        # The library's own headers are not used: to make them it asks the Hub for a list of agents and keeps it
+        # in the home folder.
+        token: str | None = get_token_to_send(None)
+        self.has_token = token is not None
+        self._authorization = {"authorization": f"Bearer {token}"} if token else {}
+        self.limiter = limiter or TokenBucket.for_endpoint(self.endpoint, with_token=self.has_token)
+        self._origin = httpx.URL(self.endpoint)
+        self._http = httpx.Client(
+            headers={"user-agent": f"probelog/{probelog.__version__}"},
+            timeout=httpx.Timeout(retry.read_timeout, connect=retry.connect_timeout),
+            follow_redirects=False,
+            trust_env=not is_loopback(self.endpoint),  # a proxy would look for 127.0.0.1 on its own machine
+        )
+
+    def __enter__(self) -> HubClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def json(self, url: str, params: Mapping[str, Any] | None = None) -> Json:
+        """Get one JSON document. ``url`` is absolute or a path on the endpoint.
+
+        Raises:
+            HubRefusalError: the Hub said no (4xx).
+            HubUnavailableError: no proper answer after all retries.
+            HubError: the address leads away from the endpoint, or the answer is too long.
+        """
+        full = self.url(url, params or {})
+
+        def read(answer: Answer) -> Json:
+            if answer.response.status_code != 200:
+                raise answer.refusal()
+            body = bytearray()
+            for chunk in chunks(answer.response, self.retry):
+                body += chunk
+                if len(body) > _MAX_JSON:
+                    raise HubError(f"{full} answered with more than {_MAX_JSON // MEBIBYTE} MiB of JSON")
+            following = answer.response.links.get("next", {}).get("url")
+            return Json(parse_json(bytes(body)), self.reroot(following) if following else None)
+
+        return self.call("api", full, read)
+
+    def url(self, path: str, params: Mapping[str, Any]) -> str:
+        """The address of a path of the API with parameters (lists are repeated) added to those it has."""
+        import httpx
+
+        full = self.reroot(path)
+        return str(httpx.URL(full).copy_merge_params(dict(params))) if params else full
+
+    def call(
+        self,
+        kind: Kind,
+        url: str,
+        read: Callable[[Answer], T],
+        headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> T:
+        """Send a GET request until ``read`` makes something of the answer.
+
+        ``read`` gets every answer but 429 and server errors; when it raises `BrokenAnswerError` or an error of the
+        transport, the request is sent again, with ``headers()`` asked anew (a download resumes where it broke
+        off). Any other exception of ``read`` passes through.
+
+        Raises:
+            HubUnavailableError: no proper answer after all retries.
+            HubError: a redirect that is not followed.
+        """
+        import httpx
+
+        failures = throttled = 0
+        shown = url.partition("?")[0]
+        while True:
+            self.limiter.acquire(kind)
+            longer = 0.0
+            try:
+                with self._opened(kind, url, headers()) as answer:
+                    status = answer.response.status_code
+                    if status == 429:
+                        throttled += 1
+                        self._wait_out(kind, answer.headers, throttled)
+                        continue
+                    if status not in _RETRIED:
+                        return read(answer)
+                    problem, longer = f"answered {status}", _retry_after(answer.headers) or 0.0
+            except httpx.ConnectError as error:
+                problem = f"refuses connections or is not there: {error}"
+            except httpx.TimeoutException as error:
+                problem = f"did not answer in time ({type(error).__name__})"
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                problem = f"broke off: {error}"
+            except BrokenAnswerError as error:
+                problem = str(error)
+            failures += 1
+            if failures >= self.retry.attempts:
+                raise HubUnavailableError(
+                    f"{shown} {problem} ({failures} tries). Check the network and that HF_ENDPOINT "
+                    f"({self.endpoint}) is your Hub; then run again: what was done is kept."
+                )
+            wait = max(self.retry.wait(failures), min(longer, self.retry.longest_penalty))
+            log.warning("%s %s; next try in %.1f s", shown, problem, wait)
+            time.sleep(wait)
+
+    def _wait_out(self, kind: Kind, headers: Mapping[str, str], throttled: int) -> None:
+        """Tell the limiter how long "too many requests" lasts: as the Hub says, else as after a failure."""
+        if throttled > self.retry.throttled:
+            raise HubUnavailableError(
+                f"{self.endpoint} said 'too many requests' {throttled} times in a row. Wait, use fewer workers, or "
+                "set HF_TOKEN for a higher limit; then run again: what was done is kept."
+            )
+        said = _retry_after(headers)
+        if said is None and (reset := re.search(r";\s*t\s*=\s*(\d{1,6})", headers.get("ratelimit", ""))):
+            said = float(reset[1])
+        wait = min(self.retry.wait(throttled) if said is None else said, self.retry.longest_penalty)
+        log.warning("%s: too many requests; next %s request in %.0f s", self.endpoint, kind, wait)
+        self.limiter.penalise(kind, wait)
+
+    def reroot(self, url: str) -> str:
+        """An address of the Hub's API on this client's endpoint: its path and query only.
+
+        Mirrors pass the public Hub's ``Link`` headers through: followed as they are, they would lead a crawl (and
+        its token) away from the mirror.
+
+        Raises:
+            HubError: not an address of the API.
+        """
+        try:
+            base = urlsplit(self.endpoint)
+            target = urlsplit(urljoin(self.endpoint + "/", url))
+        except ValueError as error:
+            raise HubError(f"{self.endpoint} names a next page that is no address: {url[:200]!r}") from error
+        path = target.path if target.path.startswith(base.path + "/") else base.path + target.path
+        if not path.startswith(base.path + "/api/"):
+            raise HubError(f"{self.endpoint} names a next page outside its API: {url[:200]!r}")
+        if (target.scheme, target.netloc) != (base.scheme, base.netloc):
+            log.info("the next page is said to be on %s; staying on %s", target.netloc[:200], base.netloc)
+        return f"{base.scheme}://{base.netloc}{path}" + (f"?{target.query}" if target.query else "")
+
+    @contextlib.contextmanager
+    def _opened(self, kind: Kind, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+        import httpx
+
+        current, seen = httpx.URL(url), dict[str, str]()
+        for _ in range(_MAX_REDIRECTS + 1):
+            ours = (current.scheme, current.netloc) == (self._origin.scheme, self._origin.netloc)
+            sent = {**headers, **(self._authorization if ours else {})}
+            request = self._http.build_request("GET", current, headers=sent)
+            response = self._http.send(request, stream=True)
+            try:
+                for name, value in response.headers.items():
+                    seen.setdefault(name, value)
+                if not response.has_redirect_location:
+                    yield Answer(url, response, {**response.headers, **_linked(seen)})
+                    return
+                current = self._redirected(kind, url, current, response.headers["location"])
+            finally:
+                response.close()
+        raise HubError(f"{url} redirects more than {_MAX_REDIRECTS} times")
+
+    def _redirected(self, kind: Kind, url: str, current: httpx.URL, location: str) -> httpx.URL:
+        import httpx
+
+        try:
+            target = current.join(location)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise HubError(f"{url} redirects to what is no address: {location[:200]!r}") from error
+        shown = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"
+        if target.scheme not in ("http", "https") or not target.host:
+            raise HubError(f"{url} redirects to {shown}, which is not followed")
+        if current.scheme == "https" and target.scheme == "http":
+            raise HubError(f"{url} redirects to {shown}, without encryption, which is not followed")
+        moved = (target.scheme, target.netloc) != (self._origin.scheme, self._origin.netloc)
+        if kind == "api" and moved:
+            raise HubError(
+                f"{self.endpoint} redirects its API to {shown}. If you trust it, set HF_ENDPOINT to it."
+            )
+        return target
+
+
+def chunks(response: httpx.Response, retry: Retry) -> Iterator[bytes]:
+    """The body of an answer in pieces, as long as it comes at a bearable speed.
+
+    Raises:
+        BrokenAnswerError: slower than ``retry.slowest`` bytes a second for ``retry.read_timeout`` seconds. (One
+            read that brings nothing at all in that time is httpx's own timeout.)
+    """
+    since, received = time.monotonic(), 0
+    for chunk in response.iter_bytes():
+        yield chunk
+        received += len(chunk)
+        elapsed = time.monotonic() - since
+        if elapsed >= retry.read_timeout:
+            if received < retry.slowest * elapsed:
+                raise BrokenAnswerError(f"stalled: {received} bytes in {elapsed:.0f} s")
+            since, received = time.monotonic(), 0
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON that strangers had a hand in: broken UTF-8 is replaced, numbers beyond 64 bits and NaN become None.
+
+    Raises:
+        BrokenAnswerError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(
+            body.decode("utf-8", "replace"), parse_int=_bounded_int, parse_constant=lambda _: None
+        )
+    except (ValueError, RecursionError) as error:
+        raise BrokenAnswerError(f"answered with broken JSON ({len(body)} bytes): {error}") from error
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether the Hub would take this as a repository's id (by its own rule: no ``..``, at most one slash)."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def checked_endpoint(endpoint: str | None = None) -> str:
+    """The Hub's address without a trailing slash: the one given, else that of `huggingface_hub`.
+
+    Raises:
+        UsageError: no http(s) address.
+    """
+    if endpoint is None:
+        from huggingface_hub import constants
+
+        endpoint = constants.ENDPOINT
+    try:
+        split = urlsplit(endpoint)
+        valid = (
+            split.scheme in ("http", "https")
+            and bool(split.hostname)
+            and (split.port is None or split.port > 0)
+        )
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(
+            f"the Hub's address {endpoint!r} is no http(s) address. Set HF_ENDPOINT to one, or unset it."
+        )
+    return endpoint.rstrip("/")
+
+
+def _bounded_int(text: str) -> int | None:
+    return int(text) if len(text) < 19 else None
+
+
+def _linked(headers: Mapping[str, str]) -> dict[str, str]:
+    """What only the Hub's own hop of a redirect says about a file."""
+    return {
+        name: headers[name] for name in ("x-linked-etag", "x-linked-size", "x-repo-commit") if name in headers
+    }
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    said = headers.get("retry-after", "").strip()
+    return float(said) if re.fullmatch(r"\d{1,6}(\.\d+)?", said, re.ASCII) else None

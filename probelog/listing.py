@@ -1,0 +1,321 @@
+"""The Hub's catalogue: its models as typed rows, page by page, so that a crawl can stop and go on.
+
+Filters are sent to the server as `huggingface_hub.HfApi.list_models` sends them (version 2.4), and checked again
+here: mirrors and older servers ignore some. A row that makes no sense becomes a failure and the crawl goes on.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote
+
+from probelog.errors import FailureReason, ItemFailure, UsageError
+from probelog.hub import (
+    PATIENT,
+    SHA_PATTERN,
+    HubClient,
+    HubError,
+    HubRefusalError,
+    Retry,
+    is_repo_id,
+)
+from probelog.modelinfo import excerpt, read_files, read_row, weight_bytes
+from probelog.ratelimit import Limiter
+from probelog.schemas import CatalogueRow, Failure, RepoFile
+
+log = logging.getLogger(__name__)
+
+STAGE = "crawl"
+# The Hub gives these names of a listing's rows; sizes and digests of files it gives for one model at a time only.
+EXPAND = (
+    "cardData", "config", "disabled", "downloads", "gated", "lastModified", "library_name", "likes", "pipeline_tag", "safetensors", "sha", "siblings", "tags",
+)  # fmt: skip
+_LISTED_PER_PAGE = 20
+_NO_HUB = "{} does not answer as a Hub does. Set HF_ENDPOINT to a Hub's address."
+_MOST_TREE_PAGES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ListingFilters:
+    """Which models are wanted. What the Hub does not say about a model (its size, say) does not exclude it.
+
+    Args:
+        libraries: library names, any of which will do; empty: all.
+        pipeline_tag: the task; None: all.
+        author: user or organisation.
+        licences: licence names as the Hub writes them; empty: all. A model that names none is excluded.
+        since: only models modified then or later (with a time zone); the listing is newest first and stops there.
+        max_bytes: bytes of weights, as far as the listing tells or lets estimate.
+        max_params: parameters in safetensors files.
+        repos: exactly these repositories. Library, task, author and since then do not apply.
+        limit: this many rows at most.
+
+    Raises:
+        UsageError: a limit below 1, a time without zone, or an id that no repository can have.
+    """
+
+    libraries: tuple[str, ...] = ("transformers", "timm")
+    pipeline_tag: str | None = "image-classification"
+    author: str | None = None
+    licences: tuple[str, ...] = ()
+    since: dt.datetime | None = None
+    max_bytes: int | None = None
+    max_params: int | None = None
+    repos: tuple[str, ...] = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("max_bytes", self.max_bytes),
+            ("max_params", self.max_params),
+            ("limit", self.limit),
+        ):
+            if value is not None and value < 1:
+                raise UsageError(
+                    f"the filter {name} must be 1 or more, not {value}; leave it out for no limit"
+                )
+        if self.since is not None and self.since.tzinfo is None:
+            raise UsageError(f"the filter since must have a time zone, as in {self.since.isoformat()}Z")
+        if wrong := [repo for repo in self.repos if not is_repo_id(repo)]:
+            raise UsageError(f"not repository ids (owner/name): {', '.join(map(repr, wrong[:10]))}")
+
+    def accepts(self, row: CatalogueRow, weight_bytes: int | None = None) -> bool:
+        """Whether a row is wanted, given the bytes of its weights where they are known."""
+        if self.licences and row.licence not in self.licences:
+            return False
+        if self.max_params is not None and row.parameters is not None and row.parameters > self.max_params:
+            return False
+        if self.max_bytes is not None and weight_bytes is not None and weight_bytes > self.max_bytes:
+            return False
+        if self.repos:
+            return row.repo in self.repos
+        return (
+            (not self.libraries or row.library in self.libraries)
+            and self.pipeline_tag in (None, row.pipeline_tag)
+            and (self.author is None or row.repo.startswith(f"{self.author}/"))
+            and (self.since is None or row.last_modified is None or row.last_modified >= self.since)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows that passed the filters, rows that made no sense, and where to go on (None: that was the last page)."""
+
+    rows: list[CatalogueRow] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    next_url: str | None = None
+
+
+def iter_pages(
+    filters: ListingFilters,
+    start_url: str | None = None,
+    *,
+    already: int = 0,
+    endpoint: str | None = None,
+    limiter: Limiter | None = None,
+    retry: Retry = PATIENT,
+    page_size: int = 200,
+) -> Iterator[Page]:
+    """Crawl the catalogue, newest models first.
+
+    Save each page before asking for the next; after an interruption, ``start_url`` = the last saved ``next_url``
+    goes on where it was (the Hub's cursor is the last row's sort key and id, so rows that changed meanwhile have
+    jumped to the front, and the next crawl finds them). The same (repo, sha) may come twice.
+
+    Args:
+        filters: which models.
+        start_url: a ``next_url`` of an earlier run with the same filters; None: from the beginning.
+        already: rows that the earlier run has, counted against ``filters.limit``.
+        endpoint: the Hub's address, as for `probelog.hub.HubClient`.
+        limiter: shared with whoever else asks the same Hub.
+        retry: how patient to be.
+        page_size: models asked for at a time. Smaller than the Hub allows: long pages deep in a listing time out.
+
+    Raises:
+        HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or leads in a
+            circle. Pages already yielded stay valid.
+    """
+    with HubClient(endpoint, limiter=limiter, retry=retry) as client:
+        pages = (
+            _listed_pages(client, filters, start_url)
+            if filters.repos
+            else _pages(client, filters, start_url, page_size)
+        )
+        count = already
+        for page in pages:
+            if filters.limit is not None and count + len(page.rows) >= filters.limit:
+                yield Page(page.rows[: max(0, filters.limit - count)], page.failures, None)
+                return
+            count += len(page.rows)
+            yield page
+
+
+def fetch_files(
+    repo: str,
+    sha: str,
+    *,
+    endpoint: str | None = None,
+    limiter: Limiter | None = None,
+    retry: Retry = PATIENT,
+) -> list[RepoFile]:
+    """The files at the root of a repository with size and, where the Hub knows it, SHA-256. One API request.
+
+    Raises:
+        ItemFailure: there is no such commit, it is not public, or the Hub does not answer.
+    """
+    with HubClient(endpoint, limiter=limiter, retry=retry) as client:
+        return tree(client, repo, sha)
+
+
+def tree(client: HubClient, repo: str, sha: str) -> list[RepoFile]:
+    """`fetch_files` with a client that is already there."""
+    if not is_repo_id(repo) or not SHA_PATTERN.fullmatch(sha):
+        raise ItemFailure(FailureReason.MALFORMED_ROW, f"{repo!r} at {sha!r} is no repository and commit")
+    files: list[RepoFile] = []
+    url: str | None = f"/api/models/{quote(repo)}/tree/{sha}?recursive=false&expand=false"
+    for _ in range(_MOST_TREE_PAGES):
+        if url is None:
+            break
+        try:
+            answer = client.json(url)
+        except HubError as error:
+            raise item_failure(error) from error
+        files += read_files(answer.value)
+        url = answer.next_url
+    return files
+
+
+def item_failure(error: HubError) -> ItemFailure:
+    """What a refusal or a silence of the Hub says about the model that was asked for."""
+    if not isinstance(error, HubRefusalError):
+        return ItemFailure(FailureReason.DOWNLOAD_FAILED, str(error))
+    if error.code == "GatedRepo":
+        reason = FailureReason.GATED
+    elif error.message == "Access to this resource is disabled." or error.status == 451:
+        reason = FailureReason.DISABLED
+    elif error.status in (401, 404, 410) and not error.bad_token:
+        # The Hub says 401 of what is private or was never there, to whoever may not know which.
+        reason = FailureReason.NOT_FOUND
+    else:
+        # Also a wrong token: were it permanent, one bad night would bury the whole catalogue.
+        reason = FailureReason.DOWNLOAD_FAILED
+    return ItemFailure(reason, str(error))
+
+
+def _pages(
+    client: HubClient, filters: ListingFilters, start_url: str | None, page_size: int
+) -> Iterator[Page]:
+    url = client.reroot(start_url) if start_url else client.url("/api/models", _query(filters, page_size))
+    seen = {url}
+    while True:
+        try:
+            answer = client.json(url)
+        except HubRefusalError as error:
+            if error.status == 400 and start_url:
+                raise HubError(
+                    f"{error} The place where the crawl stopped is no longer known: start anew."
+                ) from error
+            if error.status == 404:
+                raise HubError(_NO_HUB.format(client.endpoint)) from error
+            raise
+        if not isinstance(answer.value, list):
+            raise HubError(_NO_HUB.format(client.endpoint))
+        page, modified = _read_page(client, answer.value, filters)
+        # A server that ignores the order gets no say in when to stop.
+        newest_first = all(before >= after for before, after in pairwise(modified))
+        done = filters.since is not None and newest_first and bool(modified) and modified[-1] < filters.since
+        following = None if done else answer.next_url
+        if following in seen:
+            raise HubError(f"{client.endpoint} leads in a circle: page {following} comes twice")
+        yield Page(page.rows, page.failures, following)
+        if following is None:
+            return
+        url = following
+        seen.add(url)
+
+
+def _read_page(
+    client: HubClient, items: list[Any], filters: ListingFilters
+) -> tuple[Page, list[dt.datetime]]:
+    page, modified = Page(), []
+    for item in items:
+        try:
+            told = _with_commit(client, item)
+            row = read_row(told)
+        except ItemFailure as failure:
+            page.failures.append(Failure.of(_shown_id(item), "", STAGE, failure.reason, failure.detail))
+            continue
+        if row.last_modified is not None:
+            modified.append(row.last_modified)
+        if filters.accepts(row, weight_bytes(row, told)):
+            page.rows.append(row)
+    return page, modified
+
+
+def _with_commit(client: HubClient, item: Any) -> Any:
+    """A row of a listing; of a server that leaves the commit out, the model's own page."""
+    repo = item.get("id") if isinstance(item, dict) else None
+    if isinstance(repo, str) and is_repo_id(repo) and item.get("sha") is None:
+        return {**item, **_info(client, repo)}
+    return item
+
+
+def _listed_pages(client: HubClient, filters: ListingFilters, start_url: str | None) -> Iterator[Page]:
+    """An explicit list has no pages: it is taken in portions, and ``next_url`` carries the position."""
+    start = (start_url or "").rpartition("#")[2]
+    first = int(start) if start.isascii() and start.isdigit() and len(start) < 9 else 0
+    for begin in range(first, len(filters.repos), _LISTED_PER_PAGE):
+        end = begin + _LISTED_PER_PAGE
+        items: list[Any] = []
+        failures = []
+        for repo in filters.repos[begin:end]:
+            try:
+                items.append(_info(client, repo))
+            except ItemFailure as failure:
+                failures.append(Failure.of(repo, "", STAGE, failure.reason, failure.detail))
+        page, _ = _read_page(client, items, filters)
+        following = f"{client.endpoint}/api/models#{end}" if end < len(filters.repos) else None
+        yield Page(page.rows, failures + page.failures, following)
+
+
+def _info(client: HubClient, repo: str) -> dict[str, Any]:
+    """One model's own page, which tells sizes and digests of files too.
+
+    Raises:
+        ItemFailure: there is no such model, or it is not public.
+        HubError: a wrong token, or nothing can be had at all.
+    """
+    try:
+        found = client.json(f"/api/models/{quote(repo)}", {"blobs": "true"}).value
+    except HubRefusalError as error:
+        if error.bad_token:
+            raise
+        raise item_failure(error) from error
+    if not isinstance(found, dict):
+        raise ItemFailure(FailureReason.MALFORMED_ROW, "the model's page is no object")
+    # A renamed model answers under its new name; the row belongs to the name that was asked for. An empty commit
+    # is a malformed one: it is not looked up a second time.
+    return {**found, "id": repo, "sha": found.get("sha") or ""}
+
+
+def _query(filters: ListingFilters, page_size: int) -> dict[str, Any]:
+    query: dict[str, Any] = {"sort": "lastModified", "limit": page_size, "expand": list(EXPAND)}
+    if filters.pipeline_tag is not None:
+        query["pipeline_tag"] = filters.pipeline_tag
+    if filters.author is not None:
+        query["author"] = filters.author
+    if len(filters.libraries) == 1:
+        # Several would mean models that carry all of these tags.
+        query["filter"] = filters.libraries[0]
+    return query
+
+
+def _shown_id(item: object) -> str:
+    """What to call a row that makes no sense: its id where it has some, else what stands in its place."""
+    repo = item.get("id") if isinstance(item, dict) else item
+    return repo[:200] if isinstance(repo, str) and repo else f"({excerpt(repo)})"

@@ -1,0 +1,170 @@
+"""What the Hub says about a model, as a typed row. Every word of it may be a stranger's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.hub import SHA_PATTERN, is_repo_id
+from probelog.schemas import CatalogueRow, RepoFile, clean_unicode
+
+SAFETENSORS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+_MOST_TAGS, _LONGEST_TAG = 500, 200
+_MOST_LABELS, _LONGEST_LABEL = 25_000, 500
+_MOST_FILES, _LONGEST_PATH = 1_000, 500
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Bytes per element of safetensors' types; one for those not named here, so that estimates err to the low side.
+_WIDTHS = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+}
+
+
+def read_row(item: object) -> CatalogueRow:
+    """One row of the Hub's JSON as a typed row. What is missing or of the wrong type is None or empty.
+
+    Raises:
+        ItemFailure: malformed-row, without a usable id or commit.
+    """
+    if not isinstance(item, dict):
+        raise ItemFailure(FailureReason.MALFORMED_ROW, f"a {type(item).__name__} in place of a model")
+    repo, sha = item.get("id"), item.get("sha")
+    if not isinstance(repo, str) or not is_repo_id(repo):
+        raise ItemFailure(FailureReason.MALFORMED_ROW, f"{excerpt(repo)} cannot be a repository's id")
+    if not isinstance(sha, str) or not SHA_PATTERN.fullmatch(sha):
+        raise ItemFailure(FailureReason.MALFORMED_ROW, f"{excerpt(sha)} cannot be a commit")
+    card, config = _mapping(item.get("cardData")), _mapping(item.get("config"))
+    tags = [tag for value in _list(item.get("tags"))[:_MOST_TAGS] if (tag := _text(value, _LONGEST_TAG))]
+    return CatalogueRow(
+        repo=repo,
+        sha=sha,
+        library=_text(item.get("library_name")) or _text(card.get("library_name")) or _library(tags),
+        pipeline_tag=_text(item.get("pipeline_tag")),
+        model_type=_text(config.get("model_type")),
+        architecture=_text(_first(config.get("architectures"))) or _text(config.get("architecture")),
+        parameters=_parameters(item),
+        files=read_files(item.get("siblings")),
+        licence=_text(_first(card.get("license"))) or _tagged(tags, "license:"),
+        tags=tags,
+        downloads=_count(item.get("downloads")),
+        likes=_count(item.get("likes")),
+        last_modified=_time(item.get("lastModified")),
+        labels=_labels(config),
+        base_model=_text(_first(card.get("base_model"))) or _tagged(tags, "base_model:"),
+        gated=item.get("gated") not in (None, False),
+        disabled=item.get("disabled") is True,
+    )
+
+
+def weights(files: list[RepoFile]) -> list[RepoFile]:
+    """The files that hold a model's weights: one safetensors file, else its shards, else a pickle; else none.
+
+    Which one is used where several are there is transformers' and timm's own order.
+    """
+    at_root = {file.path: file for file in files}
+    if SAFETENSORS in at_root:
+        return [at_root[SAFETENSORS]]
+    if shards := [file for path, file in at_root.items() if _SHARD.fullmatch(path)]:
+        return shards
+    return [at_root[PICKLE]] if PICKLE in at_root else []
+
+
+def weight_bytes(row: CatalogueRow, item: Mapping[str, Any]) -> int | None:
+    """Bytes of a model's weights: the sizes of its files, else an estimate from parameter counts; None: unknown."""
+    sizes = [file.size for file in weights(row.files)]
+    if sizes and (known := [size for size in sizes if size is not None]) and len(known) == len(sizes):
+        return sum(known)
+    counts = _mapping(_mapping(item.get("safetensors")).get("parameters"))
+    return sum((_count(count) or 0) * _WIDTHS.get(kind, 1) for kind, count in counts.items()) or None
+
+
+def read_files(entries: object) -> list[RepoFile]:
+    """Files of a listing (``rfilename``) or of a tree (``path``); those at the root first, as they matter most."""
+    found = []
+    for entry in _list(entries):
+        if not isinstance(entry, dict) or entry.get("type", "file") != "file":
+            continue
+        path = entry.get("rfilename", entry.get("path"))
+        if isinstance(path, str) and 0 < len(path) <= _LONGEST_PATH:
+            lfs = _mapping(entry.get("lfs"))
+            sha256 = lfs.get("sha256", lfs.get("oid"))
+            valid = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
+            found.append(RepoFile(clean_unicode(path), _count(entry.get("size")), sha256 if valid else None))
+    found.sort(key=lambda file: file.path.count("/"))
+    return found[:_MOST_FILES]
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    """Declared labels in the order of their logits; empty unless there is one for each of 0, 1, ..."""
+    names: list[Any] = _list(config.get("label_names"))
+    if id2label := _mapping(config.get("id2label")):
+        names = [id2label.get(str(logit)) for logit in range(min(len(id2label), _MOST_LABELS))]
+    labels = [clean_unicode(name[:_LONGEST_LABEL]) for name in names[:_MOST_LABELS] if isinstance(name, str)]
+    return labels if len(labels) == len(names) else []
+
+
+def _parameters(item: Mapping[str, Any]) -> int | None:
+    safetensors = _mapping(item.get("safetensors"))
+    total = _count(safetensors.get("total"))
+    if total is None:
+        counts = [_count(count) for count in _mapping(safetensors.get("parameters")).values()]
+        total = sum(count for count in counts if count is not None) or None
+    return total
+
+
+def _library(tags: list[str]) -> str | None:
+    return next((name for name in ("timm", "transformers") if name in tags), None)
+
+
+def _tagged(tags: list[str], prefix: str) -> str | None:
+    values = (tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix))
+    return next((value for value in values if value and ":" not in value), None)
+
+
+def _time(value: object) -> dt.datetime | None:
+    try:
+        time = dt.datetime.fromisoformat(value) if isinstance(value, str) and len(value) < 50 else None
+        return time.replace(tzinfo=time.tzinfo or dt.UTC).astimezone(dt.UTC) if time else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+def _text(value: object, longest: int = 200) -> str | None:
+    return clean_unicode(value[:longest]) if isinstance(value, str) and value else None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _first(value: object) -> object:
+    return next(iter(value), None) if isinstance(value, list) else value
+
+
+def excerpt(value: object) -> str:
+    """A value for a message: short, printable, whatever it is."""
+    if isinstance(value, str):
+        return ascii(value[:100])
+    return "nothing" if value is None else f"a {type(value).__name__}"
