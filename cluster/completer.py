@@ -117,10 +117,9 @@ class Shard:
         """One row step over all models (or the training entries of a sample), for the column step to use."""
         every = [model.block for models in self._parts.values() for model in models]
         blocks = [training for training, _ in self._held_out(fit)] if held_out else every
-        total = ColumnSums.zeros(*columns.shape)
-        for block in blocks:
-            total.add(block, row_step(block, columns, fit.regularisation))
-        return total
+        return ColumnSums.of(
+            *columns.shape, ((block, row_step(block, columns, fit.regularisation)) for block in blocks)
+        )
 
     def error(self, columns: Float64, fit: Fit) -> HeldOutError:
         """Error on the held-out entries."""
@@ -274,21 +273,33 @@ class Completion:
     ) -> tuple[Fit, int, HeldOutError]:
         """Rank and regularisation with the smallest held-out error, and after how many sweeps.
 
-        ``tried`` holds what an earlier, interrupted run found already; ``progress`` hears of every new fit.
+        The first rank is tried with every regularisation, larger ranks with the best one so far and the next
+        smaller one, until a rank gains less than one per cent.
+
+        Args:
+            base: everything else about the fits.
+            ranks, regularisations: what to choose from, ascending.
+            tried: what an earlier, interrupted run found already; every new fit is added.
+            progress: hears of every new fit.
         """
+        best: tuple[float, int, float] | None = None
         for rank in ranks:
-            for regularisation in regularisations:
-                if (rank, regularisation) in tried:
-                    continue
-                fit = replace(base, rank=rank, regularisation=regularisation)
-                fitted = self.fit(fit)
-                assert fitted.error is not None
-                tried[rank, regularisation] = (fitted.sweeps, fitted.error)
-                progress(fit, fitted)
-        (rank, regularisation), (sweeps, error) = min(
-            tried.items(), key=lambda item: (item[1][1].rmse, item[0])
-        )
-        return replace(base, rank=rank, regularisation=regularisation), sweeps, error
+            before = best
+            near = len(regularisations) if best is None else regularisations.index(best[2]) + 1
+            for regularisation in regularisations[0 if best is None else max(0, near - 2) : near]:
+                if (rank, regularisation) not in tried:
+                    fit = replace(base, rank=rank, regularisation=regularisation)
+                    fitted = self.fit(fit)
+                    assert fitted.error is not None
+                    tried[rank, regularisation] = (fitted.sweeps, fitted.error)
+                    progress(fit, fitted)
+                found = (tried[rank, regularisation][1].rmse, rank, regularisation)
+                best = found if best is None else min(best, found)
+            if before is not None and best is not None and best[0] > 0.99 * before[0]:
+                break
+        assert best is not None
+        _, rank, regularisation = best
+        return replace(base, rank=rank, regularisation=regularisation), *tried[rank, regularisation]
 
     def describe(self, columns: Float64, regularisation: float, top_r: int, folder: str) -> dict[str, Part]:
         """Write all descriptors; returns the part written for each receipt, by the receipt's name."""

@@ -22,13 +22,6 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         ProbeLogError: the cluster cannot be reached.
     """
     wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    if wanted == "local":
-        # Ray notices a driver that `uv run` started and would build a new environment for every worker.
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # The dashboard and its agents cost a local run more than they tell it; this silences their absence.
-        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():

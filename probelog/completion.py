@@ -11,6 +11,7 @@ prize"; used for collaborative probing by arXiv 2502.09619.)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ import numpy.typing as npt
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
+
+# Models whose masks and Gram matrices are multiplied at once, and probes whose systems are solved at once.
+_MODELS_AT_ONCE = 128
+_PROBES_AT_ONCE = 512
 
 
 class Block(NamedTuple):
@@ -38,22 +43,44 @@ class Moments(NamedTuple):
 
 @dataclass
 class ColumnSums:
-    """What the column step needs: ``gram`` (n, k, k), ``target`` (n, k), ``count`` (n,) logits per probe."""
+    """What the column step needs: ``gram`` (n, k (k + 1) / 2), ``target`` (n, k), ``count`` (n,) logits per probe.
+
+    A Gram matrix is kept as its upper triangle.
+    """
 
     gram: Float64
     target: Float64
     count: Float64
 
     @classmethod
-    def zeros(cls, probes: int, rank: int) -> ColumnSums:
-        """Sums over no model at all."""
-        return cls(np.zeros((probes, rank, rank)), np.zeros((probes, rank)), np.zeros(probes))
+    def of(cls, probes: int, rank: int, models: Iterable[tuple[Block, Float64]]) -> ColumnSums:
+        """Sums over models, each given as its block and its factors (L, k).
 
-    def add(self, block: Block, factors: Float64) -> None:
-        """Add one model: its Gram matrix to every probe that it saw, its projected values likewise."""
-        self.gram[block.probes] += factors.T @ factors
-        self.target[block.probes] += block.values.T.astype(np.float64) @ factors
-        self.count[block.probes] += len(factors)
+        Every probe that a model saw gets the model's Gram matrix. Adding it to each would move a matrix per model
+        and probe through memory; a product of the mask (models, n) with the matrices does the same in cache.
+        """
+        sums = cls(np.zeros((probes, rank * (rank + 1) // 2)), np.zeros((probes, rank)), np.zeros(probes))
+        upper = np.triu_indices(rank)
+        masks: list[Float64] = []
+        grams: list[Float64] = []
+
+        def flush() -> None:
+            if masks:
+                sums.gram += np.stack(masks).T @ np.stack(grams)
+                masks.clear()
+                grams.clear()
+
+        for block, factors in models:
+            sums.target[block.probes] += block.values.T.astype(np.float64) @ factors
+            sums.count[block.probes] += len(factors)
+            mask = np.zeros(probes)
+            mask[block.probes] = 1.0
+            masks.append(mask)
+            grams.append((factors.T @ factors)[upper])
+            if len(masks) == _MODELS_AT_ONCE:
+                flush()
+        flush()
+        return sums
 
     def __add__(self, other: ColumnSums) -> ColumnSums:
         return ColumnSums(self.gram + other.gram, self.target + other.target, self.count + other.count)
@@ -112,10 +139,20 @@ def row_step(block: Block, columns: Float64, lam: float) -> Float64:
 
 def column_step(sums: ColumnSums, lam: float) -> Float64:
     """New V (n, k). A probe that no model saw gets zeros: its completed values are the rows' means."""
-    rank = sums.target.shape[1]
+    probes, rank = sums.target.shape
     weight = np.where(sums.count > 0, lam * sums.count, 1.0)
-    gram = sums.gram + weight[:, None, None] * np.eye(rank)
-    return np.asarray(np.linalg.solve(gram, sums.target[:, :, None])[:, :, 0])
+    rows, columns = np.triu_indices(rank)
+    solved = np.empty((probes, rank))
+    # In pieces: the unpacked matrices of all probes would be the largest thing in memory.
+    for start in range(0, probes, _PROBES_AT_ONCE):
+        part = slice(start, start + _PROBES_AT_ONCE)
+        packed = sums.gram[part]
+        gram = np.empty((len(packed), rank, rank))
+        gram[:, rows, columns] = packed
+        gram[:, columns, rows] = packed
+        gram += weight[part, None, None] * np.eye(rank)
+        solved[part] = np.linalg.solve(gram, sums.target[part, :, None])[:, :, 0]
+    return solved
 
 
 def complete_rows(block: Block, factors: Float64, columns: Float64) -> Float32:

@@ -28,10 +28,8 @@ def low_rank_blocks(
 
 
 def sweep(blocks, columns, lam):
-    sums = ColumnSums.zeros(*columns.shape)
-    for block in blocks:
-        sums.add(block, completion.row_step(block, columns, lam))
-    return completion.column_step(sums, lam)
+    models = ((block, completion.row_step(block, columns, lam)) for block in blocks)
+    return completion.column_step(ColumnSums.of(*columns.shape, models), lam)
 
 
 def test_exact_low_rank_data_is_recovered() -> None:
@@ -54,9 +52,7 @@ def test_row_and_column_steps_solve_the_normal_equations() -> None:
         expected = block.values @ seen @ np.linalg.inv(seen.T @ seen + lam * len(block.probes) * np.eye(2))
         rows.append(completion.row_step(block, columns, lam))
         np.testing.assert_allclose(rows[-1], expected, atol=1e-6)
-    sums = ColumnSums.zeros(15, 2)
-    for block, factors in zip(blocks, rows, strict=True):
-        sums.add(block, factors)
+    sums = ColumnSums.of(15, 2, zip(blocks, rows, strict=True))
     found = completion.column_step(sums, lam)
     for probe in range(15):
         gram, target, count = np.zeros((2, 2)), np.zeros(2), 0
@@ -99,12 +95,9 @@ def test_a_sweep_never_raises_the_regularised_loss() -> None:
 def test_sums_do_not_depend_on_how_models_are_sharded(seed: int, shards: int) -> None:
     blocks, _ = low_rank_blocks(models=9, seed=seed)
     columns = completion.initial_columns(120, 3, seed)
-    whole = ColumnSums.zeros(120, 3)
-    parts = [ColumnSums.zeros(120, 3) for _ in range(shards)]
-    for i, block in enumerate(blocks):
-        factors = completion.row_step(block, columns, 0.1)
-        whole.add(block, factors)
-        parts[i % shards].add(block, factors)
+    models = [(block, completion.row_step(block, columns, 0.1)) for block in blocks]
+    whole = ColumnSums.of(120, 3, models)
+    parts = [ColumnSums.of(120, 3, models[i::shards]) for i in range(shards)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
