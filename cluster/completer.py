@@ -118,7 +118,9 @@ class Shard:
         every = [model.block for models in self._parts.values() for model in models]
         blocks = [training for training, _ in self._held_out(fit)] if held_out else every
         return ColumnSums.of(
-            *columns.shape, ((block, row_step(block, columns, fit.regularisation)) for block in blocks)
+            len(columns),
+            fit.rank,
+            ((block, row_step(block, columns, fit.regularisation)) for block in blocks),
         )
 
     def error(self, columns: Float64, fit: Fit) -> HeldOutError:
@@ -278,7 +280,8 @@ class Completion:
 
         Args:
             base: everything else about the fits.
-            ranks, regularisations: what to choose from, ascending.
+            ranks: what to choose from, ascending.
+            regularisations: likewise.
             tried: what an earlier, interrupted run found already; every new fit is added.
             progress: hears of every new fit.
         """
