@@ -11,7 +11,8 @@ from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
 
-MAX_JSON_BYTES = 64 << 20
+#: 50,000 labels take 5 MB; a file made to be costly takes eighty times its size in Python objects.
+MAX_JSON_BYTES = 16 << 20
 _MAX_DEPTH = 40
 
 
