@@ -17,7 +17,7 @@ from probelog.preprocess import Recipe
 from probelog.storage import short_key
 
 _CHUNK = 64
-_HEADER_BYTES = 4096  # room for the .npy header in the reckoning
+_HEADER_BYTES = 256  # room for the .npy header in the reckoning
 
 
 class PixelCache:

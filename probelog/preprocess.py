@@ -43,7 +43,7 @@ _SETTINGS = (
     "image_mean", "image_std", "default_to_square", "crop_pct", "rescale_offset", "include_top",
     "do_flip_channel_order", "size_divisor", "do_thumbnail", "do_align_long_axis",
 )  # fmt: skip
-_NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False}
+_NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False, "include_top": False}
 _NO_GEOMETRY = {"do_resize": False, "do_center_crop": False, "do_pad": False, "do_thumbnail": False}
 _ARITHMETIC_KEYS = (
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "rescale_offset", "include_top",

@@ -29,10 +29,13 @@ TENSORS = st.dictionaries(
 )
 
 
-def failure_of(path: Path) -> FailureReason:
-    with pytest.raises(ItemFailure) as failure:
+def outcome(path: Path) -> FailureReason | None:
+    """Why a header is refused, or None; any other error fails the test."""
+    try:
         read_header(path)
-    return failure.value.reason
+    except ItemFailure as failure:
+        return failure.reason
+    return None
 
 
 @given(TENSORS)
@@ -56,10 +59,7 @@ def test_any_bytes_are_refused_or_read_never_worse(
     path = tmp_path_factory.mktemp("w") / "model.safetensors"
     for announced in (length, len(body), len(body) // 2):
         path.write_bytes(announced.to_bytes(8, "little") + body)
-        try:
-            read_header(path)
-        except ItemFailure as failure:
-            assert failure.reason is FailureReason.CORRUPT_WEIGHTS
+        assert outcome(path) in (None, FailureReason.CORRUPT_WEIGHTS)
 
 
 @given(st.data())
@@ -76,18 +76,15 @@ def test_damaged_headers(tmp_path_factory: pytest.TempPathFactory, data: st.Data
         numbers | st.text(max_size=5) | st.lists(numbers | st.lists(numbers), max_size=4)
     )
     write_safetensors(path, header, bytes(16))
-    try:
-        found = read_header(path)
-    except ItemFailure as failure:
-        assert failure.reason is FailureReason.CORRUPT_WEIGHTS
-    else:
-        assert sum(t.end - t.begin for t in found.tensors.values()) == 16
+    reason = outcome(path)
+    assert reason in (None, FailureReason.CORRUPT_WEIGHTS)
+    assert reason or sum(t.end - t.begin for t in read_header(path).tensors.values()) == 16
 
 
 def test_header_longer_than_accepted(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     write_safetensors(path, b"{}" + b" " * 20_000_000)
-    assert failure_of(path) is FailureReason.CORRUPT_WEIGHTS
+    assert outcome(path) is FailureReason.CORRUPT_WEIGHTS
 
 
 def test_digest_ignores_order_sharding_and_metadata(tmp_path: Path) -> None:
