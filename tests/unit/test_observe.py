@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -270,6 +270,7 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
 # Rows
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     hnp.arrays(
         np.float32,

@@ -201,6 +201,8 @@ def test_undeclared_processor_is_the_model_types_default_at_the_models_size(tmp_
     assert recipe.shape == (3, 48, 48)
     assert transformers_recipe(tmp_path, "pvt", None, 2048).shape == (3, 224, 224)
     assert json.loads(recipe.to_json())["declared"] is False
+    fits = transformers_recipe(tmp_path, "deit", 224, 2048)
+    assert json.loads(fits.settings)["size"] == {"height": 256, "width": 256}  # the default, with its crop
 
 
 def test_processor_inside_a_processor_config(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -38,6 +38,7 @@ def outcome(path: Path) -> FailureReason | None:
     return None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(TENSORS)
 def test_header_and_bytes_of_what_the_library_writes(
     tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, np.ndarray]
@@ -52,6 +53,7 @@ def test_header_and_bytes_of_what_the_library_writes(
         assert b"".join(read_bytes(path, header.tensors[name], chunk=8)) == array.tobytes()
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary(max_size=200), st.integers(0, 2**64 - 1))
 def test_any_bytes_are_refused_or_read_never_worse(
     tmp_path_factory: pytest.TempPathFactory, body: bytes, length: int
@@ -62,6 +64,7 @@ def test_any_bytes_are_refused_or_read_never_worse(
         assert outcome(path) in (None, FailureReason.CORRUPT_WEIGHTS)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.data())
 def test_damaged_headers(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """One value of a sound header replaced by anything: refused, or still sound."""
