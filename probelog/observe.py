@@ -166,7 +166,10 @@ def from_rows(table: pa.Table) -> Floats:
     lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) > 1:
         raise ValueError(f"rows of {lengths.tolist()} values are not of one model")
-    flat: Floats = values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    scale = table.column("scale").to_numpy().astype(np.float32)
-    matrix: Floats = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0) * scale[:, None]
-    return matrix
+    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    scale = table.column("scale").to_numpy().astype(np.float64)
+    matrix = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0) * scale[:, None]
+    # The largest float32 numbers may have been rounded up, to just above what float32 can hold.
+    bound = np.finfo(np.float32).max
+    found: Floats = np.clip(matrix, -bound, bound).astype(np.float32)
+    return found
