@@ -62,7 +62,8 @@ def bound_numbers(
     left out (see `count_logits`).
 
     Raises:
-        ItemFailure: CONFIG_MISMATCH, or TOO_LARGE for an image size above the limit.
+        ItemFailure: CONFIG_MISMATCH, TOO_LARGE for an image size above the limit, CORRUPT_CONFIG for a negative
+            number of layers.
     """
     sizes = {key: value for key, value in config.items() if key not in _LABEL_KEYS}
     largest, deepest = max(elements, _ORDINARY_SIZE), max(len(shapes), _ORDINARY_DEPTH)
@@ -82,7 +83,9 @@ def bound_numbers(
                 FailureReason.TOO_LARGE, f"{key[:60]} = {value} pixels; the limit is {limits.max_image_size}"
             )
         if _DEPTH_KEY.search(key):
-            loops[key] = loops.get(key, 0) + abs(value)
+            if value < 0:
+                raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"config.json says {key[:60]} = {value}")
+            loops[key] = loops.get(key, 0) + value
             if loops[key] > deepest:
                 raise ItemFailure(
                     FailureReason.CONFIG_MISMATCH,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.model_config import LoadLimits, read_config
 from probelog.schemas import Head
@@ -107,10 +108,15 @@ def load_classifier(
             FailureReason.TOO_LARGE,
             f"{weights.elements} numbers in the weights; the limit is {limits.max_parameters}",
         )
-    module, facts = plan.build(weights)
-    module.requires_grad_(False)
+    try:
+        module, facts = plan.build(weights)
+        module.requires_grad_(False).eval().to(device)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ItemFailure(FailureReason.OUT_OF_MEMORY, f"{plan.architecture}: {str(error)[:300]}") from error
     return Classifier(
-        module=module.eval().to(device),
+        module=module,
         library=plan.library,
         architecture=plan.architecture,
         head=plan.head,

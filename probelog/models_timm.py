@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.model_config import (
     LoadLimits,
@@ -114,6 +115,8 @@ class TimmPlan:
         except ItemFailure:
             raise
         except Exception as error:  # a foreign constructor given a stranger's arguments raises anything
+            if out_of_memory(error):
+                raise
             raise ItemFailure(
                 FailureReason.UNSUPPORTED,
                 f"timm cannot build {self.architecture} as described: {str(error)[:300]}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.model_config import (
     LoadLimits,
@@ -102,6 +103,8 @@ class TransformersPlan:
                     output_loading_info=True,
                 )
             except Exception as error:  # the foreign loader raises many kinds when a shape does not fit
+                if out_of_memory(error):
+                    raise
                 raise ItemFailure(
                     FailureReason.CONFIG_MISMATCH,
                     f"the weights do not fit {self.architecture} as described: {str(error)[:300]}",
@@ -127,6 +130,8 @@ class TransformersPlan:
         except ItemFailure:
             raise
         except Exception as error:  # foreign constructors given a stranger's values raise anything
+            if out_of_memory(error):
+                raise
             raise ItemFailure(
                 FailureReason.CORRUPT_CONFIG,
                 f"transformers cannot build {self.architecture} as described: {str(error)[:300]}",
@@ -150,7 +155,7 @@ def plan(folder: Path, config: Mapping[str, Any], limits: LoadLimits) -> Transfo
         raise ItemFailure(
             FailureReason.UNSUPPORTED, f"the model takes {str(channels)[:20]} channels, not RGB"
         )
-    labels = _labels(config)
+    labels = _labels(config, limits)
     logits = count_logits(_logits(config, labels), limits)
     image_size = numbers.get("image_size")
     return TransformersPlan(
@@ -221,12 +226,13 @@ def _known_keys(config: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
     return kept
 
 
-def _labels(config: Mapping[str, Any]) -> dict[int, object]:
+def _labels(config: Mapping[str, Any], limits: LoadLimits) -> dict[int, object]:
     declared = config.get("id2label")
     if declared is None:
         return {}
     if not isinstance(declared, dict):
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "id2label is not an object")
+    count_logits(len(declared) or 1, limits)  # before a million keys are turned into numbers
     try:
         return {int(key): value for key, value in declared.items()}
     except ValueError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.pixel_cache import PixelCache
 
@@ -51,15 +52,13 @@ def observe(
     pixels = cache.pixels(recipe, images) if cache is not None else None
     chosen = np.asarray(indices, dtype=np.int64)
     result = np.empty((classifier.logits, len(chosen)), np.float32)
-    position = 0
-    while position < len(chosen):
-        part = chosen[position : position + batch_size]
+    start = 0
+    while start < len(chosen):
+        part = chosen[start : start + batch_size]
         batch = recipe.geometry(images([int(i) for i in part])) if pixels is None else pixels[part]
-        # Pixels are in hand: should the batch not fit, only the model's part is done again.
-        for start, stop, logits in _forward(classifier, batch, device):
-            batch_size = min(batch_size, max(stop - start, 1)) if stop - start < len(batch) else batch_size
-            result[:, position + start : position + stop] = logits.T
-        position += len(part)
+        logits, batch_size = _forward(classifier, batch, batch_size, device)
+        result[:, start : start + len(part)] = logits.T
+        start += len(part)
     if not np.isfinite(result).all():
         bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
         raise ItemFailure(
@@ -73,22 +72,23 @@ def observe(
 
 
 def _forward(
-    classifier: Classifier, batch: npt.NDArray[Any], device: str
-) -> Iterator[tuple[int, int, npt.NDArray[np.float32]]]:
-    """Logits of a batch, (b, L), in as few pieces as memory allows: first row, end row, values."""
-    start, step = 0, len(batch)
+    classifier: Classifier, batch: npt.NDArray[Any], step: int, device: str
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Logits of a batch, (b, L), taken ``step`` images at a time or fewer, and the step that memory allowed."""
+    parts: list[npt.NDArray[np.float32]] = []
+    start = 0
     while start < len(batch):
-        stop = min(start + step, len(batch))
-        logits = _attempt(classifier, batch[start:stop], device)
+        logits = _attempt(classifier, batch[start : start + step], device)
         if logits is not None:
-            yield start, stop, logits
-            start = stop
+            parts.append(logits)
+            start += step
         elif step == 1:
             raise ItemFailure(
                 FailureReason.OUT_OF_MEMORY, f"{classifier.architecture}: one image does not fit"
             )
         else:
-            step = (step + 1) // 2
+            step = (min(step, len(batch)) + 1) // 2
+    return np.concatenate(parts), step
 
 
 def _attempt(classifier: Classifier, pixels: npt.NDArray[Any], device: str) -> npt.NDArray[np.float32] | None:
@@ -104,7 +104,7 @@ def _attempt(classifier: Classifier, pixels: npt.NDArray[Any], device: str) -> n
     except ItemFailure:
         raise
     except Exception as error:  # a model that does not fit its declared input fails in any of its layers
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise ItemFailure(
                 FailureReason.CONFIG_MISMATCH,
                 f"{classifier.architecture} fails on its declared input {list(classifier.recipe.shape)}: "
@@ -114,14 +114,3 @@ def _attempt(classifier: Classifier, pixels: npt.NDArray[Any], device: str) -> n
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    )

@@ -17,7 +17,7 @@ from probelog.preprocess import Recipe
 from probelog.storage import short_key
 
 _CHUNK = 64
-_HEADER_BYTES = 4096  # room for the .npy header in the reckoning
+_HEADER_BYTES = 256  # room for the .npy header in the reckoning
 
 
 class PixelCache:
@@ -44,7 +44,7 @@ class PixelCache:
     ) -> npt.NDArray[Any] | None:
         """The geometry of every probe, (count, C, H, W), read-only and memory-mapped.
 
-        None where it would not fit into ``max_bytes`` even alone: compute what is needed instead. ``images`` gives
+        None where it would not fit into ``max_bytes``: compute what is needed instead. ``images`` gives
         probes by index and is only called where the array must be built.
         """
         shape = (self.count, *recipe.shape)
@@ -58,7 +58,8 @@ class PixelCache:
             # Held from the look to the mapping: what is mapped cannot be lost, and evictors skip what is locked.
             found = _open(target, shape, recipe.dtype)
             if found is None:
-                self._make_room(size, name)
+                if not self._make_room(size, name):
+                    return None
                 self._build(target, shape, recipe, images)
                 found = _open(target, shape, recipe.dtype)
             os.utime(target)
@@ -82,8 +83,10 @@ class PixelCache:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _make_room(self, size: int, name: str) -> None:
-        """Remove arrays, longest unused first, until ``size`` more bytes fit; then reserve them."""
+    def _make_room(self, size: int, name: str) -> bool:
+        """Remove arrays, longest unused first, until ``size`` more bytes fit, and reserve them; False if they
+        cannot be made to fit because others are building.
+        """
         with self._locked("room"):
             files = [path for path in self.folder.iterdir() if path.suffix in (".npy", ".partial")]
             known = {path: status for path in files if (status := _status(path)) is not None}
@@ -95,8 +98,11 @@ class PixelCache:
                     if mine:
                         path.unlink(missing_ok=True)
                         used -= known[path].st_size
+            if used + size > self.max_bytes:
+                return False
             with open(self.folder / f"{name}.partial", "wb") as stream:
                 stream.truncate(size)
+            return True
 
     @contextlib.contextmanager
     def _locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:

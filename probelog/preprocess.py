@@ -43,7 +43,7 @@ _SETTINGS = (
     "image_mean", "image_std", "default_to_square", "crop_pct", "rescale_offset", "include_top",
     "do_flip_channel_order", "size_divisor", "do_thumbnail", "do_align_long_axis",
 )  # fmt: skip
-_NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False}
+_NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False, "include_top": False}
 _NO_GEOMETRY = {"do_resize": False, "do_center_crop": False, "do_pad": False, "do_thumbnail": False}
 _ARITHMETIC_KEYS = (
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "rescale_offset", "include_top",
@@ -292,6 +292,7 @@ def transformers_recipe(folder: Path, model_type: str, image_size: int | None, m
     settings = {key: declared[key] for key in _SETTINGS if declared and declared.get(key) is not None}
     _check_settings(settings, max_size)
     if declared is None and image_size is not None:
+        _check_edge("image_size", image_size, max_size)
         settings = _sized_for(name, image_size)
     text = _effective(name, json.dumps(settings, sort_keys=True))
     _check_settings(json.loads(text), max_size)
@@ -357,7 +358,10 @@ def _check_settings(settings: Mapping[str, Any], max_size: int) -> None:
 
 
 def _sized_for(name: str, image_size: int) -> dict[str, Any]:
-    defaults = json.loads(_effective(name, "{}"))
+    text = _effective(name, "{}")
+    if _split(name, text)[0][1:] == (image_size, image_size):
+        return {}  # the default fits; its own relation of resize to crop stays
+    defaults = json.loads(text)
     return {
         key: dict.fromkeys(defaults[key], image_size)
         for key in ("size", "crop_size")

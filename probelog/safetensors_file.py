@@ -24,7 +24,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 #: The format's own limit is 100 MB; as Python objects that would take a gigabyte, and a model with 10,000
 #: tensors needs 2 MB.
-MAX_HEADER_BYTES = 32_000_000
+MAX_HEADER_BYTES = 16_000_000
 
 ITEM_SIZES: Mapping[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),

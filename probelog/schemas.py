@@ -79,6 +79,7 @@ OBSERVATIONS = _schema(
         ("sha", pa.string()),
         ("logit", pa.int32()),
         ("scale", pa.float32()),
+        ("offset", pa.float32()),
         ("values", pa.list_(pa.float16())),
     ],
 )
