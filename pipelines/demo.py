@@ -1,0 +1,121 @@
+"""The demo: a small hub of real classifiers on loopback, the whole job over it, and questions to the result."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines.progress import Report, duration
+from probelog.errors import ProbeLogError
+from probelog.terminal import printable
+
+WORLD = Path(__file__).parent / "demo_world"
+FRACTION = 0.25
+QUESTIONS = ("dog", "umbrella", "guitar", "airplane", "mushroom")
+
+
+def run_demo(out: Path) -> None:
+    """Serve the demo's hub, index it with a fraction of the probes, ask it, and say how good the answers are.
+
+    Run again on the same folder it finds its work done and answers at once.
+
+    Raises:
+        ProbeLogError: the demo's world is not in this checkout.
+    """
+    if not (WORLD / "truth.json").is_file():
+        raise ProbeLogError(
+            f"the demo's world is missing at {WORLD}: make it with `python -m pipelines.world --out {WORLD}`"
+        )
+    # Set before Ray starts: it would otherwise write a token file into the home directory.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # noqa: S105 - a switch
+
+    from cluster.session import session
+    from pipelines.hubserver import running
+
+    started = time.monotonic()
+    report = Report()
+    with running(WORLD / "hub") as endpoint:
+        os.environ["HF_ENDPOINT"] = endpoint
+        report.say(f"demo: a hub of icon classifiers is served at {endpoint}; nothing else is contacted")
+        with session("local"):
+            some = _index(out / "store", FRACTION, report)
+            report.say("demo: the same once more with all probes, to compare")
+            _index(out / "store-all-probes", 1.0, report)
+    _show_failures(some, report)
+    index = some.config.store
+    _ask(index, report)
+    _compare(out, report)
+    report.say(
+        f"\ndone in {duration(time.monotonic() - started)}. The index lies in {index}. Next:\n"
+        f'  uv run probelog search "cat" --index {index}\n'
+        f"  uv run probelog search --like REPO#0 --index {index}\n"
+        f"  uv run probelog show REPO --index {index}\n"
+        f"  uv run probelog-index status --store {index}"
+    )
+
+
+def _index(store: Path, fraction: float, report: Report) -> Any:
+    from pipelines.config import Config
+    from pipelines.full import run_full
+    from pipelines.stages import Job
+
+    config = Config(
+        store=str(store),
+        probes=str(WORLD / "probes.parquet"),
+        probe_count=None,
+        encoder=str(WORLD / "encoder"),
+        background=str(WORLD / "concepts.txt"),
+        fraction=fraction,
+        batch_models=16,
+    )
+    job = Job.of(config, report)
+    run_full(job)
+    return job
+
+
+def _show_failures(job: Any, report: Report) -> None:
+    """What was refused, and why: strangers' files are the normal case on a Hub."""
+    from pipelines.status import status
+    from probelog.ledger import Ledger
+
+    report.say("\nrefused, each with its reason:")
+    for found in status(job.config.store).ledgers:
+        ledger = Ledger(job.store, f"observations/{found.key}")
+        receipts = ledger.receipts()
+        for failure in ledger.failures(receipts, ledger.models(receipts)):
+            report.say(f"  {failure.repo:<32} {failure.reason:<18} {printable(failure.detail, 90)}")
+
+
+def _ask(index_uri: str, report: Report) -> None:
+    from probelog.client import open_index
+
+    index = open_index(index_uri)
+    report.say(f"\nasking {index.models} models ({index.logits} logits), none of them by its labels:")
+    for question in QUESTIONS:
+        begun = time.monotonic()
+        hits = index.search(text=question, k=3)
+        took = 1000 * (time.monotonic() - begun)
+        report.say(f"\n  which models recognise {question!r}?   ({took:.0f} ms)")
+        for hit in hits:
+            copies = f" (+{hit.duplicates} with the same weights)" if hit.duplicates else ""
+            label = f"not {hit.label}" if hit.negated else hit.label
+            report.say(f"    {hit.rank}. {hit.repo}{copies}, class {hit.logit}, declared as {label!r}")
+
+
+def _compare(out: Path, report: Report) -> None:
+    from pipelines.evaluate import evaluate
+
+    some, every = (
+        evaluate(str(out / name), WORLD / "truth.json").methods[0] for name in ("store", "store-all-probes")
+    )
+    if some.single is None or every.single is None:
+        raise ProbeLogError("the demo's truth file names no single concept")
+    report.say(
+        f"\nthe right answer came first for {some.single.top1:.0%} of {some.single.queries} concepts "
+        f"(among the first five: {some.single.top5:.0%}) with {FRACTION:.0%} of the probes a model;\n"
+        f"with all probes: {every.single.top1:.0%} ({every.single.top5:.0%}); by chance: {some.single.chance:.1%}"
+    )
