@@ -12,45 +12,38 @@ Duplicates are found by the decoded RGB pixels, so that the same picture saved t
 from __future__ import annotations
 
 import hashlib
-import heapq
-import io
 import json
-import os
 import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from glob import glob, has_magic
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from probelog.errors import ProbeLogError, SchemaVersionError, StoreError, UsageError
-from probelog.images import UnreadableImageError, decode, looks_like_image
-from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema, clean_unicode
+from probelog.errors import SchemaVersionError, StoreError, UsageError
+from probelog.images import UnreadableImageError, decode
+from probelog.probe_choice import Chosen, Selection
+from probelog.probe_sources import LeftOut, ProbeReport, candidates, source_files
+from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema
 from probelog.storage import Store, digest, parquet_bytes, short_key
 
 if TYPE_CHECKING:
     from probelog.encoders import Encoder
 
 FOLDER = "probes"
-MAX_IMAGE_BYTES = 64 << 20
-THUMBNAIL_SIDE = 96
 _VERSION = 1
 _PART_BYTES = 32 << 20
 _LISTED = 1000
 _PARTS_IN_MEMORY = 2
 _MANIFEST = "manifest.json"
 _THUMBNAILS = "thumbnails.parquet"
-_HUB = "hf://datasets/"
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done (``images``, ``embeddings``), how many are done and, if known, of how many."""
@@ -74,26 +67,6 @@ THUMBNAILS = _fields("probe-thumbnails", [*_FACTS, ("thumbnail", pa.binary())])
 def embeddings_schema(dimension: int) -> pa.Schema:
     """Rows of ``embeddings-<encoder>.parquet``: one unit vector a probe, in the set's order."""
     return _fields("probe-embeddings", [("id", pa.int32()), ("embedding", pa.list_(pa.float32(), dimension))])
-
-
-class LeftOut(StrEnum):
-    """Why an image of the source is not a probe."""
-
-    NOT_AN_IMAGE = "not-an-image"
-    UNREADABLE = "unreadable"
-    TOO_LARGE = "too-large"
-    DUPLICATE = "duplicate"
-    NO_BYTES = "no-bytes"
-    OUTSIDE = "outside"
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeReport:
-    """One image (or other file) of the source that is not a probe, and why."""
-
-    source: str
-    reason: LeftOut
-    detail: str
 
 
 class ProbeSet:
@@ -307,7 +280,7 @@ def make_probe_set(
     if count is not None and count < 1:
         raise UsageError(f"a probe set needs at least one image, not {count}")
     tell = _silent if progress is None else progress
-    files, skipped = _files(source)
+    files, skipped = source_files(source)
     listing = [[file.name, file.size, file.version] for file in files]
     made = f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
     if (before := store.read_or_none(made)) is not None:
@@ -317,10 +290,10 @@ def make_probe_set(
             found.add_embeddings(encoder, progress)
             return found
     with tempfile.TemporaryDirectory(prefix="probelog-") as spool:
-        selection = _Selection(seed, count, Path(spool))
+        selection = Selection(seed, count, Path(spool))
         for report in skipped:
             selection.leave_out(None, report)
-        for number, (name, content) in enumerate(_candidates(files), start=1):
+        for number, (name, content) in enumerate(candidates(files), start=1):
             if isinstance(content, ProbeReport):
                 selection.leave_out(None, content)
             else:
@@ -354,107 +327,6 @@ def subset(probe_set_hash: str, repo: str, sha: str, seed: int, fraction: float,
     return np.sort(np.argsort(draws, kind="stable")[:size]).astype(np.int32)
 
 
-# Choosing
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    key: int
-    name: str
-    sha256: str
-    pixels: str
-    width: int
-    height: int
-
-
-class _Selection:
-    """The ``count`` usable images with the smallest keys among those offered so far; their bytes lie in a folder.
-
-    One pass over the source, memory for the facts only: an image whose key is over the largest chosen one can
-    never come back in, so it is not even decoded.
-    """
-
-    def __init__(self, seed: int, count: int | None, spool: Path) -> None:
-        self.seed = seed
-        self.count = count
-        self.spool = spool
-        self.seen = 0
-        self._chosen: dict[str, _Chosen] = {}
-        self._by_pixels: dict[str, str] = {}
-        self._largest: list[tuple[int, str]] = []  # heap of (-key, sha256); may name images that have gone
-        self._left_out: list[tuple[int | None, ProbeReport]] = []
-
-    def leave_out(self, key: int | None, report: ProbeReport) -> None:
-        """Record what is not a probe; without a key it counts whatever else is chosen."""
-        self._left_out.append((key, report))
-
-    def offer(self, name: str, data: bytes) -> None:
-        """Take an image in, or leave it out."""
-        self.seen += 1
-        content = digest(data)
-        key = int(digest(f"{self.seed}:{content}".encode()), 16)
-        if key > self._limit():
-            return
-        if (same := self._chosen.get(content)) is not None:
-            first, second = sorted([same.name, name])
-            self._chosen[content] = _Chosen(key, first, content, same.pixels, same.width, same.height)
-            self.leave_out(key, ProbeReport(second, LeftOut.DUPLICATE, f"same file as {first}"))
-            return
-        try:
-            image = decode(data)
-        except UnreadableImageError as error:
-            reason = LeftOut.TOO_LARGE if error.too_large else LeftOut.UNREADABLE
-            self.leave_out(key, ProbeReport(name, reason, str(error)))
-            return
-        pixels = digest(f"{image.width}x{image.height} ".encode() + image.tobytes())
-        new = _Chosen(key, name, content, pixels, image.width, image.height)
-        if (other := self._by_pixels.get(pixels)) is not None:
-            kept, dropped = sorted([self._chosen[other], new], key=lambda item: item.key)
-            self.leave_out(
-                dropped.key, ProbeReport(dropped.name, LeftOut.DUPLICATE, f"same pixels as {kept.name}")
-            )
-            if kept is not new:
-                return
-            self._remove(other)
-        self._chosen[content] = new
-        self._by_pixels[pixels] = content
-        heapq.heappush(self._largest, (-key, content))
-        (self.spool / content).write_bytes(data)
-        (self.spool / f"{content}.webp").write_bytes(_thumbnail(image))
-        if self.count is not None and len(self._chosen) > self.count:
-            self._limit()  # brings a chosen one to the top of the heap
-            self._remove(heapq.heappop(self._largest)[1])
-
-    def result(self) -> tuple[list[_Chosen], list[ProbeReport]]:
-        """The chosen images in the set's order, and what was left out where it would have been chosen."""
-        limit = self._limit()
-        reports = [report for key, report in self._left_out if key is None or key <= limit]
-        return (
-            sorted(self._chosen.values(), key=lambda item: item.key),
-            sorted(reports, key=lambda report: (report.source, report.reason)),
-        )
-
-    def _limit(self) -> float:
-        while self._largest and self._largest[0][1] not in self._chosen:
-            heapq.heappop(self._largest)
-        full = self.count is not None and len(self._chosen) >= self.count
-        return -self._largest[0][0] if full else float("inf")
-
-    def _remove(self, content: str) -> None:
-        gone = self._chosen.pop(content)
-        del self._by_pixels[gone.pixels]
-        (self.spool / content).unlink()
-        (self.spool / f"{content}.webp").unlink()
-
-
-def _thumbnail(image: Image.Image) -> bytes:
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    sink = io.BytesIO()
-    small.save(sink, "WEBP", quality=80)
-    return sink.getvalue()
-
-
 def _check_enough(
     source: str, count: int | None, usable: int, seen: int, reports: Sequence[ProbeReport]
 ) -> None:
@@ -472,198 +344,14 @@ def _counts(reports: Sequence[ProbeReport]) -> dict[str, int]:
     return dict(sorted(Counter(report.reason.value for report in reports).items()))
 
 
-# Sources
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file of a source. ``version`` changes when its content does (a date, or the Hub's blob id)."""
-
-    name: str
-    size: int
-    version: str
-    open: Callable[[], BinaryIO]
-    must_be_parquet: bool
-
-
-def _files(source: str) -> tuple[list[_File], list[ProbeReport]]:
-    """The files of a source sorted by name, and what was not followed or cannot be listed."""
-    if source.startswith(_HUB):
-        return _hub_files(source), []
-    path = Path(source).expanduser()
-    if source and path.is_dir():
-        return _folder_files(path)
-    if path.is_file():
-        return [_local_file(path.name, path, True)], []
-    found = sorted(glob(str(path), recursive=True)) if has_magic(str(path)) else []
-    files = [_local_file(item, Path(item), True) for item in found if Path(item).is_file()]
-    if not files:
-        raise UsageError(
-            f"probes {source!r}: no such folder or file. Give a folder of images, a Parquet file or pattern with "
-            f"images, or {_HUB}OWNER/NAME/PATTERN."
-        )
-    return files, []
-
-
-def _local_file(name: str, path: Path, must_be_parquet: bool) -> _File:
-    facts = path.stat()
-    return _File(
-        clean_unicode(name), facts.st_size, str(facts.st_mtime_ns), lambda: path.open("rb"), must_be_parquet
-    )
-
-
-def _folder_files(root: Path) -> tuple[list[_File], list[ProbeReport]]:
-    files: list[_File] = []
-    left_out: list[ProbeReport] = []
-    real = os.path.realpath(root)
-
-    def unlisted(error: OSError) -> None:
-        name = clean_unicode(os.path.relpath(error.filename, root))
-        left_out.append(ProbeReport(name, LeftOut.UNREADABLE, f"folder cannot be listed ({error.strerror})"))
-
-    for folder, folders, names in os.walk(root, onerror=unlisted):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith("."):
-                continue
-            path = Path(folder, name)
-            relative = path.relative_to(root).as_posix()
-            target = Path(os.path.realpath(path))  # unlike Path.resolve, does not raise on a loop
-            if not target.is_relative_to(real):
-                detail = "a link that leads outside the folder"
-                left_out.append(ProbeReport(clean_unicode(relative), LeftOut.OUTSIDE, detail))
-            elif target.is_file():
-                files.append(_local_file(relative, path, False))
-    return sorted(files, key=lambda file: file.name), left_out
-
-
-def _hub_files(source: str) -> list[_File]:
-    from huggingface_hub import HfFileSystem, constants
-
-    system = HfFileSystem()
-    facts: dict[str, dict[str, Any]] = {}
-    try:
-        facts = {path: system.info(path) for path in sorted(system.glob(source))}
-    except FileNotFoundError:
-        pass  # the same as no match
-    except Exception as error:  # reason: the HTTP library underneath has errors of its own
-        raise ProbeLogError(
-            f"probes {source!r}: the Hub at {constants.ENDPOINT} cannot be read ({type(error).__name__}: {error}). "
-            "Set HF_ENDPOINT to a Hub or mirror that this machine reaches (and HF_TOKEN for what is private), or "
-            "download the files and give their folder."
-        ) from error
-    if not facts:
-        raise UsageError(f"probes {source!r}: the Hub at {constants.ENDPOINT} has no such dataset or files")
-    return [
-        _File(
-            path,
-            int(about.get("size") or 0),
-            str(about.get("blob_id")),
-            lambda path=path: system.open(path, "rb"),  # type: ignore[misc]
-            True,
-        )
-        for path, about in facts.items()
-    ]
-
-
-def _candidates(files: Sequence[_File]) -> Iterator[tuple[str, bytes | ProbeReport]]:
-    """Every image of the files by name: its bytes, or why there are none."""
-    for file in files:
-        try:
-            stream = file.open()
-        except OSError as error:
-            if file.must_be_parquet:
-                raise UsageError(f"probes {file.name}: cannot be opened ({error})") from error
-            yield (
-                file.name,
-                ProbeReport(file.name, LeftOut.UNREADABLE, f"cannot be opened ({error.strerror})"),
-            )
-            continue
-        with stream:
-            head = stream.read(16)
-            stream.seek(0)
-            if file.must_be_parquet or head.startswith(b"PAR1"):
-                yield from _parquet_images(file, stream)
-            elif not looks_like_image(head):
-                yield (
-                    file.name,
-                    ProbeReport(file.name, LeftOut.NOT_AN_IMAGE, "not an image by its first bytes"),
-                )
-            elif file.size > MAX_IMAGE_BYTES:
-                yield file.name, _too_many_bytes(file.name, file.size)
-            else:
-                yield file.name, stream.read(MAX_IMAGE_BYTES)
-
-
-def _parquet_images(file: _File, stream: BinaryIO) -> Iterator[tuple[str, bytes | ProbeReport]]:
-    row = 0
-    try:
-        # A buffered stream reads a column page by page: one row group of images can be larger than the memory.
-        table = pq.ParquetFile(stream, buffer_size=1 << 20)
-        column = _image_column(file.name, table.schema_arrow)
-        for batch in table.iter_batches(batch_size=16, columns=[column]):
-            values = batch.column(0)
-            if pa.types.is_struct(values.type):
-                values = pc.struct_field(values, "bytes")
-            for value in values:
-                name = f"{file.name}#{row}"
-                row += 1
-                if not value.is_valid:
-                    yield name, ProbeReport(name, LeftOut.NO_BYTES, "the row holds no image bytes")
-                elif (size := value.as_buffer().size) > MAX_IMAGE_BYTES:
-                    yield name, _too_many_bytes(name, size)
-                else:
-                    yield name, value.as_py()
-    except ProbeLogError:
-        raise
-    except Exception as error:  # reason: pyarrow passes on what the stream raises
-        raise UsageError(
-            f"probes {file.name}: cannot be read as Parquet, at row {row} ({type(error).__name__}: {error}). "
-            "Check the file, or download it again."
-        ) from error
-
-
-def _image_column(name: str, schema: pa.Schema) -> str:
-    """The column with images: in the Hub's format (a struct with ``bytes``), or else plain binary."""
-
-    def is_bytes(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    structs = [
-        item.name
-        for item in schema
-        if pa.types.is_struct(item.type)
-        and item.type.get_field_index("bytes") >= 0
-        and is_bytes(item.type.field("bytes").type)
-    ]
-    plain = [item.name for item in schema if is_bytes(item.type)]
-    for kind, suffix in ((structs, ".bytes"), (plain, "")):
-        if len(kind) == 1 or "image" in kind:
-            return ("image" if "image" in kind else kind[0]) + suffix
-    columns = ", ".join(f"{item.name}: {item.type}" for item in schema)
-    raise UsageError(
-        f"probes {name}: no single column of images (image: struct<bytes: binary, path: string>, or plain binary) "
-        f"among {columns[:500]}. Name the wanted one `image`."
-    )
-
-
-def _too_many_bytes(name: str, size: int) -> ProbeReport:
-    return ProbeReport(
-        name, LeftOut.TOO_LARGE, f"{size} bytes, more than the {MAX_IMAGE_BYTES >> 20} MiB allowed"
-    )
-
-
-# The store
-
-
 def _written(
     store: Store,
     source: str,
     seed: int,
     encoder: Encoder,
-    chosen: Sequence[_Chosen],
+    chosen: Sequence[Chosen],
     reports: Sequence[ProbeReport],
-    selection: _Selection,
+    selection: Selection,
     progress: Progress | None,
 ) -> ProbeSet:
     set_hash = _set_hash([item.sha256 for item in chosen])
@@ -697,7 +385,7 @@ def _written(
     return found
 
 
-def _image_parts(chosen: Sequence[_Chosen], spool: Path) -> Iterator[pa.Table]:
+def _image_parts(chosen: Sequence[Chosen], spool: Path) -> Iterator[pa.Table]:
     first, data, size = 0, [], 0
     for index, item in enumerate(chosen):
         data.append((spool / item.sha256).read_bytes())
@@ -707,7 +395,7 @@ def _image_parts(chosen: Sequence[_Chosen], spool: Path) -> Iterator[pa.Table]:
             first, data, size = index + 1, [], 0
 
 
-def _fact_table(chosen: Sequence[_Chosen], first: int, data: Sequence[bytes], schema: pa.Schema) -> pa.Table:
+def _fact_table(chosen: Sequence[Chosen], first: int, data: Sequence[bytes], schema: pa.Schema) -> pa.Table:
     columns = [
         range(first, first + len(chosen)),
         [item.name for item in chosen],

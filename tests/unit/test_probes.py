@@ -19,7 +19,9 @@ from PIL import Image
 
 from probelog import probes
 from probelog.errors import SchemaVersionError, StoreError, UsageError
-from probelog.probes import LeftOut, ProbeReport, ProbeSet, make_probe_set, subset
+from probelog.probe_choice import THUMBNAIL_SIDE, Selection
+from probelog.probe_sources import LeftOut, ProbeReport
+from probelog.probes import ProbeSet, make_probe_set, subset
 from probelog.storage import Store
 from tests.unit import tiny_encoders
 from tests.unit.test_images import bomb, encoded
@@ -81,7 +83,7 @@ def test_a_set_holds_what_was_chosen(pictures, store, encoder):
     np.testing.assert_allclose(embeddings, encoder.embed_images(found.images()), atol=1e-5)
     thumbnails = [Image.open(io.BytesIO(data)) for data in found.thumbnails()]
     assert len(thumbnails) == 6
-    assert max(max(image.size) for image in thumbnails) <= probes.THUMBNAIL_SIDE
+    assert max(max(image.size) for image in thumbnails) <= THUMBNAIL_SIDE
 
 
 def test_open_by_the_first_digits_and_after_a_journey(pictures, store, encoder):
@@ -166,7 +168,7 @@ def test_one_pass_finds_the_smallest_keys_in_any_order(tmp_path_factory, order, 
 
     def chosen(sequence):
         spool = tmp_path_factory.mktemp("spool")
-        selection = probes._Selection(0, count, spool)
+        selection = Selection(0, count, spool)
         for number in sequence:
             selection.offer(f"{number}", images[number])
         found, reports = selection.result()
@@ -245,7 +247,7 @@ def test_too_few_images_say_why(pictures, store, encoder):
         UsageError, match=r"10 usable images of 11 found, 11 needed \(left out: 1 duplicate\)"
     ):
         make_probe_set(str(pictures), 11, 0, store, encoder)
-    assert store.list("probes") == []
+    assert store.names("probes") == []
 
 
 # Parquet
@@ -325,12 +327,12 @@ class Tell(list):
 def test_a_second_run_does_nothing(pictures, store, encoder):
     first, second = Tell(), Tell()
     made = make_probe_set(str(pictures), 4, 0, store, encoder, first)
-    before = {name: store.read(name) for name in store.list("probes")}
+    before = {name: store.read(name) for name in store.names("probes")}
     again = make_probe_set(str(pictures), 4, 0, store, encoder, second)
     assert again.hash == made.hash
     assert first[-1] == ("embeddings", 4, 4)
     assert second == []
-    assert {name: store.read(name) for name in store.list("probes")} == before
+    assert {name: store.read(name) for name in store.names("probes")} == before
 
 
 def test_a_changed_source_is_read_again(pictures, store, encoder):
@@ -351,7 +353,7 @@ def test_a_killed_run_leaves_no_set_and_is_finished_by_the_next(pictures, store,
 
     with pytest.raises(KilledError):
         make_probe_set(str(pictures), 4, 0, store, encoder, kill)
-    for name in store.list("probes"):
+    for name in store.names("probes"):
         with pytest.raises(UsageError, match="interrupted"):
             ProbeSet.open(store, name.split("/")[1])
     assert make_probe_set(str(pictures), 4, 0, store, encoder).embeddings(encoder.digest).shape[0] == 4
@@ -376,7 +378,7 @@ def test_damaged_files_are_noticed(pictures, store, encoder):
     made = make_probe_set(str(pictures), 4, 0, store, encoder)
     reads = {"images-": lambda s: s.image(0), "thumbnails": lambda s: s.thumbnails()}
     reads["embeddings-"] = lambda s: s.embeddings(encoder.digest)
-    for name in store.list(f"probes/{made.hash[:16]}", ".parquet"):
+    for name in store.names(f"probes/{made.hash[:16]}", ".parquet"):
         read = next(read for start, read in reads.items() if Path(name).name.startswith(start))
         data = store.read(name)
         store.write(name, data[:100] + b"?" + data[101:])
@@ -489,10 +491,10 @@ def test_bench_probes(store):
 _READ = """
 import hashlib, sys
 from probelog.errors import ProbeLogError
-from probelog.probes import _candidates, _files
+from probelog.probe_sources import candidates, source_files
 for source in sys.argv[1:]:
     try:
-        print(*sorted(hashlib.sha256(data).hexdigest() for _, data in _candidates(_files(source)[0])))
+        print(*sorted(hashlib.sha256(data).hexdigest() for _, data in candidates(source_files(source)[0])))
     except ProbeLogError as error:
         print(type(error).__name__, error)
 """
