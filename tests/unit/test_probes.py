@@ -107,7 +107,7 @@ def test_images_lie_in_parts(pictures, store, encoder, monkeypatch):
     monkeypatch.setattr(probes, "_PART_BYTES", 5000)
     other = Store(store.path("other"))
     parts = make_probe_set(str(pictures), None, 0, other, encoder)
-    names = [name for name in other.list("probes", ".parquet") if "images-" in name]
+    names = [name for name in other.names("probes", ".parquet") if "images-" in name]
     assert len(names) > 2
     assert parts.hash == whole.hash
     assert contents(parts) == contents(whole)
