@@ -222,13 +222,15 @@ class Completion:
 
     def __init__(self, store: Store, receipts: Sequence[Receipt], shards: int, seed: int) -> None:
         ordered = sorted(receipts, key=lambda receipt: receipt.name)
+        if not ordered:
+            raise ProbeLogError("there is nothing to complete: no model was probed with success")
         groups = [ordered[i::shards] for i in range(min(shards, len(ordered)))]
         self._shards = [ShardActor.remote(store.uri, group, seed) for group in groups]
         self._groups = groups
         loaded = np.asarray(ray.get([shard.load.remote() for shard in self._shards]))
         self.models, self.logits, self.dropped = (int(total) for total in loaded.sum(axis=0))
         if not self.logits:
-            raise ProbeLogError("there is nothing to complete: no model was probed with success")
+            raise ProbeLogError("there is nothing to complete: every logit is constant on its probes")
 
     def close(self) -> None:
         """Give the shards' memory back."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ray
 
 from cluster.limiter import LimitActor, SharedLimiter
-from probelog.errors import FailureReason, ItemFailure
+from probelog.errors import FailureReason, ItemFailure, UsageError
 from probelog.ledger import Ledger, Spooled
 from probelog.schemas import CatalogueRow, Failure, ProbedModel
 from probelog.storage import Store
@@ -77,7 +77,7 @@ class Prober:
         self._ledger = Ledger(Store(spec.store), spec.folder)
         self._probes = ProbeSet.open(Store(spec.store), spec.probe_set)
         self._device = "cuda" if spec.on_gpu and torch.cuda.is_available() else "cpu"
-        scratch = Path(spec.scratch or tempfile.gettempdir()) / "probelog"
+        scratch = _scratch(spec.scratch)
         self._downloads = scratch / "downloads"
         _sweep(self._downloads)
         self._own = self._downloads / str(os.getpid())
@@ -211,6 +211,19 @@ class _Metrics:
         """Count one model."""
         self._models.inc(1, tags={"result": "indexed" if reason is None else reason.value})
         self._seconds.observe(seconds)
+
+
+def _scratch(folder: str | None) -> Path:
+    """The node-local folder for downloads and preprocessed probes: this user's alone, on shared machines too.
+
+    Raises:
+        UsageError: it belongs to somebody else.
+    """
+    path = Path(folder) / "probelog" if folder else Path(tempfile.gettempdir(), f"probelog-{os.getuid()}")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise UsageError(f"{path} belongs to another user: set `scratch` to a folder of your own")
+    return path
 
 
 def _sweep(downloads: Path) -> None:

@@ -54,6 +54,7 @@ class Completed:
 def complete(job: Job, observations: str, receipts: Sequence[Receipt], probes: int) -> Completed:
     """Complete one state of a ledger; needs a running Ray session. A no-op when that was done before."""
     config = job.config
+    receipts = [receipt for receipt in receipts if receipt.models.rows]
     names = sorted(receipt.name for receipt in receipts)
     wanted = (config.rank, config.regularisation, config.top_r, config.seed)
     key = short_key("completion", 1, observations, *wanted, *names)
@@ -63,8 +64,9 @@ def complete(job: Job, observations: str, receipts: Sequence[Receipt], probes: i
         found = _read(job, folder, key, json.loads(done))
         job.report.say(f"complete: {_told(found)}; nothing was left to do")
         return found
-    shards = config.workers or worker_count(1.0, 0.0)
-    completion = Completion(job.store, [r for r in receipts if r.models.rows], shards, config.seed)
+    # All shards work at once: more of them than CPUs would wait for each other for ever.
+    shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))
+    completion = Completion(job.store, receipts, shards, config.seed)
     try:
         job.report.say(
             f"complete: {completion.logits:,} logits of {completion.models:,} models"
