@@ -24,7 +24,12 @@ from probelog.storage import Store
 if TYPE_CHECKING:
     from PIL import Image
 
+    from probelog.pixel_cache import PixelCache
+    from probelog.preprocess import Recipe
+
 _STAGE = "probe"
+# With so many of the probes seen by every model, the cache is worth its cost for the first one already.
+_CACHE_AT_ONCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Prober:
         from probelog.probes import ProbeSet
 
         torch.set_num_threads(spec.threads)
+        # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
+        torch.backends.cudnn.allow_tf32 = False
         self._spec = spec
         self._limiter = SharedLimiter(limiter)
         self._ledger = Ledger(Store(spec.store), spec.folder)
@@ -85,6 +92,7 @@ class Prober:
         self._cache = PixelCache(
             scratch / "pixels", spec.cache_bytes, probe_set=self._probes.hash, count=self._probes.count
         )
+        self._met: set[str] = set()
         self._computing = threading.Lock()
         self._metrics = _Metrics()
 
@@ -143,7 +151,9 @@ class Prober:
                 chosen = subset(
                     self._probes.hash, row.repo, row.sha, spec.seed, spec.fraction, self._probes.count
                 )
-                self._cache.pixels(classifier.recipe, self._images)
+                cache = self._cache_for(classifier.recipe)
+                if cache is not None:
+                    cache.pixels(classifier.recipe, self._images)
                 prepared = time.monotonic()
                 values = observe(
                     classifier,
@@ -151,7 +161,7 @@ class Prober:
                     chosen.tolist(),
                     batch_size=spec.batch_size,
                     device=self._device,
-                    cache=self._cache,
+                    cache=cache,
                 )
                 done = time.monotonic()
         finally:
@@ -178,6 +188,15 @@ class Prober:
             seconds_forward=done - prepared,
         )
         return Spooled.success(model, to_rows(row.repo, row.sha, values))
+
+    def _cache_for(self, recipe: Recipe) -> PixelCache | None:
+        """The cache of all probes, unless this recipe may be the only one of its kind.
+
+        A model needs a fraction of the probes, the cache prepares them all: that pays from the second model on.
+        """
+        met = recipe.geometry_key in self._met
+        self._met.add(recipe.geometry_key)
+        return self._cache if met or self._spec.fraction >= _CACHE_AT_ONCE else None
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:
         return list(self._probes.images(indices))
