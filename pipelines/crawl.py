@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
-from probelog.listing import ListingFilters, iter_pages
-from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, check_schema, from_table, to_table
-from probelog.storage import Store, parquet_bytes
+from probelog.ledger import Part, read_part
+from probelog.listing import ListingFilters, Page, iter_pages
+from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
+from probelog.storage import Store, digest, parquet_bytes
+
+_PART_ROWS = 5000
+_PART_SECONDS = 30.0
 
 
 def hub_endpoint() -> str:
@@ -52,30 +57,27 @@ class Catalogue:
         """Every repository once, at its newest listed commit, by name."""
         found: dict[str, CatalogueRow] = {}
         # Newest first: a repository that changed during the crawl shows up twice, and its first row is the newer.
-        for table in self._tables("rows"):
-            check_schema(table.schema, CATALOGUE, self.folder)
-            for row in from_table(table, CatalogueRow):
+        for part in self.receipt["rows"]:
+            for row in from_table(read_part(self.store, Part(**part), CATALOGUE), CatalogueRow):
                 found.setdefault(row.repo, row)
         return [found[repo] for repo in sorted(found)]
 
     def failures(self) -> list[Failure]:
         """What could not be read of the listing."""
-        found: list[Failure] = []
-        for table in self._tables("failures"):
-            check_schema(table.schema, FAILURES, self.folder)
-            found += from_table(table, Failure)
-        return found
+        parts = (read_part(self.store, Part(**part), FAILURES) for part in self.receipt["failures"])
+        return [failure for table in parts for failure in from_table(table, Failure)]
 
-    def _tables(self, kind: str) -> Iterator[Any]:
-        for number in range(int(self.receipt["pages"])):
-            yield self.store.read_table(_page(self.folder, self.receipt["run"], kind, number))
+    @property
+    def finished(self) -> str:
+        """When the listing ended (UTC, ISO 8601)."""
+        return str(self.receipt["finished"])
 
 
 def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     """List the Hub's classifiers into the catalogue.
 
-    A no-op where that was done; ``refresh`` lists again. Every page is written before the next one is asked for,
-    with the address of the next one, so that a killed crawl goes on there.
+    A no-op where that was done; ``refresh`` lists again. What was listed is written every half minute, with the
+    address of the next page, so that a killed crawl goes on there.
     """
     config = job.config
     folder = f"catalogue/{job.catalogue_key(endpoint)}"
@@ -84,7 +86,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     if not refresh and store.exists(receipt):
         found = Catalogue.open(job, endpoint)
         job.report.say(
-            f"crawl: {found.receipt['rows']:,} models were listed on {found.receipt['finished'][:10]} already "
+            f"crawl: {count_rows(found.receipt['rows']):,} models were listed on {found.finished[:10]} already "
             "(--refresh lists them again)"
         )
         return found
@@ -99,67 +101,101 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         repos=tuple(read_repos(config.filters.repos)),
         limit=config.filters.limit,
     )
-    state = _state(store, folder, refresh)
-    counter = job.report.counter("crawl", None, "models", state["rows"])
-    reasons: Counter[str] = Counter()
-    if not state["finished"]:
-        for page in iter_pages(filters, state["next_url"], already=state["rows"], endpoint=endpoint):
-            number = state["pages"]
-            store.write(
-                _page(folder, state["run"], "rows", number), parquet_bytes(to_table(page.rows, CATALOGUE))
-            )
-            store.write(
-                _page(folder, state["run"], "failures", number),
-                parquet_bytes(to_table(page.failures, FAILURES)),
-            )
-            state |= {
-                "pages": number + 1,
-                "next_url": page.next_url,
-                "rows": state["rows"] + len(page.rows),
-                "failures": state["failures"] + len(page.failures),
-                "finished": page.next_url is None,
-            }
-            store.write_json(f"{folder}/progress.json", state)
-            reasons.update(failure.reason for failure in page.failures)
+    progress = _Progress(store, folder, refresh)
+    counter = job.report.counter("crawl", None, "models", progress.listed)
+    if not progress.state["ended"]:
+        for page in iter_pages(
+            filters, progress.state["next_url"], already=progress.listed, endpoint=endpoint
+        ):
+            progress.add(page)
             counter.add(len(page.rows))
+        progress.save(ended=True)
     store.write_json(
         receipt,
         {
-            "run": state["run"],
-            "pages": state["pages"],
-            "rows": state["rows"],
-            "failures": state["failures"],
+            "run": progress.state["run"],
+            "rows": progress.state["rows"],
+            "failures": progress.state["failures"],
             "endpoint": endpoint,
-            "started": state["started"],
+            "started": progress.state["started"],
             "finished": _now(),
             "version": 1,
         },
     )
-    store.delete(f"{folder}/progress.json")
-    told = f", {state['failures']:,} rows could not be read" if state["failures"] else ""
-    job.report.say(f"crawl: {state['rows']:,} models listed by {endpoint}{told}")
-    return Catalogue.open(job, endpoint)
+    store.delete(progress.name)
+    _drop_old_runs(
+        store, folder, {progress.state["run"]} | ({json.loads(before)["run"]} if before else set())
+    )
+    done = Catalogue.open(job, endpoint)
+    failures = count_rows(done.receipt["failures"])
+    job.report.say(
+        f"crawl: {count_rows(done.receipt['rows']):,} models listed by {endpoint}"
+        + (f", {failures:,} rows could not be read" if failures else "")
+    )
+    return done
 
 
-def _state(store: Store, folder: str, refresh: bool) -> dict[str, Any]:
-    """Where an interrupted crawl was, or the start of a new one under a name of its own."""
-    if store.exists(f"{folder}/progress.json"):
-        state: dict[str, Any] = store.read_json(f"{folder}/progress.json")
-        return state
-    run = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f") if refresh else "first"
-    return {
-        "run": run,
-        "pages": 0,
-        "next_url": None,
-        "rows": 0,
-        "failures": 0,
-        "finished": False,
-        "started": _now(),
-    }
+class _Progress:
+    """Where a crawl is: pages are gathered into parts, and what is written is never asked for again."""
+
+    def __init__(self, store: Store, folder: str, refresh: bool) -> None:
+        self.name = f"{folder}/progress.json"
+        self._store, self._folder = store, folder
+        self._rows: list[CatalogueRow] = []
+        self._failures: list[Failure] = []
+        self._saved = time.monotonic()
+        self.state: dict[str, Any] = {
+            # A crawl that is done again writes beside the parts of the one that readers still use.
+            "run": dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f") if refresh else "first",
+            "next_url": None,
+            "rows": [],
+            "failures": [],
+            "ended": False,
+            "started": _now(),
+        }
+        before = store.read_or_none(self.name)
+        if before is not None:
+            self.state = json.loads(before)
+
+    @property
+    def listed(self) -> int:
+        """Rows that are written."""
+        return count_rows(self.state["rows"])
+
+    def add(self, page: Page) -> None:
+        """Take a page in; write what was gathered if it is worth a part or has waited long enough."""
+        self._rows += page.rows
+        self._failures += page.failures
+        self.state["next_url"] = page.next_url
+        if len(self._rows) >= _PART_ROWS or time.monotonic() - self._saved > _PART_SECONDS:
+            self.save()
+
+    def save(self, ended: bool = False) -> None:
+        """Write what was gathered, then where to go on."""
+        for kind, records, schema in (
+            ("rows", self._rows, CATALOGUE),
+            ("failures", self._failures, FAILURES),
+        ):
+            if records:
+                number = len(self.state[kind])
+                path = f"{self._folder}/{self.state['run']}/{kind}-{number:05d}.parquet"
+                data = parquet_bytes(to_table(records, schema))
+                self._store.write(path, data)
+                self.state[kind].append(asdict(Part(path, len(records), len(data), digest(data))))
+        self._rows, self._failures, self._saved = [], [], time.monotonic()
+        self.state["ended"] = ended
+        self._store.write_json(self.name, self.state)
 
 
-def _page(folder: str, run: str, kind: str, number: int) -> str:
-    return f"{folder}/{run}/{kind}-{number:06d}.parquet"
+def _drop_old_runs(store: Store, folder: str, keep: set[str]) -> None:
+    """Delete the parts of earlier crawls, but for the last one: a running job may be reading it."""
+    for run in {name.split("/")[2] for name in store.names(folder, suffix=".parquet")} - keep:
+        store.delete_folder(f"{folder}/{run}")
+
+
+def count_rows(parts: Sequence[Mapping[str, Any]]) -> int:
+    """Rows of some parts, as a receipt or the progress of a crawl lists them."""
+    return sum(int(part["rows"]) for part in parts)
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.crawl import count_rows
 from probelog.errors import UsageError
 from probelog.index import POINTER, Pointer
 from probelog.ledger import Ledger, Receipt
@@ -126,8 +127,8 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
             finished = content["finished"] if last == "receipt.json" else None
             found[name.split("/")[1]] = {
                 "key": name.split("/")[1],
-                "rows": content["rows"],
-                "failures": content["failures"],
+                "rows": count_rows(content["rows"]),
+                "failures": count_rows(content["failures"]),
                 "finished": finished,
             }
     return list(found.values())
