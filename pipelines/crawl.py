@@ -104,12 +104,16 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     progress = _Progress(store, folder, refresh)
     counter = job.report.counter("crawl", None, "models", progress.listed)
     if not progress.state["ended"]:
-        for page in iter_pages(
-            filters, progress.state["next_url"], already=progress.listed, endpoint=endpoint
-        ):
-            progress.add(page)
-            counter.add(len(page.rows))
+        pages = iter_pages(filters, progress.state["next_url"], already=progress.listed, endpoint=endpoint)
+        try:
+            for page in pages:
+                progress.add(page)
+                counter.add(len(page.rows))
+        except BaseException:
+            progress.save()
+            raise
         progress.save(ended=True)
+    last = store.read_or_none(receipt)
     store.write_json(
         receipt,
         {
@@ -123,9 +127,8 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         },
     )
     store.delete(progress.name)
-    _drop_old_runs(
-        store, folder, {progress.state["run"]} | ({json.loads(before)["run"]} if before else set())
-    )
+    kept = {progress.state["run"], *([json.loads(last)["run"]] if last is not None else [])}
+    _drop_old_runs(store, folder, kept)
     done = Catalogue.open(job, endpoint)
     failures = count_rows(done.receipt["failures"])
     job.report.say(
