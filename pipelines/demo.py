@@ -13,7 +13,7 @@ from probelog.terminal import printable
 
 WORLD = Path(__file__).parent / "demo_world"
 FRACTION = 0.25
-QUESTIONS = ("dog", "umbrella", "guitar", "airplane", "mushroom")
+QUESTIONS = ("dog", "umbrella", "guitar", "airplane", "hot dog")
 
 
 def run_demo(out: Path) -> None:
@@ -91,8 +91,10 @@ def _show_failures(job: Any, report: Report) -> None:
 
 
 def _ask(index_uri: str, report: Report) -> None:
+    from pipelines.evaluate import Truth
     from probelog.client import open_index
 
+    truth = Truth.read(WORLD / "truth.json")
     index = open_index(index_uri)
     report.say(f"\nasking {index.models} models ({index.logits} logits), none of them by its labels:")
     for question in QUESTIONS:
@@ -103,7 +105,11 @@ def _ask(index_uri: str, report: Report) -> None:
         for hit in hits:
             copies = f" (+{hit.duplicates} with the same weights)" if hit.duplicates else ""
             label = f"not {hit.label}" if hit.negated else hit.label
-            report.say(f"    {hit.rank}. {hit.repo}{copies}, class {hit.logit}, declared as {label!r}")
+            right = not hit.negated and truth.answers(question, hit.repo, hit.logit)
+            report.say(
+                f"    {hit.rank}. {'right' if right else 'wrong'}  {hit.repo}{copies}, class {hit.logit}, "
+                f"declared as {label!r}"
+            )
 
 
 def _compare(out: Path, report: Report) -> None:

@@ -74,6 +74,11 @@ class Truth:
         wanted = self.concepts[concept]
         return wanted <= classes if len(wanted) == 1 else bool(classes) and classes <= wanted
 
+    def answers(self, concept: str, repo: str, logit: int) -> bool:
+        """Whether one logit of one model is an answer to a concept; False for what the file does not speak of."""
+        logits = self.logits.get(repo, [])
+        return concept in self.concepts and logit < len(logits) and self.relevant(concept, logits[logit])
+
 
 @dataclass(frozen=True)
 class Method:

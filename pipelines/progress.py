@@ -20,6 +20,7 @@ class Report:
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._open_line = False
+        self._logged = time.monotonic()
 
     def say(self, text: str) -> None:
         """One finished line."""
@@ -28,12 +29,13 @@ class Report:
         self._stream.flush()
 
     def line(self, text: str) -> None:
-        """A line that the next one may overwrite on a terminal; in a log it is a line like any other."""
+        """A passing line: the next one overwrites it on a terminal; in a log it is left out if one was just there."""
         if self._terminal:
             self._stream.write("\r\x1b[2K" + printable(text, limit=200))
             self._stream.flush()
             self._open_line = True
-        else:
+        elif time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
             self.say(text)
 
     def _end_line(self) -> None:
@@ -68,13 +70,12 @@ class Counted:
 
     def show(self, final: bool = False) -> None:
         """Print the line if the last one is old enough."""
-        every = _TERMINAL_SECONDS if self._report._terminal else _LOG_SECONDS
         now = time.monotonic()
-        if final or now - self._shown >= every:
+        if final:
+            self._report.say(self._text(now))
+        elif now - self._shown >= _TERMINAL_SECONDS:
             self._shown = now
             self._report.line(self._text(now))
-            if final:
-                self._report._end_line()
 
     def _text(self, now: float) -> str:
         fresh = self.good + self.failed.total()

@@ -1,0 +1,68 @@
+"""The demo end to end, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import probelog
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_indexes_its_hub_and_answers(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RAY_"))}
+    environment |= {"HOME": str(tmp_path), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "demo", "--out", str(out)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = done.stderr
+    assert done.returncode == 0, told[-3000:]
+    assert "\x1b" not in told
+
+    share, among_five, every, chance = (
+        float(re.search(pattern, told).group(1))  # type: ignore[union-attr]
+        for pattern in (
+            r"came first for (\d+)%",
+            r"among the first five: (\d+)%",
+            r"with all probes: (\d+)%",
+            r"by chance: ([\d.]+)%",
+        )
+    )
+    assert share > 20 * chance
+    assert every > 30 * chance
+    assert among_five > share
+    for reason in (
+        "gated",
+        "config-mismatch",
+        "unsafe-path",
+        "non-finite",
+        "unsafe-format",
+        "remote-code",
+        "corrupt-weights",
+    ):
+        assert reason in told
+    assert "right" in told
+
+    index = probelog.open_index(out / "store")
+    assert index.models >= 24
+    assert index.settings["fraction"] < 1
+    assert len(index.search(text="dog", k=5)) == 5
+    labels = [logit.label for logit in index.show("unsafe/terminal-escapes").logits]
+    assert any(
+        "\x1b" in label for label in labels
+    )  # stored as it was declared; made harmless where it is shown
+    assert sorted(path.name for path in out.iterdir()) == ["store", "store-all-probes"]
+    assert not [path for path in tmp_path.rglob("*") if "owned" in path.name.lower()]
