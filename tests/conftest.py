@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.tiny_world import Indexed, TinyWorld
 
 # A local Ray would otherwise write a token file into the home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -35,3 +39,22 @@ def local_ray() -> Iterator[None]:
     with session("local", cpus=4):
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """A hub of tiny classifiers with everything that indexing it needs; not to be changed."""
+    from tests.tiny_world import make_tiny_world
+
+    return make_tiny_world(tmp_path_factory.mktemp("tiny-world"))
+
+
+@pytest.fixture(scope="session")
+def indexed(
+    tiny_world: TinyWorld, local_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Indexed]:
+    """The tiny world, served for as long as tests run, and indexed once with all probes; not to be changed."""
+    from tests.tiny_world import index_tiny_world
+
+    with index_tiny_world(tiny_world, tmp_path_factory.mktemp("indexed") / "store") as done:
+        yield done
