@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from probelog.errors import UsageError
 from pipelines.world.vocabulary import Concept
+from probelog.errors import UsageError
 
 MASK_SIZE = 128
 
@@ -32,9 +32,7 @@ _FAMILIES = {
 }
 DESIGNERS = tuple(_FAMILIES)
 
-_STYLE = re.compile(
-    r"-(line|fill|bold|thin|light|regular|solid|outline|variant|alt|simple|\d)$"
-)
+_STYLE = re.compile(r"-(line|fill|bold|thin|light|regular|solid|outline|variant|alt|simple|\d)$")
 # Phosphor's duotone glyphs are one half of a two-layer drawing; struck-through glyphs show the thing's absence.
 _NO_DRAWING = re.compile(r"duotone|-off\b|-slash\b")
 
@@ -75,7 +73,9 @@ def font_folder() -> Path:
     for place in places:
         if (Path(place) / "fonts").is_dir():
             return Path(place) / "fonts"
-    raise UsageError("the icon fonts are missing: install QtAwesome (pip install qtawesome; Qt is not needed)")
+    raise UsageError(
+        "the icon fonts are missing: install QtAwesome (pip install qtawesome; Qt is not needed)"
+    )
 
 
 def base_name(glyph_name: str) -> str:
@@ -105,12 +105,12 @@ def _catalogue(folder: Path) -> dict[str, dict[str, tuple[Glyph, ...]]]:
     return catalogue
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(path: Path) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), MASK_SIZE)
 
 
-@lru_cache(maxsize=None)
+@cache
 def mask(glyph: Glyph) -> Image.Image | None:
     """The glyph as a square mask (mode L, about ``MASK_SIZE`` pixels), cropped to its ink; None if it is empty."""
     font = _font(glyph.font)

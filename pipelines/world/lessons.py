@@ -43,14 +43,15 @@ def choose_glyphs(
 
 
 def make_pool(
-    concepts: Sequence[DrawnConcept], designers: Sequence[Collection[str]], per_class: int, seed: int
+    concepts: Sequence[DrawnConcept], designers: Collection[str], counts: int | Sequence[int], seed: int
 ) -> Pool:
-    """``per_class`` pictures of every concept; ``designers[i]`` are those whose drawings of concept i count."""
-    rng = np.random.default_rng((seed, len(concepts), per_class))
+    """Pictures of every concept by some designers: ``counts`` of each, or ``counts[i]`` of concept i."""
+    each = [counts] * len(concepts) if isinstance(counts, int) else [int(count) for count in counts]
+    rng = np.random.default_rng((seed, len(concepts)))
     glyphs: list[Glyph] = []
-    for concept, allowed in zip(concepts, designers, strict=True):
-        glyphs += choose_glyphs(concept, allowed, per_class, rng)
-    classes = np.repeat(np.arange(len(concepts)), per_class)
+    for concept, count in zip(concepts, each, strict=True):
+        glyphs += choose_glyphs(concept, designers, count, rng)
+    classes = np.repeat(np.arange(len(concepts)), each)
     return Pool(render_many(glyphs, int(rng.integers(2**62))), classes)
 
 
@@ -66,11 +67,8 @@ def to_input(
 
 
 def vary(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Cheap variety for a batch: colour channels swapped, colours inverted, mirrored (each by chance, batch-wise
-    for the channels, picture-wise for the rest)."""
+    """Cheap variety for a batch: colour channels swapped (all pictures alike), some pictures mirrored."""
     pixels = pixels[..., rng.permutation(3)]
-    inverted = rng.random(len(pixels)) < 0.5
-    pixels = np.where(inverted[:, None, None, None], 255 - pixels, pixels)
     mirrored = rng.random(len(pixels)) < 0.3
     return np.ascontiguousarray(np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels))
 

@@ -12,23 +12,25 @@ from pipelines.world.icons import Glyph, mask
 
 SIZE = 64
 
-_MIN_CONTRAST = 70.0  # of 255, between the luminances of the drawing and of the ground around it
+_MIN_CONTRAST = 90.0  # of 255, between the luminances of the drawing and of the ground around it
+_LIGHT_ON_DARK = 0.2
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 Pixels = NDArray[np.uint8]
 
 
 def _colours(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A ground and an ink colour (0..255, RGB) of sufficient contrast."""
+    """A ground and an ink colour (0..255, RGB) of sufficient contrast; mostly dark ink on light ground."""
+    reverse = rng.random() < _LIGHT_ON_DARK
     while True:
         ground, ink = rng.uniform(0, 255, (2, 3))
-        if abs((ground - ink) @ _LUMA) > _MIN_CONTRAST:
-            return ground, ink
+        if (ground - ink) @ _LUMA > _MIN_CONTRAST:
+            return (ink, ground) if reverse else (ground, ink)
 
 
 def _ground(rng: np.random.Generator, colour: NDArray[np.float64]) -> Image.Image:
     """A plain or graded ground with some lines and blobs, all near one colour."""
-    spread = rng.uniform(5, 40)
+    spread = rng.uniform(4, 25)
     if rng.random() < 0.5:
         corners = colour + rng.normal(0, spread, (2, 2, 3))
         small = Image.fromarray(corners.clip(0, 255).astype(np.uint8))
@@ -36,7 +38,7 @@ def _ground(rng: np.random.Generator, colour: NDArray[np.float64]) -> Image.Imag
     else:
         picture = Image.new("RGB", (SIZE, SIZE), _tuple(colour))
     draw = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(0, 6)):
+    for _ in range(rng.integers(0, 5)):
         shade = _tuple(colour + rng.normal(0, spread, 3))
         x0, y0, x1, y1 = rng.integers(-8, SIZE + 8, 4).tolist()
         if rng.random() < 0.5:
@@ -61,9 +63,9 @@ def render(drawing: Image.Image, seed: int, index: int) -> Pixels:
     rng = np.random.default_rng((seed, index))
     ground, ink = _colours(rng)
     picture = _ground(rng, ground)
-    side = int(rng.integers(32, 58))
+    side = int(rng.integers(36, 60))
     stamp = drawing.resize((side, side), Image.Resampling.BOX if side > 42 else Image.Resampling.BILINEAR)
-    stamp = stamp.rotate(rng.normal(0, 12), Image.Resampling.BILINEAR, expand=True)
+    stamp = stamp.rotate(rng.normal(0, 9), Image.Resampling.BILINEAR, expand=True)
     slack = max(SIZE - side, 2)
     left, top = (rng.integers(-2, slack + 2, 2) - (stamp.width - side) // 2).tolist()
     picture.paste(_tuple(ink), (left, top), stamp)

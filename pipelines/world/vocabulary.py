@@ -311,7 +311,7 @@ barn barrel bat beaker bee bell-sleep boombox boomerang bow-arrow bowl bowl-mix 
 bunk-bed butterfly cannabis candelabra candle car-battery car-door car-seat car-tire-alert cassette
 ceiling-fan chandelier chess-bishop cigar coffee-maker coffin cone corn countertop
 crane crutch curling curtains desk diving-helmet diving-scuba-tank dolphin domino-mask donkey doorbell dresser
-drone duck dump-truck earbuds elephant engine excavator fence ferris-wheel fireplace 
+drone duck dump-truck earbuds elephant engine excavator fence ferris-wheel fireplace
 firework fishbowl football-helmet football-australian forklift fountain fruit-cherries fruit-grapes
 fruit-pear fruit-pineapple fruit-watermelon frog garage gate glass-flute glass-tulip golf-tee grain grass
 greenhouse grill halloween hanger harddisk hair-dryer hippo hook hops horseshoe human-cane igloo
@@ -336,8 +336,8 @@ ribbon sack-dollar sheet-plastic shrimp sink sleigh smoking snowplow soap socks 
 stamp stroopwafel swatchbook tarp teeth-open toilet-portable torii-gate tower-observation trailer trowel
 vault vest walkie-talkie weight-hanging whiskey-glass worm cardholder chalkboard cube headlights jeep
 math-operations poker-chip swatches boxing e-bike goblet ink-bottle
-mickey ping-pong quill-pen remote-control riding sip spy takeaway camera-lens compasses 
-ankh star-of-david menorah cross gopuram vihara khanda om synagogue hamsa 
+ping-pong quill-pen remote-control riding sip spy takeaway camera-lens compasses
+ankh star-of-david menorah cross gopuram vihara khanda om synagogue hamsa
 dice-d20 dice-d6 dice-one dice-two dice-three dice-four
 zodiac-aquarius zodiac-aries zodiac-cancer zodiac-capricorn zodiac-scorpio
 account-cowboy-hat account-hard-hat baby-bottle bag-personal ballot bash beaker-question
@@ -388,4 +388,6 @@ def concepts() -> list[Concept]:
 
 def others() -> list[Concept]:
     """Things that no classifier learns, under their glyphs' own names."""
-    return [Concept(word.replace("-", " "), (), (), _pairs([word])) for word in dict.fromkeys(_OTHERS.split())]
+    return [
+        Concept(word.replace("-", " "), (), (), _pairs([word])) for word in dict.fromkeys(_OTHERS.split())
+    ]
