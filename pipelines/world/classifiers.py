@@ -60,16 +60,12 @@ ARCHITECTURES = {
         {"embedding_size": 16, "hidden_sizes": [16, 24, 48, 80], "depths": [1, 1, 1, 1], "layer_type": "basic"},
         "ConvNextImageProcessor",
     ),
-    "regnet": Architecture(
-        "transformers", "RegNet", 4e-3,
-        {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 96], "depths": [1, 1, 2, 1], "groups_width": 16},
+    "resnet_deep": Architecture(
+        "transformers", "ResNet", 3e-3,
+        {"embedding_size": 24, "hidden_sizes": [24, 32, 48, 64], "depths": [1, 1, 2, 1], "layer_type": "basic"},
         "ConvNextImageProcessor",
     ),
-    "convnext": Architecture(
-        "transformers", "ConvNext", 4e-3,
-        {"hidden_sizes": [24, 32, 64, 96], "depths": [1, 1, 2, 1], "image_size": SIZE},
-        "ViTImageProcessor",
-    ),
+    "test_efficientnet_gn": Architecture("timm", "test_efficientnet_gn", 3e-3),
 }  # fmt: skip
 
 
@@ -196,11 +192,11 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
     order = (
         "resnet",
         "test_efficientnet",
-        "regnet",
+        "resnet_deep",
         "test_resnet",
         "resnet",
         "test_efficientnet",
-        "convnext",
+        "test_efficientnet_gn",
     )
     for i in range(20):
         size = int(rng.integers(11, 21)) if i % 7 else int(rng.integers(5, 9))
@@ -228,7 +224,7 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
         (name, (numbers[name],))
         for name in ("dog", "cat", "horse", "bicycle", "bus", "rocket", "rain", "sun")
     ]
-    add("regnet", "multilabel", tags, head="sigmoid", style="plain")
+    add("resnet_deep", "multilabel", tags, head="sigmoid", style="plain")
     tags = [(kind, kinds[kind]) for kind in ("food", "dessert", "drink") if kind in kinds]
     tags += [(name, (numbers[name],)) for name in ("pizza", "coffee", "cake", "guitar", "umbrella", "camera")]
     add("resnet", "multilabel", tags, head="sigmoid", style="underscore")
@@ -354,13 +350,15 @@ def train(
     model = model.to(device, memory_format=torch.channels_last).train()
     rate = ARCHITECTURES[spec.architecture].rate * (0.5 if start is not None else 1.0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=effort.steps, pct_start=0.2)
+    # Superclasses and "everything else" take longer than a handful of concepts.
+    steps = effort.steps * (3 if start is not None and len(numbers) > 30 else 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     wanted = torch.from_numpy(targets).to(device)
     counts = (
         np.maximum(2, np.rint(weights * effort.per_class * max(len(spec.classes), 8))).astype(int).tolist()
     )
-    each_round = max(1, effort.steps // effort.rounds)
-    for step in range(effort.steps):
+    each_round = max(1, steps // effort.rounds)
+    for step in range(steps):
         if step % each_round == 0:
             pool = make_pool(shown, spec.designers, counts, spec.seed * 100 + step)
             chances = (weights / counts)[pool.classes]

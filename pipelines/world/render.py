@@ -54,11 +54,11 @@ def _tuple(colour: NDArray[np.float64]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def render(drawing: Image.Image, seed: int, index: int) -> Pixels:
+def render(drawing: Image.Image, seed: int, index: int, *, noise: bool = True) -> Pixels:
     """One picture: uint8, ``SIZE`` x ``SIZE`` x RGB.
 
     ``drawing`` is a mask as :func:`pipelines.world.icons.mask` gives it. Colours, size, place, rotation, clutter
-    and noise follow from ``(seed, index)`` alone.
+    and noise follow from ``(seed, index)`` alone; ``noise`` off leaves out the noise, which is most of a PNG's bytes.
     """
     rng = np.random.default_rng((seed, index))
     ground, ink = _colours(rng)
@@ -75,17 +75,17 @@ def render(drawing: Image.Image, seed: int, index: int) -> Pixels:
             line = tuple(rng.integers(0, SIZE, 4).tolist())
             draw.line(line, fill=_tuple(ground + rng.normal(0, 30, 3)), width=int(rng.integers(1, 3)))
     values = np.asarray(picture, dtype=np.float32)
-    if rng.random() < 0.5:
+    if noise and rng.random() < 0.5:
         values = values + rng.normal(0, rng.uniform(2, 14), values.shape).astype(np.float32)
     return np.asarray(values.clip(0, 255), dtype=np.uint8)
 
 
-def render_many(glyphs: Sequence[Glyph], seed: int, first: int = 0) -> Pixels:
+def render_many(glyphs: Sequence[Glyph], seed: int, first: int = 0, *, noise: bool = True) -> Pixels:
     """Pictures of several drawings, n x ``SIZE`` x ``SIZE`` x 3; the i-th has index ``first + i``."""
     pictures = np.empty((len(glyphs), SIZE, SIZE, 3), np.uint8)
     for i, glyph in enumerate(glyphs):
         drawing = mask(glyph)
         if drawing is None:
             raise ValueError(f"glyph {glyph.name} of {glyph.font.name} is empty")
-        pictures[i] = render(drawing, seed, first + i)
+        pictures[i] = render(drawing, seed, first + i, noise=noise)
     return pictures

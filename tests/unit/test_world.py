@@ -194,3 +194,47 @@ def test_training_is_the_same_every_time(found):
         classifiers.train(spec, concepts, classifiers.QUICK, "cpu").state_dict() for _ in range(2)
     )
     assert all((first[key] == second[key]).all() for key in first)
+
+
+SHIPPED = Path(build.__file__).parents[1] / "demo_world"
+shipped = pytest.mark.skipif(
+    not (SHIPPED / "truth.json").is_file(),
+    reason=f"{SHIPPED} is missing: python -m pipelines.world --out {SHIPPED}",
+)
+
+
+@shipped
+def test_shipped_world_is_small_and_holds_nothing_unexpected():
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15e6
+    suffixes = {path.suffix for path in files if path.parent.name not in ("pickle-only", "remote-code")}
+    assert suffixes == {".safetensors", ".json", ".parquet", ".txt", ".md"}
+    assert (SHIPPED / "hub/unsafe/pickle-only/pytorch_model.bin").read_bytes() == hostile.evil_pickle()
+
+
+@shipped
+def test_shipped_world_agrees_with_the_plan(found):
+    truth = json.loads((SHIPPED / "truth.json").read_text())
+    specs = {spec.repo: spec for spec in classifiers.plan(found.concepts, 0)}
+    assert set(truth["models"]) == set(specs)
+    for repo, model in truth["models"].items():
+        assert [tuple(members) for members in model["logits"]] == list(specs[repo].classes)
+        assert model["accuracy"] >= 0.85, repo
+    listed = {row["id"] for row in json.loads((SHIPPED / "hub" / "hub.json").read_text())}
+    assert listed == set(specs) | set(hostile.REPOSITORIES)
+    copies = [spec for spec in specs.values() if spec.kind == "copy"]
+    for spec in copies:
+        weights = [
+            (SHIPPED / "hub" / repo / "model.safetensors").read_bytes() for repo in (spec.repo, spec.parent)
+        ]
+        assert weights[0] == weights[1]
+
+
+@shipped
+def test_shipped_probes_are_those_of_the_seed(found):
+    made = build.probe_glyphs(found, build.PROBES, 0)
+    table = pq.read_table(SHIPPED / "probes.parquet")
+    assert table["shows"].to_pylist() == [name for name, _ in made]
+    picture = Image.open(io.BytesIO(table["image"][0].as_py()["bytes"])).convert("RGB")
+    exact = render.render_many([made[0][1]], 0, first=1_000_000, noise=False)[0]
+    assert np.abs(np.asarray(picture).astype(int) - exact).mean() < 12
