@@ -1,0 +1,1 @@
+raise RuntimeError("this repository's code was imported; it must never be")
