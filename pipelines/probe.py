@@ -63,6 +63,7 @@ def probe(
             "version": 1,
         },
     )
+    ledger.drop_sealed_spool(ledger.receipts())
     batches = _plan(ledger, rows, config.batch_models, retry_failed)
     todo = sum(len(batch) for batch in batches)
     if todo:

@@ -141,7 +141,7 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
     receipts = ledger.receipts()
     models = ledger.models(receipts)
     failed = Counter(failure.reason for failure in ledger.failures(receipts, models))
-    unsealed = len(ledger.spooled())
+    unsealed = len(ledger.spooled() - {item for receipt in receipts for item in receipt.items})
     parts = ("download", "load", "preprocess", "forward")
     return LedgerStatus(
         key=folder.split("/")[1],

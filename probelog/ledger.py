@@ -116,9 +116,14 @@ class Ledger:
         self.store.write(self._spool_path(item), result.to_bytes())
 
     def spooled(self) -> set[str]:
-        """Items whose result is durable but not yet sealed."""
+        """Items that have a spool object; after a kill, sealed ones may be among them."""
         names = self.store.names(f"{self.folder}/spool", suffix=".arrow")
         return {name.rsplit("/", 1)[1].removesuffix(".arrow") for name in names}
+
+    def drop_sealed_spool(self, receipts: Sequence[Receipt]) -> None:
+        """Finish what a kill between a receipt and the end of its spool left undone."""
+        for item in self.spooled() & {item for receipt in receipts for item in receipt.items}:
+            self.store.delete(self._spool_path(item))
 
     # Sealing
 
