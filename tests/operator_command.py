@@ -65,7 +65,7 @@ def operator_process(
 
 def kill_tree(process: subprocess.Popen[str]) -> str:
     """SIGKILL to a process and everything it started, Ray included; gives what it had written."""
-    for pid in _tree(process.pid):
+    for pid in _tree(process.pid) if process.poll() is None else ():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return process.communicate()[0] or "" if process.stdout and not process.stdout.closed else ""
