@@ -129,7 +129,7 @@ def publish(
     except ConflictError:
         index.delete_folder(f"generations/{name}")
         raise
-    sweep(index, pointer)
+    sweep(index)
     job.report.say(
         f"publish: generation {name} is live: {settings['models']:,} models, {settings['logits']:,} logits"
     )

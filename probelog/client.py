@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from probelog import scoring
-from probelog.errors import IndexNotFoundError, QueryError, StoreError
+from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
 from probelog.results import Hit, LogitSummary, ModelSummary, Results
@@ -43,7 +45,15 @@ class Index:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._generation = Generation(store, read_pointer(store)[0])
+        self._polling = threading.Lock()
+        pointer = read_pointer(store)[0]
+        try:
+            self._generation = Generation(store, pointer)
+        except StoreError:
+            again = read_pointer(store)[0]
+            if again.generation == pointer.generation:
+                raise
+            self._generation = Generation(store, again)
         self._checked = time.monotonic()
 
     def __repr__(self) -> str:
@@ -145,12 +155,10 @@ class Index:
             vectors = generation.text_encoder.embed([prompted(generation, text) for text in texts])
             z = scoring.text_descriptors(generation.probe_embeddings, vectors)
             distances = scoring.truncated_distances(generation.pairs, z)
-            k = int(generation.settings["calibration_k"])
             out = np.empty((len(texts), len(distances)))
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
-                numbers = background_numbers(generation, names)
-                out[i] = scoring.calibration_offsets(generation.nearest, k, numbers) - distances[:, i]
+                out[i] = generation.offsets(background_numbers(generation, names)) - distances[:, i]
             return out
 
         return self._ask(ask)
@@ -164,34 +172,23 @@ class Index:
 
         def ask(generation: Generation) -> ModelSummary:
             number = _find_model(generation, repo)
-            facts = generation.models.slice(number, 1).to_pylist()[0]
-            digests = generation.models["weight_digest"].to_pylist()
-            repos = generation.models["repo"].to_pylist()
-            twins = [
-                other
-                for other, weights in zip(repos, digests, strict=True)
-                if weights == facts["weight_digest"] and other != facts["repo"]
-            ]
+            twins = np.flatnonzero(generation.same_weights == generation.same_weights[number])
             labels = generation.labels([number]).get(number, [])
-            summaries = []
-            for row in np.flatnonzero(generation.model_of == number):
-                logit, negated = _logit_of(generation, int(row))
-                summaries.append(
-                    LogitSummary(
-                        logit=logit,
-                        label=_label(labels, logit),
-                        negated=negated,
-                        concepts=[
-                            generation.background[i]
-                            for i in generation.nearest.names[row][:concepts]
-                            if i >= 0
-                        ],
-                        distances=[float(d) for d in generation.nearest.distances[row][:concepts]],
-                        probes=[int(probe) for probe in generation.pairs.probes[row][:8]],
-                    )
-                )
+            rows = np.flatnonzero(generation.model_of == number)
             return ModelSummary(
-                **{name: facts[name] for name in _SUMMARY_FACTS}, same_weights=twins, logits=summaries
+                **_facts(generation, number, _SUMMARY_FACTS),
+                same_weights=[generation.repos[twin] for twin in twins if twin != number],
+                logits=[
+                    LogitSummary(
+                        logit=int(generation.logit_of[row]),
+                        label=_label(labels, int(generation.logit_of[row])),
+                        negated=bool(generation.negated[row]),
+                        concepts=[generation.background[i] for i in generation.nearest.names[row][:concepts]],
+                        distances=[float(d) for d in generation.nearest.distances[row][:concepts]],
+                        probes=_first_probes(generation, int(row)),
+                    )
+                    for row in rows
+                ],
             )
 
         return self._ask(ask)
@@ -204,39 +201,42 @@ class Index:
         """
 
         def ask(generation: Generation) -> bytes:
-            found = (
-                generation.table("probes").search().where(f"id = {int(probe)}").select(["thumbnail"]).limit(1)
-            )
-            rows = found.to_arrow()["thumbnail"].to_pylist()
-            if not rows:
-                raise QueryError(f"there is no probe {probe}")
-            return bytes(rows[0])
+            found = generation.rows("probes", ["thumbnail"], f"id = {int(probe)}", limit=1)["thumbnail"]
+            if not len(found) or not found[0].is_valid:
+                raise QueryError(f"there is no picture of a probe {int(probe)} in this index")
+            return bytes(found[0].as_py())
 
         return self._ask(ask)
 
     def _ask(self, question: Callable[[Generation], T]) -> T:
-        """Answer from the live generation; if it was cleaned away meanwhile, reopen and ask once more."""
+        """Answer from the live generation; if it was swept away meanwhile, ask the one after it instead."""
         generation = self._current()
         try:
             return question(generation)
-        except (OSError, ValueError, RuntimeError, StoreError) as error:
-            pointer = read_pointer(self._store)[0]
-            if pointer.generation == generation.pointer.generation:
+        except StoreError:
+            fresh = self._live()
+            if fresh is generation:
                 raise
-            with self._lock:
-                self._generation = Generation(self._store, pointer)
-            try:
-                return question(self._generation)
-            except (OSError, ValueError, RuntimeError) as again:
-                raise StoreError(f"{self.uri} cannot be read: {again}") from error
+            return question(fresh)
 
     def _current(self) -> Generation:
-        with self._lock:
-            if time.monotonic() - self._checked > POLL_SECONDS:
+        """The generation that is open; every 30 seconds one caller looks whether it is still the live one."""
+        if time.monotonic() - self._checked > POLL_SECONDS and self._polling.acquire(blocking=False):
+            try:
                 self._checked = time.monotonic()
-                pointer = read_pointer(self._store)[0]
-                if pointer.generation != self._generation.pointer.generation:
-                    self._generation = Generation(self._store, pointer)
+                # A pointer that cannot be read right now takes nothing away from the generation that is open.
+                with contextlib.suppress(ProbeLogError):
+                    return self._live()
+            finally:
+                self._polling.release()
+        return self._generation
+
+    def _live(self) -> Generation:
+        """The generation that the pointer names: the open one, or a newly opened one where it has moved."""
+        pointer = read_pointer(self._store)[0]
+        with self._lock:
+            if pointer.generation != self._generation.pointer.generation:
+                self._generation = Generation(self._store, pointer)
             return self._generation
 
 
@@ -249,14 +249,9 @@ def open_index(uri: str | Path) -> Index:
     Raises:
         IndexNotFoundError: there is no index at this address.
         SchemaVersionError: it was published by a newer ProbeLog.
+        StoreError: the address cannot be reached, or the index is damaged.
     """
-    store = find_index(str(uri))
-    try:
-        return Index(store)
-    except FileNotFoundError as error:
-        raise IndexNotFoundError(
-            f"{store.uri}: the live generation is missing ({error}); publish again"
-        ) from error
+    return Index(find_index(os.fspath(uri)))
 
 
 def vector_scores(
@@ -264,11 +259,7 @@ def vector_scores(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Distances ``d(l, c)`` and offsets ``h_l`` of every logit for one embedding (1, d): two (N,) arrays."""
     z = scoring.text_descriptors(generation.probe_embeddings, vector)
-    distances = scoring.truncated_distances(generation.pairs, z)[:, 0]
-    offsets = scoring.calibration_offsets(
-        generation.nearest, int(generation.settings["calibration_k"]), excluded
-    )
-    return distances, offsets
+    return scoring.truncated_distances(generation.pairs, z)[:, 0], generation.offsets(excluded)
 
 
 def prompted(generation: Generation, text: str) -> str:
@@ -279,24 +270,25 @@ def prompted(generation: Generation, text: str) -> str:
 def _text_vector(generation: Generation, text: str, notes: list[str]) -> np.ndarray[Any, Any]:
     if not text.strip():
         raise QueryError("the query is empty: name a concept, for example: probelog search dog --index URI")
+    from probelog.text_encoder import words
+
     unknown = generation.text_encoder.unknown_words(text)
-    known = len(text.split()) - len(unknown)
-    if unknown and known <= 0:
+    if unknown and set(words(text)) <= set(unknown):
         raise QueryError(
             f"this index's text encoder ({generation.settings['encoder']}) does not know "
             f"{', '.join(repr(word) for word in unknown)}: "
             "try another word, try English, or search by image (--image)"
         )
     if unknown:
-        words = ", ".join(repr(word) for word in unknown)
-        notes.append(f"the text encoder does not know {words}; the answer rests on the other words")
+        listed = ", ".join(repr(word) for word in unknown)
+        notes.append(f"the text encoder does not know {listed}; the answer rests on the other words")
     return np.asarray(generation.text_encoder.embed([prompted(generation, text)]))
 
 
 def _image_vector(
     generation: Generation, images: Sequence[str | Path | bytes | Image.Image]
 ) -> np.ndarray[Any, Any]:
-    if isinstance(images, (str, Path, bytes)) or not images:
+    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence) or not images:
         raise QueryError("images must be a list of at least one picture")
     return np.asarray(generation.image_encoder.embed(list(images)).mean(axis=0, keepdims=True))
 
@@ -310,39 +302,40 @@ def background_numbers(generation: Generation, names: Sequence[str]) -> np.ndarr
 
 
 def _find_model(generation: Generation, repo: str) -> int:
-    repos = generation.models["repo"].to_pylist()
+    repos = generation.repos
     if repo in repos:
-        return int(repos.index(repo))
-    close = difflib.get_close_matches(repo, repos, n=3, cutoff=0.5)
+        return repos.index(repo)
+    wanted = repo.casefold()
+    alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
+    close = list(dict.fromkeys(alike)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5)
     raise QueryError(
-        f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+        f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close[:3])}?" if close else "")
     )
 
 
 def _find_logit(generation: Generation, like: str) -> int:
-    repo, mark, name = like.partition("#")
-    if not mark or not repo or not name:
+    repo, _, name = like.partition("#")
+    if not repo or not name:
         raise QueryError(
             f"{like!r} names no logit: write REPO#NUMBER or REPO#LABEL, for example owner/model#3"
         )
     number = _find_model(generation, repo)
-    rows = np.flatnonzero(generation.model_of == number)
-    positive = {
-        logit: int(row) for row in rows for logit, negated in [_logit_of(generation, int(row))] if not negated
-    }
+    rows = np.flatnonzero((generation.model_of == number) & ~generation.negated)
+    by_number = {str(generation.logit_of[row]): int(row) for row in rows}
+    if name in by_number:
+        return by_number[name]
     labels = generation.labels([number]).get(number, [])
-    if name in labels and labels.index(name) in positive:
-        return positive[labels.index(name)]
-    if name.isdecimal() and int(name) in positive:
-        return positive[int(name)]
-    known = ", ".join(f"{logit}" for logit in list(positive)[:20])
+    declared = [_label(labels, int(generation.logit_of[row])) for row in rows]
+    for spelling, names in (
+        (name, declared),
+        (normal_name(name), [normal_name(label) for label in declared]),
+    ):
+        if spelling in names:
+            return int(rows[names.index(spelling)])
+    known = ", ".join([*by_number][:20])
     raise QueryError(
-        f"{repo} has no indexed logit {name!r}; it has {known}{', ...' if len(positive) > 20 else ''}"
+        f"{repo} has no indexed logit {name!r}; it has {known}{', ...' if len(by_number) > 20 else ''}"
     )
-
-
-def _logit_of(generation: Generation, row: int) -> tuple[int, bool]:
-    return generation.logits["logit"][row].as_py(), generation.logits["negated"][row].as_py()
 
 
 def _like_scores(generation: Generation, row: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -364,31 +357,24 @@ def _best(
     skip: int | None,
 ) -> list[Hit]:
     """The k best logits, those of equal weights folded into the best of them."""
+    keys = generation.fold_keys
     allowed = np.ones(len(scores), bool)
     if where is not None:
         if not where.strip():
             raise QueryError("the filter is empty: leave it out or write an SQL condition")
         allowed = np.isin(generation.model_of, generation.model_rows(where))
-    keys = generation.fold_keys
     if skip is not None:
         allowed &= keys != skip
     candidates = np.flatnonzero(allowed)
-    order = candidates[np.lexsort((candidates, -scores[candidates]))]
-    chosen: list[int] = []
-    seen: set[int] = set()
-    for row in order:
-        key = int(keys[row])
-        if key not in seen:
-            seen.add(key)
-            chosen.append(int(row))
-            if len(chosen) == k:
-                break
-    labels = generation.labels([int(generation.model_of[row]) for row in chosen])
+    chosen: dict[int, int] = {}
+    for row in candidates[np.argsort(-scores[candidates], kind="stable")]:
+        chosen.setdefault(int(keys[row]), int(row))
+        if len(chosen) == k:
+            break
+    labels = generation.labels([int(generation.model_of[row]) for row in chosen.values()])
     hits = []
-    for rank, row in enumerate(chosen, start=1):
-        number = int(generation.model_of[row])
-        facts = generation.models.slice(number, 1).to_pylist()[0]
-        logit, negated = _logit_of(generation, row)
+    for rank, (key, row) in enumerate(chosen.items(), start=1):
+        number, logit = int(generation.model_of[row]), int(generation.logit_of[row])
         hits.append(
             Hit(
                 rank=rank,
@@ -396,13 +382,22 @@ def _best(
                 logit=logit,
                 score=float(scores[row]),
                 distance=float(distances[row]),
-                negated=negated,
-                duplicates=int(np.count_nonzero(keys == keys[row])) - 1,
-                probes=[int(probe) for probe in generation.pairs.probes[row][:8]],
-                **{name: facts[name] for name in _HIT_FACTS},
+                negated=bool(generation.negated[row]),
+                duplicates=int(np.count_nonzero(keys[candidates] == key)) - 1,
+                probes=_first_probes(generation, row),
+                **_facts(generation, number, _HIT_FACTS),
             )
         )
     return hits
 
 
 _HIT_FACTS = ["repo", "sha", "head", "library", "architecture", "licence", "downloads", "likes"]
+
+
+def _facts(generation: Generation, number: int, names: Sequence[str]) -> dict[str, Any]:
+    return {name: generation.models[name][number].as_py() for name in names}
+
+
+def _first_probes(generation: Generation, row: int) -> list[int]:
+    """The probes that fire a logit most, as many as a person looks at."""
+    return [int(probe) for probe in generation.pairs.probes[row][:8]]

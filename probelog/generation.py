@@ -2,107 +2,220 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog.errors import QueryError, StoreError
-from probelog.index import Pointer, connect, matrix_of
-from probelog.scoring import NearestBackground, TopPairs
+from probelog.errors import QueryError, SchemaVersionError, StoreError
+from probelog.index import INDEX_VERSION, Pointer, connect, matrix_of
+from probelog.scoring import NearestBackground, TopPairs, calibration_offsets
 
 if TYPE_CHECKING:
     from probelog.image_encoder import ImageEncoder
     from probelog.storage import Store
     from probelog.text_encoder import TextEncoder
 
+T = TypeVar("T")
+
+# What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
+_NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
+
+
+class _Once(Generic[T]):
+    """Like ``cached_property``, but threads that ask at the same time make the value once, not each its own."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    @overload
+    def __get__(self, owner: None, kind: type) -> _Once[T]: ...
+    @overload
+    def __get__(self, owner: Generation, kind: type) -> T: ...
+    def __get__(self, owner: Generation | None, kind: type) -> _Once[T] | T:
+        if owner is None:
+            return self
+        with owner._lock:
+            made = owner.__dict__
+            if self._name not in made:
+                made[self._name] = self._make(owner)  # found there from now on, before this method is asked
+            value: T = made[self._name]
+            return value
+
 
 class Generation:
-    """One published generation, read once and never changed. What is large is read when first needed."""
+    """One published generation, read once and never changed. What is large is read when first needed.
+
+    Safe to share between threads. Whatever is read may raise StoreError: the generation was swept, is damaged, or
+    the store cannot be reached.
+
+    Raises:
+        SchemaVersionError: made by a newer ProbeLog.
+        StoreError: it is not there, or damaged.
+    """
 
     def __init__(self, index: Store, pointer: Pointer) -> None:
         self.index = index
         self.pointer = pointer
-        self._tables = connect(index, pointer.generation)
-        self.settings: dict[str, Any] = json.loads(self.meta("settings"))
-
-    def table(self, name: str) -> Any:
-        """An opened LanceDB table."""
-        return self._tables.open_table(name)
+        self._lock = threading.RLock()
+        self._tables: dict[str, Any] = {}
+        with self._reading("settings"):
+            # LanceDB would make the missing folder.
+            if index.is_local and not Path(index.path(f"generations/{pointer.generation}")).is_dir():
+                raise FileNotFoundError("there is no such folder; publish again or roll back")
+            self._connection = connect(index, pointer.generation)
+            self.settings: dict[str, Any] = json.loads(self.meta("settings"))
+            version = int(self.settings["version"])
+        if version > INDEX_VERSION:
+            raise SchemaVersionError(
+                f"{index.uri}: index version {version} is newer than this ProbeLog knows ({INDEX_VERSION}). "
+                "Upgrade ProbeLog."
+            )
 
     def meta(self, key: str) -> bytes:
         """One value of the ``meta`` table."""
-        found = self.table("meta").search().where(f"key = '{key}'").limit(1).to_arrow()
+        found = self.rows("meta", ["value"], f"key = '{key}'", limit=1)
         if not found.num_rows:
             raise StoreError(f"{self.index.uri}: generation {self.pointer.generation} has no {key!r}")
         return bytes(found["value"][0].as_py())
 
-    def _all(self, name: str, columns: list[str]) -> pa.Table:
-        table = self.table(name)
-        found = table.search().select(columns).limit(max(1, table.count_rows())).to_arrow()
-        return found.sort_by("id")
+    def rows(
+        self, name: str, columns: Sequence[str], where: str | None = None, limit: int | None = None
+    ) -> pa.Table:
+        """Columns of a table's rows, all of them or those that meet a condition."""
+        with self._reading(name):
+            table = self._table(name)
+            found = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
+            return (found if where is None else found.where(where)).to_arrow()
 
-    @cached_property
+    def _table(self, name: str) -> Any:
+        with self._lock:
+            if name not in self._tables:
+                self._tables[name] = self._connection.open_table(name)
+            return self._tables[name]
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            # reason: LanceDB raises these, as it comes, for what is missing, damaged or out of reach
+            raise StoreError(
+                f"{self.index.uri}: generation {self.pointer.generation} cannot be read ({what}): "
+                f"{_first_line(error)}"
+            ) from error
+
+    def _numbered(self, name: str, columns: list[str]) -> pa.Table:
+        """All rows of a table whose ids are their numbers, in that order."""
+        found = self.rows(name, ["id", *columns])
+        numbers = np.arange(found.num_rows)
+        # Lance scans in the order of writing, which is this one: sorting would copy everything for nothing.
+        if not np.array_equal(found["id"].to_numpy(), numbers):
+            found = found.sort_by("id")
+            if not np.array_equal(found["id"].to_numpy(), numbers):
+                raise StoreError(
+                    f"{self.index.uri}: the {name} table of generation {self.pointer.generation} has gaps"
+                )
+        return found
+
+    @_Once
     def background(self) -> list[str]:
         """Names of the background concepts, by number."""
         return [str(name) for name in json.loads(self.meta("background"))]
 
-    @cached_property
+    @_Once
     def models(self) -> pa.Table:
-        """All models, without their labels."""
-        schema = self.table("models").schema
-        return self._all("models", [name for name in schema.names if name not in ("labels", "tags")])
+        """All models by number, without their labels and tags."""
+        with self._reading("models"):
+            names = self._table("models").schema.names
+        return self._numbered("models", [name for name in names if name not in ("id", "labels", "tags")])
 
-    @cached_property
+    @_Once
+    def repos(self) -> list[str]:
+        """Every model's repository."""
+        return [str(repo) for repo in self.models["repo"].to_pylist()]
+
+    @_Once
     def logits(self) -> pa.Table:
-        """What every query reads of a logit: its model, number, pairs and nearest background concepts."""
-        return self._all(
-            "logits",
-            ["id", "model", "logit", "negated", "probes", "values", "nearest", "nearest_distances"],
-        )
+        """What a logit is called: ``model`` (its number), ``logit`` (its place in the head), ``negated``."""
+        return self._numbered("logits", ["model", "logit", "negated"])
 
-    @cached_property
-    def model_of(self) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """The model number of every logit."""
+    @_Once
+    def model_of(self) -> npt.NDArray[np.int32]:
+        """The model number of every logit: (N,)."""
         return np.asarray(self.logits["model"].to_numpy())
 
-    @cached_property
-    def pairs(self) -> TopPairs:
-        """Every logit's top (probe, value) pairs."""
-        return TopPairs(matrix_of(self.logits["probes"]), matrix_of(self.logits["values"]))
+    @_Once
+    def logit_of(self) -> npt.NDArray[np.int32]:
+        """The place of every logit in its model's head: (N,)."""
+        return np.asarray(self.logits["logit"].to_numpy())
 
-    @cached_property
+    @_Once
+    def negated(self) -> npt.NDArray[np.bool_]:
+        """Which logits are the opposite of a one-logit head's concept: (N,)."""
+        return np.asarray(self.logits["negated"].to_numpy())
+
+    @_Once
+    def pairs(self) -> TopPairs:
+        """Every logit's top (probe, value) pairs: two (N, r) matrices."""
+        found = self._numbered("logits", ["probes", "values"])
+        return TopPairs(matrix_of(found["probes"]), matrix_of(found["values"]))
+
+    @_Once
     def nearest(self) -> NearestBackground:
-        """Every logit's nearest background concepts."""
-        return NearestBackground(
-            matrix_of(self.logits["nearest"]), matrix_of(self.logits["nearest_distances"])
+        """Every logit's nearest background concepts: two (N, s) matrices."""
+        found = self._numbered("logits", ["nearest", "nearest_distances"])
+        return NearestBackground(matrix_of(found["nearest"]), matrix_of(found["nearest_distances"]))
+
+    @_Once
+    def _offsets(self) -> npt.NDArray[np.float64]:
+        return calibration_offsets(self.nearest, int(self.settings["calibration_k"]))
+
+    def offsets(self, excluded: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """Version 2's calibration offset of every logit, without some background concepts: (N,)."""
+        k = int(self.settings["calibration_k"])
+        # Only where an excluded concept is among the k nearest does the offset differ from everybody's.
+        touched = np.flatnonzero(np.isin(self.nearest.names[:, :k], excluded).any(axis=1))
+        if not len(touched):
+            return self._offsets
+        offsets = self._offsets.copy()
+        some = NearestBackground(self.nearest.names[touched], self.nearest.distances[touched])
+        offsets[touched] = calibration_offsets(some, k, excluded)
+        return offsets
+
+    @_Once
+    def same_weights(self) -> npt.NDArray[np.int64]:
+        """Equal for models of the same weights: (models,), the number of the first of them."""
+        first: dict[str, int] = {}
+        digests = self.models["weight_digest"].to_pylist()
+        # Without a digest a model is like no other.
+        return np.asarray(
+            [first.setdefault(digest or f"#{i}", i) for i, digest in enumerate(digests)], np.int64
         )
 
-    @cached_property
-    def fold_keys(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Equal for logits that are the same output of the same weights."""
-        digests = self.models["weight_digest"].to_pylist()
-        repos = self.models["repo"].to_pylist()
-        first: dict[str, int] = {}
-        same = [
-            first.setdefault(digest or repo, i)
-            for i, (digest, repo) in enumerate(zip(digests, repos, strict=True))
-        ]
-        model = np.asarray(same, np.int64)[self.model_of]
-        logit = self.logits["logit"].to_numpy().astype(np.int64)
-        negated = self.logits["negated"].to_numpy(zero_copy_only=False).astype(np.int64)
-        return np.asarray((model * (int(logit.max(initial=0)) + 1) + logit) * 2 + negated)
+    @_Once
+    def fold_keys(self) -> npt.NDArray[np.int64]:
+        """Equal for logits that are the same output of the same weights: (N,)."""
+        logit = self.logit_of.astype(np.int64)
+        model = self.same_weights[self.model_of]
+        return np.asarray((model * (int(logit.max(initial=0)) + 1) + logit) * 2 + self.negated)
 
-    @cached_property
-    def probe_embeddings(self) -> np.ndarray[Any, Any]:
+    @_Once
+    def probe_embeddings(self) -> npt.NDArray[np.float32]:
         """The encoder's embedding of every probe: (n, d), unit vectors."""
-        return matrix_of(self._all("probes", ["id", "embedding"])["embedding"])
+        return matrix_of(self._numbered("probes", ["embedding"])["embedding"])
 
-    @cached_property
+    @_Once
     def text_encoder(self) -> TextEncoder:
         """The encoder for texts that travels with the index."""
         from probelog.text_encoder import TextEncoder
@@ -113,7 +226,7 @@ class Generation:
             self.settings["text_encoder"],
         )
 
-    @cached_property
+    @_Once
     def image_encoder(self) -> ImageEncoder:
         """The encoder for images that travels with the index, where it could be exported."""
         from probelog.image_encoder import ImageEncoder
@@ -125,18 +238,22 @@ class Generation:
             )
         return ImageEncoder(self.meta("image_encoder.onnx"), self.settings["image_encoder"])
 
-    def model_rows(self, condition: str | None) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Numbers of the models that meet an SQL condition."""
-        if not self.models.num_rows:
-            return np.empty(0, np.int32)
-        search = self.table("models").search()
+    def model_rows(self, condition: str) -> npt.NDArray[np.int32]:
+        """Numbers of the models that meet an SQL condition.
+
+        Raises:
+            QueryError: the condition is not understood; names the columns.
+        """
         try:
-            found = search.where(condition).select(["id"]).limit(self.models.num_rows).to_arrow()
-        except (ValueError, RuntimeError, OSError) as error:
-            names = ", ".join(name for name in self.table("models").schema.names if name != "id")
-            first_line = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+            # In brackets, because Lance reads the first expression only: it would drop whatever follows a mistake.
+            found = self.rows("models", ["id"], f"({condition}\n)")
+        except StoreError as error:
+            self.rows(
+                "models", ["id", "repo"], limit=1
+            )  # raises where the table is at fault, not the condition
+            names = ", ".join(name for name in self._table("models").schema.names if name != "id")
             raise QueryError(
-                f"the filter {condition!r} is not understood: {first_line}\n"
+                f"the filter {condition!r} is not understood: {_first_line(error.__cause__ or error)}\n"
                 f"It is an SQL condition over: {names}. For example: licence = 'mit' AND downloads > 100"
             ) from error
         return np.asarray(found["id"].to_numpy(), np.int32)
@@ -146,16 +263,17 @@ class Generation:
         wanted = sorted({int(model) for model in models})
         if not wanted:
             return {}
-        condition = f"id IN ({', '.join(map(str, wanted))})"
-        found = self.table("models").search().where(condition).select(["id", "labels"]).limit(len(wanted))
-        return {row["id"]: row["labels"] or [] for row in found.to_arrow().to_pylist()}
+        found = self.rows(
+            "models", ["id", "labels"], f"id IN ({', '.join(map(str, wanted))})", limit=len(wanted)
+        )
+        return {row["id"]: row["labels"] or [] for row in found.to_pylist()}
 
-    def columns_at(self, probes: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Standardised values of every logit on some probes: (k, N) float32, rows in the order asked for."""
+    def columns_at(self, probes: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Standardised values of every logit on some probes: (k, N), rows in the order asked for."""
         wanted = [int(probe) for probe in probes]
-        condition = f"probe IN ({', '.join(map(str, wanted))})"
-        table = self.table("columns")
-        found = table.search().where(condition).limit(table.count_rows()).to_arrow()
+        found = self.rows(
+            "columns", ["probe", "block", "values"], f"probe IN ({', '.join(map(str, wanted))})"
+        )
         place = {probe: i for i, probe in enumerate(wanted)}
         out = np.empty((len(wanted), self.logits.num_rows), np.float32)
         blocks = sorted(set(found["block"].to_pylist()))
@@ -169,3 +287,8 @@ class Generation:
         if start != self.logits.num_rows or found.num_rows != len(blocks) * len(wanted):
             raise StoreError(f"{self.index.uri}: the columns table is incomplete; publish again")
         return out
+
+
+def _first_line(error: BaseException) -> str:
+    lines = _NOISE.sub("", str(error).strip()).splitlines()
+    return lines[0].strip()[:300] if lines else repr(error)

@@ -8,6 +8,7 @@ An index lies under ``STORE/index``::
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/columns.lance   probe-major descriptors, for logit queries (a few probes, all logits)
     generations/NAME/meta.lance      settings, background, text and image encoder
+    generations/NAME/hold.json       until when a sweep leaves it alone (it is being built, or was just withdrawn)
 
 A generation is built whole under a new name, then the pointer is swapped in one atomic step. Readers never see
 a half-built one.
@@ -19,7 +20,7 @@ import datetime as dt
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,11 @@ from probelog.storage import Store, lance_options
 
 INDEX_VERSION = 1
 POINTER = "current.json"
+_HOLD = "hold.json"
+# A publisher renews its hold before every table, none of which takes this long; one that died leaves its ruins
+# behind for no longer. A withdrawn generation needs to outlive the readers that look for a newer one every 30 s.
+_BUILDING = dt.timedelta(hours=24)
+_WITHDRAWN = dt.timedelta(minutes=10)
 # One cell of `columns` holds this many logits of one probe (32 KB as float16); the writer buffers one block of
 # all probes, 130 MB at 4,000.
 COLUMN_BLOCK = 16_384
@@ -65,14 +71,21 @@ class Pointer:
                     "Upgrade ProbeLog."
                 )
             return cls(
-                generation=content["generation"],
-                source=content["source"],
-                published=content["published"],
-                previous=list(content["previous"]),
+                **{name: _text(content[name]) for name in _FACTS},
+                previous=[{name: _text(item[name]) for name in _FACTS} for item in content["previous"]],
                 version=version,
             )
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{where} is damaged ({error!r}). Publish again or roll back.") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise StoreError(f"{where} is damaged ({error!r}). Delete it and publish again.") from error
+
+
+_FACTS = ("generation", "source", "published")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is not a name")
+    return value
 
 
 def find_index(uri: str) -> Store:
@@ -80,11 +93,15 @@ def find_index(uri: str) -> Store:
 
     Raises:
         IndexNotFoundError: there is none; the message says what to do.
+        StoreError: the address cannot be reached.
     """
     store = Store(uri)
     for candidate in (store, store.child("index")):
-        if candidate.exists(POINTER):
-            return candidate
+        try:
+            if candidate.exists(POINTER):
+                return candidate
+        except OSError as error:
+            _unreachable(candidate, error)
     raise IndexNotFoundError(
         f"no published index at {store.uri} (looked for {POINTER} there and in index/). "
         "Give the index's address or the store's, or publish one first: probelog-index publish"
@@ -92,8 +109,17 @@ def find_index(uri: str) -> Store:
 
 
 def read_pointer(index: Store) -> tuple[Pointer, bytes]:
-    """The live pointer and its bytes (to swap against)."""
-    data = index.read_or_none(POINTER)
+    """The live pointer and its bytes (to swap against).
+
+    Raises:
+        IndexNotFoundError: there is none.
+        SchemaVersionError: published by a newer ProbeLog.
+        StoreError: it is damaged or cannot be read.
+    """
+    try:
+        data = index.read_or_none(POINTER)
+    except OSError as error:
+        _unreachable(index, error)
     if data is None:
         raise IndexNotFoundError(f"no published index at {index.uri}: publish one first")
     return Pointer.from_bytes(data, index.path(POINTER)), data
@@ -120,6 +146,7 @@ def roll_back(index: Store) -> Pointer:
 
     Raises:
         UsageError: there is no earlier generation.
+        StoreError: the earlier generation is no longer there.
         ConflictError: somebody published meanwhile.
     """
     pointer, before = read_pointer(index)
@@ -127,18 +154,49 @@ def roll_back(index: Store) -> Pointer:
         raise UsageError(f"{index.uri}: there is no earlier generation to roll back to")
     first, *rest = pointer.previous
     back = Pointer(first["generation"], first["source"], _now(), rest)
+    if not index.names(f"generations/{back.generation}/meta.lance"):
+        raise StoreError(f"{index.uri}: the earlier generation {back.generation} is gone; publish again")
+    _hold(index, pointer.generation, _WITHDRAWN)
     index.swap(POINTER, back.to_bytes(), before)
     return back
 
 
-def sweep(index: Store, keep: Pointer) -> list[str]:
-    """Delete the generations that the pointer no longer names; returns their names."""
-    wanted = {keep.generation, *(item["generation"] for item in keep.previous)}
+def sweep(index: Store) -> list[str]:
+    """Delete the generations that nobody needs any more; returns their names.
+
+    Kept are those that the pointer names (the live one and those to roll back to, which readers that have not
+    looked yet still answer from), and those on hold: being built by another publisher, or just withdrawn.
+    """
     found = {name.split("/")[1] for name in index.names("generations")}
-    gone = sorted(found - wanted)
+    held = {name for name in found if _on_hold(index, name)}
+    # Read last: what went live since the listing was on hold then, or is named by now.
+    pointer, _ = read_pointer(index)
+    named = {pointer.generation, *(item["generation"] for item in pointer.previous)}
+    for name in sorted(named & held):
+        index.delete(f"generations/{name}/{_HOLD}")
+    gone = sorted(found - held - named)
     for name in gone:
         index.delete_folder(f"generations/{name}")
     return gone
+
+
+def _hold(index: Store, generation: str, duration: dt.timedelta) -> None:
+    until = dt.datetime.now(dt.UTC) + duration
+    index.write_json(f"generations/{generation}/{_HOLD}", {"until": until.isoformat(timespec="seconds")})
+
+
+def _on_hold(index: Store, generation: str) -> bool:
+    data = index.read_or_none(f"generations/{generation}/{_HOLD}")
+    if data is None:
+        return False
+    try:
+        return dt.datetime.fromisoformat(json.loads(data)["until"]) > dt.datetime.now(dt.UTC)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _unreachable(index: Store, error: OSError) -> NoReturn:
+    raise StoreError(f"{index.uri} cannot be read: {error}") from error
 
 
 def _past(pointer: Pointer) -> dict[str, str]:
@@ -238,7 +296,7 @@ def matrix_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
     if not chunks:
         return np.empty((0, width), column.type.value_type.to_pandas_dtype())
-    return np.concatenate(chunks)
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 class GenerationWriter:
@@ -248,6 +306,7 @@ class GenerationWriter:
         self.index = index
         self.name = name
         index.delete_folder(f"generations/{name}")  # what an interrupted publish of the same name left
+        _hold(index, name, _BUILDING)
         self._connection = connect(index, name)
 
     def write(self, table: str, schema: pa.Schema, batches: Iterable[pa.Table]) -> int:
@@ -257,6 +316,7 @@ class GenerationWriter:
             StoreError: LanceDB counts other rows than were written.
         """
         rows = 0
+        _hold(self.index, self.name, _BUILDING)
 
         def counted() -> Iterator[pa.RecordBatch]:
             nonlocal rows

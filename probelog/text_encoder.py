@@ -137,9 +137,7 @@ class TextEncoder:
         """The words of a text that the vocabulary does not hold, in order; none for byte-level vocabularies."""
         tokenizer = self._open_tokenizer()
         found: dict[str, None] = {}
-        for word in _WORD.findall(clean_unicode(text)):
-            if _PUNCTUATION.issuperset(word):
-                continue
+        for word in words(text):
             ids = tokenizer.encode(word, add_special_tokens=False)
             real = [token for token, mask in zip(ids.ids, ids.attention_mask, strict=True) if mask]
             if self._unknown_id in real or not real:
@@ -170,6 +168,11 @@ class TextEncoder:
             if self._session is None:
                 self._session = open_session(self._onnx, "text encoder")
             return self._session
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in order, without punctuation; a run of other signs (an emoji) is a word too."""
+    return [word for word in _WORD.findall(clean_unicode(text)) if not _PUNCTUATION.issuperset(word)]
 
 
 def open_session(onnx: bytes | str | os.PathLike[str], what: str) -> onnxruntime.InferenceSession:
