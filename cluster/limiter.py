@@ -6,6 +6,7 @@ import time
 from typing import Any, Literal
 
 import ray
+
 from probelog.ratelimit import TokenBucket
 
 Kind = Literal["api", "file"]

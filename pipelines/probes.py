@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
+from pipelines.stages import Job
 from probelog.encoders import Encoder
 from probelog.probes import ProbeSet, make_probe_set
-
-from pipelines.stages import Job
 
 _QUIET_SECONDS = 5.0
 
