@@ -16,6 +16,7 @@ from typing import Any
 
 from probelog.errors import ConfigError, UsageError
 from probelog.hub import is_repo_id
+from probelog.schemas import clean_unicode
 
 log = logging.getLogger(__name__)
 
@@ -373,8 +374,15 @@ def _hub_config(folder: HubFolder, repository: Repository) -> dict[str, Any]:
         listed: dict[str, Any] = repository.listed["config"]
         return listed
     config = folder.config(repository)
-    # The Hub's own excerpt: never the labels, which may be thousands.
-    return {key: config[key] for key in ("architectures", "architecture", "model_type") if key in config}
+    # The Hub's own excerpt: never the labels, which may be thousands, and only what JSON in UTF-8 can say.
+    excerpt: dict[str, Any] = {
+        key: clean_unicode(config[key])
+        for key in ("architecture", "model_type")
+        if isinstance(config.get(key), str)
+    }
+    if isinstance(config.get("architectures"), list):
+        excerpt["architectures"] = [clean_unicode(name) for name in _texts(config["architectures"])]
+    return excerpt
 
 
 _DERIVED: dict[str, Callable[[HubFolder, Repository], Any]] = {
@@ -441,6 +449,8 @@ def _read_counts(file: HubFile) -> dict[str, int]:
                 size = 1
                 for extent in tensor["shape"]:
                     size *= int(extent)
+                    if not 0 <= size <= 8 * file.size:  # no type takes less than a bit
+                        return {}
                 counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + size
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}  # not a safetensors file, whatever its name says
