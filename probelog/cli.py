@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,7 +90,7 @@ def search(
     if not results:
         typer.echo("nothing in this index meets the filter" if where else "this index is empty")
         return
-    _print(_hit_table(list(results)))
+    _print_hits(results)
 
 
 @app.command()
@@ -108,17 +110,22 @@ def show(
         f"{summary.head} head",
         f"{summary.parameters:,} parameters" if summary.parameters else "",
         f"licence {summary.licence or 'unknown'}",
-        f"{summary.downloads or 0} downloads",
+        f"{summary.downloads:,} downloads" if summary.downloads is not None else "",
         f"seen on {summary.observed} probes",
     ]
     typer.echo(f"{printable(summary.repo)} @ {printable(summary.sha)[:12]}")
     typer.echo(", ".join(printable(fact) for fact in facts if fact))
     if summary.same_weights:
         typer.echo(f"the same weights: {', '.join(printable(other) for other in summary.same_weights)}")
-    table = _table(("logit", "right"), ("declared label", "left"), ("recognises (nearest concepts)", "left"))
+    table = _table("class>", "declared label", "recognises (nearest concepts)")
     for item in summary.logits:
-        number = f"not {item.logit}" if item.negated else str(item.logit)
-        _add(table, number, item.label, ", ".join(item.concepts))
+        label = printable(item.label, limit=60)
+        _add(
+            table,
+            str(item.logit),
+            f"not {label}" if item.negated else label,
+            ", ".join(printable(concept, limit=60) for concept in item.concepts),
+        )
     _print(table)
 
 
@@ -141,37 +148,37 @@ def _open(uri: str) -> Index:
     return open_index(uri)
 
 
-def _hit_table(hits: list[Hit]) -> Table:
-    table = _table(
-        ("#", "right"),
-        ("repository", "left"),
-        ("class", "right"),
-        ("declared label", "left"),
-        ("score", "right"),
-        ("licence", "left"),
-        ("downloads", "right"),
-    )
+def _print_hits(hits: Sequence[Hit]) -> None:
+    table = _table("#>", "repository", "class>", "declared label", "score>", "licence", "downloads>")
+    if _narrow():
+        table.columns[3].max_width = 16  # so that names of repositories, the longest of all, stay whole
     for hit in hits:
-        copies = f" (+{hit.duplicates} with the same weights)" if hit.duplicates else ""
+        copies = (
+            f" (+{hit.duplicates} {'copy' if hit.duplicates == 1 else 'copies'})" if hit.duplicates else ""
+        )
+        label = printable(hit.label, limit=60)
         _add(
             table,
             str(hit.rank),
-            hit.repo + copies,
+            printable(hit.repo) + copies,
             str(hit.logit),
-            f"not {hit.label}" if hit.negated else hit.label,
+            f"not {label}" if hit.negated else label,
             f"{hit.score:.3f}",
-            hit.licence or "-",
-            "-" if hit.downloads is None else str(hit.downloads),
+            printable(hit.licence or "-", limit=30),
+            "-" if hit.downloads is None else f"{hit.downloads:,}",
         )
-    return table
+    _print(table)
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def _table(*columns: str) -> Table:
+    """A table without lines; a title that ends in ``>`` makes a column of numbers."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title, side in columns:
-        table.add_column(title, justify="right" if side == "right" else "left", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if _narrow() else (0, 1))
+    for title in columns:
+        table.add_column(
+            title.removesuffix(">"), justify="right" if title.endswith(">") else "left", overflow="fold"
+        )
     return table
 
 
@@ -179,11 +186,19 @@ def _add(table: Table, *cells: str) -> None:
     from rich.text import Text
 
     # Text, not str: strings would be read as Rich markup, and labels are a stranger's.
-    table.add_row(*(Text(printable(cell)) for cell in cells))
+    table.add_row(*(Text(printable(cell, limit=1000)) for cell in cells))
+
+
+def _width() -> int:
+    # Into a file or a pipe nothing is folded to a width that nobody looks at.
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
+def _narrow() -> bool:
+    return _width() < 100
 
 
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    # Into a file or a pipe nothing is folded to a width that nobody looks at.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=_width()).print(table)

@@ -169,6 +169,8 @@ class Index:
         Raises:
             QueryError: the index does not hold this repository (the message names similar ones).
         """
+        if concepts < 1:
+            raise QueryError(f"the number of concepts must be at least 1, not {concepts}")
 
         def ask(generation: Generation) -> ModelSummary:
             number = _find_model(generation, repo)

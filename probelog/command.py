@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -13,8 +14,11 @@ from probelog.terminal import printable
 def run(app: typer.Typer, name: str) -> None:
     """Run a Typer application; expected errors end with their message on stderr and their exit status.
 
-    0 done; 2 bad usage or configuration; 1 anything else. Ctrl-C ends with 130, a closed pipe quietly.
+    0 done; 2 bad usage or configuration; 1 anything else. Ctrl-C ends with 130; a closed pipe, quietly, with 1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a label in a script that the terminal's encoding lacks
     try:
         app(prog_name=name, standalone_mode=True)
     except ProbeLogError as error:
@@ -24,6 +28,3 @@ def run(app: typer.Typer, name: str) -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(f"{name}: interrupted\n")
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(0) from None

@@ -1,0 +1,234 @@
+"""Small indexes built straight through the writer: random descriptors, odd facts, a real encoder of random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog import scoring
+from probelog.index import (
+    COLUMNS,
+    INDEX_VERSION,
+    MODELS,
+    GenerationWriter,
+    Pointer,
+    column_batches,
+    fixed_lists,
+    go_live,
+    logits_schema,
+    probes_schema,
+)
+from probelog.storage import Store
+from probelog.text_encoder import TextEncoder
+
+PROMPT = "a photo of a {}"
+K = 4
+TOP_R = 12
+KEPT = 8
+BACKGROUND = ["cat", "Golden Retriever", "sea_lion", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
+
+ESCAPES = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;owned\x07",
+    "two\nlines",
+    "back\rwards",
+    "\x9b2J",
+    "gnp\u202eexe",
+    "zero\u200bwidth",
+    "tab\tbed",
+    "[red]x[/red]",
+    "[link=http://example.org]y[/link]",
+    "고양이",
+    "x" * 300,
+    "",
+]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to index. Models of equal ``weights`` get equal descriptors."""
+
+    repo: str
+    labels: tuple[str, ...]
+    head: str = "softmax"
+    weights: str | None = None
+    licence: str | None = "mit"
+    downloads: int | None = 10
+    likes: int | None = 0
+    tags: tuple[str, ...] = ()
+
+    @property
+    def logits(self) -> int:
+        return len(self.labels) or 2
+
+    @property
+    def digest(self) -> str | None:
+        return self.weights if self.weights is not None else f"digest of {self.repo}"
+
+
+MODELS_OF_ALL_SORTS = (
+    Model("anna/pets", ("cat", "dog", "Golden_Retriever", "3"), licence="mit", downloads=1200),
+    Model("bert/pets-copy", ("cat", "dog", "Golden_Retriever", "3"), weights="digest of anna/pets"),
+    Model(
+        "carl/pets-copy", ("a", "b", "c", "d"), weights="digest of anna/pets", licence=None, downloads=None
+    ),
+    Model("dora/hot-dog", ("hot dog",), head="single", licence="apache-2.0", downloads=3, tags=("x", "y")),
+    Model("emil/things", tuple(f"thing {i}" for i in range(9)), licence="other", downloads=9_876_543_210),
+    Model("fake/no-labels", (), licence="cc-by-nc-4.0", downloads=0),
+    Model("eve/hostile", tuple(ESCAPES), licence="mit\x1b[2J", downloads=7),
+    Model("eve/[red]name[/red]\x1b[31m", ("a", "b"), licence=None, downloads=7),
+)
+
+
+@dataclass(frozen=True)
+class SmallIndex:
+    """What was written, to compute the expected answers from."""
+
+    store: Store
+    pointer: Pointer
+    models: tuple[Model, ...]
+    owners: list[tuple[int, int, int]]  # (model, logit, sign) of every row
+    z: npt.NDArray[np.float64]
+    embeddings: npt.NDArray[np.float32]
+    background: list[str]
+    encoder: TextEncoder
+
+
+def build(
+    index: Store,
+    name: str = "first",
+    models: Sequence[Model] = MODELS_OF_ALL_SORTS,
+    kind: str = "siglip",
+    images: bool = True,
+    probes: int = 40,
+    seed: int = 0,
+    live: bool = True,
+    settings: dict[str, Any] | None = None,
+) -> SmallIndex:
+    """Write a generation, and make it the live one."""
+    from tests.unit import tiny_encoders
+
+    files = tiny_encoders.text_files(kind)
+    encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
+    random = np.random.default_rng(seed)
+    embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    made: dict[str, npt.NDArray[np.float64]] = {}
+    blocks, owners = [], []
+    for number, model in enumerate(models):
+        key = model.digest or model.repo
+        if key not in made:
+            directions = random.normal(size=(model.logits, encoder.dimension))
+            noise = random.normal(size=(model.logits, probes)) * 0.3
+            made[key] = scoring.standardise(directions @ embeddings.T + noise)
+        z = made[key]
+        blocks.append(z)
+        owners += [(number, i, 1) for i in range(model.logits)]
+        if model.head == "single":
+            blocks.append(-z)
+            owners.append((number, 0, -1))
+    everything = np.concatenate(blocks)
+    writer = GenerationWriter(index, name)
+    z_background = scoring.text_descriptors(
+        embeddings, encoder.embed([PROMPT.replace("{}", concept) for concept in BACKGROUND])
+    )
+    pairs = scoring.top_pairs(everything, TOP_R)
+    nearest = scoring.nearest_background(scoring.truncated_distances(pairs, z_background), KEPT)
+    count = len(everything)
+    schema = logits_schema(TOP_R, KEPT, 2, encoder.dimension)
+    logits = pa.table(
+        {
+            "id": np.arange(count),
+            "model": np.array([owner[0] for owner in owners], np.int32),
+            "logit": np.array([owner[1] for owner in owners], np.int32),
+            "negated": np.array([owner[2] < 0 for owner in owners]),
+            "mean": np.zeros(count, np.float32),
+            "std": np.ones(count, np.float32),
+            "probes": fixed_lists(pairs.probes, pa.int32()),
+            "values": fixed_lists(pairs.values, pa.float32()),
+            "nearest": fixed_lists(nearest.names, pa.int32()),
+            "nearest_distances": fixed_lists(nearest.distances, pa.float32()),
+            "offset": scoring.calibration_offsets(nearest, K).astype(np.float32),
+            "factor": fixed_lists(np.zeros((count, 2), np.float32), pa.float32()),
+            "vector": fixed_lists(
+                scoring.direction_vectors(pairs, embeddings - embeddings.mean(axis=0)), pa.float32()
+            ),
+        }
+    ).cast(schema)
+    writer.write("logits", schema, [logits])
+    writer.write("columns", COLUMNS, column_batches(blocks, probes))
+    writer.write("models", MODELS, [_models(models)])
+    thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
+    probe_schema = probes_schema(encoder.dimension)
+    writer.write(
+        "probes",
+        probe_schema,
+        [
+            pa.table(
+                {
+                    "id": np.arange(probes, dtype=np.int32),
+                    "name": [f"{i}.png" for i in range(probes)],
+                    "sha256": ["0" * 64] * probes,
+                    "thumbnail": pa.array(thumbnails, pa.binary()),
+                    "embedding": fixed_lists(embeddings, pa.float32()),
+                }
+            ).cast(probe_schema)
+        ],
+    )
+    facts: dict[str, Any] = {
+        "version": INDEX_VERSION,
+        "models": len(models),
+        "logits": count,
+        "probes": probes,
+        "encoder": f"tiny {kind}",
+        "prompt": PROMPT,
+        "top_r": TOP_R,
+        "calibration_k": K,
+        "text_encoder": files.settings,
+        "image_encoder": tiny_encoders.image_files(kind).settings if images else None,
+        "image_encoder_missing": None if images else "it cannot be exported",
+        "name": name,
+        **(settings or {}),
+    }
+    meta = {
+        "settings": json.dumps(facts).encode(),
+        "background": json.dumps(BACKGROUND).encode(),
+        "text_encoder.onnx": files.onnx,
+        "tokenizer.json": files.tokenizer_json.encode(),
+    }
+    if images:
+        meta["image_encoder.onnx"] = tiny_encoders.image_files(kind).onnx
+    writer.write_meta(meta)
+    pointer = go_live(index, name, f"source of {name}") if live else Pointer(name, f"source of {name}", "")
+    return SmallIndex(
+        index, pointer, tuple(models), owners, everything, embeddings, list(BACKGROUND), encoder
+    )
+
+
+def _models(models: Sequence[Model]) -> pa.Table:
+    rows = [
+        {
+            "id": number,
+            "repo": model.repo,
+            "sha": f"{number:040x}",
+            "library": "timm",
+            "architecture": "resnet18",
+            "head": model.head,
+            "logits": model.logits,
+            "labels": list(model.labels) or None,
+            "licence": model.licence,
+            "tags": list(model.tags),
+            "downloads": model.downloads,
+            "likes": model.likes,
+            "weight_digest": model.digest,
+            "observed": 10,
+        }
+        for number, model in enumerate(models)
+    ]
+    return pa.Table.from_pylist(rows, MODELS)
