@@ -45,7 +45,9 @@ def operator(*arguments: object) -> Ended:
 
 @contextlib.contextmanager
 def operator_process(
-    *arguments: object, environment: Mapping[str, str] | None = None, module: tuple[str, ...] = ("-m", "pipelines")
+    *arguments: object,
+    environment: Mapping[str, str] | None = None,
+    module: tuple[str, ...] = ("-m", "pipelines"),
 ) -> Iterator[subprocess.Popen[str]]:
     """``python -m pipelines`` as a process of its own; it and all it started are killed at the end."""
     process = subprocess.Popen(
@@ -76,7 +78,9 @@ def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool], sec
     deadline = time.monotonic() + seconds
     while not happened():
         if process.poll() is not None:
-            raise AssertionError(f"it ended too early, with {process.returncode}:\n{process.communicate()[0]}")
+            raise AssertionError(
+                f"it ended too early, with {process.returncode}:\n{process.communicate()[0]}"
+            )
         if time.monotonic() > deadline:
             raise AssertionError(f"it did not happen in {seconds} seconds:\n{kill_tree(process)}")
         time.sleep(0.005)

@@ -118,7 +118,9 @@ def make_tiny_world(root: Path) -> TinyWorld:
     world = TinyWorld(root)
     hub = world.hub
     convolutions = _STAGES | {"embedding_size": 8, "layer_type": "basic"}
-    transformers_model(hub / "ada/resnet", "ResNetForImageClassification", 3, 1, ["dog", "cat", "owl"], **convolutions)
+    transformers_model(
+        hub / "ada/resnet", "ResNetForImageClassification", 3, 1, ["dog", "cat", "owl"], **convolutions
+    )
     shutil.copytree(hub / "ada/resnet", hub / "ada/resnet-again")
     transformers_model(
         hub / "ada/convnext-shards", "ConvNextForImageClassification", 4, 2, dead=1, shards="20KB", **_STAGES
@@ -220,7 +222,9 @@ def transformers_model(
             model.classifier.weight[dead] = 0
     model.save_pretrained(folder, max_shard_size=shards)
     size = {"height": 32, "width": 32}
-    write_json(folder, "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor", "size": size})
+    write_json(
+        folder, "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor", "size": size}
+    )
 
 
 def timm_model(folder: Path, architecture: str, logits: int, seed: int, dtype: str = "float32") -> None:
@@ -234,7 +238,9 @@ def timm_model(folder: Path, architecture: str, logits: int, seed: int, dtype: s
     model = timm.create_model(architecture, num_classes=logits).eval()
     _stir(model)
     kind = getattr(torch, dtype)
-    save_file({name: value.to(kind) for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.to(kind) for name, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
     pretrained = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": logits}
     write_json(
         folder,

@@ -81,7 +81,14 @@ def test_no_configuration_names_what_is_needed() -> None:
 def test_every_mistake_is_named(configured: Callable[..., Path]) -> None:
     file = configured(fraction=2, colour="red", filters={"libary": ["timm"]})
     message = refused("full", "--config", file, "--set", "rank=none", "--set", "nonsense")
-    for word in ["5 problems", "fraction", "colour: there is no such key", "filters.libary", "rank", "key=value"]:
+    for word in [
+        "5 problems",
+        "fraction",
+        "colour: there is no such key",
+        "filters.libary",
+        "rank",
+        "key=value",
+    ]:
         assert word in message, message
 
 
@@ -116,7 +123,9 @@ def test_the_template_is_a_configuration(tmp_path: Path) -> None:
 
 
 def test_probes_that_are_not_there(configured: Callable[..., Path], tmp_path: Path) -> None:
-    assert "no such folder or file" in refused("full", "--config", configured(probes=str(tmp_path / "photos")))
+    assert "no such folder or file" in refused(
+        "full", "--config", configured(probes=str(tmp_path / "photos"))
+    )
     (tmp_path / "empty").mkdir()
     message = refused("full", "--config", configured(probes=str(tmp_path / "empty")))
     assert "0 usable images" in message
@@ -139,12 +148,16 @@ def test_an_encoder_that_is_none(configured: Callable[..., Path], indexed: Index
     assert "encoder" in refused("full", "--config", configured(encoder=str(tmp_path / "none")))
 
 
-def test_a_background_that_is_not_there(configured: Callable[..., Path], indexed: Indexed, tmp_path: Path) -> None:
+def test_a_background_that_is_not_there(
+    configured: Callable[..., Path], indexed: Indexed, tmp_path: Path
+) -> None:
     store = indexed.copy_store(tmp_path / "store")
     message = refused("publish", "--config", configured(store=store, background=str(tmp_path / "names.txt")))
     assert "there is no such file" in message
     (tmp_path / "names.txt").write_text("# nothing\n\n")
-    assert "empty" in refused("publish", "--config", configured(store=store, background=str(tmp_path / "names.txt")))
+    assert "empty" in refused(
+        "publish", "--config", configured(store=store, background=str(tmp_path / "names.txt"))
+    )
     assert open_index(store).generation == indexed.run.published.pointer.generation
 
 
@@ -244,7 +257,9 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
     assert "no published index" in refused("rollback", "--store", tmp_path)
     pointer = json.loads((store / "index/current.json").read_text())
     earlier = {"generation": pointer["generation"], "source": pointer["source"], "published": "then"}
-    (store / "index/current.json").write_text(json.dumps(pointer | {"generation": "later", "previous": [earlier]}))
+    (store / "index/current.json").write_text(
+        json.dumps(pointer | {"generation": "later", "previous": [earlier]})
+    )
     ended = operator("rollback", "--store", store)
     assert (ended.status, ended.out) == (0, f"generation {pointer['generation']} is live again\n")
     assert open_index(store).generation == pointer["generation"]
@@ -256,7 +271,14 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
 
 
 def test_probes_alone(indexed: Indexed, tmp_path: Path) -> None:
-    arguments = ["probes", indexed.world.probes, "--store", tmp_path / "store", "--encoder", indexed.world.encoder]
+    arguments = [
+        "probes",
+        indexed.world.probes,
+        "--store",
+        tmp_path / "store",
+        "--encoder",
+        indexed.world.encoder,
+    ]
     ended = operator(*arguments, "-n", PROBES)
     assert ended.status == 0
     assert ended.out.strip() == indexed.probe_set
@@ -293,7 +315,9 @@ def bucket() -> Iterator[str]:
         yield uri
 
 
-def test_a_full_run_into_s3(indexed: Indexed, configured: Callable[..., Path], bucket: str, tmp_path: Path) -> None:
+def test_a_full_run_into_s3(
+    indexed: Indexed, configured: Callable[..., Path], bucket: str, tmp_path: Path
+) -> None:
     """In a process and on a Ray of its own, which find the object store through the environment."""
     names = tmp_path / "repos.txt"
     names.write_text("ada/resnet\nbob/one-logit\n")
@@ -310,7 +334,8 @@ def test_a_full_run_into_s3(indexed: Indexed, configured: Callable[..., Path], b
         (same,) = (
             other
             for other in local.search(text="dog", k=LOGITS)
-            if (other.repo.removesuffix("-again"), other.logit, other.negated) == (hit.repo, hit.logit, hit.negated)
+            if (other.repo.removesuffix("-again"), other.logit, other.negated)
+            == (hit.repo, hit.logit, hit.negated)
         )
         assert hit.score == pytest.approx(same.score, abs=1e-4)
     found = json.loads(operator("status", "--store", store, "--json").out)

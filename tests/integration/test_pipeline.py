@@ -179,7 +179,9 @@ def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed
     assert again.search(text="dog", k=3)
     roll_back(find_index(str(store)))
     assert open_index(store).generation == first.generation
-    assert not run_full(indexed.job(store)).published.fresh, "the settings of the generation that is live again"
+    assert not run_full(indexed.job(store)).published.fresh, (
+        "the settings of the generation that is live again"
+    )
 
 
 def test_evaluation_of_the_index(indexed: Indexed) -> None:
@@ -272,7 +274,10 @@ def naive(indexed: Indexed) -> Naive:
     rows = list(
         zip(owners(generation), generation.logits["logit"].to_pylist(), generation.logits["negated"].to_pylist(), strict=True)
     )  # fmt: skip
-    z = [standardised(values[repo][logit : logit + 1])[0] * (-1 if negated else 1) for repo, logit, negated in rows]
+    z = [
+        standardised(values[repo][logit : logit + 1])[0] * (-1 if negated else 1)
+        for repo, logit, negated in rows
+    ]
     return Naive(np.stack(z), rows)
 
 

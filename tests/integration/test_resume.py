@@ -117,7 +117,9 @@ def test_killed_between_a_receipt_and_the_end_of_its_spool(indexed: Indexed, tmp
 
 def _any_result(indexed: Indexed) -> bytes:
     store, receipt = Store(indexed.store), indexed.run.probed.receipts[0]
-    tables = [store.read_table(part.path) for part in (receipt.observations, receipt.models, receipt.failures)]
+    tables = [
+        store.read_table(part.path) for part in (receipt.observations, receipt.models, receipt.failures)
+    ]
     return Spooled(*tables).to_bytes()
 
 
@@ -128,14 +130,18 @@ def test_killed_while_crawling(indexed: Indexed, tmp_path: Path, monkeypatch: py
     names.write_text("\n".join([*list(MODELS)[:5], *ghosts, *list(MODELS)[5:]]))
     store = tmp_path / "store"
     file = indexed.world.config_file(tmp_path / "job.toml", store, filters={"list": str(names)})
-    at_every_page = "import pipelines.crawl as crawl; crawl._PART_SECONDS = 0; import pipelines.cli as cli; cli.main()"
+    at_every_page = (
+        "import pipelines.crawl as crawl; crawl._PART_SECONDS = 0; import pipelines.cli as cli; cli.main()"
+    )
     with faulty(indexed.world.hub) as (endpoint, hub):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         hub.spoil(f"/{ghosts[25]}", faults.slow(60, 1))
 
         def stalled() -> bool:
             progress = list(store.glob("catalogue/*/progress.json"))
-            return bool(progress and json.loads(progress[0].read_text())["next_url"]) and bool(hub.asked(f"/{ghosts[25]}"))
+            return bool(progress and json.loads(progress[0].read_text())["next_url"]) and bool(
+                hub.asked(f"/{ghosts[25]}")
+            )
 
         with operator_process("crawl", "--config", file, module=("-c", at_every_page)) as process:
             wait_until(process, stalled)
@@ -151,7 +157,7 @@ def test_killed_while_crawling(indexed: Indexed, tmp_path: Path, monkeypatch: py
         again = " ".join(request.address for request in hub.requests[asked:])
     assert before
     assert before.items() <= files(store).items()
-    assert list(MODELS)[0] not in again
+    assert next(iter(MODELS)) not in again
     assert ghosts[3] not in again
     assert ghosts[39] in again
     assert [row.repo for row in catalogue.rows()] == sorted(MODELS)
