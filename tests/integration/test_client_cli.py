@@ -363,6 +363,7 @@ def test_a_terminal_of_80_columns(tmp_path: Path) -> None:
         Model("google/vit-base-patch16-224", ("Labrador retriever", "Siberian husky"), downloads=4_123_208),
         Model("someone/" + "long-name-" * 8, ("\x1b[2Ja" * 20, "고양이" * 10), licence="x" * 50),
     ]
+    build(Store(tmp_path / "ordinary"), models=models[:1])
     build(Store(tmp_path / "index"), models=models)
     for arguments in (("search", "dog"), ("show", models[1].repo)):
         shown = on_terminal(command(*arguments, "--index", str(tmp_path)), columns=80)
@@ -372,8 +373,8 @@ def test_a_terminal_of_80_columns(tmp_path: Path) -> None:
         lines = plain.splitlines()[start:]
         assert all(harmless(line) for line in lines)
         assert max(cell_len(line.rstrip()) for line in lines) <= 80
-    shown = on_terminal(command("search", "dog", "--index", str(tmp_path)), columns=80)
-    assert "google/vit-base-patch16-" in shown
+    shown = on_terminal(command("search", "dog", "--index", str(tmp_path / "ordinary")), columns=80)
+    assert "google/vit-base-patch16-224" in shown
     assert "4,123,208" in shown
 
 
