@@ -46,7 +46,7 @@ class Truth:
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
+            truth = cls(
                 synonyms=[list(names) for names in content["classes"]],
                 concepts={name: set(classes) for name, classes in content["concepts"].items()},
                 logits={
@@ -55,6 +55,8 @@ class Truth:
                 },
                 kinds={repo: str(model.get("kind", "")) for repo, model in content["models"].items()},
             )
+            truth._check()
+            return truth
         except OSError as error:
             raise UsageError(f"{file}: the truth file cannot be read ({error.strerror})") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -62,6 +64,14 @@ class Truth:
                 f"{file} is not a truth file ({error!r}); it needs classes (lists of synonyms), concepts "
                 "(name: class numbers) and models (repository: logits, a list of class numbers each)"
             ) from None
+
+    def _check(self) -> None:
+        if not self.concepts:
+            raise ValueError("it names no concept")
+        known = range(len(self.synonyms))
+        for name, classes in self.concepts.items():
+            if not classes or not all(isinstance(number, int) and number in known for number in classes):
+                raise ValueError(f"the concept {name!r} covers no class, or one that is not listed")
 
     def names_of(self, concept: str) -> list[str]:
         """A concept's name and, for a single class, its synonyms."""
@@ -161,6 +171,8 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
         raise UsageError(f"{truth_file} speaks of none of the models in {store.uri}")
     concepts = list(truth.concepts)
     relevant = np.array([[truth.relevant(concept, own) for own in classes] for concept in concepts])
+    if not relevant.any():
+        raise UsageError(f"{truth_file} names no concept that a model in {store.uri} recognises")
     single = np.array([len(truth.concepts[concept]) == 1 for concept in concepts])
 
     index = open_index(uri)
