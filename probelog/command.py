@@ -25,6 +25,9 @@ def run(app: typer.Typer, name: str) -> None:
         message = "\n".join(printable(line, limit=2000) for line in str(error).splitlines())
         sys.stderr.write(f"{name}: {message}\n")
         raise SystemExit(error.exit_status) from None
+    except OSError as error:  # a folder in the way, a full disk, no permission: the system's words say it
+        sys.stderr.write(f"{name}: {printable(str(error), limit=2000)}\n")
+        raise SystemExit(1) from None
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(f"{name}: interrupted\n")
         raise SystemExit(130) from None

@@ -137,7 +137,8 @@ class Store:
     def write(self, name: str, data: bytes) -> None:
         """Write one object whole: a reader sees the old bytes or the new ones, never a part."""
         if not self.is_local:
-            self._client().put_object(Bucket=self._bucket, Key=self._object_key(name), Body=data)
+            with self._explained(name):
+                self._client().put_object(Bucket=self._bucket, Key=self._object_key(name), Body=data)
             return
         target = Path(self.path(name))
         with _written_beside(target, data) as temporary:
@@ -168,10 +169,11 @@ class Store:
             return
         if not self.is_local:
             client = self._client()
-            try:
-                found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
-            except client.exceptions.NoSuchKey:
-                raise ConflictError(message) from None
+            with self._explained(name):
+                try:
+                    found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
+                except client.exceptions.NoSuchKey:
+                    raise ConflictError(message) from None
             if found["Body"].read() != expected or not self._put_if(name, data, IfMatch=found["ETag"]):
                 raise ConflictError(message)
             return
@@ -186,7 +188,8 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove one object; no error where there is none."""
         if not self.is_local:
-            self._client().delete_object(Bucket=self._bucket, Key=self._object_key(name))
+            with self._explained(name):
+                self._client().delete_object(Bucket=self._bucket, Key=self._object_key(name))
             return
         Path(self.path(name)).unlink(missing_ok=True)
 
@@ -241,13 +244,29 @@ class Store:
     def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
         from botocore.exceptions import ClientError
 
-        try:
-            self._client().put_object(Bucket=self._bucket, Key=self._object_key(name), Body=data, **condition)
-        except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
-                return False
-            raise
+        with self._explained(name):
+            try:
+                self._client().put_object(
+                    Bucket=self._bucket, Key=self._object_key(name), Body=data, **condition
+                )
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+                    return False
+                raise
         return True
+
+    @contextlib.contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """What the object store's library raises, as an error that says what to check."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (BotoCoreError, ClientError) as error:
+            raise StoreError(
+                f"{self.path(name)}: the object store refused: {error}. Check the bucket, the AWS_* credentials "
+                "and AWS_ENDPOINT_URL."
+            ) from error
 
 
 def _s3_endpoint() -> str | None:
