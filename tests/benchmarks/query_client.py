@@ -1,9 +1,9 @@
-"""What the query client costs on a laptop: size on disk, import, first and second query.
+"""What an analyst's machine pays for the query client: disk, imports, and the first queries.
 
-    uv run python tests/benchmarks/query_client.py --index URI
+    uv run python tests/benchmarks/query_client.py [--index URI] [--text WORD] [--runs N]
 
-Builds an environment with the base dependencies alone in a temporary folder, checks that neither torch nor Ray got
-in, and asks the index from fresh processes there. Times are of this machine; the sizes are what to compare.
+Makes a virtual environment with the project's base dependencies and nothing else, and asks an index from fresh
+processes there. Without an index one of 1,000 random logits and 2,000 probes is made first.
 """
 
 from __future__ import annotations
@@ -11,94 +11,141 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FORBIDDEN = ("torch", "ray", "transformers", "timm", "boto3")
+UNWANTED = ("torch", "torchvision", "ray", "transformers", "timm", "boto3", "onnx")
 
-ASK = """
-import json, sys, time
-start = time.perf_counter()
+# One fresh process: each step as an analyst's notebook would meet it.
+CHILD = """
+import json, resource, sys, time
+from importlib.util import find_spec
+uri, text, *unwanted = sys.argv[1:]
+times, start = {}, time.perf_counter()
+def lap(name):
+    global start
+    times[name] = time.perf_counter() - start
+    start = time.perf_counter()
 import probelog
+lap("import probelog")
 import probelog.client
-imported = time.perf_counter()
-index = probelog.open_index(sys.argv[1])
-opened = time.perf_counter()
-index.search(text=sys.argv[2])
-first = time.perf_counter()
-times = []
-for _ in range(20):
-    begun = time.perf_counter()
-    index.search(text=sys.argv[2])
-    times.append(time.perf_counter() - begun)
+lap("import probelog.client")
+import lancedb
+lap("import lancedb")
+index = probelog.open_index(uri)
+lap("open_index")
+hits = index.search(text)
+lap("first query")
+index.search(text)
+lap("second query")
+index.search(like=f"{hits[0].repo}#{hits[0].logit}")
+lap("first query by logit")
+index.show(hits[0].repo)
+lap("show")
 print(json.dumps({
-    "import": imported - start, "open": opened - imported, "first": first - opened,
-    "second": times[0], "median": sorted(times)[10],
-    "models": index.models, "logits": index.logits,
-    "heavy": [name for name in sys.argv[3].split() if name in sys.modules],
+    "times": times,
+    "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "models": index.models,
+    "logits": index.logits,
+    "probes": index.settings.get("probes"),
+    "present": [name for name in unwanted if find_spec(name) is not None],
 }))
 """
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--index", required=True, help="a published index, or the store that holds one")
-    parser.add_argument("--query", default="dog")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--index", help="a published index or its store; by default a random one is made")
+    parser.add_argument("--text", default="dog", help="what to ask")
+    parser.add_argument("--runs", type=int, default=5, help="fresh processes; medians are shown")
     given = parser.parse_args()
-    address = given.index if "://" in given.index else str(Path(given.index).absolute())
-    with tempfile.TemporaryDirectory() as folder:
-        environment = Path(folder) / "venv"
-        plain = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        subprocess.run(
-            ["uv", "venv", "--quiet", "--python", sys.executable, str(environment)], check=True, env=plain
-        )
-        python = environment / "bin" / "python"
-        install = ["uv", "pip", "install", "--quiet", "--python", str(python), str(ROOT)]
-        subprocess.run(install, check=True, env=plain, cwd=folder)
-        site = next(environment.glob("lib/python*/site-packages"))
-        wrong = [name for name in FORBIDDEN if (site / name).exists()]
-        if wrong:
-            raise SystemExit(f"the base dependencies bring in {', '.join(wrong)}")
-        sizes = sorted(((size_of(path), path.name) for path in site.iterdir()), reverse=True)
-        # A fresh process each: the first also fills the disk cache, the second is what an analyst meets.
-        runs = [
-            json.loads(
-                subprocess.run(
-                    [str(python), "-c", ASK, address, given.query, " ".join(FORBIDDEN)],
-                    check=True,
-                    env=plain,
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                ).stdout
-            )
-            for _ in range(2)
-        ]
-    total = sum(size for size, _ in sizes)
+    with tempfile.TemporaryDirectory(prefix="query-client-") as scratch:
+        uri = given.index or random_index(Path(scratch) / "index")
+        python = environment(Path(scratch) / "venv")
+        sizes = installed(python)
+        runs = [ask(python, uri, given.text) for _ in range(given.runs)]
+        command = [once(python.parent / "probelog", uri, given.text) for _ in range(given.runs)]
     print(
-        f"site-packages: {total / 1e6:.0f} MB, of which "
-        + ", ".join(f"{n} {s / 1e6:.0f}" for s, n in sizes[:5])
+        f"\n{uri}: {runs[0]['models']:,} models, {runs[0]['logits']:,} logits, {runs[0]['probes']:,} probes"
     )
-    print(
-        f"index: {runs[0]['models']} models, {runs[0]['logits']} logits; heavy modules loaded: {runs[0]['heavy']}"
-    )
-    print(f"{'process':<10}{'import':>10}{'open':>10}{'1st query':>12}{'2nd query':>12}{'median of 20':>14}")
-    for name, run in zip(("cold", "warm"), runs, strict=True):
-        print(
-            f"{name:<10}{run['import']:9.2f}s{run['open']:9.2f}s{run['first']:11.2f}s"
-            f"{1000 * run['second']:10.1f}ms{1000 * run['median']:12.1f}ms"
-        )
+    print(f"\n{'installed':<32}{'MB':>8}")
+    print(f"{f'{len(sizes)} distributions':<32}{sum(sizes.values()) / 1e6:8.0f}")
+    for name in sorted(sizes, key=lambda name: -sizes[name])[:5]:
+        print(f"  {name:<30}{sizes[name] / 1e6:8.0f}")
+    print(f"\n{f'medians of {given.runs} fresh processes':<32}{'ms':>8}")
+    for step in runs[0]["times"]:
+        print(f"{step:<32}{1000 * statistics.median(run['times'][step] for run in runs):8.0f}")
+    print(f"{f'$ probelog search {given.text}':<32}{1000 * statistics.median(command):8.0f}")
+    print(f"\n{'peak memory, MB':<32}{statistics.median(run['memory'] for run in runs):8.0f}")
+    print(f"none of these is installed: {', '.join(UNWANTED)}")
 
 
-def size_of(path: Path) -> int:
-    """Bytes below a path."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def environment(folder: Path) -> Path:
+    """A virtual environment with the project, not editable, and its base dependencies; returns its interpreter."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv is None:
+        raise SystemExit("uv is needed: run this with `uv run python tests/benchmarks/query_client.py`")
+    python = folder / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, cwd=ROOT)
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, ROOT],
+        check=True,
+        cwd=ROOT,
+    )
+    return python
+
+
+def installed(python: Path) -> dict[str, int]:
+    """Bytes on disk of every distribution, compiled bytecode left out."""
+    (folder,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    sizes: dict[str, int] = {}
+    for distribution in distributions(path=[str(folder)]):
+        files = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()]
+        sizes[distribution.metadata["Name"]] = sum(
+            file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc"
+        )
+    return sizes
+
+
+def ask(python: Path, uri: str, text: str) -> dict:  # type: ignore[type-arg]
+    """What one fresh process measures."""
+    done = subprocess.run(
+        [python, "-I", "-c", CHILD, uri, text, *UNWANTED],
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=python.parent,
+    )
+    measured = json.loads(done.stdout)
+    if measured["present"]:
+        raise SystemExit(f"the query client's environment holds {', '.join(measured['present'])}")
+    return measured
+
+
+def once(command: Path, uri: str, text: str) -> float:
+    """Seconds that the command line takes for one question."""
+    started = time.perf_counter()
+    subprocess.run([command, "search", text, "--index", uri], stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+def random_index(folder: Path) -> str:
+    sys.path.insert(0, str(ROOT))
+    from probelog.storage import Store
+    from tests.small_index import Model, build
+
+    labels = tuple(f"class {i}" for i in range(20))
+    models = [Model(f"someone/model-{i}", labels) for i in range(50)]
+    build(Store(folder), models=models, images=False, probes=2000)
+    return str(folder)
 
 
 if __name__ == "__main__":
