@@ -110,9 +110,11 @@ class Generation:
             yield
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             # reason: LanceDB raises these, as it comes, for what is missing, damaged or out of reach
+            message = _first_line(error)
+            if not self.index.is_local and "credentials" in message.casefold():
+                message += " (for a bucket that is open to everybody set AWS_SKIP_SIGNATURE=true)"
             raise StoreError(
-                f"{self.index.uri}: generation {self.pointer.generation} cannot be read ({what}): "
-                f"{_first_line(error)}"
+                f"{self.index.uri}: generation {self.pointer.generation} cannot be read ({what}): {message}"
             ) from error
 
     def _numbered(self, name: str, columns: list[str]) -> pa.Table:

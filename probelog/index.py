@@ -345,7 +345,8 @@ def column_batches(blocks: Iterable[np.ndarray[Any, Any]], probes: int) -> Itera
     filled = number = 0
 
     def flush() -> pa.Table:
-        flat = pa.array(np.ascontiguousarray(buffer[:, :filled]).reshape(-1), pa.float16())
+        # A copy: Arrow would share the buffer, and LanceDB may still hold a batch when the next one is filled in.
+        flat = pa.array(buffer[:, :filled].flatten(), pa.float16())
         offsets = pa.array(np.arange(0, probes * filled + 1, filled, dtype=np.int32))
         return pa.table(
             {

@@ -312,6 +312,39 @@ def test_a_reader_on_s3_needs_no_boto3(bucket: str, tmp_path: Path, how: str) ->
     assert done.stdout == "a 2\n", done.stderr
 
 
+def test_a_public_bucket(bucket: str, tmp_path: Path) -> None:
+    import boto3
+
+    index = Store(f"{bucket}/{tmp_path.name}/index")
+    publish(index, "a")
+    s3 = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    for name in index.names(""):
+        s3.put_object_acl(
+            Bucket=bucket.removeprefix("s3://"), Key=f"{tmp_path.name}/index/{name}", ACL="public-read"
+        )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {
+        "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+    }
+    code = f"from probelog.cli import main; import sys; sys.argv[1:] = ['info', '--index', {index.uri!r}]; main()"
+    for more, status, said in (
+        ({}, 1, "set AWS_SKIP_SIGNATURE=true"),
+        ({"AWS_SKIP_SIGNATURE": "true"}, 0, "generation             a"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=environment | more,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status
+        assert said in done.stdout + done.stderr
+
+
 def test_an_s3_address_without_an_index(bucket: str, tmp_path: Path) -> None:
     for uri in (f"{bucket}/none", bucket, "s3://no-such-bucket/x"):
         with pytest.raises(UsageError, match="no published index"):

@@ -1,0 +1,145 @@
+"""The published index's building blocks: pointer, tables, matrices in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probelog import index as index_module
+from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
+from probelog.index import (
+    COLUMNS,
+    INDEX_VERSION,
+    MODELS,
+    POINTER,
+    GenerationWriter,
+    Pointer,
+    column_batches,
+    connect,
+    find_index,
+    fixed_lists,
+    go_live,
+    matrix_of,
+    read_pointer,
+)
+from probelog.storage import Store
+
+names = st.text(min_size=1, max_size=20)
+
+
+@given(names, names, names, st.lists(names, max_size=3))
+def test_a_pointer_is_read_as_it_was_written(
+    generation: str, source: str, published: str, past: list[str]
+) -> None:
+    previous = [{"generation": name, "source": "s", "published": "p"} for name in past]
+    pointer = Pointer(generation, source, published, previous)
+    assert Pointer.from_bytes(pointer.to_bytes(), "here") == pointer
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_pointer_or_damaged(data: bytes) -> None:
+    with pytest.raises(StoreError, match=r"here is damaged|newer than this ProbeLog"):
+        Pointer.from_bytes(data, "here")
+
+
+def test_a_newer_pointer() -> None:
+    newer = Pointer("a", "s", "p", version=INDEX_VERSION + 1).to_bytes()
+    with pytest.raises(SchemaVersionError, match="Upgrade ProbeLog"):
+        Pointer.from_bytes(newer, "here")
+
+
+def test_the_pointer_remembers_as_many_as_are_kept(tmp_path: Path) -> None:
+    index = Store(tmp_path / "index")
+    with pytest.raises(IndexNotFoundError, match="publish one first"):
+        read_pointer(index)
+    for name in ("a", "b", "c", "d"):
+        pointer = go_live(index, name, f"source of {name}", keep=3)
+    assert [item["generation"] for item in pointer.previous] == ["c", "b"]
+    assert [item["source"] for item in pointer.previous] == ["source of c", "source of b"]
+    assert read_pointer(index)[0] == pointer
+    assert find_index(str(tmp_path)).uri == find_index(index.uri).uri == index.uri
+
+
+def test_a_damaged_pointer_is_not_published_over(tmp_path: Path) -> None:
+    index = Store(tmp_path / "index")
+    index.write(POINTER, b"{")
+    with pytest.raises(StoreError, match="Delete it and publish again"):
+        go_live(index, "a", "s")
+    assert index.read(POINTER) == b"{"
+    index.delete(POINTER)
+    assert go_live(index, "a", "s").previous == []
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 5),
+    st.lists(st.integers(0, 7), max_size=6),
+    st.integers(1, 6),
+)
+def test_rows_become_columns(probes: int, blocks: list[int], width: int) -> None:
+    """However the rows come, the table holds every logit's value once, in the logits' order."""
+    random = np.random.default_rng(0)
+    rows = [random.normal(size=(count, probes)) for count in blocks]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "COLUMN_BLOCK", width)
+        tables = list(column_batches(rows, probes))
+    assert all(table.schema == COLUMNS for table in tables)
+    assert all(len(values) <= width for table in tables for values in table["values"].to_pylist())
+    read = [[] for _ in range(probes)]  # type: list[list[float]]
+    for table in sorted(tables, key=lambda table: table["block"][0].as_py()):
+        for row in table.to_pylist():
+            read[row["probe"]] += row["values"]
+    everything = np.concatenate(rows) if rows else np.empty((0, probes))
+    np.testing.assert_array_equal(
+        np.array(read, np.float16).T.reshape(-1, probes), everything.astype(np.float16)
+    )
+
+
+@given(st.integers(0, 6), st.integers(1, 4), st.integers(1, 3))
+def test_matrices_travel_in_columns(rows: int, width: int, chunks: int) -> None:
+    matrix = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
+    column = pa.chunked_array([fixed_lists(matrix, pa.float32())] * chunks)
+    np.testing.assert_array_equal(matrix_of(column), np.concatenate([matrix] * chunks))
+    np.testing.assert_array_equal(
+        matrix_of(column.slice(rows // 2)), np.concatenate([matrix] * chunks)[rows // 2 :]
+    )
+
+
+def test_no_chunk_is_a_matrix_without_rows() -> None:
+    empty = pa.chunked_array([], pa.list_(pa.float32(), 5))
+    assert matrix_of(empty).shape == (0, 5)
+
+
+def test_a_writer_starts_clean(tmp_path: Path) -> None:
+    index = Store(tmp_path)
+    index.write("generations/a/meta.lance/data/rest", b"of an interrupted publish")
+    writer = GenerationWriter(index, "a")
+    writer.write_meta({"settings": b"{}", "large": bytes(3_000_000)})
+    assert index.names("generations/a", ".lance/data/rest") == []
+    rows = connect(index, "a").open_table("meta").to_arrow().to_pylist()
+    assert {row["key"]: len(row["value"]) for row in rows} == {"settings": 2, "large": 3_000_000}
+
+
+def test_a_writer_streams_batches(tmp_path: Path) -> None:
+    def batches() -> Iterator[pa.Table]:
+        for start in range(0, 50, 7):
+            count = min(7, 50 - start)
+            rows = [{"id": start + i, "repo": f"a/{start + i}"} for i in range(count)]
+            yield pa.Table.from_pylist(rows, MODELS)
+
+    writer = GenerationWriter(Store(tmp_path), "a")
+    assert writer.write("models", MODELS, batches()) == 50
+    read = connect(Store(tmp_path), "a").open_table("models").to_arrow()
+    assert read["id"].to_pylist() == list(range(50))
+
+
+def test_nothing_is_live_before_it_is_said_so(tmp_path: Path) -> None:
+    GenerationWriter(Store(tmp_path), "a").write_meta({"settings": b"{}"})
+    with pytest.raises(IndexNotFoundError):
+        find_index(str(tmp_path))
