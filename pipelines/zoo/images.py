@@ -167,7 +167,7 @@ def _entries(
     files, skipped = source_files(source)
     for report in skipped:
         yield report.source, None, report
-    if not folder or all(file.name.endswith(".parquet") for file in files):
+    if not folder or (files and all(file.name.endswith(".parquet") for file in files)):
         for file in files:
             labels = _parquet_labels(file, given)
             for (name, data), key in zip(candidates([file]), labels, strict=True):
