@@ -110,7 +110,8 @@ def build_zoo(
     _check(request)
     lessons.check_architectures(request.architectures, request.size)
     report.say(f"zoo: reading {request.images}")
-    classes = _choose_classes(read_images(request.images, request.size, request.names), request, report)
+    images = read_images(request.images, request.size, request.names, report)
+    classes = _choose_classes(images, request, report)
     groups = _groups(request, classes.hub, report)
     parts = lessons.split(
         classes.labels,
@@ -131,9 +132,14 @@ def build_zoo(
     _write_images(request.out, classes, parts)
     _write_facts(request, specs, classes, groups)
     mean = np.mean([_entry(request.out, spec)["accuracy"] for spec in specs])
+    out = request.out
     report.say(
-        f"zoo: {len(specs)} models, {sum(len(spec.classes) for spec in specs)} logits, mean accuracy {mean:.0%}, "
-        f"in {request.out}"
+        f"zoo: {len(specs)} models, {sum(len(spec.classes) for spec in specs)} logits, mean accuracy {mean:.0%}, in "
+        f"{out}\n"
+        f"  serve it:    probelog-index hub {out / 'hub'}\n"
+        f"  index it:    probelog-index full, with probes = {out / 'probes.parquet'}, probe_count = "
+        f"{len(parts.probes)}, background = {out / 'concepts.txt'}\n"
+        f"  measure it:  probelog-index evaluate --index STORE --truth {out / 'truth.json'}"
     )
 
 
@@ -266,6 +272,10 @@ def _train_all(
         with session(address, workers):
             import ray
 
+            if gpus > 0 and not ray.cluster_resources().get("GPU"):
+                raise UsageError(
+                    "--gpus-per-model: there is no GPU in this Ray; leave it out to train on CPUs"
+                )
             held = ray.put(Material(classes.images.pixels, classes.labels, parts.lessons, parts.validation))
             device = "cuda" if gpus > 0 else "cpu"
             arguments: dict[str, list[Any]] = {}

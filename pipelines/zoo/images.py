@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.networks import IMAGENET
+from pipelines.progress import Report
 from probelog.errors import UsageError
 from probelog.images import UnreadableImageError, decode
 from probelog.preprocess import timm_recipe
@@ -70,7 +71,9 @@ class LabelledImages:
         return [found[at] for at in range(len(chosen))]
 
 
-def read_images(source: str, size: int, names_file: Path | None = None) -> LabelledImages:
+def read_images(
+    source: str, size: int, names_file: Path | None = None, report: Report | None = None
+) -> LabelledImages:
     """Read and shrink every image of a source.
 
     The pixels are exactly those that timm's evaluation transform makes for a model of this input size: the short
@@ -82,6 +85,7 @@ def read_images(source: str, size: int, names_file: Path | None = None) -> Label
             ``ClassLabel`` in the file's metadata or ``names_file`` has names for.
         size: pixels, height and width.
         names_file: text file, one class name a line, for numbers 0, 1, ...
+        report: who is told how far it is.
 
     Raises:
         UsageError: no such source, no label column, a number without a name, or a name for no number.
@@ -97,16 +101,19 @@ def read_images(source: str, size: int, names_file: Path | None = None) -> Label
     left_out: Counter[str] = Counter()
     examples: list[str] = []
     seen: set[bytes] = set()
+    counted = None if report is None else report.counter("zoo: reading", None, "images")
     for place, (name, key, data) in enumerate(_entries(source, given)):
-        report: ProbeReport | None = None
+        unusable: ProbeReport | None = None
+        if counted is not None:
+            counted.add()
         if isinstance(data, ProbeReport):
-            report = data
+            unusable = data
         elif key is None:
             left_out["no-label"] += 1
             continue
         elif (own := hashlib.sha256(data).digest()) in seen:
             # The same image among the lessons and among the queries would make the answers too good.
-            report = ProbeReport(name, LeftOut.DUPLICATE, "the same bytes as an image before it")
+            unusable = ProbeReport(name, LeftOut.DUPLICATE, "the same bytes as an image before it")
         else:
             seen.add(own)
             try:
@@ -116,11 +123,11 @@ def read_images(source: str, size: int, names_file: Path | None = None) -> Label
                 order.append(place)
             except UnreadableImageError as error:
                 reason = LeftOut.TOO_LARGE if error.too_large else LeftOut.UNREADABLE
-                report = ProbeReport(name, reason, str(error))
-        if report is not None:
-            left_out[report.reason.value] += 1
+                unusable = ProbeReport(name, reason, str(error))
+        if unusable is not None:
+            left_out[unusable.reason.value] += 1
             if len(examples) < 10:
-                examples.append(f"{report.source}: {report.reason.value} ({report.detail})")
+                examples.append(f"{unusable.source}: {unusable.reason.value} ({unusable.detail})")
     if not pixels:
         reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.most_common())
         raise UsageError(
@@ -141,7 +148,7 @@ def read_images(source: str, size: int, names_file: Path | None = None) -> Label
 
 def split_names(name: str) -> list[str]:
     """A class name and its synonyms: ``tabby, tabby cat`` -> ``["tabby", "tabby cat"]``."""
-    parts = [part.strip() for part in name.split(",")]
+    parts = [" ".join(part.split()) for part in name.split(",")]
     return list(dict.fromkeys(part for part in parts if part)) or [name]
 
 

@@ -129,6 +129,10 @@ def test_other_settings_are_refused_and_more_models_are_added(zoo: Zoo) -> None:
         assert ended.status == 2
         assert message in ended.err
     before = zoo.entries()
+    ended = zoo.run("--gpus-per-model", 0.5, models=6)
+    if not ray.cluster_resources().get("GPU"):
+        assert ended.status == 2
+        assert "no GPU in this Ray" in ended.err
     ended = zoo.run(models=6)
     assert ended.status == 0, ended.err
     after = zoo.entries()

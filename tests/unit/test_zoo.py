@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines.evaluate import Truth
 from pipelines.zoo import lessons
+from pipelines.zoo.build import ARCHITECTURES as DEFAULT_ARCHITECTURES
 from pipelines.zoo.build import Request, build_zoo, truth
 from pipelines.zoo.images import read_images, split_names
 from pipelines.zoo.plan import Spec, last_word_groups, plan, read_groups
 from probelog.errors import UsageError
+from probelog.models import load_classifier
 from tests.shapes import CLASSES, encoded, write_folder
 
 ANIMALS = [
@@ -157,6 +161,7 @@ def test_names_of_nothing(tmp_path: Path) -> None:
 def test_synonyms_are_taken_apart_at_commas() -> None:
     assert split_names("tench, Tinca tinca,") == ["tench", "Tinca tinca"]
     assert split_names(",") == [","]
+    assert split_names("two\nlines\t here") == ["two lines here"]
 
 
 # The plan
@@ -288,6 +293,46 @@ def test_the_same_form_as_the_benchs_truth(bench: Path) -> None:
     ours = truth(ANIMALS, GROUPS, planned(6), {spec.repo: 0.5 for spec in planned(6)})
     assert set(theirs) == set(ours)
     assert set(next(iter(theirs["models"].values()))) == set(next(iter(ours["models"].values())))
+
+
+# One model
+
+
+@pytest.mark.parametrize("name", DEFAULT_ARCHITECTURES)
+def test_a_model_of_every_architecture_is_stored_so_that_it_loads(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 6)
+    pixels = rng.integers(0, 255, (18, 32, 32, 3), dtype=np.uint8)
+    pixels.flags.writeable = False  # as Ray's object store hands it out
+    material = lessons.Material(pixels, labels, np.arange(0, 18, 2), np.arange(1, 18, 2))
+    spec = Spec(
+        "a/b",
+        name,
+        "inet",
+        ((2,), (0, 1)),
+        ("two", "rest"),
+        ("LABEL_0", "LABEL_1"),
+        "float16",
+        "inception",
+        None,
+        5,
+    )
+    first = lessons.train(spec, material, None, 1, "cpu")
+    child = lessons.train(replace(spec, kind="child", classes=((0,), (1,), (2,)), names=("a", "b", "c"),
+                                  labels=("A", "B", "C"), dtype="bfloat16"), material, first.files, 1, "cpu")  # fmt: skip
+    for trained, expected in ((first, ["LABEL_0", "LABEL_1"]), (child, ["A", "B", "C"])):
+        folder = tmp_path / str(len(expected))
+        folder.mkdir()
+        for file, data in trained.files.items():
+            (folder / file).write_bytes(data)
+        classifier = load_classifier(folder)
+        assert classifier.labels == expected
+        assert classifier.parameters == trained.parameters
+        assert 0 <= trained.accuracy <= 1
+        # The images go through the prober's preprocessing as they went through the lessons'.
+        shrunk = classifier.recipe.geometry([Image.fromarray(pixels[0])])[0]
+        np.testing.assert_array_equal(shrunk.transpose(1, 2, 0), pixels[0])
+    assert lessons.train(spec, material, None, 1, "cpu").files == first.files
 
 
 # Requests that cannot be met
