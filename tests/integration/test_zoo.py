@@ -20,7 +20,16 @@ from probelog.models import load_classifier
 from tests.operator_command import Ended, kill_tree, operator, operator_process, wait_until
 from tests.shapes import CLASSES, write_folder
 
-OPTIONS = ("--size", "32", "--epochs", "20", "--workers", "2", "--architectures", "test_resnet,resnet")
+OPTIONS = (
+    "--size",
+    "32",
+    "--epochs",
+    "20",
+    "--workers",
+    "2",
+    "--architectures",
+    "test_resnet,test_efficientnet",
+)
 
 
 @dataclass(frozen=True)
