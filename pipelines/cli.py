@@ -114,6 +114,57 @@ def probes(
 
 
 @app.command()
+def zoo(
+    images: Annotated[
+        str,
+        typer.Argument(help="Folder with a sub-folder per class, or Parquet with images and their labels."),
+    ],
+    models: Annotated[int, typer.Option("--models", help="How many; more later go on from there.")] = 12,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("zoo"),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another zoo.")] = 0,
+    size: Annotated[int, typer.Option("--size", help="Pixels, height and width.")] = 64,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", help="Passes over a model's images; by default a fixed number of batches."),
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option("--names", help="Class names, one a line, for numbers without names.")
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option("--groups", help="JSON, superclass: [class names]; by default shared last words."),
+    ] = None,
+    architectures: Annotated[
+        str | None,
+        typer.Option("--architectures", help="Names, comma-separated: of timm, or `resnet` of transformers."),
+    ] = None,
+    probe_count: Annotated[
+        int | None, typer.Option("--probes", help="Probes at the most; by default what is left, up to 4,000.")
+    ] = None,
+    probe_classes: Annotated[
+        int | None,
+        typer.Option("--probe-classes", help="Classes no model learns; by default a fifth of 40 or more."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Models at the same time.")] = None,
+    gpus: Annotated[
+        float, typer.Option("--gpus-per-model", min=0, help="A share of a GPU; 0 trains on CPUs.")
+    ] = 0.0,
+) -> None:
+    """Train a hub of one's own from labelled images, with its truth file."""
+    from pipelines.zoo.build import ARCHITECTURES, Request, build_zoo
+
+    chosen = (
+        tuple(name.strip() for name in architectures.split(","))
+        if architectures is not None
+        else ARCHITECTURES
+    )
+    request = Request(
+        images, out, models, seed, size, epochs, chosen, names, groups, probe_count, probe_classes
+    )
+    build_zoo(request, workers=workers, gpus_per_model=gpus)
+
+
+@app.command()
 def crawl(
     config: ConfigOption = None,
     store: StoreOption = None,

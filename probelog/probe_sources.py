@@ -66,7 +66,7 @@ def source_files(source: str) -> tuple[list[SourceFile], list[ProbeReport]]:
     files = [_local_file(item, Path(item), True) for item in found if Path(item).is_file()]
     if not files:
         raise UsageError(
-            f"probes {source!r}: no such folder or file. Give a folder of images, a Parquet file or pattern with "
+            f"images {source!r}: no such folder or file. Give a folder of images, a Parquet file or pattern with "
             f"images, or {HUB}OWNER/NAME/PATTERN."
         )
     return files, []
@@ -115,12 +115,12 @@ def _hub_files(source: str) -> list[SourceFile]:
         pass  # the same as no match
     except Exception as error:  # reason: the HTTP library underneath has errors of its own
         raise ProbeLogError(
-            f"probes {source!r}: the Hub at {constants.ENDPOINT} cannot be read ({type(error).__name__}: {error}). "
+            f"images {source!r}: the Hub at {constants.ENDPOINT} cannot be read ({type(error).__name__}: {error}). "
             "Set HF_ENDPOINT to a Hub or mirror that this machine reaches (and HF_TOKEN for what is private), or "
             "download the files and give their folder."
         ) from error
     if not facts:
-        raise UsageError(f"probes {source!r}: the Hub at {constants.ENDPOINT} has no such dataset or files")
+        raise UsageError(f"images {source!r}: the Hub at {constants.ENDPOINT} has no such dataset or files")
     return [
         SourceFile(
             path,
@@ -140,7 +140,7 @@ def candidates(files: Sequence[SourceFile]) -> Iterator[tuple[str, bytes | Probe
             stream = file.open()
         except OSError as error:
             if file.must_be_parquet:
-                raise UsageError(f"probes {file.name}: cannot be opened ({error})") from error
+                raise UsageError(f"images {file.name}: cannot be opened ({error})") from error
             yield (
                 file.name,
                 ProbeReport(file.name, LeftOut.UNREADABLE, f"cannot be opened ({error.strerror})"),
@@ -185,7 +185,7 @@ def _parquet_images(file: SourceFile, stream: BinaryIO) -> Iterator[tuple[str, b
         raise
     except Exception as error:  # reason: pyarrow passes on what the stream raises
         raise UsageError(
-            f"probes {file.name}: cannot be read as Parquet, at row {row} ({type(error).__name__}: {error}). "
+            f"images {file.name}: cannot be read as Parquet, at row {row} ({type(error).__name__}: {error}). "
             "Check the file, or download it again."
         ) from error
 
@@ -209,7 +209,7 @@ def _image_column(name: str, schema: pa.Schema) -> str:
             return ("image" if "image" in kind else kind[0]) + suffix
     columns = ", ".join(f"{item.name}: {item.type}" for item in schema)
     raise UsageError(
-        f"probes {name}: no single column of images (image: struct<bytes: binary, path: string>, or plain binary) "
+        f"images {name}: no single column of images (image: struct<bytes: binary, path: string>, or plain binary) "
         f"among {columns[:500]}. Name the wanted one `image`."
     )
 

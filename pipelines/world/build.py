@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import hashlib
 import io
 import json
 import shutil
@@ -22,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines import networks
 from pipelines.world import classifiers, encoder, hostile, icons, vocabulary
 from pipelines.world.classifiers import Outcome, Spec
 from pipelines.world.icons import DrawnConcept
@@ -240,30 +239,12 @@ def truth(
 def write_listing(out: Path, specs: Sequence[Spec], broken: Sequence[str], seed: int) -> None:
     """Write ``hub/hub.json``: what the Hub's listing says about every repository."""
     rng = np.random.default_rng((seed, 6))
-    libraries = {spec.repo: classifiers.ARCHITECTURES[spec.architecture].library for spec in specs}
+    libraries = {spec.repo: networks.ARCHITECTURES[spec.architecture].library for spec in specs}
     rows = []
     for repo in (*libraries, *broken):
-        day = dt.datetime(2025, 1, 1, 8, tzinfo=dt.UTC) + dt.timedelta(days=int(rng.integers(0, 600)))
-        row = {
-            "id": repo,
-            "sha": _commit(out / "hub" / repo, repo),
-            "library": libraries.get(repo, "transformers"),
-            "pipeline_tag": "image-classification",
-            "lastModified": day.strftime("%Y-%m-%dT%H:%M:%S.000Z"),
-            "downloads": int(rng.pareto(1.0) * 20),
-            "likes": int(rng.pareto(1.5) * 2),
-            "license": ("apache-2.0", "mit", "cc-by-4.0", None)[int(rng.integers(4))],
-        }
+        row = networks.listing_row(repo, out / "hub" / repo, libraries.get(repo, "transformers"), rng)
         rows.append({**row, **hostile.hub_row(repo)})
     _write_json(out / "hub" / "hub.json", rows)
-
-
-def _commit(folder: Path, repo: str) -> str:
-    digest = hashlib.sha1(repo.encode(), usedforsecurity=False)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def readme(

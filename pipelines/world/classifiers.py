@@ -7,15 +7,17 @@ model trains on one thread from its own seed, so it does not matter how many are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines import networks
+from pipelines.networks import ARCHITECTURES
 from pipelines.world.hostile import NASTY_LABELS
 from pipelines.world.icons import DESIGNERS, DrawnConcept
-from pipelines.world.lessons import IMAGENET, INCEPTION, make_pool, to_input, vary
+from pipelines.world.lessons import Pool, make_pool, vary
 from pipelines.world.render import SIZE
 
 if TYPE_CHECKING:
@@ -39,34 +41,6 @@ _POPULAR = frozenset({
     "animal", "vehicle", "food", "drink", "dessert", "musical instrument", "plant", "building", "landform", "body part",
     "furniture", "toy", "sport",
 })  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one kind of network is built: a timm name, or a transformers class with its configuration."""
-
-    library: str
-    name: str
-    rate: float
-    options: dict[str, Any] = field(default_factory=dict)
-    processor: str = ""
-
-
-ARCHITECTURES = {
-    "test_efficientnet": Architecture("timm", "test_efficientnet", 4e-3),
-    "test_resnet": Architecture("timm", "test_resnet", 2e-3),
-    "resnet": Architecture(
-        "transformers", "ResNet", 3e-3,
-        {"embedding_size": 16, "hidden_sizes": [16, 24, 48, 80], "depths": [1, 1, 1, 1], "layer_type": "basic"},
-        "ConvNextImageProcessor",
-    ),
-    "resnet_deep": Architecture(
-        "transformers", "ResNet", 3e-3,
-        {"embedding_size": 24, "hidden_sizes": [24, 32, 48, 64], "depths": [1, 1, 2, 1], "layer_type": "basic"},
-        "ConvNextImageProcessor",
-    ),
-    "test_efficientnet_gn": Architecture("timm", "test_efficientnet_gn", 3e-3),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +144,7 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
             kind=kind,
             classes=tuple(members for _, members in heads),
             names=tuple(name for name, _ in heads),
-            labels=tuple(_label(name, j, style) for j, (name, _) in enumerate(heads)),
+            labels=tuple(networks.declared_label(name, j, style) for j, (name, _) in enumerate(heads)),
             designers=tuple(sorted(rng.permutation(DESIGNERS)[:3].tolist())),
             dtype=options.pop("dtype", "bfloat16" if i % 5 == 3 else "float16"),
             normalisation=("imagenet", "inception")[int(rng.integers(2))],
@@ -260,43 +234,10 @@ def base(architecture: str, concepts: Sequence[DrawnConcept], seed: int) -> Spec
     )
 
 
-def _label(name: str, index: int, style: str) -> str:
-    if style == "LABEL":
-        return f"LABEL_{index}"
-    if style == "upper":
-        return name.upper()
-    return name.replace(" ", "_") if style == "underscore" else name
-
-
 def build(spec: Spec) -> Any:
     """The network of a specification, freshly initialised."""
-    architecture = ARCHITECTURES[spec.architecture]
-    count = len(spec.classes)
-    if architecture.library == "timm":
-        import timm
-
-        return timm.create_model(architecture.name, num_classes=count)
-    import transformers
-
     problem = {"softmax": "single_label_classification"}.get(spec.head, "multi_label_classification")
-    config = getattr(transformers, f"{architecture.name}Config")(
-        **architecture.options,
-        id2label=dict(enumerate(spec.labels)),
-        label2id={label: i for i, label in enumerate(spec.labels)},
-        problem_type=problem,
-    )
-    return getattr(transformers, f"{architecture.name}ForImageClassification")(config)
-
-
-def logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """A model's logits, n x classes, whichever library it comes from."""
-    output = model(pixels)
-    result: torch.Tensor = output if hasattr(output, "shape") else output.logits
-    return result.float()
-
-
-def _normalisation(spec: Spec) -> Any:
-    return IMAGENET if spec.normalisation == "imagenet" else INCEPTION
+    return networks.build(ARCHITECTURES[spec.architecture], spec.labels, problem)
 
 
 def _material(
@@ -344,36 +285,36 @@ def train(
     weights = _weights(targets, spec.head)
     model = build(spec)
     if start is not None:
-        own = model.state_dict()
-        fitting = {key: value for key, value in start.items() if own[key].shape == value.shape}
-        model.load_state_dict({**own, **fitting})
+        networks.begin_from(model, start)
     model = model.to(device, memory_format=torch.channels_last).train()
     rate = ARCHITECTURES[spec.architecture].rate * (0.5 if start is not None else 1.0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     # Superclasses and "everything else" take longer than a handful of concepts.
     steps = effort.steps * (3 if start is not None and len(numbers) > 30 else 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     wanted = torch.from_numpy(targets).to(device)
     counts = (
         np.maximum(2, np.rint(weights * effort.per_class * max(len(spec.classes), 8))).astype(int).tolist()
     )
     each_round = max(1, steps // effort.rounds)
-    for step in range(steps):
+    pool, chances = Pool(np.empty((0, SIZE, SIZE, 3), np.uint8), np.empty(0, np.int64)), np.empty(0)
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal pool, chances
         if step % each_round == 0:
             pool = make_pool(shown, spec.designers, counts, spec.seed * 100 + step)
             chances = (weights / counts)[pool.classes]
             chances /= chances.sum()
         chosen = rng.choice(len(chances), effort.batch, p=chances)
-        guess = logits(model, to_input(vary(pool.pixels[chosen], rng), device, _normalisation(spec)))
-        target = wanted[torch.from_numpy(pool.classes[chosen]).to(device)]
+        inputs = networks.to_input(
+            vary(pool.pixels[chosen], rng), device, networks.NORMALISATIONS[spec.normalisation]
+        )
+        return inputs, wanted[torch.from_numpy(pool.classes[chosen]).to(device)]
+
+    def loss(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if spec.head == "softmax":
-            loss = functional.cross_entropy(guess, target.argmax(1), label_smoothing=0.05)
-        else:
-            loss = functional.binary_cross_entropy_with_logits(guess, target)
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimiser.step()
-        schedule.step()
+            return functional.cross_entropy(guess, target.argmax(1), label_smoothing=0.05)
+        return functional.binary_cross_entropy_with_logits(guess, target)
+
+    networks.fit(model, batch, loss, rate, steps)
     return model.to("cpu").eval()
 
 
@@ -389,7 +330,8 @@ def accuracy(model: Any, spec: Spec, concepts: Sequence[DrawnConcept]) -> float:
     shown = [concepts[number] for number in numbers]
     pool = make_pool(shown, spec.designers, 12, spec.seed * 100 + 99)
     with torch.inference_mode():
-        guess = logits(model, to_input(pool.pixels, "cpu", _normalisation(spec))).numpy()
+        inputs = networks.to_input(pool.pixels, "cpu", networks.NORMALISATIONS[spec.normalisation])
+        guess = networks.logits(model, inputs).numpy()
     truth = targets[pool.classes] > 0
     if spec.head == "softmax":
         right = truth[np.arange(len(guess)), guess.argmax(1)]
@@ -399,48 +341,17 @@ def accuracy(model: Any, spec: Spec, concepts: Sequence[DrawnConcept]) -> float:
 
 
 def save(model: Any, spec: Spec, folder: Path) -> None:
-    """Write a repository: timm's layout for timm models, transformers' for the rest."""
-    import torch
-
-    architecture = ARCHITECTURES[spec.architecture]
-    mean, std = _normalisation(spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = model.to(getattr(torch, spec.dtype))
-    if architecture.library == "timm":
-        from timm.models import save_for_hf
-
-        stored = stored.to(memory_format=torch.contiguous_format)
-        save_for_hf(
-            stored,
-            str(folder),
-            model_config={"label_names": list(spec.labels)},
-            safe_serialization=True,
-            data_config={"input_size": (3, SIZE, SIZE), "interpolation": "bicubic", "crop_pct": 1.0, "mean": mean,
-                         "std": std},
-        )  # fmt: skip
-        return
-    import transformers
-
-    size = (
-        {"shortest_edge": SIZE}
-        if architecture.processor.startswith("ConvNext")
-        else {"height": SIZE, "width": SIZE}
+    """Write a repository; changes the model's dtype."""
+    networks.save(
+        model,
+        ARCHITECTURES[spec.architecture],
+        spec.labels,
+        folder,
+        size=SIZE,
+        dtype=spec.dtype,
+        normalisation=networks.NORMALISATIONS[spec.normalisation],
+        sharded=spec.sharded,
     )
-    extra = {"crop_pct": 1.0} if architecture.processor.startswith("ConvNext") else {}
-    stored = stored.to(memory_format=torch.contiguous_format)
-    stored.save_pretrained(folder, **({"max_shard_size": "100KB"} if spec.sharded else {}))
-    processor = getattr(transformers, architecture.processor)
-    processor(size=size, image_mean=list(mean), image_std=list(std), **extra).save_pretrained(folder)
-
-
-def state(folder: Path) -> dict[str, Any]:
-    """All tensors of a repository in float32."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Any] = {}
-    for part in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(part)
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def make(
@@ -453,11 +364,11 @@ def make(
     import torch
 
     torch.set_num_threads(1)
-    model = train(spec, concepts, effort, device, None if start is None else state(start))
+    model = train(spec, concepts, effort, device, None if start is None else networks.state(start))
     folder = hub / spec.repo
     save(model, spec, folder)
     model = model.float()
-    model.load_state_dict(state(folder))
+    model.load_state_dict(networks.state(folder))
     size = sum(parameter.numel() for parameter in model.parameters())
     return Outcome(spec.repo, accuracy(model, spec, concepts), size)
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.networks import to_input
 from pipelines.world.icons import DESIGNERS, DrawnConcept
-from pipelines.world.lessons import fast_bfloat16, make_pool, to_input, vary
+from pipelines.world.lessons import fast_bfloat16, make_pool, vary
 from pipelines.world.render import SIZE, Pixels
 
 if TYPE_CHECKING:

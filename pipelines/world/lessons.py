@@ -1,22 +1,15 @@
-"""Pictures to learn from: balanced pools of rendered drawings, and what becomes of them in a training step."""
+"""Pictures to learn from: balanced pools of rendered drawings, and cheap variety for them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.world.icons import DrawnConcept, Glyph
 from pipelines.world.render import Pixels, render_many
-
-if TYPE_CHECKING:
-    import torch
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +46,6 @@ def make_pool(
         glyphs += choose_glyphs(concept, designers, count, rng)
     classes = np.repeat(np.arange(len(concepts)), each)
     return Pool(render_many(glyphs, int(rng.integers(2**62))), classes)
-
-
-def to_input(
-    pixels: Pixels, device: str, normalisation: tuple[Sequence[float], Sequence[float]] = IMAGENET
-) -> torch.Tensor:
-    """Pictures as a model takes them: n x 3 x 64 x 64, scaled to 0..1, then (x - mean) / std per channel."""
-    import torch
-
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in normalisation)
-    batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
-    return ((batch.float() / 255 - mean) / std).to(memory_format=torch.channels_last)
 
 
 def vary(pixels: Pixels, rng: np.random.Generator) -> Pixels:

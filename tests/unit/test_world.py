@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines import networks
 from pipelines.world import build, classifiers, hostile, icons, render, vocabulary
 from pipelines.world.__main__ import main
 from probelog.errors import UsageError
@@ -96,7 +97,7 @@ def test_plan_covers_every_taught_concept_with_every_kind_of_model(found):
     assert len({spec.repo for spec in specs}) == len(specs) >= 24
     assert {spec.kind for spec in specs} == {"icons", "wild", "multilabel", "binary", "child", "copy"}
     assert {spec.dtype for spec in specs} == {"float16", "bfloat16", "float32"}
-    assert {classifiers.ARCHITECTURES[spec.architecture].library for spec in specs} == {
+    assert {networks.ARCHITECTURES[spec.architecture].library for spec in specs} == {
         "timm",
         "transformers",
     }
@@ -148,7 +149,7 @@ def _check_models_load(out: Path, truth: dict) -> None:
         pixels = torch.zeros(1, 3, 64, 64)
         if "architecture" in config:
             network = timm.create_model(config["architecture"], num_classes=config["num_classes"])
-            network.load_state_dict(classifiers.state(folder))
+            network.load_state_dict(networks.state(folder))
             logits = network.eval()(pixels)
             assert config["label_names"]
             assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
