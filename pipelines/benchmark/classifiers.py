@@ -1,12 +1,14 @@
 """What the retrieved logits are worth as classifiers of labelled images (section 5.4 of the paper's second version).
 
-The hub's models are run on the query images by the ordinary probe stage, as one more probe set in the same store.
+The hub's models are run on the query images by the ordinary probe stage, as one more probe set in a store.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ class Classifiers:
     """The logits of a hub as classifiers of M images.
 
     Attributes:
-        values: (N, M) logits; NaN where a model could not be run.
+        values: (N, M) raw logits; NaN where a model could not be run.
         classes: (M,) class number of every image.
         similarities: (C, M) of every concept's text to every image, by the encoder alone.
         questions: the concepts.
@@ -41,7 +43,7 @@ class Classifiers:
 
     values: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64]
-    similarities: npt.NDArray[np.float64]
+    similarities: npt.NDArray[np.floating[Any]]
     questions: Questions
     _areas: dict[tuple[int, int], float] = field(default_factory=dict, compare=False)
 
@@ -80,66 +82,82 @@ class Classifiers:
 
 
 def classifiers(
-    hub: ProbedHub, questions: Questions, images: QueryImages, report: Report, scratch: Path | None = None
-) -> Classifiers:
-    """Run a hub's models on the query images; what the store holds already is not run again.
+    hubs: Mapping[str, ProbedHub],
+    questions: Mapping[str, Questions],
+    images: QueryImages,
+    report: Report,
+    scratch: Path | None = None,
+) -> dict[str, Classifiers]:
+    """Run the models on the query images; what the store holds already is not run again.
 
     Args:
-        hub: its store takes the images as one more probe set; its catalogue says what to download.
-        questions: the concepts.
+        hubs: by name; the first one's store takes the images as one more probe set, for the models of all.
+        questions: the concepts, by the same names.
         images: with their classes.
         report: is told the progress.
         scratch: folder for downloads; none: the system's.
 
     Raises:
-        UsageError: the store has no catalogue of the models, the encoder is gone, or no image is usable.
+        UsageError: no store has a catalogue of the models, the encoder is gone, or no image is usable.
     """
-    settings = hub.generation.settings
+    first = next(iter(hubs.values()))
     config = Config(
-        store=hub.store.uri,
+        store=first.store.uri,
         probes=str(images.file),
         probe_count=None,
-        encoder=str(settings["encoder"]),
+        encoder=str(first.generation.settings["encoder"]),
         fraction=1.0,
         top_r=1,
         scratch=scratch,
     )
     job = Job.of(config, report)
-    rows = _catalogue_rows(hub)
-    encoder = load_encoder(config.encoder)
-    if encoder.digest != settings["encoder_digest"]:
-        raise UsageError(f"{config.encoder}: this is not the encoder that {hub.store.uri} was indexed with")
-    probe_set = ready_probes(job, encoder)
+    probe_set = ready_probes(job, load_encoder(config.encoder))
     with session(config.ray_address):
-        probed = probe(job, rows, probe_set, hub_endpoint(), retry_failed=False)
-    place = {(item.repo, item.logit, item.negated): number for number, item in enumerate(hub.logits)}
-    values = np.full((len(hub.logits), probe_set.count), np.nan, np.float32)
-    wanted = {(model.repo, model.sha) for model in hub.models}
-    for receipt in probed.receipts:
-        for model, numbers, observed in observed_models(hub.store, receipt):
-            if (model.repo, model.sha) not in wanted:
-                continue
-            for number, row in zip(numbers.tolist(), observed, strict=True):
-                for negated, sign in ((False, 1), (True, -1)):
-                    if (target := place.get((model.repo, number, negated))) is not None:
-                        values[target] = sign * row
-    by_content = images.class_by_content()
-    classes = [by_content[content] for content in probe_set.facts()["sha256"].to_pylist()]
-    pictures = probe_set.embeddings(encoder.digest).astype(np.float64)
-    return Classifiers(values, np.array(classes), hub.embed(questions.names) @ pictures.T, questions)
-
-
-def _catalogue_rows(hub: ProbedHub) -> list[CatalogueRow]:
-    """The catalogue's rows of the models that take part."""
-    wanted = {(model.repo, model.sha) for model in hub.models}
-    found = {}
-    for name in hub.store.names("catalogue", suffix="receipt.json"):
-        for part in hub.store.read_json(name)["rows"]:
-            for row in from_table(read_part(hub.store, Part(**part), CATALOGUE), CatalogueRow):
-                if (row.repo, row.sha) in wanted:
-                    found[row.repo, row.sha] = row
-    if not found:
-        raise UsageError(
-            f"{hub.store.uri} holds no catalogue of the index's models: run `probelog-index crawl`"
+        probed = probe(job, _catalogue_rows(hubs.values()), probe_set, hub_endpoint(), retry_failed=False)
+    ran = {
+        (model.repo, model.sha): (numbers, values)
+        for receipt in probed.receipts
+        for model, numbers, values in observed_models(first.store, receipt)
+    }
+    # The set has an order of its own, and leaves out what is there twice.
+    place = {content: number for number, content in enumerate(images.contents)}
+    order = [place[content] for content in probe_set.facts()["sha256"].to_pylist()]
+    return {
+        name: Classifiers(
+            _values(hub, ran, len(order)),
+            images.classes[order],
+            hub.embed(questions[name].names) @ images.embeddings(hub)[order].T,
+            questions[name],
         )
+        for name, hub in hubs.items()
+    }
+
+
+def _values(
+    hub: ProbedHub,
+    ran: Mapping[tuple[str, str], tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]],
+    images: int,
+) -> npt.NDArray[np.float32]:
+    """The hub's logits on the images (N, M); NaN where a model could not be run."""
+    shas = {model.repo: model.sha for model in hub.models}
+    values = np.full((len(hub.logits), images), np.nan, np.float32)
+    for row, item in enumerate(hub.logits):
+        if (found := ran.get((item.repo, shas[item.repo]))) is not None:
+            numbers, observed = found
+            values[row] = observed[np.searchsorted(numbers, item.logit)] * (-1 if item.negated else 1)
+    return values
+
+
+def _catalogue_rows(hubs: Iterable[ProbedHub]) -> list[CatalogueRow]:
+    """The catalogues' rows of the models that take part."""
+    found: dict[tuple[str, str], CatalogueRow] = {}
+    for hub in hubs:
+        wanted = {(model.repo, model.sha) for model in hub.models}
+        for name in hub.store.names("catalogue", suffix="receipt.json"):
+            for part in hub.store.read_json(name)["rows"]:
+                for row in from_table(read_part(hub.store, Part(**part), CATALOGUE), CatalogueRow):
+                    if (row.repo, row.sha) in wanted:
+                        found[row.repo, row.sha] = row
+    if not found:
+        raise UsageError("no store holds a catalogue of its index's models: run `probelog-index crawl`")
     return [found[key] for key in sorted(found)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +73,12 @@ class QueryImages:
     @property
     def key(self) -> str:
         """Identity of the images and their classes."""
-        return digest("".join(digest(item) for item in self.data).encode() + self.classes.tobytes())
+        return digest("".join(self.contents).encode() + self.classes.tobytes())
 
-    def class_by_content(self) -> dict[str, int]:
-        """The class of every image, by the SHA-256 of its file."""
-        return {
-            hashlib.sha256(item).hexdigest(): int(number)
-            for item, number in zip(self.data, self.classes, strict=True)
-        }
+    @cached_property
+    def contents(self) -> list[str]:
+        """The SHA-256 of every image's file."""
+        return [digest(item) for item in self.data]
 
     def embeddings(self, hub: ProbedHub) -> npt.NDArray[np.float32]:
         """(M, d) unit vectors by the index's own image encoder; kept for indexes with the same one.

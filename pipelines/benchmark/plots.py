@@ -67,7 +67,6 @@ def line_plot(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: ticks(value)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.tick_params(axis="x", labelsize=8)
-        axes.set_ylim(bottom=0)
 
     return _figure(panels, draw, methods, x_label, y_label)
 
@@ -85,7 +84,6 @@ def hub_plot(
                 places, 100 * curve, label=name, linewidth=1.6, **{**style(methods.index(name)), "marker": ""}
             )
         axes.axhline(50, color="#777777", linewidth=1, linestyle=":")
-        axes.set_ylim(0, 102)
 
     return _figure(panels, draw, methods, "most returned logits", "share of the first places they take (%)")
 
@@ -112,6 +110,7 @@ def _figure(
         handles, names = axes.get_legend_handles_labels()
         shown |= dict(zip(names, handles, strict=True))
     row[0].set_ylabel(y_label)
+    row[0].set_ylim(bottom=0)
     names = [name for name in methods if name in shown]
     figure.legend(
         [shown[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=9

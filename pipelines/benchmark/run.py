@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
+from cluster.session import session
 from pipelines.benchmark import tables
 from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
 from pipelines.benchmark.classifiers import Classifiers, classifiers
@@ -144,20 +146,27 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
     images = None if plan.queries is None else QueryImages.read(plan.queries)
     if images is not None and truth is None:
         raise UsageError("query images need a truth file (--truth): it says what their class numbers mean")
-    hubs = _opened(plan, truth)
-    questions = {
-        name: from_labels(hub.logits, lexicon) if truth is None else from_truth(truth, hub.logits)
-        for name, hub in hubs.items()
-    }
-    for name, hub in hubs.items():
-        reasons = ", ".join(f"{count} {reason}" for reason, count in hub.left_out.items())
-        report.say(
-            f"evaluate: {name}: {len(hub.models):,} models, {len(hub.logits):,} logits, "
-            f"{len(questions[name].answerable):,} of {len(questions[name].names):,} concepts have an answer"
-            + (f"; left out: {reasons}" if reasons else "")
-        )
+    tested: dict[str, Classifiers] = {}
+    # Ray starts processes by fork, which LanceDB does not like once an index is open.
+    with contextlib.nullcontext() if images is None else session():
+        hubs = _opened(plan, truth)
+        questions = {
+            name: from_labels(hub.logits, lexicon) if truth is None else from_truth(truth, hub.logits)
+            for name, hub in hubs.items()
+        }
+        for name, hub in hubs.items():
+            reasons = ", ".join(f"{count} {reason}" for reason, count in hub.left_out.items())
+            report.say(
+                f"evaluate: {name}: {len(hub.models):,} models, {len(hub.logits):,} logits, "
+                f"{len(questions[name].answerable):,} of {len(questions[name].names):,} concepts have an answer"
+                + (f"; left out: {reasons}" if reasons else "")
+            )
+        cells = [
+            cell for name, hub in hubs.items() for cell in _cells(plan, name, hub, questions[name], images)
+        ]
+        if images is not None:
+            tested = classifiers(hubs, questions, images, report)
     out = Store(plan.out)
-    cells = [cell for name, hub in hubs.items() for cell in _cells(plan, name, hub, questions[name], images)]
     with_images = None
 
     if images is not None:
@@ -170,9 +179,6 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
     done = tables.Finished(
         hubs, questions, dict(run_cells(cells, hubs, questions, with_images, inputs, out, report))
     )
-    tested: dict[str, Classifiers] = {}
-    if images is not None:
-        tested = {name: classifiers(hub, questions[name], images, report) for name, hub in hubs.items()}
     rows = tables.results(done)
     written = {
         "results": rows,
@@ -199,14 +205,14 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
 
 
 def _opened(plan: Plan, truth: Truth | None) -> dict[str, ProbedHub]:
-    """The hubs by the names that tables use: their stores' folders, told apart by the probe set where equal."""
+    """The hubs by the names that tables use: their stores' folders, told apart by their keys where equal."""
     found: dict[str, ProbedHub] = {}
     for uri in plan.indexes:
         hub = ProbedHub.open(uri, _verdict(truth))
-        if hub.name in found:
-            hub = hub.named(f"{hub.name} {hub.generation.settings['probe_set'][:8]}")
-        if hub.name in found:
+        if any(hub.key == other.key for other in found.values()):
             raise UsageError(f"{uri}: this index was given twice")
+        if hub.name in found:
+            hub = hub.named(f"{hub.name} {hub.key[:8]}")
         found[hub.name] = hub
     return found
 

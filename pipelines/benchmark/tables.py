@@ -210,11 +210,19 @@ def reverse(done: Finished) -> list[Row]:
 
 
 def sweeps(done: Finished) -> list[Row]:
-    """Accuracy of single classes (all concepts where there are none) against r and against the background's size."""
+    """Accuracy of single classes (all concepts where there are none) against r and against the background's size.
+
+    The largest background is the whole one.
+    """
     rows = []
-    for (probe_set, _, method, share, r, background), cells in done.groups().items():
-        if r is None and background is None:
+    groups = done.groups()
+    for (probe_set, asked, method, share, r, background), cells in groups.items():
+        if asked != TEXT:
             continue
+        if r is None and background is None:
+            if share < max(key[3] for key in groups if key[0] == probe_set):
+                continue
+            background = len(done.hubs[probe_set].generation.background)
         chosen = done.chosen(cells[0], SINGLE, BOTH)
         if not chosen.any():
             chosen = done.chosen(cells[0], ALL, BOTH)
