@@ -84,6 +84,7 @@ def hub_plot(
                 places, 100 * curve, label=name, linewidth=1.6, **{**style(methods.index(name)), "marker": ""}
             )
         axes.axhline(50, color="#777777", linewidth=1, linestyle=":")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
     return _figure(panels, draw, methods, "most returned logits", "share of the first places they take (%)")
 
