@@ -178,6 +178,7 @@ def _run(
     begun = time.perf_counter()
     found = method(gallery, concepts)
     seconds = time.perf_counter() - begun
+    assert not np.isnan(found).any(), f"{cell.method} gave scores that are no numbers"
     # What no method could see is never found.
     scores = np.full((len(asked.numbers), len(hub.logits)), -np.inf)
     scores[:, kept] = found

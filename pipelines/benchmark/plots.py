@@ -16,6 +16,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*<>"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 
+# Intervals are drawn for so many lines at most: more bands over each other show nothing (the tables have them all).
+_BANDS = 3
+
 # (x, y, low, high) of one line; the bounds may be None.
 Line = tuple[Sequence[float], Sequence[float], Sequence[float] | None, Sequence[float] | None]
 
@@ -55,7 +58,7 @@ def line_plot(
         for name, (x, y, low, high) in lines.items():
             number = methods.index(name)
             axes.plot(x, y, label=name, markersize=5, linewidth=1.6, **style(number))
-            if low is not None and high is not None:
+            if len(lines) <= _BANDS and low is not None and high is not None:
                 axes.fill_between(x, low, high, color=style(number)["color"], alpha=0.10, linewidth=0)
             points |= set(x)
         if levels is not None and title in levels:
