@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -243,19 +243,80 @@ def status(
 
 @app.command()
 def evaluate(
-    index: Annotated[str, typer.Option("--index", help="The index, or the store that holds it.")],
-    truth: Annotated[Path, typer.Option("--truth", help="JSON: classes, concepts, models.")],
+    index: Annotated[
+        list[str],
+        typer.Option("--index", help="The index, or the store that holds it; several with --out."),
+    ],
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", help="JSON: classes, concepts, models. With --out declared labels may do."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run the full benchmark and write it to this folder.")
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--budget", help="Share of the probes that each model sees. Default: 1, 1/4, 1/8, 1/16."
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Draws of each budget. Default: 5.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Name of a method. Default: all.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Method to compare with. Default: version 2.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="Parquet of images with their classes (columns image and class)."),
+    ] = None,
+    hierarchy: Annotated[
+        Path | None,
+        typer.Option("--hierarchy", help="CHILD<tab>PARENT lines: which declared names are super-classes."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy of text queries against a truth file, beside chance and simpler methods."""
+    """Accuracy of text queries beside chance and simpler methods; with --out the full benchmark."""
+    from pipelines.benchmark.run import BASELINE, SEEDS, Plan, run_benchmark
     from pipelines.evaluate import evaluate as run_evaluate
+    from pipelines.progress import Report
+    from probelog.errors import UsageError
+    from probelog.terminal import printable
 
-    found = run_evaluate(index, truth)
+    found: Any
+    if out is not None:
+        plan = Plan(
+            indexes=index,
+            out=out,
+            truth=truth,
+            hierarchy=hierarchy,
+            queries=queries,
+            budgets=budget or (),
+            methods=method or (),
+            seeds=SEEDS if seeds is None else seeds,
+            baseline=BASELINE if baseline is None else baseline,
+        )
+        found = run_benchmark(plan, Report())
+    else:
+        given: dict[str, object] = {
+            "--budget": budget,
+            "--seeds": seeds,
+            "--method": method,
+            "--baseline": baseline,
+            "--queries": queries,
+            "--hierarchy": hierarchy,
+        }
+        if full_only := [name for name, value in given.items() if value not in (None, [])]:
+            raise UsageError(f"{full_only[0]} belongs to the full benchmark: add --out DIR")
+        if truth is None or len(index) != 1:
+            raise UsageError("give one --index and a --truth file, or run the full benchmark with --out DIR")
+        found = run_evaluate(index[0], truth)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return
     for line in found.lines():
-        typer.echo(line)
+        typer.echo(printable(line, limit=500))
 
 
 @app.command()

@@ -91,7 +91,7 @@ def _show_failures(job: Any, report: Report) -> None:
 
 
 def _ask(index_uri: str, report: Report) -> None:
-    from pipelines.evaluate import Truth
+    from pipelines.benchmark.truth import Truth
     from probelog.client import open_index
 
     truth = Truth.read(WORLD / "truth.json")

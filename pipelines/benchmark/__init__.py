@@ -1,0 +1,1 @@
+"""The benchmark behind `probelog-index evaluate --out`: every method, budget, probe set and seed on one hub."""

@@ -1,0 +1,232 @@
+"""The cells of the benchmark: one method on one hub with one budget and one seed, each kept once finished."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import probelog
+from pipelines.benchmark import probed
+from pipelines.benchmark import questions as questions_module
+from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.questions import Questions
+from pipelines.progress import Report
+from probelog.evaluation import PerQuery, per_query
+from probelog.gallery import Concepts
+from probelog.methods import METHODS, Method
+from probelog.methods.truncated import second_version
+from probelog.storage import Store, short_key
+
+TEXT = "text"
+# So many answers of every query are kept.
+FIRST = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured once.
+
+    Attributes:
+        probe_set: name of the hub on its probe set.
+        method: name of the method.
+        share: of the probes that each model sees.
+        seed: of the models' subsets, of the query images and of the background.
+        asked: ``text``, or how many images stand for a concept.
+        r: version 2's truncation, where it is varied.
+        background: number of background concepts, where it is varied.
+    """
+
+    probe_set: str
+    method: str
+    share: float
+    seed: int
+    asked: str = TEXT
+    r: int | None = None
+    background: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell gave.
+
+    Attributes:
+        concepts: (Q,) numbers of the concepts that were asked and have an answer.
+        answers: what they got.
+        named: (M,) ranks of the first right concept of every logit that recognises one (the reverse task); empty
+            unless texts were asked.
+        seconds: that the method took.
+    """
+
+    concepts: npt.NDArray[np.int64]
+    answers: PerQuery
+    named: npt.NDArray[np.int64]
+    seconds: float
+
+    def to_bytes(self) -> bytes:
+        """As a NumPy archive."""
+        sink = io.BytesIO()
+        np.savez_compressed(
+            sink,
+            concepts=self.concepts,
+            named=self.named,
+            seconds=np.array(self.seconds),
+            **self.answers._asdict(),
+        )
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Outcome:
+        """Read what ``to_bytes`` wrote. Raises ValueError, KeyError or BadZipFile where it is something else."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            answers = PerQuery(*(found[name] for name in PerQuery._fields))
+            return cls(found["concepts"], answers, found["named"], float(found["seconds"]))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Query vectors for some of the concepts: ``numbers`` (C',) and ``vectors`` (C', d)."""
+
+    numbers: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.floating[Any]]
+
+
+# The query vectors of a cell that is asked with images.
+ImageQueries = Callable[[ProbedHub, str, int], Asked]
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    hubs: Mapping[str, ProbedHub],
+    questions: Mapping[str, Questions],
+    images: ImageQueries | None,
+    inputs: str,
+    out: Store,
+    report: Report,
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Run every cell that ``out`` does not hold yet; killed, the same call goes on where it was.
+
+    Args:
+        cells: in the order of the results.
+        hubs: by name of the probe set.
+        questions: by name of the probe set.
+        images: makes the queries of cells that are asked with images.
+        inputs: identity of what else they are made of (the query images).
+        out: where ``cells/KEY.npz`` lie. A key covers the hub, the questions, the cell and this program's code.
+        report: is told the progress.
+    """
+    code = _code()
+    keys = {
+        cell: short_key(
+            "cell",
+            code,
+            hubs[cell.probe_set].key,
+            questions[cell.probe_set].key,
+            "" if cell.asked == TEXT else inputs,
+            *{**asdict(cell), "probe_set": ""}.values(),
+        )
+        for cell in cells
+    }
+    before = {cell: found for cell in cells if (found := _finished(out, keys[cell])) is not None}
+    counter = report.counter("evaluate", len(cells), "cells", len(before))
+    # Neighbours share the gallery: subsets are drawn once for all methods.
+    shared: tuple[tuple[str, float, int], Any] | None = None
+    texts: dict[str, Asked] = {}
+    for cell in cells:
+        if (done := before.get(cell)) is None:
+            hub, asked_of = hubs[cell.probe_set], questions[cell.probe_set]
+            place = (cell.probe_set, cell.share, 0 if cell.share == 1 else cell.seed)
+            if shared is None or shared[0] != place:
+                shared = (place, hub.gallery(cell.share, place[2]))
+            if cell.asked == TEXT:
+                if cell.probe_set not in texts:
+                    numbers = np.arange(len(asked_of.names))
+                    texts[cell.probe_set] = Asked(numbers, hub.embed(asked_of.names))
+                asked = texts[cell.probe_set]
+            else:
+                assert images is not None
+                asked = images(hub, cell.asked, cell.seed)
+            done = _run(cell, hub, asked_of, asked, *shared[1])
+            out.write(_name(keys[cell]), done.to_bytes())
+            counter.add()
+        yield cell, done
+    counter.show(final=True)
+
+
+def _run(
+    cell: Cell,
+    hub: ProbedHub,
+    questions: Questions,
+    asked: Asked,
+    gallery: Any,
+    kept: npt.NDArray[np.int64],
+) -> Outcome:
+    synonyms = [questions.synonyms[number] for number in asked.numbers]
+    concepts = hub.concepts(asked.vectors, synonyms)
+    if cell.background is not None:
+        concepts = with_background(concepts, cell.background, cell.seed)
+    method: Method = METHODS[cell.method] if cell.r is None else partial(second_version, r=cell.r)
+    begun = time.perf_counter()
+    found = method(gallery, concepts)
+    seconds = time.perf_counter() - begun
+    assert not np.isnan(found).any(), f"{cell.method} gave scores that are no numbers"
+    # What no method could see is never found.
+    scores = np.full((len(asked.numbers), len(hub.logits)), -np.inf)
+    scores[:, kept] = found
+    relevant = questions.relevant[asked.numbers]
+    answerable = np.flatnonzero(relevant.any(axis=1))
+    named = np.empty(0, np.int64)
+    if cell.asked == TEXT:
+        named = per_query(scores.T[questions.nameable], relevant.T[questions.nameable], keep=1).rank
+    return Outcome(
+        asked.numbers[answerable],
+        per_query(scores[answerable], relevant[answerable], keep=FIRST),
+        named,
+        seconds,
+    )
+
+
+def with_background(concepts: Concepts, size: int, seed: int) -> Concepts:
+    """The same questions with a random part of the background.
+
+    A smaller part of the same seed lies within a larger one.
+    """
+    order = np.random.default_rng([seed, len(concepts.background)]).permutation(len(concepts.background))
+    chosen = np.sort(order[:size])
+    return Concepts(
+        concepts.queries,
+        concepts.background[chosen],
+        [np.flatnonzero(np.isin(chosen, numbers)) for numbers in concepts.excluded],
+    )
+
+
+def _finished(out: Store, key: str) -> Outcome | None:
+    data = out.read_or_none(_name(key))
+    if data is None:
+        return None
+    try:
+        return Outcome.from_bytes(data)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        return None  # damaged: measured again
+
+
+def _name(key: str) -> str:
+    return f"cells/{key}.npz"
+
+
+def _code() -> str:
+    """Digest of the code that scores depend on: a changed method is measured again."""
+    digest = hashlib.sha256()
+    own = [Path(str(module.__file__)) for module in (probed, questions_module)]
+    for file in [*sorted(Path(probelog.__file__).parent.rglob("*.py")), *own, Path(__file__)]:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""What the retrieved logits are worth as classifiers of labelled images (section 5.4 of the paper's second version).
+
+The hub's models are run on the query images by the ordinary probe stage, as one more probe set in a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.session import session
+from pipelines.benchmark.images import QueryImages
+from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.questions import Questions
+from pipelines.config import Config
+from pipelines.crawl import hub_endpoint
+from pipelines.probe import probe
+from pipelines.probes import ready_probes
+from pipelines.progress import Report
+from pipelines.stages import Job
+from probelog.encoders import load_encoder
+from probelog.errors import UsageError
+from probelog.evaluation import precision_recall_area
+from probelog.ledger import Part, observed_models, read_part
+from probelog.schemas import CATALOGUE, CatalogueRow, from_table
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """The logits of a hub as classifiers of M images.
+
+    Attributes:
+        values: (N, M) raw logits; NaN where a model could not be run.
+        classes: (M,) class number of every image.
+        similarities: (C, M) of every concept's text to every image, by the encoder alone.
+        questions: the concepts.
+    """
+
+    values: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64]
+    similarities: npt.NDArray[np.floating[Any]]
+    questions: Questions
+    _areas: dict[tuple[int, int], float] = field(default_factory=dict, compare=False)
+
+    @property
+    def concepts(self) -> list[int]:
+        """Numbers of the single classes that have images and a logit that recognises them and could be run."""
+        ran = ~np.isnan(self.values[:, 0])
+        there = set(self.classes.tolist())
+        return [
+            number
+            for number in self.questions.answerable.tolist()
+            if self.questions.classes[number] in there and (self.questions.relevant[number] & ran).any()
+        ]
+
+    def area(self, concept: int, logit: int) -> float:
+        """Area under the precision-recall curve of one logit for one concept; NaN where it could not be run."""
+        key = (concept, logit)
+        if key not in self._areas:
+            values = self.values[logit]
+            self._areas[key] = (
+                float("nan")
+                if np.isnan(values).any()
+                else precision_recall_area(values, self.classes == self.questions.classes[concept])
+            )
+        return self._areas[key]
+
+    def hub_area(self, concept: int) -> float:
+        """Mean over all logits of the hub that recognise a concept."""
+        logits = np.flatnonzero(self.questions.relevant[concept])
+        return float(np.nanmean([self.area(concept, int(logit)) for logit in logits]))
+
+    def encoder_area(self, concept: int) -> float:
+        """What the encoder gets alone, by the similarity of the concept's text."""
+        positive = self.classes == self.questions.classes[concept]
+        return precision_recall_area(self.similarities[concept], positive)
+
+
+def classifiers(
+    hubs: Mapping[str, ProbedHub],
+    questions: Mapping[str, Questions],
+    images: QueryImages,
+    report: Report,
+    scratch: Path | None = None,
+) -> dict[str, Classifiers]:
+    """Run the models on the query images; what the store holds already is not run again.
+
+    Args:
+        hubs: by name; the first one's store takes the images as one more probe set, for the models of all.
+        questions: the concepts, by the same names.
+        images: with their classes.
+        report: is told the progress.
+        scratch: folder for downloads; none: the system's.
+
+    Raises:
+        UsageError: no store has a catalogue of the models, the encoder is gone, or no image is usable.
+    """
+    first = next(iter(hubs.values()))
+    config = Config(
+        store=first.store.uri,
+        probes=str(images.file),
+        probe_count=None,
+        encoder=str(first.generation.settings["encoder"]),
+        fraction=1.0,
+        top_r=1,
+        scratch=scratch,
+    )
+    job = Job.of(config, report)
+    probe_set = ready_probes(job, load_encoder(config.encoder))
+    with session(config.ray_address):
+        probed = probe(job, _catalogue_rows(hubs.values()), probe_set, hub_endpoint(), retry_failed=False)
+    ran = {
+        (model.repo, model.sha): (numbers, values)
+        for receipt in probed.receipts
+        for model, numbers, values in observed_models(first.store, receipt)
+    }
+    # The set has an order of its own, and leaves out what is there twice.
+    place = {content: number for number, content in enumerate(images.contents)}
+    order = [place[content] for content in probe_set.facts()["sha256"].to_pylist()]
+    return {
+        name: Classifiers(
+            _values(hub, ran, len(order)),
+            images.classes[order],
+            hub.embed(questions[name].names) @ images.embeddings(hub)[order].T,
+            questions[name],
+        )
+        for name, hub in hubs.items()
+    }
+
+
+def _values(
+    hub: ProbedHub,
+    ran: Mapping[tuple[str, str], tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]],
+    images: int,
+) -> npt.NDArray[np.float32]:
+    """The hub's logits on the images (N, M); NaN where a model could not be run."""
+    shas = {model.repo: model.sha for model in hub.models}
+    values = np.full((len(hub.logits), images), np.nan, np.float32)
+    for row, item in enumerate(hub.logits):
+        if (found := ran.get((item.repo, shas[item.repo]))) is not None:
+            numbers, observed = found
+            values[row] = observed[np.searchsorted(numbers, item.logit)] * (-1 if item.negated else 1)
+    return values
+
+
+def _catalogue_rows(hubs: Iterable[ProbedHub]) -> list[CatalogueRow]:
+    """The catalogues' rows of the models that take part."""
+    found: dict[tuple[str, str], CatalogueRow] = {}
+    for hub in hubs:
+        wanted = {(model.repo, model.sha) for model in hub.models}
+        for name in hub.store.names("catalogue", suffix="receipt.json"):
+            for part in hub.store.read_json(name)["rows"]:
+                for row in from_table(read_part(hub.store, Part(**part), CATALOGUE), CatalogueRow):
+                    if (row.repo, row.sha) in wanted:
+                        found[row.repo, row.sha] = row
+    if not found:
+        raise UsageError("no store holds a catalogue of its index's models: run `probelog-index crawl`")
+    return [found[key] for key in sorted(found)]

@@ -1,0 +1,200 @@
+"""One self-contained page that puts the benchmark's tables and plots side by side."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipelines.benchmark import tables
+from pipelines.benchmark.cells import TEXT, Cell
+from pipelines.benchmark.plots import Line, hub_plot, line_plot
+from pipelines.benchmark.questions import ALL, SINGLE
+from pipelines.benchmark.tables import BOTH, Finished, Row
+from probelog import __version__
+from probelog.evaluation import DEVELOPMENT, TEST
+from probelog.storage import Store
+from probelog.terminal import printable
+
+_EXAMPLES = 20
+
+
+def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]], baseline: str) -> None:
+    """Write the plots (``NAME.png``) and ``index.html``, which holds them too.
+
+    Args:
+        out: the folder.
+        done: what was measured.
+        written: the tables by name, as ``run_benchmark`` writes them.
+        baseline: the method that the others are compared with.
+    """
+    methods = list(dict.fromkeys(cell.method for cell in done.outcomes))
+    means = [row for row in written["results"] if row["seed"] is None]
+    plots = _plots(done, means, written["sweeps"], methods)
+    for name, (_, data) in plots.items():
+        out.write(f"{name}.png", data)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "probes": _share, "plain": lambda text: printable(text, 80)}
+    page = environment.get_template("page.html.j2").render(
+        version=__version__,
+        at=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        hubs=[_facts(hub, done) for hub in done.hubs.values()],
+        methods=methods,
+        baseline=baseline,
+        accuracy=_by_method([row for row in means if row["asked"] == TEXT and row["half"] == BOTH]),
+        halves=_halves(means),
+        images=[
+            row for row in means if row["asked"] != TEXT and (row["part"], row["half"]) == (SINGLE, BOTH)
+        ],
+        differences=[
+            row
+            for row in written["differences"]
+            if row["asked"] == TEXT and row["part"] == ALL and row["half"] in (BOTH, TEST)
+        ],
+        plots={name: (title, base64.b64encode(data).decode()) for name, (title, data) in plots.items()},
+        examples={name: _examples(done, name, baseline) for name in done.hubs},
+        **{name: written.get(name, []) for name in ("hubness", "reverse", "prauc", "by_rank", "labels")},
+    )
+    out.write("index.html", page.encode())
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _share(value: float) -> str:
+    """A share as a person says it: all, 1/8, 0.3."""
+    if value == 1:
+        return "all"
+    return f"1/{round(1 / value)}" if abs(1 / value - round(1 / value)) < 1e-9 else f"{value:g}"
+
+
+def _facts(hub: Any, done: Finished) -> Row:
+    settings, questions = hub.generation.settings, done.questions[hub.name]
+    return {
+        "name": hub.name,
+        "uri": hub.store.uri,
+        "generation": hub.generation.pointer.generation,
+        "probe_set": settings["probe_set"][:16],
+        "probes": hub.probes,
+        "fraction": hub.fraction,
+        "prompt": settings["prompt"],
+        "encoder": settings["encoder"],
+        "background": len(hub.generation.background),
+        "models": len(hub.models),
+        "logits": len(hub.logits),
+        "left_out": hub.left_out,
+        "asked": len(questions.names),
+        "answerable": len(questions.answerable),
+        "single": int(questions.single.sum()),
+    }
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, dict[tuple[float, str], dict[str, Row]]]:
+    """By probe set, then by (budget, method), then by part."""
+    found: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
+    for row in sorted(rows, key=lambda row: -row["budget"]):
+        place = found.setdefault(row["probe_set"], {}).setdefault((row["budget"], row["method"]), {})
+        place[row["part"]] = row
+    return found
+
+
+def _halves(means: Sequence[Row]) -> dict[str, dict[tuple[float, str], dict[str, Row]]]:
+    """All concepts of the tuned half beside those of the untouched one."""
+    found: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
+    for row in sorted(means, key=lambda row: -row["budget"]):
+        if row["asked"] == TEXT and row["part"] == ALL and row["half"] in (DEVELOPMENT, TEST):
+            place = found.setdefault(row["probe_set"], {}).setdefault((row["budget"], row["method"]), {})
+            place[row["half"]] = row
+    return found
+
+
+def _plots(
+    done: Finished, means: Sequence[Row], sweeps: Sequence[Row], methods: Sequence[str]
+) -> dict[str, tuple[str, bytes]]:
+    names = list(done.hubs)
+    shown = _shown_part(means)
+    texts = [row for row in means if row["asked"] == TEXT and row["half"] == BOTH and row["part"] == shown]
+    levels = {
+        name: next(100 * row["chance_top1"] for row in texts if row["probe_set"] == name) for name in names
+    }
+    label = f"top-1, {'single classes' if shown == SINGLE else 'all concepts'} (%)"
+    plots = {
+        "accuracy-by-probes": (
+            "Accuracy against the share of the probes that each model sees",
+            line_plot(
+                {name: _lines(texts, name, methods, "budget") for name in names},
+                methods,
+                "share of the probes",
+                label,
+                ticks=_share,
+                levels=levels,
+            ),
+        )
+    }
+    for sweep, title, x_label in (
+        ("r", "Accuracy of version 2 against its truncation r", "r, probes compared"),
+        ("background", "Accuracy against the size of the background", "background concepts"),
+    ):
+        own = [row for row in sweeps if row["sweep"] == sweep]
+        if own:
+            panels = {name: _lines(own, name, methods, "value") for name in names}
+            ticks = "{:g}".format
+            plots[f"accuracy-by-{sweep}"] = (
+                title,
+                line_plot(panels, methods, x_label, label, ticks=ticks, levels=levels),
+            )
+    largest = {name: max(cell.share for cell in done.outcomes if cell.probe_set == name) for name in names}
+    plots["hub-curve"] = (
+        "Hubs: how many logits take which share of the first places",
+        hub_plot({name: tables.hub_curves(done, name, largest[name]) for name in names}, methods),
+    )
+    return plots
+
+
+def _shown_part(means: Sequence[Row]) -> str:
+    """Single classes, but where some probe set has none with an answer: all concepts."""
+    have = {row["probe_set"] for row in means if row["part"] == SINGLE}
+    return SINGLE if have == {row["probe_set"] for row in means} else ALL
+
+
+def _lines(rows: Sequence[Row], probe_set: str, methods: Sequence[str], x: str) -> dict[str, Line]:
+    lines: dict[str, Line] = {}
+    for method in methods:
+        own = sorted(
+            (row for row in rows if (row["probe_set"], row["method"]) == (probe_set, method)),
+            key=lambda row: row[x],
+        )
+        if own:
+            y, low, high = ([100 * row[name] for row in own] for name in ("top1", "top1_low", "top1_high"))
+            lines[method] = ([row[x] for row in own], y, low, high)
+    return lines
+
+
+def _examples(done: Finished, probe_set: str, baseline: str) -> list[Row]:
+    """The first answers to some concepts at the largest budget, each method's beside the others'."""
+    own = [cell for cell in done.outcomes if cell.probe_set == probe_set]
+    largest = max(cell.share for cell in own)
+    cells = {cell.method: cell for cell in own if cell == Cell(probe_set, cell.method, largest, seed=0)}
+    hub, questions = done.hubs[probe_set], done.questions[probe_set]
+    concepts = done.outcomes[cells[baseline]].concepts
+    step = max(1, len(concepts) // _EXAMPLES)
+    found = []
+    for place in range(0, len(concepts), step):
+        number = int(concepts[place])
+        answers = {}
+        for method, cell in cells.items():
+            first = int(done.outcomes[cell].answers.first[place, 0])
+            answers[method] = (hub.logits[first], bool(questions.relevant[number, first]))
+        found.append({"concept": questions.names[number], "answers": answers})
+    return found[:_EXAMPLES]
