@@ -1,0 +1,241 @@
+"""Matched heads: how this project ranks logits, for texts, images, logits and models alike.
+
+A model's head and the encoder's zero-shot classifier are treated alike. Both answer "how probable is this class on
+probe i, beside the others?"; both answers are regressed on the probes' embeddings, which turns every logit and every
+concept into one direction in the encoder's space. A logit is ranked by the posterior of the concept among the
+background concepts, given its direction.
+
+1. Response of a logit, ``y_l[i] = sqrt(p_l(x_i))``. For a softmax head ``p`` is the softmax over the model's logits
+   and one class more, "none of them", whose logit is the model's mean log-sum-exp over its probes: probes that look
+   like nothing the model knows weigh little. For sigmoid and one-logit heads ``p`` is the sigmoid.
+2. Response of a concept: the same root of the zero-shot probability ``softmax_c(a <e_i, t_c>)`` of the concept among
+   the background concepts (the query's own names left out of them), as in CLIP (Radford et al. 2021).
+3. Direction: ridge regression of the standardised response on the centred embeddings of the probes that were seen,
+   ``w = (E^T E + rho m v I)^-1 E^T z(y)``, scaled to length 1; ``v`` is the mean squared length of the centred
+   embeddings. A model that saw few probes needs nothing else: this is its completion.
+4. Score: ``s(l, c) = b w_l.w_c - log mean over background c_b of exp(b w_l.w_cb)``, the log-odds of the concept
+   against an average background concept. The second term is one number a logit, its offset; it takes the place of
+   version 2's mean over the k nearest.
+
+The constants are few and have no unit. ``SHARPNESS`` sets both temperatures, each in units of the spread that it
+divides: ``a = SHARPNESS / std over concepts of <e_i, t_c>``, ``b = SHARPNESS / std over background of w_l.w_cb``
+(means over probes, over logits). ``RIDGE`` is rho. README, "How the constants were chosen", has the sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from probelog.gallery import Floats, Ints, Observed
+from probelog.schemas import Head
+
+Float64 = npt.NDArray[np.float64]
+
+SHARPNESS = 1.5
+RIDGE = 0.005
+# How much of an image query is its own embedding, beside the names that it was recognised by.
+IMAGE_SHARE = 0.5
+# Below this standard deviation a response has underflowed (a head that is certain everywhere): it has no shape.
+_FLAT = 1e-12
+# Bounds the working copy of similarities to the background: 2^24 float64 values are 128 MB.
+_AT_ONCE = 1 << 24
+
+
+def probabilities(values: Floats, head: Head) -> Float64:
+    """Step 1's ``p``: (L, m) from one model's raw logits (L, m) on its probes.
+
+    The rows of a softmax head add up to less than 1 on every probe; what is missing is "none of them".
+    """
+    x = np.asarray(values, np.float64)
+    if head != Head.SOFTMAX:
+        return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+    every = _log_sum_exp(x, axis=0)
+    return np.asarray(np.exp(x - np.logaddexp(every, every.mean())))
+
+
+def standardised_responses(model: Observed) -> Float64:
+    """``z(y_l)``: (L, m) for one model. A response that underflows is replaced by the logit itself."""
+    responses = np.sqrt(probabilities(model.values, Head(model.head)))
+    flat = responses.std(axis=1) < _FLAT
+    responses[flat] = model.values[flat]
+    return _standardise(responses)
+
+
+class HeadSpace:
+    """What probes, encoder and background fix: turns models, texts and images into unit directions (., d).
+
+    Args:
+        embeddings: (n, d) unit vectors of the probes.
+        background: (B, d) unit vectors of the background concepts; with fewer than two of them a concept has nothing
+            to compete with, and its plain similarities take the place of its probabilities.
+    """
+
+    def __init__(self, embeddings: Floats, background: Floats) -> None:
+        self._embeddings = np.asarray(embeddings, np.float64)
+        self._texts = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
+        self.centre: Float64 = self._embeddings.mean(axis=0)
+        self._centred = self._embeddings - self.centre
+        self._spread = float(np.square(self._centred).sum(axis=1).mean())
+
+    def of_model(self, model: Observed) -> Float64:
+        """Directions of one model's logits: (L, d)."""
+        return self._ridge(standardised_responses(model), np.asarray(model.probes))
+
+    def of_texts(self, texts: Floats, excluded: Sequence[Ints] | None = None) -> Float64:
+        """Directions of texts: (C, d) from (C, d) unit vectors.
+
+        Args:
+            texts: the queries' embeddings.
+            excluded: for each query, numbers of background concepts that do not compete with it.
+        """
+        texts = np.asarray(texts, np.float64)
+        responses = self._embeddings @ texts.T
+        if len(self._texts) > 1:
+            for column in range(len(texts)):
+                rivals = self._rivals(excluded[column] if excluded is not None else ())
+                own = self._sharpness * responses[:, column]
+                responses[:, column] = np.exp(0.5 * (own - np.logaddexp(own, rivals)))
+        return self._ridge(_standardise(responses.T))
+
+    def of_images(self, images: Floats) -> Float64:
+        """Direction of one concept shown by s images: (1, d) from (s, d) unit vectors.
+
+        The background names that the images are recognised by (naive Bayes over the images, each name judged by its
+        text and by its direction), and beside them the mean image, for what the names do not say.
+        """
+        images = np.asarray(images, np.float64)
+        shown = images - self.centre
+        direct = _unit(shown.mean(axis=0, keepdims=True))
+        if len(self._texts) < 2:
+            return direct
+        named = self.background
+        evidence = self._sharpness * images @ self._texts.T
+        # The directions speak another language than the texts (images'), with less weight: they know only the probes.
+        evidence += shown @ named.T / max(float((self._centred @ named.T).std(axis=1).mean()), 1e-12)
+        total = evidence.sum(axis=0)
+        weights = np.exp(total - total.max())
+        return _unit(_unit((weights / weights.sum())[None] @ named) + IMAGE_SHARE * direct)
+
+    @cached_property
+    def background(self) -> Float64:
+        """Directions of the background concepts: (B, d), each among all others."""
+        if len(self._texts) < 2:
+            return self.of_texts(self._texts) if len(self._texts) else self._texts
+        own = self._sharpness * self._similarities
+        every = _log_sum_exp(own, axis=1)
+        return self._ridge(_standardise(np.exp(0.5 * (own - every[:, None])).T))
+
+    @cached_property
+    def _similarities(self) -> Float64:
+        return np.asarray(self._embeddings @ self._texts.T)
+
+    @cached_property
+    def _sharpness(self) -> float:
+        return SHARPNESS / max(float(self._similarities.std(axis=1).mean()), 1e-12)
+
+    @cached_property
+    def _every_rival(self) -> Float64:
+        return _log_sum_exp(self._sharpness * self._similarities, axis=1)
+
+    def _rivals(self, excluded: Sequence[int] | Ints) -> Float64:
+        """Log-sum-exp over the competing background concepts for every probe: (n,)."""
+        if not len(excluded):
+            return self._every_rival
+        kept = np.delete(self._similarities, np.asarray(excluded, np.int64), axis=1)
+        if not kept.shape[1]:
+            return self._every_rival
+        return _log_sum_exp(self._sharpness * kept, axis=1)
+
+    @cached_property
+    def _inverse(self) -> Float64:
+        """(E^T E + rho n v I)^-1 over all probes."""
+        n, d = self._centred.shape
+        return np.asarray(
+            np.linalg.inv(self._centred.T @ self._centred + RIDGE * n * self._spread * np.eye(d))
+        )
+
+    def _ridge(self, targets: Float64, probes: Ints | None = None) -> Float64:
+        """Step 3 for targets (L, m) seen on some probes or on all of them: (L, d)."""
+        if probes is None or len(probes) == len(self._centred):
+            return _unit(targets @ self._centred @ self._inverse)
+        seen = self._centred[probes]
+        m, d = seen.shape
+        penalty = RIDGE * m * self._spread
+        if m < d:  # the same by the kernel matrix, which is the smaller one
+            weights = np.linalg.solve(seen @ seen.T + penalty * np.eye(m), targets.T)
+            return _unit(weights.T @ seen)
+        return _unit(np.linalg.solve(seen.T @ seen + penalty * np.eye(d), seen.T @ targets.T).T)
+
+
+def sharpness(directions: Floats, background: Floats) -> float:
+    """The score's temperature ``b`` for a gallery: (N, d) and (B, d) directions.
+
+    A sample of the gallery does as well: it is the mean over logits of a spread over background concepts.
+    """
+    if len(background) < 2 or not len(directions):
+        return SHARPNESS
+    spreads = [
+        (np.asarray(directions[rows], np.float64) @ np.asarray(background, np.float64).T).std(axis=1)
+        for rows in _pieces(len(directions), len(background))
+    ]
+    return SHARPNESS / max(float(np.concatenate(spreads).mean()), 1e-12)
+
+
+def offsets(directions: Floats, background: Floats, b: float, excluded: Ints | Sequence[int] = ()) -> Float64:
+    """The score's second term for every logit: (N,), without some background concepts."""
+    rivals = np.asarray(background, np.float64)
+    if len(excluded) and len(np.unique(np.asarray(excluded))) < len(rivals):
+        rivals = np.delete(rivals, np.asarray(excluded, np.int64), axis=0)
+    if not len(rivals):
+        return np.zeros(len(directions))
+    out = np.empty(len(directions))
+    for rows in _pieces(len(directions), len(rivals)):
+        similarities = b * (np.asarray(directions[rows], np.float64) @ rivals.T)
+        out[rows] = _log_sum_exp(similarities, axis=1) - np.log(len(rivals))
+    return out
+
+
+def without(offset: Floats, similarities: Floats, b: float, size: int) -> Float64:
+    """``offsets`` again without some background concepts, from the offset with all of them: (N,).
+
+    Args:
+        offset: (N,) over all ``size`` background concepts.
+        similarities: (N, x) cosines to the x concepts to leave out, fewer than ``size``.
+        b: the score's temperature.
+        size: B.
+    """
+    left = size - similarities.shape[1]
+    if not similarities.shape[1] or left < 1:
+        return np.asarray(offset, np.float64)
+    gone = _log_sum_exp(b * np.asarray(similarities, np.float64), axis=1)
+    every = np.asarray(offset, np.float64) + np.log(size)
+    # log(e^every - e^gone); rounding must not take more than everything, and what remains is at least what the
+    # rest would have at the lowest possible cosine.
+    share = np.minimum(gone - every, -1e-9)
+    remains = every + np.log1p(-np.exp(share))
+    return np.asarray(np.maximum(remains, np.log(left) - b) - np.log(left))
+
+
+def _pieces(rows: int, width: int) -> list[slice]:
+    step = max(1, _AT_ONCE // max(1, width))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _log_sum_exp(x: Float64, axis: int) -> Float64:
+    top = x.max(axis=axis, keepdims=True)
+    return np.asarray(np.log(np.exp(x - top).sum(axis=axis)) + np.squeeze(top, axis))
+
+
+def _standardise(rows: Float64) -> Float64:
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    deviation = rows.std(axis=1, keepdims=True)
+    return np.asarray(rows / np.where(deviation > 0, deviation, 1.0))
+
+
+def _unit(rows: Float64) -> Float64:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1.0))
