@@ -34,13 +34,13 @@ from probelog.schemas import Head
 Float64 = npt.NDArray[np.float64]
 
 # What the held-out choices choose from: rank and regularisation of the factorisation, regularisation of the ridge.
-RANKS = (2, 4, 8, 16)
-REGULARISATIONS = (0.03, 0.1, 0.3)
-RIDGE_REGULARISATIONS = (0.3, 1.0, 3.0, 10.0, 30.0)
-SWEEPS = 10
+RANKS = (4, 16, 64)
+REGULARISATIONS = (0.03, 0.1)
+RIDGE_REGULARISATIONS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+SWEEPS = 8
 HELD_SHARE = 0.1
 # Models that the ridge's regularisation is chosen on, spread evenly over the gallery.
-_CHOOSE_ON = 256
+_CHOOSE_ON = 64
 
 
 def second_version_als(gallery: Gallery, concepts: Concepts) -> Floats:

@@ -48,12 +48,12 @@ def soft_wpmi(
 
 
 def top_count(seen: int, top: int) -> int:
-    """How many of its top probes speak for a logit whose model saw ``seen`` probes: at most a quarter of them.
+    """How many of its top probes speak for a logit whose model saw ``seen`` probes: at most a tenth of them.
 
-    A logit is above its mean on fewer than half of the probes of most hubs; beyond the first quarter, probes that do
-    not show the concept would outvote those that do.
+    Probes further down do not show the concept and would outvote those that do; with far fewer, single probes
+    decide. Anything from a twentieth to a quarter ranks about as well.
     """
-    return min(top, max(1, seen // 4))
+    return min(top, max(1, seen // 10))
 
 
 def concept_probabilities(embeddings: Floats, concepts: Concepts, a: float) -> Float64:
