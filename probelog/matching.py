@@ -7,7 +7,8 @@ background concepts, given its direction.
 
 1. Response of a logit, ``y_l[i] = sqrt(p_l(x_i))``. For a softmax head ``p`` is the softmax over the model's logits
    and one class more, "none of them", whose logit is the model's mean log-sum-exp over its probes: probes that look
-   like nothing the model knows weigh little. For sigmoid and one-logit heads ``p`` is the sigmoid.
+   like nothing the model knows weigh little (the log-sum-exp as a sign of the unknown: Liu et al. 2020, "Energy-based
+   out-of-distribution detection"). For sigmoid and one-logit heads ``p`` is the sigmoid.
 2. Response of a concept: the same root of the zero-shot probability ``softmax_c(a <e_i, t_c>)`` of the concept among
    the background concepts (the query's own names left out of them), as in CLIP (Radford et al. 2021).
 3. Direction: ridge regression of the standardised response on the centred embeddings of the probes that were seen,
@@ -73,9 +74,20 @@ class HeadSpace:
         embeddings: (n, d) unit vectors of the probes.
         background: (B, d) unit vectors of the background concepts; with fewer than two of them a concept has nothing
             to compete with, and its plain similarities take the place of its probabilities.
+        ridge: rho.
+        units: the zero-shot temperature, in units of the spread of similarities over concepts.
+        image_share: see ``IMAGE_SHARE``.
     """
 
-    def __init__(self, embeddings: Floats, background: Floats) -> None:
+    def __init__(
+        self,
+        embeddings: Floats,
+        background: Floats,
+        ridge: float = RIDGE,
+        units: float = SHARPNESS,
+        image_share: float = IMAGE_SHARE,
+    ) -> None:
+        self._rho, self._units, self._image_share = ridge, units, image_share
         self._embeddings = np.asarray(embeddings, np.float64)
         self._texts = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
         self.centre: Float64 = self._embeddings.mean(axis=0)
@@ -119,7 +131,7 @@ class HeadSpace:
         evidence += shown @ named.T / max(float((self._centred @ named.T).std(axis=1).mean()), 1e-12)
         total = evidence.sum(axis=0)
         weights = np.exp(total - total.max())
-        return _unit(_unit((weights / weights.sum())[None] @ named) + IMAGE_SHARE * direct)
+        return _unit(_unit((weights / weights.sum())[None] @ named) + self._image_share * direct)
 
     @cached_property
     def background(self) -> Float64:
@@ -136,7 +148,7 @@ class HeadSpace:
 
     @cached_property
     def _sharpness(self) -> float:
-        return SHARPNESS / max(float(self._similarities.std(axis=1).mean()), 1e-12)
+        return self._units / max(float(self._similarities.std(axis=1).mean()), 1e-12)
 
     @cached_property
     def _every_rival(self) -> Float64:
@@ -156,7 +168,7 @@ class HeadSpace:
         """(E^T E + rho n v I)^-1 over all probes."""
         n, d = self._centred.shape
         return np.asarray(
-            np.linalg.inv(self._centred.T @ self._centred + RIDGE * n * self._spread * np.eye(d))
+            np.linalg.inv(self._centred.T @ self._centred + self._rho * n * self._spread * np.eye(d))
         )
 
     def _ridge(self, targets: Float64, probes: Ints | None = None) -> Float64:
@@ -165,7 +177,7 @@ class HeadSpace:
             return _unit(targets @ self._centred @ self._inverse)
         seen = self._centred[probes]
         m, d = seen.shape
-        penalty = RIDGE * m * self._spread
+        penalty = self._rho * m * self._spread
         if m < d:  # the same by the kernel matrix, which is the smaller one
             weights = np.linalg.solve(seen @ seen.T + penalty * np.eye(m), targets.T)
             return _unit(weights.T @ seen)
@@ -190,18 +202,18 @@ class Background:
         )
 
 
-def sharpness(directions: Floats, background: Floats) -> float:
+def sharpness(directions: Floats, background: Floats, units: float = SHARPNESS) -> float:
     """The score's temperature ``b`` for a gallery: (N, d) and (B, d) directions.
 
     A sample of the gallery does as well: it is the mean over logits of a spread over background concepts.
     """
     if len(background) < 2 or not len(directions):
-        return SHARPNESS
+        return units
     spreads = [
         (np.asarray(directions[rows], np.float64) @ np.asarray(background, np.float64).T).std(axis=1)
         for rows in _pieces(len(directions), len(background))
     ]
-    return SHARPNESS / max(float(np.concatenate(spreads).mean()), 1e-12)
+    return units / max(float(np.concatenate(spreads).mean()), 1e-12)
 
 
 def offsets(directions: Floats, background: Floats, b: float, excluded: Ints | Sequence[int] = ()) -> Float64:

@@ -8,16 +8,32 @@ from probelog import matching
 from probelog.gallery import Concepts, Floats, Gallery
 
 
-def matched_heads(gallery: Gallery, concepts: Concepts) -> Floats:
-    """Log-odds of every concept for every logit: (C, N)."""
-    space = matching.HeadSpace(gallery.embeddings, concepts.background)
+def matched_heads(
+    gallery: Gallery,
+    concepts: Concepts,
+    ridge: float = matching.RIDGE,
+    text_units: float = matching.SHARPNESS,
+    score_units: float = matching.SHARPNESS,
+    image_share: float = matching.IMAGE_SHARE,
+) -> Floats:
+    """Log-odds of every concept for every logit: (C, N).
+
+    Args:
+        gallery: N logits.
+        concepts: C queries.
+        ridge: rho, see ``matching.HeadSpace``.
+        text_units: the zero-shot temperature, see there.
+        score_units: the score's temperature, see ``matching.sharpness``.
+        image_share: how much of an image query is its own embedding.
+    """
+    space = matching.HeadSpace(gallery.embeddings, concepts.background, ridge, text_units, image_share)
     directions = np.concatenate([space.of_model(model) for model in gallery.models])
     if concepts.images is None:
         wanted = space.of_texts(concepts.queries, concepts.excluded)
     else:
         wanted = np.concatenate([space.of_images(images) for images in concepts.images])
     similarities = directions @ wanted.T
-    b = matching.sharpness(directions, space.background)
+    b = matching.sharpness(directions, space.background, score_units)
     offset = matching.offsets(directions, space.background, b)
     to_background = directions @ space.background.T
     scores = np.empty((len(concepts.queries), len(directions)))

@@ -1,0 +1,127 @@
+"""How the constants of matched heads were chosen: each one swept, the others as they are.
+
+    uv run python tests/benchmarks/constants.py --index STORE [--index STORE-2] --truth truth.json
+        [--half development|test|both] [--queries queries.parquet] [--seeds N] [--out constants.csv]
+
+The stores must hold observations of all probes. Only the half of the concepts that methods may be tuned on is asked,
+unless another one is named. Prints, and with --out writes, a row for each value, store and share of the probes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.benchmark.cells import Asked
+from pipelines.benchmark.images import QueryImages
+from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.questions import Questions, from_truth
+from pipelines.benchmark.truth import Truth
+from pipelines.evaluate import LEFT_OUT_KINDS
+from probelog import matching
+from probelog.evaluation import DEVELOPMENT, accuracy, half_of
+from probelog.gallery import Concepts
+from probelog.methods.matched import matched_heads
+
+SWEEPS = {
+    "ridge": [0.00125, 0.0025, 0.005, 0.01, 0.02],
+    "text_units": [0.75, 1.0, 1.5, 2.0, 3.0],
+    "score_units": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0],
+}
+IMAGE_SWEEP = {"image_share": [0.0, 0.25, 0.5, 1.0, 2.0]}
+DEFAULTS = {
+    "ridge": matching.RIDGE,
+    "text_units": matching.SHARPNESS,
+    "score_units": matching.SHARPNESS,
+    "image_share": matching.IMAGE_SHARE,
+}
+BUDGETS = [1.0, 1 / 8, 1 / 16]
+
+
+def main() -> None:
+    """Run the sweeps."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--index", action="append", required=True)
+    parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--half", choices=["development", "test", "both"], default=DEVELOPMENT)
+    parser.add_argument("--queries", type=Path)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows = []
+    for row in sweep(given.index, given.truth, given.half, given.queries, given.seeds):
+        rows.append(row)
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if given.out is not None:
+        with given.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def sweep(
+    indexes: Sequence[str], truth_file: Path, half: str, queries: Path | None, seeds: int
+) -> Iterator[dict[str, Any]]:
+    """One row for each constant, value, store and budget: accuracy in per cent, mean over seeds."""
+    truth = Truth.read(truth_file)
+    images = QueryImages.read(queries) if queries is not None else None
+    for uri in indexes:
+        hub = ProbedHub.open(
+            uri, lambda model: None if truth.kinds.get(model.repo) not in LEFT_OUT_KINDS else "kind"
+        )
+        questions = from_truth(truth, hub.logits)
+        wanted = np.array([half in ("both", half_of(name)) for name in questions.names])
+        for share in BUDGETS:
+            draws = range(1 if share == 1 else seeds)
+            for constant, values in {**SWEEPS, **(IMAGE_SWEEP if images is not None else {})}.items():
+                for value in values:
+                    found = []
+                    for seed in draws:
+                        if constant in IMAGE_SWEEP:
+                            assert images is not None
+                            asked = images.queries(hub, questions, 5, seed)
+                        else:
+                            asked = Asked(np.arange(len(questions.names)), hub.embed(questions.names))
+                        found.append(_measured(hub, questions, asked, share, seed, wanted, {constant: value}))
+                    top1, precision = np.mean(found, axis=0)
+                    yield {
+                        "store": hub.name,
+                        "probes": f"{share:g}",
+                        "constant": constant,
+                        "value": value,
+                        "default": "*" if DEFAULTS[constant] == value else "",
+                        "top1": round(100 * top1, 1),
+                        "map": round(100 * precision, 1),
+                    }
+
+
+def _measured(
+    hub: ProbedHub,
+    questions: Questions,
+    asked: Asked,
+    share: float,
+    seed: int,
+    wanted: Any,
+    constants: dict[str, float],
+) -> tuple[float, float]:
+    gallery, kept = hub.gallery(share, seed)
+    names = [questions.synonyms[i] if asked.images is None else [] for i in asked.numbers]
+    concepts: Concepts = hub.concepts(asked.vectors, names)
+    concepts = Concepts(concepts.queries, concepts.background, concepts.excluded, asked.images)
+    scores = partial(matched_heads, **constants)(gallery, concepts)
+    relevant = questions.relevant[asked.numbers][:, kept]
+    chosen = wanted[asked.numbers] & relevant.any(axis=1)
+    found = accuracy(scores[chosen], relevant[chosen])
+    return found.top1, found.average_precision
+
+
+if __name__ == "__main__":
+    main()
