@@ -17,11 +17,11 @@ from pipelines.benchmark import tables
 from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
 from pipelines.benchmark.classifiers import Classifiers, classifiers
 from pipelines.benchmark.images import QueryImages, asked_with, counts_at_hand
-from pipelines.benchmark.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions, agreement, from_labels, from_truth
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
+from pipelines.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from pipelines.progress import Report
 from probelog.errors import QueryError, UsageError
 from probelog.methods import METHODS

@@ -17,12 +17,12 @@ import pytest
 
 from pipelines.benchmark import tables
 from pipelines.benchmark.cells import Cell, run_cells
-from pipelines.benchmark.labels import Lexicon
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import from_labels, from_truth
 from pipelines.benchmark.run import Plan, run_benchmark
 from pipelines.benchmark.truth import Truth
+from pipelines.labels import Lexicon
 from pipelines.progress import Report
 from probelog.errors import UsageError
 from probelog.evaluation import per_query
