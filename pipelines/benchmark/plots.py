@@ -92,6 +92,42 @@ def hub_plot(
     return _figure(panels, draw, methods, "most returned logits", "share of the first places they take (%)")
 
 
+def reliability_plot(lines: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[int]]]) -> bytes:
+    """Confidence against the share of right hits, over how many hits there were.
+
+    Args:
+        lines: by name: of every bin the mean confidence, the share that is right, and the number of hits.
+    """
+    figure = Figure(figsize=(7.6, 5.6), dpi=120, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
+    above.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
+    above.annotate("calibrated", (0.98, 0.98), fontsize=8, color="#555555", ha="right",
+                   xytext=(-8, -1), textcoords="offset points")  # fmt: skip
+    for number, (name, (told, right, hits)) in enumerate(lines.items()):
+        plain = name.replace("$", r"\$")
+        above.plot(told, right, label=plain, markersize=5, linewidth=1.6, **style(number))
+        below.plot(told, hits, markersize=4, linewidth=1.2, **style(number))
+    above.set_ylabel("share of right hits")
+    above.set_ylim(0, 1)
+    below.set_ylabel("hits")
+    below.set_yscale("log")
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    below.set_xlabel("confidence")
+    below.set_xlim(0, 1)
+    for axes in (above, below):
+        _plain(axes)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return sink.getvalue()
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(True, color="#E4E4E4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _figure(
     panels: Mapping[str, Any],
     draw: Callable[[Axes, str, Any], None],
@@ -108,9 +144,7 @@ def _figure(
         # Names come from outside: a dollar sign must not be read as the beginning of a formula.
         axes.set_title(title.replace("$", r"\$"), fontsize=10)
         axes.set_xlabel(x_label)
-        axes.grid(True, color="#E4E4E4", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
         handles, names = axes.get_legend_handles_labels()
         shown |= dict(zip(names, handles, strict=True))
     row[0].set_ylabel(y_label)
