@@ -23,8 +23,8 @@ from probelog.matching import Float64, HeadSpace
 # The cost of the fit stays the same however large the hub is: so many concepts are asked of so many logits.
 MAX_CONCEPTS = 300
 MAX_LOGITS = 50_000
-# So many of the best-scored labelled logits of every concept are pairs to learn from.
-BEST = 20
+# Learned from are so many of the best-scored labelled logits of every concept: as many as a person looks at.
+BEST = 10
 
 Embed = Callable[[Sequence[str]], Floats]
 

@@ -12,7 +12,7 @@ import jinja2
 
 from pipelines.benchmark import tables
 from pipelines.benchmark.cells import TEXT, Cell
-from pipelines.benchmark.plots import Line, hub_plot, line_plot, reliability_plot
+from pipelines.benchmark.plots import Bins, Line, hub_plot, line_plot, reliability_plot
 from pipelines.benchmark.questions import ALL, SINGLE
 from pipelines.benchmark.tables import BOTH, Finished, Row
 from probelog import __version__
@@ -66,7 +66,9 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
         ],
         plots={name: (title, base64.b64encode(data).decode()) for name, (title, data) in plots.items()},
         examples={name: _examples(done, name, baseline) for name in done.hubs},
-        calibration={(row["probe_set"], row["budget"]): row for row in written.get("reliability", [])},
+        calibration={
+            (row["probe_set"], row["budget"], row["part"]): row for row in written.get("reliability", [])
+        }.values(),
         absent=[row for row in written.get("absent", []) if row["draw"] is None],
         **{name: written.get(name, []) for name in ("hubness", "reverse", "prauc", "by_rank", "labels")},
     )
@@ -168,15 +170,16 @@ def _plots(
 
 
 def _reliability(rows: Sequence[Row]) -> bytes:
-    lines: dict[str, tuple[list[float], list[float], list[int]]] = {}
+    panels: dict[str, dict[str, Bins]] = {}
     for row in rows:
-        told, right, hits = lines.setdefault(
-            f"{row['probe_set']}, {_share(row['budget'])} probes", ([], [], [])
-        )
-        told.append(row["confidence"])
-        right.append(row["right"])
-        hits.append(row["hits"])
-    return reliability_plot(lines)
+        if row["part"] != ALL:
+            title = "single classes" if row["part"] == SINGLE else "superclasses"
+            name = f"{row['probe_set']}, {_share(row['budget'])} probes"
+            told, right, hits = panels.setdefault(title, {}).setdefault(name, ([], [], []))
+            told.append(row["confidence"])
+            right.append(row["right"])
+            hits.append(row["hits"])
+    return reliability_plot(panels)
 
 
 def _shown_part(means: Sequence[Row]) -> str:

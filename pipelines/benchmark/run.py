@@ -223,7 +223,7 @@ def _trust(
     for hub, share in places:
         probed, asked = trust.Probed.of(hub, questions[hub.name], share), questions[hub.name]
         place = {"probe_set": hub.name, "method": trust.METHOD, "budget": share}
-        written["reliability"] += [place | row for row in trust.reliability(probed)]
+        written["reliability"] += [place | row for row in trust.reliability(probed, asked.single)]
         written["absent"] += [place | row for row in trust.absent(probed, asked.single)]
         counter.add()
     counter.show(final=True)

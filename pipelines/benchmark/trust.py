@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.benchmark.probed import ProbedHub
-from pipelines.benchmark.questions import Questions
+from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
 from pipelines.confidence import LabelledConcepts, hit_margins, query_scores
 from probelog import matching
@@ -48,7 +47,7 @@ class Probed:
     space: HeadSpace
     directions: Float64
     labels: list[str]
-    relevant: npt.NDArray[np.bool_]
+    relevant: Bools
     queries: Float64
     excluded: Sequence[Ints]
     named: LabelledConcepts
@@ -77,7 +76,7 @@ class Answers:
 
     scores: Float64
     confidences: Float64
-    right: npt.NDArray[np.bool_]
+    right: Bools
     confidence: Confidence
 
 
@@ -101,36 +100,42 @@ def answers(probed: Probed, logits: Ints, concepts: Ints) -> Answers:
     return Answers(found, confidence.of(found, np.stack(margins)), np.stack(right), confidence)
 
 
-def reliability(probed: Probed) -> Iterator[Row]:
+def reliability(probed: Probed, single: Bools) -> Iterator[Row]:
     """Confidence against the share of right hits, over the first hits of every concept that has an answer.
 
-    A row for each of ``BINS`` equal parts of [0, 1] that holds hits. ``calibration_error`` is the expected one over
-    all bins: the mean over hits of the gap between a bin's mean confidence and its share of right hits (Naeini et
-    al. 2015).
+    A row for each part of the concepts and each of ``BINS`` equal pieces of [0, 1] that holds hits.
+    ``calibration_error`` is the expected one over the part's bins: the mean over hits of the gap between a bin's mean
+    confidence and its share of right hits (Naeini et al. 2015).
+
+    Args:
+        probed: the hub.
+        single: (C,) which concepts are single classes.
     """
     concepts = np.flatnonzero(probed.relevant.any(axis=1))
     found = answers(probed, np.arange(len(probed.labels)), concepts)
-    told, right = found.confidences.ravel(), found.right.ravel()
-    places = np.minimum((told * BINS).astype(np.int64), BINS - 1)
-    counts = np.bincount(places, minlength=BINS)
-    sums = np.bincount(places, told, BINS), np.bincount(places, right, BINS)
-    error = float(np.abs(sums[0] - sums[1]).sum() / len(told))
-    for place in np.flatnonzero(counts).tolist():
-        yield {
-            "low": place / BINS,
-            "high": (place + 1) / BINS,
-            "hits": int(counts[place]),
-            "confidence": float(sums[0][place] / counts[place]),
-            "right": float(sums[1][place] / counts[place]),
-            "concepts": len(concepts),
-            "calibration_error": error,
-            "source": found.confidence.source,
-            "pairs": found.confidence.pairs,
-            "positives": found.confidence.positives,
-        }
+    for part, chosen in ((SINGLE, single[concepts]), (SUPER, ~single[concepts]), (ALL, concepts >= 0)):
+        told, right = found.confidences[chosen].ravel(), found.right[chosen].ravel()
+        places = np.minimum((told * BINS).astype(np.int64), BINS - 1)
+        counts = np.bincount(places, minlength=BINS)
+        sums = np.bincount(places, told, BINS), np.bincount(places, right, BINS)
+        error = float(np.abs(sums[0] - sums[1]).sum() / max(len(told), 1))
+        for place in np.flatnonzero(counts).tolist():
+            yield {
+                "part": part,
+                "low": place / BINS,
+                "high": (place + 1) / BINS,
+                "hits": int(counts[place]),
+                "confidence": float(sums[0][place] / counts[place]),
+                "right": float(sums[1][place] / counts[place]),
+                "concepts": int(chosen.sum()),
+                "calibration_error": error,
+                "source": found.confidence.source,
+                "pairs": found.confidence.pairs,
+                "positives": found.confidence.positives,
+            }
 
 
-def absent(probed: Probed, single: npt.NDArray[np.bool_]) -> Iterator[Row]:
+def absent(probed: Probed, single: Bools) -> Iterator[Row]:
     """How well an absent concept is told from a present one: a row for each draw, then the mean (``draw`` is None).
 
     All areas are under the ROC curve, over the classes held out and those still present. ``auc``: by the first
