@@ -21,6 +21,7 @@ from probelog import scoring
 from probelog.completion import (
     Block,
     ColumnSums,
+    Float32,
     Float64,
     HeldOutError,
     Moments,
@@ -33,8 +34,10 @@ from probelog.completion import (
     row_step,
 )
 from probelog.errors import ProbeLogError
+from probelog.gallery import Observed
 from probelog.ledger import Part, Receipt, observed_models, part_bytes
-from probelog.schemas import DESCRIPTORS, ProbedModel
+from probelog.matching import HeadSpace
+from probelog.schemas import DESCRIPTORS, Head, ProbedModel
 from probelog.storage import Store, digest
 
 # Two sums at a time keep the driver and any one node at two matrices of (n, k, k).
@@ -130,11 +133,15 @@ class Shard:
             total += held_out_error(training, held, columns, fit.regularisation, fit.top_share)
         return total
 
-    def describe(self, columns: Float64, regularisation: float, top_r: int, folder: str) -> list[Part]:
+    def describe(
+        self, columns: Float64, embeddings: Float32, regularisation: float, top_r: int, folder: str
+    ) -> list[Part]:
         """Write the descriptors of every part; returns the parts written, in the order of the receipts."""
         written = []
+        # Directions of models do not depend on the background.
+        space = HeadSpace(embeddings, embeddings[:0])
         for name, models in self._parts.items():
-            tables = [_descriptors(model, columns, regularisation, top_r) for model in models]
+            tables = [_descriptors(model, columns, space, regularisation, top_r) for model in models]
             data = part_bytes(tables, DESCRIPTORS)
             path = f"{folder}/descriptors/{name}.parquet"
             self._store.write(path, data)
@@ -159,7 +166,9 @@ def _generator(facts: ProbedModel, seed: int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(key[:8], "little"))
 
 
-def _descriptors(model: _Model, columns: Float64, regularisation: float, top_r: int) -> pa.Table:
+def _descriptors(
+    model: _Model, columns: Float64, space: HeadSpace, regularisation: float, top_r: int
+) -> pa.Table:
     factors = row_step(model.block, columns, regularisation)
     full = complete_rows(model.block, factors, columns).astype(np.float64)
     completed = row_moments(full)
@@ -167,6 +176,12 @@ def _descriptors(model: _Model, columns: Float64, regularisation: float, top_r: 
     top = scoring.top_pairs(z, top_r)
     bottom = scoring.top_pairs(-z, top_r)
     count = len(model.logits)
+    values = model.block.values * model.moments.std[:, None] + model.moments.mean[:, None]
+    head = Head(model.facts.head)
+    directions = space.of_model(Observed(head, model.block.probes, values)).astype(np.float32)
+    opposite = None
+    if head == Head.SINGLE:
+        opposite = space.of_model(Observed(head, model.block.probes, -values)).astype(np.float32)
     return pa.table(
         {
             "repo": [model.facts.repo] * count,
@@ -182,28 +197,11 @@ def _descriptors(model: _Model, columns: Float64, regularisation: float, top_r: 
             "top_values": list(top.values),
             "bottom_probes": list(bottom.probes),
             "bottom_values": list(-bottom.values),
+            "direction": list(directions),
+            "opposite_direction": [None] * count if opposite is None else list(opposite),
         },
         schema=DESCRIPTORS,
     )
-
-
-def completed_z(
-    values: npt.NDArray[np.floating[Any]], probes: Sequence[int], rows: pa.Table, columns: Float64
-) -> Float64:
-    """The standardised, completed rows (L, n) that some descriptors were read from.
-
-    Args:
-        values: observed values (L, m) of one model's described logits.
-        probes: the m probes that it saw.
-        rows: the descriptors of those logits, in the same order.
-        columns: V (n, k).
-    """
-    mean, std, z_mean, z_std = (
-        rows[name].to_numpy().astype(np.float64)[:, None] for name in ("mean", "std", "z_mean", "z_std")
-    )
-    factors = np.stack(rows["factor"].to_numpy(zero_copy_only=False)).astype(np.float64)
-    block = Block(np.asarray(probes, np.int32), ((values - mean) / std).astype(np.float32))
-    return np.asarray((complete_rows(block, factors, columns) - z_mean) / z_std)
 
 
 ShardActor = ray.remote(num_cpus=1, max_restarts=0)(Shard)
@@ -306,11 +304,21 @@ class Completion:
         _, rank, regularisation = best
         return replace(base, rank=rank, regularisation=regularisation), *tried[rank, regularisation]
 
-    def describe(self, columns: Float64, regularisation: float, top_r: int, folder: str) -> dict[str, Part]:
-        """Write all descriptors; returns the part written for each receipt, by the receipt's name."""
-        shared = ray.put(columns)
+    def describe(
+        self, columns: Float64, embeddings: Float32, regularisation: float, top_r: int, folder: str
+    ) -> dict[str, Part]:
+        """Write all descriptors; returns the part written for each receipt, by the receipt's name.
+
+        Args:
+            columns: V (n, k).
+            embeddings: (n, d), the encoder's unit vectors of the probes.
+            regularisation: of the factorisation.
+            top_r: entries kept a logit.
+            folder: where in the store.
+        """
+        shared = ray.put(columns), ray.put(embeddings)
         parts = ray.get(
-            [shard.describe.remote(shared, regularisation, top_r, folder) for shard in self._shards]
+            [shard.describe.remote(*shared, regularisation, top_r, folder) for shard in self._shards]
         )
         return {
             receipt.name: part

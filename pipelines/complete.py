@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +15,11 @@ from cluster.session import worker_count
 from pipelines.stages import Job
 from probelog.completion import HeldOutError
 from probelog.ledger import Part, Receipt
-from probelog.storage import short_key
+from probelog.matching import RIDGE
+from probelog.probes import ProbeSet
+from probelog.storage import from_npy, npy, short_key
 
+DESCRIPTORS_VERSION = 2
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
 RANKS = (8, 16, 32, 64)
 REGULARISATIONS = (0.01, 0.03, 0.1)
@@ -51,13 +53,16 @@ class Completed:
         }
 
 
-def complete(job: Job, observations: str, receipts: Sequence[Receipt], probes: int) -> Completed:
+def complete(
+    job: Job, observations: str, receipts: Sequence[Receipt], probe_set: ProbeSet, encoder_digest: str
+) -> Completed:
     """Complete one state of a ledger; needs a running Ray session. A no-op when that was done before."""
+    probes = probe_set.count
     config = job.config
     receipts = [receipt for receipt in receipts if receipt.models.rows]
     names = sorted(receipt.name for receipt in receipts)
-    wanted = (config.rank, config.regularisation, config.top_r, config.seed)
-    key = short_key("completion", 1, observations, *wanted, *names)
+    wanted = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE)
+    key = short_key("completion", DESCRIPTORS_VERSION, observations, *wanted, *names)
     folder = f"completion/{key}"
     done = job.store.read_or_none(f"{folder}/receipt.json")
     if done is not None:
@@ -90,8 +95,9 @@ def complete(job: Job, observations: str, receipts: Sequence[Receipt], probes: i
             held_out=False,
             progress=lambda sweep, _: job.report.line(f"complete: sweep {sweep} of {sweeps}"),
         )
-        parts = completion.describe(final.columns, fit.regularisation, config.top_r, folder)
-        job.store.write(f"{folder}/columns.npy", _npy(final.columns))
+        embeddings = probe_set.embeddings(encoder_digest)
+        parts = completion.describe(final.columns, embeddings, fit.regularisation, config.top_r, folder)
+        job.store.write(f"{folder}/columns.npy", npy(final.columns))
         facts = {
             "rank": fit.rank,
             "regularisation": fit.regularisation,
@@ -103,7 +109,7 @@ def complete(job: Job, observations: str, receipts: Sequence[Receipt], probes: i
             "dropped": completion.dropped,
             "parts": {name: asdict(part) for name, part in parts.items()},
             "observations": observations,
-            "version": 1,
+            "version": DESCRIPTORS_VERSION,
         }
         job.store.write_json(f"{folder}/receipt.json", facts)
     finally:
@@ -157,7 +163,7 @@ def _read(job: Job, folder: str, key: str, facts: dict[str, Any]) -> Completed:
         models=int(facts["models"]),
         logits=int(facts["logits"]),
         dropped=int(facts["dropped"]),
-        columns=np.load(io.BytesIO(job.store.read(f"{folder}/columns.npy")), allow_pickle=False),
+        columns=from_npy(job.store.read(f"{folder}/columns.npy")),
         parts={name: Part(**part) for name, part in facts["parts"].items()},
     )
 
@@ -167,9 +173,3 @@ def _told(completed: Completed) -> str:
         f"{completed.logits:,} logits, rank {completed.rank}, lambda {completed.regularisation:g}, "
         f"held-out RMSE {completed.rmse:.3f}"
     )
-
-
-def _npy(array: npt.NDArray[np.float64]) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, array, allow_pickle=False)
-    return sink.getvalue()

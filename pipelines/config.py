@@ -62,7 +62,10 @@ class Config(_Strict):
         "imagenet-21k", description="Background concepts: a text file, one name a line, or imagenet-21k."
     )
     background_count: Positive = Field(500, description="How many background concepts are drawn.")
-    prompt: str = Field("a photo of a {}", description="What a concept's name is put into before encoding.")
+    prompt: str | list[str] = Field(
+        "a photo of a {}",
+        description="What a concept's name is put into before encoding; of several the embeddings are averaged.",
+    )
 
     fraction: float = Field(0.25, gt=0, le=1, description="Share of the probes that each model sees.")
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
@@ -71,9 +74,9 @@ class Config(_Strict):
         None, gt=0, description="The completion's lambda; none: by held-out entries."
     )
     top_r: Positive = Field(
-        50, description="Entries of a logit that are compared with a query (version 2's r)."
+        50,
+        description="Entries kept of a logit: the probes that fire it most (and version 2's r, in evaluate).",
     )
-    calibration_k: Positive = Field(20, description="Nearest background concepts that calibrate a logit.")
 
     filters: Filters = Field(Filters(), description="Which models of the Hub are crawled.")
     workers: Positive | None = Field(None, description="Probing actors; none: as many as the cluster holds.")
@@ -107,10 +110,15 @@ class Config(_Strict):
 
     @field_validator("prompt")
     @classmethod
-    def _has_a_place(cls, value: str) -> str:
-        if "{}" not in value:
+    def _has_a_place(cls, value: str | list[str]) -> str | list[str]:
+        if not value or not all("{}" in prompt for prompt in ([value] if isinstance(value, str) else value)):
             raise ValueError("must hold {} where the concept's name goes")
         return value
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, one or several."""
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
 
     @model_validator(mode="after")
     def _truncation_fits(self) -> Config:

@@ -12,14 +12,12 @@ import numpy.typing as npt
 
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from probelog import scoring
-from probelog.client import background_numbers, open_index, prompted
+from probelog.client import open_index
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
-
-# Above this many logits the comparison over all probes is left out: it needs the whole dense matrix.
-_DENSE_LOGITS = 100_000
+from probelog.question import background_numbers, text_vectors
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,9 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     index = open_index(uri)
     excluded = [truth.names_of(concept) for concept in concepts]
     ways: list[tuple[str, Callable[[], npt.NDArray[np.float64]]]] = [
-        ("this index (version 2)", lambda: index.scores(concepts, excluded)),
-        ("without calibration", lambda: -_distances(generation, concepts)),
+        ("this index (matched heads)", lambda: index.scores(concepts, excluded)),
+        ("version 2, from its top probes", lambda: _second_version(generation, concepts, excluded)),
     ]
-    if len(generation.model_of) <= _DENSE_LOGITS:
-        ways.append(("all probes, no truncation", lambda: _dense_scores(generation, concepts, excluded)))
     methods = []
     for name, way in ways:
         scores = way()[:, kept]
@@ -138,33 +134,17 @@ def _part(
     return accuracy(scores[chosen], relevant[chosen])
 
 
-def _z(generation: Generation, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-    vectors = generation.text_encoder.embed([prompted(generation, text) for text in texts])
-    return scoring.text_descriptors(generation.probe_embeddings, vectors)
-
-
-def _distances(generation: Generation, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-    return scoring.truncated_distances(generation.pairs, _z(generation, texts)).T
-
-
-def _dense_scores(
-    generation: Generation, texts: Sequence[str], excluded: Sequence[Sequence[str]]
+def _second_version(
+    generation: Generation, texts: Sequence[str], excluded: Sequence[Sequence[str]], k: int = 20
 ) -> npt.NDArray[np.float64]:
-    """Distances over all probes, from the completed rows, calibrated like version 2's."""
-    probes = len(generation.probe_embeddings)
-    rows = generation.columns_at(range(probes)).T.astype(np.float64)
+    """Version 2's calibrated truncated distance, from the (probe, value) pairs that the index keeps."""
 
-    def distances(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        # Both sides have mean 0 and variance 1, so that |a - b|^2 = 2n - 2ab.
-        squared = np.square(rows).sum(axis=1)[:, None] + probes - 2 * rows @ z.T
-        return np.asarray(np.sqrt(np.maximum(squared, 0)))
+    def distances(names: Sequence[str]) -> npt.NDArray[np.float64]:
+        z = scoring.text_descriptors(generation.probe_embeddings, text_vectors(generation, names))
+        return scoring.truncated_distances(generation.pairs, z)
 
-    own = distances(_z(generation, texts))
-    k = int(generation.settings["calibration_k"])
-    nearest = scoring.nearest_background(
-        distances(_z(generation, generation.background)), k + max(len(names) for names in excluded)
-    )
-    offsets = [
-        scoring.calibration_offsets(nearest, k, background_numbers(generation, names)) for names in excluded
-    ]
-    return np.stack(offsets) - own.T
+    numbers = [background_numbers(generation, names) for names in excluded]
+    spare = max(len(found) for found in numbers)
+    nearest = scoring.nearest_background(distances(generation.background), k + spare)
+    offsets = [scoring.calibration_offsets(nearest, k, found) for found in numbers]
+    return np.asarray(np.stack(offsets) - distances(texts).T)

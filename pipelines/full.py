@@ -43,13 +43,14 @@ def run_probe(job: Job, retry_failed: bool = False) -> Probed:
 
 def run_complete(job: Job) -> Completed:
     """The complete stage alone, over what the probe stage left."""
-    probe_set = ready_probes(job, load_encoder(job.config.encoder))
+    encoder = load_encoder(job.config.encoder)
+    probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
     receipts = Ledger(job.store, f"observations/{key}").receipts()
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
     with session(job.config.ray_address):
-        return complete(job, key, receipts, probe_set.count)
+        return complete(job, key, receipts, probe_set, encoder.digest)
 
 
 def run_publish(job: Job) -> Published:
@@ -62,7 +63,7 @@ def run_publish(job: Job) -> Published:
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
     with session(job.config.ray_address):
-        completed = complete(job, key, receipts, probe_set.count)
+        completed = complete(job, key, receipts, probe_set, encoder.digest)
     return publish(job, catalogue.rows(), probe_set, encoder, key, receipts, completed)
 
 
@@ -79,6 +80,6 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
         )
     with session(job.config.ray_address):
         probed = probe(job, rows, probe_set, endpoint, retry_failed)
-        completed = complete(job, probed.key, probed.receipts, probe_set.count)
+        completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     published = publish(job, rows, probe_set, encoder, probed.key, probed.receipts, completed)
     return FullRun(catalogue, probed, completed, published)

@@ -12,30 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.completer import completed_z
 from pipelines.background import background_names
 from pipelines.complete import Completed
 from pipelines.stages import Job
-from probelog import __version__, scoring
-from probelog.client import vector_scores
+from probelog import __version__, matching, scoring
 from probelog.encoders import Encoder
 from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.index import (
-    COLUMNS,
     INDEX_VERSION,
     MODELS,
     POINTER,
     GenerationWriter,
     Pointer,
-    column_batches,
     fixed_lists,
     go_live,
     logits_schema,
     probes_schema,
     sweep,
 )
-from probelog.ledger import Ledger, Receipt, observed_models, read_part
+from probelog.ledger import Ledger, Receipt, read_part
+from probelog.matching import Background
 from probelog.onnx_export import (
     UnsupportedExportError,
     check_image_encoder,
@@ -44,13 +41,18 @@ from probelog.onnx_export import (
     export_text_encoder,
 )
 from probelog.probes import ProbeSet
-from probelog.schemas import DESCRIPTORS, CatalogueRow, Head, ProbedModel
+from probelog.prompts import name_vectors, prompted
+from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, ProbedModel, from_table
 from probelog.scoring import TopPairs
-from probelog.storage import Store, short_key
+from probelog.storage import Store, npy, short_key
 
-# A query leaves its own name and synonyms out of the background; so many may go before the k nearest run out.
-SPARE_BACKGROUND = 12
+# Names that `show` can tell of a logit.
+_NAMES_KEPT = 32
+# Enough for the mean of a spread, however large the hub.
+_SHARPNESS_LOGITS = 20_000
 _CANARIES = 5
+# Of a cosine. The exported encoder differs from torch's by rounding; answers differ by hundredths.
+_CANARY_DIFFERENCE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ class _Inputs:
             self.completed.key,
             self.probe_set.hash,
             self.encoder.digest,
-            config.prompt,
-            config.calibration_k,
+            *config.prompts,
             *self.background,
             *(
                 json.dumps([row.repo, row.sha, row.licence, row.downloads, row.likes, row.tags])
@@ -139,12 +140,11 @@ def publish(
 def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[str, Any]:
     job, config, completed = given.job, given.job.config, given.completed
     embeddings = given.probe_set.embeddings(given.encoder.digest)
-    prompts = [config.prompt.replace("{}", concept) for concept in given.background]
     job.report.line("publish: exporting the encoder")
     text = export_text_encoder(given.encoder)
+    prompts = [text for name in given.background for text in prompted(config.prompts, name)]
     text_difference = check_text_encoder(given.encoder, text, prompts)
     images, image_difference, missing = _image_encoder(given)
-    z_background = scoring.text_descriptors(embeddings, given.encoder.embed_texts(prompts))
 
     models = _models(given)
     numbers = {(model.repo, model.sha): number for number, model in enumerate(models)}
@@ -152,20 +152,16 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         raise UsageError(
             "there is nothing to publish: none of the catalogue's models was probed with success"
         )
+    vectors = name_vectors(given.encoder.embed_texts, config.prompts, given.background)
+    space = matching.HeadSpace(embeddings, vectors)
+    background = Background(space.background, _sharpness(given, numbers, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
-    keep = min(len(given.background), config.calibration_k + SPARE_BACKGROUND)
+    keep = min(len(given.background), _NAMES_KEPT)
     schema = logits_schema(
         min(config.top_r, given.probe_set.count), keep, completed.rank, given.encoder.dimension
     )
-    logits = writer.write(
-        "logits", schema, _logit_batches(given, schema, numbers, embeddings, z_background, keep)
-    )
-    writer.write(
-        "columns",
-        COLUMNS,
-        column_batches(_completed_rows(given, numbers), given.probe_set.count),
-    )
+    logits = writer.write("logits", schema, _logit_batches(given, schema, numbers, background, keep))
     writer.write("models", MODELS, [_model_table(given, models)])
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
     settings: dict[str, Any] = {
@@ -180,9 +176,10 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "seed": config.seed,
         "encoder": config.encoder,
         "encoder_digest": given.encoder.digest,
-        "prompt": config.prompt,
+        "prompts": config.prompts,
+        "method": "matched heads",
+        "sharpness": background.sharpness,
         "top_r": min(config.top_r, given.probe_set.count),
-        "calibration_k": min(config.calibration_k, len(given.background)),
         "background_concepts": len(given.background),
         "text_encoder": text.settings,
         "text_encoder_difference": text_difference,
@@ -194,6 +191,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
     meta = {
         "settings": json.dumps(settings).encode(),
         "background": json.dumps(given.background).encode(),
+        "background_vectors.npy": npy(vectors),
         "text_encoder.onnx": text.onnx,
         "tokenizer.json": text.tokenizer_json.encode(),
     }
@@ -220,56 +218,44 @@ def _models(given: _Inputs) -> list[ProbedModel]:
 
 def _described(
     given: _Inputs, numbers: dict[tuple[str, str], int]
-) -> Iterator[tuple[ProbedModel, int, npt.NDArray[np.float32], pa.Table]]:
-    """Every published model with its number, the observed values of its described logits, and their descriptors.
-
-    Descriptors lie in the order of the observations, constant logits left out.
-    """
+) -> Iterator[tuple[ProbedModel, int, pa.Table]]:
+    """Every published model with its number and the descriptors of its logits, constant ones left out."""
     store = given.job.store
     for receipt in given.receipts:
         part = given.completed.parts[receipt.name]
         table = read_part(store, part, DESCRIPTORS)
         owners = list(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
         start = 0
-        for model, logits, values in observed_models(store, receipt):
+        for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
             stop = start
             while stop < len(owners) and owners[stop] == (model.repo, model.sha):
                 stop += 1
             rows = table.slice(start, stop - start)
             start = stop
             if rows.num_rows and (model.repo, model.sha) in numbers:
-                place = np.searchsorted(logits, rows["logit"].to_numpy())
-                yield model, numbers[model.repo, model.sha], values[place], rows
+                yield model, numbers[model.repo, model.sha], rows
         if start != len(owners):
             raise StoreError(f"{store.path(part.path)} holds logits that its receipt does not speak of")
 
 
-def _has_opposite(model: ProbedModel) -> bool:
-    """A one-logit head holds two concepts: the logit and its opposite, the second flagged as negated."""
-    return model.head == Head.SINGLE
-
-
 def _logit_batches(
-    given: _Inputs,
-    schema: pa.Schema,
-    numbers: dict[tuple[str, str], int],
-    embeddings: npt.NDArray[np.float32],
-    z_background: npt.NDArray[np.float64],
-    keep: int,
+    given: _Inputs, schema: pa.Schema, numbers: dict[tuple[str, str], int], background: Background, keep: int
 ) -> Iterator[pa.Table]:
-    centred = embeddings - embeddings.mean(axis=0)
     first = 0
-    for model, number, _, rows in _described(given, numbers):
+    for model, number, rows in _described(given, numbers):
         pairs = TopPairs(_lists(rows["top_probes"]), _lists(rows["top_values"]))
+        directions = _lists(rows["direction"])
         negated = np.zeros(rows.num_rows, bool)
-        if _has_opposite(model):
+        if model.head == Head.SINGLE:  # holds two concepts: the logit and its opposite, flagged as negated
             pairs = TopPairs(
                 np.concatenate([pairs.probes, _lists(rows["bottom_probes"])]),
                 np.concatenate([pairs.values, -_lists(rows["bottom_values"])]),
             )
+            directions = np.concatenate([directions, _lists(rows["opposite_direction"])])
             negated = np.concatenate([negated, ~negated])
             rows = pa.concat_tables([rows, rows])
-        nearest = scoring.nearest_background(scoring.truncated_distances(pairs, z_background), keep)
+        offsets = background.offsets(directions)
+        nearest = scoring.nearest_background(-background.scores(directions, offsets), keep)
         yield pa.table(
             {
                 "id": np.arange(first, first + len(negated), dtype=np.int64),
@@ -281,22 +267,27 @@ def _logit_batches(
                 "probes": fixed_lists(pairs.probes, pa.int32()),
                 "values": fixed_lists(pairs.values, pa.float32()),
                 "nearest": fixed_lists(nearest.names, pa.int32()),
-                "nearest_distances": fixed_lists(nearest.distances, pa.float32()),
-                "offset": scoring.calibration_offsets(nearest, given.job.config.calibration_k).astype(
-                    np.float32
-                ),
+                "nearest_scores": fixed_lists(-nearest.distances, pa.float32()),
+                "offset": offsets.astype(np.float32),
                 "factor": fixed_lists(_lists(rows["factor"]), pa.float32()),
-                "vector": fixed_lists(scoring.direction_vectors(pairs, centred), pa.float32()),
+                "vector": fixed_lists(directions, pa.float32()),
             }
         ).cast(schema)
         first += len(negated)
 
 
-def _completed_rows(given: _Inputs, numbers: dict[tuple[str, str], int]) -> Iterator[npt.NDArray[np.float64]]:
-    """Standardised rows (L, n) of every published logit, in the order of the ``logits`` table."""
-    for model, _, values, rows in _described(given, numbers):
-        z = completed_z(values, model.probes, rows, given.completed.columns)
-        yield np.concatenate([z, -z]) if _has_opposite(model) else z
+def _sharpness(
+    given: _Inputs, numbers: dict[tuple[str, str], int], background: npt.NDArray[np.float64]
+) -> float:
+    """The score's temperature, from as many logits as are enough for a mean."""
+    sample: list[npt.NDArray[np.float32]] = []
+    count = 0
+    for _, _, rows in _described(given, numbers):
+        sample.append(_lists(rows["direction"]))
+        count += rows.num_rows
+        if count >= _SHARPNESS_LOGITS:
+            break
+    return matching.sharpness(np.concatenate(sample), background)
 
 
 def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -357,18 +348,17 @@ def _check(given: _Inputs, index: Store, name: str, settings: dict[str, Any]) ->
     problems = []
     if generation.logits.num_rows != settings["logits"] or generation.models.num_rows != settings["models"]:
         problems.append("its tables do not hold the rows that were written")
-    if not np.isfinite(generation.pairs.values).all() or not np.isfinite(generation.nearest.distances).all():
+    vectors = generation.vectors
+    if not all(np.isfinite(part).all() for part in (generation.pairs.values, vectors, generation.offsets)):
         problems.append("it holds values that are not finite")
+    config = given.job.config
     step = max(1, len(given.background) // _CANARIES)
     for concept in given.background[::step][:_CANARIES]:
-        prompt = given.job.config.prompt.replace("{}", concept)
-        mine = scoring.text_descriptors(generation.probe_embeddings, given.encoder.embed_texts([prompt]))
-        expected = scoring.truncated_distances(generation.pairs, mine)[:, 0]
-        found, _ = vector_scores(generation, generation.text_encoder.embed([prompt]), np.empty(0, np.int64))
-        if not np.allclose(found, expected, atol=0.05):
+        expected, found = (
+            generation.space.of_texts(name_vectors(embed, config.prompts, [concept]))[0]
+            for embed in (given.encoder.embed_texts, generation.text_encoder.embed)
+        )
+        if not np.abs(vectors @ (expected - found)).max() < _CANARY_DIFFERENCE:
             problems.append(f"its encoder answers {concept!r} differently from the one it was made with")
-    columns = generation.columns_at(generation.pairs.probes[0][:3].tolist())
-    if not np.allclose(columns[:, 0], generation.pairs.values[0][:3], rtol=2e-3, atol=0.02):
-        problems.append("its columns do not agree with its rows")
     if problems:
         raise StoreError(f"generation {name} was not published: {'; '.join(problems)}")

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from probelog import __version__, command
+from probelog.errors import QueryError
 from probelog.terminal import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from probelog.client import Index
-    from probelog.results import Hit
+    from probelog.results import Hit, ModelHit
 
 app = typer.Typer(
     add_completion=False,
@@ -63,13 +64,24 @@ def _root(
 @app.command()
 def search(
     index: IndexOption,
-    text: Annotated[str | None, typer.Argument(help="The concept, as a person would say it.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The concept, as a person would say it; several names of the same thing may be given."
+        ),
+    ] = None,
     image: Annotated[
         list[Path] | None,
         typer.Option("--image", help="A picture of the concept; several make one query."),
     ] = None,
     like: Annotated[
         str | None, typer.Option("--like", help="REPO#LOGIT: find other logits of the same meaning.")
+    ] = None,
+    unwanted: Annotated[
+        list[str] | None, typer.Option("--not", help="What must not be recognised; may be given again.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="REPO: find other models that do what this one does.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
     where: Annotated[
@@ -78,9 +90,21 @@ def search(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which models recognise this? By text, by image or by a logit that is already in the index."""
+    """Which models recognise this? By text, image, a logit or a model of the index.
+
+    Text, images and --like may be mixed: together they describe one concept.
+    """
     opened = _open(index)
-    results = opened.search(text, images=image or None, like=like, k=k, where=where)
+    if model is not None:
+        if text or image or like or unwanted:
+            raise QueryError(
+                "--model asks for models that do what one model does; it goes with -k and --where only"
+            )
+        _print_models(opened.models_like(model, k=k, where=where), as_json, where)
+        return
+    results = opened.search(
+        text or (), images=image or None, like=like, unwanted=unwanted or (), k=k, where=where
+    )
     for note in results.notes:
         typer.echo(f"note: {printable(note)}", err=True)
     if as_json:
@@ -153,14 +177,11 @@ def _print_hits(hits: Sequence[Hit]) -> None:
     if _narrow():
         table.columns[3].max_width = 16  # so that names of repositories, the longest of all, stay whole
     for hit in hits:
-        copies = (
-            f" (+{hit.duplicates} {'copy' if hit.duplicates == 1 else 'copies'})" if hit.duplicates else ""
-        )
         label = printable(hit.label, limit=60)
         _add(
             table,
             str(hit.rank),
-            printable(hit.repo) + copies,
+            printable(hit.repo) + _copies(hit.duplicates),
             str(hit.logit),
             f"not {label}" if hit.negated else label,
             f"{hit.score:.3f}",
@@ -168,6 +189,34 @@ def _print_hits(hits: Sequence[Hit]) -> None:
             "-" if hit.downloads is None else f"{hit.downloads:,}",
         )
     _print(table)
+
+
+def _print_models(hits: Sequence[ModelHit], as_json: bool, where: str | None) -> None:
+    if as_json:
+        for hit in hits:
+            typer.echo(json.dumps(asdict(hit)))
+        return
+    if not hits:
+        typer.echo(
+            "no other model in this index meets the filter" if where else "this index holds no other model"
+        )
+        return
+    table = _table("#>", "repository", "classes>", "score>", "licence", "downloads>")
+    for hit in hits:
+        _add(
+            table,
+            str(hit.rank),
+            printable(hit.repo) + _copies(hit.duplicates),
+            str(hit.logits),
+            f"{hit.score:.3f}",
+            printable(hit.licence or "-", limit=30),
+            "-" if hit.downloads is None else f"{hit.downloads:,}",
+        )
+    _print(table)
+
+
+def _copies(duplicates: int) -> str:
+    return f" (+{duplicates} {'copy' if duplicates == 1 else 'copies'})" if duplicates else ""
 
 
 def _table(*columns: str) -> Table:

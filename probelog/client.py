@@ -14,26 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from probelog import scoring
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
-from probelog.results import Hit, LogitSummary, ModelSummary, Results
+from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_vectors
+from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from probelog.storage import Store
 
 # How long a client answers from the generation that it has open before it looks at the pointer again.
 POLL_SECONDS = 30.0
 
 T = TypeVar("T")
-
-
-def normal_name(name: str) -> str:
-    """A concept's name for comparison: case folded, separators and repeated blanks as one blank."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 class Index:
@@ -86,60 +79,65 @@ class Index:
 
     def search(
         self,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         *,
-        images: Sequence[str | Path | bytes | Image.Image] | None = None,
+        images: Pictures | None = None,
         like: str | None = None,
+        unwanted: str | Sequence[str] = (),
         k: int = 10,
         where: str | None = None,
     ) -> Results:
-        """The logits that recognise a concept, best first; exactly one kind of query.
+        """The logits that recognise a concept, best first.
 
-        Texts and images are ranked by version 2's calibrated truncated distance, logits by version 1's
-        query-side truncation.
+        Text, images and a logit may be mixed; they then describe one concept together.
 
         Args:
-            text: the concept's name, as a person would say it ("dog").
+            text: the concept's name, as a person would say it ("dog"), or several names of the same thing.
             images: pictures of one concept (paths, bytes or PIL images); several make one query.
             like: a logit of the index as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning.
+            unwanted: what must not be recognised, a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
 
         Raises:
-            QueryError: no query or several, empty text, words that the encoder does not know, an unreadable
-                image, an unknown logit, a filter that is not understood.
+            QueryError: no query, empty text, words that the encoder does not know, an unreadable image, an unknown
+                logit, a filter that is not understood.
         """
-        given = [
-            name for name, value in (("text", text), ("images", images), ("like", like)) if value is not None
-        ]
-        if len(given) != 1:
-            raise QueryError(
-                "ask one thing at a time: text, images or like"
-                + (f", not {' and '.join(given)}" if given else " (nothing was given)")
-            )
+        texts = [text] if isinstance(text, str) else list(text or ())
+        against = [unwanted] if isinstance(unwanted, str) else list(unwanted)
+        if not texts and images is None and like is None:
+            raise QueryError("nothing was asked: give a text, images or a logit (like), or a mixture of them")
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
 
-        def ask(generation: Generation) -> Results:
+        def answer(generation: Generation) -> Results:
             notes: list[str] = []
-            skip = None
-            if like is not None:
-                row = _find_logit(generation, like)
-                distances, scores = _like_scores(generation, row)
-                skip = int(generation.fold_keys[row])
-            else:
-                excluded = np.empty(0, np.int64)
-                if text is not None:
-                    vector = _text_vector(generation, text, notes)
-                    excluded = background_numbers(generation, [text])
-                else:
-                    assert images is not None
-                    vector = _image_vector(generation, images)
-                distances, offsets = vector_scores(generation, vector, excluded)
-                scores = offsets - distances
-            return Results(_best(generation, distances, scores, k, where, skip), notes)
+            row = None if like is None else _find_logit(generation, like)
+            question = ask(generation, texts, images, row, against, notes)
+            similarities = question.similarities(generation)
+            scores = question.scores(generation, similarities)
+            skip = None if row is None else int(generation.fold_keys[row])
+            return Results(_best(generation, similarities, scores, k, where, skip), notes)
 
-        return self._ask(ask)
+        return self._ask(answer)
+
+    def models_like(self, repo: str, *, k: int = 10, where: str | None = None) -> list[ModelHit]:
+        """The models that do what one model of the index does, best first.
+
+        A model's score is the mean, over the logits of the model that is asked about, of its best logit's score for
+        that logit: it has to recognise all of what the other one does, and may recognise more.
+
+        Args:
+            repo: a repository of the index.
+            k: how many answers.
+            where: SQL condition over the models' facts.
+
+        Raises:
+            QueryError: the index does not hold this repository, or a filter that is not understood.
+        """
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}")
+        return self._ask(lambda generation: _models_like(generation, repo, k, where))
 
     def scores(
         self, texts: Sequence[str], excluded: Sequence[Sequence[str]] | None = None
@@ -151,17 +149,15 @@ class Index:
             excluded: for each text, further names that are left out of the background (its synonyms).
         """
 
-        def ask(generation: Generation) -> np.ndarray[Any, Any]:
-            vectors = generation.text_encoder.embed([prompted(generation, text) for text in texts])
-            z = scoring.text_descriptors(generation.probe_embeddings, vectors)
-            distances = scoring.truncated_distances(generation.pairs, z)
-            out = np.empty((len(texts), len(distances)))
+        def answer(generation: Generation) -> np.ndarray[Any, Any]:
+            out = np.empty((len(texts), len(generation.model_of)))
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
-                out[i] = generation.offsets(background_numbers(generation, names)) - distances[:, i]
+                question = Question(*_direction(generation, text, names), np.empty((0, 0)))
+                out[i] = question.scores(generation, question.similarities(generation))
             return out
 
-        return self._ask(ask)
+        return self._ask(answer)
 
     def show(self, repo: str, concepts: int = 5) -> ModelSummary:
         """What each logit of one model recognises: the background concepts nearest to it.
@@ -177,6 +173,7 @@ class Index:
             twins = np.flatnonzero(generation.same_weights == generation.same_weights[number])
             labels = generation.labels([number]).get(number, [])
             rows = np.flatnonzero(generation.model_of == number)
+            names, scores = generation.nearest(rows.tolist())
             return ModelSummary(
                 **_facts(generation, number, _SUMMARY_FACTS),
                 same_weights=[generation.repos[twin] for twin in twins if twin != number],
@@ -185,11 +182,11 @@ class Index:
                         logit=int(generation.logit_of[row]),
                         label=_label(labels, int(generation.logit_of[row])),
                         negated=bool(generation.negated[row]),
-                        concepts=[generation.background[i] for i in generation.nearest.names[row][:concepts]],
-                        distances=[float(d) for d in generation.nearest.distances[row][:concepts]],
+                        concepts=names[i][:concepts],
+                        scores=scores[i][:concepts],
                         probes=_first_probes(generation, int(row)),
                     )
-                    for row in rows
+                    for i, row in enumerate(rows)
                 ],
             )
 
@@ -256,51 +253,49 @@ def open_index(uri: str | Path) -> Index:
     return Index(find_index(os.fspath(uri)))
 
 
-def vector_scores(
-    generation: Generation, vector: np.ndarray[Any, Any], excluded: np.ndarray[Any, Any]
+def _direction(
+    generation: Generation, text: str, names: Sequence[str]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Distances ``d(l, c)`` and offsets ``h_l`` of every logit for one embedding (1, d): two (N,) arrays."""
-    z = scoring.text_descriptors(generation.probe_embeddings, vector)
-    return scoring.truncated_distances(generation.pairs, z)[:, 0], generation.offsets(excluded)
+    """Direction (d,) of a text, and the numbers of the background concepts that have one of its names."""
+    excluded = background_numbers(generation, names)
+    return generation.space.of_texts(text_vectors(generation, [text]), [excluded])[0], excluded
 
 
-def prompted(generation: Generation, text: str) -> str:
-    """A concept's name in the index's prompt."""
-    return str(generation.settings["prompt"]).replace("{}", text.strip())
-
-
-def _text_vector(generation: Generation, text: str, notes: list[str]) -> np.ndarray[Any, Any]:
-    if not text.strip():
-        raise QueryError("the query is empty: name a concept, for example: probelog search dog --index URI")
-    from probelog.text_encoder import words
-
-    unknown = generation.text_encoder.unknown_words(text)
-    if unknown and set(words(text)) <= set(unknown):
-        raise QueryError(
-            f"this index's text encoder ({generation.settings['encoder']}) does not know "
-            f"{', '.join(repr(word) for word in unknown)}: "
-            "try another word, try English, or search by image (--image)"
+def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:
+    number = _find_model(generation, repo)
+    own = np.flatnonzero((generation.model_of == number) & ~generation.negated)
+    starts = np.flatnonzero(np.diff(generation.model_of, prepend=-1))
+    totals = np.zeros(len(starts))
+    for row in own:
+        cosines = generation.vectors @ generation.vectors[row]
+        totals += np.maximum.reduceat(generation.sharpness * cosines - generation.offsets, starts)
+    numbers = generation.model_of[starts]
+    weights = generation.same_weights[numbers]
+    allowed = weights != generation.same_weights[number]
+    if where is not None:
+        allowed &= np.isin(numbers, _meeting(generation, where))
+    places = np.flatnonzero(allowed)
+    chosen: dict[int, int] = {}
+    for place in places[np.argsort(-totals[places], kind="stable")]:
+        chosen.setdefault(int(weights[place]), int(place))
+        if len(chosen) == k:
+            break
+    return [
+        ModelHit(
+            rank=rank,
+            score=float(totals[place] / len(own)),
+            logits=int(generation.models["logits"][int(numbers[place])].as_py()),
+            duplicates=int(np.count_nonzero(weights[places] == weight)) - 1,
+            **_facts(generation, int(numbers[place]), _HIT_FACTS),
         )
-    if unknown:
-        listed = ", ".join(repr(word) for word in unknown)
-        notes.append(f"the text encoder does not know {listed}; the answer rests on the other words")
-    return np.asarray(generation.text_encoder.embed([prompted(generation, text)]))
+        for rank, (weight, place) in enumerate(chosen.items(), start=1)
+    ]
 
 
-def _image_vector(
-    generation: Generation, images: Sequence[str | Path | bytes | Image.Image]
-) -> np.ndarray[Any, Any]:
-    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence) or not images:
-        raise QueryError("images must be a list of at least one picture")
-    return np.asarray(generation.image_encoder.embed(list(images)).mean(axis=0, keepdims=True))
-
-
-def background_numbers(generation: Generation, names: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Numbers of the background concepts that have one of these names."""
-    wanted = {normal_name(name) for name in names}
-    return np.asarray(
-        [i for i, name in enumerate(generation.background) if normal_name(name) in wanted], np.int64
-    )
+def _meeting(generation: Generation, where: str) -> np.ndarray[Any, Any]:
+    if not where.strip():
+        raise QueryError("the filter is empty: leave it out or write an SQL condition")
+    return generation.model_rows(where)
 
 
 def _find_model(generation: Generation, repo: str) -> int:
@@ -340,19 +335,13 @@ def _find_logit(generation: Generation, like: str) -> int:
     )
 
 
-def _like_scores(generation: Generation, row: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    columns = generation.columns_at(generation.pairs.probes[row].tolist())
-    distances = scoring.query_side_distances(columns, columns[:, row])
-    return distances, -distances
-
-
 def _label(labels: Sequence[str], logit: int) -> str:
     return labels[logit] if logit < len(labels) else f"LABEL_{logit}"
 
 
 def _best(
     generation: Generation,
-    distances: np.ndarray[Any, Any],
+    similarities: np.ndarray[Any, Any],
     scores: np.ndarray[Any, Any],
     k: int,
     where: str | None,
@@ -362,9 +351,7 @@ def _best(
     keys = generation.fold_keys
     allowed = np.ones(len(scores), bool)
     if where is not None:
-        if not where.strip():
-            raise QueryError("the filter is empty: leave it out or write an SQL condition")
-        allowed = np.isin(generation.model_of, generation.model_rows(where))
+        allowed = np.isin(generation.model_of, _meeting(generation, where))
     if skip is not None:
         allowed &= keys != skip
     candidates = np.flatnonzero(allowed)
@@ -383,7 +370,7 @@ def _best(
                 label=_label(labels.get(number, []), logit),
                 logit=logit,
                 score=float(scores[row]),
-                distance=float(distances[row]),
+                distance=float(1.0 - similarities[row]),
                 negated=bool(generation.negated[row]),
                 duplicates=int(np.count_nonzero(keys[candidates] == key)) - 1,
                 probes=_first_probes(generation, row),

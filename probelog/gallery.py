@@ -61,8 +61,10 @@ class Concepts:
         background: (B, d) unit vectors of the background concepts.
         excluded: for each query the numbers of background concepts to leave out, because they are the query itself
             or its synonyms (a background that holds the query cancels it).
+        images: for queries by image, the unit vectors (s, d) of each query's images; ``queries`` are their means.
     """
 
     queries: Floats
     background: Floats
     excluded: Sequence[Ints]
+    images: Sequence[Floats] | None = None

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import INDEX_VERSION, Pointer, connect, matrix_of
-from probelog.scoring import NearestBackground, TopPairs, calibration_offsets
+from probelog.matching import HeadSpace
+from probelog.scoring import TopPairs
+from probelog.storage import from_npy
 
 if TYPE_CHECKING:
     from probelog.image_encoder import ImageEncoder
@@ -80,6 +81,11 @@ class Generation:
             raise SchemaVersionError(
                 f"{index.uri}: index version {version} is newer than this ProbeLog knows ({INDEX_VERSION}). "
                 "Upgrade ProbeLog."
+            )
+        if version < INDEX_VERSION:
+            raise SchemaVersionError(
+                f"{index.uri}: index version {version} is older than this ProbeLog reads ({INDEX_VERSION}). "
+                "Publish it again (probelog-index publish), or use the ProbeLog that made it."
             )
 
     def meta(self, key: str) -> bytes:
@@ -174,26 +180,33 @@ class Generation:
         return TopPairs(matrix_of(found["probes"]), matrix_of(found["values"]))
 
     @_Once
-    def nearest(self) -> NearestBackground:
-        """Every logit's nearest background concepts: two (N, s) matrices."""
-        found = self._numbered("logits", ["nearest", "nearest_distances"])
-        return NearestBackground(matrix_of(found["nearest"]), matrix_of(found["nearest_distances"]))
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """Every logit's direction in the encoder's space: (N, d), unit vectors."""
+        return matrix_of(self._numbered("logits", ["vector"])["vector"])
 
     @_Once
-    def _offsets(self) -> npt.NDArray[np.float64]:
-        return calibration_offsets(self.nearest, int(self.settings["calibration_k"]))
+    def offsets(self) -> npt.NDArray[np.float64]:
+        """Every logit's offset, over the whole background: (N,)."""
+        return np.asarray(self._numbered("logits", ["offset"])["offset"].to_numpy(), np.float64)
 
-    def offsets(self, excluded: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-        """Version 2's calibration offset of every logit, without some background concepts: (N,)."""
-        k = int(self.settings["calibration_k"])
-        # Only where an excluded concept is among the k nearest does the offset differ from everybody's.
-        touched = np.flatnonzero(np.isin(self.nearest.names[:, :k], excluded).any(axis=1))
-        if not len(touched):
-            return self._offsets
-        offsets = self._offsets.copy()
-        some = NearestBackground(self.nearest.names[touched], self.nearest.distances[touched])
-        offsets[touched] = calibration_offsets(some, k, excluded)
-        return offsets
+    @_Once
+    def space(self) -> HeadSpace:
+        """What turns queries into directions: the probes and the background, as the encoder sees them."""
+        with self._reading("background"):
+            return HeadSpace(self.probe_embeddings, from_npy(self.meta("background_vectors.npy")))
+
+    @property
+    def sharpness(self) -> float:
+        """The score's temperature ``b``."""
+        return float(self.settings["sharpness"])
+
+    def nearest(self, rows: Sequence[int]) -> tuple[list[list[str]], list[list[float]]]:
+        """The background concepts that some logits recognise best, and their scores, best first."""
+        wanted = ", ".join(str(int(row)) for row in rows)
+        found = self.rows("logits", ["id", "nearest", "nearest_scores"], f"id IN ({wanted})", limit=len(rows))
+        by_row = {row["id"]: row for row in found.to_pylist()}
+        names = [[self.background[i] for i in by_row[int(row)]["nearest"]] for row in rows]
+        return names, [list(by_row[int(row)]["nearest_scores"]) for row in rows]
 
     @_Once
     def same_weights(self) -> npt.NDArray[np.int64]:
@@ -269,26 +282,6 @@ class Generation:
             "models", ["id", "labels"], f"id IN ({', '.join(map(str, wanted))})", limit=len(wanted)
         )
         return {row["id"]: row["labels"] or [] for row in found.to_pylist()}
-
-    def columns_at(self, probes: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Standardised values of every logit on some probes: (k, N), rows in the order asked for."""
-        wanted = [int(probe) for probe in probes]
-        found = self.rows(
-            "columns", ["probe", "block", "values"], f"probe IN ({', '.join(map(str, wanted))})"
-        )
-        place = {probe: i for i, probe in enumerate(wanted)}
-        out = np.empty((len(wanted), self.logits.num_rows), np.float32)
-        blocks = sorted(set(found["block"].to_pylist()))
-        start = 0
-        for block in blocks:
-            rows = found.filter(pc.equal(found["block"], block))
-            width = len(rows["values"][0])
-            for probe, values in zip(rows["probe"].to_pylist(), rows["values"], strict=True):
-                out[place[probe], start : start + width] = values.values.to_numpy(zero_copy_only=False)
-            start += width
-        if start != self.logits.num_rows or found.num_rows != len(blocks) * len(wanted):
-            raise StoreError(f"{self.index.uri}: the columns table is incomplete; publish again")
-        return out
 
 
 def _first_line(error: BaseException) -> str:

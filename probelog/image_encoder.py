@@ -114,8 +114,15 @@ class ImageEncoder:
         """Length of an embedding."""
         return self.settings.dimension
 
-    def embed(self, images: Sequence[ImageSource], batch_size: int = 16) -> NDArray[np.float32]:
+    def embed(
+        self, images: Sequence[ImageSource], batch_size: int = 16, mirror: bool = False
+    ) -> NDArray[np.float32]:
         """Embeddings (images, dimension) of unit length, of Pillow images, file paths or encoded bytes.
+
+        Args:
+            images: what to embed.
+            batch_size: images a forward pass.
+            mirror: average each with its mirror image, which takes some of the encoder's noise away.
 
         Raises:
             QueryError: an image cannot be read; names it.
@@ -128,7 +135,14 @@ class ImageEncoder:
                 pixels(_opened(image, start + offset), self.settings)
                 for offset, image in enumerate(images[start : start + batch_size])
             ]
-            parts.append(session.run([self.settings.output], {self.settings.input: np.stack(batch)})[0])
+            views = [np.stack(batch)]
+            if mirror:
+                views.append(np.ascontiguousarray(views[0][..., ::-1]))
+            found = [
+                unit_rows(session.run([self.settings.output], {self.settings.input: view})[0])
+                for view in views
+            ]
+            parts.append(np.sum(found, axis=0, dtype=np.float32))
         return unit_rows(np.concatenate(parts))
 
     def _open_session(self) -> onnxruntime.InferenceSession:

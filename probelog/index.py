@@ -3,10 +3,9 @@
 An index lies under ``STORE/index``::
 
     current.json                     the pointer: which generation readers use, and those before it
-    generations/NAME/logits.lance    a row per logit: the pairs that search reads
+    generations/NAME/logits.lance    a row per logit: its direction and offset, which search reads, and its top probes
     generations/NAME/models.lance    a row per model: its facts and declared labels
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
-    generations/NAME/columns.lance   probe-major descriptors, for logit queries (a few probes, all logits)
     generations/NAME/meta.lance      settings, background, text and image encoder
     generations/NAME/hold.json       until when a sweep leaves it alone (it is being built, or was just withdrawn)
 
@@ -28,16 +27,13 @@ import pyarrow as pa
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError, UsageError
 from probelog.storage import Store, lance_options
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 POINTER = "current.json"
 _HOLD = "hold.json"
 # A publisher renews its hold before every table, none of which takes this long; one that died leaves its ruins
 # behind for no longer. A withdrawn generation needs to outlive the readers that look for a newer one every 30 s.
 _BUILDING = dt.timedelta(hours=24)
 _WITHDRAWN = dt.timedelta(minutes=10)
-# One cell of `columns` holds this many logits of one probe (32 KB as float16); the writer buffers one block of
-# all probes, 130 MB at 4,000.
-COLUMN_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -238,8 +234,6 @@ MODELS = pa.schema(
     ]
 )
 
-COLUMNS = pa.schema([("probe", pa.int32()), ("block", pa.int32()), ("values", pa.list_(pa.float16()))])
-
 META = pa.schema([("key", pa.string()), ("value", pa.large_binary())])
 
 
@@ -248,7 +242,7 @@ def logits_schema(top_r: int, nearest: int, rank: int, dimension: int) -> pa.Sch
 
     Args:
         top_r: (probe, value) pairs a logit.
-        nearest: background concepts kept a logit.
+        nearest: background concepts kept a logit, for `show`.
         rank: length of the completion's factor.
         dimension: of the encoder's space.
     """
@@ -263,7 +257,7 @@ def logits_schema(top_r: int, nearest: int, rank: int, dimension: int) -> pa.Sch
             ("probes", pa.list_(pa.int32(), top_r)),
             ("values", pa.list_(pa.float32(), top_r)),
             ("nearest", pa.list_(pa.int32(), nearest)),
-            ("nearest_distances", pa.list_(pa.float32(), nearest)),
+            ("nearest_scores", pa.list_(pa.float32(), nearest)),
             ("offset", pa.float32()),
             ("factor", pa.list_(pa.float32(), rank)),
             ("vector", pa.list_(pa.float32(), dimension)),
@@ -334,38 +328,3 @@ class GenerationWriter:
     def write_meta(self, values: dict[str, bytes]) -> None:
         """Write the ``meta`` table: named byte strings."""
         self.write("meta", META, [pa.table({"key": list(values), "value": list(values.values())}, META)])
-
-
-def column_batches(blocks: Iterable[np.ndarray[Any, Any]], probes: int) -> Iterator[pa.Table]:
-    """Turn logit-major descriptors, streamed as (rows, n) matrices, into rows of the ``columns`` table.
-
-    Memory is bounded by one block of ``COLUMN_BLOCK`` logits in float16.
-    """
-    buffer = np.empty((probes, COLUMN_BLOCK), np.float16)
-    filled = number = 0
-
-    def flush() -> pa.Table:
-        # A copy: Arrow would share the buffer, and LanceDB may still hold a batch when the next one is filled in.
-        flat = pa.array(buffer[:, :filled].flatten(), pa.float16())
-        offsets = pa.array(np.arange(0, probes * filled + 1, filled, dtype=np.int32))
-        return pa.table(
-            {
-                "probe": pa.array(np.arange(probes, dtype=np.int32)),
-                "block": pa.array(np.full(probes, number, np.int32)),
-                "values": pa.ListArray.from_arrays(offsets, flat),
-            },
-            schema=COLUMNS,
-        )
-
-    for rows in blocks:
-        start = 0
-        while start < len(rows):
-            take = min(COLUMN_BLOCK - filled, len(rows) - start)
-            buffer[:, filled : filled + take] = rows[start : start + take].T
-            filled += take
-            start += take
-            if filled == COLUMN_BLOCK:
-                yield flush()
-                filled, number = 0, number + 1
-    if filled:
-        yield flush()

@@ -25,6 +25,7 @@ divides: ``a = SHARPNESS / std over concepts of <e_i, t_c>``, ``b = SHARPNESS / 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -169,6 +170,24 @@ class HeadSpace:
             weights = np.linalg.solve(seen @ seen.T + penalty * np.eye(m), targets.T)
             return _unit(weights.T @ seen)
         return _unit(np.linalg.solve(seen.T @ seen + penalty * np.eye(d), seen.T @ targets.T).T)
+
+
+@dataclass(frozen=True)
+class Background:
+    """What every logit is compared with: directions (B, d) of the background concepts, and the temperature ``b``."""
+
+    directions: Float64
+    sharpness: float
+
+    def offsets(self, gallery: Floats) -> Float64:
+        """Offsets of logits' directions (N, d): (N,)."""
+        return offsets(gallery, self.directions, self.sharpness)
+
+    def scores(self, gallery: Floats, offset: Floats) -> Float64:
+        """Scores of the background concepts themselves: (N, B). Meant for some logits at a time."""
+        return (
+            self.sharpness * np.asarray(gallery, np.float64) @ self.directions.T - np.asarray(offset)[:, None]
+        )
 
 
 def sharpness(directions: Floats, background: Floats) -> float:

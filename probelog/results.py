@@ -13,9 +13,9 @@ import pyarrow as pa
 class Hit:
     """One logit that answers a query.
 
-    ``score`` is higher for better answers. For texts and images it is the calibrated margin ``h - d`` of version
-    2's truncated distance (above zero: nearer to the query than to the background concepts nearest to it); for
-    logits it is minus version 1's distance. ``negated`` marks the opposite of a one-logit head's concept.
+    ``score`` is higher for better answers: the log-odds of the query against an average background concept, given
+    the logit (``probelog.matching``; above zero: the logit looks more like the query than like the background).
+    ``distance`` is the cosine distance of their directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept.
     ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
     the uploader declared: text of a stranger, as it was written.
     """
@@ -39,14 +39,36 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelHit:
+    """One model that does what another one does.
+
+    ``score`` is the mean, over the other one's logits, of the score of this model's best logit for each.
+    ``duplicates`` counts the other repositories with the same weights, folded into this answer.
+    """
+
+    rank: int
+    repo: str
+    sha: str
+    score: float
+    logits: int
+    duplicates: int
+    head: str
+    library: str
+    architecture: str
+    licence: str | None
+    downloads: int | None
+    likes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class LogitSummary:
-    """What one logit of a model recognises: the background concepts nearest to it, best first."""
+    """What one logit of a model recognises: the background concepts that score best for it, best first."""
 
     logit: int
     label: str
     negated: bool
     concepts: list[str]
-    distances: list[float]
+    scores: list[float]
     probes: list[int]
 
 

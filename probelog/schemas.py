@@ -112,7 +112,7 @@ PROBED_MODELS = _schema(
 
 DESCRIPTORS = _schema(
     "descriptors",
-    1,
+    2,
     [
         ("repo", pa.string()),
         ("sha", pa.string()),
@@ -127,6 +127,9 @@ DESCRIPTORS = _schema(
         ("top_values", pa.list_(pa.float32())),
         ("bottom_probes", pa.list_(pa.int32())),
         ("bottom_values", pa.list_(pa.float32())),
+        ("direction", pa.list_(pa.float32())),
+        # Of the opposite concept: one-logit heads only.
+        ("opposite_direction", pa.list_(pa.float32())),
     ],
 )
 

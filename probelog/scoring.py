@@ -127,18 +127,3 @@ def calibration_offsets(nearest: NearestBackground, k: int, excluded: Ints | Non
     counted = allowed & (np.cumsum(allowed, axis=1) <= k)
     count = np.maximum(counted.sum(axis=1), 1)
     return np.asarray(np.where(counted, distances, 0.0).sum(axis=1) / count)
-
-
-def direction_vectors(pairs: TopPairs, centred_embeddings: Floats) -> npt.NDArray[np.float32]:
-    """One vector a logit in the encoder's space, ``g_l = sum over A_l of z_l[i] (e_i - mean e)``: (N, d).
-
-    The cross term of the truncated distance is ``(g_l . t) / sigma_c`` exactly, so a vector index over ``g_l``
-    queried with the query's embedding gives a shortlist (METHOD, search without scanning every logit).
-    """
-    embeddings = np.asarray(centred_embeddings, np.float32)
-    out = np.empty((len(pairs.probes), embeddings.shape[1]), np.float32)
-    step = max(1, _SCAN_ELEMENTS // max(1, pairs.probes.shape[1] * embeddings.shape[1]))
-    for start in range(0, len(out), step):
-        rows = slice(start, start + step)
-        out[rows] = np.einsum("lr,lrd->ld", pairs.values[rows], embeddings[pairs.probes[rows]])
-    return out

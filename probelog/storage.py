@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -36,6 +38,23 @@ def digest(data: bytes | memoryview) -> str:
 def short_key(*parts: object) -> str:
     """A 16-digit key of what a result depends on. Parts are joined through JSON, so that none run together."""
     return digest(json.dumps([str(part) for part in parts]).encode())[:16]
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    """An array as the bytes of a ``.npy`` file."""
+    sink = io.BytesIO()
+    np.save(sink, array, allow_pickle=False)
+    return sink.getvalue()
+
+
+def from_npy(data: bytes) -> np.ndarray[Any, Any]:
+    """The array of a ``.npy`` file's bytes; never unpickles.
+
+    Raises:
+        ValueError: not such a file, or one of Python objects.
+    """
+    array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
 
 
 class Store:

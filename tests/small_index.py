@@ -11,24 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog import scoring
+from probelog import matching, scoring
+from probelog.gallery import Observed
 from probelog.index import (
-    COLUMNS,
     INDEX_VERSION,
     MODELS,
     GenerationWriter,
     Pointer,
-    column_batches,
     fixed_lists,
     go_live,
     logits_schema,
     probes_schema,
 )
-from probelog.storage import Store
+from probelog.prompts import name_vectors
+from probelog.schemas import Head
+from probelog.storage import Store, npy
 from probelog.text_encoder import TextEncoder
 
 PROMPT = "a photo of a {}"
-K = 4
 TOP_R = 12
 KEPT = 8
 BACKGROUND = ["cat", "Golden Retriever", "sea_lion", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
@@ -86,7 +86,7 @@ MODELS_OF_ALL_SORTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SmallIndex:
     """What was written, to compute the expected answers from."""
 
@@ -97,6 +97,7 @@ class SmallIndex:
     z: npt.NDArray[np.float64]
     embeddings: npt.NDArray[np.float32]
     background: list[str]
+    background_vectors: npt.NDArray[np.float32]
     encoder: TextEncoder
 
 
@@ -120,26 +121,25 @@ def build(
     embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     made: dict[str, npt.NDArray[np.float64]] = {}
-    blocks, owners = [], []
+    background = name_vectors(encoder.embed, [PROMPT], BACKGROUND)
+    space = matching.HeadSpace(embeddings, background)
+    blocks, owners, vectors = [], [], []
     for number, model in enumerate(models):
         key = model.digest or model.repo
         if key not in made:
             directions = random.normal(size=(model.logits, encoder.dimension))
             noise = random.normal(size=(model.logits, probes)) * 0.3
             made[key] = scoring.standardise(directions @ embeddings.T + noise)
-        z = made[key]
-        blocks.append(z)
-        owners += [(number, i, 1) for i in range(model.logits)]
-        if model.head == "single":
-            blocks.append(-z)
-            owners.append((number, 0, -1))
-    everything = np.concatenate(blocks)
+        for sign in (1, -1) if model.head == "single" else (1,):
+            blocks.append(sign * made[key])
+            vectors.append(space.of_model(Observed(Head(model.head), np.arange(probes), sign * made[key])))
+            owners += [(number, i, sign) for i in range(model.logits)]
+    everything, gallery = np.concatenate(blocks), np.concatenate(vectors).astype(np.float32)
     writer = GenerationWriter(index, name)
-    z_background = scoring.text_descriptors(
-        embeddings, encoder.embed([PROMPT.replace("{}", concept) for concept in BACKGROUND])
-    )
+    compared = matching.Background(space.background, matching.sharpness(gallery, space.background))
+    offsets = compared.offsets(gallery)
     pairs = scoring.top_pairs(everything, TOP_R)
-    nearest = scoring.nearest_background(scoring.truncated_distances(pairs, z_background), KEPT)
+    nearest = scoring.nearest_background(-compared.scores(gallery, offsets), KEPT)
     count = len(everything)
     schema = logits_schema(TOP_R, KEPT, 2, encoder.dimension)
     logits = pa.table(
@@ -153,16 +153,13 @@ def build(
             "probes": fixed_lists(pairs.probes, pa.int32()),
             "values": fixed_lists(pairs.values, pa.float32()),
             "nearest": fixed_lists(nearest.names, pa.int32()),
-            "nearest_distances": fixed_lists(nearest.distances, pa.float32()),
-            "offset": scoring.calibration_offsets(nearest, K).astype(np.float32),
+            "nearest_scores": fixed_lists(-nearest.distances, pa.float32()),
+            "offset": offsets.astype(np.float32),
             "factor": fixed_lists(np.zeros((count, 2), np.float32), pa.float32()),
-            "vector": fixed_lists(
-                scoring.direction_vectors(pairs, embeddings - embeddings.mean(axis=0)), pa.float32()
-            ),
+            "vector": fixed_lists(gallery, pa.float32()),
         }
     ).cast(schema)
     writer.write("logits", schema, [logits])
-    writer.write("columns", COLUMNS, column_batches(blocks, probes))
     writer.write("models", MODELS, [_models(models)])
     thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
     probe_schema = probes_schema(encoder.dimension)
@@ -187,9 +184,9 @@ def build(
         "logits": count,
         "probes": probes,
         "encoder": f"tiny {kind}",
-        "prompt": PROMPT,
+        "prompts": [PROMPT],
+        "sharpness": compared.sharpness,
         "top_r": TOP_R,
-        "calibration_k": K,
         "text_encoder": files.settings,
         "image_encoder": tiny_encoders.image_files(kind).settings if images else None,
         "image_encoder_missing": None if images else "it cannot be exported",
@@ -199,6 +196,7 @@ def build(
     meta = {
         "settings": json.dumps(facts).encode(),
         "background": json.dumps(BACKGROUND).encode(),
+        "background_vectors.npy": npy(background),
         "text_encoder.onnx": files.onnx,
         "tokenizer.json": files.tokenizer_json.encode(),
     }
@@ -207,7 +205,7 @@ def build(
     writer.write_meta(meta)
     pointer = go_live(index, name, f"source of {name}") if live else Pointer(name, f"source of {name}", "")
     return SmallIndex(
-        index, pointer, tuple(models), owners, everything, embeddings, list(BACKGROUND), encoder
+        index, pointer, tuple(models), owners, everything, embeddings, list(BACKGROUND), background, encoder
     )
 
 

@@ -85,7 +85,6 @@ class TinyWorld:
             "background": str(self.concepts),
             "fraction": 1.0,
             "top_r": 12,
-            "calibration_k": 4,
             "rank": 4,
             "regularisation": 0.1,
             "workers": 2,

@@ -7,7 +7,7 @@ import io
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Asked:
-    """Query vectors for some of the concepts: ``numbers`` (C',) and ``vectors`` (C', d)."""
+    """Query vectors for some of the concepts: ``numbers`` (C',) and ``vectors`` (C', d).
+
+    For queries by image ``images`` holds each one's embeddings (s, d), and ``vectors`` their means.
+    """
 
     numbers: npt.NDArray[np.int64]
     vectors: npt.NDArray[np.floating[Any]]
+    images: list[npt.NDArray[np.floating[Any]]] | None = None
 
 
 # The query vectors of a cell that is asked with images.
@@ -170,8 +174,9 @@ def _run(
     gallery: Any,
     kept: npt.NDArray[np.int64],
 ) -> Outcome:
-    synonyms = [questions.synonyms[number] for number in asked.numbers]
-    concepts = hub.concepts(asked.vectors, synonyms)
+    # Who asks with images gives no name that could be left out of the background.
+    synonyms = [questions.synonyms[number] if asked.images is None else [] for number in asked.numbers]
+    concepts = replace(hub.concepts(asked.vectors, synonyms), images=asked.images)
     if cell.background is not None:
         concepts = with_background(concepts, cell.background, cell.seed)
     method: Method = METHODS[cell.method] if cell.r is None else partial(second_version, r=cell.r)
@@ -202,10 +207,10 @@ def with_background(concepts: Concepts, size: int, seed: int) -> Concepts:
     """
     order = np.random.default_rng([seed, len(concepts.background)]).permutation(len(concepts.background))
     chosen = np.sort(order[:size])
-    return Concepts(
-        concepts.queries,
-        concepts.background[chosen],
-        [np.flatnonzero(np.isin(chosen, numbers)) for numbers in concepts.excluded],
+    return replace(
+        concepts,
+        background=concepts.background[chosen],
+        excluded=[np.flatnonzero(np.isin(chosen, numbers)) for numbers in concepts.excluded],
     )
 
 

@@ -88,7 +88,7 @@ class QueryImages:
         """
         encoder = str(hub.generation.settings["encoder_digest"])
         if encoder not in self._embeddings:
-            self._embeddings[encoder] = hub.generation.image_encoder.embed(self.data)
+            self._embeddings[encoder] = hub.generation.image_encoder.embed(self.data, mirror=True)
         return self._embeddings[encoder]
 
     def queries(self, hub: ProbedHub, questions: Questions, count: int, seed: int) -> Asked:
@@ -97,16 +97,17 @@ class QueryImages:
         Fewer images of the same seed are among the more.
         """
         embeddings = self.embeddings(hub)
-        numbers, vectors = [], []
+        numbers, vectors, shown = [], [], []
         for number, wanted in enumerate(questions.classes):
             own = np.flatnonzero(self.classes == wanted) if wanted is not None else np.empty(0, np.int64)
             if len(own) >= count:
                 chosen = np.random.default_rng([seed, number]).permutation(own)[:count]
                 mean = embeddings[chosen].mean(axis=0)
                 numbers.append(number)
+                shown.append(embeddings[chosen])
                 vectors.append(mean / np.linalg.norm(mean))
         dimension = embeddings.shape[1]
-        return Asked(np.array(numbers, np.int64), np.array(vectors, np.float32).reshape(-1, dimension))
+        return Asked(np.array(numbers, np.int64), np.array(vectors, np.float32).reshape(-1, dimension), shown)
 
 
 def counts_at_hand(images: QueryImages, questions: Questions) -> list[int]:

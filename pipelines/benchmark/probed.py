@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from pipelines.benchmark.questions import LogitName
 from probelog import scoring
-from probelog.client import background_numbers, prompted
 from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery, Observed
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
 from probelog.ledger import Ledger, observed_models
 from probelog.probes import subset
+from probelog.question import background_numbers, text_vectors
 from probelog.schemas import Head, ProbedModel
 from probelog.storage import Store, short_key
 
@@ -105,7 +105,7 @@ class ProbedHub:
         """Identity of everything that scores depend on: probes, observations, encoder, prompt, background."""
         settings = self.generation.settings
         models = [[model.repo, model.sha] for model in self.models]
-        parts = ("probe_set", "observations", "encoder_digest", "prompt")
+        parts = ("probe_set", "observations", "encoder_digest", "prompts")
         return short_key(*(settings[part] for part in parts), self.generation.background, models)
 
     @property
@@ -125,8 +125,7 @@ class ProbedHub:
 
     def embed(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
         """(C, d) embeddings of concepts' names in the index's prompt."""
-        prompts = [prompted(self.generation, name) for name in names]
-        return np.asarray(self.generation.text_encoder.embed(prompts))
+        return text_vectors(self.generation, names)
 
     def concepts(self, queries: npt.NDArray[np.floating[Any]], synonyms: Sequence[Sequence[str]]) -> Concepts:
         """Query vectors (C, d) beside the index's background, without the background's names for the query."""

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from probelog.gallery import Concepts, Floats, Gallery
-from probelog.methods.matched import matched_heads
-from probelog.methods.truncated import second_version
+from probelog.methods import completed, directions, dissect, matched, truncated
 
 Method = Callable[[Gallery, Concepts], Floats]
 
 METHODS: Mapping[str, Method] = {
-    "version 2": second_version,
-    "matched heads": matched_heads,
+    "matched heads": matched.matched_heads,
+    "version 1": truncated.first_version,
+    "version 2": truncated.second_version,
+    "version 2, uncalibrated": truncated.second_version_uncalibrated,
+    "all probes": truncated.all_probes,
+    "all probes, calibrated": truncated.all_probes_calibrated,
+    "WPMI": dissect.wpmi,
+    "SoftWPMI": dissect.soft_wpmi,
+    "ridge": directions.ridge,
+    "ridge, square-root probability": directions.ridge_probability,
+    "version 2 + ALS": completed.second_version_als,
+    "version 2 + ALS, text rows": completed.second_version_als_text_rows,
+    "version 2 + ridge": completed.second_version_ridge,
+    "version 2 + ridge + ALS": completed.second_version_ridge_als,
+    "version 2, centred": completed.second_version_centred,
 }

@@ -12,7 +12,11 @@ def matched_heads(gallery: Gallery, concepts: Concepts) -> Floats:
     """Log-odds of every concept for every logit: (C, N)."""
     space = matching.HeadSpace(gallery.embeddings, concepts.background)
     directions = np.concatenate([space.of_model(model) for model in gallery.models])
-    similarities = directions @ space.of_texts(concepts.queries, concepts.excluded).T
+    if concepts.images is None:
+        wanted = space.of_texts(concepts.queries, concepts.excluded)
+    else:
+        wanted = np.concatenate([space.of_images(images) for images in concepts.images])
+    similarities = directions @ wanted.T
     b = matching.sharpness(directions, space.background)
     offset = matching.offsets(directions, space.background, b)
     to_background = directions @ space.background.T

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import probelog
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.index import read_pointer
 from probelog.results import Hit
 from probelog.storage import Store
-from tests.small_index import BACKGROUND, KEPT, PROMPT, TOP_R, K, Model, SmallIndex, build
+from tests import naive
+from tests.small_index import BACKGROUND, PROMPT, Model, SmallIndex, build
 from tests.unit import tiny_encoders
 from tests.unit.test_images import bomb, encoded
 from tests.unit.tiny_encoders import photo
@@ -43,36 +44,47 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> probelog.Index:
 # The naive answers: plain loops over what was written.
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / values.std()
+@functools.cache
+def parts(small: SmallIndex) -> tuple[np.ndarray, np.ndarray, float]:
+    """Directions of all logits (N, d) and of the background (B, d), and the sharpness."""
+    embeddings = small.embeddings.astype(float)
+    gallery = np.concatenate(
+        [
+            naive.model_directions(np.stack([small.z[row] for row, owner in enumerate(small.owners) if owner[0] == number and owner[2] == sign]), model.head, embeddings)
+            for number, model in enumerate(small.models)
+            for sign in ((1, -1) if model.head == "single" else (1,))
+        ]
+    )  # fmt: skip
+    named = naive.background_directions(embeddings, small.background_vectors.astype(float))
+    return gallery, named, naive.sharpness(gallery, named)
 
 
-def query_z(small: SmallIndex, vector: np.ndarray) -> np.ndarray:
-    return standardised(small.embeddings.astype(float) @ vector.astype(float))
+def numbers(small: SmallIndex, names: Sequence[str]) -> list[int]:
+    return [small.background.index(name) for name in names]
 
 
-def text_z(small: SmallIndex, text: str) -> np.ndarray:
-    return query_z(small, small.encoder.embed([PROMPT.replace("{}", text)])[0])
+def text_direction(small: SmallIndex, text: str, excluded: Sequence[str] = ()) -> np.ndarray:
+    vector = small.encoder.embed([PROMPT.replace("{}", text)])[0].astype(float)
+    return naive.text_direction(
+        vector,
+        small.embeddings.astype(float),
+        small.background_vectors.astype(float),
+        numbers(small, excluded),
+    )
 
 
-def largest(row: np.ndarray) -> list[int]:
-    return sorted(range(len(row)), key=lambda i: (-row[i], i))[:TOP_R]
+def cosine(small: SmallIndex, row: int, direction: np.ndarray) -> float:
+    return float(parts(small)[0][row] @ direction)
 
 
-def distance(small: SmallIndex, row: int, z: np.ndarray) -> float:
-    own = small.z[row]
-    return math.sqrt(sum((float(np.float32(own[i])) - z[i]) ** 2 for i in largest(own)))
+def score(small: SmallIndex, row: int, direction: np.ndarray, excluded: Sequence[str] = ()) -> float:
+    gallery, named, b = parts(small)
+    return naive.score(gallery[row], direction, named, b, numbers(small, excluded))
 
 
-def offset(small: SmallIndex, row: int, excluded: Sequence[str] = ()) -> float:
-    all_of_them = sorted((distance(small, row, text_z(small, name)), name) for name in small.background)
-    counted = [value for value, name in all_of_them[:KEPT] if name not in excluded][:K]
-    return sum(counted) / len(counted)
-
-
-def naive(small: SmallIndex, z: np.ndarray, excluded: Sequence[str] = ()) -> list[tuple[int, float]]:
+def ranked(small: SmallIndex, direction: np.ndarray, excluded: Sequence[str] = ()) -> list[tuple[int, float]]:
     """(row, score), best first, equal weights folded."""
-    scores = [(row, offset(small, row, excluded) - distance(small, row, z)) for row in range(len(small.z))]
+    scores = [(row, score(small, row, direction, excluded)) for row in range(len(small.z))]
     return folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
 
 
@@ -99,15 +111,16 @@ def called(hits: Sequence[Hit]) -> list[tuple[str, int, bool]]:
 
 @pytest.mark.parametrize("text", ["dog", "husky", "a hot dog"])
 def test_text_search_equals_the_naive_one(small: SmallIndex, index: probelog.Index, text: str) -> None:
-    expected = naive(small, text_z(small, text))
+    direction = text_direction(small, text)
+    expected = ranked(small, direction)
     found = index.search(text, k=1000)
     assert called(found) == names(small, expected)
-    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-5)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
     assert [hit.rank for hit in found] == list(range(1, len(expected) + 1))
     assert called(index.search(text, k=3)) == called(found[:3])
     for hit, (row, _) in zip(found, expected, strict=True):
-        assert hit.distance == pytest.approx(distance(small, row, text_z(small, text)), abs=1e-5)
-        assert hit.probes == largest(small.z[row])[:8]
+        assert hit.distance == pytest.approx(1 - cosine(small, row, direction), abs=1e-5)
+        assert hit.probes == np.argsort(-small.z[row], kind="stable")[:8].tolist()
 
 
 @pytest.mark.parametrize(
@@ -123,10 +136,10 @@ def test_text_search_equals_the_naive_one(small: SmallIndex, index: probelog.Ind
 def test_a_query_is_left_out_of_its_own_background(
     small: SmallIndex, index: probelog.Index, text: str, name: str
 ) -> None:
-    expected = naive(small, text_z(small, text.strip()), [name])
-    kept = naive(small, text_z(small, text.strip()))
+    expected = ranked(small, text_direction(small, text.strip(), [name]), [name])
+    kept = ranked(small, text_direction(small, text.strip()))
     found = index.search(text, k=1000)
-    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-5)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
     assert called(found) == names(small, expected)
     assert not np.allclose([score for _, score in expected], [score for _, score in kept])
 
@@ -134,42 +147,113 @@ def test_a_query_is_left_out_of_its_own_background(
 def test_scores_of_many_texts_are_those_of_each(small: SmallIndex, index: probelog.Index) -> None:
     found = index.scores(["dog", "cat"], [[], ["sea lion"]])
     assert found.shape == (2, len(small.z))
+    both = ["cat", "sea_lion"]
+    dog, cat = text_direction(small, "dog"), text_direction(small, "cat", both)
     for row in range(len(small.z)):
-        dog = offset(small, row) - distance(small, row, text_z(small, "dog"))
-        cat = offset(small, row, ["cat", "sea_lion"]) - distance(small, row, text_z(small, "cat"))
-        np.testing.assert_allclose(found[:, row], [dog, cat], atol=1e-5)
+        expected = [score(small, row, dog), score(small, row, cat, both)]
+        np.testing.assert_allclose(found[:, row], expected, atol=1e-4)
+
+
+def picture_direction(small: SmallIndex, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Of pictures, each averaged with its mirror image."""
+    from probelog.image_encoder import ImageEncoder
+
+    files = tiny_encoders.image_files("siglip")
+    encoder = ImageEncoder(files.onnx, files.settings)
+    both = encoder.embed(pictures) + encoder.embed([ImageOps.mirror(picture) for picture in pictures])
+    vectors = both.astype(float) / np.linalg.norm(both, axis=1, keepdims=True)
+    return naive.image_direction(
+        vectors, small.embeddings.astype(float), small.background_vectors.astype(float)
+    )
 
 
 def test_image_search_equals_the_naive_one(small: SmallIndex, index: probelog.Index, tmp_path: Path) -> None:
-    files = tiny_encoders.image_files("siglip")
-    from probelog.image_encoder import ImageEncoder
-
-    pictures = [photo(40, 30, 1), photo(64, 64, 2)]
+    pictures = [photo(32, 32, 1), photo(64, 64, 2)]
     pictures[0].save(tmp_path / "one.png")
-    vectors = ImageEncoder(files.onnx, files.settings).embed(pictures)
-    expected = naive(small, query_z(small, vectors.mean(axis=0)))
+    expected = ranked(small, picture_direction(small, pictures))
     given = [tmp_path / "one.png", encoded(pictures[1], "PNG")]
     found = index.search(images=given, k=1000)
-    assert called(found) == names(small, expected)
-    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=2e-3)
     assert called(index.search(images=pictures, k=5)) == called(found[:5])
     assert called(index.search(images=[str(tmp_path / "one.png")])) != called(found[:10])
 
 
-def test_like_equals_version_ones_distance(small: SmallIndex, index: probelog.Index) -> None:
+def test_like_is_asked_with_the_logits_own_direction(small: SmallIndex, index: probelog.Index) -> None:
     query = next(i for i, owner in enumerate(small.owners) if owner == (4, 3, 1))
-    stored = small.z.astype(np.float16).astype(float)
-    probes = largest(small.z[query])
-    scores = [
-        (row, -math.sqrt(sum((stored[row][i] - stored[query][i]) ** 2 for i in probes)))
-        for row in range(len(small.z))
-        if row != query
-    ]
+    direction = parts(small)[0][query]
+    scores = [(row, score(small, row, direction)) for row in range(len(small.z)) if row != query]
     expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
     found = index.search(like="emil/things#3", k=1000)
     assert called(found) == names(small, expected)
     np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
-    assert [-hit.score for hit in found] == [hit.distance for hit in found]
+
+
+def test_several_names_are_one_concept(small: SmallIndex, index: probelog.Index) -> None:
+    texts = ["cat", "dog"]
+    vectors = small.encoder.embed([PROMPT.replace("{}", text) for text in texts]).astype(float)
+    mean = vectors.mean(axis=0)
+    direction = naive.text_direction(
+        mean / np.linalg.norm(mean), small.embeddings.astype(float), small.background_vectors.astype(float), numbers(small, ["cat"])
+    )  # fmt: skip
+    expected = ranked(small, direction, ["cat"])
+    found = index.search(texts, k=1000)
+    assert called(found) == names(small, expected)
+    assert called(index.search(["dog"])) == called(index.search("dog"))
+
+
+def test_mixtures_add_directions(small: SmallIndex, index: probelog.Index) -> None:
+    picture = photo(32, 32, 5)
+    row = next(i for i, owner in enumerate(small.owners) if owner == (4, 3, 1))
+    parts_of_it = [text_direction(small, "dog"), picture_direction(small, [picture]), parts(small)[0][row]]
+    direction = np.sum(parts_of_it, axis=0)
+    scores = [
+        (i, score(small, i, direction / np.linalg.norm(direction))) for i in range(len(small.z)) if i != row
+    ]
+    expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
+    found = index.search("dog", images=[picture], like="emil/things#3", k=1000)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=2e-3)
+
+
+def test_what_is_unwanted_loses(small: SmallIndex, index: probelog.Index) -> None:
+    wanted, unwanted = text_direction(small, "dog"), text_direction(small, "cat", ["cat"])
+    scores = [
+        (row, score(small, row, wanted) - 0.7 * max(0.0, score(small, row, unwanted)))
+        for row in range(len(small.z))
+    ]
+    expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
+    for asked in ("cat", ["cat"]):
+        found = index.search("dog", unwanted=asked, k=1000)
+        assert called(found) == names(small, expected)
+        np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    with pytest.raises(QueryError, match="query is empty"):
+        index.search("dog", unwanted=" ")
+
+
+def test_models_that_do_what_one_does(small: SmallIndex, index: probelog.Index) -> None:
+    gallery = parts(small)[0]
+    of = [
+        [row for row, owner in enumerate(small.owners) if owner[0] == number]
+        for number in range(len(small.models))
+    ]
+    expected = {}
+    for number, model in enumerate(small.models):
+        best = [max(score(small, row, gallery[asked]) for row in of[number]) for asked in of[4]]
+        expected.setdefault(model.digest, (float(np.mean(best)), model.repo))
+    del expected[small.models[4].digest]
+    order = sorted(expected.values(), reverse=True)
+    found = index.models_like("emil/things", k=100)
+    assert [hit.repo for hit in found] == [repo for _, repo in order]
+    np.testing.assert_allclose([hit.score for hit in found], [value for value, _ in order], atol=1e-4)
+    assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
+    assert {hit.repo: hit.duplicates for hit in found}["anna/pets"] == 2
+    assert [hit.repo for hit in index.models_like("emil/things", k=100, where="licence = 'apache-2.0'")] == [
+        "dora/hot-dog"
+    ]
+    assert "anna/pets" not in {hit.repo for hit in index.models_like("bert/pets-copy", k=100)}
+    with pytest.raises(QueryError, match="does not hold"):
+        index.models_like("nobody/nothing")
+    with pytest.raises(QueryError, match="at least 1"):
+        index.models_like("emil/things", k=0)
 
 
 def test_like_takes_numbers_and_labels(index: probelog.Index) -> None:
@@ -326,13 +410,12 @@ def test_an_empty_text(index: probelog.Index, text: str) -> None:
         index.search(text)
 
 
-def test_one_question_at_a_time(index: probelog.Index) -> None:
-    with pytest.raises(QueryError, match="nothing was given"):
-        index.search()
-    with pytest.raises(QueryError, match="not text and like"):
-        index.search("dog", like="anna/pets#1")
-    with pytest.raises(QueryError, match="not text and images and like"):
-        index.search("dog", images=[], like="anna/pets#1")
+def test_nothing_was_asked(index: probelog.Index) -> None:
+    for nothing in (None, []):
+        with pytest.raises(QueryError, match="nothing was asked"):
+            index.search(nothing)
+    with pytest.raises(QueryError, match="nothing was asked"):
+        index.search(unwanted="dog")
 
 
 @pytest.mark.parametrize("k", [0, -3])
@@ -449,9 +532,11 @@ def test_show(small: SmallIndex, index: probelog.Index) -> None:
     assert found.same_weights == ["bert/pets-copy", "carl/pets-copy"]
     assert [item.label for item in found.logits] == ["cat", "dog", "Golden_Retriever", "3"]
     for row, item in enumerate(found.logits):
-        nearest = sorted((distance(small, row, text_z(small, name)), name) for name in BACKGROUND)[:3]
-        assert item.concepts == [name for _, name in nearest]
-        np.testing.assert_allclose(item.distances, [value for value, _ in nearest], atol=1e-5)
+        gallery, named, b = parts(small)
+        own = [(naive.score(gallery[row], named[i], named, b), name) for i, name in enumerate(BACKGROUND)]
+        best = sorted(own, reverse=True)[:3]
+        assert item.concepts == [name for _, name in best]
+        np.testing.assert_allclose(item.scores, [value for value, _ in best], atol=1e-4)
     assert [item.negated for item in index.show("dora/hot-dog").logits] == [False, True]
     with pytest.raises(QueryError, match="did you mean anna/pets"):
         index.show("Anna/Pets")
@@ -506,7 +591,7 @@ def test_there_is_no_index(tmp_path: Path) -> None:
 def test_opening_writes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "index")
     store.write(
-        "current.json", b'{"version": 1, "generation": "x", "source": "s", "published": "p", "previous": []}'
+        "current.json", b'{"version": 2, "generation": "x", "source": "s", "published": "p", "previous": []}'
     )
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreError, match=r"generation x cannot be read.*publish again or roll back"):

@@ -224,8 +224,11 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...], message: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("search",), "ask one thing at a time"),
-        (("search", "dog", "--like", "anna/pets#1"), "ask one thing at a time"),
+        (("search",), "nothing was asked"),
+        (("search", "--not", "dog"), "nothing was asked"),
+        (("search", "dog", "--not", " "), "the query is empty"),
+        (("search", "dog", "--model", "anna/pets"), "--model asks for models"),
+        (("search", "--model", "anna/pet"), "did you mean anna/pets"),
         (("search", ""), "the query is empty"),
         (("search", "  "), "the query is empty"),
         (("search", "dog", "--where", "license = 'mit'"), "licence, tags"),

@@ -7,17 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.completer import Completion, Fit, completed_z
-from probelog.completion import HeldOutError
+from cluster.completer import Completion, Fit
+from probelog.completion import Block, HeldOutError, complete_rows
 from probelog.errors import ProbeLogError
 from probelog.ledger import Ledger, Receipt, Spooled, item_key, observed_models, read_part
 from probelog.observations import to_rows
 from probelog.schemas import DESCRIPTORS
 from probelog.scoring import standardise, top_pairs
 from probelog.storage import Store
+from tests.naive import model_directions
 from tests.unit.test_ledger import model
 
 PROBES, LOGITS = 60, 4
+EMBEDDINGS = np.random.default_rng(1).normal(size=(PROBES, 6)) / 3
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -93,7 +95,7 @@ def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -
     completion = Completion(store, receipts, 2, seed=0)
     assert completion.dropped == 12
     fitted = completion.fit(fit(), held_out=False)
-    parts = completion.describe(fitted.columns, 0.01, 10, "completion/y")
+    parts = completion.describe(fitted.columns, EMBEDDINGS.astype(np.float32), 0.01, 10, "completion/y")
     completion.close()
     for receipt in receipts:
         table = read_part(store, parts[receipt.name], DESCRIPTORS)
@@ -103,7 +105,13 @@ def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -
             start += LOGITS - 1
             assert rows["repo"].unique().to_pylist() == [facts.repo]
             assert rows["logit"].to_pylist() == [0, 2, 3]
-            z = completed_z(values[logits != 1], facts.probes, rows, fitted.columns)
+            mean, std, z_mean, z_std = (
+                rows[name].to_numpy().astype(float)[:, None] for name in ("mean", "std", "z_mean", "z_std")
+            )
+            block = Block(
+                np.asarray(facts.probes, np.int32), ((values[logits != 1] - mean) / std).astype(np.float32)
+            )
+            z = (complete_rows(block, np.stack(rows["factor"].to_numpy()), fitted.columns) - z_mean) / z_std
             assert z.shape == (LOGITS - 1, PROBES)
             np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-5)
             np.testing.assert_allclose(z.std(axis=1), 1, atol=1e-5)
@@ -115,6 +123,11 @@ def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -
             )
             if share == 1.0:  # nothing was missing: nothing may change
                 np.testing.assert_allclose(z, standardise(values[logits != 1]), atol=1e-5)
+            expected = model_directions(
+                values[logits != 1].astype(float), facts.head, EMBEDDINGS, facts.probes
+            )
+            np.testing.assert_allclose(np.stack(rows["direction"].to_numpy()), expected, atol=1e-5)
+            assert rows["opposite_direction"].null_count == LOGITS - 1
         assert start == table.num_rows
 
 

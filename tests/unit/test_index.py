@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from probelog import index as index_module
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index import (
-    COLUMNS,
     INDEX_VERSION,
     MODELS,
     POINTER,
     GenerationWriter,
     Pointer,
-    column_batches,
     connect,
     find_index,
     fixed_lists,
@@ -74,31 +71,6 @@ def test_a_damaged_pointer_is_not_published_over(tmp_path: Path) -> None:
     assert index.read(POINTER) == b"{"
     index.delete(POINTER)
     assert go_live(index, "a", "s").previous == []
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 5),
-    st.lists(st.integers(0, 7), max_size=6),
-    st.integers(1, 6),
-)
-def test_rows_become_columns(probes: int, blocks: list[int], width: int) -> None:
-    """However the rows come, the table holds every logit's value once, in the logits' order."""
-    random = np.random.default_rng(0)
-    rows = [random.normal(size=(count, probes)) for count in blocks]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "COLUMN_BLOCK", width)
-        tables = list(column_batches(rows, probes))
-    assert all(table.schema == COLUMNS for table in tables)
-    assert all(len(values) <= width for table in tables for values in table["values"].to_pylist())
-    read = [[] for _ in range(probes)]  # type: list[list[float]]
-    for table in sorted(tables, key=lambda table: table["block"][0].as_py()):
-        for row in table.to_pylist():
-            read[row["probe"]] += row["values"]
-    everything = np.concatenate(rows) if rows else np.empty((0, probes))
-    np.testing.assert_array_equal(
-        np.array(read, np.float16).T.reshape(-1, probes), everything.astype(np.float16)
-    )
 
 
 @given(st.integers(0, 6), st.integers(1, 4), st.integers(1, 3))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from probelog import scoring
-from probelog.scoring import NearestBackground, TopPairs
+from probelog.scoring import NearestBackground
 
 
 def rows(count: int, probes: int, seed: int = 0) -> np.ndarray:
@@ -108,24 +108,3 @@ def test_excluded_background_counts_as_absent(seed: int, excluded: set[int], k: 
 def test_no_background_means_no_calibration() -> None:
     empty = NearestBackground(np.empty((4, 0), np.int32), np.empty((4, 0), np.float32))
     assert scoring.calibration_offsets(empty, 5).tolist() == [0, 0, 0, 0]
-
-
-def test_the_direction_vector_gives_the_cross_term_exactly() -> None:
-    """METHOD section 6: sum over A of z_l z_c = (g_l . t) / sigma_c."""
-    rng = np.random.default_rng(0)
-    embeddings = rng.standard_normal((80, 16))
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    text = rng.standard_normal((1, 16))
-    pairs = scoring.top_pairs(scoring.standardise(rows(12, 80)), 10)
-    z = scoring.text_descriptors(embeddings, text)[0]
-    cross = (pairs.values * z[pairs.probes]).sum(axis=1)
-    vectors = scoring.direction_vectors(pairs, embeddings - embeddings.mean(axis=0))
-    sigma = (embeddings @ text[0]).std()
-    np.testing.assert_allclose(vectors @ text[0] / sigma, cross, rtol=1e-4, atol=1e-4)
-
-
-def test_direction_vectors_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = TopPairs(np.zeros((5, 2), np.int32), np.ones((5, 2), np.float32))
-    whole = scoring.direction_vectors(pairs, np.ones((3, 4)))
-    monkeypatch.setattr(scoring, "_SCAN_ELEMENTS", 1)
-    np.testing.assert_array_equal(scoring.direction_vectors(pairs, np.ones((3, 4))), whole)
