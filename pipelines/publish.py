@@ -244,14 +244,13 @@ def _logit_batches(
     first = 0
     for model, number, rows in _described(given, numbers):
         pairs = TopPairs(_lists(rows["top_probes"]), _lists(rows["top_values"]))
-        directions = _lists(rows["direction"])
+        directions = _directions(rows)
         negated = np.zeros(rows.num_rows, bool)
         if model.head == Head.SINGLE:  # holds two concepts: the logit and its opposite, flagged as negated
             pairs = TopPairs(
                 np.concatenate([pairs.probes, _lists(rows["bottom_probes"])]),
                 np.concatenate([pairs.values, -_lists(rows["bottom_values"])]),
             )
-            directions = np.concatenate([directions, _lists(rows["opposite_direction"])])
             negated = np.concatenate([negated, ~negated])
             rows = pa.concat_tables([rows, rows])
         offsets = background.offsets(directions)
@@ -276,6 +275,14 @@ def _logit_batches(
         first += len(negated)
 
 
+def _directions(rows: pa.Table) -> npt.NDArray[np.float32]:
+    """Directions of one model's logits, and after them those of their opposites where it has such (one-logit heads)."""
+    directions = _lists(rows["direction"])
+    if rows["opposite_direction"].null_count == rows.num_rows:
+        return directions
+    return np.concatenate([directions, _lists(rows["opposite_direction"])])
+
+
 def _sharpness(
     given: _Inputs, numbers: dict[tuple[str, str], int], background: npt.NDArray[np.float64]
 ) -> float:
@@ -283,8 +290,8 @@ def _sharpness(
     sample: list[npt.NDArray[np.float32]] = []
     count = 0
     for _, _, rows in _described(given, numbers):
-        sample.append(_lists(rows["direction"]))
-        count += rows.num_rows
+        sample.append(_directions(rows))
+        count += len(sample[-1])
         if count >= _SHARPNESS_LOGITS:
             break
     return matching.sharpness(np.concatenate(sample), background)

@@ -176,7 +176,7 @@ def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed
     back = roll_back(find_index(str(store)))
     assert back.generation == prompted.published.pointer.generation
     again = open_index(store)
-    assert again.settings["prompt"] == "{}"
+    assert again.settings["prompts"] == ["{}"]
     assert again.search(text="dog", k=3)
     roll_back(find_index(str(store)))
     assert open_index(store).generation == first.generation
@@ -192,7 +192,10 @@ def test_evaluation_of_the_index(indexed: Indexed) -> None:
     copies = [repo for repo, model in truth()["models"].items() if model["kind"] == "copy"]
     assert found.models == len(MODELS) - len(copies)
     assert found.logits == LOGITS - sum(MODELS[repo][0] for repo in copies)
-    assert {method.name for method in found.methods} >= {"this index (version 2)", "without calibration"}
+    assert {method.name for method in found.methods} >= {
+        "this index (matched heads)",
+        "version 2, from its top probes",
+    }
     for method in found.methods:
         assert 0 <= method.every.top1 <= method.every.top5 <= 1
     assert "chance" in "\n".join(found.lines())

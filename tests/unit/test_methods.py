@@ -17,7 +17,7 @@ from probelog.schemas import Head
 
 COMPLETIONS = [name for name in METHODS if name.startswith("version 2 + ")]
 # Methods that compare the logits of one model before they standardise.
-OWN_SCALE = ["ridge, square-root probability", "version 2, centred"]
+OWN_SCALE = ["matched heads", "ridge, square-root probability", "version 2, centred"]
 HEADS = [Head.SOFTMAX, Head.SIGMOID, Head.SINGLE, Head.REGRESSION]
 worlds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=25, deadline=None)
