@@ -95,7 +95,7 @@ def _facts(hub: Any, done: Finished) -> Row:
         "probe_set": settings["probe_set"][:16],
         "probes": hub.probes,
         "fraction": hub.fraction,
-        "prompt": settings["prompt"],
+        "prompt": ", ".join(settings["prompts"]),
         "encoder": settings["encoder"],
         "background": len(hub.generation.background),
         "models": len(hub.models),

@@ -322,9 +322,7 @@ def test_what_makes_no_sense_is_refused(indexed: Indexed, queries: Path, tmp_pat
 
     out = ["--out", tmp_path / "out"]
     truth = ["--truth", indexed.world.truth]
-    assert "there is no method 'magic'; there are: version 1, version 2" in refused(
-        *out, *truth, "--method", "magic"
-    )
+    assert "there is no method 'magic'; there are: " in refused(*out, *truth, "--method", "magic")
     assert "no method 'magic'" in refused(*out, *truth, "--baseline", "magic")
     for budget in ("0", "-1", "1.5", "nan"):
         assert "over 0 and at most 1" in refused(*out, *truth, "--budget", budget)
