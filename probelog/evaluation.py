@@ -232,3 +232,16 @@ def precision_recall_area(scores: Floats, positive: Bools) -> float:
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     recall = found[last] / total
     return float((np.diff(recall, prepend=0.0) * found[last] / (last + 1)).sum())
+
+
+def roc_area(positive: Floats, negative: Floats) -> float:
+    """Area under the ROC curve: how probably a positive's score is above a negative's, ties counted half.
+
+    Raises:
+        ValueError: one side is empty.
+    """
+    if not len(positive) or not len(negative):
+        raise ValueError("an area needs scores of both sides")
+    order = np.sort(negative)
+    below = np.searchsorted(order, positive, "left") + np.searchsorted(order, positive, "right")
+    return float(below.mean() / (2 * len(negative)))

@@ -12,7 +12,7 @@ import jinja2
 
 from pipelines.benchmark import tables
 from pipelines.benchmark.cells import TEXT, Cell
-from pipelines.benchmark.plots import Line, hub_plot, line_plot
+from pipelines.benchmark.plots import Bins, Line, hub_plot, line_plot, reliability_plot
 from pipelines.benchmark.questions import ALL, SINGLE
 from pipelines.benchmark.tables import BOTH, Finished, Row
 from probelog import __version__
@@ -35,6 +35,9 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
     methods = list(dict.fromkeys(cell.method for cell in done.outcomes))
     means = [row for row in written["results"] if row["seed"] is None]
     plots = _plots(done, means, written["sweeps"], methods)
+    # Where nothing was judged by a truth file, there is nothing to draw.
+    if judged := written.get("reliability"):
+        plots["reliability"] = ("Confidence against the share of right hits", _reliability(judged))
     for name, (_, data) in plots.items():
         out.write(f"{name}.png", data)
     environment = jinja2.Environment(
@@ -63,6 +66,10 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
         ],
         plots={name: (title, base64.b64encode(data).decode()) for name, (title, data) in plots.items()},
         examples={name: _examples(done, name, baseline) for name in done.hubs},
+        calibration={
+            (row["probe_set"], row["budget"], row["part"]): row for row in written.get("reliability", [])
+        }.values(),
+        absent=[row for row in written.get("absent", []) if row["draw"] is None],
         **{name: written.get(name, []) for name in ("hubness", "reverse", "prauc", "by_rank", "labels")},
     )
     out.write("index.html", page.encode())
@@ -88,7 +95,7 @@ def _facts(hub: Any, done: Finished) -> Row:
         "probe_set": settings["probe_set"][:16],
         "probes": hub.probes,
         "fraction": hub.fraction,
-        "prompt": settings["prompt"],
+        "prompt": ", ".join(settings["prompts"]),
         "encoder": settings["encoder"],
         "background": len(hub.generation.background),
         "models": len(hub.models),
@@ -160,6 +167,19 @@ def _plots(
         hub_plot({name: tables.hub_curves(done, name, largest[name]) for name in names}, methods),
     )
     return plots
+
+
+def _reliability(rows: Sequence[Row]) -> bytes:
+    panels: dict[str, dict[str, Bins]] = {}
+    for row in rows:
+        if row["part"] != ALL:
+            title = "single classes" if row["part"] == SINGLE else "superclasses"
+            name = f"{row['probe_set']}, {_share(row['budget'])} probes"
+            told, right, hits = panels.setdefault(title, {}).setdefault(name, ([], [], []))
+            told.append(row["confidence"])
+            right.append(row["right"])
+            hits.append(row["hits"])
+    return reliability_plot(panels)
 
 
 def _shown_part(means: Sequence[Row]) -> str:

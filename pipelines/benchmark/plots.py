@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 _MARKERS = "osD^vPX*<>"
@@ -92,6 +92,57 @@ def hub_plot(
     return _figure(panels, draw, methods, "most returned logits", "share of the first places they take (%)")
 
 
+# Of every bin the mean confidence, the share of right hits, and the number of hits.
+Bins = tuple[list[float], list[float], list[int]]
+
+
+def reliability_plot(panels: Mapping[str, Mapping[str, Bins]]) -> bytes:
+    """Confidence against the share of right hits, and below it how many hits there were.
+
+    Args:
+        panels: by part of the concepts, then by name of the line.
+    """
+    figure = Figure(figsize=(4.6 * len(panels) + 2.6, 5.4), dpi=120, layout="constrained")
+    grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=[3, 1.2])
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    shown: dict[str, Any] = {}
+    for (above, below), (title, lines) in zip(grid.T, panels.items(), strict=True):
+        above.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
+        above.annotate("calibrated", (0.62, 0.60), fontsize=8, color="#555555")
+        for name, (told, right, hits) in lines.items():
+            look = style(names.index(name))
+            (shown[name],) = above.plot(told, right, markersize=5, linewidth=1.6, **look)
+            below.plot(told, hits, markersize=4, linewidth=1.2, **look)
+        above.set_title(title, fontsize=10)
+        above.set_ylim(0, 1)
+        below.set_yscale("log")
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        below.yaxis.set_minor_formatter(NullFormatter())
+        below.set_xlabel("confidence")
+        below.set_xlim(0, 1)
+        for axes in (above, below):
+            _plain(axes)
+    grid[0, 0].set_ylabel("share of right hits")
+    grid[1, 0].set_ylabel("hits")
+    figure.legend(
+        list(shown.values()), [name.replace("$", r"\$") for name in shown],
+        loc="outside right upper", frameon=False, fontsize=9,
+    )  # fmt: skip
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return sink.getvalue()
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(True, color="#E4E4E4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _figure(
     panels: Mapping[str, Any],
     draw: Callable[[Axes, str, Any], None],
@@ -108,9 +159,7 @@ def _figure(
         # Names come from outside: a dollar sign must not be read as the beginning of a formula.
         axes.set_title(title.replace("$", r"\$"), fontsize=10)
         axes.set_xlabel(x_label)
-        axes.grid(True, color="#E4E4E4", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
         handles, names = axes.get_legend_handles_labels()
         shown |= dict(zip(names, handles, strict=True))
     row[0].set_ylabel(y_label)
@@ -119,6 +168,4 @@ def _figure(
     figure.legend(
         [shown[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=9
     )
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png")
-    return sink.getvalue()
+    return _png(figure)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.benchmark.labels import Lexicon, names_in
 from pipelines.benchmark.truth import Truth
+from pipelines.labels import Lexicon, names_in
 from probelog.errors import UsageError
 from probelog.evaluation import half_of
 from probelog.storage import short_key

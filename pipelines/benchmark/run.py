@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cluster.session import session
-from pipelines.benchmark import tables
+from pipelines.benchmark import tables, trust
 from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
 from pipelines.benchmark.classifiers import Classifiers, classifiers
 from pipelines.benchmark.images import QueryImages, asked_with, counts_at_hand
-from pipelines.benchmark.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions, agreement, from_labels, from_truth
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
+from pipelines.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from pipelines.progress import Report
 from probelog.errors import QueryError, UsageError
 from probelog.methods import METHODS
@@ -31,6 +31,8 @@ from probelog.storage import Store, parquet_bytes
 BUDGETS = (1.0, 0.25, 0.125, 0.0625)
 TRUNCATIONS = (5, 10, 25, 50, 100, 200, 400, 800, 1600)
 BACKGROUNDS = (5, 10, 20, 50, 100, 200, 500)
+# Beside the largest budget, the confidence of hits is judged where each model saw so little.
+TRUST_BUDGET = 0.125
 SEEDS = 5
 # Sweeps and image queries have many cells; so many draws show how much a draw matters.
 SIDE_SEEDS = 3
@@ -195,6 +197,8 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
             for name, hub in hubs.items()
             for item in agreement(questions[name], hub.logits, lexicon)
         ]
+        if trust.METHOD in (plan.methods or METHODS):
+            written |= _trust(plan, hubs, questions, report)
     for name, content in written.items():
         _write_csv(out, f"{name}.csv", content)
     out.write("results.parquet", parquet_bytes(pa.Table.from_pylist(rows)))
@@ -202,6 +206,28 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
     write_page(out, done, written, plan.baseline)
     report.say(f"evaluate: written to {plan.out}")
     return Benchmark(plan.out, rows)
+
+
+def _trust(
+    plan: Plan, hubs: Mapping[str, ProbedHub], questions: Mapping[str, Questions], report: Report
+) -> dict[str, list[tables.Row]]:
+    """The tables on the confidence of hits, at the largest budget and at ``TRUST_BUDGET`` where it is measured."""
+    places = [
+        (hub, share)
+        for hub in hubs.values()
+        for budgets in [_budgets(plan, hub)]
+        for share in dict.fromkeys([max(budgets), *(share for share in budgets if share == TRUST_BUDGET)])
+    ]
+    counter = report.counter("trust", len(places), "galleries", 0)
+    written: dict[str, list[tables.Row]] = {"reliability": [], "absent": []}
+    for hub, share in places:
+        probed, asked = trust.Probed.of(hub, questions[hub.name], share), questions[hub.name]
+        place = {"probe_set": hub.name, "method": trust.METHOD, "budget": share}
+        written["reliability"] += [place | row for row in trust.reliability(probed, asked.single)]
+        written["absent"] += [place | row for row in trust.absent(probed, asked.single)]
+        counter.add()
+    counter.show(final=True)
+    return written
 
 
 def _opened(plan: Plan, truth: Truth | None) -> dict[str, ProbedHub]:
@@ -241,11 +267,15 @@ def _verdict(truth: Truth | None) -> Any:
     return first
 
 
+def _budgets(plan: Plan, hub: ProbedHub) -> list[float]:
+    return list(dict.fromkeys(plan.budgets)) or list(BUDGETS if hub.fraction == 1 else [hub.fraction])
+
+
 def _cells(
     plan: Plan, name: str, hub: ProbedHub, questions: Questions, images: QueryImages | None
 ) -> list[Cell]:
     methods = list(plan.methods) or list(METHODS)
-    budgets = list(dict.fromkeys(plan.budgets)) or list(BUDGETS if hub.fraction == 1 else [hub.fraction])
+    budgets = _budgets(plan, hub)
     if hub.fraction < 1 and budgets != [hub.fraction]:
         raise UsageError(
             f"{hub.store.uri}: its models saw {hub.fraction:g} of the probes, so that other budgets cannot be "

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.benchmark import tables
+from pipelines.benchmark import tables, trust
 from pipelines.benchmark.cells import Cell, run_cells
-from pipelines.benchmark.labels import Lexicon
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import from_labels, from_truth
 from pipelines.benchmark.run import Plan, run_benchmark
 from pipelines.benchmark.truth import Truth
+from pipelines.labels import Lexicon
 from pipelines.progress import Report
 from probelog.errors import UsageError
 from probelog.evaluation import per_query
@@ -202,6 +202,66 @@ def test_areas_by_hand(done: Plan) -> None:
     assert [int(row["rank"]) for row in ranks] == list(range(1, 11))
 
 
+def test_confidence_is_judged_by_the_truth(indexed: Indexed, tmp_path: Path) -> None:
+    store, out = indexed.copy_store(tmp_path / "$tiny$"), tmp_path / "out"
+    ended = operator(
+        "evaluate", "--index", store, "--truth", indexed.world.truth, "--out", out, "--seeds", 1,
+        "--budget", 1, "--budget", 0.125, "--budget", 0.5, "--method", "matched heads", "--baseline", "matched heads",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+
+    bins = rows_of(out / "reliability.csv")
+    assert {(row["budget"], row["part"]) for row in bins} == {
+        (budget, part) for budget in ("1", "0.125") for part in ("single", "super", "all")
+    }
+    for budget in ("1", "0.125"):
+        for part in ("single", "super", "all"):
+            own = [row for row in bins if (row["budget"], row["part"]) == (budget, part)]
+            hits = sum(int(row["hits"]) for row in own)
+            assert hits == 10 * int(own[0]["concepts"])
+            gaps = [int(row["hits"]) * abs(float(row["confidence"]) - float(row["right"])) for row in own]
+            assert float(own[0]["calibration_error"]) == pytest.approx(sum(gaps) / hits)
+            for row in own:
+                assert float(row["low"]) <= float(row["confidence"]) <= float(row["high"])
+    # The tiny hub declares too few names to learn from.
+    assert {row["source"] for row in bins} == {"posterior"}
+
+    for budget in ("1", "0.125"):
+        own = [row for row in rows_of(out / "absent.csv") if row["budget"] == budget]
+        draws, mean = [row for row in own if row["draw"]], own[-1]
+        assert [int(row["draw"]) for row in draws] == list(range(10))
+        assert mean["draw"] == ""
+        assert {row["absent"] for row in own} == {"2"}
+        assert float(mean["auc"]) == pytest.approx(np.mean([float(row["auc"]) for row in draws]))
+        assert 0 <= float(mean["auc_low"]) <= float(mean["auc"]) <= float(mean["auc_high"]) <= 1
+
+    assert (out / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "index.html").read_text()
+    assert "Nothing here recognises this" in page
+    assert "fitted on" in page
+
+
+def test_held_out_logits_are_nowhere(indexed: Indexed) -> None:
+    """What is asked after a class is held out is what a hub without it would answer."""
+    truth = Truth.read(indexed.world.truth)
+    hub = ProbedHub.open(str(indexed.store), take_all)
+    questions = from_truth(truth, hub.logits)
+    whole = trust.Probed.of(hub, questions, 1.0)
+    concept = int(questions.answerable[0])
+    left = np.flatnonzero(~questions.relevant[concept])
+    small = replace(
+        whole,
+        directions=whole.directions[left],
+        labels=[whole.labels[number] for number in left],
+        relevant=whole.relevant[:, left],
+    )
+    concepts = np.arange(len(questions.names))
+    one, other = trust.answers(whole, left, concepts), trust.answers(small, np.arange(len(left)), concepts)
+    np.testing.assert_array_equal(one.confidences, other.confidences)
+    np.testing.assert_array_equal(one.right, other.right)
+    assert not one.right[concept].any()
+
+
 def test_declared_labels_stand_in_for_a_truth(indexed: Indexed, tmp_path: Path) -> None:
     hierarchy = tmp_path / "hierarchy.tsv"
     hierarchy.write_text("dog\tanimal\ncat\tanimal\n")
@@ -217,6 +277,8 @@ def test_declared_labels_stand_in_for_a_truth(indexed: Indexed, tmp_path: Path) 
     assert concepts == {"dog", "cat", "owl", "boat", "tree", "bread", "clock", "bridge", "tent"}
     assert own["queries"] == len(concepts)
     assert {row["method"] for row in found} == set(METHODS)
+    # Confidence is fitted on the labels: they cannot judge it.
+    assert not (tmp_path / "out/reliability.csv").exists()
 
 
 def test_hostile_labels_are_escaped(indexed: Indexed, tmp_path: Path) -> None:
@@ -260,9 +322,7 @@ def test_what_makes_no_sense_is_refused(indexed: Indexed, queries: Path, tmp_pat
 
     out = ["--out", tmp_path / "out"]
     truth = ["--truth", indexed.world.truth]
-    assert "there is no method 'magic'; there are: version 1, version 2" in refused(
-        *out, *truth, "--method", "magic"
-    )
+    assert "there is no method 'magic'; there are: " in refused(*out, *truth, "--method", "magic")
     assert "no method 'magic'" in refused(*out, *truth, "--baseline", "magic")
     for budget in ("0", "-1", "1.5", "nan"):
         assert "over 0 and at most 1" in refused(*out, *truth, "--budget", budget)

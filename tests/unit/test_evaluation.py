@@ -21,6 +21,7 @@ from probelog.evaluation import (
     hubness_of,
     per_query,
     precision_recall_area,
+    roc_area,
 )
 
 
@@ -190,3 +191,16 @@ def test_the_hub_curve_counts_from_the_most_returned() -> None:
     np.testing.assert_allclose(hub_curve(first, 5), [3 / 6, 5 / 6, 1, 1, 1])
     assert hubness_of(first[:, None], 5).half == 1
     assert hubness_of(np.array([[0], [1], [2], [3]]), 4).half == 2
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=12), st.lists(st.integers(0, 5), min_size=1, max_size=12)
+)
+def test_roc_area_counts_pairs(positive: list[int], negative: list[int]) -> None:
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert roc_area(np.array(positive), np.array(negative)) == pytest.approx(np.mean(pairs))
+
+
+def test_roc_area_needs_both_sides() -> None:
+    with pytest.raises(ValueError, match="both sides"):
+        roc_area(np.ones(3), np.ones(0))

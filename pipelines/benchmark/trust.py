@@ -1,0 +1,192 @@
+"""Whether the confidence of hits can be trusted: is it calibrated, and does it tell an absent concept from a present one?
+
+The confidence is fitted as publishing fits it, on declared labels; the truth file only judges it. For the second
+question the logits of some classes are held out of the gallery and of everything computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
+from pipelines.benchmark.tables import Row
+from pipelines.confidence import LabelledConcepts, hit_margins, query_scores
+from probelog import matching
+from probelog.confidence import ColumnStatistics, Confidence
+from probelog.evaluation import bootstrap, roc_area
+from probelog.gallery import Ints
+from probelog.matching import Float64, HeadSpace
+
+METHOD = "matched heads"
+FIRST = 10
+BINS = 10
+# Classes that are held out in each draw; of small hubs a quarter of those that can be asked.
+HELD = 20
+DRAWS = 10
+AREAS = ("auc", "auc_best", "auc_score", "auc_right")
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One hub at one budget: what stays the same whichever of its logits are held out.
+
+    Attributes:
+        space: holds the background's directions.
+        directions: (N, d) of the logits.
+        labels: (N,) declared ones, empty for the negative of a one-logit head.
+        relevant: (C, N) by the truth file.
+        queries: (C, d) directions of the concepts.
+        excluded: for each concept the background concepts that do not compete with it.
+        named: the labels' own names, to fit on.
+    """
+
+    space: HeadSpace
+    directions: Float64
+    labels: list[str]
+    relevant: Bools
+    queries: Float64
+    excluded: Sequence[Ints]
+    named: LabelledConcepts
+
+    @classmethod
+    def of(cls, hub: ProbedHub, questions: Questions, share: float) -> Probed:
+        """The models of a hub as if each had seen a share of the probes."""
+        gallery, kept = hub.gallery(share, seed=0)
+        space = HeadSpace(gallery.embeddings, hub.background)
+        asked = hub.concepts(hub.embed(questions.names), questions.synonyms)
+        labels = ["" if item.negated else item.label for item in (hub.logits[i] for i in kept)]
+        return cls(
+            space=space,
+            directions=np.concatenate([space.of_model(model) for model in gallery.models]),
+            labels=labels,
+            relevant=questions.relevant[:, kept],
+            queries=space.of_texts(asked.queries, asked.excluded),
+            excluded=asked.excluded,
+            named=LabelledConcepts.of(labels, space, hub.embed, hub.generation.background, seed=0),
+        )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The first k hits of C' concepts, k at most ``FIRST``: ``scores``, ``confidences`` and ``right``, all (C', k)."""
+
+    scores: Float64
+    confidences: Float64
+    right: Bools
+    confidence: Confidence
+
+
+def answers(probed: Probed, logits: Ints, concepts: Ints) -> Answers:
+    """Ask concepts of a gallery of only these logits, with the confidence that is fitted on them."""
+    directions, background = probed.directions[logits], probed.space.background
+    labels = [probed.labels[number] for number in logits.tolist()]
+    b = matching.sharpness(directions, background)
+    offsets = matching.offsets(directions, background, b)
+    statistics = ColumnStatistics.of(directions, background, offsets, b)
+    confidence = probed.named.fit(directions, offsets, labels, background, b, statistics)
+    scores, margins, right = [], [], []
+    for concept in concepts.tolist():
+        excluded = probed.excluded[concept]
+        column = query_scores(directions, offsets, probed.queries[concept], background, b, excluded)
+        hits = np.argsort(-column, kind="stable")[:FIRST]
+        scores.append(column[hits])
+        margins.append(hit_margins(directions, offsets, column, hits, background, b, statistics, excluded))
+        right.append(probed.relevant[concept, logits[hits]])
+    found = np.stack(scores)
+    return Answers(found, confidence.of(found, np.stack(margins)), np.stack(right), confidence)
+
+
+def reliability(probed: Probed, single: Bools) -> Iterator[Row]:
+    """Confidence against the share of right hits, over the first hits of every concept that has an answer.
+
+    A row for each part of the concepts and each of ``BINS`` equal pieces of [0, 1] that holds hits.
+    ``calibration_error`` is the expected one over the part's bins: the mean over hits of the gap between a bin's mean
+    confidence and its share of right hits (Naeini et al. 2015).
+
+    Args:
+        probed: the hub.
+        single: (C,) which concepts are single classes.
+    """
+    concepts = np.flatnonzero(probed.relevant.any(axis=1))
+    found = answers(probed, np.arange(len(probed.labels)), concepts)
+    for part, chosen in ((SINGLE, single[concepts]), (SUPER, ~single[concepts]), (ALL, concepts >= 0)):
+        told, right = found.confidences[chosen].ravel(), found.right[chosen].ravel()
+        places = np.minimum((told * BINS).astype(np.int64), BINS - 1)
+        counts = np.bincount(places, minlength=BINS)
+        sums = np.bincount(places, told, BINS), np.bincount(places, right, BINS)
+        error = float(np.abs(sums[0] - sums[1]).sum() / max(len(told), 1))
+        for place in np.flatnonzero(counts).tolist():
+            yield {
+                "part": part,
+                "low": place / BINS,
+                "high": (place + 1) / BINS,
+                "hits": int(counts[place]),
+                "confidence": float(sums[0][place] / counts[place]),
+                "right": float(sums[1][place] / counts[place]),
+                "concepts": int(chosen.sum()),
+                "calibration_error": error,
+                "source": found.confidence.source,
+                "pairs": found.confidence.pairs,
+                "positives": found.confidence.positives,
+            }
+
+
+def absent(probed: Probed, single: Bools) -> Iterator[Row]:
+    """How well an absent concept is told from a present one: a row for each draw, then the mean (``draw`` is None).
+
+    All areas are under the ROC curve, over the classes held out and those still present. ``auc``: by the first
+    hit's confidence. ``auc_best``: by the best confidence among the first hits. ``auc_score``: by the first hit's
+    score. ``auc_right``: as ``auc``, over only those present classes whose first hit is right. Nothing where fewer
+    than four single classes have an answer. Intervals are over draws.
+
+    Args:
+        probed: the hub.
+        single: (C,) which concepts are single classes.
+    """
+    classes = np.flatnonzero(single & probed.relevant.any(axis=1))
+    held = min(HELD, len(classes) // 4)
+    if not held:
+        return
+    rows = []
+    for draw in range(DRAWS):
+        gone = np.random.default_rng([draw, len(classes)]).choice(classes, held, replace=False)
+        logits = np.flatnonzero(~probed.relevant[gone].any(axis=0))
+        left = np.setdiff1d(classes, gone)
+        present = left[probed.relevant[np.ix_(left, logits)].any(axis=1)]
+        if not len(present):
+            continue  # all others are only known to logits of several classes, which went too
+        found = answers(probed, logits, np.concatenate([present, gone]))
+        first, best, score = found.confidences[:, 0], found.confidences.max(axis=1), found.scores[:, 0]
+        known = len(present)
+        right = found.right[:known, 0]
+        rows.append(
+            {
+                "draw": draw,
+                "absent": held,
+                "present": known,
+                "auc": roc_area(first[:known], first[known:]),
+                "auc_best": roc_area(best[:known], best[known:]),
+                "auc_score": roc_area(score[:known], score[known:]),
+                "auc_right": roc_area(first[:known][right], first[known:]) if right.any() else None,
+                "first_right": float(right.mean()),
+                **{f"{name}_{bound}": None for name in AREAS for bound in ("low", "high")},
+            }
+        )
+    yield from rows
+    if rows:
+        yield _mean(rows)
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    mean: Row = {"draw": None, "absent": rows[0]["absent"]}
+    mean["present"] = round(float(np.mean([row["present"] for row in rows])))
+    mean["first_right"] = float(np.mean([row["first_right"] for row in rows]))
+    for name in AREAS:
+        values = [row[name] for row in rows if row[name] is not None]
+        found = bootstrap(np.array(values)[:, None])[0] if values else (None, None, None)
+        mean |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+    return mean
