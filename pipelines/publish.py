@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from pipelines.background import background_names
 from pipelines.complete import Completed
+from pipelines.confidence import MAX_LOGITS, fit_confidence
 from pipelines.stages import Job
 from probelog import __version__, matching, scoring
+from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
 from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.generation import Generation
@@ -44,7 +46,7 @@ from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
 from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, ProbedModel, from_table
 from probelog.scoring import TopPairs
-from probelog.storage import Store, npy, short_key
+from probelog.storage import Store, digest, npy, short_key
 
 # Names that `show` can tell of a logit.
 _NAMES_KEPT = 32
@@ -81,6 +83,7 @@ class _Inputs:
         return short_key(
             "generation",
             INDEX_VERSION,
+            matching.SHARPNESS,
             self.completed.key,
             self.probe_set.hash,
             self.encoder.digest,
@@ -161,7 +164,10 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
     schema = logits_schema(
         min(config.top_r, given.probe_set.count), keep, completed.rank, given.encoder.dimension
     )
-    logits = writer.write("logits", schema, _logit_batches(given, schema, numbers, background, keep))
+    sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
+    logits = writer.write("logits", schema, _logit_batches(given, schema, numbers, background, keep, sample))
+    job.report.line("publish: fitting the confidence of hits")
+    statistics, confidence = sample.fit(given, space, background)
     writer.write("models", MODELS, [_model_table(given, models)])
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
     settings: dict[str, Any] = {
@@ -179,6 +185,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "prompts": config.prompts,
         "method": "matched heads",
         "sharpness": background.sharpness,
+        "confidence": confidence.to_dict(),
         "top_r": min(config.top_r, given.probe_set.count),
         "background_concepts": len(given.background),
         "text_encoder": text.settings,
@@ -192,6 +199,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "settings": json.dumps(settings).encode(),
         "background": json.dumps(given.background).encode(),
         "background_vectors.npy": npy(vectors),
+        "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": text.onnx,
         "tokenizer.json": text.tokenizer_json.encode(),
     }
@@ -239,7 +247,12 @@ def _described(
 
 
 def _logit_batches(
-    given: _Inputs, schema: pa.Schema, numbers: dict[tuple[str, str], int], background: Background, keep: int
+    given: _Inputs,
+    schema: pa.Schema,
+    numbers: dict[tuple[str, str], int],
+    background: Background,
+    keep: int,
+    sample: _Sample,
 ) -> Iterator[pa.Table]:
     first = 0
     for model, number, rows in _described(given, numbers):
@@ -254,6 +267,7 @@ def _logit_batches(
             negated = np.concatenate([negated, ~negated])
             rows = pa.concat_tables([rows, rows])
         offsets = background.offsets(directions)
+        sample.add(model, rows["logit"].to_pylist(), negated, directions, offsets)
         nearest = scoring.nearest_background(-background.scores(directions, offsets), keep)
         yield pa.table(
             {
@@ -273,6 +287,54 @@ def _logit_batches(
             }
         ).cast(schema)
         first += len(negated)
+
+
+class _Sample:
+    """Some of the published logits, whole models chosen by a hash: what the confidence is fitted on."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._directions: list[npt.NDArray[np.float32]] = []
+        self._offsets: list[npt.NDArray[np.float64]] = []
+        self._labels: list[str] = []
+
+    def add(
+        self,
+        model: ProbedModel,
+        logits: Sequence[int],
+        negated: npt.NDArray[np.bool_],
+        directions: npt.NDArray[np.float32],
+        offsets: npt.NDArray[np.float64],
+    ) -> None:
+        """Look at one model: its logits' numbers and signs, directions (L, d) and offsets (L,)."""
+        # The first one is kept whatever its hash: a sample of nothing has no statistics.
+        if self._labels and int(digest(model.repo.encode())[:8], 16) >= self._share * 2**32:
+            return
+        self._directions.append(directions)
+        self._offsets.append(offsets)
+        self._labels += [
+            model.labels[logit] if logit < len(model.labels) and not opposite else ""
+            for logit, opposite in zip(logits, negated.tolist(), strict=True)
+        ]
+
+    def fit(
+        self, given: _Inputs, space: matching.HeadSpace, background: Background
+    ) -> tuple[ColumnStatistics, Confidence]:
+        """Statistics of the background over the sample, and the confidence fitted on its declared labels."""
+        config, b = given.job.config, background.sharpness
+        directions, offsets = np.concatenate(self._directions), np.concatenate(self._offsets)
+        statistics = ColumnStatistics.of(directions, background.directions, offsets, b)
+        return statistics, fit_confidence(
+            directions,
+            offsets,
+            self._labels,
+            space,
+            b,
+            lambda names: name_vectors(given.encoder.embed_texts, config.prompts, names),
+            given.background,
+            statistics,
+            config.seed,
+        )
 
 
 def _directions(rows: pa.Table) -> npt.NDArray[np.float32]:

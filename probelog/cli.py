@@ -173,21 +173,25 @@ def _open(uri: str) -> Index:
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:
-    table = _table("#>", "repository", "class>", "declared label", "score>", "licence", "downloads>")
+    columns = ["#>", "repository", "class>", "declared label", "sure>", "score>", "licence", "downloads>"]
+    if _narrow():
+        columns.remove("score>")
+    table = _table(*columns)
     if _narrow():
         table.columns[3].max_width = 16  # so that names of repositories, the longest of all, stay whole
     for hit in hits:
         label = printable(hit.label, limit=60)
-        _add(
-            table,
-            str(hit.rank),
-            printable(hit.repo) + _copies(hit.duplicates),
-            str(hit.logit),
-            f"not {label}" if hit.negated else label,
-            f"{hit.score:.3f}",
-            printable(hit.licence or "-", limit=30),
-            "-" if hit.downloads is None else f"{hit.downloads:,}",
-        )
+        cells = {
+            "#>": str(hit.rank),
+            "repository": printable(hit.repo) + _copies(hit.duplicates),
+            "class>": str(hit.logit),
+            "declared label": f"not {label}" if hit.negated else label,
+            "sure>": "-" if hit.confidence is None else f"{hit.confidence:.0%}",
+            "score>": f"{hit.score:.2f}",
+            "licence": printable(hit.licence or "-", limit=30),
+            "downloads>": "-" if hit.downloads is None else f"{hit.downloads:,}",
+        }
+        _add(table, *(cells[column] for column in columns))
     _print(table)
 
 

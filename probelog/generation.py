@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from probelog.confidence import ColumnStatistics, Confidence
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import INDEX_VERSION, Pointer, connect, matrix_of
 from probelog.matching import HeadSpace
@@ -194,6 +195,18 @@ class Generation:
         """What turns queries into directions: the probes and the background, as the encoder sees them."""
         with self._reading("background"):
             return HeadSpace(self.probe_embeddings, from_npy(self.meta("background_vectors.npy")))
+
+    @_Once
+    def statistics(self) -> ColumnStatistics:
+        """How the background concepts score over the gallery."""
+        with self._reading("background"):
+            means, stds = from_npy(self.meta("background_statistics.npy"))
+            return ColumnStatistics(means, stds)
+
+    @_Once
+    def confidence(self) -> Confidence:
+        """What turns scores and margins into probabilities."""
+        return Confidence.from_dict(self.settings["confidence"])
 
     @property
     def sharpness(self) -> float:

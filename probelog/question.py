@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog import matching
+from probelog import confidence, matching
 from probelog.errors import QueryError
 from probelog.prompts import name_vectors
 
@@ -35,11 +35,16 @@ class Question:
         direction: (d,) what is looked for.
         excluded: numbers of the background concepts that have one of its names.
         unwanted: (u, d) what must not be recognised.
+        named: whether it was asked by name, so that ``excluded`` holds all that means the same.
+        of_logit: whether a logit is part of it. Logits are more alike than a concept and a logit are: what the
+            confidence was fitted on says nothing about them.
     """
 
     direction: Float64
     excluded: npt.NDArray[np.int64]
     unwanted: Float64
+    named: bool = True
+    of_logit: bool = False
 
     def similarities(self, generation: Generation) -> Float64:
         """Cosine of every logit to what is looked for: (N,)."""
@@ -59,6 +64,36 @@ class Question:
             against = b * np.asarray(vectors @ unwanted.astype(np.float32), np.float64) - offsets
             scores -= UNWANTED_WEIGHT * np.maximum(against, 0.0)
         return np.asarray(scores)
+
+    def confidences(
+        self, generation: Generation, scores: Float64, rows: Sequence[int] | npt.NDArray[np.int64]
+    ) -> Float64 | None:
+        """Probability that each of some logits is relevant: (k,). None for questions by a logit.
+
+        Args:
+            generation: the index's generation that was asked.
+            scores: (N,) of all logits.
+            rows: numbers of the k logits.
+        """
+        if self.of_logit:
+            return None
+        rows = np.asarray(rows, np.int64)
+        background = generation.space.background
+        excluded = self.excluded
+        if not self.named and len(background):
+            # Nobody said what the pictures or the logit are called: the nearest name is taken to mean the same.
+            excluded = np.array([int(np.argmax(background @ self.direction))])
+        own = (scores[rows] - scores.mean()) / max(float(scores.std()), 1e-12)
+        margins = confidence.margins(
+            generation.vectors[rows],
+            own,
+            background,
+            generation.offsets[rows],
+            generation.sharpness,
+            generation.statistics,
+            excluded,
+        )
+        return generation.confidence.of(scores[rows], margins)
 
 
 def ask(
@@ -99,6 +134,8 @@ def ask(
         direction / length if length > 0 else direction,
         excluded,
         np.stack(against) if against else np.empty((0, len(direction))),
+        named=bool(texts),
+        of_logit=like is not None,
     )
 
 

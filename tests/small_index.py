@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog import matching, scoring
+from probelog.confidence import ColumnStatistics, Confidence
 from probelog.gallery import Observed
 from probelog.index import (
     INDEX_VERSION,
@@ -29,6 +30,7 @@ from probelog.storage import Store, npy
 from probelog.text_encoder import TextEncoder
 
 PROMPT = "a photo of a {}"
+CONFIDENCE = Confidence(1.0, 0.5, 0.25, "declared labels", 100, 50)
 TOP_R = 12
 KEPT = 8
 BACKGROUND = ["cat", "Golden Retriever", "sea_lion", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
@@ -138,6 +140,7 @@ def build(
     writer = GenerationWriter(index, name)
     compared = matching.Background(space.background, matching.sharpness(gallery, space.background))
     offsets = compared.offsets(gallery)
+    statistics = ColumnStatistics.of(gallery, space.background, offsets, compared.sharpness)
     pairs = scoring.top_pairs(everything, TOP_R)
     nearest = scoring.nearest_background(-compared.scores(gallery, offsets), KEPT)
     count = len(everything)
@@ -186,6 +189,7 @@ def build(
         "encoder": f"tiny {kind}",
         "prompts": [PROMPT],
         "sharpness": compared.sharpness,
+        "confidence": CONFIDENCE.to_dict(),
         "top_r": TOP_R,
         "text_encoder": files.settings,
         "image_encoder": tiny_encoders.image_files(kind).settings if images else None,
@@ -197,6 +201,7 @@ def build(
         "settings": json.dumps(facts).encode(),
         "background": json.dumps(BACKGROUND).encode(),
         "background_vectors.npy": npy(background),
+        "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": files.onnx,
         "tokenizer.json": files.tokenizer_json.encode(),
     }

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import probelog
+from probelog.confidence import Confidence
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.index import read_pointer
 from probelog.results import Hit
@@ -212,6 +213,69 @@ def test_mixtures_add_directions(small: SmallIndex, index: probelog.Index) -> No
     expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
     found = index.search("dog", images=[picture], like="emil/things#3", k=1000)
     np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=2e-3)
+
+
+def naive_confidence(
+    small: SmallIndex,
+    rows: Sequence[int],
+    direction: np.ndarray,
+    excluded: Sequence[str],
+    synonyms: Sequence[str],
+) -> list[float]:
+    """By the formulas of probelog.confidence, loop by loop; synonyms are no rivals of the margin."""
+    named, everything = parts(small)[1], range(len(small.z))
+
+    def z(of: np.ndarray, left_out: Sequence[str]) -> np.ndarray:
+        column = np.array([score(small, row, of, left_out) for row in everything])
+        return (column - column.mean()) / column.std()
+
+    own = z(direction, excluded)
+    rivals = [z(named[i], [name]) for i, name in enumerate(BACKGROUND) if name not in synonyms]
+    evidence = [
+        1.0
+        + 0.5 * (own[row] - max(rival[row] for rival in rivals))
+        + 0.25 * score(small, row, direction, excluded)
+        for row in rows
+    ]
+    return [1 / (1 + np.exp(-value)) for value in evidence]
+
+
+@pytest.mark.parametrize(("text", "excluded"), [("dog", []), ("cat", ["cat"])])
+def test_confidences_are_the_formulas(
+    small: SmallIndex, index: probelog.Index, text: str, excluded: list[str]
+) -> None:
+    direction = text_direction(small, text, excluded)
+    rows = [row for row, _ in ranked(small, direction, excluded)[:6]]
+    found = index.search(text, k=6)
+    np.testing.assert_allclose(
+        [hit.confidence for hit in found],
+        naive_confidence(small, rows, direction, excluded, excluded),
+        atol=1e-3,
+    )
+
+
+def test_pictures_take_the_nearest_name_for_their_own(small: SmallIndex, index: probelog.Index) -> None:
+    direction = picture_direction(small, [photo(32, 32, 1)])
+    nearest = BACKGROUND[int(np.argmax(parts(small)[1] @ direction))]
+    rows = [row for row, _ in ranked(small, direction)[:4]]
+    expected = naive_confidence(small, rows, direction, [], [nearest])
+    found = [hit.confidence for hit in index.search(images=[photo(32, 32, 1)], k=4)]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_questions_by_a_logit_have_no_confidence(index: probelog.Index) -> None:
+    assert {hit.confidence for hit in index.search(like="emil/things#3")} == {None}
+    assert {hit.confidence for hit in index.search("dog", like="emil/things#3")} == {None}
+
+
+def test_nothing_here_is_an_answer(tmp_path: Path) -> None:
+    unsure = Confidence(-6.0, 0.0, 0.0, "declared labels", 100, 50)
+    index = probelog.open_index(build(Store(tmp_path), settings={"confidence": unsure.to_dict()}).store.uri)
+    found = index.search("dog", k=3)
+    assert len(found) == 3
+    assert found.notes == ["no answer is surer than 0%: perhaps nothing in this index recognises this"]
+    assert index.search(like="anna/pets#1").notes == []
+    assert index.search("dog", where="false").notes == []
 
 
 def test_what_is_unwanted_loses(small: SmallIndex, index: probelog.Index) -> None:
@@ -513,6 +577,7 @@ def test_results_as_an_arrow_table(index: probelog.Index) -> None:
         "logit",
         "label",
         "score",
+        "confidence",
         "distance",
         "negated",
         "duplicates",

@@ -84,6 +84,7 @@ def test_the_table(run: Run, uri: str) -> None:
         "repository",
         "class",
         "declared label",
+        "sure",
         "score",
         "licence",
         "downloads",
@@ -92,8 +93,9 @@ def test_the_table(run: Run, uri: str) -> None:
     pets = next(row for row in rows if "anna/pets" in row and "Golden" in row)
     cells = re.split(r"\s{2,}", pets.strip())
     assert cells[1:4] == ["anna/pets (+2 copies)", "2", "Golden_Retriever"]
-    assert cells[5:] == ["mit", "1,200"]
-    assert float(cells[4]) == pytest.approx(float(cells[4]), abs=10)
+    assert cells[4].endswith("%")
+    assert cells[6:] == ["mit", "1,200"]
+    assert float(cells[5]) == pytest.approx(float(cells[5]), abs=10)
     unknown = next(row for row in rows if "[red]name[/red]" in row)
     assert unknown.rstrip().endswith("7")
     assert " -  " in unknown
@@ -359,6 +361,43 @@ def test_a_pipe_in_another_encoding(uri: str) -> None:
     )
     assert b"???" in done.stdout
     assert done.stderr == b""
+
+
+def test_models_like_one(run: Run, uri: str) -> None:
+    done = run("search", "--model", "emil/things", "--index", uri, "-k", "3")
+    assert (done.status, done.err) == (0, "")
+    head, *rows = done.out.splitlines()
+    assert re.split(r"\s{2,}", head.strip()) == [
+        "#",
+        "repository",
+        "classes",
+        "score",
+        "licence",
+        "downloads",
+    ]
+    assert len(rows) == 3
+    found = [
+        json.loads(line)
+        for line in run("search", "--model", "emil/things", "--index", uri, "--json").out.splitlines()
+    ]
+    assert [hit["rank"] for hit in found] == list(range(1, len(found) + 1))
+    assert {"repo", "sha", "score", "logits", "duplicates"} <= found[0].keys()
+    none = run("search", "--model", "emil/things", "--where", "false", "--index", uri)
+    assert (none.status, none.out) == (0, "no other model in this index meets the filter\n")
+
+
+def test_several_names_and_what_is_unwanted(run: Run, uri: str) -> None:
+    def asked(*arguments: str) -> list[tuple[str, int]]:
+        done = run("search", *arguments, "--json", "-k", "1000", "--index", uri)
+        assert done.status == 0
+        return [(hit["repo"], hit["logit"]) for hit in map(json.loads, done.out.splitlines())]
+
+    plain = asked("dog")
+    assert asked("dog", "--not", "cat") != plain
+    assert asked("dog", "husky") != plain
+    mixed = asked("dog", "husky", "--like", "anna/pets#1")
+    assert len(mixed) == len(plain) - 1
+    assert ("anna/pets", 1) not in mixed
 
 
 def test_a_terminal_of_80_columns(tmp_path: Path) -> None:
