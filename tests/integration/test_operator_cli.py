@@ -101,7 +101,7 @@ def test_a_configuration_that_is_not_toml(tmp_path: Path) -> None:
     assert "Is a directory" in refused("full", "--config", tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["full", "--colour"], ["nonsense"], ["status"], ["evaluate", "--index", "x"], ["crawl", "--retry-failed"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["full", "--colour"], ["nonsense"], ["status"], ["evaluate", "--colour"], ["crawl", "--retry-failed"]])  # fmt: skip
 def test_unknown_or_missing_arguments(arguments: list[str]) -> None:
     ended = operator(*arguments)
     assert ended.status == 2
@@ -216,7 +216,7 @@ def test_status(indexed: Indexed) -> None:
 def test_evaluate(indexed: Indexed) -> None:
     ended = operator("evaluate", "--index", indexed.store, "--truth", indexed.world.truth)
     assert ended.status == 0
-    assert "this index (version 2)" in ended.out
+    assert "this index (matched heads)" in ended.out
     found = json.loads(
         operator("evaluate", "--index", indexed.store / "index", "--truth", indexed.world.truth, "--json").out
     )
@@ -341,7 +341,9 @@ def test_a_full_run_into_s3(
             if (other.repo.removesuffix("-again"), other.logit, other.negated)
             == (hit.repo, hit.logit, hit.negated)
         )
-        assert hit.score == pytest.approx(same.score, abs=1e-4)
+        assert hit.distance == pytest.approx(
+            same.distance, abs=1e-4
+        )  # the score is in units of the whole hub
     found = json.loads(operator("status", "--store", store, "--json").out)
     assert [ledger["indexed"] for ledger in found["ledgers"]] == [2]
     ended = operator("full", "--config", file)
