@@ -61,7 +61,9 @@ class Config(_Strict):
     background: str = Field(
         "imagenet-21k", description="Background concepts: a text file, one name a line, or imagenet-21k."
     )
-    background_count: Positive = Field(500, description="How many background concepts are drawn.")
+    background_count: Positive = Field(
+        2000, description="How many background concepts are drawn; more are better, and cost little."
+    )
     prompt: str | list[str] = Field(
         "a photo of a {}",
         description="What a concept's name is put into before encoding; of several the embeddings are averaged.",
