@@ -77,6 +77,12 @@ def search(
     like: Annotated[
         str | None, typer.Option("--like", help="REPO#LOGIT: find other logits of the same meaning.")
     ] = None,
+    like_index: Annotated[
+        str | None,
+        typer.Option(
+            "--like-index", help="The index that holds the logit of --like, where it is another one."
+        ),
+    ] = None,
     unwanted: Annotated[
         list[str] | None, typer.Option("--not", help="What must not be recognised; may be given again.")
     ] = None,
@@ -103,7 +109,13 @@ def search(
         _print_models(opened.models_like(model, k=k, where=where), as_json, where)
         return
     results = opened.search(
-        text or (), images=image or None, like=like, unwanted=unwanted or (), k=k, where=where
+        text or (),
+        images=image or None,
+        like=like,
+        like_index=None if like_index is None else _open(like_index),
+        unwanted=unwanted or (),
+        k=k,
+        where=where,
     )
     for note in results.notes:
         typer.echo(f"note: {printable(note)}", err=True)

@@ -86,6 +86,7 @@ class Index:
         *,
         images: Pictures | None = None,
         like: str | None = None,
+        like_index: Index | None = None,
         unwanted: str | Sequence[str] = (),
         k: int = 10,
         where: str | None = None,
@@ -97,7 +98,9 @@ class Index:
         Args:
             text: the concept's name, as a person would say it ("dog"), or several names of the same thing.
             images: pictures of one concept (paths, bytes or PIL images); several make one query.
-            like: a logit of the index as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning.
+            like: a logit as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning.
+            like_index: the index that holds that logit, where it is not this one. Both must have the same encoder;
+                their probes may differ.
             unwanted: what must not be recognised, a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
@@ -110,13 +113,20 @@ class Index:
         against = [unwanted] if isinstance(unwanted, str) else list(unwanted)
         if not texts and images is None and like is None:
             raise QueryError("nothing was asked: give a text, images or a logit (like), or a mixture of them")
+        if like_index is not None and like is None:
+            raise QueryError("like_index says where a logit lies: name the logit with like")
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
 
         def answer(generation: Generation) -> Results:
             notes: list[str] = []
-            row = None if like is None else _find_logit(generation, like)
-            question = ask(generation, texts, images, row, against, notes)
+            row = direction = None
+            if like is not None and like_index is not None and like_index is not self:
+                direction = like_index._ask(lambda other: _direction_elsewhere(generation, other, like))
+            elif like is not None:
+                row = _find_logit(generation, like)
+                direction = generation.vectors[row]
+            question = ask(generation, texts, images, direction, against, notes)
             similarities = question.similarities(generation)
             scores = question.scores(generation, similarities)
             skip = None if row is None else int(generation.fold_keys[row])
@@ -268,6 +278,17 @@ def _direction(
     """Direction (d,) of a text, and the numbers of the background concepts that have one of its names."""
     excluded = background_numbers(generation, names)
     return generation.space.of_texts(text_vectors(generation, [text]), [excluded])[0], excluded
+
+
+def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
+    """Direction (d,) of a logit of another index with the same encoder."""
+    mine, theirs = (held.settings.get("encoder_digest") for held in (generation, other))
+    if mine is None or mine != theirs:
+        raise QueryError(
+            f"{other.index.uri} and {generation.index.uri} were made with different encoders "
+            f"({other.settings['encoder']} and {generation.settings['encoder']}): their logits cannot be compared"
+        )
+    return np.asarray(other.vectors[_find_logit(other, like)])
 
 
 def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:

@@ -100,7 +100,7 @@ def ask(
     generation: Generation,
     texts: Sequence[str],
     images: Pictures | None,
-    like: int | None,
+    like: npt.NDArray[np.floating[Any]] | None,
     unwanted: Sequence[str],
     notes: list[str],
 ) -> Question:
@@ -110,7 +110,7 @@ def ask(
         generation: the index's generation that is asked.
         texts: names of one concept, synonyms of each other.
         images: pictures of it.
-        like: number of a logit that is one.
+        like: direction (d,) of a logit that is one.
         unwanted: names of what must not be recognised.
         notes: hears of words that the encoder does not know.
 
@@ -124,7 +124,7 @@ def ask(
     if images is not None:
         parts.append(generation.space.of_images(_embedded(generation, images))[0])
     if like is not None:
-        parts.append(np.asarray(generation.vectors[like], np.float64))
+        parts.append(np.asarray(like, np.float64))
     direction = np.sum(parts, axis=0)
     length = np.linalg.norm(direction)
     against = [

@@ -187,6 +187,7 @@ def build(
         "logits": count,
         "probes": probes,
         "encoder": f"tiny {kind}",
+        "encoder_digest": f"digest of tiny {kind}",
         "prompts": [PROMPT],
         "sharpness": compared.sharpness,
         "confidence": CONFIDENCE.to_dict(),

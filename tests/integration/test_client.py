@@ -189,6 +189,27 @@ def test_like_is_asked_with_the_logits_own_direction(small: SmallIndex, index: p
     np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
 
 
+def test_like_takes_a_logit_of_another_index(
+    small: SmallIndex, index: probelog.Index, tmp_path: Path
+) -> None:
+    there = build(Store(tmp_path / "there"), models=[Model("far/away", ("x", "y", "z"))], seed=7, probes=30)
+    other = probelog.open_index(there.store.uri)
+    direction = naive.model_directions(there.z, "softmax", there.embeddings.astype(float))[1]
+    expected = ranked(small, direction)
+    found = index.search(like="far/away#y", like_index=other, k=1000)
+    assert called(found) == names(small, expected)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    same = index.search(like="emil/things#3", like_index=index)
+    assert called(same) == called(index.search(like="emil/things#3"))
+    with pytest.raises(QueryError, match="does not hold"):
+        index.search(like="emil/things#3", like_index=other)
+    with pytest.raises(QueryError, match="name the logit"):
+        index.search("dog", like_index=other)
+    foreign = build(Store(tmp_path / "foreign"), settings={"encoder_digest": "of another"})
+    with pytest.raises(QueryError, match="different encoders"):
+        index.search(like="emil/things#3", like_index=probelog.open_index(foreign.store.uri))
+
+
 def test_several_names_are_one_concept(small: SmallIndex, index: probelog.Index) -> None:
     texts = ["cat", "dog"]
     vectors = small.encoder.embed([PROMPT.replace("{}", text) for text in texts]).astype(float)
