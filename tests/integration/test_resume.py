@@ -211,4 +211,4 @@ def test_killed_while_publishing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     assert {path.name for path in generations.iterdir()} == {*kept, unfinished.name}
     (unfinished / "hold.json").unlink()
     assert sweep(Store(store / "index")) == [unfinished.name]
-    assert open_index(store).settings["prompt"] == "{}"
+    assert open_index(store).settings["prompts"] == ["{}"]
