@@ -158,10 +158,18 @@ class HeadSpace:
         """Log-sum-exp over the competing background concepts for every probe: (n,)."""
         if not len(excluded):
             return self._every_rival
-        kept = np.delete(self._similarities, np.asarray(excluded, np.int64), axis=1)
-        if not kept.shape[1]:
+        numbers = np.unique(np.asarray(excluded, np.int64))
+        if len(numbers) == len(self._texts):
             return self._every_rival
-        return _log_sum_exp(self._sharpness * kept, axis=1)
+        gone = _log_sum_exp(self._sharpness * self._similarities[:, numbers], axis=1)
+        share = np.exp(np.minimum(gone - self._every_rival, 0.0))
+        # Taking away what is nearly everything would leave rounding noise: there the rest is added up again.
+        doubtful = np.flatnonzero(share > 1 - 1e-6)
+        rest = self._every_rival + np.log1p(-np.minimum(share, 1 - 1e-6))
+        if len(doubtful):
+            kept = np.delete(self._similarities[doubtful], numbers, axis=1)
+            rest[doubtful] = _log_sum_exp(self._sharpness * kept, axis=1)
+        return np.asarray(rest)
 
     @cached_property
     def _inverse(self) -> Float64:
