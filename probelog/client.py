@@ -114,7 +114,9 @@ class Index:
         if not texts and images is None and like is None:
             raise QueryError("nothing was asked: give a text, images or a logit (like), or a mixture of them")
         if like_index is not None and like is None:
-            raise QueryError("like_index says where a logit lies: name the logit with like")
+            raise QueryError(
+                "like_index (--like-index) says which index holds a logit: name the logit with like (--like)"
+            )
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
 
