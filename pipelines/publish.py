@@ -16,7 +16,7 @@ from pipelines.background import background_names
 from pipelines.complete import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
 from pipelines.stages import Job
-from probelog import __version__, matching, scoring
+from probelog import __version__, matching
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
 from probelog.errors import ConflictError, StoreError, UsageError
@@ -48,8 +48,6 @@ from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, Pro
 from probelog.scoring import TopPairs
 from probelog.storage import Store, digest, npy, short_key
 
-# Names that `show` can tell of a logit.
-_NAMES_KEPT = 32
 # Enough for the mean of a spread, however large the hub.
 _SHARPNESS_LOGITS = 20_000
 _CANARIES = 5
@@ -167,12 +165,9 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
     background = Background(space.background, _sharpness(given, numbers, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
-    keep = min(len(given.background), _NAMES_KEPT)
-    schema = logits_schema(
-        min(config.top_r, given.probe_set.count), keep, completed.rank, given.encoder.dimension
-    )
+    schema = logits_schema(min(config.top_r, given.probe_set.count), completed.rank, given.encoder.dimension)
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
-    logits = writer.write("logits", schema, _logit_batches(given, schema, numbers, background, keep, sample))
+    logits = writer.write("logits", schema, _logit_batches(given, schema, numbers, background, sample))
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)
     writer.write("models", MODELS, [_model_table(given, models)])
@@ -258,7 +253,6 @@ def _logit_batches(
     schema: pa.Schema,
     numbers: dict[tuple[str, str], int],
     background: Background,
-    keep: int,
     sample: _Sample,
 ) -> Iterator[pa.Table]:
     first = 0
@@ -275,7 +269,6 @@ def _logit_batches(
             rows = pa.concat_tables([rows, rows])
         offsets = background.offsets(directions)
         sample.add(model, rows["logit"].to_pylist(), negated, directions, offsets)
-        nearest = scoring.nearest_background(-background.scores(directions, offsets), keep)
         yield pa.table(
             {
                 "id": np.arange(first, first + len(negated), dtype=np.int64),
@@ -286,8 +279,6 @@ def _logit_batches(
                 "std": rows["std"],
                 "probes": fixed_lists(pairs.probes, pa.int32()),
                 "values": fixed_lists(pairs.values, pa.float32()),
-                "nearest": fixed_lists(nearest.names, pa.int32()),
-                "nearest_scores": fixed_lists(-nearest.distances, pa.float32()),
                 "offset": offsets.astype(np.float32),
                 "factor": fixed_lists(_lists(rows["factor"]), pa.float32()),
                 "vector": fixed_lists(directions, pa.float32()),

@@ -153,7 +153,7 @@ def show(
     typer.echo(", ".join(printable(fact) for fact in facts if fact))
     if summary.same_weights:
         typer.echo(f"the same weights: {', '.join(printable(other) for other in summary.same_weights)}")
-    table = _table("class>", "declared label", "recognises (nearest concepts)")
+    table = _table("class>", "declared label", "recognises (likeliest concepts)")
     for item in summary.logits:
         label = printable(item.label, limit=60)
         _add(

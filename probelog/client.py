@@ -181,7 +181,7 @@ class Index:
         return self._ask(answer)
 
     def show(self, repo: str, concepts: int = 5) -> ModelSummary:
-        """What each logit of one model recognises: the background concepts nearest to it.
+        """What each logit of one model recognises: the background concepts that it stands for most likely.
 
         Raises:
             QueryError: the index does not hold this repository (the message names similar ones).
@@ -194,7 +194,7 @@ class Index:
             twins = np.flatnonzero(generation.same_weights == generation.same_weights[number])
             labels = generation.labels([number]).get(number, [])
             rows = np.flatnonzero(generation.model_of == number)
-            names, scores = generation.nearest(rows.tolist())
+            names, scores = generation.names(rows.tolist(), concepts)
             return ModelSummary(
                 **_facts(generation, number, _SUMMARY_FACTS),
                 same_weights=[generation.repos[twin] for twin in twins if twin != number],
@@ -203,8 +203,8 @@ class Index:
                         logit=int(generation.logit_of[row]),
                         label=_label(labels, int(generation.logit_of[row])),
                         negated=bool(generation.negated[row]),
-                        concepts=names[i][:concepts],
-                        scores=scores[i][:concepts],
+                        concepts=names[i],
+                        scores=scores[i],
                         probes=_first_probes(generation, int(row)),
                     )
                     for i, row in enumerate(rows)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.confidence import ColumnStatistics, Confidence
+from probelog.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import INDEX_VERSION, Pointer, connect, matrix_of
 from probelog.matching import HeadSpace
@@ -213,13 +213,19 @@ class Generation:
         """The score's temperature ``b``."""
         return float(self.settings["sharpness"])
 
-    def nearest(self, rows: Sequence[int]) -> tuple[list[list[str]], list[list[float]]]:
-        """The background concepts that some logits recognise best, and their scores, best first."""
-        wanted = ", ".join(str(int(row)) for row in rows)
-        found = self.rows("logits", ["id", "nearest", "nearest_scores"], f"id IN ({wanted})", limit=len(rows))
-        by_row = {row["id"]: row for row in found.to_pylist()}
-        names = [[self.background[i] for i in by_row[int(row)]["nearest"]] for row in rows]
-        return names, [list(by_row[int(row)]["nearest_scores"]) for row in rows]
+    def names(self, rows: Sequence[int], count: int) -> tuple[list[list[str]], list[list[float]]]:
+        """The background concepts that some logits stand for most likely, best first, and their scores.
+
+        In the order of ``z`` (``probelog.confidence``): plain scores would name concepts that score high everywhere.
+        """
+        numbers = np.asarray(rows, np.int64)
+        background = self.space.background
+        if not len(background) or not len(numbers):
+            return [[] for _ in rows], [[] for _ in rows]
+        scores = background_scores(self.vectors[numbers], background, self.offsets[numbers], self.sharpness)
+        order = np.argsort(-self.statistics.standardise(scores), axis=1, kind="stable")[:, :count]
+        found = np.take_along_axis(scores, order, axis=1)
+        return [[self.background[i] for i in row] for row in order], found.tolist()
 
     @_Once
     def same_weights(self) -> npt.NDArray[np.int64]:

@@ -237,12 +237,11 @@ MODELS = pa.schema(
 META = pa.schema([("key", pa.string()), ("value", pa.large_binary())])
 
 
-def logits_schema(top_r: int, nearest: int, rank: int, dimension: int) -> pa.Schema:
+def logits_schema(top_r: int, rank: int, dimension: int) -> pa.Schema:
     """Schema of the ``logits`` table.
 
     Args:
         top_r: (probe, value) pairs a logit.
-        nearest: background concepts kept a logit, for `show`.
         rank: length of the completion's factor.
         dimension: of the encoder's space.
     """
@@ -256,8 +255,6 @@ def logits_schema(top_r: int, nearest: int, rank: int, dimension: int) -> pa.Sch
             ("std", pa.float32()),
             ("probes", pa.list_(pa.int32(), top_r)),
             ("values", pa.list_(pa.float32(), top_r)),
-            ("nearest", pa.list_(pa.int32(), nearest)),
-            ("nearest_scores", pa.list_(pa.float32(), nearest)),
             ("offset", pa.float32()),
             ("factor", pa.list_(pa.float32(), rank)),
             ("vector", pa.list_(pa.float32(), dimension)),

@@ -203,12 +203,6 @@ class Background:
         """Offsets of logits' directions (N, d): (N,)."""
         return offsets(gallery, self.directions, self.sharpness)
 
-    def scores(self, gallery: Floats, offset: Floats) -> Float64:
-        """Scores of the background concepts themselves: (N, B). Meant for some logits at a time."""
-        return (
-            self.sharpness * np.asarray(gallery, np.float64) @ self.directions.T - np.asarray(offset)[:, None]
-        )
-
 
 def sharpness(directions: Floats, background: Floats, units: float = SHARPNESS) -> float:
     """The score's temperature ``b`` for a gallery: (N, d) and (B, d) directions.

@@ -64,7 +64,7 @@ class ModelHit:
 
 @dataclass(frozen=True, slots=True)
 class LogitSummary:
-    """What one logit of a model recognises: the background concepts that score best for it, best first."""
+    """What one logit of a model recognises: the background concepts it stands for most likely, and their scores."""
 
     logit: int
     label: str

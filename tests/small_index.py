@@ -32,7 +32,6 @@ from probelog.text_encoder import TextEncoder
 PROMPT = "a photo of a {}"
 CONFIDENCE = Confidence(1.0, 0.5, 0.25, "declared labels", 100, 50)
 TOP_R = 12
-KEPT = 8
 BACKGROUND = ["cat", "Golden Retriever", "sea_lion", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
 
 ESCAPES = [
@@ -142,9 +141,8 @@ def build(
     offsets = compared.offsets(gallery)
     statistics = ColumnStatistics.of(gallery, space.background, offsets, compared.sharpness)
     pairs = scoring.top_pairs(everything, TOP_R)
-    nearest = scoring.nearest_background(-compared.scores(gallery, offsets), KEPT)
     count = len(everything)
-    schema = logits_schema(TOP_R, KEPT, 2, encoder.dimension)
+    schema = logits_schema(TOP_R, 2, encoder.dimension)
     logits = pa.table(
         {
             "id": np.arange(count),
@@ -155,8 +153,6 @@ def build(
             "std": np.ones(count, np.float32),
             "probes": fixed_lists(pairs.probes, pa.int32()),
             "values": fixed_lists(pairs.values, pa.float32()),
-            "nearest": fixed_lists(nearest.names, pa.int32()),
-            "nearest_scores": fixed_lists(-nearest.distances, pa.float32()),
             "offset": offsets.astype(np.float32),
             "factor": fixed_lists(np.zeros((count, 2), np.float32), pa.float32()),
             "vector": fixed_lists(gallery, pa.float32()),
