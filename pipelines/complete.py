@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from cluster.completer import Completion, Fit, Fitted
 from cluster.session import worker_count
 from pipelines.stages import Job
@@ -17,7 +14,7 @@ from probelog.completion import HeldOutError
 from probelog.ledger import Part, Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
-from probelog.storage import from_npy, npy, short_key
+from probelog.storage import npy, short_key
 
 DESCRIPTORS_VERSION = 2
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
@@ -29,7 +26,7 @@ CHOICE_LOGITS = 50_000
 
 @dataclass(frozen=True)
 class Completed:
-    """The finished stage: columns V (n, k), the error that chose them, and a descriptor part for each receipt."""
+    """The finished stage: the error that chose its columns (``columns.npy``), and a descriptor part for each receipt."""
 
     key: str
     rank: int
@@ -39,7 +36,6 @@ class Completed:
     models: int
     logits: int
     dropped: int
-    columns: npt.NDArray[np.float64]
     parts: dict[str, Part]
 
     def facts(self) -> dict[str, Any]:
@@ -163,7 +159,6 @@ def _read(job: Job, folder: str, key: str, facts: dict[str, Any]) -> Completed:
         models=int(facts["models"]),
         logits=int(facts["logits"]),
         dropped=int(facts["dropped"]),
-        columns=from_npy(job.store.read(f"{folder}/columns.npy")),
         parts={name: Part(**part) for name, part in facts["parts"].items()},
     )
 

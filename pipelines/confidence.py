@@ -129,7 +129,7 @@ class LabelledConcepts:
             best = candidates[np.argsort(-column[candidates], kind="stable")[:BEST]]
             scores.append(column[best])
             margins.append(
-                hit_margins(
+                confidence.hit_margins(
                     directions, offsets, column, best, background, b, statistics, self.excluded[number]
                 )
             )
@@ -146,24 +146,7 @@ def query_scores(
 ) -> Float64:
     """Scores (N,) of one query's direction (d,) over a gallery."""
     gallery = np.asarray(directions, np.float64)
-    rivals = np.asarray(background, np.float64)[excluded]
-    own = matching.without(offsets, gallery @ rivals.T, b, len(background))
-    return np.asarray(b * (gallery @ query) - own)
-
-
-def hit_margins(
-    directions: Floats,
-    offsets: Floats,
-    scores: Float64,
-    hits: Ints,
-    background: Floats,
-    b: float,
-    statistics: ColumnStatistics,
-    excluded: Ints,
-) -> Float64:
-    """Margins (k,) of some logits (k,) for a query whose scores (N,) over the whole gallery are known."""
-    own = (scores[hits] - scores.mean()) / max(float(scores.std()), 1e-12)
-    return confidence.margins(directions[hits], own, background, offsets[hits], b, statistics, excluded)
+    return matching.scores(gallery @ query, gallery, offsets, background, b, excluded)
 
 
 @lru_cache(maxsize=1)

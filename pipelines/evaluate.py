@@ -17,6 +17,7 @@ from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
+from probelog.methods.calibration import calibrated
 from probelog.question import background_numbers, text_vectors
 
 
@@ -135,7 +136,7 @@ def _part(
 
 
 def _second_version(
-    generation: Generation, texts: Sequence[str], excluded: Sequence[Sequence[str]], k: int = 20
+    generation: Generation, texts: Sequence[str], excluded: Sequence[Sequence[str]]
 ) -> npt.NDArray[np.float64]:
     """Version 2's calibrated truncated distance, from the (probe, value) pairs that the index keeps."""
 
@@ -144,7 +145,4 @@ def _second_version(
         return scoring.truncated_distances(generation.pairs, z)
 
     numbers = [background_numbers(generation, names) for names in excluded]
-    spare = max(len(found) for found in numbers)
-    nearest = scoring.nearest_background(distances(generation.background), k + spare)
-    offsets = [scoring.calibration_offsets(nearest, k, found) for found in numbers]
-    return np.asarray(np.stack(offsets) - distances(texts).T)
+    return np.asarray(calibrated(distances(texts), distances(generation.background), numbers), np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
-from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_vectors
+from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_direction
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ class Index:
             out = np.empty((len(texts), len(generation.model_of)))
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
-                question = Question(*_direction(generation, text, names), np.empty((0, 0)))
+                own = background_numbers(generation, names)
+                question = Question(text_direction(generation, [text], own), own, np.empty((0, 0)))
                 out[i] = question.scores(generation, question.similarities(generation))
             return out
 
@@ -274,14 +275,6 @@ def open_index(uri: str | Path) -> Index:
     return Index(find_index(os.fspath(uri)))
 
 
-def _direction(
-    generation: Generation, text: str, names: Sequence[str]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Direction (d,) of a text, and the numbers of the background concepts that have one of its names."""
-    excluded = background_numbers(generation, names)
-    return generation.space.of_texts(text_vectors(generation, [text]), [excluded])[0], excluded
-
-
 def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
     """Direction (d,) of a logit of another index with the same encoder."""
     mine, theirs = (held.settings.get("encoder_digest") for held in (generation, other))
@@ -307,11 +300,7 @@ def _models_like(generation: Generation, repo: str, k: int, where: str | None) -
     if where is not None:
         allowed &= np.isin(numbers, _meeting(generation, where))
     places = np.flatnonzero(allowed)
-    chosen: dict[int, int] = {}
-    for place in places[np.argsort(-totals[places], kind="stable")]:
-        chosen.setdefault(int(weights[place]), int(place))
-        if len(chosen) == k:
-            break
+    chosen = _folded(places, totals, weights, k)
     return [
         ModelHit(
             rank=rank,
@@ -322,6 +311,18 @@ def _models_like(generation: Generation, repo: str, k: int, where: str | None) -
         )
         for rank, (weight, place) in enumerate(chosen.items(), start=1)
     ]
+
+
+def _folded(
+    candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], keys: np.ndarray[Any, Any], k: int
+) -> dict[int, int]:
+    """The first k keys in the order of falling scores, each with the best of the candidates that share it."""
+    chosen: dict[int, int] = {}
+    for place in candidates[np.argsort(-scores[candidates], kind="stable")]:
+        chosen.setdefault(int(keys[place]), int(place))
+        if len(chosen) == k:
+            break
+    return chosen
 
 
 def _meeting(generation: Generation, where: str) -> np.ndarray[Any, Any]:
@@ -388,11 +389,7 @@ def _best(
     if skip is not None:
         allowed &= keys != skip
     candidates = np.flatnonzero(allowed)
-    chosen: dict[int, int] = {}
-    for row in candidates[np.argsort(-scores[candidates], kind="stable")]:
-        chosen.setdefault(int(keys[row]), int(row))
-        if len(chosen) == k:
-            break
+    chosen = _folded(candidates, scores, keys, k)
     labels = generation.labels([int(generation.model_of[row]) for row in chosen.values()])
     hits = []
     found = question.confidences(generation, scores, list(chosen.values()))

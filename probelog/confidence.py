@@ -112,6 +112,21 @@ def margins(
     return np.asarray(np.asarray(own, np.float64) - known[:, rivals].max(axis=1))
 
 
+def hit_margins(
+    directions: Floats,
+    offsets: Floats,
+    scores: Float64,
+    hits: Ints,
+    background: Floats,
+    b: float,
+    statistics: ColumnStatistics,
+    excluded: Ints | Sequence[int],
+) -> Float64:
+    """Margins (k,) of some logits (k,) for a query whose scores (N,) over the whole gallery are known."""
+    own = (scores[hits] - scores.mean()) / max(float(scores.std()), 1e-12)
+    return margins(directions[hits], own, background, offsets[hits], b, statistics, excluded)
+
+
 @dataclass(frozen=True)
 class Confidence:
     """Step 3's weights and where they come from.

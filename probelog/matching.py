@@ -128,7 +128,7 @@ class HeadSpace:
         named = self.background
         evidence = self._sharpness * images @ self._texts.T
         # The directions speak another language than the texts (images'), with less weight: they know only the probes.
-        evidence += shown @ named.T / max(float((self._centred @ named.T).std(axis=1).mean()), 1e-12)
+        evidence += shown @ named.T / self._direction_spread
         total = evidence.sum(axis=0)
         weights = np.exp(total - total.max())
         return _unit(_unit((weights / weights.sum())[None] @ named) + self._image_share * direct)
@@ -139,8 +139,7 @@ class HeadSpace:
         if len(self._texts) < 2:
             return self.of_texts(self._texts) if len(self._texts) else self._texts
         own = self._sharpness * self._similarities
-        every = _log_sum_exp(own, axis=1)
-        return self._ridge(_standardise(np.exp(0.5 * (own - every[:, None])).T))
+        return self._ridge(_standardise(np.exp(0.5 * (own - self._every_rival[:, None])).T))
 
     @cached_property
     def _similarities(self) -> Float64:
@@ -149,6 +148,11 @@ class HeadSpace:
     @cached_property
     def _sharpness(self) -> float:
         return self._units / max(float(self._similarities.std(axis=1).mean()), 1e-12)
+
+    @cached_property
+    def _direction_spread(self) -> float:
+        """How far the background's directions differ on a probe, the mean over probes."""
+        return max(float((self._centred @ self.background.T).std(axis=1).mean()), 1e-12)
 
     @cached_property
     def _every_rival(self) -> Float64:
@@ -251,6 +255,29 @@ def without(offset: Floats, similarities: Floats, b: float, size: int) -> Float6
     share = np.minimum(gone - every, -1e-9)
     remains = every + np.log1p(-np.exp(share))
     return np.asarray(np.maximum(remains, np.log(left) - b) - np.log(left))
+
+
+def scores(
+    similarities: Floats,
+    gallery: Floats,
+    offset: Floats,
+    background: Floats,
+    b: float,
+    excluded: Ints | Sequence[int] = (),
+) -> Float64:
+    """Step 4 for one query: (N,).
+
+    Args:
+        similarities: (N,) cosines of the gallery's logits to the query.
+        gallery: (N, d) directions; their precision is the products'.
+        offset: (N,) over the whole background.
+        background: (B, d) directions.
+        b: the temperature.
+        excluded: numbers of the background concepts that do not compete with the query.
+    """
+    rivals = np.asarray(background[np.asarray(excluded, np.int64)], gallery.dtype)
+    own = without(offset, gallery @ rivals.T, b, len(background))
+    return np.asarray(b * np.asarray(similarities, np.float64) - own)
 
 
 def _pieces(rows: int, width: int) -> list[slice]:

@@ -56,14 +56,17 @@ class Question:
         A logit that looks more like something unwanted than like the background loses most of that score.
         """
         b, vectors = generation.sharpness, generation.vectors
-        background = generation.space.background
-        rivals = vectors @ background[self.excluded].T.astype(np.float32)
-        offsets = matching.without(generation.offsets, rivals, b, len(background))
-        scores = b * similarities - offsets
+
+        def scored(cosines: Float64) -> Float64:
+            return matching.scores(
+                cosines, vectors, generation.offsets, generation.space.background, b, self.excluded
+            )
+
+        scores = scored(similarities)
         for unwanted in self.unwanted:
-            against = b * np.asarray(vectors @ unwanted.astype(np.float32), np.float64) - offsets
+            against = scored(np.asarray(vectors @ unwanted.astype(np.float32), np.float64))
             scores -= UNWANTED_WEIGHT * np.maximum(against, 0.0)
-        return np.asarray(scores)
+        return scores
 
     def confidences(
         self, generation: Generation, scores: Float64, rows: Sequence[int] | npt.NDArray[np.int64]
@@ -83,12 +86,12 @@ class Question:
         if not self.named and len(background):
             # Nobody said what the pictures or the logit are called: the nearest name is taken to mean the same.
             excluded = np.array([int(np.argmax(background @ self.direction))])
-        own = (scores[rows] - scores.mean()) / max(float(scores.std()), 1e-12)
-        margins = confidence.margins(
-            generation.vectors[rows],
-            own,
+        margins = confidence.hit_margins(
+            generation.vectors,
+            generation.offsets,
+            scores,
+            rows,
             background,
-            generation.offsets[rows],
             generation.sharpness,
             generation.statistics,
             excluded,
@@ -117,10 +120,12 @@ def ask(
     Raises:
         QueryError: empty text, words that the encoder does not know, an unreadable image.
     """
+    for text in [*texts, *unwanted]:
+        _check_words(generation, text, notes)
     parts = []
     excluded = background_numbers(generation, texts)
     if texts:
-        parts.append(text_direction(generation, texts, excluded, notes))
+        parts.append(text_direction(generation, texts, excluded))
     if images is not None:
         parts.append(generation.space.of_images(_embedded(generation, images))[0])
     if like is not None:
@@ -128,7 +133,7 @@ def ask(
     direction = np.sum(parts, axis=0)
     length = np.linalg.norm(direction)
     against = [
-        text_direction(generation, [text], background_numbers(generation, [text]), notes) for text in unwanted
+        text_direction(generation, [text], background_numbers(generation, [text])) for text in unwanted
     ]
     return Question(
         direction / length if length > 0 else direction,
@@ -139,16 +144,8 @@ def ask(
     )
 
 
-def text_direction(
-    generation: Generation, texts: Sequence[str], excluded: npt.NDArray[np.int64], notes: list[str]
-) -> Float64:
-    """Direction of one concept under one name or several: (d,). The names' embeddings are averaged.
-
-    Raises:
-        QueryError: a text is empty, or of words that the encoder does not know.
-    """
-    for text in texts:
-        _check_words(generation, text, notes)
+def text_direction(generation: Generation, texts: Sequence[str], excluded: npt.NDArray[np.int64]) -> Float64:
+    """Direction of one concept under one name or several: (d,). The names' embeddings are averaged."""
     vectors = text_vectors(generation, texts).mean(axis=0, keepdims=True)
     return np.asarray(generation.space.of_texts(vectors / np.linalg.norm(vectors), [excluded])[0])
 

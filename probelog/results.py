@@ -16,8 +16,8 @@ class Hit:
     ``score`` is higher for better answers: the log-odds of the query against an average background concept, given
     the logit (``probelog.matching``; above zero: the logit looks more like the query than like the background).
     ``confidence`` is the probability that the logit recognises the query, as far as the index's own declared labels
-    tell (``probelog.confidence``); none for questions by a logit. ``distance`` is the cosine distance of their directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept.
-    ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
+    tell (``probelog.confidence``); none for questions by a logit. ``distance`` is the cosine distance of their
+    directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept. ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
     the uploader declared: text of a stranger, as it was written.
     """
 

@@ -14,9 +14,9 @@ import numpy as np
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
-from pipelines.confidence import LabelledConcepts, hit_margins, query_scores
+from pipelines.confidence import LabelledConcepts, query_scores
 from probelog import matching
-from probelog.confidence import ColumnStatistics, Confidence
+from probelog.confidence import ColumnStatistics, Confidence, hit_margins
 from probelog.evaluation import bootstrap, roc_area
 from probelog.gallery import Ints
 from probelog.matching import Float64, HeadSpace

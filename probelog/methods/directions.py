@@ -95,5 +95,5 @@ def _cosines(
         # A logit that no direction explains is at a right angle to everything.
         unit = found / np.where(lengths > 0, lengths, 1.0)
         to_queries, to_background = (1.0 - unit @ part.T for part in (concepts.queries, concepts.background))
-        scores.append(calibrated(to_queries, to_background, concepts, k))
+        scores.append(calibrated(to_queries, to_background, concepts.excluded, k))
     return np.concatenate(scores, axis=1)

@@ -35,11 +35,9 @@ def matched_heads(
     similarities = directions @ wanted.T
     b = matching.sharpness(directions, space.background, score_units)
     offset = matching.offsets(directions, space.background, b)
-    to_background = directions @ space.background.T
-    scores = np.empty((len(concepts.queries), len(directions)))
-    for query, excluded in enumerate(concepts.excluded):
-        own = matching.without(
-            offset, to_background[:, np.asarray(excluded, np.int64)], b, len(space.background)
-        )
-        scores[query] = b * similarities[:, query] - own
-    return scores
+    return np.stack(
+        [
+            matching.scores(column, directions, offset, space.background, b, excluded)
+            for column, excluded in zip(similarities.T, concepts.excluded, strict=True)
+        ]
+    )

@@ -58,7 +58,7 @@ def second_version(gallery: Gallery, concepts: Concepts, r: int = TOP, k: int = 
         calibrated(
             scoring.truncated_distances(pairs, z_queries),
             scoring.truncated_distances(pairs, z_background),
-            concepts,
+            concepts.excluded,
             k,
         )
         for pairs in _supports(gallery, r)
@@ -94,7 +94,7 @@ def all_probes_calibrated(gallery: Gallery, concepts: Concepts, k: int = NEAREST
     to_queries = _root_mean_square(gallery, concepts.queries)
     to_background = _root_mean_square(gallery, concepts.background)
     scores = [
-        calibrated(to_queries(number), to_background(number), concepts, k)
+        calibrated(to_queries(number), to_background(number), concepts.excluded, k)
         for number in range(len(gallery.models))
     ]
     return np.concatenate(scores, axis=1)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.confidence import BEST, MAX_CONCEPTS, fit_confidence, hit_margins, query_scores
+from pipelines.confidence import BEST, MAX_CONCEPTS, fit_confidence, query_scores
 from probelog import confidence, matching
 from probelog.confidence import (
     DECLARED_LABELS,
@@ -88,7 +88,7 @@ def test_margins_are_those_of_the_formula(seed: int, background: int, data: st.D
     np.testing.assert_allclose(found, expected[hits], atol=1e-5)
     own_scores = query_scores(directions, offsets, query, rivals, b, numbers)
     np.testing.assert_allclose(own_scores, scores, atol=1e-6)
-    found = hit_margins(directions, offsets, own_scores, hits, rivals, b, statistics, numbers)
+    found = confidence.hit_margins(directions, offsets, own_scores, hits, rivals, b, statistics, numbers)
     np.testing.assert_allclose(found, expected[hits], atol=1e-5)
 
 
