@@ -28,6 +28,7 @@ from probelog.schemas import (
     FAILURES,
     OBSERVATIONS,
     PROBED_MODELS,
+    WEIGHTS,
     Failure,
     ProbedModel,
     check_schema,
@@ -61,31 +62,43 @@ class Receipt:
     models: Part
     failures: Part
     at: str
-    version: int = 1
+    weights: Part | None = None  # none in receipts of version 1
+    version: int = 2
 
 
 @dataclass(frozen=True)
 class Spooled:
-    """One item's result before its batch is sealed: a probed model with its logits, or a failure."""
+    """One item's result before its batch is sealed: a probed model with its logits and layers, or a failure."""
 
     observations: pa.Table
     models: pa.Table
     failures: pa.Table
+    weights: pa.Table
 
     @classmethod
-    def success(cls, model: ProbedModel, observations: pa.Table) -> Spooled:
-        """The result of a model that was run."""
-        return cls(observations, to_table([model], PROBED_MODELS), FAILURES.empty_table())
+    def success(cls, model: ProbedModel, observations: pa.Table, weights: pa.Table | None = None) -> Spooled:
+        """The result of a model that was run; ``weights`` are the facts of its layers (``WEIGHTS``)."""
+        return cls(
+            observations,
+            to_table([model], PROBED_MODELS),
+            FAILURES.empty_table(),
+            WEIGHTS.empty_table() if weights is None else weights,
+        )
 
     @classmethod
     def failure(cls, failure: Failure) -> Spooled:
         """The result of a model that could not be run."""
-        return cls(OBSERVATIONS.empty_table(), PROBED_MODELS.empty_table(), to_table([failure], FAILURES))
+        return cls(
+            OBSERVATIONS.empty_table(),
+            PROBED_MODELS.empty_table(),
+            to_table([failure], FAILURES),
+            WEIGHTS.empty_table(),
+        )
 
     def to_bytes(self) -> bytes:
-        """Three Arrow streams, one behind the other."""
+        """Four Arrow streams, one behind the other."""
         sink = io.BytesIO()
-        for table in (self.observations, self.models, self.failures):
+        for table in (self.observations, self.models, self.failures, self.weights):
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
         return sink.getvalue()
@@ -94,7 +107,7 @@ class Spooled:
     def from_bytes(cls, data: bytes) -> Spooled:
         """Read what ``to_bytes`` wrote."""
         source = pa.BufferReader(data)
-        return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(3)))
+        return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
 
 
 def item_key(repo: str, sha: str, attempt: int = 1) -> str:
@@ -149,6 +162,7 @@ class Ledger:
                 observations=self._write_part("observations", name, results),
                 models=self._write_part("models", name, results),
                 failures=self._write_part("failures", name, results),
+                weights=self._write_part("weights", name, results),
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
             self.store.write_json(self._receipt_path(name), asdict(receipt))
@@ -159,7 +173,12 @@ class Ledger:
         return receipt
 
     def _write_part(self, kind: str, name: str, results: Sequence[Spooled]) -> Part:
-        schema = {"observations": OBSERVATIONS, "models": PROBED_MODELS, "failures": FAILURES}[kind]
+        schema = {
+            "observations": OBSERVATIONS,
+            "models": PROBED_MODELS,
+            "failures": FAILURES,
+            "weights": WEIGHTS,
+        }[kind]
         tables: list[pa.Table] = [getattr(result, kind) for result in results]
         data = part_bytes([table for table in tables if table.num_rows], schema)
         path = f"{self.folder}/{kind}/{name}.parquet"
@@ -254,6 +273,8 @@ def part_bytes(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:
             "use_byte_stream_split": ["values.list.element"],
             "write_statistics": False,
         }
+    if schema is WEIGHTS:
+        options |= {"use_dictionary": ["repo", "sha", "tensor", "dtype"], "write_statistics": False}
     if schema is PROBED_MODELS:
         options |= {
             "use_dictionary": ["library", "architecture", "recipe", "dtype", "device", "head"],
@@ -292,6 +313,7 @@ def _receipt(content: dict[str, Any]) -> Receipt:
                 "observations": Part(**content["observations"]),
                 "models": Part(**content["models"]),
                 "failures": Part(**content["failures"]),
+                "weights": Part(**content["weights"]) if content.get("weights") else None,
             }
         )
     except (KeyError, TypeError) as error:

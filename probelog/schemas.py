@@ -86,7 +86,7 @@ OBSERVATIONS = _schema(
 
 PROBED_MODELS = _schema(
     "probed-models",
-    1,
+    2,
     [
         ("repo", pa.string()),
         ("sha", pa.string()),
@@ -107,6 +107,31 @@ PROBED_MODELS = _schema(
         ("seconds_load", pa.float32()),
         ("seconds_preprocess", pa.float32()),
         ("seconds_forward", pa.float32()),
+        ("identity", pa.string()),
+        ("copy_of_repo", pa.string()),
+        ("copy_of_sha", pa.string()),
+        ("precision", pa.string()),
+        ("batch_size", pa.int32()),
+        ("bytes", pa.int64()),
+        ("seconds_weights", pa.float32()),
+        ("seconds_sketch", pa.float32()),
+    ],
+)
+
+WEIGHTS = _schema(
+    "weights",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("tensor", pa.string()),
+        ("dtype", pa.string()),
+        ("shape", pa.list_(pa.int64())),
+        ("mean", pa.float32()),
+        ("std", pa.float32()),
+        ("kurtosis", pa.float32()),
+        # Of matrices (and what flattens into one) only.
+        ("sketch", pa.list_(pa.float32())),
     ],
 )
 
@@ -214,7 +239,12 @@ class ProbedModel:
     """The facts of one model that was run: the sidecar row of its observations.
 
     ``probes`` are the indices of the probes it saw, ascending; every observation row of the model holds its
-    values in that order. ``recipe`` is the preprocessing that was applied, as JSON. Times are in seconds.
+    values in that order. ``recipe`` is the preprocessing that was applied, as JSON. Times are in seconds:
+    ``seconds_weights`` (reading and digest of the weights, their statistics) is part of ``seconds_load``, and
+    ``seconds_sketch`` (statistics and sketches alone) part of that. ``identity`` is equal for models that give
+    the same logits (same weights, architecture and preprocessing); a model with an identity that was met before
+    is not run: its observations are those of ``copy_of_repo`` at ``copy_of_sha``. ``precision`` is that of the
+    forward pass, ``bytes`` what was downloaded.
     """
 
     repo: str
@@ -236,6 +266,14 @@ class ProbedModel:
     seconds_load: float = 0.0
     seconds_preprocess: float = 0.0
     seconds_forward: float = 0.0
+    identity: str | None = None
+    copy_of_repo: str | None = None
+    copy_of_sha: str | None = None
+    precision: str = "float32"
+    batch_size: int | None = None
+    bytes: int | None = None
+    seconds_weights: float = 0.0
+    seconds_sketch: float = 0.0
 
 
 def clean_unicode(text: str) -> str:

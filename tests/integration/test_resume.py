@@ -119,7 +119,9 @@ def test_killed_between_a_receipt_and_the_end_of_its_spool(indexed: Indexed, tmp
 def _any_result(indexed: Indexed) -> bytes:
     store, receipt = Store(indexed.store), indexed.run.probed.receipts[0]
     tables = [
-        store.read_table(part.path) for part in (receipt.observations, receipt.models, receipt.failures)
+        store.read_table(part.path)
+        for part in (receipt.observations, receipt.models, receipt.failures, receipt.weights)
+        if part is not None
     ]
     return Spooled(*tables).to_bytes()
 

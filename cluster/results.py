@@ -1,0 +1,41 @@
+"""What a probing actor answers to the driver: small records; rows and pixels never travel this way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ItemReport:
+    """One item that is through: its result lies in the spool.
+
+    Attributes:
+        reason: why it failed, from the closed list; None where it is indexed.
+        detail: more about a failure.
+        seconds: time spent, by part (``download``, ``load``, ``preprocess``, ``forward``, ``write``, ``wait``).
+        bytes: downloaded.
+        logits: how many the model has; 0 for a failure.
+        parameters: of the model; 0 for a failure.
+        identity: what its logits follow from (`probelog.schemas.ProbedModel`); None for a failure.
+        copy_of: the repository whose observations it shares, where it is a copy.
+        worker: host name and process number.
+    """
+
+    reason: str | None = None
+    detail: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    bytes: int = 0
+    logits: int = 0
+    parameters: int = 0
+    identity: str | None = None
+    copy_of: str | None = None
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class HandedBack:
+    """The worker's machine is going away and the item was not begun or not finished: somebody else is to do it.
+
+    Costs the item neither an attempt nor a blame.
+    """
