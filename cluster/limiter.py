@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal
 
 import ray
 
+from cluster.placement import beside_the_driver
 from probelog.ratelimit import TokenBucket
 
 Kind = Literal["api", "file"]
@@ -27,7 +27,9 @@ class Limit:
         self._bucket.penalise(kind, seconds)
 
 
-LimitActor: Any = ray.remote(num_cpus=0)(Limit)
+def start_limit(endpoint: str, with_token: bool) -> Any:
+    """The actor, on the driver's node."""
+    return ray.remote(num_cpus=0)(Limit).options(**beside_the_driver()).remote(endpoint, with_token)
 
 
 class SharedLimiter:
@@ -36,10 +38,9 @@ class SharedLimiter:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def acquire(self, kind: Kind) -> None:
-        """Return when one more request of this kind may be sent."""
-        while (wait := ray.get(self._actor.try_acquire.remote(kind))) > 0:
-            time.sleep(wait)
+    def try_acquire(self, kind: Kind) -> float:
+        """Take a token and return 0, or say in how many seconds to ask again."""
+        return float(ray.get(self._actor.try_acquire.remote(kind)))
 
     def penalise(self, kind: Kind, seconds: float) -> None:
         """Tell all workers that the Hub asked for a pause."""

@@ -1,44 +1,71 @@
-"""The probing actor: downloads a model, loads it, runs it on its probes and writes what it saw."""
+"""The probing actor: downloads a model, has it run on its probes in a confined process, writes what was seen.
+
+    download --> load --> prepare probes --> forward --> write
+    (this process)  (a model process: no token, no network)  (this process)
+
+Several calls of `Prober.run` are under way at once (``in_flight``): their downloads overlap with everything, two
+model processes take turns, so that one loads the next model while the other computes, and a lock keeps computing
+to one at a time. A model that crashes, hangs or eats all memory costs its process and its own row.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import shutil
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import ray
 
-from cluster.limiter import LimitActor, SharedLimiter
-from probelog.errors import FailureReason, ItemFailure, UsageError
+from cluster.drain import Drain
+from cluster.limiter import Kind, SharedLimiter, start_limit
+from cluster.node import memory_share
+from cluster.originals import Claim, Original
+from cluster.results import HandedBack, ItemReport
+from cluster.scratch import local_probes, own_downloads, scratch_folder
+from probelog.errors import FailureReason, ItemFailure
 from probelog.ledger import Ledger, Spooled
+from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec
 from probelog.schemas import CatalogueRow, Failure, ProbedModel
 from probelog.storage import Store
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from probelog.pixel_cache import PixelCache
-    from probelog.preprocess import Recipe
-
 _STAGE = "probe"
-# With so many of the probes seen by every model, the cache is worth its cost for the first one already.
-_CACHE_AT_ONCE = 0.5
+#: One loads while the other computes.
+_PROCESSES = 2
+# Two live side by side, mostly not at their largest at the same moment.
+_PROCESS_SHARE = 0.6
+_NODE_SHARE = 0.9
+#: A model may lose its process so often before it is given up: once may have been bad luck.
+_LOSSES = 2
+_DISK_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class ProberSpec:
-    """What a probing actor needs to know. Small, and free of anything that does not survive a restart."""
+    """What a probing actor needs to know. Small, and free of anything that does not survive a restart.
+
+    Attributes:
+        item_seconds: a model may download for so long, and be loaded and run for so long; waiting for a turn, or
+            for the Hub's rate limit, does not count.
+        memory_bytes: that the models of one actor may use; None for its share of the node.
+        drain_seconds: how long an actor goes on after it was told that its machine goes away.
+        preload: further modules for model processes to import (architectures of one's own, registered with timm).
+        (the others as in the configuration)
+    """
 
     store: str
     folder: str
     probe_set: str
+    probes: int
     fraction: float
     seed: int
     endpoint: str
@@ -48,8 +75,14 @@ class ProberSpec:
     allow_pickle: bool
     cache_bytes: int
     scratch: str | None
-    threads: int
-    on_gpu: bool
+    cpus: float
+    gpus: float
+    item_seconds: float
+    in_flight: int = 2
+    precision: str = "float32"
+    memory_bytes: int | None = None
+    drain_seconds: float = 25.0
+    preload: tuple[str, ...] = ()
 
 
 class Item(Protocol):
@@ -63,192 +96,346 @@ class Item(Protocol):
     def attempt(self) -> int: ...
 
 
-class Prober:
-    """Probes models one after the other; the next one downloads while this one computes.
+class _LeavingError(Exception):
+    """The machine goes away before the item is done."""
 
-    Two calls of ``run`` may be under way at once (``max_concurrency=2``): downloads overlap, a lock keeps loading
-    and computing to one at a time.
-    """
 
-    def __init__(self, spec: ProberSpec, limiter: Any) -> None:
-        import torch
+@dataclass
+class _Clock:
+    """Seconds of one item by part; only those of model processes count against its time limit."""
 
-        from probelog.pixel_cache import PixelCache
-        from probelog.probes import ProbeSet
+    limit: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    used: float = 0.0
 
-        torch.set_num_threads(spec.threads)
-        # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
-        torch.backends.cudnn.allow_tf32 = False
-        self._spec = spec
-        self._limiter = SharedLimiter(limiter)
-        self._ledger = Ledger(Store(spec.store), spec.folder)
-        self._probes = ProbeSet.open(Store(spec.store), spec.probe_set)
-        self._device = "cuda" if spec.on_gpu and torch.cuda.is_available() else "cpu"
-        scratch = _scratch(spec.scratch)
-        self._downloads = scratch / "downloads"
-        _sweep(self._downloads)
-        self._own = self._downloads / str(os.getpid())
-        self._own.mkdir(parents=True, exist_ok=True)
-        self._cache = PixelCache(
-            scratch / "pixels", spec.cache_bytes, probe_set=self._probes.hash, count=self._probes.count
-        )
-        self._met: set[str] = set()
-        self._computing = threading.Lock()
-        self._metrics = _Metrics()
-
-    def ready(self) -> None:
-        """Returns when the actor can work."""
-
-    def run(self, item: Item) -> str | None:
-        """Probe one model and spool its result; returns None, or the reason why it failed."""
-        row = item.row
-        reason: FailureReason | None = None
-        detail = ""
-        started = time.monotonic()
+    @contextmanager
+    def part(self, name: str, counts: bool = False) -> Iterator[None]:
+        begun = time.monotonic()
         try:
-            result = self._probe(row)
+            yield
+        finally:
+            spent = time.monotonic() - begun
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+            self.used += spent if counts else 0.0
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.limit - self.used)
+
+
+class Prober:
+    """Probes models. ``run`` may be called from ``in_flight`` threads at once."""
+
+    def __init__(self, spec: ProberSpec, limiter: Any, originals: Any) -> None:
+        from probelog.fork_server import ForkServer
+
+        self._spec = spec
+        self._drain = Drain(spec.drain_seconds, self._leave)
+        self._limiter = _WatchedLimiter(SharedLimiter(limiter), self._check)
+        self._originals = originals
+        store = Store(spec.store)
+        self._ledger = Ledger(store, spec.folder)
+        scratch = scratch_folder(spec.scratch)
+        self._own = own_downloads(scratch)
+        local = local_probes(store, spec.probe_set, scratch)
+        self._server = ForkServer(SERVER, [*LIBRARIES, *spec.preload], scratch / "home")
+        share = memory_share(spec.cpus, spec.gpus) if spec.memory_bytes is None else spec.memory_bytes
+        process = ProcessSpec(
+            probes=local.uri,
+            probe_set=spec.probe_set,
+            scratch=str(scratch),
+            cache_bytes=spec.cache_bytes,
+            device="cuda" if spec.gpus > 0 else "cpu",
+            device_share=min(1.0, spec.gpus) * _NODE_SHARE * _PROCESS_SHARE,
+            memory_bytes=int(share * _PROCESS_SHARE * (1.0 if spec.memory_bytes else _NODE_SHARE)),
+            threads=max(1, int(spec.cpus)),
+            batch_size=spec.batch_size,
+            precision=spec.precision,
+            max_params=spec.max_params,
+            allow_pickle=spec.allow_pickle,
+        )
+        self._processes: queue.SimpleQueue[ModelProcess] = queue.SimpleQueue()
+        self._every = [ModelProcess(self._server, process) for _ in range(_PROCESSES)]
+        for one in self._every:
+            self._processes.put(one)
+        self._computing = threading.Lock()
+        self._busy: ModelProcess | None = None
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def ready(self) -> str:
+        """Returns when the actor can work: the node it is on."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def run(self, item: Item) -> ItemReport | HandedBack:
+        """Probe one model and spool its result; nothing that the model does makes this raise."""
+        row = item.row
+        clock = _Clock(self._spec.item_seconds)
+        report = ItemReport(worker=self._name)
+        try:
+            self._check()
+            result, report = self._probe(item, clock)
+        except _LeavingError:
+            return HandedBack()
         except ItemFailure as failure:
-            reason, detail = failure.reason, failure.detail
+            report = replace(report, reason=failure.reason.value, detail=failure.detail)
         except MemoryError as error:
-            reason, detail = FailureReason.OUT_OF_MEMORY, str(error) or "out of memory"
-        except (
-            Exception
-        ) as error:  # a stranger's model can raise anything; it must cost its own row and no more
-            reason, detail = FailureReason.INTERNAL, f"{type(error).__name__}: {error}"
-        if reason is not None:
-            result = Spooled.failure(Failure.of(row.repo, row.sha, _STAGE, reason, detail, item.attempt))
-        self._ledger.spool(item.key, result)
-        self._metrics.record(reason, time.monotonic() - started)
-        return None if reason is None else reason.value
+            detail = str(error) or "out of memory"
+            report = replace(report, reason=FailureReason.OUT_OF_MEMORY.value, detail=detail)
+        except Exception as error:  # whatever happens to one model must cost its own row and no more
+            detail = f"{type(error).__name__}: {error}"
+            report = replace(report, reason=FailureReason.INTERNAL.value, detail=detail)
+        if report.reason is not None:
+            if self._drain.noticed:
+                return HandedBack()  # the end of the machine may look like a fault of the model
+            reason = FailureReason(report.reason)
+            failure_row = Failure.of(row.repo, row.sha, _STAGE, reason, report.detail, item.attempt)
+            result = Spooled.failure(failure_row)
+        with clock.part("write"):
+            self._ledger.spool(item.key, result)
+        if report.reason is None and report.copy_of is None and report.identity is not None:
+            self._tell("found", report.identity, row.repo, row.sha, item.key)
+        return replace(report, seconds=clock.seconds)
 
-    def _probe(self, row: CatalogueRow) -> Spooled:
-        from probelog.download import DownloadLimits, download_model
-        from probelog.models import LoadLimits, load_classifier
-        from probelog.observations import to_rows
-        from probelog.observe import observe
-        from probelog.probes import subset
+    # One model
 
-        spec = self._spec
+    def _probe(self, item: Item, clock: _Clock) -> tuple[Spooled, ItemReport]:
         folder = Path(tempfile.mkdtemp(dir=self._own))
         try:
-            downloaded = download_model(
-                row,
-                folder,
-                limits=DownloadLimits(max_bytes=spec.max_bytes),
-                allow_pickle=spec.allow_pickle,
-                limiter=self._limiter,
-                endpoint=spec.endpoint,
-            )
-            with self._computing:
-                begun = time.monotonic()
-                classifier = load_classifier(
-                    folder,
-                    limits=LoadLimits(max_parameters=spec.max_params),
-                    device=self._device,
-                    allow_pickle=spec.allow_pickle,
-                )
-                loaded = time.monotonic()
-                chosen = subset(
-                    self._probes.hash, row.repo, row.sha, spec.seed, spec.fraction, self._probes.count
-                )
-                cache = self._cache_for(classifier.recipe)
-                if cache is not None:
-                    cache.pixels(classifier.recipe, self._images)
-                prepared = time.monotonic()
-                values = observe(
-                    classifier,
-                    self._images,
-                    chosen.tolist(),
-                    batch_size=spec.batch_size,
-                    device=self._device,
-                    cache=cache,
-                )
-                done = time.monotonic()
+            with clock.part("download"):
+                size = self._download(item.row, folder)
+            return self._run(item, folder, size, clock)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        model = ProbedModel(
+
+    def _download(self, row: CatalogueRow, folder: Path) -> int:
+        from probelog.download import DownloadLimits, download_model
+
+        until = time.monotonic() + self._spec.item_seconds
+
+        def check() -> None:
+            self._check()
+            if time.monotonic() - self._limiter.waited > until:
+                raise ItemFailure(
+                    FailureReason.DOWNLOAD_FAILED, f"not through after {self._spec.item_seconds:g} seconds"
+                )
+
+        patient_until = time.monotonic() + _DISK_PATIENCE
+        while True:
+            try:
+                return download_model(
+                    row,
+                    folder,
+                    limits=DownloadLimits(max_bytes=self._spec.max_bytes),
+                    allow_pickle=self._spec.allow_pickle,
+                    limiter=self._limiter,
+                    endpoint=self._spec.endpoint,
+                    check=check,
+                ).bytes
+            except ItemFailure as failure:
+                # A full disk may empty when others are done; rushing on would fail every model after this one.
+                full = failure.reason is FailureReason.STORE_FAILED
+                if not full or time.monotonic() > patient_until:
+                    raise
+            self._wait(5.0)
+
+    def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[Spooled, ItemReport]:
+        from probelog.fork_server import ProcessLostError
+
+        with clock.part("wait"):
+            process = self._process()
+        try:
+            for losses in range(1, _LOSSES + 1):
+                try:
+                    return self._observe(process, item, folder, size, clock)
+                except ProcessLostError as lost:
+                    self._check()
+                    if losses == _LOSSES:
+                        killed = lost.signal == 9
+                        detail = f"{lost}, {losses} times" + (
+                            "; the machine's memory may not be enough for it" if killed else ""
+                        )
+                        reason = FailureReason.OUT_OF_MEMORY if killed else FailureReason.CRASHED_WORKER
+                        raise ItemFailure(reason, detail) from None
+            raise AssertionError("unreachable")
+        finally:
+            self._processes.put(process)
+
+    def _observe(
+        self, process: ModelProcess, item: Item, folder: Path, size: int, clock: _Clock
+    ) -> tuple[Spooled, ItemReport]:
+        from probelog.observations import to_rows
+        from probelog.probes import subset
+
+        row, spec = item.row, self._spec
+        with clock.part("load", counts=True):
+            loaded = process.load(folder, row.repo, row.sha, clock.left)
+        facts = loaded.facts
+        with clock.part("wait"):
+            original = self._original(loaded.identity, item)
+        try:
+            if original is not None and (copied := self._copy(original, row, facts, size)) is not None:
+                process.release()
+                return copied, self._report(facts, size, original.repo)
+            chosen = subset(spec.probe_set, row.repo, row.sha, spec.seed, spec.fraction, spec.probes)
+            with clock.part("preprocess", counts=True):
+                process.prepare(chosen.tolist(), clock.left)
+            with clock.part("wait"):
+                self._computing.acquire()
+            try:
+                self._busy = process
+                self._check()
+                with clock.part("forward", counts=True):
+                    seen = process.observe(chosen.tolist(), int(facts["logits"]), clock.left)
+            finally:
+                self._busy = None
+                self._computing.release()
+            process.release()
+            model = ProbedModel(
+                **facts,
+                repo=row.repo,
+                sha=row.sha,
+                probes=chosen.tolist(),
+                precision=seen.precision,
+                batch_size=seen.batch_size,
+                bytes=size,
+                seconds_download=clock.seconds["download"],
+                seconds_preprocess=clock.seconds["preprocess"],
+                seconds_forward=clock.seconds["forward"],
+            )
+            rows = to_rows(row.repo, row.sha, seen.values)
+        except BaseException:
+            self._tell("give_up", loaded.identity, item.key)
+            raise
+        return Spooled.success(model, rows, loaded.weights), self._report(facts, size, None)
+
+    def _report(self, facts: dict[str, Any], size: int, copy_of: str | None) -> ItemReport:
+        return ItemReport(
+            bytes=size,
+            logits=int(facts["logits"]),
+            parameters=int(facts["parameters"]),
+            identity=str(facts["identity"]),
+            copy_of=copy_of,
+            worker=self._name,
+        )
+
+    def _process(self) -> ModelProcess:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._processes.get(timeout=1.0)
+            self._check()
+
+    # Copies
+
+    def _original(self, identity: str, item: Item) -> Original | None:
+        """Who was run with the same weights. Waits where that is under way elsewhere; None: run it here."""
+        until = time.monotonic() + self._spec.item_seconds
+        while True:
+            claim = self._tell("claim", identity, item.key)
+            if not isinstance(claim, Claim) or not claim.wait or time.monotonic() > until:
+                return claim.original if isinstance(claim, Claim) else None
+            self._wait(0.3)
+
+    def _copy(
+        self, original: Original, row: CatalogueRow, facts: dict[str, Any], size: int
+    ) -> Spooled | None:
+        """The original's observations under this repository's name; None where they cannot be found."""
+        from probelog.schemas import from_table
+
+        found = None
+        spooled = None if original.item is None else self._ledger.spooled_result(original.item)
+        if spooled is not None and spooled.models.num_rows == 1:
+            found = from_table(spooled.models, ProbedModel)[0], spooled.observations
+        elif original.receipt is not None:
+            found = self._ledger.sealed_result(original.receipt, original.repo, original.sha)
+        if found is None:  # between the spool and its receipt, or damaged: running it again loses nothing
+            return None
+        model, rows = found
+        own = replace(
+            model,
+            **facts,
             repo=row.repo,
             sha=row.sha,
-            logits=classifier.logits,
-            head=classifier.head.value,
-            labels=classifier.labels,
-            probes=chosen.tolist(),
-            library=classifier.library,
-            architecture=classifier.architecture,
-            parameters=classifier.parameters,
-            recipe=classifier.recipe.to_json(),
-            dtype=classifier.dtype,
-            device=self._device,
-            weight_digest=classifier.weight_digest,
-            weight_mean=classifier.weight_mean,
-            weight_std=classifier.weight_std,
-            seconds_download=downloaded.seconds,
-            seconds_load=loaded - begun,
-            seconds_preprocess=prepared - loaded,
-            seconds_forward=done - prepared,
+            copy_of_repo=model.copy_of_repo or model.repo,
+            copy_of_sha=model.copy_of_sha or model.sha,
+            bytes=size,
+            seconds_preprocess=0.0,
+            seconds_forward=0.0,
         )
-        return Spooled.success(model, to_rows(row.repo, row.sha, values))
+        if own.logits != rows.num_rows:
+            return None
+        for name, value in (("repo", row.repo), ("sha", row.sha)):
+            rows = rows.set_column(rows.schema.get_field_index(name), name, [[value] * rows.num_rows])
+        return Spooled.success(own, rows.cast(spooled.observations.schema if spooled else rows.schema))
 
-    def _cache_for(self, recipe: Recipe) -> PixelCache | None:
-        """The cache of all probes, unless this recipe may be the only one of its kind.
+    def _tell(self, method: str, *arguments: Any) -> Any:
+        """Ask the shared memory of weights. Without it (its actor is gone) every model is run, and nothing is lost."""
+        try:
+            return ray.get(getattr(self._originals, method).remote(*arguments), timeout=60)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return None
 
-        A model needs a fraction of the probes, the cache prepares them all: that pays from the second model on.
-        """
-        met = recipe.geometry_key in self._met
-        self._met.add(recipe.geometry_key)
-        return self._cache if met or self._spec.fraction >= _CACHE_AT_ONCE else None
+    # The end of the machine
 
-    def _images(self, indices: Sequence[int]) -> list[Image.Image]:
-        return list(self._probes.images(indices))
+    def _check(self) -> None:
+        """Raise where what has not begun to compute is to be handed back."""
+        if self._drain.noticed:
+            raise _LeavingError
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._check()
+            time.sleep(min(0.2, seconds))
+
+    def _leave(self, seconds: float) -> None:
+        """Hand back what does not compute yet at once, and the rest shortly before the end."""
+        for process in self._every:
+            if process is not self._busy:
+                process.close()
+        time.sleep(max(0.0, seconds - min(5.0, seconds / 3)))
+        for process in self._every:
+            process.close()
+
+
+class _WatchedLimiter:
+    """The shared limit, with a look at whether to go on before every request and while waiting."""
+
+    def __init__(self, limiter: SharedLimiter, check: Callable[[], None]) -> None:
+        self._limiter, self._check = limiter, check
+        self._waited = threading.local()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this thread has waited in all."""
+        return float(getattr(self._waited, "seconds", 0.0))
+
+    def acquire(self, kind: Kind) -> None:
+        """Return when one more request of this kind may be sent."""
+        begun = time.monotonic()
+        self._check()
+        while (wait := self._limiter.try_acquire(kind)) > 0:
+            self._check()
+            time.sleep(min(wait, 1.0))
+        self._waited.seconds = self.waited + time.monotonic() - begun
+
+    def penalise(self, kind: Kind, seconds: float) -> None:
+        """Tell all workers that the Hub asked for a pause."""
+        self._limiter.penalise(kind, seconds)
 
 
 @contextmanager
-def probers(spec: ProberSpec, cpus: float, gpus: float) -> Iterator[Callable[[], Any]]:
+def probers(spec: ProberSpec, originals: Any) -> Iterator[Callable[[], Any]]:
     """A factory of probing actors that share one rate limiter for the Hub."""
-    limiter = LimitActor.remote(spec.endpoint, bool(os.environ.get("HF_TOKEN")))
-    actor = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, max_concurrency=2)(
-        Prober
-    )
+    limiter = start_limit(spec.endpoint, bool(os.environ.get("HF_TOKEN")))
+    actor = ray.remote(
+        num_cpus=spec.cpus,
+        num_gpus=spec.gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        # One more than are in flight: `ready`, and whatever Ray itself asks.
+        max_concurrency=spec.in_flight + 1,
+    )(Prober)
     try:
-        yield lambda: actor.remote(spec, limiter)
+        yield lambda: actor.remote(spec, limiter, originals)
     finally:
         ray.kill(limiter)
-
-
-class _Metrics:
-    """Counters that Ray exports for Prometheus."""
-
-    def __init__(self) -> None:
-        from ray.util.metrics import Counter, Histogram
-
-        self._models = Counter("probelog_models", "Models that are through.", tag_keys=("result",))
-        self._seconds = Histogram(
-            "probelog_model_seconds", "Seconds a model.", boundaries=[1, 3, 10, 30, 100, 300, 1000]
-        )
-
-    def record(self, reason: FailureReason | None, seconds: float) -> None:
-        """Count one model."""
-        self._models.inc(1, tags={"result": "indexed" if reason is None else reason.value})
-        self._seconds.observe(seconds)
-
-
-def _scratch(folder: str | None) -> Path:
-    """The node-local folder for downloads and preprocessed probes: this user's alone, on shared machines too.
-
-    Raises:
-        UsageError: it belongs to somebody else.
-    """
-    path = Path(folder) / "probelog" if folder else Path(tempfile.gettempdir(), f"probelog-{os.getuid()}")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise UsageError(f"{path} belongs to another user: set `scratch` to a folder of your own")
-    return path
-
-
-def _sweep(downloads: Path) -> None:
-    """Remove what workers left that are no longer alive."""
-    if not downloads.is_dir():
-        return
-    for folder in downloads.iterdir():
-        if folder.name.isdigit() and not Path("/proc", folder.name).exists():
-            shutil.rmtree(folder, ignore_errors=True)

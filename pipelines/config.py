@@ -86,6 +86,25 @@ class Config(_Strict):
     gpus_per_worker: float = Field(
         0.0, ge=0, description="GPUs, whole or a fraction, that each actor reserves."
     )
+    in_flight: Positive = Field(
+        3, description="Models under way per actor: one computes, one loads, the others download."
+    )
+    memory_per_worker: Positive | None = Field(
+        None, description="Bytes that the models of one actor may use; none: its share of the node's memory."
+    )
+    precision: Literal["float32", "auto"] = Field(
+        "float32",
+        description="auto computes in 16 bits where a model's logits stay the same within the stated tolerance.",
+    )
+    drain_seconds: float = Field(
+        25.0,
+        gt=0,
+        description="How long an actor goes on after it was told that its machine goes away (Ray allows 30).",
+    )
+    preload: list[str] = Field(
+        [],
+        description="Python modules to import before models are loaded (architectures of your own, for timm).",
+    )
     batch_size: Positive = Field(64, description="Images a forward pass, halved when memory runs out.")
     batch_models: Positive = Field(32, description="Models whose observations share one part.")
     item_seconds: float = Field(

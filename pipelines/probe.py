@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from cluster.originals import start_originals
 from cluster.prober import ProberSpec, probers
 from cluster.scheduler import Policy, Scheduler
 from cluster.session import worker_count
@@ -141,11 +142,19 @@ def _run(
         allow_pickle=config.allow_pickle,
         cache_bytes=config.cache_bytes,
         scratch=None if config.scratch is None else str(config.scratch),
-        threads=max(1, int(config.cpus_per_worker)),
-        on_gpu=config.gpus_per_worker > 0,
+        cpus=config.cpus_per_worker,
+        gpus=config.gpus_per_worker,
+        item_seconds=config.item_seconds,
+        in_flight=config.in_flight,
+        precision=config.precision,
+        memory_bytes=config.memory_per_worker,
+        drain_seconds=config.drain_seconds,
+        preload=tuple(config.preload),
+        probes=probe_set.count,
     )
+    originals = start_originals({}, config.item_seconds)
     # Two threads are enough to seal: parts are small and the workers compute meanwhile.
-    with ThreadPoolExecutor(2) as pool, probers(spec, config.cpus_per_worker, config.gpus_per_worker) as make:
+    with ThreadPoolExecutor(2) as pool, probers(spec, originals) as make:
         sealing: list[Future[Receipt]] = []
 
         def finished(key: str) -> None:
@@ -162,7 +171,7 @@ def _run(
         )
         for outcome in scheduler.run(todo, tick=lambda _: counter.show()):
             item = outcome.item
-            reason = outcome.result
+            reason = None if outcome.result is None else outcome.result.reason
             if outcome.reason is not None:
                 failure = Failure.of(
                     item.row.repo, item.row.sha, STAGE, outcome.reason, outcome.detail, item.attempt

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -77,6 +77,7 @@ def download_model(
     limiter: Limiter | None = None,
     endpoint: str | None = None,
     retry: Retry = PATIENT,
+    check: Callable[[], None] | None = None,
 ) -> Downloaded:
     """Fetch a model's configuration and weights into a folder, which is made if need be.
 
@@ -91,6 +92,7 @@ def download_model(
         limiter: shared with whoever else asks the same Hub.
         endpoint: the Hub's address, as for `probelog.hub.HubClient`.
         retry: how patient to be.
+        check: called with every piece that arrives; what it raises ends the download.
 
     Raises:
         ItemFailure: whatever goes wrong. Reasons: malformed-row, gated, disabled, not-found, unsafe-format,
@@ -111,7 +113,7 @@ def download_model(
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            download = _Download(client, row, folder, limits)
+            download = _Download(client, row, folder, limits, check or _carry_on)
             download.run(allow_pickle)
         except HubError as error:
             raise item_failure(error) from error
@@ -123,8 +125,15 @@ def download_model(
 class _Download:
     """The files of one model on their way."""
 
-    def __init__(self, client: HubClient, row: CatalogueRow, folder: Path, limits: DownloadLimits) -> None:
-        self.client, self.row, self.folder, self.limits = client, row, folder, limits
+    def __init__(
+        self,
+        client: HubClient,
+        row: CatalogueRow,
+        folder: Path,
+        limits: DownloadLimits,
+        check: Callable[[], None],
+    ) -> None:
+        self.client, self.row, self.folder, self.limits, self.check = client, row, folder, limits, check
         self.there = {file.path: file for file in row.files or tree(client, row.repo, row.sha)}
         self.names: list[str] = []
         self.bytes = 0
@@ -182,7 +191,7 @@ class _Download:
         bound = min(longest, self.limits.max_bytes - self.bytes)
         url = f"{self.client.endpoint}/{quote(self.row.repo)}/resolve/{self.row.sha}/{quote(name)}"
         with _part(self.folder / name) as stream:
-            transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry)
+            transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry, self.check)
             self.client.call("file", url, transfer.receive, transfer.headers)
         self.names.append(name)
         self.bytes += transfer.received
@@ -191,8 +200,17 @@ class _Download:
 class _Transfer:
     """One file's bytes over as many answers as it takes."""
 
-    def __init__(self, file: RepoFile, sha: str, stream: BinaryIO, bound: int, retry: Retry) -> None:
+    def __init__(
+        self,
+        file: RepoFile,
+        sha: str,
+        stream: BinaryIO,
+        bound: int,
+        retry: Retry,
+        check: Callable[[], None],
+    ) -> None:
         self.file, self.sha, self.stream, self.bound, self.retry = file, sha, stream, bound, retry
+        self.check = check
         self.etag = ""
         self.received = 0
         self.digest = hashlib.sha256()
@@ -221,6 +239,7 @@ class _Transfer:
         size = self._size(answer)
         self.etag = response.headers.get("etag", "")
         for chunk in chunks(response, self.retry):
+            self.check()
             self.received += len(chunk)
             if self.received > self.bound:
                 raise _too_large(
@@ -298,6 +317,10 @@ def read_shards(index: bytes) -> list[str]:
     if not 1 <= len(shards) <= _MOST_SHARDS:
         raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{INDEX} names {len(shards)} shards")
     return shards
+
+
+def _carry_on() -> None:
+    """Nothing to check."""
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from probelog.errors import StoreError
@@ -127,6 +128,22 @@ class Ledger:
     def spool(self, item: str, result: Spooled) -> None:
         """Make one item's result durable."""
         self.store.write(self._spool_path(item), result.to_bytes())
+
+    def spooled_result(self, item: str) -> Spooled | None:
+        """One item's result, None where it is sealed already or was never there."""
+        data = self.store.read_or_none(self._spool_path(item))
+        return None if data is None else Spooled.from_bytes(data)
+
+    def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[ProbedModel, pa.Table] | None:
+        """One probed model out of the parts of a receipt with its observation rows; None where it is not there."""
+        data = self.store.read_or_none(self._receipt_path(receipt))
+        if data is None:
+            return None
+        parts = _receipt(json.loads(data))
+        mine = (pc.field("repo") == repo) & (pc.field("sha") == sha)
+        models = from_table(read_part(self.store, parts.models, PROBED_MODELS).filter(mine), ProbedModel)
+        rows = read_part(self.store, parts.observations, OBSERVATIONS).filter(mine)
+        return (models[0], rows) if len(models) == 1 and rows.num_rows == models[0].logits else None
 
     def spooled(self) -> set[str]:
         """Items that have a spool object; after a kill, sealed ones may be among them."""

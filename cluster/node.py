@@ -1,0 +1,41 @@
+"""What the machine that a worker runs on has to share out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+# Memory limits of a container, by version of the kernel's control groups.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that this process runs in."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in _LIMITS:
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def memory_share(cpus: float, gpus: float) -> float:
+    """Bytes of this node's memory that belong to a worker with so many of its CPUs and GPUs. Call it in a worker."""
+    here = ray.get_runtime_context().get_node_id()
+    node: dict[str, Any] = next((node for node in ray.nodes() if node["NodeID"] == here), {})
+    resources = node.get("Resources", {})
+    shares = [
+        wanted / held
+        for wanted, held in (
+            (cpus, resources.get("CPU") or os.cpu_count() or 1),
+            (gpus, resources.get("GPU") or 0),
+        )
+        if wanted > 0 and held > 0
+    ]
+    return memory_bytes() * min(1.0, max(shares, default=1.0))

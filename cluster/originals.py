@@ -1,0 +1,85 @@
+"""Which weights were met before, shared by all workers of a job: copies are recorded, not run again.
+
+A large part of a Hub are re-uploads. Two that are in flight at the same time (they sort next to each other) must
+not both run: the first to ask owns an identity, the others wait for its result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.placement import beside_the_driver
+
+
+@dataclass(frozen=True)
+class Original:
+    """Where a model's observations are: below its item in the spool, or in the parts of a receipt once sealed."""
+
+    repo: str
+    sha: str
+    item: str | None = None
+    receipt: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The answer to `Originals.claim`: the original; nothing (the asker is to run the model); or to wait."""
+
+    original: Original | None = None
+    wait: bool = False
+
+
+class Originals:
+    """An actor's state. A claim whose owner does not come back expires after ``patience`` seconds."""
+
+    def __init__(self, known: Mapping[str, tuple[str, str, str]], patience: float) -> None:
+        """``known``: identity to (repo, sha, name of the receipt), of earlier runs."""
+        self._known = {identity: Original(r, s, receipt=name) for identity, (r, s, name) in known.items()}
+        self._patience = patience
+        self._claimed: dict[str, tuple[str, float]] = {}
+        self._of_item: dict[str, str] = {}
+
+    def claim(self, identity: str, item: str) -> Claim:
+        """Who has these weights? Without an answer they are the asker's to run."""
+        found = self._known.get(identity)
+        if found is not None:
+            return Claim(found)
+        owner, since = self._claimed.get(identity, (item, 0.0))
+        if owner != item and time.monotonic() - since < self._patience:
+            return Claim(wait=True)
+        self._claimed[identity] = (item, time.monotonic())
+        return Claim()
+
+    def give_up(self, identity: str, item: str) -> None:
+        """The asker failed: the next one may try."""
+        if self._claimed.get(identity, ("", 0.0))[0] == item:
+            del self._claimed[identity]
+
+    def found(self, identity: str, repo: str, sha: str, item: str) -> None:
+        """The asker's observations are in the spool."""
+        self._claimed.pop(identity, None)
+        self._known.setdefault(identity, Original(repo, sha, item=item))
+        self._of_item[item] = identity
+
+    def sealed(self, receipt: str, items: list[str]) -> None:
+        """The observations of these items have moved from the spool into the parts of a receipt."""
+        for item in items:
+            identity = self._of_item.pop(item, None)
+            if identity is not None:
+                old = self._known[identity]
+                self._known[identity] = Original(old.repo, old.sha, receipt=receipt)
+
+    def forget(self, identity: str, original: Original) -> None:
+        """What was said of these weights is not true (any more)."""
+        if self._known.get(identity) == original:
+            del self._known[identity]
+
+
+def start_originals(known: Mapping[str, tuple[str, str, str]], patience: float) -> Any:
+    """The actor, on the driver's node."""
+    return ray.remote(num_cpus=0)(Originals).options(**beside_the_driver()).remote(dict(known), patience)

@@ -1,0 +1,199 @@
+"""A stranger's model in a process of its own: without token, network, other people's files or endless memory.
+
+What the model does there can only cost that process. Its answers are checked for shape and read as plain values.
+See `probelog.fork_server` for how processes are made and `probelog.model_server` for what runs inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.fork_server import Child, ForkServer, ProcessLostError
+from probelog.schemas import WEIGHTS
+from probelog.storage import from_npy
+
+SERVER = "probelog.model_server:serve"
+#: What takes seconds to import and is the same for every model.
+LIBRARIES = ("probelog.model_server", "probelog.model_libraries")
+
+_SYSTEM = (
+    "/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/etc", "/sys", "/proc/self", "/proc/cpuinfo",
+    "/proc/meminfo", "/proc/stat", "/proc/sys", "/proc/driver", "/proc/modules", "/proc/filesystems",
+)  # fmt: skip
+_START_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What a model's process is allowed and told.
+
+    Attributes:
+        probes: a local store with the probe set.
+        probe_set: its hash.
+        scratch: the only folder that it may write to, and where models are downloaded.
+        cache_bytes: of preprocessed probes in ``scratch``.
+        device: ``cpu`` or ``cuda``.
+        device_share: of the device's memory that this process may fill.
+        memory_bytes: more than this beyond the libraries' own cannot be allocated; None for no limit.
+        threads: for computing.
+        batch_size: at most so many images a forward pass.
+        precision: ``float32``, or ``auto`` for less where the logits stay the same.
+        max_params: largest model.
+        allow_pickle: whether weights may be pickled.
+    """
+
+    probes: str
+    probe_set: str
+    scratch: str
+    cache_bytes: int
+    device: str = "cpu"
+    device_share: float = 1.0
+    memory_bytes: int | None = None
+    threads: int = 1
+    batch_size: int = 64
+    precision: str = "float32"
+    max_params: int = 2_000_000_000
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a process says about the model that it has loaded; ``facts`` has the fields of a `ProbedModel`."""
+
+    facts: dict[str, Any]
+    weights: pa.Table = field(repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Equal for models that give the same logits."""
+        return str(self.facts["identity"])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model's logits (L, m) on its probes and how they were computed."""
+
+    values: npt.NDArray[np.float32] = field(repr=False)
+    batch_size: int
+    precision: str
+
+
+class ModelProcess:
+    """One process: load a model, prepare its probes, observe it, release it, and the next. One thread at a time.
+
+    A process that was lost, timed out or ran out of memory is replaced by the next `load`. Methods raise
+    ItemFailure with the model's own reason, TIMEOUT where ``timeout`` seconds were not enough, and
+    ProcessLostError where the process ended.
+    """
+
+    def __init__(self, server: ForkServer, spec: ProcessSpec, recycle_after: int = 200) -> None:
+        self._server, self._spec, self._recycle_after = server, spec, recycle_after
+        self._child: Child | None = None
+        self._served = 0
+        #: What the platform took away from the last process: ``network``, ``files``, ``memory``.
+        self.confined: dict[str, bool] = {}
+
+    def load(self, folder: Path, repo: str, sha: str, timeout: float) -> Loaded:
+        """Load what was downloaded."""
+        until = time.monotonic() + timeout
+        if self._child is None or self._served >= self._recycle_after:
+            self.close()
+            self._start()
+        self._served += 1
+        answer, blobs = self._ask(until, command="load", folder=str(folder), repo=repo, sha=sha)
+        table = pa.ipc.open_stream(blobs[0]).read_all()
+        if table.schema != WEIGHTS:
+            raise _odd("another table than that of the weights")
+        return Loaded(dict(answer["facts"]), table)
+
+    def prepare(self, indices: Sequence[int], timeout: float) -> None:
+        """Have the probes preprocessed as the model needs them, where they can be kept."""
+        self._ask(time.monotonic() + timeout, command="prepare", indices=[int(i) for i in indices])
+
+    def observe(self, indices: Sequence[int], logits: int, timeout: float) -> Seen:
+        """Run the model on probes."""
+        answer, blobs = self._ask(
+            time.monotonic() + timeout, command="observe", indices=[int(i) for i in indices]
+        )
+        values = from_npy(blobs[0])
+        if values.dtype != np.float32 or values.shape != (logits, len(indices)):
+            raise _odd(f"{values.dtype} of shape {values.shape}")
+        return Seen(values, int(answer["batch_size"]), str(answer["precision"]))
+
+    def release(self) -> None:
+        """Forget the model and free what it held."""
+        if self._child is not None:
+            try:
+                self._ask(time.monotonic() + _START_SECONDS, command="release")
+            except (ItemFailure, ProcessLostError):
+                self.close()
+
+    def close(self) -> None:
+        """End the process. From another thread: whoever waits for it gets ProcessLostError."""
+        child, self._child = self._child, None
+        self._served = 0
+        if child is not None:
+            child.kill()
+
+    def _start(self) -> None:
+        self._child = self._server.fork()
+        spec = dataclasses.asdict(self._spec)
+        readable, writable = _paths(self._spec)
+        answer, _ = self._ask(
+            time.monotonic() + _START_SECONDS,
+            command="set-up",
+            spec=spec,
+            readable=readable,
+            writable=writable,
+        )
+        self.confined = {str(name): bool(held) for name, held in dict(answer["confined"]).items()}
+
+    def _ask(self, until: float, **message: Any) -> tuple[dict[str, Any], list[bytes]]:
+        child = self._child
+        if child is None:
+            raise ProcessLostError(-9)  # closed by another thread
+        timeout = until - time.monotonic()
+        try:
+            answer, blobs = child.ask(timeout, **message)
+            failure = answer.get("failure")
+            reason = None if failure is None else FailureReason(failure)
+        except TimeoutError:
+            self.close()
+            raise ItemFailure(
+                FailureReason.TIMEOUT, f"{message['command']}: no answer within {max(timeout, 0):.0f} seconds"
+            ) from None
+        except ProcessLostError:
+            self.close()
+            raise
+        except (ValueError, RecursionError) as error:
+            self.close()
+            raise _odd(str(error)) from None
+        if reason is not None:
+            if answer.get("worn"):
+                self.close()
+            raise ItemFailure(reason, str(answer.get("detail", "")))
+        return answer, blobs
+
+
+def _odd(what: str) -> ItemFailure:
+    return ItemFailure(FailureReason.INTERNAL, f"the model's process answered with {what[:300]}")
+
+
+def _paths(spec: ProcessSpec) -> tuple[list[str], list[str]]:
+    """What a model's process may read and write below."""
+    interpreter = [sys.prefix, sys.base_prefix, *(path for path in sys.path if path)]
+    # Links in the interpreter's path (a virtual environment's) are followed before the rule applies.
+    real = [os.path.realpath(path) for path in interpreter]
+    return [*_SYSTEM, *interpreter, *real, f"{spec.probes}/probes"], ["/dev", spec.scratch]

@@ -1,0 +1,166 @@
+"""What runs inside a model's process: commands over a pipe, one model at a time (`probelog.model_process`)."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from probelog import confinement
+from probelog.device_memory import out_of_memory
+from probelog.errors import FailureReason, ItemFailure
+from probelog.fork_server import answer
+from probelog.model_process import ProcessSpec
+from probelog.storage import Store, npy
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from probelog.models import Classifier
+
+
+def serve(connection: Connection) -> None:
+    """Answer commands until the other side closes the pipe."""
+    server: _Server | None = None
+    while True:
+        message = json.loads(connection.recv_bytes())
+        command = message.pop("command")
+        try:
+            if command == "set-up":
+                server = _Server(ProcessSpec(**message["spec"]))
+                answer(connection, confined=server.confine(message["readable"], message["writable"]))
+                continue
+            assert server is not None
+            blobs, facts = server.commands[command](**message)
+            answer(connection, blobs, **facts)
+        except ItemFailure as failure:
+            answer(
+                connection, failure=failure.reason.value, detail=failure.detail, worn=_worn(failure.reason)
+            )
+        except (
+            Exception
+        ) as error:  # a stranger's model can raise anything; it must cost its own row and no more
+            reason = FailureReason.OUT_OF_MEMORY if out_of_memory(error) else FailureReason.INTERNAL
+            detail = f"{type(error).__name__}: {str(error)[:500]}"
+            answer(connection, failure=reason.value, detail=detail, worn=True)
+
+
+def _worn(reason: FailureReason) -> bool:
+    """Whether a process should not go on after such a failure: its memory is in pieces."""
+    return reason in (FailureReason.OUT_OF_MEMORY, FailureReason.INTERNAL)
+
+
+class _Server:
+    def __init__(self, spec: ProcessSpec) -> None:
+        self._spec = spec
+        self._classifier: Classifier | None = None
+        self.commands: dict[str, Any] = {
+            "load": self._load,
+            "prepare": self._prepare,
+            "observe": self._observe,
+            "release": self._release,
+        }
+
+    def confine(self, readable: list[str], writable: list[str]) -> dict[str, bool]:
+        """Give up rights, then get ready to work; returns what the platform allowed."""
+        import torch
+
+        from probelog.pixel_cache import PixelCache
+        from probelog.probes import ProbeSet
+
+        spec = self._spec
+        confined = {
+            "network": confinement.without_network(),
+            "files": confinement.only_files(readable, writable),
+            "memory": spec.memory_bytes is not None and confinement.limit_memory(spec.memory_bytes),
+        }
+        torch.set_num_threads(spec.threads)
+        # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
+        torch.backends.cudnn.allow_tf32 = False
+        self._device = "cuda" if spec.device == "cuda" and torch.cuda.is_available() else "cpu"
+        self._probes = ProbeSet.open(Store(spec.probes), spec.probe_set)
+        self._cache = PixelCache(
+            Path(spec.scratch, "pixels"),
+            spec.cache_bytes,
+            probe_set=self._probes.hash,
+            count=self._probes.count,
+        )
+        return confined
+
+    def _load(self, folder: str, repo: str, sha: str) -> tuple[list[bytes], dict[str, Any]]:
+        from probelog.models import LoadLimits, load_classifier
+        from probelog.schemas import WEIGHTS
+
+        layer_table = lambda *a: WEIGHTS.empty_table()
+
+        self._release()
+        started = time.perf_counter()
+        made = load_classifier(
+            folder,
+            limits=LoadLimits(max_parameters=self._spec.max_params),
+            device=self._device,
+            allow_pickle=self._spec.allow_pickle,
+        )
+        self._classifier = made
+        facts = {
+            "logits": made.logits,
+            "head": made.head.value,
+            "labels": made.labels,
+            "library": made.library,
+            "architecture": made.architecture,
+            "parameters": made.parameters,
+            "recipe": made.recipe.to_json(),
+            "dtype": made.dtype,
+            "device": self._device,
+            "weight_digest": made.weight_digest,
+            "weight_mean": made.weight_mean,
+            "weight_std": made.weight_std,
+            "identity": made.weight_digest + made.recipe.key,
+            "seconds_weights": 0.0,
+            "seconds_sketch": 0.0,
+            "seconds_load": time.perf_counter() - started,
+        }
+        return [_stream(layer_table(repo, sha, []))], {"facts": facts}
+
+    def _prepare(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
+        assert self._classifier is not None
+        self._cache.pixels(self._classifier.recipe, self._images)
+        return [], {}
+
+    def _observe(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
+        from probelog.observe import observe
+
+        assert self._classifier is not None
+        found = observe(
+            self._classifier,
+            self._images,
+            indices,
+            batch_size=self._spec.batch_size,
+            device=self._device,
+            cache=self._cache,
+        )
+        values = np.ascontiguousarray(found, np.float32)
+        return [npy(values)], {"batch_size": 64, "precision": "float32"}
+
+    def _release(self) -> tuple[list[bytes], dict[str, Any]]:
+        self._classifier = None
+        gc.collect()
+        return [], {}
+
+    def _images(self, indices: Sequence[int]) -> list[Image.Image]:
+        return list(self._probes.images(indices))
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
