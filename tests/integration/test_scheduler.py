@@ -78,7 +78,7 @@ def test_a_killer_is_blamed_and_its_neighbours_are_not(tmp_path) -> None:
 
 
 def test_a_hung_item_is_killed(tmp_path) -> None:
-    by_item, _, found = outcomes(["hang-a", "item-1", "item-2"], tmp_path, item_seconds=3.0)
+    by_item, _, found = outcomes(["hang-a", "item-1", "item-2"], tmp_path, silence_seconds=3.0)
     assert len(found) == 3
     assert by_item["hang-a"].reason is FailureReason.TIMEOUT
     assert by_item["item-1"].result == "ITEM-1"
