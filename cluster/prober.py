@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ray
 
 from cluster.limiter import LimitActor, SharedLimiter
-from probelog.errors import FailureReason, ItemFailure, UsageError
+from cluster.results import ItemReport
+from cluster.scratch import scratch_folder
+from probelog.errors import FailureReason, ItemFailure
 from probelog.ledger import Ledger, Spooled
-from probelog.schemas import CatalogueRow, Failure, ProbedModel
+from probelog.schemas import CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage import Store
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ class Prober:
         self._ledger = Ledger(Store(spec.store), spec.folder)
         self._probes = ProbeSet.open(Store(spec.store), spec.probe_set)
         self._device = "cuda" if spec.on_gpu and torch.cuda.is_available() else "cpu"
-        scratch = _scratch(spec.scratch)
+        scratch = scratch_folder(spec.scratch)
         self._downloads = scratch / "downloads"
         _sweep(self._downloads)
         self._own = self._downloads / str(os.getpid())
@@ -94,17 +97,15 @@ class Prober:
         )
         self._met: set[str] = set()
         self._computing = threading.Lock()
-        self._metrics = _Metrics()
 
     def ready(self) -> None:
         """Returns when the actor can work."""
 
-    def run(self, item: Item) -> str | None:
-        """Probe one model and spool its result; returns None, or the reason why it failed."""
+    def run(self, item: Item) -> ItemReport:
+        """Probe one model and spool its result."""
         row = item.row
         reason: FailureReason | None = None
         detail = ""
-        started = time.monotonic()
         try:
             result = self._probe(row)
         except ItemFailure as failure:
@@ -118,8 +119,18 @@ class Prober:
         if reason is not None:
             result = Spooled.failure(Failure.of(row.repo, row.sha, _STAGE, reason, detail, item.attempt))
         self._ledger.spool(item.key, result)
-        self._metrics.record(reason, time.monotonic() - started)
-        return None if reason is None else reason.value
+        worker = f"{socket.gethostname()}:{os.getpid()}"
+        if reason is not None:
+            return ItemReport(reason=reason.value, detail=detail, worker=worker)
+        (model,) = from_table(result.models, ProbedModel)
+        parts = ("download", "load", "preprocess", "forward")
+        return ItemReport(
+            seconds={part: getattr(model, f"seconds_{part}") for part in parts},
+            bytes=model.bytes or 0,
+            logits=model.logits,
+            parameters=model.parameters,
+            worker=worker,
+        )
 
     def _probe(self, row: CatalogueRow) -> Spooled:
         from probelog.download import DownloadLimits, download_model
@@ -186,6 +197,7 @@ class Prober:
             seconds_load=loaded - begun,
             seconds_preprocess=prepared - loaded,
             seconds_forward=done - prepared,
+            bytes=downloaded.bytes,
         )
         return Spooled.success(model, to_rows(row.repo, row.sha, values))
 
@@ -213,36 +225,6 @@ def probers(spec: ProberSpec, cpus: float, gpus: float) -> Iterator[Callable[[],
         yield lambda: actor.remote(spec, limiter)
     finally:
         ray.kill(limiter)
-
-
-class _Metrics:
-    """Counters that Ray exports for Prometheus."""
-
-    def __init__(self) -> None:
-        from ray.util.metrics import Counter, Histogram
-
-        self._models = Counter("probelog_models", "Models that are through.", tag_keys=("result",))
-        self._seconds = Histogram(
-            "probelog_model_seconds", "Seconds a model.", boundaries=[1, 3, 10, 30, 100, 300, 1000]
-        )
-
-    def record(self, reason: FailureReason | None, seconds: float) -> None:
-        """Count one model."""
-        self._models.inc(1, tags={"result": "indexed" if reason is None else reason.value})
-        self._seconds.observe(seconds)
-
-
-def _scratch(folder: str | None) -> Path:
-    """The node-local folder for downloads and preprocessed probes: this user's alone, on shared machines too.
-
-    Raises:
-        UsageError: it belongs to somebody else.
-    """
-    path = Path(folder) / "probelog" if folder else Path(tempfile.gettempdir(), f"probelog-{os.getuid()}")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise UsageError(f"{path} belongs to another user: set `scratch` to a folder of your own")
-    return path
 
 
 def _sweep(downloads: Path) -> None:

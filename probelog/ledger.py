@@ -44,6 +44,7 @@ _ROWS_PER_GROUP = 400
 _READERS = 16
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
 PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
+_COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ class Ledger:
         """The counts of receipts that do not say, from their parts."""
         if not old:
             return
-        failures = self._failures(every)
+        failures = self.failure_rows(every)
         reasons = dict(
             zip(
                 zip(*(failures[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True),
@@ -293,7 +294,7 @@ class Ledger:
             )
         )
         tables = zip(
-            self._tables([receipt.models for receipt in old], PROBED_MODELS),
+            self._tables([receipt.models for receipt in old], PROBED_MODELS, _COUNTED),
             self._tables([receipt.failures for receipt in old], FAILURES),
             strict=True,
         )
@@ -314,35 +315,8 @@ class Ledger:
             none = Spooled(OBSERVATIONS.empty_table(), models, failed, WEIGHTS.empty_table())
             yield replace(_counts([none]), replaced=dict(replaced))
 
-    def open_failures(self, receipts: Sequence[Receipt], sealed: npt.NDArray[np.uint64]) -> pa.Table:
-        """The last failure of every (repo, sha) that did not succeed since, by (repo, sha): ``FAILURES``.
-
-        Reads the failures alone. A later attempt that is sealed and did not fail has succeeded.
-
-        Args:
-            receipts: of this ledger.
-            sealed: keys of all their items (`key_numbers`), ascending.
-        """
-        every = self._failures(receipts).sort_by(
-            [("repo", "ascending"), ("sha", "ascending"), ("attempts", "ascending")]
-        )
-        if not every.num_rows:
-            return every
-        last = np.ones(every.num_rows, bool)
-        for name in ("repo", "sha"):
-            column = every[name].combine_chunks()
-            same = pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
-            last[:-1] = ~same if name == "repo" else last[:-1] | ~same
-        every = every.filter(pa.array(last))
-        following = key_numbers(
-            item_key(repo, sha, attempts + 1)
-            for repo, sha, attempts in zip(
-                *(every[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True
-            )
-        )
-        return every.filter(pa.array(~np.isin(following, sealed)))
-
-    def _failures(self, receipts: Sequence[Receipt]) -> pa.Table:
+    def failure_rows(self, receipts: Sequence[Receipt]) -> pa.Table:
+        """Every failure that is recorded, superseded ones included (``FAILURES``). Reads parts of failures alone."""
         parts = [receipt.failures for receipt in receipts if receipt.failures.rows]
         tables = [table.cast(FAILURES) for table in self._tables(parts, FAILURES)]
         return pa.concat_tables(tables) if tables else FAILURES.empty_table()
@@ -367,9 +341,11 @@ class Ledger:
                     found[key] = failure
         return [found[key] for key in sorted(found)]
 
-    def _tables(self, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.Table]:
+    def _tables(
+        self, parts: Sequence[Part], schema: pa.Schema, columns: list[str] | None = None
+    ) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(lambda part: read_part(self.store, part, schema), parts)
+            yield from pool.map(lambda part: read_part(self.store, part, schema, columns), parts)
 
     def _spool_path(self, item: str) -> str:
         return f"{self.folder}/spool/{item}.arrow"
@@ -378,8 +354,40 @@ class Ledger:
         return f"{self.folder}/receipts/{name}.json"
 
 
-def read_part(store: Store, part: Part, schema: pa.Schema) -> pa.Table:
+def open_failures(failures: pa.Table, sealed: npt.NDArray[np.uint64]) -> pa.Table:
+    """The last failure of every (repo, sha) that did not succeed since, by (repo, sha): ``FAILURES``.
+
+    A later attempt that is sealed and did not fail has succeeded.
+
+    Args:
+        failures: all of a ledger (``Ledger.failure_rows``).
+        sealed: keys of all items that are sealed (`key_numbers`).
+    """
+    if not failures.num_rows:
+        return failures
+    ordered = failures.sort_by([("repo", "ascending"), ("sha", "ascending"), ("attempts", "ascending")])
+    last = np.ones(ordered.num_rows, bool)
+    same = [pc.equal(ordered[name][1:], ordered[name][:-1]).to_numpy() for name in ("repo", "sha")]
+    last[:-1] = ~(same[0] & same[1])
+    ordered = ordered.filter(pa.array(last))
+    following = key_numbers(
+        item_key(repo, sha, attempts + 1)
+        for repo, sha, attempts in zip(
+            *(ordered[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True
+        )
+    )
+    return ordered.filter(pa.array(~np.isin(following, sealed)))
+
+
+def count_rows(parts: Iterable[Mapping[str, Any]]) -> int:
+    """Rows of some parts, as a receipt's JSON lists them."""
+    return sum(int(part["rows"]) for part in parts)
+
+
+def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one part, checked against its receipt and against the schema's version.
+
+    Of ``columns`` those that are there are read; by default all.
 
     Raises:
         StoreError: the bytes are not those that the receipt was written for.
@@ -387,9 +395,10 @@ def read_part(store: Store, part: Part, schema: pa.Schema) -> pa.Table:
     data = store.read(part.path)
     if len(data) != part.size or digest(data) != part.sha256:
         raise StoreError(f"{store.path(part.path)} is damaged: its digest is not the one in its receipt")
-    table = pq.read_table(pa.BufferReader(data))
-    check_schema(table.schema, schema, store.path(part.path))
-    return table
+    file = pq.ParquetFile(pa.BufferReader(data))
+    check_schema(file.schema_arrow, schema, store.path(part.path))
+    there = file.schema_arrow.names
+    return file.read(None if columns is None else [name for name in columns if name in there])
 
 
 def observed_models(
