@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -170,8 +170,8 @@ class Scheduler(Generic[Item]):
 
     def run(
         self, items: Iterable[Item], tick: Callable[[int], None] | None = None
-    ) -> Iterator[Outcome[Item]]:
-        """Every item's outcome, in the order in which they come.
+    ) -> Generator[Outcome[Item], None, None]:
+        """Every item's outcome, in the order in which they come. Closing it ends the workers.
 
         Args:
             items: read as workers become free, never all at once.

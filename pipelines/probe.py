@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -175,22 +177,24 @@ class _Run:
         """
         config = self._job.config
         policy = Policy(in_flight=_IN_FLIGHT, item_seconds=config.item_seconds)
-        # Two threads are enough to seal: parts are small and the workers compute meanwhile.
-        with (
-            ThreadPoolExecutor(2) as pool,
-            probers(spec, config.cpus_per_worker, config.gpus_per_worker) as make,
-        ):
-            for number in np.flatnonzero(self._spooled).tolist():
-                self._through(number, pool)
+        with probers(spec, config.cpus_per_worker, config.gpus_per_worker) as make:
             scheduler: Scheduler[Item] = Scheduler(make, self._workers, policy)
-            for outcome in scheduler.run(
-                self._plan.items(self._todo), tick=lambda in_flight: self._tick(scheduler.workers, in_flight)
-            ):
-                self._take(outcome)
-                self._through(outcome.item.number, pool)
-                self._collect()
-            self._collect(wait=True)
-        self._tick(0, 0)
+            # Two threads are enough to seal: parts are small and the workers compute meanwhile.
+            pool = ThreadPoolExecutor(2)
+            try:
+                for number in np.flatnonzero(self._spooled).tolist():
+                    self._through(number, pool)
+                items = self._plan.items(self._todo)
+                with closing(scheduler.run(items, partial(self._tick, scheduler))) as outcomes:
+                    for outcome in outcomes:
+                        self._take(outcome)
+                        self._through(outcome.item.number, pool)
+                        self._collect()
+                self._collect(wait=True)
+            finally:
+                # After an error what waits to be sealed is left to the next run: the store may be refusing.
+                pool.shutdown(cancel_futures=True)
+            self._tick(scheduler, in_flight=0)
         self._counter.show(final=True)
         return self._sealed
 
@@ -233,9 +237,9 @@ class _Run:
             self._sealed.append(receipt)
             self._summary.add([receipt], self._ledger.counts([receipt]))
 
-    def _tick(self, workers: int, in_flight: int) -> None:
+    def _tick(self, scheduler: Scheduler[Item], in_flight: int) -> None:
         """About once a second."""
         self._counter.show()
         rate, eta = self._pace.models_an_hour, self._pace.eta_seconds
-        self._metrics.publish(self._pace.left, workers, in_flight, rate, eta)
+        self._metrics.publish(self._pace.left, scheduler.workers, in_flight, rate, eta)
         self._summary.write(self._ledger, Running.now(self._pace.left, rate, eta))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
 from pipelines.pace import Pace, duration
+from pipelines.progress import Report
 
 
 class Clock:
@@ -61,3 +64,17 @@ def test_durations() -> None:
         "5 h 12 min",
         "3 d 4 h",
     ]
+
+
+def test_the_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = Clock(), io.StringIO()
+    pace = Pace(30, 30.0, clock)
+    counter = Report(stream).counter("probe", 50, "models", 20, pace)
+    for number in range(10):
+        clock.now += 2
+        pace.add(1.0, 1.0)
+        counter.add(reason="too-large" if number % 5 == 0 else None)
+    counter.show(final=True)
+    assert stream.getvalue().splitlines()[-1] == (
+        "probe: 30 of 50 models, 2 failed (too-large 2), 1,800 an hour, 40 s left"
+    )
