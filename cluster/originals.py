@@ -7,7 +7,8 @@ not both run: the first to ask owns an identity, the others wait for its result.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,9 @@ class Claim:
 class Originals:
     """An actor's state. A claim whose owner does not come back expires after ``patience`` seconds."""
 
-    def __init__(self, known: Mapping[str, tuple[str, str, str]], patience: float) -> None:
-        """``known``: identity to (repo, sha, name of the receipt), of earlier runs."""
-        self._known = {identity: Original(r, s, receipt=name) for identity, (r, s, name) in known.items()}
+    def __init__(self, known: Mapping[str, Original], patience: float) -> None:
+        """``known``: what earlier runs met, by identity."""
+        self._known = dict(known)
         self._patience = patience
         self._claimed: dict[str, tuple[str, float]] = {}
         self._of_item: dict[str, str] = {}
@@ -74,12 +75,12 @@ class Originals:
                 old = self._known[identity]
                 self._known[identity] = Original(old.repo, old.sha, receipt=receipt)
 
-    def forget(self, identity: str, original: Original) -> None:
-        """What was said of these weights is not true (any more)."""
-        if self._known.get(identity) == original:
-            del self._known[identity]
 
-
-def start_originals(known: Mapping[str, tuple[str, str, str]], patience: float) -> Any:
-    """The actor, on the driver's node."""
-    return ray.remote(num_cpus=0)(Originals).options(**beside_the_driver()).remote(dict(known), patience)
+@contextmanager
+def shared_originals(known: Mapping[str, Original], patience: float) -> Iterator[Any]:
+    """The actor, on the driver's node, for as long as the block runs."""
+    actor = ray.remote(num_cpus=0)(Originals).options(**beside_the_driver()).remote(dict(known), patience)
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)

@@ -36,7 +36,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.ledger import Ledger, Spooled
 from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec
 from probelog.schemas import CatalogueRow, Failure, ProbedModel
-from probelog.storage import Store
+from probelog.storage import Store, patiently
 
 _STAGE = "probe"
 #: One loads while the other computes.
@@ -58,6 +58,7 @@ class ProberSpec:
             for the Hub's rate limit, does not count.
         memory_bytes: that the models of one actor may use; None for its share of the node.
         drain_seconds: how long an actor goes on after it was told that its machine goes away.
+        store_patience: for so many seconds a write that the store refuses is tried again.
         preload: further modules for model processes to import (architectures of one's own, registered with timm).
         (the others as in the configuration)
     """
@@ -82,6 +83,7 @@ class ProberSpec:
     precision: str = "float32"
     memory_bytes: int | None = None
     drain_seconds: float = 25.0
+    store_patience: float = 600.0
     preload: tuple[str, ...] = ()
 
 
@@ -191,7 +193,7 @@ class Prober:
             failure_row = Failure.of(row.repo, row.sha, _STAGE, reason, report.detail, item.attempt)
             result = Spooled.failure(failure_row)
         with clock.part("write"):
-            self._ledger.spool(item.key, result)
+            patiently(lambda: self._ledger.spool(item.key, result), self._spec.store_patience)
         if report.reason is None and report.copy_of is None and report.identity is not None:
             self._tell("found", report.identity, row.repo, row.sha, item.key)
         return replace(report, seconds=clock.seconds)

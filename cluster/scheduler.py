@@ -4,32 +4,44 @@ Not Ray Data (its checkpoints are per block, its pools hang when actors die) and
 backpressure). The driver holds an iterator of items and keeps a few in flight per worker. A worker that dies is
 replaced; what it was working on runs again. When two items shared a dead worker nobody knows which one killed it:
 both are *suspects* then and run alone, and only an item that loses its worker while alone is blamed. Blamed twice,
-it is given up with a reason, not retried for ever.
+it is given up with a reason, not retried for ever. Machines that go away blame nobody.
 
 Workers are replaced here rather than by Ray's ``max_restarts``: a fresh actor has no queue of calls that may or
 may not run again.
+
+The work per item does not grow with the number of workers: answers arrive through callbacks (Ray's
+``ObjectRef.future``) in one queue, and only workers that have just answered are looked at. What must look at all
+of them (how many there should be, which are silent) happens every few seconds.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError
 
+from cluster.results import HandedBack
 from probelog.errors import FailureReason, ProbeLogError
 
 Item = TypeVar("Item")
+
+_LOOK_SECONDS = 5.0
+# Answers taken before free workers are fed again.
+_AT_ONCE = 256
 
 
 class Worker(Protocol):
     """What an actor must offer: ``ready`` returns when it can work, ``run`` does one item.
 
-    ``run`` reports an item's own failure in its result, never as an exception.
+    ``run`` reports an item's own failure in its result, never as an exception; ``HandedBack`` says that the worker
+    is going away and somebody else is to do the item.
     """
 
     ready: Any
@@ -44,7 +56,9 @@ class Policy:
         in_flight: items per worker, so that the next one is fetched while this one computes.
         blames: how often an item may lose a worker that it had for itself.
         losses: how often an item may lose a worker at all (machines that go away count here only).
-        item_seconds: after this long without an answer a worker is taken for hung.
+        item_seconds: what a worker allows an item; it keeps this clock itself.
+        silence_seconds: an item without an answer for so long means a worker that cannot keep its own clock; it is
+            taken for hung. By default what its items may take one after the other, and five minutes.
         recycle_after: a worker is replaced after this many items, since GPU workers leak.
         start_attempts: workers in a row that may fail to start before the job ends.
     """
@@ -53,11 +67,21 @@ class Policy:
     blames: int = 2
     losses: int = 6
     item_seconds: float = 1800.0
-    recycle_after: int = 500
+    silence_seconds: float | None = None
+    recycle_after: int = 5000
     start_attempts: int = 5
 
+    @property
+    def silence(self) -> float:
+        """Seconds after which a worker that has not answered is taken for hung."""
+        return (
+            self.in_flight * self.item_seconds + 300.0
+            if self.silence_seconds is None
+            else self.silence_seconds
+        )
 
-@dataclass
+
+@dataclass(eq=False)
 class Task(Generic[Item]):
     """One item and what has happened to it so far."""
 
@@ -78,34 +102,76 @@ class Outcome(Generic[Item]):
     attempts: int = 1
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot(Generic[Item]):
-    actor: Any
-    starting: Any
-    flying: dict[Any, tuple[Task[Item], float]] = field(default_factory=dict)
-    served: int = 0
+    """A worker: what it is working on, with the time of asking, oldest first.
 
-    @property
-    def alone(self) -> bool:
-        return any(task.suspect for task, _ in self.flying.values())
+    ``reserved``: gets nothing until it is empty, then suspects, one at a time. ``leaving``: gets nothing any more.
+    """
+
+    actor: Any
+    starting: bool = True
+    flying: dict[Task[Item], float] = field(default_factory=dict)
+    served: int = 0
+    reserved: bool = False
+    leaving: bool = False
+    gone: bool = False
+
+
+_Answer = tuple["_Slot[Item]", "Task[Item] | None", "Future[Any]"]
+
+
+def kill(actor: Any) -> None:
+    """End an actor's process at once."""
+    ray.kill(actor, no_restart=True)
 
 
 class Scheduler(Generic[Item]):
-    """Runs items on a fixed number of workers and yields their outcomes as they come."""
+    """Runs items on workers, as many as there should be at the time, and yields their outcomes as they come."""
 
-    def __init__(self, make_worker: Callable[[], Any], workers: int, policy: Policy | None = None) -> None:
-        self._make_worker = make_worker
-        self._workers = workers
+    def __init__(
+        self,
+        make_worker: Callable[[], Any],
+        workers: int | Callable[[], int],
+        policy: Policy | None = None,
+        end_worker: Callable[[Any], None] = kill,
+    ) -> None:
+        """Nothing starts yet.
+
+        Args:
+            make_worker: starts an actor; it need not have a place yet.
+            workers: how many, or what says how many, which is asked again every few seconds.
+            policy: how items are spread and given up.
+            end_worker: ends one.
+        """
+        self._make_worker, self._end_worker = make_worker, end_worker
+        self._count = workers if callable(workers) else lambda: workers
         self._policy = policy or Policy()
-        self._slots: list[_Slot[Item]] = []
+        self._target = 0
+        self._slots: set[_Slot[Item]] = set()
+        self._free: deque[_Slot[Item]] = deque()
         self._queue: deque[Task[Item]] = deque()
+        self._suspects: deque[Task[Item]] = deque()
         self._given_up: deque[Outcome[Item]] = deque()
+        self._arrived: SimpleQueue[_Answer[Item]] = SimpleQueue()
+        self._source: Iterator[Item] = iter(())
+        self._exhausted = False
+        self._starting = 0
+        self._staying = 0
+        self._reserved = 0
         self._failed_starts = 0
+        self._looked = float("-inf")
+        self.in_flight = 0
+
+    @property
+    def workers(self) -> int:
+        """Workers that can work."""
+        return len(self._slots) - self._starting
 
     def run(
         self, items: Iterable[Item], tick: Callable[[int], None] | None = None
-    ) -> Iterator[Outcome[Item]]:
-        """Every item's outcome, in the order in which they come.
+    ) -> Generator[Outcome[Item], None, None]:
+        """Every item's outcome, in the order in which they come. Closing it ends the workers.
 
         Args:
             items: read as workers become free, never all at once.
@@ -114,128 +180,217 @@ class Scheduler(Generic[Item]):
         Raises:
             ProbeLogError: workers cannot be started.
         """
-        source = iter(items)
+        self._source, self._exhausted, self._looked = iter(items), False, float("-inf")
+        ticked = float("-inf")
         try:
             while True:
-                self._top_up(source)
+                self._look()
                 self._feed()
                 while self._given_up:
                     yield self._given_up.popleft()
-                flying = sum(len(slot.flying) for slot in self._slots)
-                if not flying and not self._queue:
+                if not self.in_flight and not self._queue and not self._suspects:
                     return
                 yield from self._collect(timeout=1.0)
-                self._kill_hung()
-                if tick is not None:
-                    tick(flying)
+                if tick is not None and time.monotonic() - ticked >= 1.0:
+                    ticked = time.monotonic()
+                    tick(self.in_flight)
         finally:
-            for slot in self._slots:
-                ray.kill(slot.actor, no_restart=True)
-            self._slots.clear()
+            for slot in list(self._slots):
+                self._drop(slot)
 
     # Giving work
 
-    def _top_up(self, source: Iterator[Item]) -> None:
-        """Read ahead as far as the workers could take at once."""
-        while len(self._queue) < self._workers * self._policy.in_flight:
-            try:
-                self._queue.append(Task(next(source)))
-            except StopIteration:
-                return
+    def _look(self) -> None:
+        """Every few seconds: how many workers there should be, and who has been silent for too long."""
+        now = time.monotonic()
+        if now - self._looked < min(_LOOK_SECONDS, self._policy.silence / 4):
+            return
+        self._looked = now
+        self._target = max(1, self._count())
+        if self._staying > self._target:
+            # Those that wait for a place first: it may never come.
+            for slot in sorted(self._slots, key=lambda slot: (not slot.starting, len(slot.flying))):
+                if self._staying <= self._target:
+                    break
+                if not slot.leaving:
+                    self._retire(slot)
+        for slot in list(self._slots):
+            if slot.flying and now - next(iter(slot.flying.values())) > self._policy.silence:
+                self._lose(slot, FailureReason.TIMEOUT, f"no answer within {self._policy.silence:g} seconds")
 
     def _feed(self) -> None:
-        for slot in list(self._slots):
-            if slot.served >= self._policy.recycle_after:
-                if not slot.flying:
-                    self._drop(slot)
+        """Give free workers what there is, and start workers for what remains."""
+        self._read_ahead()
+        while self._free and (self._queue or self._suspects):
+            slot = self._free.popleft()
+            if slot.gone or slot.leaving:
                 continue
-            while slot.starting is None and not slot.alone and len(slot.flying) < self._policy.in_flight:
-                task = self._next(empty=not slot.flying)
-                if task is None:
-                    break
-                slot.flying[slot.actor.run.remote(task.item)] = (task, time.monotonic())
-        starting = sum(slot.starting is not None for slot in self._slots)
-        while len(self._slots) < self._workers and len(self._queue) > starting:
-            self._start()
-            starting += 1
+            self._fill(slot)
+        if self._staying < self._target:
+            waiting = len(self._queue) + len(self._suspects)
+            while self._staying < self._target and waiting > self._starting:
+                self._start()
 
-    def _next(self, empty: bool) -> Task[Item] | None:
-        """The next task for a worker; a suspect waits for one that has nothing else."""
-        for task in self._queue:
-            if empty or not task.suspect:
-                self._queue.remove(task)
-                return task
-        return None
+    def _read_ahead(self) -> None:
+        """As far as the free workers, and those that are not there yet, could take at once."""
+        wanted = self._policy.in_flight * (
+            len(self._free) + max(0, self._target - self._staying) + self._starting
+        )
+        while not self._exhausted and len(self._queue) < max(1, wanted):
+            try:
+                self._queue.append(Task(next(self._source)))
+            except StopIteration:
+                self._exhausted = True
+
+    def _fill(self, slot: _Slot[Item]) -> None:
+        """Give a worker as much as it may have; a suspect goes to one that has nothing else."""
+        if self._suspects and not slot.flying:
+            self._reserve(slot, False)
+            self._send(slot, self._suspects.popleft())
+            return
+        if any(task.suspect for task in slot.flying):
+            return
+        if self._suspects and (slot.reserved or self._reserved < self._most_reserved()):
+            self._reserve(slot, True)
+            return
+        self._reserve(slot, False)
+        while len(slot.flying) < self._policy.in_flight:
+            if not self._queue:
+                if self._exhausted:
+                    if not self._suspects:  # else it comes back with its next answer
+                        self._free.append(slot)
+                    return
+                self._read_ahead()
+                continue
+            self._send(slot, self._queue.popleft())
+
+    def _most_reserved(self) -> int:
+        """Workers that may run dry for suspects' sake: no more than there are suspects, a quarter of all at most."""
+        return min(len(self._suspects), max(1, len(self._slots) // 4))
+
+    def _reserve(self, slot: _Slot[Item], reserved: bool) -> None:
+        self._reserved += reserved - slot.reserved
+        slot.reserved = reserved
+
+    def _send(self, slot: _Slot[Item], task: Task[Item]) -> None:
+        slot.flying[task] = time.monotonic()
+        self.in_flight += 1
+        self._listen(slot, task, slot.actor.run.remote(task.item))
+
+    def _listen(self, slot: _Slot[Item], task: Task[Item] | None, ref: Any) -> None:
+        ref.future().add_done_callback(lambda future: self._arrived.put((slot, task, future)))
 
     def _start(self) -> None:
         actor = self._make_worker()
-        self._slots.append(_Slot(actor, actor.ready.remote()))
+        slot = _Slot[Item](actor)
+        self._slots.add(slot)
+        self._starting += 1
+        self._staying += 1
+        self._listen(slot, None, actor.ready.remote())
 
     # Taking results
 
     def _collect(self, timeout: float) -> Iterator[Outcome[Item]]:
-        owners = {ref: slot for slot in self._slots for ref in slot.flying}
-        owners |= {slot.starting: slot for slot in self._slots if slot.starting is not None}
-        if not owners:
-            return
-        ready, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
-        if not ready:
-            ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout)
-        for ref in ready:
-            slot = owners[ref]
-            if slot not in self._slots:
-                continue  # its worker died a moment ago and its items are already queued again
-            if ref == slot.starting:
-                self._welcome(slot)
-                continue
-            task, _ = slot.flying[ref]
-            try:
-                result = ray.get(ref, timeout=60)
-            except (RayError, GetTimeoutError) as error:
-                self._lose(slot, FailureReason.CRASHED_WORKER, _first_line(error))
-                continue
-            del slot.flying[ref]
-            slot.served += 1
-            yield Outcome(task.item, result, attempts=task.losses + 1)
-
-    def _welcome(self, slot: _Slot[Item]) -> None:
+        """Wait for an answer, then take all that are there."""
         try:
-            ray.get(slot.starting, timeout=60)
-        except (RayError, GetTimeoutError) as error:
-            self._drop(slot)
-            self._failed_starts += 1
-            if self._failed_starts >= self._policy.start_attempts:
-                raise ProbeLogError(
-                    f"{self._failed_starts} workers in a row failed to start; the last one said: {_cause(error)}"
-                ) from error
+            answer = self._arrived.get(timeout=min(timeout, self._policy.silence / 4))
+            for _ in range(_AT_ONCE):
+                yield from self._take(*answer)
+                answer = self._arrived.get_nowait()
+            yield from self._take(*answer)
+        except Empty:
             return
-        slot.starting = None
-        self._failed_starts = 0
 
-    def _kill_hung(self) -> None:
-        now = time.monotonic()
-        for slot in list(self._slots):
-            if any(now - since > self._policy.item_seconds for _, since in slot.flying.values()):
-                self._lose(
-                    slot, FailureReason.TIMEOUT, f"no answer within {self._policy.item_seconds:g} seconds"
-                )
+    def _take(
+        self, slot: _Slot[Item], task: Task[Item] | None, future: Future[Any]
+    ) -> Iterator[Outcome[Item]]:
+        if slot.gone:
+            return  # it died a moment ago and its items are already queued again
+        error = future.exception()
+        if task is None:
+            self._welcome(slot, error)
+            return
+        if error is not None:
+            self._lose(
+                slot, FailureReason.CRASHED_WORKER, _first_line(error), blameless=_machine_is_gone(error)
+            )
+            return
+        del slot.flying[task]
+        self.in_flight -= 1
+        slot.served += 1
+        result = future.result()
+        if isinstance(result, HandedBack):
+            self._again(task)
+            self._retire(slot)
+            return
+        if slot.leaving or slot.served >= self._policy.recycle_after:
+            self._retire(slot)
+        else:
+            self._free.append(slot)
+        yield Outcome(task.item, result, attempts=task.losses + 1)
 
-    def _lose(self, slot: _Slot[Item], reason: FailureReason, detail: str) -> None:
-        """A worker is gone: queue what it had, and give up what has been blamed too often."""
-        tasks = [task for task, _ in slot.flying.values()]
+    def _welcome(self, slot: _Slot[Item], error: BaseException | None) -> None:
+        if error is None:
+            slot.starting = False
+            self._starting -= 1
+            self._failed_starts = 0
+            self._free.appendleft(slot)
+            return
         self._drop(slot)
-        for task in tasks:
+        if _machine_is_gone(error):
+            return
+        self._failed_starts += 1
+        if self._failed_starts >= self._policy.start_attempts:
+            raise ProbeLogError(
+                f"{self._failed_starts} workers in a row failed to start; the last one said: {_cause(error)}"
+            ) from error
+
+    def _lose(self, slot: _Slot[Item], reason: FailureReason, detail: str, blameless: bool = False) -> None:
+        """A worker is gone: queue what it had, and give up what has been blamed too often."""
+        tasks = list(slot.flying)
+        self._drop(slot)
+        for task in reversed(tasks):
             task.losses += 1
-            task.blames += len(tasks) == 1
-            task.suspect = True
+            if not blameless:
+                task.blames += len(tasks) == 1
+                task.suspect = True
             if task.blames >= self._policy.blames or task.losses >= self._policy.losses:
                 self._given_up.append(Outcome(task.item, None, reason, detail, task.losses))
             else:
-                self._queue.append(task)
+                self._again(task)
+
+    def _again(self, task: Task[Item]) -> None:
+        if task.suspect:
+            self._suspects.append(task)
+        else:
+            self._queue.appendleft(task)
+
+    def _retire(self, slot: _Slot[Item]) -> None:
+        """Give a worker nothing more; it ends when what it has is through."""
+        if not slot.leaving:
+            slot.leaving = True
+            self._staying -= 1
+            self._reserve(slot, False)
+        if not slot.flying:
+            self._drop(slot)
 
     def _drop(self, slot: _Slot[Item]) -> None:
-        self._slots.remove(slot)
-        ray.kill(slot.actor, no_restart=True)
+        slot.gone = True
+        self._slots.discard(slot)
+        self._staying -= not slot.leaving
+        self._starting -= slot.starting
+        self._reserve(slot, False)
+        self.in_flight -= len(slot.flying)
+        slot.flying.clear()
+        self._end_worker(slot.actor)
+
+
+def _machine_is_gone(error: BaseException) -> bool:
+    """Whether a worker was lost with its machine (or the way to it), through no fault of what it was doing."""
+    if isinstance(error, (NodeDiedError, ActorUnavailableError)):
+        return True
+    # Ray tells a drained node by an attribute, one that vanished by its words alone.
+    return isinstance(error, RayActorError) and (error.preempted or "node has died" in str(error))
 
 
 def _first_line(error: BaseException) -> str:

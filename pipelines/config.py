@@ -114,6 +114,12 @@ class Config(_Strict):
         8_000_000_000, ge=0, description="Disk a node may use for preprocessed probes, in bytes."
     )
     scratch: Path | None = Field(None, description="Node-local folder for downloads; none: the system's.")
+    item_log: Path | None = Field(
+        None, description="JSON lines, one for every model probed; none: a file in the scratch folder."
+    )
+    store_patience: float = Field(
+        600.0, ge=0, description="Seconds for which refused writes to the store are tried again."
+    )
     allow_pickle: bool = Field(
         False, description="Also read pytorch_model.bin, with weights_only. It has had holes."
     )

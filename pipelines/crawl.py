@@ -6,13 +6,16 @@ import datetime as dt
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
-from probelog.ledger import Part, read_part
+from probelog.ledger import Part, count_rows, read_part
 from probelog.listing import ListingFilters, Page, iter_pages
 from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
 from probelog.storage import Store, digest, parquet_bytes
@@ -61,6 +64,22 @@ class Catalogue:
             for row in from_table(read_part(self.store, Part(**part), CATALOGUE), CatalogueRow):
                 found.setdefault(row.repo, row)
         return [found[repo] for repo in sorted(found)]
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The same rows as an Arrow table, in the order of the listing, with all columns or some of them."""
+        names = None if columns is None else list(columns)
+        parts = [read_part(self.store, Part(**part), CATALOGUE, names) for part in self.receipt["rows"]]
+        if not parts:
+            return CATALOGUE.empty_table() if names is None else CATALOGUE.empty_table().select(names)
+        listed = pa.concat_tables([part.select(["repo"]) for part in parts])["repo"]
+        codes = pa.chunked_array([listed.combine_chunks().dictionary_encode().indices]).to_numpy()
+        newest = np.zeros(len(codes), bool)
+        newest[np.unique(codes, return_index=True)[1]] = True
+        starts = np.cumsum([0, *(part.num_rows for part in parts)])
+        return pa.concat_tables(
+            part.filter(pa.array(newest[start : start + part.num_rows]))
+            for part, start in zip(parts, starts[:-1], strict=True)
+        )
 
     def failures(self) -> list[Failure]:
         """What could not be read of the listing."""
@@ -194,11 +213,6 @@ def _drop_old_runs(store: Store, folder: str, keep: set[str]) -> None:
     """Delete the parts of earlier crawls, but for the last one: a running job may be reading it."""
     for run in {name.split("/")[2] for name in store.names(folder, suffix=".parquet")} - keep:
         store.delete_folder(f"{folder}/{run}")
-
-
-def count_rows(parts: Sequence[Mapping[str, Any]]) -> int:
-    """Rows of some parts, as a receipt or the progress of a crawl lists them."""
-    return sum(int(part["rows"]) for part in parts)
 
 
 def _now() -> str:

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.progress import Report, duration
+from pipelines.pace import duration
+from pipelines.progress import Report
 from probelog.errors import ProbeLogError
 from probelog.terminal import printable
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cluster.session import session
 from pipelines.complete import Completed, complete
 from pipelines.crawl import Catalogue, crawl, hub_endpoint
+from pipelines.plan import COLUMNS
 from pipelines.probe import Probed, probe
 from pipelines.probes import ready_probes
 from pipelines.publish import Published, publish
@@ -38,7 +39,7 @@ def run_probe(job: Job, retry_failed: bool = False) -> Probed:
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     with session(job.config.ray_address):
-        return probe(job, catalogue.rows(), probe_set, endpoint, retry_failed)
+        return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
 
 
 def run_complete(job: Job) -> Completed:
@@ -73,13 +74,13 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     catalogue = crawl(job, endpoint, refresh)
-    rows = catalogue.rows()
-    if not rows:
+    table = catalogue.table(COLUMNS)
+    if not table.num_rows:
         raise UsageError(
             f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the Hub you mean"
         )
     with session(job.config.ray_address):
-        probed = probe(job, rows, probe_set, endpoint, retry_failed)
+        probed = probe(job, table, probe_set, endpoint, retry_failed)
         completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
-    published = publish(job, rows, probe_set, encoder, probed.key, probed.receipts, completed)
+    published = publish(job, catalogue.rows(), probe_set, encoder, probed.key, probed.receipts, completed)
     return FullRun(catalogue, probed, completed, published)

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from cluster.originals import start_originals
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.originals import Original, shared_originals
 from cluster.prober import ProberSpec, probers
-from cluster.scheduler import Policy, Scheduler
+from cluster.results import ItemReport
+from cluster.scheduler import Outcome, Policy, Scheduler
+from cluster.scratch import scratch_folder
 from cluster.session import worker_count
+from pipelines.item_log import ItemLog
+from pipelines.metrics import Metrics
+from pipelines.pace import Pace
+from pipelines.plan import Item, Plan, first_keys, make_plan
 from pipelines.stages import Job
-from probelog.ledger import Ledger, Receipt, Spooled, item_key
+from pipelines.summary import Running, Summary
+from probelog.ledger import Ledger, Receipt, Spooled, key_numbers, open_failures
 from probelog.probes import ProbeSet
-from probelog.schemas import CatalogueRow, Failure
+from probelog.schemas import Failure, from_table
+from probelog.storage import patiently
 
 STAGE = "probe"
+# Parts of a worker's time that lie inside other parts, or that it spent on other models.
+_NOT_ADDED = ("wait", "weights", "sketch")
 
 
 @dataclass(frozen=True)
 class Probed:
-    """State of the ledger after the stage."""
+    """State of the ledger after the stage: its receipts, and what the catalogue's models came to."""
 
     key: str
     receipts: list[Receipt]
@@ -36,18 +54,39 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class _Item:
-    key: str
-    row: CatalogueRow
-    attempt: int
+class _State:
+    """What the receipts say: keys of sealed items (sorted), every failure ever, and those that still stand."""
+
+    receipts: list[Receipt]
+    sealed: npt.NDArray[np.uint64]
+    recorded: pa.Table
+    failures: pa.Table
+
+    @classmethod
+    def of(cls, ledger: Ledger, receipts: list[Receipt]) -> _State:
+        return cls([], np.zeros(0, np.uint64), pa.table({}), pa.table({})).after(ledger, receipts)
+
+    def after(self, ledger: Ledger, receipts: list[Receipt]) -> _State:
+        """With further receipts. Their ``originals`` are left out: a million names that are needed only once."""
+        sealed = np.union1d(self.sealed, key_numbers(item for receipt in receipts for item in receipt.items))
+        tables = [table for table in (self.recorded, ledger.failure_rows(receipts)) if table.column_names]
+        recorded = pa.concat_tables(tables)
+        slim = [replace(receipt, originals={}) for receipt in receipts]
+        every = sorted([*self.receipts, *slim], key=lambda receipt: receipt.name)
+        return _State(every, sealed, recorded, open_failures(recorded, sealed))
 
 
-def probe(
-    job: Job, rows: Sequence[CatalogueRow], probe_set: ProbeSet, endpoint: str, retry_failed: bool
-) -> Probed:
+def probe(job: Job, table: pa.Table, probe_set: ProbeSet, endpoint: str, retry_failed: bool) -> Probed:
     """Probe what the ledger does not hold yet; needs a running Ray session.
 
     Failures that a retry can cure are tried again; the others only with ``retry_failed``.
+
+    Args:
+        job: what is asked for, and where it is kept.
+        table: the catalogue (`pipelines.plan.COLUMNS` at the least), each (repo, sha) once.
+        probe_set: the images.
+        endpoint: the Hub's address.
+        retry_failed: also retry failures that a retry is not expected to cure.
     """
     config = job.config
     key = job.observations_key(probe_set.hash)
@@ -60,76 +99,49 @@ def probe(
             "probes": probe_set.count,
             "fraction": config.fraction,
             "seed": config.seed,
-            "planned": len(rows),
+            "planned": table.num_rows,
             "version": 1,
         },
     )
-    ledger.drop_sealed_spool(ledger.receipts())
-    batches = _plan(ledger, rows, config.batch_models, retry_failed)
-    todo = sum(len(batch) for batch in batches)
-    if todo:
-        _run(job, ledger, batches, probe_set, endpoint, done=len(rows) - todo)
     receipts = ledger.receipts()
-    wanted = {(row.repo, row.sha) for row in rows}
-    models = [model for model in ledger.models(receipts) if (model.repo, model.sha) in wanted]
-    failures = [f for f in ledger.failures(receipts, models) if (f.repo, f.sha) in wanted]
-    reasons = Counter(failure.reason for failure in failures)
+    known = {
+        identity: Original(repo, sha, receipt=receipt.name)
+        for receipt in receipts
+        for identity, (repo, sha) in receipt.originals.items()
+    }
+    state = _State.of(ledger, receipts)
+    del receipts
+    ledger.drop_sealed_spool(state.receipts)
+    keys = first_keys(table)
+    plan = make_plan(table, keys, state.sealed, state.failures, config.batch_models, retry_failed)
+    summary = Summary.covering(ledger, state.receipts)
+    if len(plan):
+        with _item_log(job, key) as log:
+            run = _Run(job, ledger, plan, summary, log)
+            state = state.after(ledger, run.work(_spec(job, ledger, probe_set, endpoint), known))
+    summary.write(ledger, now=True)
+    failures = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))
+    models = int(np.isin(keys, state.sealed).sum()) - failures.num_rows
+    reasons = Counter(failures["reason"].to_pylist())
     told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     job.report.say(
-        f"probe: {len(models):,} of {len(rows):,} models indexed"
-        + (f", {len(failures):,} failed ({told})" if failures else "")
-        + ("" if todo else "; nothing was left to do")
+        f"probe: {models:,} of {table.num_rows:,} models indexed"
+        + (f", {failures.num_rows:,} failed ({told})" if reasons else "")
+        + ("" if len(plan) else "; nothing was left to do")
     )
-    return Probed(key, receipts, len(models), failures)
+    return Probed(key, state.receipts, models, from_table(failures, Failure))
 
 
-def _plan(
-    ledger: Ledger, rows: Sequence[CatalogueRow], batch_models: int, retry_failed: bool
-) -> list[list[_Item]]:
-    """What is left to do, in batches whose boundaries do not move when a run is resumed.
-
-    Fresh items and retries are cut apart: sealed batches are whole ones, so what remains of the fresh items falls
-    into the same batches again.
-    """
-    receipts = ledger.receipts()
-    sealed = {item for receipt in receipts for item in receipt.items}
-    models = ledger.models(receipts)
-    good = {(model.repo, model.sha) for model in models}
-    failed = {(f.repo, f.sha): f for f in ledger.failures(receipts, models)}
-    fresh, again = [], []
-    for row in sorted(rows, key=lambda row: (row.repo, row.sha)):
-        if (row.repo, row.sha) in good:
-            continue
-        failure = failed.get((row.repo, row.sha))
-        if failure is None:
-            item = _Item(item_key(row.repo, row.sha), row, 1)
-            if item.key not in sealed:
-                fresh.append(item)
-        elif failure.retryable or retry_failed:
-            attempt = failure.attempts + 1
-            again.append(_Item(item_key(row.repo, row.sha, attempt), row, attempt))
-    return [
-        group[start : start + batch_models]
-        for group in (fresh, again)
-        for start in range(0, len(group), batch_models)
-    ]
-
-
-def _run(
-    job: Job,
-    ledger: Ledger,
-    batches: Sequence[Sequence[_Item]],
-    probe_set: ProbeSet,
-    endpoint: str,
-    done: int,
-) -> None:
+def _item_log(job: Job, key: str) -> ItemLog:
     config = job.config
-    spooled = ledger.spooled()
-    waiting = {number: {item.key for item in batch} for number, batch in enumerate(batches)}
-    batch_of = {item.key: number for number, batch in enumerate(batches) for item in batch}
-    todo = [item for batch in batches for item in batch if item.key not in spooled]
-    counter = job.report.counter("probe", done + len(batch_of), "models", done + len(batch_of) - len(todo))
-    spec = ProberSpec(
+    file = config.item_log or Path(scratch_folder(config.scratch)) / f"items-{key}.jsonl"
+    job.report.say(f"probe: a line for every model goes to {file}")
+    return ItemLog(file)
+
+
+def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> ProberSpec:
+    config = job.config
+    return ProberSpec(
         store=job.store.uri,
         folder=ledger.folder,
         probe_set=probe_set.hash,
@@ -142,6 +154,7 @@ def _run(
         allow_pickle=config.allow_pickle,
         cache_bytes=config.cache_bytes,
         scratch=None if config.scratch is None else str(config.scratch),
+        probes=probe_set.count,
         cpus=config.cpus_per_worker,
         gpus=config.gpus_per_worker,
         item_seconds=config.item_seconds,
@@ -149,40 +162,106 @@ def _run(
         precision=config.precision,
         memory_bytes=config.memory_per_worker,
         drain_seconds=config.drain_seconds,
+        store_patience=config.store_patience,
         preload=tuple(config.preload),
-        probes=probe_set.count,
     )
-    originals = start_originals({}, config.item_seconds)
-    # Two threads are enough to seal: parts are small and the workers compute meanwhile.
-    with ThreadPoolExecutor(2) as pool, probers(spec, originals) as make:
-        sealing: list[Future[Receipt]] = []
 
-        def finished(key: str) -> None:
-            number = batch_of[key]
-            waiting[number].discard(key)
-            if not waiting[number]:
-                sealing.append(pool.submit(ledger.seal, [item.key for item in batches[number]]))
 
-        for key in sorted(spooled & batch_of.keys()):
-            finished(key)
-        workers = config.workers or worker_count(config.cpus_per_worker, config.gpus_per_worker)
-        scheduler: Scheduler[_Item] = Scheduler(
-            make, min(workers, max(1, len(todo))), Policy(item_seconds=config.item_seconds)
-        )
-        for outcome in scheduler.run(todo, tick=lambda _: counter.show()):
-            item = outcome.item
-            reason = None if outcome.result is None else outcome.result.reason
-            if outcome.reason is not None:
-                failure = Failure.of(
-                    item.row.repo, item.row.sha, STAGE, outcome.reason, outcome.detail, item.attempt
-                )
-                ledger.spool(item.key, Spooled.failure(failure))
-                reason = outcome.reason.value
-            counter.add(reason=reason)
-            finished(item.key)
-            for future in [future for future in sealing if future.done()]:
-                future.result()
-                sealing.remove(future)
-        for future in sealing:
-            future.result()
-    counter.show(final=True)
+class _Run:
+    """One run over a plan: what is through, what is sealed, and who is told."""
+
+    def __init__(self, job: Job, ledger: Ledger, plan: Plan, summary: Summary, log: ItemLog) -> None:
+        self._job, self._ledger, self._plan = job, ledger, plan
+        self._summary, self._log = summary, log
+        self._patience = job.config.store_patience
+        self._metrics = Metrics()
+        spooled = key_numbers(ledger.spooled())
+        self._spooled = np.isin(plan.keys, spooled)
+        self._todo = np.flatnonzero(~self._spooled)
+        self._open = np.diff(plan.starts)
+        self._pace = Pace(len(self._todo), float(plan.sizes[self._todo].sum()))
+        total = plan.table.num_rows
+        self._counter = job.report.counter("probe", total, "models", total - len(self._todo), self._pace)
+        self._originals: Any = None
+        self._sealing: list[Future[Receipt]] = []
+        self._sealed: list[Receipt] = []
+
+    def work(self, spec: ProberSpec, known: Mapping[str, Original]) -> list[Receipt]:
+        """Do all of it; returns the receipts that are new. ``known``: weights that were met before, by identity.
+
+        Raises:
+            OSError, StoreError: the store refused for longer than ``store_patience``. Nothing is lost: another run
+                goes on from there.
+        """
+        config = self._job.config
+        policy = Policy(in_flight=config.in_flight, item_seconds=config.item_seconds)
+        with (
+            shared_originals(known, config.item_seconds) as self._originals,
+            probers(spec, self._originals) as make,
+        ):
+            scheduler: Scheduler[Item] = Scheduler(make, self._workers, policy)
+            # Two threads are enough to seal: parts are small and the workers compute meanwhile.
+            pool = ThreadPoolExecutor(2)
+            try:
+                for number in np.flatnonzero(self._spooled).tolist():
+                    self._through(number, pool)
+                items = self._plan.items(self._todo)
+                with closing(scheduler.run(items, partial(self._tick, scheduler))) as outcomes:
+                    for outcome in outcomes:
+                        self._take(outcome)
+                        self._through(outcome.item.number, pool)
+                        self._collect()
+                self._collect(wait=True)
+            finally:
+                # After an error what waits to be sealed is left to the next run: the store may be refusing.
+                pool.shutdown(cancel_futures=True)
+            self._tick(scheduler, in_flight=0)
+        self._counter.show(final=True)
+        return self._sealed
+
+    def _workers(self) -> int:
+        """How many there should be now."""
+        config = self._job.config
+        return config.workers or worker_count(config.cpus_per_worker, config.gpus_per_worker)
+
+    def _take(self, outcome: Outcome[Item]) -> None:
+        """Count one item and tell of it; one that was given up gets its failure spooled here."""
+        item, report = outcome.item, outcome.result
+        if outcome.reason is not None:
+            failure = Failure.of(
+                item.row.repo, item.row.sha, STAGE, outcome.reason, outcome.detail, item.attempt
+            )
+            patiently(lambda: self._ledger.spool(item.key, Spooled.failure(failure)), self._patience)
+            report = ItemReport(reason=outcome.reason.value, detail=outcome.detail)
+        seconds = sum(spent for part, spent in report.seconds.items() if part not in _NOT_ADDED)
+        self._pace.add(item.size, seconds)
+        self._metrics.add(report, seconds)
+        self._log.write(item, report)
+        self._counter.add(reason=report.reason)
+
+    def _through(self, number: int, pool: ThreadPoolExecutor) -> None:
+        """An item's result is in the spool; the last one of a batch has it sealed."""
+        batch = int(self._plan.batches[number])
+        self._open[batch] -= 1
+        if not self._open[batch]:
+            self._sealing.append(pool.submit(self._seal, batch))
+
+    def _seal(self, batch: int) -> Receipt:
+        items, replaced = self._plan.batch(batch), self._plan.replaced(batch)
+        return patiently(lambda: self._ledger.seal(items, replaced), self._patience)
+
+    def _collect(self, wait: bool = False) -> None:
+        """Take in the receipts of batches that are sealed."""
+        for future in [future for future in self._sealing if wait or future.done()]:
+            self._sealing.remove(future)
+            receipt = future.result()
+            self._sealed.append(receipt)
+            self._originals.sealed.remote(receipt.name, receipt.items)
+            self._summary.add([receipt], self._ledger.counts([receipt]))
+
+    def _tick(self, scheduler: Scheduler[Item], in_flight: int) -> None:
+        """About once a second."""
+        self._counter.show()
+        rate, eta = self._pace.models_an_hour, self._pace.eta_seconds
+        self._metrics.publish(self._pace.left, scheduler.workers, in_flight, rate, eta)
+        self._summary.write(self._ledger, Running.now(self._pace.left, rate, eta))

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import TextIO
 
+from pipelines.pace import Pace, duration
 from probelog.terminal import printable
 
 _LOG_SECONDS = 15.0
@@ -43,18 +44,26 @@ class Report:
             self._stream.write("\n")
             self._open_line = False
 
-    def counter(self, name: str, total: int | None, unit: str, done: int = 0) -> Counted:
-        """Progress of a loop over ``total`` things, of which ``done`` were there before."""
-        return Counted(self, name, total, unit, done)
+    def counter(
+        self, name: str, total: int | None, unit: str, done: int = 0, pace: Pace | None = None
+    ) -> Counted:
+        """Progress of a loop over ``total`` things, of which ``done`` were there before.
+
+        The rate and what is left are taken from ``pace`` where things differ in what they cost.
+        """
+        return Counted(self, name, total, unit, done, pace)
 
 
 class Counted:
     """Counts successes and failures by reason, and knows the rate and what is left."""
 
-    def __init__(self, report: Report, name: str, total: int | None, unit: str, done: int) -> None:
+    def __init__(
+        self, report: Report, name: str, total: int | None, unit: str, done: int, pace: Pace | None = None
+    ) -> None:
         self._report = report
         self._name, self._total, self._unit = name, total, unit
         self._before = done
+        self._pace = pace
         self.good = 0
         self.failed: Counter[str] = Counter()
         self._started = time.monotonic()
@@ -85,6 +94,10 @@ class Counted:
         if self.failed:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.failed.most_common())
             text += f", {self.failed.total():,} failed ({reasons})"
+        if self._pace is not None:
+            rate, left = self._pace.models_an_hour, self._pace.eta_seconds
+            text += f", {rate:,.0f} an hour" if rate is not None else ""
+            return text + (f", {duration(left)} left" if left else "")
         seconds = now - self._started
         if fresh and seconds > 1:
             rate = fresh / seconds
@@ -92,15 +105,3 @@ class Counted:
             if self._total is not None and done < self._total:
                 text += f", {duration((self._total - done) / rate)} left"
         return text
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min 20 s, 5 h 12 min, 3 d 4 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"

@@ -1,23 +1,31 @@
-"""What a store holds and what is left to do, read from receipts alone: safe beside a running job."""
+"""What a store holds and what is left to do, read from receipts and their sums: safe beside a running job."""
 
 from __future__ import annotations
 
-import datetime as dt
-from collections import Counter
-from collections.abc import Sequence
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.crawl import count_rows
+from pipelines.pace import duration
+from pipelines.summary import Summary
 from probelog.errors import UsageError
 from probelog.index import POINTER, Pointer
-from probelog.ledger import Ledger, Receipt
+from probelog.ledger import PARTS, Ledger, count_rows
 from probelog.storage import Store
+
+# A driver writes every ten seconds; one that has been silent for so long is gone, and its estimate with it.
+_STALE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class LedgerStatus:
-    """One ledger of observations. ``left`` counts planned models without a sealed or spooled result."""
+    """One ledger of observations.
+
+    ``left`` counts planned models without a sealed or spooled result. ``eta_seconds`` is the running driver's
+    estimate; without one, what is left at the rate of the last hour of work. ``seconds_a_model`` is by part:
+    ``weights`` is included in ``load`` and ``sketch`` in ``weights``. ``copies`` are models that share another
+    one's observations.
+    """
 
     key: str
     probe_set: str
@@ -30,6 +38,11 @@ class LedgerStatus:
     left: int
     models_an_hour: float | None
     seconds_a_model: dict[str, float]
+    copies: int
+    logits: int
+    bytes: int
+    eta_seconds: float | None
+    running: bool
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,14 @@ class Status:
                 f"{sum(ledger.failed.values()):,} failed, {ledger.left:,} left"
                 + (f", {ledger.unsealed:,} not yet sealed" if ledger.unsealed else "")
                 + (f", {ledger.models_an_hour:,.0f} models an hour" if ledger.models_an_hour else "")
+                + (f", {duration(ledger.eta_seconds)} to go" if ledger.eta_seconds else "")
                 + f"  (probe set {ledger.probe_set[:16]}, fraction {ledger.fraction:g}, seed {ledger.seed})"
             )
+            if ledger.indexed:
+                told.append(
+                    f"             {ledger.copies:,} of them copies, {ledger.logits:,} logits, "
+                    f"{ledger.bytes / 1e9:,.1f} GB downloaded"
+                )
             told += [f"             {count:6,}  {reason}" for reason, count in ledger.failed.items()]
             if ledger.seconds_a_model:
                 parts = ", ".join(f"{name} {value:.2f}" for name, value in ledger.seconds_a_model.items())
@@ -138,39 +157,38 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
     content = store.read_json(manifest)
     folder = manifest.rsplit("/", 1)[0]
     ledger = Ledger(store, folder)
-    receipts = ledger.receipts()
-    models = ledger.models(receipts)
-    failed = Counter(failure.reason for failure in ledger.failures(receipts, models))
-    unsealed = len(ledger.spooled() - {item for receipt in receipts for item in receipt.items})
-    parts = ("download", "load", "preprocess", "forward")
+    summary, fresh = Summary.read(ledger)
+    counts, running = summary.counts, summary.running
+    failed = counts.failures
+    unsealed = len(ledger.spooled() - {item for receipt in fresh for item in receipt.items})
+    left = max(0, content["planned"] - counts.indexed - sum(failed.values()) - unsealed)
+    if running is not None and time.time() - running.at > _STALE_SECONDS:
+        running = None
+    rate, eta = summary.models_an_hour, None
+    if running is not None:
+        rate, eta = running.models_an_hour or rate, running.eta_seconds
+    if eta is None and left and rate:
+        eta = left / rate * 3600
     return LedgerStatus(
         key=folder.split("/")[1],
         probe_set=content["probe_set"],
         fraction=content["fraction"],
         seed=content["seed"],
         planned=content["planned"],
-        indexed=len(models),
-        failed=dict(failed.most_common()),
+        indexed=counts.indexed,
+        failed=failed,
         unsealed=unsealed,
-        left=max(0, content["planned"] - len(models) - failed.total() - unsealed),
-        models_an_hour=_rate(receipts),
-        seconds_a_model={
-            part: sum(getattr(model, f"seconds_{part}") for model in models) / len(models) for part in parts
-        }
-        if models
+        left=left,
+        models_an_hour=rate,
+        seconds_a_model={part: counts.seconds.get(part, 0.0) / counts.indexed for part in PARTS}
+        if counts.indexed
         else {},
+        copies=counts.copies,
+        logits=counts.logits,
+        bytes=counts.bytes,
+        eta_seconds=eta,
+        running=running is not None,
     )
-
-
-def _rate(receipts: Sequence[Receipt]) -> float | None:
-    """Models an hour between the first and the last receipt; None while there is only one."""
-    ordered = sorted(receipts, key=lambda receipt: receipt.at)
-    if len(ordered) < 2:
-        return None
-    first, last = (dt.datetime.fromisoformat(receipt.at) for receipt in (ordered[0], ordered[-1]))
-    seconds = (last - first).total_seconds()
-    count = sum(len(receipt.items) for receipt in ordered[1:])
-    return count / seconds * 3600 if seconds > 0 else None
 
 
 def _index(store: Store) -> dict[str, Any] | None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,10 @@ from probelog.storage import Store, digest, short_key
 
 # Row groups of fewer rows cost space; whole models per group, so that a reader of one model reads one group.
 _ROWS_PER_GROUP = 400
-_READERS = 8
+_READERS = 16
+# What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
+PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
+_COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,57 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What items came to. Those of several receipts add up to those of the ledger.
+
+    Attributes:
+        indexed: models that were run, or that share the observations of one that was.
+        copies: those of them that share.
+        logits: of the indexed models.
+        bytes: downloaded for them.
+        failed: failures by reason.
+        replaced: earlier failures, by reason, in whose place these items' results stand.
+        seconds: spent on the indexed models, by part (``PARTS``).
+    """
+
+    indexed: int = 0
+    copies: int = 0
+    logits: int = 0
+    bytes: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict)
+    replaced: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.indexed + other.indexed,
+            self.copies + other.copies,
+            self.logits + other.logits,
+            self.bytes + other.bytes,
+            _added(self.failed, other.failed),
+            _added(self.replaced, other.replaced),
+            _added(self.seconds, other.seconds),
+        )
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Models that failed and never succeeded, by the reason of their last failure; most frequent first."""
+        left = Counter(self.failed)
+        left.subtract(self.replaced)
+        return {reason: count for reason, count in left.most_common() if count > 0}
+
+
+def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """Proof of one sealed batch: its items, its parts, and when it was sealed (UTC, ISO 8601)."""
+    """Proof of one sealed batch: its items, its parts, and when it was sealed (UTC, ISO 8601).
+
+    ``originals`` maps the identities of the models that were run (not of copies) to their ``[repo, sha]``.
+    Receipts of version 1 have no ``weights``; early ones have no ``counts`` (``Ledger.counts`` reads their parts).
+    """
 
     name: str
     items: list[str]
@@ -63,7 +116,9 @@ class Receipt:
     models: Part
     failures: Part
     at: str
-    weights: Part | None = None  # none in receipts of version 1
+    weights: Part | None = None
+    counts: Counts | None = None
+    originals: Mapping[str, list[str]] = field(default_factory=dict)
     version: int = 2
 
 
@@ -109,6 +164,11 @@ class Spooled:
         """Read what ``to_bytes`` wrote."""
         source = pa.BufferReader(data)
         return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
+
+
+def key_numbers(keys: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Keys of items as the numbers that their hexadecimal digits stand for: eight bytes each, a million in 8 MB."""
+    return np.fromiter((int(key, 16) for key in keys), np.uint64)
 
 
 def item_key(repo: str, sha: str, attempt: int = 1) -> str:
@@ -157,8 +217,12 @@ class Ledger:
 
     # Sealing
 
-    def seal(self, items: Sequence[str]) -> Receipt:
+    def seal(self, items: Sequence[str], replaced: Mapping[str, int] | None = None) -> Receipt:
         """Turn the spooled results of a batch into parts and a receipt, then drop the spool.
+
+        Args:
+            items: keys of the batch.
+            replaced: earlier failures, by reason, that these items are the next attempts at.
 
         Raises:
             FileNotFoundError: an item of the batch has no result.
@@ -180,6 +244,8 @@ class Ledger:
                 models=self._write_part("models", name, results),
                 failures=self._write_part("failures", name, results),
                 weights=self._write_part("weights", name, results),
+                counts=replace(_counts(results), replaced=dict(replaced or {})),
+                originals=_originals(results),
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
             self.store.write_json(self._receipt_path(name), asdict(receipt))
@@ -204,11 +270,72 @@ class Ledger:
 
     # Reading
 
-    def receipts(self) -> list[Receipt]:
-        """All receipts, by name."""
+    def receipt_names(self) -> list[str]:
+        """Names of all receipts, without reading them."""
         names = self.store.names(f"{self.folder}/receipts", suffix=".json")
+        return [name.rsplit("/", 1)[1].removesuffix(".json") for name in names]
+
+    def receipts(self, names: Iterable[str] | None = None) -> list[Receipt]:
+        """All receipts, or those of some names, by name."""
+        wanted = self.receipt_names() if names is None else sorted(names)
         with ThreadPoolExecutor(_READERS) as pool:
-            return [_receipt(content) for content in pool.map(self.store.read_json, names)]
+            return [
+                _receipt(content)
+                for content in pool.map(lambda name: self.store.read_json(self._receipt_path(name)), wanted)
+            ]
+
+    def counts(self, receipts: Sequence[Receipt], earlier: Sequence[Receipt] = ()) -> list[Counts]:
+        """What each receipt's items came to; the parts of old receipts, which do not say, are read.
+
+        Args:
+            receipts: of this ledger.
+            earlier: further receipts, in which failures that these replace may lie.
+        """
+        old = [receipt for receipt in receipts if receipt.counts is None]
+        counted = dict(
+            zip([receipt.name for receipt in old], self._recount(old, [*receipts, *earlier]), strict=True)
+        )
+        return [receipt.counts or counted[receipt.name] for receipt in receipts]
+
+    def _recount(self, old: Sequence[Receipt], every: Sequence[Receipt]) -> Iterator[Counts]:
+        """The counts of receipts that do not say, from their parts."""
+        if not old:
+            return
+        failures = self.failure_rows(every)
+        reasons = dict(
+            zip(
+                zip(*(failures[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True),
+                failures["reason"].to_pylist(),
+                strict=True,
+            )
+        )
+        tables = zip(
+            self._tables([receipt.models for receipt in old], PROBED_MODELS, _COUNTED),
+            self._tables([receipt.failures for receipt in old], FAILURES),
+            strict=True,
+        )
+        for receipt, (models, failed) in zip(old, tables, strict=True):
+            items = set(receipt.items)
+            replaced: Counter[str] = Counter()
+            for repo, sha in zip(models["repo"].to_pylist(), models["sha"].to_pylist(), strict=True):
+                attempt = 1
+                while (repo, sha, attempt) in reasons and item_key(repo, sha, attempt) not in items:
+                    attempt += 1
+                if attempt > 1:
+                    replaced[reasons[repo, sha, attempt - 1]] += 1
+            for repo, sha, attempt in zip(
+                *(failed[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True
+            ):
+                if (before := reasons.get((repo, sha, attempt - 1))) is not None:
+                    replaced[before] += 1
+            none = Spooled(OBSERVATIONS.empty_table(), models, failed, WEIGHTS.empty_table())
+            yield replace(_counts([none]), replaced=dict(replaced))
+
+    def failure_rows(self, receipts: Sequence[Receipt]) -> pa.Table:
+        """Every failure that is recorded, superseded ones included (``FAILURES``). Reads parts of failures alone."""
+        parts = [receipt.failures for receipt in receipts if receipt.failures.rows]
+        tables = [table.cast(FAILURES) for table in self._tables(parts, FAILURES)]
+        return pa.concat_tables(tables) if tables else FAILURES.empty_table()
 
     def models(self, receipts: Sequence[Receipt]) -> list[ProbedModel]:
         """The models that were run, by (repo, sha)."""
@@ -230,9 +357,11 @@ class Ledger:
                     found[key] = failure
         return [found[key] for key in sorted(found)]
 
-    def _tables(self, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.Table]:
+    def _tables(
+        self, parts: Sequence[Part], schema: pa.Schema, columns: list[str] | None = None
+    ) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(lambda part: read_part(self.store, part, schema), parts)
+            yield from pool.map(lambda part: read_part(self.store, part, schema, columns), parts)
 
     def _spool_path(self, item: str) -> str:
         return f"{self.folder}/spool/{item}.arrow"
@@ -241,8 +370,40 @@ class Ledger:
         return f"{self.folder}/receipts/{name}.json"
 
 
-def read_part(store: Store, part: Part, schema: pa.Schema) -> pa.Table:
+def open_failures(failures: pa.Table, sealed: npt.NDArray[np.uint64]) -> pa.Table:
+    """The last failure of every (repo, sha) that did not succeed since, by (repo, sha): ``FAILURES``.
+
+    A later attempt that is sealed and did not fail has succeeded.
+
+    Args:
+        failures: all of a ledger (``Ledger.failure_rows``).
+        sealed: keys of all items that are sealed (`key_numbers`).
+    """
+    if not failures.num_rows:
+        return failures
+    ordered = failures.sort_by([("repo", "ascending"), ("sha", "ascending"), ("attempts", "ascending")])
+    last = np.ones(ordered.num_rows, bool)
+    same = [pc.equal(ordered[name][1:], ordered[name][:-1]).to_numpy() for name in ("repo", "sha")]
+    last[:-1] = ~(same[0] & same[1])
+    ordered = ordered.filter(pa.array(last))
+    following = key_numbers(
+        item_key(repo, sha, attempts + 1)
+        for repo, sha, attempts in zip(
+            *(ordered[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True
+        )
+    )
+    return ordered.filter(pa.array(~np.isin(following, sealed)))
+
+
+def count_rows(parts: Iterable[Mapping[str, Any]]) -> int:
+    """Rows of some parts, as a receipt's JSON lists them."""
+    return sum(int(part["rows"]) for part in parts)
+
+
+def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one part, checked against its receipt and against the schema's version.
+
+    Of ``columns`` those that are there are read; by default all.
 
     Raises:
         StoreError: the bytes are not those that the receipt was written for.
@@ -250,9 +411,10 @@ def read_part(store: Store, part: Part, schema: pa.Schema) -> pa.Table:
     data = store.read(part.path)
     if len(data) != part.size or digest(data) != part.sha256:
         raise StoreError(f"{store.path(part.path)} is damaged: its digest is not the one in its receipt")
-    table = pq.read_table(pa.BufferReader(data))
-    check_schema(table.schema, schema, store.path(part.path))
-    return table
+    file = pq.ParquetFile(pa.BufferReader(data))
+    check_schema(file.schema_arrow, schema, store.path(part.path))
+    there = file.schema_arrow.names
+    return file.read(None if columns is None else [name for name in columns if name in there])
 
 
 def observed_models(
@@ -322,6 +484,39 @@ def _order(result: Spooled) -> tuple[str, str]:
     return (table["repo"][0].as_py(), table["sha"][0].as_py())
 
 
+def _counts(results: Sequence[Spooled]) -> Counts:
+    """What some results came to; which failures they replace is not known here."""
+    failed: Counter[str] = Counter()
+    seconds = dict.fromkeys(PARTS, 0.0)
+    indexed = copies = logits = size = 0
+    for result in results:
+        failed.update(result.failures["reason"].to_pylist())
+        models = result.models
+        indexed += models.num_rows
+        if not models.num_rows:
+            continue
+        logits += pc.sum(models["logits"]).as_py()
+        if "copy_of_repo" in models.column_names:
+            copies += models.num_rows - models["copy_of_repo"].null_count
+            size += pc.sum(models["bytes"]).as_py() or 0
+        for part in PARTS:
+            if f"seconds_{part}" in models.column_names:
+                seconds[part] += pc.sum(models[f"seconds_{part}"]).as_py() or 0.0
+    return Counts(indexed, copies, logits, size, dict(sorted(failed.items())), {}, seconds)
+
+
+def _originals(results: Sequence[Spooled]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    columns = ("identity", "copy_of_repo", "repo", "sha")
+    for result in results:
+        for identity, copy, repo, sha in zip(
+            *(result.models[name].to_pylist() for name in columns), strict=True
+        ):
+            if identity is not None and copy is None:
+                found.setdefault(identity, [repo, sha])
+    return found
+
+
 def _receipt(content: dict[str, Any]) -> Receipt:
     try:
         return Receipt(
@@ -331,6 +526,7 @@ def _receipt(content: dict[str, Any]) -> Receipt:
                 "models": Part(**content["models"]),
                 "failures": Part(**content["failures"]),
                 "weights": Part(**content["weights"]) if content.get("weights") else None,
+                "counts": Counts(**content["counts"]) if content.get("counts") else None,
             }
         )
     except (KeyError, TypeError) as error:

@@ -12,12 +12,15 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
+import random
 import secrets
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -25,9 +28,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from probelog.errors import ConflictError, StoreError, UsageError
+from probelog.errors import ConflictError, SchemaVersionError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -55,6 +62,36 @@ def from_npy(data: bytes) -> np.ndarray[Any, Any]:
     """
     array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
     return array
+
+
+def patiently(call: Callable[[], Result], seconds: float) -> Result:
+    """The result of a call that may be repeated, tried again while the store refuses.
+
+    Waits grow from a quarter of a second to half a minute, each drawn from the upper half of its range, so that
+    two hundred workers do not come back at once.
+
+    Args:
+        call: writes to (or reads from) a store; doing it twice must be doing it once.
+        seconds: after so long without success the last error is raised.
+
+    Raises:
+        FileNotFoundError, ConflictError, SchemaVersionError: at once; waiting cures none of them.
+        OSError, StoreError: when the time is over.
+    """
+    deadline = time.monotonic() + seconds
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            return call()
+        except (FileNotFoundError, ConflictError, SchemaVersionError):
+            raise
+        except (OSError, StoreError) as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            _log.warning("the store refused (%s); trying again for %.0f s more", error, left)
+        time.sleep(min(left, random.uniform(0.5, 1.0) * wait))  # noqa: S311 - spreads load, guards nothing
+        wait = min(2 * wait, _LONGEST_WAIT)
 
 
 class Store:

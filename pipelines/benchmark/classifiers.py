@@ -27,7 +27,7 @@ from probelog.encoders import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation import precision_recall_area
 from probelog.ledger import Part, observed_models, read_part
-from probelog.schemas import CATALOGUE, CatalogueRow, from_table
+from probelog.schemas import CATALOGUE, CatalogueRow, from_table, to_table
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def classifiers(
     job = Job.of(config, report)
     probe_set = ready_probes(job, load_encoder(config.encoder))
     with session(config.ray_address):
-        probed = probe(job, _catalogue_rows(hubs.values()), probe_set, hub_endpoint(), retry_failed=False)
+        rows = to_table(_catalogue_rows(hubs.values()), CATALOGUE)
+        probed = probe(job, rows, probe_set, hub_endpoint(), retry_failed=False)
     ran = {
         (model.repo, model.sha): (numbers, values)
         for receipt in probed.receipts

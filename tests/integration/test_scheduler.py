@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
-from cluster.scheduler import Policy, Scheduler
+from cluster.results import HandedBack
+from cluster.scheduler import Outcome, Policy, Scheduler
 from probelog.errors import FailureReason, ProbeLogError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -25,7 +28,7 @@ class Stub:
     def ready(self) -> None:
         pass
 
-    def run(self, item: str) -> str:
+    def run(self, item: str) -> str | HandedBack:
         with open(self._log, "a") as stream:
             stream.write(item + "\n")
         if item.startswith("crash"):
@@ -35,6 +38,8 @@ class Stub:
             time.sleep(3600)
         if item.startswith("slow"):
             time.sleep(1)
+        if item.startswith("back") and Path(self._log).read_text().split().count(item) == 1:
+            return HandedBack()
         return item.upper()
 
 
@@ -78,7 +83,7 @@ def test_a_killer_is_blamed_and_its_neighbours_are_not(tmp_path) -> None:
 
 
 def test_a_hung_item_is_killed(tmp_path) -> None:
-    by_item, _, found = outcomes(["hang-a", "item-1", "item-2"], tmp_path, item_seconds=3.0)
+    by_item, _, found = outcomes(["hang-a", "item-1", "item-2"], tmp_path, silence_seconds=3.0)
     assert len(found) == 3
     assert by_item["hang-a"].reason is FailureReason.TIMEOUT
     assert by_item["item-1"].result == "ITEM-1"
@@ -94,6 +99,61 @@ def test_workers_that_cannot_start_end_the_job() -> None:
     scheduler: Scheduler[str] = Scheduler(NeverStarts.remote, 1, Policy(start_attempts=2))
     with pytest.raises(ProbeLogError, match="no such store"):
         list(scheduler.run(["item"]))
+
+
+def test_what_is_handed_back_costs_nothing(tmp_path) -> None:
+    items = ["item-1", "back-1", "item-2", "back-2", *(f"item-{i}" for i in range(3, 12))]
+    by_item, runs, found = outcomes(items, tmp_path, losses=1, blames=1)
+    assert len(found) == len(items)
+    assert all(outcome.reason is None and outcome.attempts == 1 for outcome in found)
+    assert {item: count for item, count in runs.items() if count > 1} == {"back-1": 2, "back-2": 2}
+    assert by_item["back-1"].result == "BACK-1"
+
+
+def test_workers_without_a_place_are_waited_for_by_nobody(tmp_path) -> None:
+    """As after the loss of a node: its workers' successors find no room, and are no failed starts either."""
+    made = 0
+
+    def make():
+        nonlocal made
+        made += 1
+        here = Stub if made % 2 else Stub.options(resources={"elsewhere": 1})
+        return here.remote(str(tmp_path / "log"))
+
+    scheduler: Scheduler[str] = Scheduler(make, 4, Policy(start_attempts=1))
+    found = list(scheduler.run(f"item-{i}" for i in range(30)))
+    assert {outcome.result for outcome in found} == {f"ITEM-{i}" for i in range(30)}
+
+
+def test_the_number_of_workers_follows_the_cluster(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.scheduler._LOOK_SECONDS", 0.2)
+    wanted = 1
+    scheduler: Scheduler[str] = Scheduler(lambda: Stub.remote(str(tmp_path / "log")), lambda: wanted)
+    most = 0
+
+    def slowly() -> Iterator[str]:
+        i = 0
+        while most < 3 or scheduler.workers > 1:
+            i += 1
+            yield f"slow-{i}"
+
+    running = scheduler.run(slowly())
+    found: list[Outcome[str]] = []
+    for outcome in running:
+        found.append(outcome)
+        most = max(most, scheduler.workers)
+        wanted = 3 if most < 3 else 1
+    assert most == 3
+    assert all(outcome.reason is None and outcome.attempts == 1 for outcome in found)
+
+
+def test_suspects_get_their_turn_while_there_is_other_work(tmp_path) -> None:
+    """The killer is through long before the items are."""
+    items = ["crash-a", *(f"item-{i}" for i in range(400))]
+    _, _, found = outcomes(items, tmp_path)
+    place = next(number for number, outcome in enumerate(found) if outcome.reason is not None)
+    assert found[place].item == "crash-a"
+    assert place < 390
 
 
 def test_items_are_read_as_they_are_needed(tmp_path) -> None:

@@ -49,9 +49,11 @@ COMMANDS: dict[str, Any] = {
     "read": lambda path: Path(path).read_text(),
     "write": lambda path: Path(path).write_text("x"),
     "connect": lambda port: str(socket.create_connection(("127.0.0.1", port), 5)),
-    "shell connects": lambda port: subprocess.run(
-        ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"], capture_output=True, check=False
-    ).returncode,
+    "shell connects": lambda port: (
+        subprocess.run(
+            ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"], capture_output=True, check=False
+        ).returncode
+    ),
     "allocate": allocate,
     "memory": confinement.limit_memory,
     "files": lambda paths: confinement.only_files(*paths),

@@ -1,0 +1,62 @@
+"""One JSON line for every model probed: what came of it and where its time went."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from cluster.results import ItemReport
+from pipelines.plan import Item
+from probelog.errors import UsageError
+
+
+class ItemLog:
+    """Appends to a file. Strangers' names and messages stay on their line: JSON escapes what could break it."""
+
+    def __init__(self, file: Path) -> None:
+        """Open the file, with the folders above it.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        self.file = file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream: TextIO = file.open("a", encoding="ascii", buffering=1)
+        except OSError as error:
+            raise UsageError(f"{file}: the log of items cannot be written ({error.strerror})") from None
+
+    def __enter__(self) -> ItemLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+    def write(self, item: Item, report: ItemReport) -> None:
+        """One line."""
+        line = {
+            "at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
+            "repo": item.row.repo,
+            "sha": item.row.sha,
+            "attempt": item.attempt,
+            "result": result_of(report),
+            "detail": report.detail,
+            "seconds": {part: round(seconds, 4) for part, seconds in report.seconds.items()},
+            "bytes": report.bytes,
+            "logits": report.logits,
+            "parameters": report.parameters,
+            "worker": report.worker,
+        }
+        self._stream.write(json.dumps(line) + "\n")
+
+
+def result_of(report: ItemReport) -> str:
+    """``indexed``, ``copy``, or the reason of a failure."""
+    if report.reason is not None:
+        return report.reason
+    return "indexed" if report.copy_of is None else "copy"

@@ -1,0 +1,220 @@
+"""What is left to probe, in the order in which it is best done.
+
+A million models are a few arrays of numbers beside the catalogue's Arrow table; Python objects are made of a few
+hundred at a time, when their turn comes.
+
+Order of work: by size of the weights in classes of a factor two, the largest class first, so that a run ends with
+small models only and no worker waits for a straggler (longest processing time first: Graham, SIAM J. Appl. Math.
+17, 1969). Within a class models of one architecture follow each other: they share preprocessing, and a batch size
+that fits one fits the next.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from probelog.ledger import item_key, key_numbers
+from probelog.schemas import CATALOGUE, CatalogueRow, from_table
+
+# All that probing may want to know of a model. Labels (a thousand names a model) and tags are not among it.
+COLUMNS = [name for name in CATALOGUE.names if name not in ("labels", "tags")]
+_CHUNK = 256
+_BYTES_A_PARAMETER = 4
+_OTHER_WEIGHTS = r"\.(bin|pt|pth|h5|ckpt|msgpack|onnx)$"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One model to probe.
+
+    Attributes:
+        key: in the ledger.
+        row: of the catalogue, without labels and tags.
+        attempt: 1 the first time.
+        number: its place in the plan.
+        size: of its weights in bytes, as far as the catalogue tells.
+    """
+
+    key: str
+    row: CatalogueRow
+    attempt: int
+    number: int
+    size: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Items in the order of work, cut into batches; N items, B batches.
+
+    Attributes:
+        table: the catalogue.
+        rows: (N,) each item's row of the table.
+        attempts: (N,) from 1.
+        keys: (N,) in the ledger, as numbers.
+        sizes: (N,) of the weights in bytes; where unknown, the mean of the known ones.
+        batches: (N,) each item's batch, ascending.
+        starts: (B + 1,) each batch's first item.
+        before: (N,) number of the reason why the attempt before failed; -1 for a first one.
+        reasons: names of the reasons.
+    """
+
+    table: pa.Table
+    rows: npt.NDArray[np.int64]
+    attempts: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.float64]
+    batches: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int64]
+    reasons: list[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def items(self, numbers: npt.NDArray[np.int64]) -> Iterator[Item]:
+        """Some of the items, by their numbers, made as they are asked for."""
+        pieces = self.table.to_batches()
+        first = np.cumsum([0, *(piece.num_rows for piece in pieces)])
+        for start in range(0, len(numbers), _CHUNK):
+            chosen = numbers[start : start + _CHUNK]
+            at = self.rows[chosen]
+            piece = np.searchsorted(first, at, side="right") - 1
+            # Slices, since taking rows out of many chunks would put the chunks together each time.
+            found = pa.Table.from_batches(
+                [
+                    pieces[p].slice(row - first[p], 1)
+                    for p, row in zip(piece.tolist(), at.tolist(), strict=True)
+                ]
+            )
+            for number, row in zip(chosen.tolist(), from_table(found, CatalogueRow), strict=True):
+                yield Item(
+                    f"{self.keys[number]:016x}",
+                    row,
+                    int(self.attempts[number]),
+                    number,
+                    float(self.sizes[number]),
+                )
+
+    def batch(self, number: int) -> list[str]:
+        """Keys of a batch's items."""
+        return [f"{key:016x}" for key in self.keys[self.starts[number] : self.starts[number + 1]].tolist()]
+
+    def replaced(self, number: int) -> dict[str, int]:
+        """Earlier failures, by reason, that a batch's items are the next attempts at."""
+        codes = Counter(self.before[self.starts[number] : self.starts[number + 1]].tolist())
+        return {self.reasons[code]: count for code, count in sorted(codes.items()) if code >= 0}
+
+
+def make_plan(
+    table: pa.Table,
+    keys: npt.NDArray[np.uint64],
+    sealed: npt.NDArray[np.uint64],
+    failures: pa.Table,
+    batch_models: int,
+    retry_failed: bool,
+) -> Plan:
+    """What is left to do, in batches whose boundaries do not move when a run is resumed.
+
+    Fresh items and retries are cut apart: sealed batches are whole ones, so what remains of the fresh items falls
+    into the same batches again.
+
+    Args:
+        table: the catalogue, each (repo, sha) once.
+        keys: first attempts' keys of its rows (`first_keys`).
+        sealed: keys of the items that are sealed.
+        failures: `probelog.ledger.open_failures`.
+        batch_models: items of a batch.
+        retry_failed: also retry failures that a retry is not expected to cure.
+    """
+    sizes = weight_bytes(table)
+    order = work_order(table, sizes)
+    failed = first_keys(failures)
+    by_key = np.argsort(failed)
+    place = np.searchsorted(failed, keys, sorter=by_key)
+    place[place == len(failed)] = 0
+    open_at = by_key[place] if len(failed) else np.zeros(len(keys), np.int64)
+    is_open = failed[open_at] == keys if len(failed) else np.zeros(len(keys), bool)
+    again = np.zeros(len(keys), bool)
+    again[is_open] = retry_failed | failures["retryable"].to_numpy()[open_at[is_open]]
+    fresh = ~is_open & ~np.isin(keys, sealed)
+
+    reasons = sorted(pc.unique(failures["reason"]).to_pylist())
+    codes = pc.index_in(failures["reason"], pa.array(reasons, pa.string())).to_numpy()
+    first, second = order[fresh[order]], order[again[order]]
+    attempts = np.concatenate(
+        [np.ones(len(first), np.int64), failures["attempts"].to_numpy()[open_at[second]].astype(np.int64) + 1]
+    )
+    names = table.select(["repo", "sha"]).take(pa.array(second))
+    retried = (
+        item_key(repo, sha, attempt)
+        for repo, sha, attempt in zip(
+            names["repo"].to_pylist(), names["sha"].to_pylist(), attempts[len(first) :].tolist(), strict=True
+        )
+    )
+    batches = [np.arange(len(first)) // batch_models]
+    offset = int(batches[0][-1]) + 1 if len(first) else 0
+    batches.append(offset + np.arange(len(second)) // batch_models)
+    batch = np.concatenate(batches)
+    rows = np.concatenate([first, second])
+    known = sizes[~np.isnan(sizes)]
+    return Plan(
+        table=table,
+        rows=rows,
+        attempts=attempts,
+        keys=np.concatenate([keys[first], key_numbers(retried)]),
+        sizes=np.nan_to_num(sizes[rows], nan=float(known.mean()) if len(known) else 0.0),
+        batches=batch,
+        starts=np.append(np.flatnonzero(np.diff(batch, prepend=-1)), len(rows)),
+        before=np.concatenate([np.full(len(first), -1), codes[open_at[second]].astype(np.int64)]),
+        reasons=reasons,
+    )
+
+
+def first_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """Keys of the first attempts at the models of a table (columns ``repo`` and ``sha``)."""
+    return key_numbers(
+        item_key(repo, sha)
+        for batch in table.select(["repo", "sha"]).to_batches()
+        for repo, sha in zip(batch["repo"].to_pylist(), batch["sha"].to_pylist(), strict=True)
+    )
+
+
+def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
+    """Bytes of each model's weights, as far as the catalogue tells; NaN where it tells nothing.
+
+    The safetensors of the top folder; where there is none, other weights; where no file is listed, four bytes a
+    parameter.
+    """
+    sizes = []
+    for batch in table.select(["files", "parameters"]).to_batches():
+        files = batch["files"]
+        parents = pc.list_parent_indices(files).to_numpy()
+        flat = pc.list_flatten(files)
+        path = pc.struct_field(flat, "path")
+        size = pc.fill_null(pc.struct_field(flat, "size"), 0).to_numpy()
+        safe = pc.match_substring_regex(path, r"^[^/]*\.safetensors$").to_numpy(zero_copy_only=False)
+        other = pc.match_substring_regex(path, _OTHER_WEIGHTS).to_numpy(zero_copy_only=False)
+        count = batch.num_rows
+        found = np.bincount(parents[safe], size[safe], count)
+        found = np.where(found > 0, found, np.bincount(parents[other], size[other], count))
+        unlisted = np.bincount(parents, minlength=count) == 0
+        parameters = pc.cast(batch["parameters"], pa.float64()).to_numpy(zero_copy_only=False)
+        sizes.append(np.where(unlisted, _BYTES_A_PARAMETER * parameters, found))
+    return np.concatenate(sizes) if sizes else np.zeros(0)
+
+
+def work_order(table: pa.Table, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Rows of the table in the order of work; models of unknown size count as the largest."""
+    classes = np.floor(np.log2(np.maximum(sizes, 1.0)))
+    names = ["library", "model_type", "architecture", "repo", "sha"]
+    keyed = table.select(names).append_column("class", pa.array(np.where(np.isnan(sizes), np.inf, classes)))
+    indices = pc.sort_indices(keyed, [("class", "descending"), *((name, "ascending") for name in names)])
+    order: npt.NDArray[np.int64] = indices.to_numpy().astype(np.int64)
+    return order

@@ -1,0 +1,125 @@
+"""The sums of a ledger's receipts, kept in one small object so that nobody needs to read thousands of them.
+
+A cache and nothing more: it names the receipts that it covers; a reader adds those that it does not, and one that
+names a receipt which is not there is thrown away. Only receipts whose spool is gone are in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from probelog.errors import StoreError
+from probelog.ledger import Counts, Ledger, Receipt
+
+_WRITE_SECONDS = 10.0
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a driver said of its run: when (seconds since 1970), models left, its rate and its estimate."""
+
+    at: float
+    left: int
+    models_an_hour: float | None
+    eta_seconds: float | None
+
+    @classmethod
+    def now(cls, left: int, models_an_hour: float | None, eta_seconds: float | None) -> Running:
+        """As of this moment."""
+        return cls(time.time(), left, models_an_hour, eta_seconds)
+
+
+@dataclass
+class Summary:
+    """Sums over receipts. ``sealed``: of each receipt, when (seconds since 1970) and how many items."""
+
+    counts: Counts = field(default_factory=Counts)
+    sealed: dict[str, tuple[float, int]] = field(default_factory=dict)
+    running: Running | None = None
+    _written: float = field(default=float("-inf"), repr=False)
+
+    @classmethod
+    def read(cls, ledger: Ledger) -> tuple[Summary, list[Receipt]]:
+        """The sums of all receipts that are there now, and those receipts that had to be read for it."""
+        names = ledger.receipt_names()
+        found = cls._cached(ledger)
+        if not found.sealed.keys() <= set(names):
+            found = cls()
+        missing = ledger.receipts(name for name in names if name not in found.sealed)
+        if found.sealed and any(receipt.counts is None for receipt in missing):
+            # Which failures they replaced is known only beside all others.
+            found, missing = cls(running=found.running), ledger.receipts(names)
+        found.add(missing, ledger.counts(missing))
+        return found, missing
+
+    @classmethod
+    def covering(cls, ledger: Ledger, receipts: Sequence[Receipt]) -> Summary:
+        """The sums of receipts that have been read already: all that are there."""
+        found = cls._cached(ledger)
+        if not found.sealed.keys() <= {receipt.name for receipt in receipts}:
+            found = cls()
+        missing = [receipt for receipt in receipts if receipt.name not in found.sealed]
+        found.add(missing, ledger.counts(missing, earlier=receipts))
+        return found
+
+    @classmethod
+    def _cached(cls, ledger: Ledger) -> Summary:
+        data = ledger.store.read_or_none(_path(ledger))
+        try:
+            content: dict[str, Any] = json.loads(data or b"{}")
+            if content.get("version") != 1:
+                return cls()
+            return cls(
+                Counts(**content["counts"]),
+                {name: (at, items) for name, (at, items) in content["sealed"].items()},
+                Running(**content["running"]) if content["running"] else None,
+            )
+        except (ValueError, KeyError, TypeError):
+            return cls()
+
+    def add(self, receipts: Sequence[Receipt], counts: Sequence[Counts]) -> None:
+        """Take receipts in."""
+        for receipt, count in zip(receipts, counts, strict=True):
+            self.counts += count
+            self.sealed[receipt.name] = (
+                dt.datetime.fromisoformat(receipt.at).timestamp(),
+                len(receipt.items),
+            )
+
+    def write(self, ledger: Ledger, running: Running | None = None, now: bool = False) -> None:
+        """Write it, unless that was done a moment ago. Not written is no error: it only saves readers time."""
+        if not now and time.monotonic() - self._written < _WRITE_SECONDS:
+            return
+        self._written = time.monotonic()
+        self.running = running
+        content: Mapping[str, Any] = {
+            "version": 1,
+            "counts": asdict(self.counts),
+            "sealed": self.sealed,
+            "running": asdict(running) if running else None,
+        }
+        with contextlib.suppress(OSError, StoreError):
+            ledger.store.write(_path(ledger), json.dumps(content, sort_keys=True).encode())
+
+    @property
+    def models_an_hour(self) -> float | None:
+        """Over the last hour of work, from one receipt to the last; None while there is only one."""
+        ordered = sorted(self.sealed.values())
+        if len(ordered) < 2:
+            return None
+        end = ordered[-1][0]
+        # The receipt before the hour began, so that the hour is whole.
+        start = max((number for number, (at, _) in enumerate(ordered) if at <= end - _HOUR), default=0)
+        seconds = end - ordered[start][0]
+        return sum(items for _, items in ordered[start + 1 :]) / seconds * _HOUR if seconds > 0 else None
+
+
+def _path(ledger: Ledger) -> str:
+    return f"{ledger.folder}/summary.json"

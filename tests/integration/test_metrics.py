@@ -1,0 +1,46 @@
+"""What a run tells Prometheus, as Prometheus would read it."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+
+import pytest
+import ray
+
+from cluster.results import ItemReport
+from pipelines.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+INDEXED = ItemReport(seconds={"download": 1.0, "forward": 2.0}, bytes=1000, logits=10, parameters=5)
+
+
+def scrape() -> str:
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def test_every_metric_is_exported_under_its_name() -> None:
+    metrics = Metrics()
+    metrics.add(INDEXED, 3.0)
+    metrics.add(ItemReport(copy_of="a/b", seconds={"download": 1.0}), 1.0)
+    metrics.add(ItemReport(reason="too-large"), 0.0)
+    metrics.publish(left=7, workers=2, in_flight=4, models_an_hour=60.0, eta_seconds=90.0)
+    names = {f"ray_{name}" for name in (*COUNTERS, *GAUGES, *(f"{name}_bucket" for name in HISTOGRAMS))}
+    deadline = time.monotonic() + 90
+    while names - set(re.findall(r"^(\w+)\{", text := scrape(), re.MULTILINE)):
+        missing = names - set(re.findall(r"^(\w+)\{", text, re.MULTILINE))
+        assert time.monotonic() < deadline, f"not exported: {sorted(missing)}"
+        time.sleep(1)
+    value = {
+        result: float(number)
+        for labels, number in re.findall(r"^ray_probelog_items_total\{(.*)\} (\S+)$", text, re.MULTILINE)
+        for result in re.findall(r'result="([^"]*)"', labels)
+    }
+    assert value.keys() >= {"indexed", "copy", "too-large"}
+    (left,) = re.findall(r"^ray_probelog_items_left\{.*\} (\S+)$", text, re.MULTILINE)
+    assert float(left) == 7

@@ -1,0 +1,55 @@
+"""Writes to a store that refuses for a while."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from probelog.errors import ConflictError, StoreError
+from probelog.storage import Store, patiently
+
+
+def test_a_store_that_comes_back(tmp_path: Path) -> None:
+    """The folder is a file for half a second."""
+    blocked = tmp_path / "store"
+    blocked.write_text("in the way")
+    threading.Timer(0.5, blocked.unlink).start()
+    patiently(lambda: Store(blocked).write("a/b", b"content"), 30.0)
+    assert Store(blocked).read("a/b") == b"content"
+
+
+def test_patience_ends(tmp_path: Path) -> None:
+    blocked = tmp_path / "store"
+    blocked.write_text("in the way")
+    begun = time.monotonic()
+    with pytest.raises(OSError, match="store"):
+        patiently(lambda: Store(blocked).write("a/b", b"content"), 0.6)
+    assert 0.5 < time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), ConflictError("somebody else")])
+def test_what_waiting_does_not_cure_is_told_at_once(error: Exception) -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        patiently(call, 60.0)
+    assert len(calls) == 1
+
+
+def test_a_store_error_is_tried_again() -> None:
+    calls = []
+
+    def call() -> int:
+        calls.append(1)
+        if len(calls) < 3:
+            raise StoreError("slow down")
+        return len(calls)
+
+    assert patiently(call, 60.0) == 3
