@@ -64,9 +64,8 @@ class LayerFacts:
     """One tensor of the weights: ``dtype`` as stored, statistics of its numbers as float32.
 
     ``mean``, ``std`` and ``kurtosis`` (Pearson's, 3 for a normal distribution) are None for whole numbers and
-    booleans and for an empty tensor, ``kurtosis`` also where all numbers are equal. Of a complex tensor the real
-    and imaginary parts count as numbers. ``sketch``, (32,) float32, is there for floating-point tensors of two
-    dimensions or more, flattened as (out, rest).
+    booleans and for an empty tensor, ``kurtosis`` also where all numbers are equal. ``sketch``, (32,) float32, is
+    there for floating-point tensors of two dimensions or more, flattened as (out, rest).
     """
 
     tensor: str
@@ -147,7 +146,8 @@ class Weights:
         """Every tensor, in memory of its own and in its stored dtype, with the facts about them.
 
         Raises:
-            ItemFailure: NON_FINITE where a number is NaN or infinite.
+            ItemFailure: NON_FINITE where a number is NaN or infinite, UNSUPPORTED where it is complex,
+                CORRUPT_WEIGHTS where a file is cut off meanwhile.
         """
         begun = time.perf_counter()
         digest, facts = ContentDigest(), _Facts()
@@ -239,21 +239,19 @@ class _Facts:
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         self._name, self._dtype, self._shape = name, dtype, shape
-        self._counts = dtype.startswith(("float", "bfloat", "complex")) and math.prod(shape) > 0
+        if dtype.startswith("complex"):  # the libraries would drop the imaginary parts without a word
+            raise ItemFailure(FailureReason.UNSUPPORTED, f"tensor {name[:100]!r} holds complex numbers")
+        self._counts = dtype.startswith(("float", "bfloat")) and math.prod(shape) > 0
         if self._counts:
             self._summary.begin(sketched=len(shape) > 1)
             self._numbers[dtype] += math.prod(shape)
 
     def add(self, piece: torch.Tensor) -> None:
-        import torch
-
         if not self._counts:
             return
         begun = time.perf_counter()
-        values = torch.view_as_real(piece).reshape(-1) if piece.is_complex() else piece
         # What lies beyond float32 (in float64 weights, unheard of) becomes infinite here, and is of no use.
-        for part in torch.split(values.to(torch.float32), BLOCK):
-            self._summary.add(part)
+        self._summary.add(piece.float())
         self._seconds += time.perf_counter() - begun
 
     def finish(self) -> None:
