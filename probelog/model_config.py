@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ _ORDINARY_DEPTH = 256
 
 # Numbers under these keys drive loops and lists in model constructors, where a size would only fill a shape.
 _DEPTH_KEY = re.compile(r"(depth|layers$|blocks|stages|repeats?|num_layers)")
+_TRAINING_KEY = re.compile(
+    r"dropout|drop_rate|drop_path|drop_block|drop_connect|initializer_range|weight_init"
+)
 _IMAGE_KEY = re.compile(r"(image|img|train|input)_size$")
 _LABEL_KEYS = ("id2label", "label2id", "label_names", "labels", "label_descriptions")
 # Control characters (terminal escapes among them) and the marks that reorder the text after them.
@@ -144,6 +148,16 @@ def bounded_construction(tensors: int, elements: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def canonical(settings: Mapping[str, Any]) -> str:
+    """Settings of a model as one JSON text, equal for models that compute the same with the same weights.
+
+    Leaves out what has a meaning for training alone.
+    """
+    return json.dumps(
+        {key: value for key, value in settings.items() if not _TRAINING_KEY.search(key)}, sort_keys=True
+    )
 
 
 def count_logits(number: int, limits: LoadLimits) -> int:

@@ -10,7 +10,7 @@ configuration object and tensors, never the folder, so that no other file in it 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.model_config import LoadLimits, read_config
 from probelog.schemas import Head
-from probelog.weights import Weights
+from probelog.storage import short_key
+from probelog.weights import LayerFacts, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,14 @@ class Classifier:
 
     ``labels`` holds one declared label per logit, ``LABEL_i`` where none is declared; nothing may depend on
     them. ``parameters`` counts the model's own, ``dtype`` is how most weights are stored, ``weight_mean`` and
-    ``weight_std`` are over all stored floating-point numbers.
+    ``weight_std`` are over all stored floating-point numbers, ``layers`` tells of every tensor.
+
+    ``identity`` is a 16-digit key of all that decides the logits: weights, library, architecture, configuration
+    as it is used, preprocessing, meaning of the head. Equal for repositories that differ only in labels, in the
+    sharding of their weights or in what is never looked at.
+
+    ``seconds_weights`` is what reading the weights took, with digest, statistics and sketches;
+    ``seconds_sketch`` the part of it for statistics and sketches.
     """
 
     module: torch.nn.Module = field(repr=False)
@@ -53,6 +61,10 @@ class Classifier:
     weight_std: float
     device: str = "cpu"
     input_name: str | None = None
+    identity: str = ""
+    layers: list[LayerFacts] = field(default_factory=list, repr=False)
+    seconds_weights: float = 0.0
+    seconds_sketch: float = 0.0
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """The logits, (B, L) float32 on the model's device, of a normalised batch (B, C, H, W) float32.
@@ -130,4 +142,15 @@ def load_classifier(
         weight_std=facts.std,
         device=device,
         input_name=plan.input_name,
+        identity=short_key(
+            facts.digest,
+            plan.library,
+            plan.architecture,
+            plan.function,
+            replace(plan.recipe, declared=True).key,
+            plan.head.value,
+        ),
+        layers=facts.layers,
+        seconds_weights=facts.seconds,
+        seconds_sketch=facts.seconds_sketch,
     )

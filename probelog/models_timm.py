@@ -14,6 +14,7 @@ from probelog.model_config import (
     LoadLimits,
     bound_numbers,
     bounded_construction,
+    canonical,
     count_logits,
     head_of,
     tidy_labels,
@@ -75,6 +76,14 @@ class TimmPlan:
     recipe: Recipe
     limits: LoadLimits
 
+    @property
+    def function(self) -> str:
+        """What decides the logits besides weights, architecture and preprocessing, as canonical JSON."""
+        inputs = {
+            key: self.pretrained_cfg.get(key) for key in ("input_size", "fixed_input_size", "pool_size")
+        }
+        return canonical({**self.arguments, **{f"input {key}": value for key, value in inputs.items()}})
+
     def build(self, weights: Weights) -> tuple[torch.nn.Module, WeightFacts]:
         """The model with its weights, on the CPU in float32.
 
@@ -82,25 +91,28 @@ class TimmPlan:
             ItemFailure: CONFIG_MISMATCH where weights and configuration differ, UNSUPPORTED where timm cannot
                 build the model as described, NON_FINITE.
         """
-        import torch
+        from probelog.construction import constructed, with_weights
 
         shapes = {name.removeprefix(_WRAPPER_PREFIX): shape for name, shape in weights.shapes.items()}
         bound_numbers(self.arguments, shapes, weights.elements, self.limits)
-        with torch.device("meta"), bounded_construction(len(shapes), weights.elements):
-            sketch = self._create()
-        wanted = {name: tuple(tensor.shape) for name, tensor in sketch.state_dict().items()}
+        with bounded_construction(len(shapes), weights.elements):
+            sketch = constructed(self._create, "meta")
+        wanted = {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()}
         renamed = shapes != wanted
         if renamed:
             # Exports of older timm versions: the library's own converter renames what it knows.
             shapes = {
-                name: tuple(tensor.shape) for name, tensor in self._convert(_sketches(shapes), sketch).items()
+                name: tuple(tensor.shape)
+                for name, tensor in self._convert(_sketches(shapes), sketch[0]).items()
             }
         _compare(self.architecture, wanted, shapes)
         tensors, facts = weights.read()
         tensors = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
-        module = self._create()
-        module.load_state_dict(self._convert(tensors, module) if renamed else tensors, strict=True)
-        return module.float(), facts
+        if not renamed:
+            return with_weights(self._create, tensors, sketch), facts
+        # The converter may ask the model for values that a sketch has not.
+        tensors = self._convert(tensors, constructed(self._create, "cpu")[0])
+        return with_weights(self._create, tensors, sketch), facts
 
     def _create(self) -> torch.nn.Module:
         import timm

@@ -15,6 +15,7 @@ from probelog.model_config import (
     LoadLimits,
     bound_numbers,
     bounded_construction,
+    canonical,
     count_logits,
     head_of,
     tidy_labels,
@@ -63,6 +64,11 @@ class TransformersPlan:
     def input_name(self) -> str:
         """What the class calls its pixels."""
         return str(self.model_class.main_input_name)
+
+    @property
+    def function(self) -> str:
+        """What decides the logits besides weights, architecture and preprocessing, as canonical JSON."""
+        return canonical(self.numbers)
 
     def build(self, weights: Weights) -> tuple[torch.nn.Module, WeightFacts]:
         """The model with its weights, on the CPU in float32.
@@ -256,7 +262,9 @@ def _without_memory() -> Iterator[None]:
     import torch
     from transformers.initialization import meta_device_safe_creation_ops
 
-    with torch.device("meta"), meta_device_safe_creation_ops():
+    from probelog.construction import Construction
+
+    with torch.device("meta"), meta_device_safe_creation_ops(), Construction():
         yield
 
 

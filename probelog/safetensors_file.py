@@ -11,10 +11,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.snapshot import member, parse_object, read_json
@@ -33,7 +33,6 @@ ITEM_SIZES: Mapping[str, int] = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 
-_CHUNK = 16 << 20
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".tar", ".npz", ".joblib")
 
@@ -191,37 +190,42 @@ def read_headers(files: Sequence[Path]) -> dict[str, tuple[Path, TensorInfo]]:
     return found
 
 
-def read_bytes(path: Path, tensor: TensorInfo, chunk: int = _CHUNK) -> Iterator[bytes]:
-    """The bytes of one tensor, a bounded piece at a time; a piece never splits a number."""
-    with open(path, "rb") as stream:
-        stream.seek(tensor.begin)
-        left = tensor.end - tensor.begin
-        while left:
-            piece = stream.read(min(chunk, left))
-            if not piece:
-                raise _corrupt(path, f"cut off while tensor {tensor.name[:100]!r} was read")
-            left -= len(piece)
-            yield piece
+def read_into(stream: BinaryIO, tensor: TensorInfo, room: memoryview, piece: int) -> Iterator[memoryview]:
+    """Fill ``room`` with the bytes of one tensor, ``piece`` bytes at a time; yields what was filled last.
+
+    Raises:
+        ItemFailure: CORRUPT_WEIGHTS where the file ends early.
+    """
+    stream.seek(tensor.begin)
+    for start in range(0, len(room), piece):
+        part = room[start : start + piece]
+        filled = 0
+        while filled < len(part):
+            count = stream.readinto(part[filled:])  # type: ignore[attr-defined]
+            if not count:
+                raise _corrupt(Path(stream.name), f"cut off while tensor {tensor.name[:100]!r} was read")
+            filled += count
+        yield part
 
 
-def tensor_heading(name: str, dtype: str, shape: Sequence[int]) -> bytes:
-    """What the digest takes in before a tensor's bytes; the length of the bytes follows from it."""
-    return json.dumps([name, dtype, list(shape)]).encode() + b"\n"
-
-
-def weight_digest(
-    files: Sequence[Path], also: Callable[[TensorInfo, Iterator[bytes]], Iterator[bytes]] | None = None
-) -> str:
-    """SHA-256 of what the files hold: the tensors in order of name, each with name, dtype, shape and bytes.
+class ContentDigest:
+    """SHA-256 of what weight files hold: the tensors in order of name, each with name, dtype, shape and bytes.
 
     Independent of sharding, metadata and the order inside the files; equal for re-uploads of the same weights.
-    Memory is bounded by one piece of 16 MB. ``also`` sees the pieces of every tensor pass by, so that weights
-    are read from disk once; it must hand on what it gets.
+    Whoever feeds it keeps to that order.
     """
-    content = hashlib.sha256()
-    for _, (path, tensor) in sorted(read_headers(files).items()):
-        content.update(tensor_heading(tensor.name, tensor.dtype, tensor.shape))
-        pieces = read_bytes(path, tensor)
-        for piece in also(tensor, pieces) if also else pieces:
-            content.update(piece)
-    return content.hexdigest()
+
+    def __init__(self) -> None:
+        self._content = hashlib.sha256()
+
+    def begin(self, name: str, dtype: str, shape: Sequence[int]) -> None:
+        """What goes before a tensor's bytes; their number follows from it. ``dtype`` as in safetensors."""
+        self._content.update(json.dumps([name, dtype, list(shape)]).encode() + b"\n")
+
+    def add(self, data: bytes | memoryview) -> None:
+        """The next bytes of the tensor."""
+        self._content.update(data)
+
+    def result(self) -> str:
+        """The digest, in hexadecimal."""
+        return self._content.hexdigest()

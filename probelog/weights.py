@@ -1,30 +1,43 @@
-"""The weights of one model: known by their headers first, then read once, with digest, statistics and checks."""
+"""The weights of one model: known by their headers first, then read once.
+
+While a piece of them is in the processor's cache, everything is done that looks at it: the digest, the check for NaN
+and infinities, the moments of its tensor and, of matrices, the sketch (see `probelog.weight_sketch`).
+"""
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import math
 import pickle
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.safetensors_file import (
-    TensorInfo,
-    read_headers,
-    tensor_heading,
-    weight_digest,
-    weight_files,
-)
+from probelog.safetensors_file import ITEM_SIZES, ContentDigest, read_headers, read_into, weight_files
+from probelog.schemas import WEIGHTS, clean_unicode
 from probelog.snapshot import member
+from probelog.weight_sketch import BLOCK, Moments, Summary
 
 if TYPE_CHECKING:
     import torch
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
+
+#: Facts are kept of so many tensors of a model, its largest; no architecture of the libraries comes near.
+MAX_LAYERS = 5000
+_MAX_NAME_CHARACTERS = 300
+
+# What torch aligns its own memory to; kernels may add up in another order where it is not.
+_ALIGNMENT = 64
 
 _TORCH_NAMES = {
     "BOOL": "bool",
@@ -47,16 +60,57 @@ _TORCH_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """One tensor of the weights: ``dtype`` as stored, statistics of its numbers as float32.
+
+    ``mean``, ``std`` and ``kurtosis`` (Pearson's, 3 for a normal distribution) are None for whole numbers and
+    booleans and for an empty tensor, ``kurtosis`` also where all numbers are equal. ``sketch``, (32,) float32, is
+    there for floating-point tensors of two dimensions or more, flattened as (out, rest).
+    """
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    mean: float | None = None
+    std: float | None = None
+    kurtosis: float | None = None
+    sketch: npt.NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+
+
+def layer_table(repo: str, sha: str, layers: Sequence[LayerFacts]) -> pa.Table:
+    """Layers of one model as rows of the ``WEIGHTS`` schema. Names are a stranger's: cut to 300 characters."""
+    return pa.table(
+        {
+            "repo": [clean_unicode(repo)] * len(layers),
+            "sha": [clean_unicode(sha)] * len(layers),
+            "tensor": [clean_unicode(layer.tensor[:_MAX_NAME_CHARACTERS]) for layer in layers],
+            "dtype": [layer.dtype for layer in layers],
+            "shape": [list(layer.shape) for layer in layers],
+            "mean": [layer.mean for layer in layers],
+            "std": [layer.std for layer in layers],
+            "kurtosis": [layer.kurtosis for layer in layers],
+            "sketch": [layer.sketch for layer in layers],
+        },
+        schema=WEIGHTS,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class WeightFacts:
     """What was learnt while the weights were read.
 
     ``mean`` and ``std`` are over all floating-point numbers; ``dtype`` is the one most of them are stored in.
+    ``layers`` are the tensors in order of name, the largest ``MAX_LAYERS`` where there are more. ``seconds`` is
+    what reading took, ``seconds_sketch`` the part of it for statistics and sketches.
     """
 
     digest: str
     mean: float
     std: float
     dtype: str
+    layers: list[LayerFacts] = field(repr=False)
+    seconds: float
+    seconds_sketch: float
 
 
 class Weights:
@@ -92,47 +146,79 @@ class Weights:
         """Every tensor, in memory of its own and in its stored dtype, with the facts about them.
 
         Raises:
-            ItemFailure: NON_FINITE where a number is NaN or infinite.
+            ItemFailure: NON_FINITE where a number is NaN or infinite, UNSUPPORTED where it is complex,
+                CORRUPT_WEIGHTS where a file is cut off meanwhile.
         """
-        statistics = _Statistics()
-        if self._pickled:
-            tensors = {name: self._pickled[name].clone() for name in sorted(self._pickled)}
-            content = hashlib.sha256()
-            for name, tensor in tensors.items():
-                stored = _STORED[str(tensor.dtype).removeprefix("torch.")]
-                content.update(tensor_heading(name, stored, tensor.shape))
-                content.update(_bytes_of(tensor))
-                statistics.add(name, tensor)
-            return tensors, statistics.facts(content.hexdigest())
+        begun = time.perf_counter()
+        digest, facts = ContentDigest(), _Facts()
+        tensors = self._read_pickled(digest, facts) if self._pickled else self._read_files(digest, facts)
+        return tensors, facts.result(digest.result(), time.perf_counter() - begun)
+
+    def _read_files(self, digest: ContentDigest, facts: _Facts) -> dict[str, torch.Tensor]:
+        headers = sorted(read_headers(self._files).items())
+        rooms = _rooms([info.end - info.begin for _, (_, info) in headers])
         tensors = {}
+        with ExitStack() as stack:
+            opened: dict[Path, BinaryIO] = {}
+            for (name, (path, info)), room in zip(headers, rooms, strict=True):
+                if path not in opened:
+                    stack.close()  # one file at a time: a stranger decides how many there are
+                    opened = {path: stack.enter_context(open(path, "rb", buffering=0))}
+                digest.begin(name, info.dtype, info.shape)
+                stored = _as_tensor(room, info.dtype)
+                facts.begin(name, _TORCH_NAMES[info.dtype], info.shape)
+                size = ITEM_SIZES[info.dtype]
+                position = 0
+                for piece in read_into(opened[path], info, room.data, BLOCK * size):
+                    digest.add(piece)
+                    facts.add(stored[position : position + BLOCK])
+                    position += BLOCK
+                facts.finish()
+                # Bytes other than 0 and 1 are not booleans, and what a kernel does with them is undefined.
+                tensors[name] = (stored.ne(0) if info.dtype == "BOOL" else stored).reshape(info.shape)
+        return tensors
 
-        def keep(info: TensorInfo, pieces: Iterator[bytes]) -> Iterator[bytes]:
-            buffer = bytearray(info.end - info.begin)
-            position = 0
-            for piece in pieces:
-                buffer[position : position + len(piece)] = piece
-                position += len(piece)
-                yield piece
-            tensors[info.name] = _as_tensor(buffer, info)
-            statistics.add(info.name, tensors[info.name])
+    def _read_pickled(self, digest: ContentDigest, facts: _Facts) -> dict[str, torch.Tensor]:
+        import torch
 
-        digest = weight_digest(self._files, keep)
-        return tensors, statistics.facts(digest)
+        tensors = {}
+        for name in sorted(self._pickled):
+            tensor = tensors[name] = self._pickled[name].clone()
+            digest.begin(name, _STORED[_dtype_name(tensor)], tensor.shape)
+            digest.add(_bytes_of(tensor))
+            facts.begin(name, _dtype_name(tensor), tuple(tensor.shape))
+            for piece in torch.split(tensor.reshape(-1), BLOCK):
+                facts.add(piece)
+            facts.finish()
+        return tensors
 
 
 _STORED = {torch_name: name for name, torch_name in _TORCH_NAMES.items()}
 
 
-def _as_tensor(buffer: bytearray, info: TensorInfo) -> torch.Tensor:
+def _rooms(sizes: Sequence[int]) -> Iterable[npt.NDArray[np.uint8]]:
+    """Memory for tensors of these many bytes, in one piece.
+
+    NumPy asks the kernel for huge pages: touching 100 MB for the first time takes 5 ms in place of 40.
+    """
+    places = [0]
+    for size in sizes:
+        places.append(places[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
+    memory = np.empty(places[-1] + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    for place, size in zip(places, sizes, strict=False):
+        yield memory[start + place : start + place + size]
+
+
+def _as_tensor(room: npt.NDArray[np.uint8], dtype: str) -> torch.Tensor:
     import torch
 
-    dtype = getattr(torch, _TORCH_NAMES[info.dtype])
-    if not buffer:
-        return torch.empty(info.shape, dtype=dtype)
-    if info.dtype == "BOOL":
-        # Bytes other than 0 and 1 are not booleans, and what a kernel does with them is undefined.
-        return torch.frombuffer(buffer, dtype=torch.uint8).ne(0).reshape(info.shape)
-    return torch.frombuffer(buffer, dtype=dtype).reshape(info.shape)
+    flat = torch.from_numpy(room)
+    return flat if dtype == "BOOL" else flat.view(getattr(torch, _TORCH_NAMES[dtype]))
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
@@ -141,40 +227,62 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
-class _Statistics:
-    """Sums over the floating-point tensors, in float64, a bounded slice at a time."""
+class _Facts:
+    """Collects the facts of one tensor after the other, each handed over in pieces of ``BLOCK`` items."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.total = 0.0
-        self.squares = 0.0
-        self.dtypes: Counter[str] = Counter()
+        self._summary = Summary()
+        self._all = Moments()
+        self._numbers: Counter[str] = Counter()
+        self._layers: list[LayerFacts] = []
+        self._seconds = 0.0
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        import torch
+    def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        self._name, self._dtype, self._shape = name, dtype, shape
+        if dtype.startswith("complex"):  # the libraries would drop the imaginary parts without a word
+            raise ItemFailure(FailureReason.UNSUPPORTED, f"tensor {name[:100]!r} holds complex numbers")
+        self._counts = dtype.startswith(("float", "bfloat")) and math.prod(shape) > 0
+        if self._counts:
+            self._summary.begin(sketched=len(shape) > 1)
+            self._numbers[dtype] += math.prod(shape)
 
-        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+    def add(self, piece: torch.Tensor) -> None:
+        if not self._counts:
             return
-        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        self.dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
-        for piece in torch.split(values.reshape(-1), 1 << 22):
-            # A sum of squares in float64 is finite exactly when every term is: stored values end at 3e38,
-            # or (float64 weights, unheard of) are beyond use as float32.
-            exact = piece.to(torch.float32).to(torch.float64)
-            self.total += float(exact.sum())
-            squares = float(exact.square().sum())
-            if not math.isfinite(squares):
-                raise ItemFailure(
-                    FailureReason.NON_FINITE, f"tensor {name[:100]!r} holds NaN or infinite numbers"
-                )
-            self.squares += squares
-        self.count += values.numel()
+        begun = time.perf_counter()
+        # What lies beyond float32 (in float64 weights, unheard of) becomes infinite here, and is of no use.
+        self._summary.add(piece.float())
+        self._seconds += time.perf_counter() - begun
 
-    def facts(self, digest: str) -> WeightFacts:
-        mean = self.total / max(self.count, 1)
-        variance = max(self.squares / max(self.count, 1) - mean * mean, 0.0)
-        dtype = self.dtypes.most_common(1)[0][0] if self.dtypes else "none"
-        return WeightFacts(digest, mean, math.sqrt(variance), dtype)
+    def finish(self) -> None:
+        """Close the tensor. Raises ItemFailure, NON_FINITE, where it holds NaN or infinite numbers."""
+        begun = time.perf_counter()
+        layer = LayerFacts(self._name, self._dtype, self._shape)
+        if self._counts:
+            moments, sketch = self._summary.finish()
+            if not moments.finite:
+                raise ItemFailure(
+                    FailureReason.NON_FINITE, f"tensor {self._name[:100]!r} holds NaN or infinite numbers"
+                )
+            self._all = self._all.merged(moments)
+            layer = LayerFacts(
+                self._name, self._dtype, self._shape, moments.mean, moments.std, moments.kurtosis, sketch
+            )
+        self._layers.append(layer)
+        self._seconds += time.perf_counter() - begun
+
+    def result(self, digest: str, seconds: float) -> WeightFacts:
+        largest = heapq.nlargest(MAX_LAYERS, self._layers, key=lambda layer: math.prod(layer.shape))
+        dtype = self._numbers.most_common(1)[0][0] if self._numbers else "none"
+        return WeightFacts(
+            digest=digest,
+            mean=self._all.mean,
+            std=self._all.std,
+            dtype=dtype,
+            layers=sorted(largest, key=lambda layer: layer.tensor),
+            seconds=seconds,
+            seconds_sketch=self._seconds,
+        )
 
 
 def _unpickle(path: Path) -> dict[str, torch.Tensor]:
@@ -202,7 +310,7 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
             isinstance(name, str)
             and type(tensor) in (torch.Tensor, torch.nn.Parameter)
             and tensor.layout is torch.strided
-            and str(tensor.dtype).removeprefix("torch.") in _STORED
+            and _dtype_name(tensor) in _STORED
             # A view can claim any shape over one number; only what the file can hold is copied.
             and tensor.numel() * tensor.element_size() <= size
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models import load_classifier
-from probelog.schemas import Head
+from probelog.schemas import WEIGHTS, Head
+from probelog.weights import MAX_LAYERS, Weights, layer_table
 from tests import hostile
 
 torch = pytest.importorskip("torch")
@@ -154,6 +156,97 @@ def test_same_weights_same_digest_whatever_the_config_says(tmp_path: Path) -> No
     hostile.vit(tmp_path / "a")
     hostile.vit(tmp_path / "b", id2label={"0": "x", "1": "y", "2": "z"})
     assert load_classifier(tmp_path / "a").weight_digest == load_classifier(tmp_path / "b").weight_digest
+
+
+def same_logits(folder: Path, other: Path) -> bool:
+    """Whether two repositories count as the same model."""
+    return load_classifier(folder).identity == load_classifier(other).identity
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "same"),
+    [
+        ("config.json", {"id2label": {"0": "x", "1": "y", "2": "z"}}, True),
+        ("config.json", {"transformers_version": "4.1", "hidden_dropout_prob": 0.5}, True),
+        ("config.json", {"auto_map": {"AutoModel": "modeling.Own"}}, True),
+        ("config.json", {"hidden_act": "relu"}, False),
+        ("config.json", {"layer_norm_eps": 0.1}, False),
+        ("config.json", {"num_attention_heads": 1}, False),
+        ("config.json", {"problem_type": "multi_label_classification"}, False),
+        ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}, False),
+        ("preprocessor_config.json", {"resample": 3}, False),
+    ],
+)
+def test_identity(file: str, changes: dict[str, Any], same: bool, tmp_path: Path) -> None:
+    hostile.vit(tmp_path / "a")
+    hostile.vit(tmp_path / "b")
+    config = json.loads((tmp_path / "b" / file).read_text())
+    hostile.write_json(tmp_path / "b", file, config | changes)
+    assert same_logits(tmp_path / "a", tmp_path / "b") is same
+    assert len(load_classifier(tmp_path / "a").identity) == 16
+
+
+def test_identity_of_timm_models(tmp_path: Path) -> None:
+    inputs = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": 3}
+    hostile.timm_repository(tmp_path / "a")
+    hostile.timm_repository(tmp_path / "labels", label_names=["x", "y", "z"])
+    hostile.timm_repository(tmp_path / "dropout", model_args={"drop_rate": 0.3})
+    hostile.timm_repository(tmp_path / "source", pretrained_cfg=inputs | {"url": "http://127.0.0.1:9/x"})
+    hostile.timm_repository(tmp_path / "pool", model_args={"global_pool": "max"})
+    hostile.timm_repository(tmp_path / "mean", pretrained_cfg=inputs | {"mean": [0.1, 0.1, 0.1]})
+    for other, same in [
+        ("labels", True),
+        ("dropout", True),
+        ("source", True),
+        ("pool", False),
+        ("mean", False),
+    ]:
+        assert same_logits(tmp_path / "a", tmp_path / other) is same, other
+
+
+def test_identity_sees_weights_and_not_their_files(tmp_path: Path) -> None:
+    model = make("ViTForImageClassification")
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="5KB")
+    model.classifier.bias.add_(1e-3)
+    model.save_pretrained(tmp_path / "other")
+    assert same_logits(tmp_path / "one", tmp_path / "many")
+    assert not same_logits(tmp_path / "one", tmp_path / "other")
+
+
+def test_facts_of_every_layer(tmp_path: Path) -> None:
+    hostile.timm_repository(tmp_path)
+    classifier = load_classifier(tmp_path)
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    assert [layer.tensor for layer in classifier.layers] == sorted(state)
+    table = layer_table("a/\udce9", "0", classifier.layers)
+    assert table.schema.equals(WEIGHTS, check_metadata=True)
+    rows = {row["tensor"]: row for row in table.to_pylist()}
+    for name, tensor in classifier.module.state_dict().items():
+        row = rows[name]
+        assert (row["repo"], row["shape"]) == ("a/?", list(tensor.shape))
+        if not tensor.is_floating_point():
+            assert row["mean"] is row["std"] is row["kurtosis"] is row["sketch"] is None
+            continue
+        assert row["mean"] == pytest.approx(tensor.mean().item(), abs=1e-6)
+        assert row["std"] == pytest.approx(tensor.std(unbiased=False).item(), rel=1e-4)
+        assert (row["sketch"] is not None) == (tensor.ndim >= 2)
+        assert row["sketch"] is None or len(row["sketch"]) == 32
+    assert 0 < classifier.seconds_sketch < classifier.seconds_weights
+
+
+def test_very_many_tensors(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {f"layer.{i}.\n" + "x" * 400: np.full((2, 2), i, np.float32) for i in range(10_000)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    start = time.process_time()
+    read, facts = Weights(tmp_path).read()
+    assert time.process_time() - start < 5  # 0.5 s on an idle machine
+    assert len(read) == 10_000
+    assert len(facts.layers) == MAX_LAYERS
+    assert facts.mean == pytest.approx(4999.5)
+    assert max(map(len, layer_table("a", "0", facts.layers)["tensor"].to_pylist())) == 300
 
 
 @pytest.mark.parametrize(

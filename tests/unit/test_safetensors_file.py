@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.safetensors_file import read_bytes, read_header, read_headers, weight_digest, weight_files
+from probelog.safetensors_file import (
+    ContentDigest,
+    TensorInfo,
+    read_header,
+    read_headers,
+    read_into,
+    weight_files,
+)
 from tests.hostile import entry, write_json, write_safetensors
 
 save_file = pytest.importorskip("safetensors.numpy").save_file
@@ -27,6 +35,24 @@ TENSORS = st.dictionaries(
     ),
     max_size=6,
 )
+
+
+def read(path: Path, tensor: TensorInfo) -> bytes:
+    """The bytes of one tensor, read eight at a time."""
+    room = bytearray(tensor.end - tensor.begin)
+    with open(path, "rb", buffering=0) as stream:
+        pieces = [bytes(piece) for piece in read_into(stream, tensor, memoryview(room), 8)]
+    assert b"".join(pieces) == room
+    return bytes(room)
+
+
+def digest(files: list[Path]) -> str:
+    """What the files hold, by the digest that models are known by."""
+    content = ContentDigest()
+    for name, (path, tensor) in sorted(read_headers(files).items()):
+        content.begin(name, tensor.dtype, tensor.shape)
+        content.add(read(path, tensor))
+    return content.result()
 
 
 def outcome(path: Path) -> FailureReason | None:
@@ -50,7 +76,7 @@ def test_header_and_bytes_of_what_the_library_writes(
     assert header.tensors.keys() == tensors.keys()
     for name, array in tensors.items():
         assert header.tensors[name].shape == array.shape
-        assert b"".join(read_bytes(path, header.tensors[name], chunk=8)) == array.tobytes()
+        assert read(path, header.tensors[name]) == array.tobytes()
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -98,8 +124,8 @@ def test_digest_ignores_order_sharding_and_metadata(tmp_path: Path) -> None:
     random.Random(1).shuffle(names)
     save_file({n: tensors[n] for n in names[:2]}, tmp_path / "a.safetensors")
     save_file({n: tensors[n] for n in names[2:]}, tmp_path / "b.safetensors")
-    whole = weight_digest([tmp_path / "one.safetensors"])
-    assert whole == weight_digest([tmp_path / "b.safetensors", tmp_path / "a.safetensors"])
+    whole = digest([tmp_path / "one.safetensors"])
+    assert whole == digest([tmp_path / "b.safetensors", tmp_path / "a.safetensors"])
     assert len(whole) == 64
 
 
@@ -111,7 +137,7 @@ def test_digest_sees_name_dtype_shape_and_bytes(tmp_path: Path) -> None:
     digests = set()
     for i, tensors in enumerate(variants):
         save_file(tensors, tmp_path / f"{i}.safetensors")
-        digests.add(weight_digest([tmp_path / f"{i}.safetensors"]))
+        digests.add(digest([tmp_path / f"{i}.safetensors"]))
     assert len(digests) == len(variants)
 
 
@@ -148,3 +174,12 @@ def test_index_is_strict_json(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
     with pytest.raises(ItemFailure, match="corrupt-config"):
         weight_files(tmp_path)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(100, np.float32)}, path)
+    tensor = read_header(path).tensors["a"]
+    os.truncate(path, tensor.end - 4)
+    with pytest.raises(ItemFailure, match=r"corrupt-weights.*cut off while tensor 'a'"):
+        read(path, tensor)
