@@ -24,12 +24,8 @@ from probelog.storage import Store
 if TYPE_CHECKING:
     from PIL import Image
 
-    from probelog.pixel_cache import PixelCache
-    from probelog.preprocess import Recipe
 
 _STAGE = "probe"
-# With so many of the probes seen by every model, the cache is worth its cost for the first one already.
-_CACHE_AT_ONCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ class Prober:
     def __init__(self, spec: ProberSpec, limiter: Any) -> None:
         import torch
 
+        from probelog.forward_plan import Plans
         from probelog.pixel_cache import PixelCache
         from probelog.probes import ProbeSet
 
@@ -92,7 +89,7 @@ class Prober:
         self._cache = PixelCache(
             scratch / "pixels", spec.cache_bytes, probe_set=self._probes.hash, count=self._probes.count
         )
-        self._met: set[str] = set()
+        self._plans = Plans(batch_size=spec.batch_size)
         self._computing = threading.Lock()
         self._metrics = _Metrics()
 
@@ -151,19 +148,14 @@ class Prober:
                 chosen = subset(
                     self._probes.hash, row.repo, row.sha, spec.seed, spec.fraction, self._probes.count
                 )
-                cache = self._cache_for(classifier.recipe)
-                if cache is not None:
-                    cache.pixels(classifier.recipe, self._images)
-                prepared = time.monotonic()
-                values = observe(
+                seen = observe(
                     classifier,
                     self._images,
                     chosen.tolist(),
-                    batch_size=spec.batch_size,
+                    plans=self._plans,
                     device=self._device,
-                    cache=cache,
+                    cache=self._cache,
                 )
-                done = time.monotonic()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         model = ProbedModel(
@@ -184,19 +176,12 @@ class Prober:
             weight_std=classifier.weight_std,
             seconds_download=downloaded.seconds,
             seconds_load=loaded - begun,
-            seconds_preprocess=prepared - loaded,
-            seconds_forward=done - prepared,
+            seconds_preprocess=seen.seconds_preprocess,
+            seconds_forward=seen.seconds_forward,
+            precision=seen.precision,
+            batch_size=seen.batch_size,
         )
-        return Spooled.success(model, to_rows(row.repo, row.sha, values))
-
-    def _cache_for(self, recipe: Recipe) -> PixelCache | None:
-        """The cache of all probes, unless this recipe may be the only one of its kind.
-
-        A model needs a fraction of the probes, the cache prepares them all: that pays from the second model on.
-        """
-        met = recipe.geometry_key in self._met
-        self._met.add(recipe.geometry_key)
-        return self._cache if met or self._spec.fraction >= _CACHE_AT_ONCE else None
+        return Spooled.success(model, to_rows(row.repo, row.sha, seen.values))
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:
         return list(self._probes.images(indices))

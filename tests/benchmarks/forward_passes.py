@@ -39,29 +39,27 @@ def pure(spec: dict[str, Any]) -> dict[str, Any]:
     decoded = list(ProbeSet.open(Store(spec["store"]), spec["probe_set"]).images())
     pixels: dict[str, Any] = {}
     found = {"wall": 0.0, "cpu": 0.0, "one_process_wall": 0.0, "one_process_cpu": 0.0}
-    group: list[tuple[Any, Any]] = []
+    group: list[tuple[Any, Any, int]] = []
     for number, model in enumerate(spec["models"]):
         classifier = load_classifier(model["folder"])
         recipe = classifier.recipe
         if recipe.geometry_key not in pixels:
             pixels[recipe.geometry_key] = recipe.geometry(decoded)
         chosen = torch.from_numpy(pixels[recipe.geometry_key][model["probes"]])
-        group.append((classifier, recipe.normalise(chosen)))
+        group.append((classifier, recipe.normalise(chosen), model["batch_size"]))
         last = number + 1 == len(spec["models"])
-        if last or sum(tensor.nbytes for _, tensor in group) > _GROUP_BYTES:
-            wall, cpu = _passes(group, spec["processes"], 1, spec["batch_size"])
+        if last or sum(tensor.nbytes for _, tensor, _ in group) > _GROUP_BYTES:
+            wall, cpu = _passes(group, spec["processes"], 1)
             found["wall"] += wall / spec["processes"]
             found["cpu"] += cpu
-            wall, cpu = _passes(group, 1, threads, spec["batch_size"])
+            wall, cpu = _passes(group, 1, threads)
             found["one_process_wall"] += wall
             found["one_process_cpu"] += cpu
             group = []
     return found | {"threads": threads}
 
 
-def _passes(
-    group: list[tuple[Any, Any]], processes: int, threads: int, batch_size: int
-) -> tuple[float, float]:
+def _passes(group: list[tuple[Any, Any, int]], processes: int, threads: int) -> tuple[float, float]:
     """Busy wall and processor seconds of all processes together."""
     context = multiprocessing.get_context("fork")  # models and inputs are shared, not copied
     taken, results = context.Value("i", 0), context.Queue()
@@ -79,7 +77,7 @@ def _passes(
                 taken.value += 1
             if mine >= len(group):
                 break
-            classifier, tensor = group[mine]
+            classifier, tensor, batch_size = group[mine]
             with torch.inference_mode():
                 for start in range(0, len(tensor), batch_size):
                     classifier.forward(tensor[start : start + batch_size])

@@ -126,6 +126,8 @@ def measure(world: World, workers: int, loop_models: int | None) -> Result:
     """Everything about one set."""
     from cluster.session import session
 
+    # Ray's workers give way to other programs by default; what they are compared with does not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     root = world.hub.parent if world.name == "realistic" else world.files.parent
     with session("local", cpus=workers):
         start = probing_world.smallest(root / "start", workers)
@@ -141,8 +143,14 @@ def measure(world: World, workers: int, loop_models: int | None) -> Result:
             "store": str(root / "store"),
             "probe_set": probed["probe_set"],
             "processes": workers,
-            "batch_size": BATCH_SIZE,
-            "models": [{"folder": str(world.hub / model.repo), "probes": model.probes} for model in run],
+            "models": [
+                {
+                    "folder": str(world.hub / model.repo),
+                    "probes": model.probes,
+                    "batch_size": model.batch_size or BATCH_SIZE,
+                }
+                for model in run
+            ],
         },
     )
     every = probing_world.repositories(world.hub)
