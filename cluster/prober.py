@@ -32,7 +32,7 @@ from cluster.node import memory_share
 from cluster.originals import Claim, Original
 from cluster.results import HandedBack, ItemReport
 from cluster.scratch import local_probes, own_downloads, scratch_folder
-from probelog.errors import FailureReason, ItemFailure
+from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.ledger import Ledger, Spooled
 from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec
 from probelog.schemas import CatalogueRow, Failure, ProbedModel
@@ -193,7 +193,10 @@ class Prober:
             failure_row = Failure.of(row.repo, row.sha, _STAGE, reason, report.detail, item.attempt)
             result = Spooled.failure(failure_row)
         with clock.part("write"):
-            patiently(lambda: self._ledger.spool(item.key, result), self._spec.store_patience)
+            try:
+                patiently(lambda: self._ledger.spool(item.key, result), self._spec.store_patience)
+            except (OSError, StoreError):
+                return HandedBack()  # nobody can write it down: no verdict on the model
         if report.reason is None and report.copy_of is None and report.identity is not None:
             self._tell("found", report.identity, row.repo, row.sha, item.key)
         return replace(report, seconds=clock.seconds)

@@ -12,7 +12,7 @@ from probelog.errors import UsageError
 from probelog.storage import Store
 
 
-def scratch_folder(folder: str | None) -> Path:
+def scratch_folder(folder: str | os.PathLike[str] | None) -> Path:
     """The node-local folder: this user's alone, on shared machines too.
 
     Raises:

@@ -105,7 +105,9 @@ class Config(_Strict):
         [],
         description="Python modules to import before models are loaded (architectures of your own, for timm).",
     )
-    batch_size: Positive = Field(64, description="Images a forward pass, halved when memory runs out.")
+    batch_size: Positive = Field(
+        256, description="Images a forward pass at most; memory decides, and on CPUs the cache."
+    )
     batch_models: Positive = Field(32, description="Models whose observations share one part.")
     item_seconds: float = Field(
         1800.0, gt=0, description="After so long without an answer a model is given up."

@@ -1,8 +1,14 @@
-"""Telling that memory ran out, which libraries report in several ways."""
+"""Memory of the host and of devices: telling that it ran out, and measuring how much a stretch of work takes."""
 
 from __future__ import annotations
 
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+from pathlib import Path
+
+_SIGNS = (
+    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed",
+    "bad_alloc", "could not create a memory object",
+)  # fmt: skip
+_PROCESS = Path("/proc/self")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -13,3 +19,65 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+
+
+class PeakMemory:
+    """How much memory the work since `__init__` took at its peak, on one device.
+
+    On a GPU it is what torch's allocator handed out. On the CPU it is the resident size of the whole process, whose
+    high-water mark Linux can reset (``/proc/self/clear_refs``, proc(5)): other threads' work is in it too.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            _reset_high_water()
+            self._before = _resident("VmRSS")
+
+    def grown(self) -> int:
+        """Bytes by which the peak exceeded what was in use at the start; 0 where it cannot be told."""
+        import torch
+
+        if self._device.type == "cuda":
+            return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
+        return max(0, _resident("VmHWM") - self._before)
+
+
+def free_memory(device: str, memory_bytes: int | None) -> int | None:
+    """Bytes that this process may still take on a device; None where nothing bounds them.
+
+    ``memory_bytes`` is the process's share of the device. Without it a GPU's bound is what is free on it, and the
+    CPU has none.
+    """
+    import torch
+
+    wanted = torch.device(device)
+    if wanted.type == "cuda":
+        taken = torch.cuda.memory_allocated(wanted)
+        if memory_bytes is not None:
+            return max(0, memory_bytes - taken)
+        kept = torch.cuda.memory_reserved(wanted) - taken  # by torch's allocator, for its own use
+        return int(torch.cuda.mem_get_info(wanted)[0]) + kept
+    return None if memory_bytes is None else max(0, memory_bytes - _resident("VmRSS"))
+
+
+def _reset_high_water() -> None:
+    try:
+        (_PROCESS / "clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the mark then is that of the process's whole life
+        return
+
+
+def _resident(name: str) -> int:
+    """A line of ``/proc/self/status`` in bytes; 0 where there is none."""
+    try:
+        lines = (_PROCESS / "status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -73,6 +73,7 @@ class _Server:
         """Give up rights, then get ready to work; returns what the platform allowed."""
         import torch
 
+        from probelog.forward_plan import Plans, Precision
         from probelog.pixel_cache import PixelCache
         from probelog.probes import ProbeSet
 
@@ -86,6 +87,11 @@ class _Server:
         # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
         torch.backends.cudnn.allow_tf32 = False
         self._device = "cuda" if spec.device == "cuda" and torch.cuda.is_available() else "cpu"
+        memory = spec.memory_bytes
+        if self._device == "cuda":
+            memory = int(torch.cuda.get_device_properties(0).total_memory * spec.device_share)
+        precision: Precision = "auto" if spec.precision == "auto" else "float32"
+        self._plans = Plans(batch_size=spec.batch_size, memory_bytes=memory, precision=precision)
         self._probes = ProbeSet.open(Store(spec.probes), spec.probe_set)
         self._cache = PixelCache(
             Path(spec.scratch, "pixels"),
@@ -97,9 +103,7 @@ class _Server:
 
     def _load(self, folder: str, repo: str, sha: str) -> tuple[list[bytes], dict[str, Any]]:
         from probelog.models import LoadLimits, load_classifier
-        from probelog.schemas import WEIGHTS
-
-        layer_table = lambda *a: WEIGHTS.empty_table()
+        from probelog.weights import layer_table
 
         self._release()
         started = time.perf_counter()
@@ -123,16 +127,16 @@ class _Server:
             "weight_digest": made.weight_digest,
             "weight_mean": made.weight_mean,
             "weight_std": made.weight_std,
-            "identity": made.weight_digest + made.recipe.key,
-            "seconds_weights": 0.0,
-            "seconds_sketch": 0.0,
+            "identity": made.identity,
+            "seconds_weights": made.seconds_weights,
+            "seconds_sketch": made.seconds_sketch,
             "seconds_load": time.perf_counter() - started,
         }
-        return [_stream(layer_table(repo, sha, []))], {"facts": facts}
+        return [_stream(layer_table(repo, sha, made.layers))], {"facts": facts}
 
     def _prepare(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
         assert self._classifier is not None
-        self._cache.pixels(self._classifier.recipe, self._images)
+        self._cache.pixels(self._classifier.recipe, self._images, indices)
         return [], {}
 
     def _observe(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
@@ -143,12 +147,12 @@ class _Server:
             self._classifier,
             self._images,
             indices,
-            batch_size=self._spec.batch_size,
+            plans=self._plans,
             device=self._device,
             cache=self._cache,
         )
-        values = np.ascontiguousarray(found, np.float32)
-        return [npy(values)], {"batch_size": 64, "precision": "float32"}
+        facts = {"batch_size": found.batch_size, "precision": found.precision}
+        return [npy(np.ascontiguousarray(found.values, np.float32))], facts
 
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:
         self._classifier = None

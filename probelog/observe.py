@@ -1,17 +1,21 @@
-"""One model on its probes: its logits, in batches."""
+"""One model on its probes: its logits, in batches, as fast as the device allows without changing an answer."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from probelog.device_memory import out_of_memory
+from probelog.device_memory import PeakMemory, out_of_memory
 from probelog.errors import FailureReason, ItemFailure
+from probelog.forward_plan import WORTH, Plan, Plans, Variant
 from probelog.pixel_cache import PixelCache
 
 if TYPE_CHECKING:
@@ -25,60 +29,220 @@ Images = Callable[[Sequence[int]], Sequence[Image.Image]]
 # A row whose values differ by less than rounding could explain says nothing about the images.
 _CONSTANT = 1e-6
 
+# Images that a variant must get right before it is used, and by how much their logits may differ from those of the
+# plain float32 pass: largest difference over the logits' standard deviation.
+_CHECKED = {"float32": 4, "bfloat16": 16, "float16": 16}
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a model said: ``values`` (L, m) float32, and how it was run.
+
+    ``batch_size`` is the largest batch that was run, ``precision`` the type that matrices were multiplied in
+    (float32, bfloat16 or float16), ``layout`` that of images in memory. ``seconds_preprocess`` is the time until
+    pixels lay ready, ``seconds_forward`` that from pixels to logits.
+    """
+
+    values: Floats = field(repr=False)
+    batch_size: int
+    precision: str
+    layout: str
+    seconds_preprocess: float
+    seconds_forward: float
+
 
 def observe(
     classifier: Classifier,
     images: Images,
     indices: Sequence[int],
     *,
-    batch_size: int = 64,
+    plans: Plans | None = None,
     device: str | None = None,
     cache: PixelCache | None = None,
-) -> Floats:
-    """The logits of a model on some probes: (L, m) float32, columns in the order of ``indices``.
+) -> Observation:
+    """The logits of a model on some probes, columns in the order of ``indices``.
 
-    ``images`` gives probes by index. With a cache, the geometry of all probes is computed once per node; where it
-    does not fit, only the probes needed are preprocessed. A batch that does not fit into memory is halved, and the
-    smaller size kept. The result does not depend on the batch size beyond float32 rounding.
+    ``images`` gives probes by index. With a cache, the geometry of each probe is computed once per node; where it
+    does not fit, every model computes its own. ``plans`` bounds batch size, memory and precision, and remembers
+    what was learnt about the architecture; pass the same one for every model of a process.
+
+    A batch that does not fit into memory is halved, and the smaller size remembered. The values depend on batch
+    size and layout no more than by float32 rounding: a layout is used only where the logits agree within a
+    thousandth of their standard deviation. Lower precision, where ``plans`` allows it, is checked on this model's
+    own first images: where a logit differs from float32 by more than a twentieth of its standard deviation, the
+    model is run in float32.
 
     Raises:
         ItemFailure: OUT_OF_MEMORY where a single image does not fit, CONFIG_MISMATCH where the model fails on its
             declared input or gives anything but L numbers an image, NON_FINITE, CONSTANT where no logit depends
             on the image.
     """
-    recipe = classifier.recipe
     device = device or classifier.device
     classifier.module.to(device)
-    pixels = cache.pixels(recipe, images) if cache is not None else None
     chosen = np.asarray(indices, dtype=np.int64)
-    result = np.empty((classifier.logits, len(chosen)), np.float32)
-    start = 0
-    while start < len(chosen):
-        part = chosen[start : start + batch_size]
-        batch = recipe.geometry(images([int(i) for i in part])) if pixels is None else pixels[part]
-        logits, batch_size = _forward(classifier, batch, batch_size, device)
-        result[:, start : start + len(part)] = logits.T
-        start += len(part)
-    if not np.isfinite(result).all():
-        bad = np.flatnonzero(~np.isfinite(result).all(axis=1))
+    run = _Run(classifier, device, plans or Plans())
+    pixels = _Pixels(classifier, images, chosen, cache)
+    begun, before = time.perf_counter(), pixels.seconds
+    values = run.all(pixels)
+    seconds = time.perf_counter() - begun - (pixels.seconds - before)
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         raise ItemFailure(
             FailureReason.NON_FINITE, f"{len(bad)} logits are NaN or infinite, {bad[0]} the first"
         )
-    if len(chosen) > 1 and (np.ptp(result, axis=1) <= _CONSTANT * np.abs(result).max(axis=1)).all():
+    if len(chosen) > 1 and (np.ptp(values, axis=1) <= _CONSTANT * np.abs(values).max(axis=1)).all():
         raise ItemFailure(
-            FailureReason.CONSTANT, f"all {len(result)} logits are the same on all {len(chosen)} probes"
+            FailureReason.CONSTANT, f"all {len(values)} logits are the same on all {len(chosen)} probes"
         )
-    return result
+    return Observation(
+        values=values,
+        batch_size=run.largest,
+        precision=run.variant.precision,
+        layout=run.variant.layout,
+        seconds_preprocess=pixels.seconds,
+        seconds_forward=seconds,
+    )
+
+
+class _Pixels:
+    """The probes that one model sees, after its geometry, in the order asked for."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Images,
+        chosen: npt.NDArray[np.int64],
+        cache: PixelCache | None,
+    ) -> None:
+        begun = time.perf_counter()
+        self._recipe, self._images, self._chosen = classifier.recipe, images, chosen
+        self._ready = None if cache is None else cache.pixels(classifier.recipe, images, chosen.tolist())
+        self.seconds = time.perf_counter() - begun
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def batch(self, start: int, size: int) -> npt.NDArray[Any]:
+        """(b, C, H, W) of the probes from a place in the order on."""
+        begun = time.perf_counter()
+        part = self._chosen[start : start + size]
+        if self._ready is not None:
+            found: npt.NDArray[Any] = self._ready[part]
+        else:
+            found = self._recipe.geometry(self._images(part.tolist()))
+        self.seconds += time.perf_counter() - begun
+        return found
+
+
+class _Run:
+    """One model going through its probes, while what is known of its kind gets better.
+
+    Variants are tried on the model's own batches: one to warm up, one that is timed, then the same with the variant.
+    """
+
+    def __init__(self, classifier: Classifier, device: str, plans: Plans) -> None:
+        self._classifier, self._device, self._plans = classifier, device, plans
+        self._clock = (
+            time.thread_time if device.startswith("cpu") else time.perf_counter
+        )  # blind to other programs
+        self.plan: Plan = plans.plan(classifier, device)
+        self.variant = Variant()
+        self.largest = 0
+        self._pace: float | None = None  # seconds an image of the last batch, None for one that says nothing
+        self._best: float | None = None  # the pace of the plan's variant
+        self._warm = False
+        self._trying = False
+
+    def all(self, pixels: _Pixels) -> Floats:
+        """The logits of all probes, (L, m)."""
+        result = np.empty((self._classifier.logits, len(pixels)), np.float32)
+        start = 0
+        while start < len(pixels):
+            batch = pixels.batch(start, self.plan.batch_size)
+            if start == 0 and self.plan.variant != self.variant:
+                self._adopt(batch)
+            logits = self._run(batch)
+            result[:, start : start + len(batch)] = logits.T
+            start += len(batch)
+            if start < len(pixels):
+                self._improve(batch, logits)
+        if self._trying:  # the probes ended in the middle of a trial
+            self._switch(self.plan.variant)
+        self._plans.remember(self._classifier, self._device, self.plan)
+        return result
+
+    def _run(self, batch: npt.NDArray[Any]) -> Floats:
+        """Logits of a batch, (b, L); learns its need of memory and its pace."""
+        memory = None if self.plan.measured else PeakMemory(self._device)
+        begun = self._clock()
+        logits, step = _forward(self._classifier, batch, self.plan.batch_size, self._device, self.variant)
+        seconds = self._clock() - begun
+        self.largest = max(self.largest, min(step, len(batch)))
+        whole = step == self.plan.batch_size == len(batch)
+        self._pace = seconds / len(batch) if self._warm and whole else None
+        self._warm = True
+        if step < self.plan.batch_size:
+            self.plan = replace(self.plan, batch_size=step, measured=True)
+        elif memory is not None:
+            self.plan = self._plans.sized(
+                self.plan, memory.grown() / len(batch), self._classifier, self._device
+            )
+            self._warm = False
+        return logits
+
+    def _adopt(self, batch: npt.NDArray[Any]) -> None:
+        """Take over what was learnt from other models of this kind. Lower precision must suit this model too."""
+        wanted = self.plan.variant
+        self._switch(replace(wanted, precision="float32"))
+        if wanted.precision != "float32":
+            few = batch[: _CHECKED[wanted.precision]]
+            exact, _ = _forward(self._classifier, few, len(few), self._device, self.variant)
+            self._try(wanted, few, exact)
+
+    def _improve(self, batch: npt.NDArray[Any], logits: Floats) -> None:
+        """Choose how the next batch is run, now that this one was."""
+        if self._pace is None or not self.plan.untried:
+            return
+        if self._trying:
+            assert self._best is not None
+            if self._pace < WORTH * self._best:
+                self.plan, self._best = replace(self.plan, variant=self.variant), self._pace
+            else:
+                self._switch(self.plan.variant)
+            self.plan, self._trying = replace(self.plan, untried=self.plan.untried[1:]), False
+        else:
+            self._best = self._pace
+            if self._try(self.plan.untried[0], batch, logits):
+                self._trying = True
+            else:
+                self.plan = replace(self.plan, untried=self.plan.untried[1:])
+
+    def _try(self, variant: Variant, batch: npt.NDArray[Any], exact: Floats) -> bool:
+        """Switch to a variant, unless it gives other logits than the plain pass gave for this batch."""
+        before, count = self.variant, min(len(batch), _CHECKED[variant.precision])
+        self._switch(variant)
+        found, _ = _forward(self._classifier, batch[:count], count, self._device, variant)
+        spread = np.maximum(exact.std(axis=0), _CONSTANT * np.abs(exact).max(axis=0))
+        if np.all(np.abs(found - exact[:count]) <= _TOLERANCE[variant.precision] * spread):
+            return True
+        self._switch(before)
+        return False
+
+    def _switch(self, variant: Variant) -> None:
+        if variant.layout != self.variant.layout:
+            self._classifier.module.to(memory_format=_memory_format(variant))
+        self.variant, self._warm = variant, False
 
 
 def _forward(
-    classifier: Classifier, batch: npt.NDArray[Any], step: int, device: str
-) -> tuple[npt.NDArray[np.float32], int]:
+    classifier: Classifier, batch: npt.NDArray[Any], step: int, device: str, variant: Variant
+) -> tuple[Floats, int]:
     """Logits of a batch, (b, L), taken ``step`` images at a time or fewer, and the step that memory allowed."""
-    parts: list[npt.NDArray[np.float32]] = []
+    parts: list[Floats] = []
     start = 0
     while start < len(batch):
-        logits = _attempt(classifier, batch[start : start + step], device)
+        logits = _attempt(classifier, batch[start : start + step], device, variant)
         if logits is not None:
             parts.append(logits)
             start += step
@@ -91,14 +255,18 @@ def _forward(
     return np.concatenate(parts), step
 
 
-def _attempt(classifier: Classifier, pixels: npt.NDArray[Any], device: str) -> npt.NDArray[np.float32] | None:
+def _attempt(
+    classifier: Classifier, pixels: npt.NDArray[Any], device: str, variant: Variant
+) -> Floats | None:
     """Logits (b, L), or None where memory ran out."""
     import torch
 
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
+        with torch.inference_mode(), warnings.catch_warnings(), _precision(device, variant):
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             batch: torch.Tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+            if variant.layout == "channels_last":  # while it is small
+                batch = batch.contiguous(memory_format=torch.channels_last)
             logits = classifier.forward(classifier.recipe.normalise(batch))
             return logits.cpu().numpy()
     except ItemFailure:
@@ -114,3 +282,17 @@ def _attempt(classifier: Classifier, pixels: npt.NDArray[Any], device: str) -> n
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def _precision(device: str, variant: Variant) -> contextlib.AbstractContextManager[object]:
+    import torch
+
+    if variant.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, getattr(torch, variant.precision))
+
+
+def _memory_format(variant: Variant) -> torch.memory_format:
+    import torch
+
+    return torch.channels_last if variant.layout == "channels_last" else torch.contiguous_format

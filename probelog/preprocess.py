@@ -147,7 +147,8 @@ class Recipe:
             return batch.float()
         gain = torch.tensor(self.gain, dtype=torch.float32, device=batch.device).view(1, -1, 1, 1)
         offset = torch.tensor(self.offset, dtype=torch.float32, device=batch.device).view(1, -1, 1, 1)
-        return torch.addcmul(offset, batch.float(), gain)
+        values = batch.float()
+        return torch.addcmul(offset, values, gain, out=values)  # in place: memory new to a process costs more
 
     def _one(self, image: Image.Image) -> npt.NDArray[Any]:
         if self._run is None:

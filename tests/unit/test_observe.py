@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +12,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.forward_plan import CPU_BATCH_LEAST, FIRST_BATCH, Plans, lower_precision
 from probelog.models import Classifier
 from probelog.observations import from_rows, to_rows
-from probelog.observe import observe
-from probelog.pixel_cache import PixelCache
+from probelog.observe import Observation, observe
 from probelog.preprocess import Recipe, timm_recipe
 from probelog.schemas import OBSERVATIONS, Head
 from probelog.storage import parquet_bytes
@@ -43,7 +41,7 @@ def make(index: int) -> Image.Image:
 
 
 def recipe(size: int = 8, mean: float = 0.5) -> Recipe:
-    return timm_recipe({"input_size": [3, size, size], "crop_pct": 1.0, "mean": [mean] * 3}, None, 64)
+    return timm_recipe({"input_size": [3, size, size], "crop_pct": 1.0, "mean": [mean] * 3}, None, 256)
 
 
 def classifier(module: torch.nn.Module, logits: int = 4, size: int = 8) -> Classifier:
@@ -83,6 +81,10 @@ class Says(torch.nn.Module):
         return torch.full((len(batch), self.logits), self.value)
 
 
+def plain(indices: Sequence[int]) -> np.ndarray:
+    return observe(classifier(linear()), Pictures(), indices).values
+
+
 def test_values_order_and_batch_size() -> None:
     model, indices = classifier(linear()), [7, 0, 3, 10, 4]
     images = [make(i) for i in indices]
@@ -90,10 +92,11 @@ def test_values_order_and_batch_size() -> None:
         inputs = model.recipe.normalise(torch.from_numpy(model.recipe.geometry(images)))
         expected = model.module(inputs).numpy().T
     for size in (1, 2, 64):
-        found = observe(model, Pictures(), indices, batch_size=size)
+        found = observe(model, Pictures(), indices, plans=Plans(batch_size=size)).values
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert (observe(model, Pictures(), indices) == observe(model, Pictures(), indices)).all()
+    again = observe(model, Pictures(), indices).values
+    assert (observe(model, Pictures(), indices).values == again).all()
 
 
 @pytest.mark.parametrize(
@@ -108,13 +111,16 @@ def test_values_order_and_batch_size() -> None:
 )
 def test_out_of_memory_halves_the_batch(error: BaseException) -> None:
     hungry, pictures = Hungry(3, error), Pictures()
-    found = observe(classifier(hungry), pictures, range(COUNT), batch_size=8)
-    np.testing.assert_allclose(
-        found, observe(classifier(linear()), Pictures(), range(COUNT)), rtol=1e-5, atol=1e-6
-    )
+    plans = Plans(batch_size=8)
+    found = observe(classifier(hungry), pictures, range(COUNT), plans=plans)
+    np.testing.assert_allclose(found.values, plain(range(COUNT)), rtol=1e-5, atol=1e-6)
+    assert found.batch_size == 2
     assert hungry.tried[:3] == [8, 4, 2]
     assert max(hungry.tried[3:]) <= 2  # the smaller batch is kept
     assert pictures.asked == list(range(COUNT))  # nothing is preprocessed twice
+    again = Hungry(3, error)
+    observe(classifier(again), Pictures(), range(COUNT), plans=plans)
+    assert max(again.tried) == 2  # nor is it learnt twice
     with pytest.raises(ItemFailure) as failure:
         observe(classifier(Hungry(0, error)), Pictures(), [0, 1, 2])
     assert failure.value.reason is FailureReason.OUT_OF_MEMORY
@@ -142,130 +148,143 @@ def test_some_constant_logits_are_no_failure() -> None:
     module = linear()
     with torch.no_grad():
         module[1].weight[2] = 0
-    values = observe(classifier(module), Pictures(), range(4))
+    values = observe(classifier(module), Pictures(), range(4)).values
     assert np.ptp(values[2]) == 0
     assert np.ptp(values[1]) > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the device path is NOT tested")
 def test_on_a_gpu() -> None:
-    found = observe(classifier(linear()), Pictures(), range(COUNT), device="cuda")
-    np.testing.assert_allclose(
-        found, observe(classifier(linear()), Pictures(), range(COUNT)), rtol=1e-3, atol=1e-3
-    )
-
-
-# The cache
-
-
-def cache(folder: Path, max_bytes: int = 10**6, probe_set: str = "set") -> PixelCache:
-    return PixelCache(folder, max_bytes, probe_set=probe_set, count=COUNT)
-
-
-def test_cache_gives_the_same_and_is_built_once(tmp_path: Path) -> None:
-    pictures, indices = Pictures(), [5, 2, 9]
-    plain = observe(classifier(linear()), Pictures(), indices)
+    model = classifier(convolutions())
+    exact = observe(model, Pictures(), range(COUNT)).values
+    plans = Plans(batch_size=4)
     for _ in range(2):
-        found = observe(classifier(linear()), pictures, indices, batch_size=2, cache=cache(tmp_path / "c"))
-        np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
-    assert pictures.asked == list(range(COUNT))
-    pixels = cache(tmp_path / "c").pixels(recipe(mean=0.1), pictures)  # the same geometry
-    assert pictures.asked == list(range(COUNT))
-    assert isinstance(pixels, np.memmap)
-    assert not pixels.flags.writeable
-    assert (pixels == recipe().geometry([make(i) for i in range(COUNT)])).all()
+        found = observe(model, Pictures(), list(range(COUNT)) * 4, device="cuda", plans=plans)
+        np.testing.assert_allclose(found.values[:, :COUNT], exact, rtol=1e-3, atol=1e-3)
+        assert found.batch_size <= 4
 
 
-def test_probe_sets_do_not_mix(tmp_path: Path) -> None:
-    first = cache(tmp_path).pixels(recipe(), Pictures())
-    second = cache(tmp_path, probe_set="other").pixels(recipe(), lambda i: [make(k + 50) for k in i])
-    assert first is not None
-    assert second is not None
-    assert not (first == second).all()
+# Variants
 
 
-def test_too_big_for_the_cache(tmp_path: Path) -> None:
-    pictures = Pictures()
-    observe(classifier(linear()), pictures, [4, 6], cache=cache(tmp_path, max_bytes=100))
-    assert pictures.asked == [4, 6]
-    assert not list(tmp_path.glob("*.npy"))
+def convolutions() -> torch.nn.Module:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(8 * 4 * 4, 4))
 
 
-def test_least_recently_used_goes_first(tmp_path: Path) -> None:
-    room = 2 * (COUNT * 3 * 12 * 12 + 256)
-    small = cache(tmp_path, room)
-    arrays = {}
-    for size in (10, 11, 10, 12):  # 10 is used again before 12 needs room: 11 must go
-        arrays[size] = small.pixels(recipe(size), Pictures())
-        time.sleep(0.02)
-        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= room
-    pictures = Pictures()
-    for size in (10, 12):
-        small.pixels(recipe(size), pictures)
-    assert pictures.asked == []
-    small.pixels(recipe(11), pictures)
-    assert pictures.asked == list(range(COUNT))
-    assert (arrays[11] == recipe(11).geometry([make(i) for i in range(COUNT)])).all()  # evicted, still mapped
+class Sleepy(torch.nn.Module):
+    """Takes longer in one layout or precision, and may give something else in another."""
+
+    def __init__(self, slow: str, wrong: str = "") -> None:
+        super().__init__()
+        self.inner, self.slow, self.wrong, self.seen = convolutions(), slow, wrong, []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        now = [
+            "channels_last" if batch.is_contiguous(memory_format=torch.channels_last) else "contiguous",
+            "bfloat16" if torch.is_autocast_enabled("cpu") else "float32",
+        ]
+        self.seen.append((*now, len(batch)))
+        with torch.autocast("cpu", enabled=False):
+            logits = self.inner(batch)
+        if self.slow in now:
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+        return logits + torch.rand_like(logits) if self.wrong in now else logits
 
 
-def test_a_builder_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def broken(indices: Sequence[int]) -> list[Image.Image]:
-        raise OSError("no probes today")
-
-    with pytest.raises(OSError, match="today"):
-        cache(tmp_path).pixels(recipe(), broken)
-    assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-    assert cache(tmp_path).pixels(recipe(), Pictures()) is not None
+def many(model: torch.nn.Module, plans: Plans) -> Observation:
+    return observe(classifier(model), Pictures(), list(range(COUNT)) * 4, plans=plans)
 
 
-def test_a_damaged_file_is_built_again(tmp_path: Path) -> None:
-    cache(tmp_path).pixels(recipe(), Pictures())
-    (path,) = tmp_path.glob("*.npy")
-    path.write_bytes(path.read_bytes()[:200])
-    pictures = Pictures()
-    assert cache(tmp_path).pixels(recipe(), pictures) is not None
-    assert pictures.asked == list(range(COUNT))
+def test_the_faster_layout_is_found_and_remembered() -> None:
+    plans, exact = Plans(batch_size=4), many(convolutions(), Plans()).values
+    for slow, best in (("contiguous", "channels_last"), ("channels_last", "contiguous")):
+        plans = Plans(batch_size=4)
+        first = Sleepy(slow)
+        found = many(first, plans)
+        assert found.layout == best
+        assert {layout for layout, _, _ in first.seen} == {"contiguous", "channels_last"}
+        np.testing.assert_allclose(found.values, exact, rtol=1e-4, atol=1e-5)
+        second = Sleepy(slow)
+        assert many(second, plans).layout == best
+        assert {layout for layout, _, _ in second.seen} == {best}  # not tried again
 
 
-def _worker(folder: Path, log: Path, die: bool) -> None:
-    def slowly(indices: Sequence[int]) -> list[Image.Image]:
-        with open(log, "a") as stream:
-            stream.write("built\n")
-        time.sleep(30 if die else 0.3)
-        return [make(i) for i in indices]
-
-    found = cache(folder).pixels(recipe(), slowly)
-    assert found is not None
-    assert (found[3] == recipe().geometry([make(3)])[0]).all()
+def test_a_layout_that_changes_answers_is_not_used() -> None:
+    plans, model = Plans(batch_size=4), Sleepy("contiguous", wrong="channels_last")
+    found = many(model, plans)
+    assert found.layout == "contiguous"
+    np.testing.assert_allclose(found.values, many(convolutions(), Plans()).values, rtol=1e-4, atol=1e-5)
 
 
-def test_one_process_builds_while_others_wait(tmp_path: Path) -> None:
-    context, log = multiprocessing.get_context("fork"), tmp_path / "log"
-    victim = context.Process(target=_worker, args=(tmp_path / "c", log, True))
-    victim.start()
-    while not log.exists():
-        time.sleep(0.01)
-    others = [context.Process(target=_worker, args=(tmp_path / "c", log, False)) for _ in range(3)]
-    for process in others:
-        process.start()
-    time.sleep(0.2)
-    assert log.read_text() == "built\n"  # the others wait for the first
-    victim.kill()
-    for process in [victim, *others]:
-        process.join(60)
-    assert [process.exitcode for process in others] == [0, 0, 0]
-    assert log.read_text() == "built\n" * 2  # one took over from the dead, once
-    assert [path.suffix for path in (tmp_path / "c").iterdir() if path.suffix != ".lock"] == [".npy"]
+def test_few_probes_leave_no_time_for_trials() -> None:
+    model = Sleepy("contiguous")
+    observe(classifier(model), Pictures(), range(4), plans=Plans(batch_size=4))
+    assert len(model.seen) == 1
 
 
-def test_threads_share_a_cache(tmp_path: Path) -> None:
-    pictures = Pictures()
-    threads = [threading.Thread(target=cache(tmp_path).pixels, args=(recipe(), pictures)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert pictures.asked == list(range(COUNT))
+def test_models_without_convolutions_stay_as_they_are() -> None:
+    assert Plans().plan(classifier(linear()), "cpu").untried == ()
+
+
+@pytest.mark.skipif(
+    lower_precision("cpu") is None, reason="no short floats here: lower precision is NOT tested"
+)
+def test_lower_precision_only_where_it_is_allowed_and_right() -> None:
+    assert many(Sleepy("float32"), Plans(batch_size=4)).precision == "float32"
+    plans = Plans(batch_size=4, precision="auto")
+    assert many(Sleepy("float32"), plans).precision == "bfloat16"
+    honest = many(Sleepy("float32", wrong="bfloat16"), plans)  # checked again on every model
+    assert honest.precision == "float32"
+    np.testing.assert_allclose(honest.values, many(convolutions(), Plans()).values, rtol=1e-4, atol=1e-5)
+    assert many(Sleepy("float32"), plans).precision == "bfloat16"
+
+
+# Memory
+
+
+class Greedy(torch.nn.Module):
+    """Takes so many bytes an image while it runs."""
+
+    def __init__(self, each: int) -> None:
+        super().__init__()
+        self.inner, self.each, self.tried = linear(), each, []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.tried.append(len(batch))
+        torch.ones(len(batch) * self.each // 4)
+        return self.inner(batch)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is NOT measured here")
+def test_the_batch_follows_from_the_memory_an_image_takes() -> None:
+    each = 8 << 20
+    plain(range(COUNT))  # libraries take memory when first used
+    plans = Plans(batch_size=64, memory_bytes=resident() + 25 * each)
+    model = Greedy(each)
+    found = observe(classifier(model), Pictures(), list(range(COUNT)) * 6, plans=plans)
+    assert model.tried[0] == FIRST_BATCH
+    assert max(model.tried) == found.batch_size == 16  # the largest power of two within four fifths of 25
+    again = Greedy(each)
+    observe(classifier(again), Pictures(), list(range(COUNT)) * 6, plans=plans)
+    assert again.tried[0] == 16
+    ample = Greedy(each)
+    observe(classifier(ample), Pictures(), list(range(COUNT)) * 6, plans=Plans(batch_size=64))
+    assert ample.tried[0] == 64  # nothing bounds it
+
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+
+def test_large_inputs_take_small_batches_on_a_cpu() -> None:
+    assert Plans().plan(classifier(linear()), "cpu").batch_size == 64
+    assert Plans().plan(classifier(linear(), size=224), "cpu").batch_size == CPU_BATCH_LEAST
+    assert Plans(batch_size=2).plan(classifier(linear(), size=224), "cpu").batch_size == 2
 
 
 # Rows

@@ -114,8 +114,53 @@ def test_equals_the_processor_itself(
         np.testing.assert_allclose(finished(recipe, [image])[0], expected, atol=1e-5, rtol=1e-5, err_msg=kind)
 
 
+# Every model type of transformers that classifies images with a processor of fixed output size.
+MODEL_TYPES = [
+    "beit", "bit", "clip", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinat", "dinov2",
+    "efficientnet", "focalnet", "hiera", "ijepa", "levit", "metaclip_2", "mobilenet_v1", "mobilenet_v2",
+    "mobilevit", "mobilevitv2", "perceiver", "poolformer", "pvt", "pvt_v2", "regnet", "resnet", "segformer",
+    "siglip", "swiftformer", "swin", "swinv2", "vit", "vit_msn",
+]  # fmt: skip
+ODD = (
+    "landscape",
+    "portrait",
+    "small",
+    "one-pixel",
+    "grey",
+    "transparent-palette",
+    "black-and-white",
+    "turned",
+)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_equals_what_the_library_itself_would_load(model_type: str, tmp_path: Path) -> None:
+    """Within a grey level, on the processor that the library saves for a model type and loads for it again."""
+    names = transformers.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES[model_type]
+    getattr(transformers, names["pil"])().save_pretrained(tmp_path)
+    write_json(tmp_path, "config.json", {"model_type": model_type})
+    own = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    recipe = transformers_recipe(tmp_path, model_type, None, 2048)
+    assert recipe.processor == names["pil"]
+    assert recipe.gain is not None
+    for kind in ODD:
+        seen = transformers.image_utils.load_image(PICTURES[kind])
+        if recipe.square:
+            edge = min(seen.size)
+            left, top = (seen.size[0] - edge) // 2, (seen.size[1] - edge) // 2
+            seen = seen.crop((left, top, left + edge, top + edge))
+        expected = own(seen, return_tensors="np")["pixel_values"][0]
+        level = 1.001 * max(recipe.gain)
+        np.testing.assert_allclose(finished(recipe, [PICTURES[kind]])[0], expected, atol=level, err_msg=kind)
+
+
 TIMM: list[dict[str, Any]] = [
     {"input_size": [3, 32, 32]},
+    {"input_size": [3, 32, 32], "crop_pct": 0.95, "interpolation": "bicubic", "crop_mode": "squash"},
+    {"input_size": [3, 32, 48], "crop_pct": 0.8, "interpolation": "bilinear", "crop_mode": "border"},
+    {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "nearest"},
+    {"input_size": [3, 32, 32], "crop_pct": 0.9, "interpolation": "box"},
+    {"input_size": [3, 32, 32], "crop_pct": 0.9, "interpolation": "hamming"},
     {"input_size": [3, 32, 32], "crop_pct": 1.0, "interpolation": "bilinear"},
     {"input_size": [3, 32, 48], "crop_pct": 0.9, "interpolation": "lanczos"},
     {"input_size": [3, 32, 32], "crop_mode": "squash", "interpolation": "nearest"},

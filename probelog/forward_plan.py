@@ -1,0 +1,144 @@
+"""How the models of one architecture are best run on one device: batch size, memory layout, precision.
+
+Found on the first models of each architecture, from their own batches, and remembered for as long as the process
+lives. None of it may change an answer: a layout is kept only where it gives the same logits within rounding, and
+lower precision is tried only where the operator allows it and checked on every model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from probelog.device_memory import free_memory
+
+if TYPE_CHECKING:
+    from probelog.models import Classifier
+
+Precision = Literal["float32", "auto"]
+Layout = Literal["contiguous", "channels_last"]
+
+_PROCESSORS = Path("/proc/cpuinfo")
+
+#: On a CPU larger batches gain nothing: the activations of so many input values fill the caches.
+CPU_BATCH_VALUES = 16 * 3 * 224 * 224
+CPU_BATCH_LEAST = 16
+#: The first batch of an unknown architecture, where memory is bounded: small, to learn from.
+FIRST_BATCH = 4
+#: Share of the free memory that a batch may take: measurements are not exact.
+_MEMORY_SHARE = 0.8
+#: A variant must be so much faster to be worth its conversions.
+WORTH = 0.95
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the same model: layout of its tensors, and the type that matrices are multiplied in."""
+
+    layout: Layout = "contiguous"
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of one kind of model: images a batch, the best variant so far and its seconds an image, and
+    those not tried yet. ``measured``: its need of memory is known, or nothing bounds it.
+    """
+
+    batch_size: int
+    measured: bool
+    variant: Variant
+    untried: tuple[Variant, ...]
+    seconds: float | None = None
+
+
+class Plans:
+    """Plans of all kinds of models that a process met, for one operator's bounds."""
+
+    def __init__(
+        self, *, batch_size: int = 64, memory_bytes: int | None = None, precision: Precision = "float32"
+    ) -> None:
+        """``batch_size`` is the largest allowed; ``memory_bytes`` this process's share of the device's memory (a GPU's
+        own, or the host's), None for no bound; ``precision`` "auto" allows bfloat16 or float16 where the hardware
+        has it and the logits bear it.
+        """
+        self.batch_size = batch_size
+        self.memory_bytes = memory_bytes
+        self.precision = precision
+        self._known: dict[tuple[object, ...], Plan] = {}
+
+    def plan(self, classifier: Classifier, device: str) -> Plan:
+        """What is known about a model's kind; for a new kind, what to begin with."""
+        found = self._known.get(_kind(classifier, device))
+        return found if found is not None else self._first(classifier, device)
+
+    def remember(self, classifier: Classifier, device: str, plan: Plan) -> None:
+        """For the next model of the same kind."""
+        self._known[_kind(classifier, device)] = plan
+
+    def sized(self, plan: Plan, bytes_an_image: float, classifier: Classifier, device: str) -> Plan:
+        """The plan with the largest batch, a power of two, that fits into memory if an image takes so much."""
+        most = self._most(classifier, device)
+        free = free_memory(device, self.memory_bytes)
+        if free is not None and bytes_an_image > 0:
+            most = min(most, max(1, int(_MEMORY_SHARE * free / bytes_an_image)))
+            most = 1 << (most.bit_length() - 1)
+        return replace(plan, batch_size=most, measured=True)
+
+    def _first(self, classifier: Classifier, device: str) -> Plan:
+        most = self._most(classifier, device)
+        bounded = free_memory(device, self.memory_bytes) is not None
+        return Plan(
+            batch_size=min(most, FIRST_BATCH) if bounded else most,
+            measured=not bounded,
+            variant=Variant(),
+            untried=self._variants(classifier, device),
+        )
+
+    def _most(self, classifier: Classifier, device: str) -> int:
+        if not device.startswith("cpu"):
+            return self.batch_size
+        channels, height, width = classifier.recipe.shape
+        fits = max(CPU_BATCH_LEAST, CPU_BATCH_VALUES // (channels * height * width))
+        return min(self.batch_size, fits)
+
+    def _variants(self, classifier: Classifier, device: str) -> tuple[Variant, ...]:
+        layouts: tuple[Layout, ...] = ("channels_last",) if _is_convolutional(classifier) else ()
+        lower = lower_precision(device) if self.precision == "auto" else None
+        found = [Variant(layout) for layout in layouts]
+        if lower is not None:
+            found += [Variant(layout, lower) for layout in layouts or ("contiguous",)]
+        return tuple(found)
+
+
+def lower_precision(device: str) -> str | None:
+    """The short floating-point type that a device multiplies matrices in at speed, or None."""
+    import torch
+
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    try:
+        flags = set(_PROCESSORS.read_text().split())
+    except OSError:  # not Linux: left at float32
+        return None
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else None
+
+
+def _is_convolutional(classifier: Classifier) -> bool:
+    """More than a patch embedding, which is one convolution that touches every pixel once."""
+    import torch
+
+    modules = classifier.module.modules()
+    return sum(isinstance(module, torch.nn.Conv2d) for module in modules) > 1
+
+
+def _kind(classifier: Classifier, device: str) -> tuple[object, ...]:
+    """Equal for models that differ in little but the size of their heads."""
+    return (
+        classifier.library,
+        classifier.architecture,
+        classifier.recipe.shape,
+        f"{classifier.parameters:.0e}",
+        device,
+    )

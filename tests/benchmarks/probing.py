@@ -1,0 +1,362 @@
+"""What probing costs over the bare forward passes, and how much faster it is than the loop that people write.
+
+    uv run python -m tests.benchmarks.probing [--set realistic|tiny|both] [--quick] [--json] [--out FOLDER]
+        [--jpeg DIR] [--workers 2] [--loop-models N]
+
+Two sets of models: ``realistic`` (random weights at 224 pixels in both libraries' layouts, 400 photographs) and
+``tiny`` (the bench hub beside the checkout: 77 models of 64 pixels, 4,000 probes). On each:
+
+(a) the wall time of the probe stage, as the operator runs it (Ray is up, the crawl is done, models come over HTTP
+    from a hub in a process of its own), over that of the pure forward passes of the same models on the same probes,
+    from tensors in memory, in as many processes of one thread and at the same batch size;
+(b) models per hour over those of the plain loop (each model from its folder by its own library, every probe decoded
+    and preprocessed for every model, all of torch's threads).
+
+Other programs on the machine disturb wall times: the same ratios are given in processor seconds. What starting the
+workers costs is measured by itself, with models that take no time, and (a) is given with it and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import probing_world
+from tests.benchmarks.probing_world import World
+from tests.conftest import BENCH
+
+FRACTION = 1 / 3
+BATCH_SIZE = 64
+TARGETS = {"realistic": (1.15, 3.0), "tiny": (1.5, 8.0)}
+STAGES = ("download", "load", "preprocess", "forward")
+CHECKOUT = Path(__file__).parents[2]
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table. Times are in seconds; ``seconds_*`` are sums over models from their sidecar rows."""
+
+    set: str
+    models: int
+    run: int
+    failed: int
+    probes: int
+    a_wall: float
+    a_wall_without_start: float
+    a_cpu: float
+    b_wall: float
+    b_cpu: float
+    ours_wall: float
+    ours_cpu: float
+    start_wall: float
+    start_cpu: float
+    pure_wall: float
+    pure_cpu: float
+    pure_one_process_wall: float
+    loop_models: int
+    loop_wall: float
+    loop_cpu: float
+    models_per_hour: float
+    loop_models_per_hour: float
+    seconds_download: float
+    seconds_load: float
+    seconds_preprocess: float
+    seconds_forward: float
+    workers: int
+    note: str
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", choices=["realistic", "tiny", "both"], default="both")
+    parser.add_argument("--quick", action="store_true", help="6 models and 60 probes: does it run at all?")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder for probing.csv")
+    parser.add_argument("--jpeg", type=Path, default=BENCH / "jpeg", help="folder of photographs")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--loop-models", type=int, help="run the plain loop on so many models only")
+    given = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="probelog-bench-") as folder:
+        if given.set != "tiny":
+            models, probes = (6, 60) if given.quick else (20, 400)
+            jpegs = given.jpeg if given.jpeg.is_dir() else None
+            world = probing_world.realistic(Path(folder) / "realistic", jpegs, models, probes)
+            results.append(measure(world, given.workers, given.loop_models))
+        if given.set != "realistic":
+            if not (BENCH / "hub").is_dir():
+                print(f"the set `tiny` was NOT measured: there is no bench hub at {BENCH}", file=sys.stderr)
+            else:
+                source = BENCH / "probes" / "other-classes.parquet"
+                world = probing_world.tiny(
+                    Path(folder) / "tiny", BENCH / "hub", source, 60 if given.quick else 4000
+                )
+                results.append(measure(world, given.workers, given.loop_models or (2 if given.quick else 11)))
+    if given.out is not None and results:
+        given.out.mkdir(parents=True, exist_ok=True)
+        with (given.out / "probing.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(results[0])))
+            writer.writeheader()
+            writer.writerows(asdict(result) for result in results)
+    if given.json:
+        print(json.dumps([asdict(result) for result in results]))
+    else:
+        for line in table(results):
+            print(line)
+
+
+def measure(world: World, workers: int, loop_models: int | None) -> Result:
+    """Everything about one set."""
+    from cluster.session import session
+
+    # Ray's workers give way to other programs by default; what they are compared with does not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    root = world.hub.parent if world.name == "realistic" else world.files.parent
+    with session("local", cpus=workers):
+        start = probing_world.smallest(root / "start", workers)
+        _, start_wall, start_cpu = _probed(
+            world, start, root / "start-store", root / "start-scratch", workers
+        )
+        probed, wall, cpu = _probed(world, world.hub, root / "store", root / "scratch", workers)
+    models = probed["models"]
+    run = [model for model in models if model.copy_of_repo is None]
+    passes = _in_own_process(
+        "pure",
+        {
+            "store": str(root / "store"),
+            "probe_set": probed["probe_set"],
+            "processes": workers,
+            "models": [
+                {
+                    "folder": str(world.hub / model.repo),
+                    "probes": model.probes,
+                    "batch_size": model.batch_size or BATCH_SIZE,
+                }
+                for model in run
+            ],
+        },
+    )
+    every = probing_world.repositories(world.hub)
+    some = every if loop_models is None else every[:: max(1, len(every) // loop_models)][:loop_models]
+    plain = _in_own_process(
+        "loop",
+        {
+            "files": str(world.files),
+            "batch_size": BATCH_SIZE,
+            "folders": [str(world.hub / repo) for repo in some],
+        },
+    )
+    ours_rate, loop_rate = 3600 * len(models) / wall, 3600 * len(some) / plain["wall"]
+    stages = {name: sum(getattr(model, f"seconds_{name}") for model in models) for name in STAGES}
+    result = Result(
+        set=world.name,
+        models=len(models),
+        run=len(run),
+        failed=probed["failed"],
+        probes=world.count,
+        a_wall=wall / passes["wall"],
+        a_wall_without_start=(wall - start_wall) / passes["wall"],
+        a_cpu=(cpu - start_cpu) / passes["cpu"],
+        b_wall=ours_rate / loop_rate,
+        b_cpu=(plain["cpu"] / len(some)) / (cpu / len(models)),
+        ours_wall=wall,
+        ours_cpu=cpu,
+        start_wall=start_wall,
+        start_cpu=start_cpu,
+        pure_wall=passes["wall"],
+        pure_cpu=passes["cpu"],
+        pure_one_process_wall=passes["one_process_wall"],
+        loop_models=len(some),
+        loop_wall=plain["wall"],
+        loop_cpu=plain["cpu"],
+        models_per_hour=ours_rate,
+        loop_models_per_hour=loop_rate,
+        seconds_download=stages["download"],
+        seconds_load=stages["load"],
+        seconds_preprocess=stages["preprocess"],
+        seconds_forward=stages["forward"],
+        workers=workers,
+        note=world.note,
+    )
+    return Result(
+        **{
+            key: round(value, 3) if isinstance(value, float) else value
+            for key, value in asdict(result).items()
+        }
+    )
+
+
+def table(results: Sequence[Result]) -> Iterator[str]:
+    """The results for a reader."""
+    for found in results:
+        most, least = TARGETS[found.set]
+        yield (
+            f"{found.set}: {found.models} models indexed ({found.run} run, {found.failed} failed), "
+            f"{found.probes:,} probes, each model sees 1/3; {found.workers} workers of 1 thread"
+            + (f"; {found.note}" if found.note else "")
+        )
+        yield (
+            f"  (a) ours / pure forward passes: wall {found.a_wall:.2f}, without the workers' start "
+            f"{found.a_wall_without_start:.2f}, processor time {found.a_cpu:.2f}   (wanted: at most {most})"
+        )
+        yield (
+            f"  (b) models per hour, ours / plain loop: wall {found.b_wall:.1f}, processor time "
+            f"{found.b_cpu:.1f}   (wanted: at least {least:g})"
+        )
+        yield f"  {'seconds':<34}{'wall':>9}{'processor':>11}"
+        rows = [
+            ("probe stage", found.ours_wall, found.ours_cpu),
+            ("  of these: starting the workers", found.start_wall, found.start_cpu),
+            ("pure forward passes", found.pure_wall, found.pure_cpu),
+            (f"plain loop, {found.loop_models} models", found.loop_wall, found.loop_cpu),
+        ]
+        for name, wall, cpu in rows:
+            yield f"  {name:<34}{wall:9.1f}{cpu:11.1f}"
+        yield f"  {'pure, 1 process, all threads':<34}{found.pure_one_process_wall:9.1f}"
+        spent = ", ".join(f"{name} {getattr(found, f'seconds_{name}'):.1f}" for name in STAGES)
+        yield f"  workers' seconds (sum over models): {spent}"
+        yield f"  models per hour: ours {found.models_per_hour:,.0f}, plain loop {found.loop_models_per_hour:,.0f}"
+
+
+def _probed(
+    world: World, hub: Path, store: Path, scratch: Path, workers: int
+) -> tuple[dict[str, Any], float, float]:
+    """The probe stage on a hub: what it found, its wall time, and the processor time of this process and Ray."""
+    from pipelines.config import Config
+    from pipelines.full import run_crawl, run_probe
+    from pipelines.probes import ready_probes
+    from pipelines.progress import Report
+    from pipelines.stages import Job
+    from probelog.encoders import load_encoder
+    from probelog.ledger import Ledger
+
+    store.mkdir(parents=True)
+    background = store.parent / "background.txt"
+    background.write_text("dog\ncat\n")
+    config = Config.model_validate(
+        {
+            "store": str(store),
+            "probes": str(world.parquet),
+            "probe_count": world.count,
+            "encoder": str(world.encoder),
+            "background": str(background),
+            "fraction": FRACTION,
+            "workers": workers,
+            "batch_size": BATCH_SIZE,
+            "top_r": min(50, world.count),
+            "scratch": str(scratch),
+        }
+    )
+    job = Job.of(config, Report(io.StringIO()))
+    with _served(hub) as (endpoint, server):
+        os.environ["HF_ENDPOINT"] = endpoint
+        ready_probes(job, load_encoder(config.encoder))
+        run_crawl(job)
+        with _ProcessorTime(os.getpid(), without=server) as used:
+            begun = time.perf_counter()
+            done = run_probe(job)
+            wall = time.perf_counter() - begun
+    models = Ledger(job.store, f"observations/{done.key}").models(done.receipts)
+    (probe_set,) = [
+        read["hash"] for read in map(probing_world.read_json, store.glob("probes/*/manifest.json"))
+    ]
+    return {"models": models, "failed": len(done.failures), "probe_set": probe_set}, wall, used.seconds
+
+
+@contextlib.contextmanager
+def _served(hub: Path) -> Iterator[tuple[str, int]]:
+    """``probelog-index hub`` in a process of its own: its address and process id."""
+    command = [sys.executable, "-m", "pipelines", "hub", str(hub), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("export HF_ENDPOINT="):
+                    yield line.strip().partition("=")[2], process.pid
+                    break
+            else:
+                raise SystemExit(f"the hub of {hub} did not start")
+        finally:
+            process.terminate()
+
+
+def _in_own_process(what: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """One of the functions of `tests.benchmarks.forward_passes`, with nothing of this process in its way."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(spec, file)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.forward_passes", what, file.name],
+            env=environment,
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class _ProcessorTime:
+    """Processor seconds that a process and all its descendants use while the block runs, those that end included."""
+
+    _EVERY = 0.2
+
+    def __init__(self, pid: int, without: int) -> None:
+        self._root, self._without = pid, without
+        self._before: dict[int, float] = {}
+        self._last: dict[int, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        return sum(used - self._before.get(pid, 0.0) for pid, used in self._last.items())
+
+    def __enter__(self) -> _ProcessorTime:
+        self._look()
+        self._before = dict(self._last)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        waiting = [self._root]
+        while waiting:
+            pid = waiting.pop()
+            with contextlib.suppress(OSError):  # ended between two looks
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                self._last[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    waiting += [int(child) for child in (task / "children").read_text().split()]
+            waiting = [pid for pid in waiting if pid != self._without]
+
+
+if __name__ == "__main__":
+    main()
