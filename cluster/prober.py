@@ -34,7 +34,7 @@ from cluster.results import HandedBack, ItemReport
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.ledger import Ledger, Spooled
-from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec
+from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec, home_folder
 from probelog.schemas import CatalogueRow, Failure, ProbedModel
 from probelog.storage import Store, patiently
 
@@ -140,7 +140,7 @@ class Prober:
         scratch = scratch_folder(spec.scratch)
         self._own = own_downloads(scratch)
         local = local_probes(store, spec.probe_set, scratch)
-        self._server = ForkServer(SERVER, [*LIBRARIES, *spec.preload], scratch / "home")
+        self._server = ForkServer(SERVER, [*LIBRARIES, *spec.preload], home_folder(scratch))
         share = memory_share(spec.cpus, spec.gpus) if spec.memory_bytes is None else spec.memory_bytes
         process = ProcessSpec(
             probes=local.uri,

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from probelog.errors import UsageError
+from probelog.model_process import downloads_folder
 from probelog.storage import Store
 
 
@@ -27,7 +28,7 @@ def scratch_folder(folder: str | os.PathLike[str] | None) -> Path:
 
 def own_downloads(scratch: Path) -> Path:
     """A folder for the downloads of this process; what workers that are no longer alive left is removed."""
-    downloads = scratch / "downloads"
+    downloads = downloads_folder(scratch)
     if downloads.is_dir():
         for folder in downloads.iterdir():
             if folder.name.isdigit() and not Path("/proc", folder.name).exists():

@@ -1,10 +1,11 @@
-"""Processes for strangers' models, made in milliseconds: a server that has imported the libraries and only forks.
+"""Processes for strangers' models, made in milliseconds: one server a node that has imported the libraries and forks.
 
-    actor (token, network) --pipe--> server (libraries, no network) --fork--> process (one model at a time)
+    actors (token, network) --socket--> server (libraries, no network) --fork--> process (one model at a time)
 
-The server is started with an environment of its own, so that neither it nor what it forks ever held a secret, and
-takes the network away from itself before anything else is imported. It has one thread and runs no model, which is
-what makes forking it sound. When the process that started it ends, however that happens, it ends all it forked.
+The server is started by the first who needs it, with an environment of its own, so that neither it nor what it forks
+ever held a secret, and takes the network away from itself before anything else is imported. It has one thread and
+runs no model, which is what makes forking it sound. It ends all that it forked for somebody when that process ends,
+however that happens, and itself when nobody has needed it for a while.
 
 Messages between the two sides are JSON and plain bytes, never pickles: what a model's process answers is a
 stranger's word.
@@ -13,9 +14,11 @@ stranger's word.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
+import selectors
 import signal
 import socket
 import struct
@@ -23,24 +26,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from probelog.errors import ProbeLogError
+from probelog.storage import short_key
 
-_FORK, _REAP = b"F", b"R"
-_ANSWER = struct.Struct("<qq")  # pid, status
+_FORK, _REAP = 0, 1
+_REQUEST = struct.Struct("<Bq")  # what, and of which process
+_ANSWER = struct.Struct("<q")  # a process or its status
 _RUNNING = -(1 << 40)
 # The longest answer: 10,000 logits on 10,000 probes take 400 MB.
 _LONGEST = 1 << 32
-_START_SECONDS = 300.0
+_ANSWER_SECONDS = 300.0
 
 # What the libraries need to find themselves, their devices and their threads; everything else stays behind.
 _KEPT = (
-    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES",
-    "CUDA_HOME", "CUDA_PATH", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "PYTHONHASHSEED",
+    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME",
+    "CUDA_PATH", "PYTHONHASHSEED",
 )  # fmt: skip
 _KEPT_PREFIXES = ("NVIDIA_", "CUBLAS_", "CUDNN_", "OMP_", "MKL_", "KMP_", "PYTORCH_", "MALLOC_")
 
@@ -63,58 +68,48 @@ class ForkServer:
         ProbeLogError: the server cannot be started.
     """
 
-    def __init__(self, entry: str, preload: Sequence[str], home: Path) -> None:
-        """``entry`` (``module:function``) runs in each process and gets its end of the pipe; ``preload`` names
-        modules to import first; ``home`` is a folder for what libraries insist on writing.
+    def __init__(self, entry: str, preload: Sequence[str], home: Path, idle_seconds: float = 30.0) -> None:
+        """Connect to the node's server, or start it.
+
+        Args:
+            entry: ``module:function`` that runs in each process and gets its end of the pipe.
+            preload: modules to import first.
+            home: a folder of this user alone for the server's socket; libraries may write to `writable_home` in it.
+            idle_seconds: without anybody who needs it the server ends after so long.
         """
-        mine, theirs = socket.socketpair()
-        self._control = mine
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable_home(home).mkdir(exist_ok=True)
         self._lock = threading.Lock()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - this very interpreter
-                [sys.executable, "-m", __name__, str(theirs.fileno()), entry, *preload],
-                env=bare_environment(home),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        mine.settimeout(_START_SECONDS)
-        try:
-            ready = mine.recv(1)
-        except OSError:
-            ready = b""
-        if not ready:
-            self.close()
-            raise ProbeLogError(
-                f"the process that is to run models did not start (status {self._process.poll()}); "
-                "its messages are in this worker's log"
-            )
+        arguments = [entry, *preload]
+        address = home / f"{short_key(sys.executable, *sys.path, *arguments, _code_of(entry))}.sock"
+        self._control = _connected(address) or _started(address, arguments, home, idle_seconds)
 
     def fork(self) -> Child:
         """A fresh process."""
         mine, theirs = socket.socketpair()
         with self._lock, theirs:
-            socket.send_fds(self._control, [_FORK], [theirs.fileno()])
-            pid, _ = self._answer()
+            try:
+                socket.send_fds(self._control, [_REQUEST.pack(_FORK, 0)], [theirs.fileno()])
+            except OSError:
+                raise ProbeLogError("the process that forks model processes has ended") from None
+            pid = self._answer()
         return Child(self, pid, Connection(mine.detach()))
 
     def reap(self, pid: int) -> int | None:
         """The exit status of a process that has ended (a signal's number, negative), None while it runs."""
         with self._lock:
-            self._control.send(_REAP + _ANSWER.pack(pid, 0))
-            _, status = self._answer()
+            try:
+                self._control.sendall(_REQUEST.pack(_REAP, pid))
+            except OSError:
+                raise ProbeLogError("the process that forks model processes has ended") from None
+            status = self._answer()
         return None if status == _RUNNING else status
 
     def close(self) -> None:
-        """End the server and everything it forked."""
+        """End everything that was forked from here."""
         self._control.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
-    def _answer(self) -> tuple[int, int]:
+    def _answer(self) -> int:
         data = b""
         while len(data) < _ANSWER.size:
             try:
@@ -124,8 +119,64 @@ class ForkServer:
             if not piece:
                 raise ProbeLogError("the process that forks model processes has ended")
             data += piece
-        pid, status = _ANSWER.unpack(data)
-        return pid, status
+        (value,) = _ANSWER.unpack(data)
+        return int(value)
+
+
+def _code_of(entry: str) -> str:
+    """Changes with the code that the server would run: an old one must not answer for it."""
+    folder = Path(__file__).parent
+    newest = max(path.stat().st_mtime_ns for path in folder.glob("*.py"))
+    return f"{newest} {entry}"
+
+
+def _connected(address: Path) -> socket.socket | None:
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(_ANSWER_SECONDS)
+    try:
+        with _short(address) as path:
+            made.connect(path)
+        # A server that was about to leave has closed the connection by now.
+        return made if made.recv(1) else None
+    except OSError:
+        made.close()
+        return None
+
+
+def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: float) -> socket.socket:
+    with open(address.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = _connected(address)  # by whoever had the lock before
+        if found is not None:
+            return found
+        # It makes itself a grandchild: Ray ends the children of an actor with the actor.
+        starter = subprocess.run(  # noqa: S603 - this very interpreter
+            [sys.executable, "-m", __name__, str(address), str(idle_seconds), *arguments],
+            env=bare_environment(home),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            timeout=_ANSWER_SECONDS,
+            check=False,
+        )
+        found = _connected(address)
+        if found is None:
+            raise ProbeLogError(
+                f"the process that is to fork model processes did not start (status {starter.returncode}); "
+                "its messages are in this worker's log"
+            )
+        return found
+
+
+@contextlib.contextmanager
+def _short(address: Path) -> Iterator[str]:
+    """An address that fits: those of sockets end at 107 bytes, so it goes through an open folder."""
+    folder = os.open(address.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{address.name}"
+    finally:
+        os.close(folder)
 
 
 class Child:
@@ -203,14 +254,19 @@ def answer(connection: Connection, blobs: Sequence[bytes | memoryview] = (), **m
         connection.send_bytes(blob)
 
 
+def writable_home(home: Path) -> Path:
+    """Where libraries think that their user lives."""
+    return home / "user"
+
+
 def bare_environment(home: Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for models: what finds libraries and devices, and no token or credential."""
     source = os.environ if given is None else given
     kept = {name: value for name, value in source.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
     return kept | {
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "HF_HOME": str(home / "huggingface"),
+        "HOME": str(writable_home(home)),
+        "TMPDIR": str(writable_home(home)),
+        "HF_HOME": str(writable_home(home) / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -220,55 +276,102 @@ def bare_environment(home: Path, given: Mapping[str, str] | None = None) -> dict
     }
 
 
-def _serve(control: socket.socket, entry: str, preload: Sequence[str]) -> None:
-    from probelog import confinement
+class _Server:
+    """The server itself: clients by connection, and what was forked for each."""
 
-    confinement.without_network()
-    for name in preload:
-        importlib.import_module(name)
-    module, _, function = entry.partition(":")
-    run = getattr(importlib.import_module(module), function)
-    control.send(b"+")
-    children: set[int] = set()
-    try:
+    def __init__(
+        self, address: Path, listening: socket.socket, run: Callable[[Connection], None], idle_seconds: float
+    ) -> None:
+        self._address, self._listening = address, listening
+        self._run, self._idle_seconds = run, idle_seconds
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listening, selectors.EVENT_READ)
+        self._children: dict[socket.socket, set[int]] = {}
+        self._orphans: set[int] = set()
+
+    def serve(self) -> None:
+        """Until nobody has been here for a while."""
         while True:
-            message, descriptors, _, _ = socket.recv_fds(control, 1 + _ANSWER.size, 1)
-            if not message:
+            events = self._selector.select(self._idle_seconds if not self._children else 60.0)
+            self._orphans -= {pid for pid in self._orphans if _status(pid) != _RUNNING}
+            if not events and not self._children and self._left():
                 return
-            if message[:1] == _FORK:
-                pid = os.fork()
-                if pid == 0:
-                    _child(control, descriptors[0], run)
-                os.close(descriptors[0])
-                children.add(pid)
-                control.send(_ANSWER.pack(pid, 0))
+            for key, _ in events:
+                if key.fileobj is self._listening:
+                    self._welcome()
+                else:
+                    assert isinstance(key.fileobj, socket.socket)
+                    self._answer(key.fileobj)
+
+    def _left(self) -> bool:
+        """Give the address up, unless somebody is about to use it: they hold the lock then."""
+        with open(self._address.with_suffix(".lock"), "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self._address.unlink(missing_ok=True)
+            self._listening.close()
+            return True
+
+    def _welcome(self) -> None:
+        client, _ = self._listening.accept()
+        with contextlib.suppress(OSError):
+            client.sendall(b"+")
+        self._children[client] = set()
+        self._selector.register(client, selectors.EVENT_READ)
+
+    def _answer(self, client: socket.socket) -> None:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(client, _REQUEST.size, 1)
+            if len(message) != _REQUEST.size:
+                raise EOFError
+            command, pid = _REQUEST.unpack(message)
+            if command == _FORK:
+                answer = self._forked(client, descriptors[0])
+            elif pid in self._children[client]:
+                answer = _status(pid)
+                if answer != _RUNNING:
+                    self._children[client].discard(pid)
             else:
-                pid, _ = _ANSWER.unpack(message[1:])
-                control.send(_ANSWER.pack(pid, _status(pid, children)))
-    finally:
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                answer = _RUNNING
+            client.sendall(_ANSWER.pack(answer))
+        except (OSError, EOFError):
+            self._leave(client)
+
+    def _forked(self, client: socket.socket, descriptor: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            _child([self._listening, *self._children], descriptor, self._run)
+        os.close(descriptor)
+        self._children[client].add(pid)
+        return pid
+
+    def _leave(self, client: socket.socket) -> None:
+        """Somebody is gone: end what was forked for them."""
+        self._selector.unregister(client)
+        client.close()
+        for pid in self._children.pop(client):
+            for end in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    end(pid, signal.SIGKILL)
+            self._orphans.add(pid)
 
 
-def _status(pid: int, children: set[int]) -> int:
-    if pid not in children:
-        return _RUNNING
+def _status(pid: int) -> int:
     found, status = os.waitpid(pid, os.WNOHANG)
-    if not found:
-        return _RUNNING
-    children.discard(pid)
-    return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status) if found else _RUNNING
 
 
-def _child(control: socket.socket, descriptor: int, run: Any) -> None:
+def _child(inherited: Sequence[socket.socket], descriptor: int, run: Callable[[Connection], None]) -> None:
     """Never returns: the server's own loop must not go on twice."""
     status = 1
     try:
         from probelog import confinement
 
         confinement.die_with_parent()
-        control.close()
+        for one in inherited:
+            one.close()
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         run(Connection(descriptor))
@@ -284,8 +387,33 @@ def _child(control: socket.socket, descriptor: int, run: Any) -> None:
         os._exit(status)
 
 
+def _main(address: Path, idle_seconds: float, entry: str, preload: Sequence[str]) -> int:
+    """Get ready, then go on as a grandchild; returns in the process that was started, when that is so."""
+    from probelog import confinement
+
+    confinement.without_network()
+    for name in preload:
+        importlib.import_module(name)
+    module, _, function = entry.partition(":")
+    run = getattr(importlib.import_module(module), function)
+    address.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        with _short(address) as path:
+            listening.bind(path)
+        listening.listen(64)
+        if os.fork():
+            os._exit(0)
+        # Whoever waits for the starter's output must not wait for this.
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.close(quiet)
+        _Server(address, listening, run, idle_seconds).serve()
+    return 0
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with its owner, who may have a drain to finish
-    with socket.socket(fileno=int(sys.argv[1])) as _control:
-        _serve(_control, sys.argv[2], sys.argv[3:])
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # it ends with those who need it, who may have a drain to finish
+    sys.exit(_main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]))

@@ -7,6 +7,7 @@ See `probelog.fork_server` for how processes are made and `probelog.model_server
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.fork_server import Child, ForkServer, ProcessLostError
+from probelog.fork_server import Child, ForkServer, ProcessLostError, writable_home
 from probelog.schemas import WEIGHTS
 from probelog.storage import from_npy
 
@@ -32,6 +33,12 @@ _SYSTEM = (
     "/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/etc", "/sys", "/proc/self", "/proc/cpuinfo",
     "/proc/meminfo", "/proc/stat", "/proc/sys", "/proc/driver", "/proc/modules", "/proc/filesystems",
 )  # fmt: skip
+# Not all of /dev: other programs' shared memory lies there.
+_DEVICES = (
+    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/nvidia*", "/dev/dri", "/dev/kfd",
+)  # fmt: skip
+# Which of a node's devices an actor was given; told to each process, which finds them when it first computes.
+_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _START_SECONDS = 120.0
 
 
@@ -42,7 +49,7 @@ class ProcessSpec:
     Attributes:
         probes: a local store with the probe set.
         probe_set: its hash.
-        scratch: the only folder that it may write to, and where models are downloaded.
+        scratch: the node's folder: models are read from it, preprocessed probes kept in it.
         cache_bytes: of preprocessed probes in ``scratch``.
         device: ``cpu`` or ``cuda``.
         device_share: of the device's memory that this process may fill.
@@ -100,6 +107,7 @@ class ModelProcess:
 
     def __init__(self, server: ForkServer, spec: ProcessSpec, recycle_after: int = 200) -> None:
         self._server, self._spec, self._recycle_after = server, spec, recycle_after
+        pixels_folder(Path(spec.scratch)).mkdir(parents=True, exist_ok=True)
         self._child: Child | None = None
         self._served = 0
         #: What the platform took away from the last process: ``network``, ``files``, ``memory``.
@@ -157,6 +165,7 @@ class ModelProcess:
             spec=spec,
             readable=readable,
             writable=writable,
+            devices={name: os.environ[name] for name in _DEVICE_VARIABLES if name in os.environ},
         )
         self.confined = {str(name): bool(held) for name, held in dict(answer["confined"]).items()}
 
@@ -196,4 +205,22 @@ def _paths(spec: ProcessSpec) -> tuple[list[str], list[str]]:
     interpreter = [sys.prefix, sys.base_prefix, *(path for path in sys.path if path)]
     # Links in the interpreter's path (a virtual environment's) are followed before the rule applies.
     real = [os.path.realpath(path) for path in interpreter]
-    return [*_SYSTEM, *interpreter, *real, f"{spec.probes}/probes"], ["/dev", spec.scratch]
+    scratch = Path(spec.scratch)
+    readable = [*_SYSTEM, *interpreter, *real, f"{spec.probes}/probes", str(downloads_folder(scratch))]
+    devices = [name for pattern in _DEVICES for name in glob.glob(pattern)]
+    return readable, [*devices, str(pixels_folder(scratch)), str(writable_home(home_folder(scratch)))]
+
+
+def downloads_folder(scratch: Path) -> Path:
+    """Models on their way, below the node's scratch folder."""
+    return scratch / "downloads"
+
+
+def pixels_folder(scratch: Path) -> Path:
+    """Preprocessed probes."""
+    return scratch / "pixels"
+
+
+def home_folder(scratch: Path) -> Path:
+    """The fork server's."""
+    return scratch / "home"

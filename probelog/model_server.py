@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ from probelog import confinement
 from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import answer
-from probelog.model_process import ProcessSpec
+from probelog.model_process import ProcessSpec, pixels_folder
 from probelog.storage import Store, npy
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def serve(connection: Connection) -> None:
         command = message.pop("command")
         try:
             if command == "set-up":
+                os.environ.update(message["devices"])
                 server = _Server(ProcessSpec(**message["spec"]))
                 answer(connection, confined=server.confine(message["readable"], message["writable"]))
                 continue
@@ -94,7 +96,7 @@ class _Server:
         self._plans = Plans(batch_size=spec.batch_size, memory_bytes=memory, precision=precision)
         self._probes = ProbeSet.open(Store(spec.probes), spec.probe_set)
         self._cache = PixelCache(
-            Path(spec.scratch, "pixels"),
+            pixels_folder(Path(spec.scratch)),
             spec.cache_bytes,
             probe_set=self._probes.hash,
             count=self._probes.count,

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from probelog.errors import ProbeLogError
-from probelog.fork_server import Child, ForkServer, ProcessLostError, bare_environment
+from probelog.fork_server import Child, ForkServer, ProcessLostError, bare_environment, writable_home
 
 HERE = "tests.unit.rogue"
 TOKEN = "hf_a-secret-that-nobody-may-see"
@@ -70,7 +71,7 @@ def test_neither_token_nor_credentials_come_along(child: Child, home: Path) -> N
     found = told(child, "environment")
     assert isinstance(found, dict)
     assert TOKEN not in str(found)
-    assert found["HOME"] == str(home)
+    assert found["HOME"] == str(writable_home(home))
     assert found["HF_HUB_OFFLINE"] == "1"
     # Neither in what the kernel remembers of the server that it was forked from.
     assert TOKEN not in Path(f"/proc/{child.pid}/environ").read_text()
@@ -78,7 +79,7 @@ def test_neither_token_nor_credentials_come_along(child: Child, home: Path) -> N
 
 def test_the_environment_keeps_what_finds_libraries_and_devices(home: Path) -> None:
     given = {
-        "PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "2", "LD_LIBRARY_PATH": "/cuda",
+        "PATH": "/bin", "CUDA_HOME": "/cuda", "OMP_NUM_THREADS": "2", "LD_LIBRARY_PATH": "/cuda",
         "HF_TOKEN": "t", "HUGGING_FACE_HUB_TOKEN": "t", "AWS_SESSION_TOKEN": "t", "GITHUB_TOKEN": "t", "MY_PASSWORD": "t",
     }  # fmt: skip
     made = bare_environment(home, given)
@@ -136,7 +137,7 @@ def test_a_process_that_hangs_is_ended_with_all_that_it_started(server: ForkServ
     child = server.fork()
     with pytest.raises(TimeoutError):
         told(child, "start and hang", timeout=1)
-    grandchild = int((home / "grandchild").read_text())
+    grandchild = int((writable_home(home) / "grandchild").read_text())
     assert eventually(lambda: gone(child.pid) and gone(grandchild))
 
 
@@ -154,12 +155,13 @@ def test_another_thread_can_end_the_waiting(server: ForkServer) -> None:
         told(child, "hang", timeout=60)
 
 
-def test_everything_ends_with_whoever_started_it(tmp_path: Path) -> None:
+def test_everything_ends_with_whoever_needed_it(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from probelog.fork_server import ForkServer\n"
-        f"server = ForkServer('{HERE}:serve', [], Path(sys.argv[1]))\n"
-        "made = [server.fork() for _ in range(3)]\n"
-        "print(server._process.pid, *(one.pid for one in made), flush=True); time.sleep(600)"
+        f"server = ForkServer('{HERE}:serve', [], Path(sys.argv[1]), idle_seconds=1)\n"
+        "made = [server.fork() for _ in range(2)]\n"
+        'hung = server.fork(); hung._connection.send_bytes(b\'{"command": "hang"}\'); made.append(hung)\n'
+        "print(*(one.pid for one in made), flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -168,8 +170,25 @@ def test_everything_ends_with_whoever_started_it(tmp_path: Path) -> None:
         pids = [int(pid) for pid in owner.stdout.readline().split()]
         alive = [pid for pid in pids if not gone(pid)]
         owner.kill()
-    assert len(alive) == len(pids) == 4
+    assert len(alive) == len(pids) == 3
     assert eventually(lambda: all(gone(pid) for pid in pids))
+    assert eventually(lambda: not list(tmp_path.glob("*.sock"))), "and the server when nobody comes any more"
+
+
+def test_a_node_has_one_server(tmp_path: Path) -> None:
+    entry = f"{HERE}:serve"
+    with ThreadPoolExecutor(3) as pool:
+        servers = list(pool.map(lambda _: ForkServer(entry, [], tmp_path, idle_seconds=2), range(3)))
+    children = [server.fork() for server in servers]
+    parents = {
+        Path(f"/proc/{child.pid}/stat").read_text().rsplit(") ", 1)[1].split()[1] for child in children
+    }
+    assert len(parents) == 1
+    servers[0].close()
+    assert eventually(lambda: gone(children[0].pid))
+    assert told(children[1], "echo", 2) == 2, "others go on"
+    for server in servers[1:]:
+        server.close()
 
 
 def test_a_server_that_cannot_start_says_so(tmp_path: Path) -> None:
