@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import heapq
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -93,6 +94,7 @@ def driver(items: int, workers: int, mean: float) -> list[tuple[str, str, str]]:
         ("driver", "wall, s", f"{wall:.1f}"),
         ("driver", "ideal wall, s", f"{ideal:.1f}"),
         ("driver", "wall over ideal", f"{wall / ideal:.4f}"),
+        ("driver", f"load of the machine's {os.cpu_count()} cores", f"{os.getloadavg()[1]:.1f}"),
     ]
 
 
