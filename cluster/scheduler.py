@@ -206,11 +206,12 @@ class Scheduler(Generic[Item]):
         if now - self._looked < min(_LOOK_SECONDS, self._policy.silence / 4):
             return
         self._looked = now
-        self._target = max(1, self._count())
-        if self._staying > self._target:
+        before, self._target = self._target, max(1, self._count())
+        most = max(before, self._target)  # twice too many, not once: a cluster's answer may waver
+        if self._staying > most:
             # Those that wait for a place first: it may never come.
             for slot in sorted(self._slots, key=lambda slot: (not slot.starting, len(slot.flying))):
-                if self._staying <= self._target:
+                if self._staying <= most:
                     break
                 if not slot.leaving:
                     self._retire(slot)

@@ -4,10 +4,11 @@
 
 First part, ``driver``. Real: the scheduler, Ray's task submission and answers, an actor call per item, two items in
 flight per worker. Not real: the workers. A few actor processes hold all of them; each worker is a handle on a lane
-of such a process, which sleeps for drawn times (lognormal, sigma 1) one item after the other, as a prober computes.
-Workers' idle time is measured in the processes: between a lane's first item and the moment when the driver's
-items ran out. The ideal wall time is the drawn seconds over the workers; the wall time is above it by the start of
-the workers and by the last items, which here come in random order.
+of such a process, which sleeps for drawn times one item after the other, as a prober computes: half of the mean for
+every item, and a lognormal part (sigma 1), in the order of the pipeline, which is by classes of a factor two, the
+largest first. Workers' idle time is measured in the processes: between a lane's first item and the moment when the
+driver's items ran out. The ideal wall time is the drawn seconds over the workers; the time that the workers take to
+start is in the wall time too.
 
 Second part, ``order``, computed without Ray: the wall time of the same workers over models of skewed sizes
 (lognormal, sigma 1.5, and a second), given to whoever is free, largest first (the order of ``pipelines.plan``: by classes of a factor two) and in random order.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import heapq
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -56,7 +58,8 @@ def driver(items: int, workers: int, mean: float) -> list[tuple[str, str, str]]:
     from cluster.scheduler import Scheduler
     from cluster.session import session
 
-    seconds = np.random.default_rng(0).lognormal(np.log(mean) - _SIGMA**2 / 2, _SIGMA, items)
+    drawn_seconds = np.random.default_rng(0).lognormal(np.log(mean / 2) - _SIGMA**2 / 2, _SIGMA, items)
+    seconds = mean / 2 + drawn_seconds[np.argsort(-np.floor(np.log2(drawn_seconds)), kind="stable")]
     with session("local", cpus=_PROCESSES):
         hosts = [_host().remote() for _ in range(_PROCESSES)]
         lanes = iter(range(10**9))
@@ -91,6 +94,7 @@ def driver(items: int, workers: int, mean: float) -> list[tuple[str, str, str]]:
         ("driver", "wall, s", f"{wall:.1f}"),
         ("driver", "ideal wall, s", f"{ideal:.1f}"),
         ("driver", "wall over ideal", f"{wall / ideal:.4f}"),
+        ("driver", f"load of the machine's {os.cpu_count()} cores", f"{os.getloadavg()[1]:.1f}"),
     ]
 
 

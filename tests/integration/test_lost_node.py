@@ -65,5 +65,6 @@ def test_a_node_that_vanishes_blames_nobody() -> None:
     assert sorted(item for item, *_ in said["found"]) == list(range(40))
     assert [reason for _, _, reason, _ in said["found"]] == [None] * 40
     assert len({node for _, node, _, _ in said["found"]}) == 2
-    assert max(attempts for *_, attempts in said["found"]) == 2, "what the lost node had ran again"
+    # What one of its workers had may have gone to the other one before the loss was known.
+    assert max(attempts for *_, attempts in said["found"]) in (2, 3), "what the lost node had ran again"
     assert said["workers"] == 3, "the new node's room is used"

@@ -11,6 +11,7 @@ import ray
 
 from cluster.results import ItemReport
 from pipelines.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from tests.tiny_world import MODELS, Indexed
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -44,3 +45,12 @@ def test_every_metric_is_exported_under_its_name() -> None:
     assert value.keys() >= {"indexed", "copy", "too-large"}
     (left,) = re.findall(r"^ray_probelog_items_left\{.*\} (\S+)$", text, re.MULTILINE)
     assert float(left) == 7
+
+
+def test_a_run_is_exported(indexed: Indexed) -> None:
+    """The driver of the run is this process."""
+    pattern = r'^ray_probelog_items_total\{.*result="(?:indexed|copy)".*\} (\S+)$'
+    deadline = time.monotonic() + 90
+    while sum(map(float, re.findall(pattern, scrape(), re.MULTILINE))) < len(MODELS):
+        assert time.monotonic() < deadline
+        time.sleep(1)
