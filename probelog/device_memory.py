@@ -6,7 +6,9 @@ from pathlib import Path
 
 _SIGNS = (
     "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed",
-    "bad_alloc", "could not create a memory object",
+    "bad_alloc",
+    # oneDNN's words for it (and, rarely, for other failures: those then fail with the smallest batch too).
+    "could not create a primitive", "could not execute a primitive",
 )  # fmt: skip
 _PROCESS = Path("/proc/self")
 

@@ -140,14 +140,16 @@ class Summary:
         self._rows += 1
 
     def finish(self) -> tuple[Moments, npt.NDArray[np.float32] | None]:
-        """Moments of the tensor, and its sketch (32,) where one was asked for."""
+        """Moments of the tensor, and its sketch (32,) where one was asked for and float32 can hold it."""
         if not self._sketched:
             return self._moments, None
         signs, slots = _columns()
         sums = self._sums[: self._used].numpy()
         # In float64: this costs nothing here and keeps the order of the sum out of the result.
         found = np.bincount(slots[: self._used], sums * signs[: self._used], minlength=WIDTH)
-        return self._moments, (found * _row_sign(0)).astype(np.float32)
+        # Weights at the end of float32's range add up beyond it.
+        usable = bool((np.abs(found) < np.finfo(np.float32).max).all())
+        return self._moments, (found * _row_sign(0)).astype(np.float32) if usable else None
 
     def _of_piece(self, piece: torch.Tensor) -> Moments:
         import torch

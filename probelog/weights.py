@@ -36,6 +36,9 @@ PICKLED_WEIGHTS = "pytorch_model.bin"
 MAX_LAYERS = 5000
 _MAX_NAME_CHARACTERS = 300
 
+#: More are refused: a header can announce 200,000, and each costs some calls even where it holds a single number.
+MAX_TENSORS = 50_000
+
 # What torch aligns its own memory to; kernels may add up in another order where it is not.
 _ALIGNMENT = 64
 
@@ -120,7 +123,8 @@ class Weights:
     restricted unpickler runs, and storages stay on disk).
 
     Raises:
-        ItemFailure: as `probelog.safetensors_file.weight_files` and ``read_header``.
+        ItemFailure: as `probelog.safetensors_file.weight_files` and ``read_header``; TOO_LARGE for more than
+            ``MAX_TENSORS`` tensors.
     """
 
     def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
@@ -136,6 +140,11 @@ class Weights:
             self.shapes: Mapping[str, tuple[int, ...]] = {k: tuple(v.shape) for k, v in self._pickled.items()}
         else:
             self.shapes = {name: tensor.shape for name, (_, tensor) in read_headers(self._files).items()}
+        if len(self.shapes) > MAX_TENSORS:
+            raise ItemFailure(
+                FailureReason.TOO_LARGE,
+                f"{len(self.shapes)} tensors in the weights; the limit is {MAX_TENSORS}",
+            )
 
     @property
     def elements(self) -> int:

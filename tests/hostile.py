@@ -152,6 +152,39 @@ def poisoned(value: float) -> Build:
     return build
 
 
+def reweighted(
+    change: Callable[[Any], Any], name: str = "classifier.weight", build: Build | None = None
+) -> Build:
+    """One tensor replaced by what ``change`` makes of it; a shape or a type of its own is kept."""
+
+    def made(folder: Path) -> None:
+        (build or vit)(folder)
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        tensors[name] = change(tensors[name]).contiguous()
+        save_file(tensors, folder / "model.safetensors")
+
+    return made
+
+
+def crowded(folder: Path) -> None:
+    """Beside the model's own, 60,000 tensors of one byte each: small to download, long to read one by one."""
+    vit(folder)
+    raw = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, body = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    header.pop("__metadata__", None)
+    extra = {f"x{i}": entry([1], len(body) + i, len(body) + i + 1, "U8") for i in range(60_000)}
+    write_safetensors(folder / "model.safetensors", header | extra, body + bytes(len(extra)))
+
+
+def _typed(dtype: str) -> Callable[[Any], Any]:
+    import torch
+
+    return lambda tensor: tensor.to(getattr(torch, dtype))
+
+
 def headless(folder: Path) -> None:
     """The classifier's weights are missing: the library would make up random ones."""
     vit(folder)
@@ -262,6 +295,12 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "unknown-dtype": (_with_header({"a": entry([4], 0, 16, "F99")}, _FOUR), _CORRUPT_WEIGHTS),
     "nan": (poisoned(float("nan")), FailureReason.NON_FINITE),
     "infinite": (poisoned(float("-inf")), FailureReason.NON_FINITE),
+    "beyond-float32": (reweighted(lambda tensor: tensor.double() * 1e300), FailureReason.NON_FINITE),
+    "complex-weights": (reweighted(lambda tensor: tensor + 1j), _UNSUPPORTED),
+    "double-weights": (reweighted(lambda tensor: tensor.double()), None),
+    "float8-weights": (reweighted(lambda tensor: _typed("float8_e4m3fn")(tensor)), None),
+    "whole-weights": (reweighted(lambda tensor: (tensor * 100).int()), None),
+    "sixty-thousand-tensors": (crowded, _TOO_LARGE),
     "headless": (headless, _MISMATCH),
     "climbing-shard": (sharded({"a": "../model-00001-of-00001.safetensors"}), FailureReason.UNSAFE_PATH),
     "absolute-shard": (sharded({"a": "/etc/passwd"}), FailureReason.UNSAFE_PATH),
@@ -282,6 +321,11 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "config-empty": (_with_file("config.json", ""), _CORRUPT_CONFIG),
     "config-brackets": (_with_file("config.json", "[" * 100_000), _CORRUPT_CONFIG),
     "config-nested": (_with_file("config.json", '{"a":' * 60 + "1" + "}" * 60), _CORRUPT_CONFIG),
+    "config-nested-100k": (
+        _with_file("config.json", '{"a":' * 100_000 + "1" + "}" * 100_000),
+        _CORRUPT_CONFIG,
+    ),
+    "config-huge": (_with_file("config.json", '{"a": "' + "x" * (17 << 20) + '"}'), _CORRUPT_CONFIG),
     "config-twice": (
         _with_file("config.json", '{"model_type": "vit", "model_type": "vit"}'),
         _CORRUPT_CONFIG,
@@ -298,6 +342,7 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "billion-layers": (_configured(num_hidden_layers=10**9), _MISMATCH),
     "thousand-layers": (_configured(num_hidden_layers=1000), _MISMATCH),
     "negative-layers": (_configured(num_hidden_layers=-1), _CORRUPT_CONFIG),
+    "negative-units": (_configured(hidden_size=-16), _CORRUPT_CONFIG),
     "billion-pixels": (_configured(image_size=10**9), _MISMATCH),
     "many-pixels": (_configured(image_size=60_000), _TOO_LARGE),
     "zero-patch": (_configured(patch_size=0), _CORRUPT_CONFIG),
@@ -362,6 +407,13 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "timm-checkpoint-path": (_timm_configured(model_args={"checkpoint_path": "/etc/passwd"}), _UNSUPPORTED),
     "timm-pretrained": (_timm_configured(model_args={"pretrained": True}), _UNSUPPORTED),
     "timm-odd-value": (_timm_configured(model_args={"act_layer": "a.b.c"}), _UNSUPPORTED),
+    "timm-kernel": (_timm_configured(model_args={"attn_layer": "evil/kernel"}), _UNSUPPORTED),
+    "timm-billion-layers": (_timm_configured(model_args={"layers": [10**9, 1, 1, 1]}), _MISMATCH),
+    "timm-thousand-layers": (_timm_configured(model_args={"layers": [1000, 1, 1, 1]}), _MISMATCH),
+    "timm-nested-value": (_timm_configured(model_args={"layers": [[1], [1], [1], [1]]}), _UNSUPPORTED),
+    "timm-negative-classes": (_timm_configured(num_classes=-3), _CORRUPT_CONFIG),
+    "timm-million-channels": (_timm_configured(model_args={"in_chans": 10**6}), _UNSUPPORTED),
+    "timm-million-labels": (_timm_configured(label_names=["\x1b[31mx"] * 10**6), None),
     "timm-headless": (_timm_configured(num_classes=0), FailureReason.NOT_A_CLASSIFIER),
     "timm-other-head": (_timm_configured(num_classes=5), _MISMATCH),
     "timm-two-heads": (_timm_configured(model_args={"num_classes": 4}), _MISMATCH),
@@ -386,4 +438,15 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
         ),
         None,
     ),
+    # what only running the model shows
+    "overflow": (reweighted(lambda tensor: tensor * 0 + 3e38), FailureReason.NON_FINITE),
+    "zero-head": (reweighted(lambda tensor: tensor * 0), FailureReason.CONSTANT),
+    "negative-pixels": (_configured(image_size=-16), _MISMATCH),
+    "timm-negative-variance": (
+        reweighted(lambda tensor: -tensor - 1, "bn1.running_var", timm_repository),
+        FailureReason.NON_FINITE,
+    ),
 }
+
+#: These load; `probelog.observe.observe` refuses them.
+FOUND_BY_RUNNING = frozenset({"overflow", "zero-head", "negative-pixels", "timm-negative-variance"})

@@ -6,15 +6,41 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models import LoadLimits, load_classifier
+from probelog.observe import observe
 from tests import hostile
 
 torch = pytest.importorskip("torch")
+
+
+def noise(indices: Sequence[int]) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in indices]
+
+
+def load_and_run(folder: Path, name: str) -> None:
+    classifier = load_classifier(folder)
+    assert name in hostile.FOUND_BY_RUNNING
+    observe(classifier, noise, range(4))
+
+
+def test_every_hostile_repository_is_in_the_table() -> None:
+    """docs/hostile.md names each with the reason it gets."""
+    text = (Path(__file__).parents[2] / "docs" / "hostile.md").read_text()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    listed = {row[0]: row[2] for row in rows if row[0] in hostile.REPOSITORIES}
+    assert listed == {
+        name: "loads" if reason is None else reason.value
+        for name, (_, reason) in hostile.REPOSITORIES.items()
+    }
 
 
 @pytest.mark.parametrize("name", hostile.REPOSITORIES)
@@ -29,7 +55,7 @@ def test_hostile_repository(name: str, tmp_path: Path) -> None:
         assert classifier.forward(torch.zeros(2, *classifier.recipe.shape)).shape == (2, 3)
     else:
         with pytest.raises(ItemFailure) as failure:
-            load_classifier(folder)
+            load_and_run(folder, name)
         assert failure.value.reason is reason, failure.value.detail
         assert len(failure.value.detail) < 1000
     assert time.monotonic() - start < 20  # seconds for the first import of a library, never more

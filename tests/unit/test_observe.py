@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,9 +279,33 @@ def test_the_batch_follows_from_the_memory_an_image_takes() -> None:
     assert ample.tried[0] == 64  # nothing bounds it
 
 
-def resident() -> int:
+def resident(name: str = "VmRSS") -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _within_a_limit(answer: Any) -> None:
+    torch.set_num_threads(1)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 128, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                                 torch.nn.Flatten(), torch.nn.Linear(128, 4))  # fmt: skip
+    model = classifier(module, size=64)
+    exact = observe(model, Pictures(), range(COUNT), plans=Plans(batch_size=1)).values
+    most = resident("VmData") + (64 << 20)  # a batch of 64 needs 120 MiB for the first layer alone
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    found = observe(model, Pictures(), list(range(COUNT)) * 6)
+    answer.put((found.batch_size, float(np.abs(found.values[:, :COUNT] - exact).max())))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is NOT limited here")
+def test_a_process_of_limited_memory_takes_smaller_batches() -> None:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=_within_a_limit, args=(answer,))
+    process.start()
+    batch, error = answer.get(timeout=200)
+    process.join()
+    assert 1 < batch < 64
+    assert error < 1e-5
 
 
 def test_large_inputs_take_small_batches_on_a_cpu() -> None:
