@@ -293,16 +293,17 @@ def _within_a_limit(answer: Any) -> None:
     most = resident("VmData") + (64 << 20)  # a batch of 64 needs 120 MiB for the first layer alone
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     found = observe(model, Pictures(), list(range(COUNT)) * 6)
-    answer.put((found.batch_size, float(np.abs(found.values[:, :COUNT] - exact).max())))
+    answer.send((found.batch_size, float(np.abs(found.values[:, :COUNT] - exact).max())))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is NOT limited here")
 def test_a_process_of_limited_memory_takes_smaller_batches() -> None:
     context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_within_a_limit, args=(answer,))
+    answer, theirs = context.Pipe()  # a queue would need a thread, and that memory
+    process = context.Process(target=_within_a_limit, args=(theirs,))
     process.start()
-    batch, error = answer.get(timeout=200)
+    theirs.close()
+    batch, error = answer.recv()  # ends where the process does
     process.join()
     assert 1 < batch < 64
     assert error < 1e-5
