@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ class ForkServer:
         self._lock = threading.Lock()
         arguments = [entry, *preload]
         address = home / f"{short_key(sys.executable, *sys.path, *arguments, _code_of(entry))}.sock"
-        self._open = lambda: _connected(address) or _started(address, arguments, home, idle_seconds)
+        self._open = partial(_connected_or_started, address, arguments, home, idle_seconds)
         self._control = self._open()
 
     def fork(self) -> Child:
@@ -158,6 +159,12 @@ def _connected(address: Path) -> socket.socket | None:
     except OSError:
         made.close()
         return None
+
+
+def _connected_or_started(
+    address: Path, arguments: Sequence[str], home: Path, idle_seconds: float
+) -> socket.socket:
+    return _connected(address) or _started(address, arguments, home, idle_seconds)
 
 
 def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: float) -> socket.socket:
