@@ -204,13 +204,6 @@ def renamed_head(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def timm_elsewhere(folder: Path) -> None:
-    """The architecture is a folder outside of the repository, with a sound model in it."""
-    elsewhere = folder.parent / f"elsewhere-{folder.name}"
-    timm_repository(elsewhere)
-    timm_repository(folder, architecture=f"local-dir:{elsewhere}")
-
-
 def sharded(names: dict[str, str]) -> Build:
     """An index whose weight_map is given."""
 
@@ -426,7 +419,6 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     # timm
     "timm-hub": (_timm_configured(architecture="hf-hub:timm/resnet18"), _UNSUPPORTED),
     "timm-folder": (_timm_configured(architecture="local-dir:/tmp"), _UNSUPPORTED),
-    "timm-elsewhere": (timm_elsewhere, _UNSUPPORTED),
     "timm-unknown": (_timm_configured(architecture="no_such_net"), _UNSUPPORTED),
     "timm-number": (_timm_configured(architecture=7), _CORRUPT_CONFIG),
     "timm-checkpoint-path": (_timm_configured(model_args={"checkpoint_path": "/etc/passwd"}), _UNSUPPORTED),
