@@ -35,31 +35,45 @@ class Claim:
     wait: bool = False
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A claim: for which item, by which worker, since when."""
+
+    item: str
+    worker: str
+    since: float
+
+
 class Originals:
-    """An actor's state. A claim whose owner does not come back expires after ``patience`` seconds."""
+    """An actor's state. A claim ends with the worker that holds it, or after ``patience`` seconds."""
 
     def __init__(self, known: Mapping[str, Original], patience: float) -> None:
         """``known``: what earlier runs met, by identity."""
         self._known = dict(known)
         self._patience = patience
-        self._claimed: dict[str, tuple[str, float]] = {}
+        self._claimed: dict[str, _Held] = {}
         self._of_item: dict[str, str] = {}
 
-    def claim(self, identity: str, item: str) -> Claim:
+    def claim(self, identity: str, item: str, worker: str) -> Claim:
         """Who has these weights? Without an answer they are the asker's to run."""
         found = self._known.get(identity)
         if found is not None:
             return Claim(found)
-        owner, since = self._claimed.get(identity, (item, 0.0))
-        if owner != item and time.monotonic() - since < self._patience:
+        held = self._claimed.get(identity)
+        if held is not None and held.item != item and time.monotonic() - held.since < self._patience:
             return Claim(wait=True)
-        self._claimed[identity] = (item, time.monotonic())
+        self._claimed[identity] = _Held(item, worker, time.monotonic())
         return Claim()
 
     def give_up(self, identity: str, item: str) -> None:
         """The asker failed: the next one may try."""
-        if self._claimed.get(identity, ("", 0.0))[0] == item:
+        held = self._claimed.get(identity)
+        if held is not None and held.item == item:
             del self._claimed[identity]
+
+    def worker_gone(self, worker: str) -> None:
+        """What a worker had claimed is anybody's: its items may be queued behind those that wait for them."""
+        self._claimed = {identity: held for identity, held in self._claimed.items() if held.worker != worker}
 
     def found(self, identity: str, repo: str, sha: str, item: str) -> None:
         """The asker's observations are in the spool."""

@@ -15,10 +15,10 @@ import os
 import queue
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from cluster.limiter import Kind, SharedLimiter, start_limit
 from cluster.node import memory_share
 from cluster.originals import Claim, Original
 from cluster.results import HandedBack, ItemReport
+from cluster.scheduler import kill
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.ledger import Ledger, Spooled
@@ -46,7 +47,6 @@ _PROCESS_SHARE = 0.6
 _NODE_SHARE = 0.9
 #: A model may lose its process so often before it is given up: once may have been bad luck.
 _LOSSES = 2
-_DISK_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class ProberSpec:
         memory_bytes: that the models of one actor may use; None for its share of the node.
         drain_seconds: how long an actor goes on after it was told that its machine goes away.
         store_patience: for so many seconds a write that the store refuses is tried again.
+        disk_patience: for so many seconds a download waits for room on a full disk.
         preload: further modules for model processes to import (architectures of one's own, registered with timm).
         (the others as in the configuration)
     """
@@ -84,6 +85,7 @@ class ProberSpec:
     memory_bytes: int | None = None
     drain_seconds: float = 25.0
     store_patience: float = 600.0
+    disk_patience: float = 60.0
     preload: tuple[str, ...] = ()
 
 
@@ -162,14 +164,26 @@ class Prober:
             self._processes.put(one)
         self._computing = threading.Lock()
         self._busy: ModelProcess | None = None
+        self._threads = ThreadPoolExecutor(spec.in_flight)
+        self._end: Future[None] = Future()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._id = str(ray.get_runtime_context().get_actor_id())
 
     def ready(self) -> str:
         """Returns when the actor can work: the node it is on."""
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, item: Item) -> ItemReport | HandedBack:
-        """Probe one model and spool its result; nothing that the model does makes this raise."""
+        """Probe one model and spool its result; nothing that the model does makes this raise.
+
+        When the machine goes away it returns in time, whatever the item is waiting for.
+        """
+        done = self._threads.submit(self._attempt, item)
+        either: list[Future[Any]] = [done, self._end]
+        wait(either, return_when=FIRST_COMPLETED)
+        return done.result() if done.done() else HandedBack()
+
+    def _attempt(self, item: Item) -> ItemReport | HandedBack:
         row = item.row
         clock = _Clock(self._spec.item_seconds)
         report = ItemReport(worker=self._name)
@@ -195,16 +209,21 @@ class Prober:
         with clock.part("write"):
             try:
                 patiently(lambda: self._ledger.spool(item.key, result), self._spec.store_patience)
-            except (OSError, StoreError):
-                return HandedBack()  # nobody can write it down: no verdict on the model
-        if report.reason is None and report.copy_of is None and report.identity is not None:
-            self._tell("found", report.identity, row.repo, row.sha, item.key)
+            except (OSError, StoreError) as error:
+                # Handed back it would be probed and refused again, for ever. The driver tries to write the failure.
+                reason = FailureReason.STORE_FAILED
+                report = replace(report, reason=reason.value, detail=str(error), spooled=False)
+        if report.identity is not None and report.copy_of is None:
+            if report.reason is None:
+                self._tell("found", report.identity, row.repo, row.sha, item.key)
+            else:
+                self._tell("give_up", report.identity, item.key)
         return replace(report, seconds=clock.seconds)
 
     # One model
 
     def _probe(self, item: Item, clock: _Clock) -> tuple[Spooled, ItemReport]:
-        folder = Path(tempfile.mkdtemp(dir=self._own))
+        folder = self._own / item.key
         try:
             with clock.part("download"):
                 size = self._download(item.row, folder)
@@ -224,7 +243,7 @@ class Prober:
                     FailureReason.DOWNLOAD_FAILED, f"not through after {self._spec.item_seconds:g} seconds"
                 )
 
-        patient_until = time.monotonic() + _DISK_PATIENCE
+        patient_until = time.monotonic() + self._spec.disk_patience
         while True:
             try:
                 return download_model(
@@ -241,7 +260,8 @@ class Prober:
                 full = failure.reason is FailureReason.STORE_FAILED
                 if not full or time.monotonic() > patient_until:
                     raise
-            self._wait(5.0)
+            shutil.rmtree(folder, ignore_errors=True)  # what it had so far may be what others lack
+            self._wait(min(5.0, max(0.1, self._spec.disk_patience / 4)))
 
     def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[Spooled, ItemReport]:
         from probelog.fork_server import ProcessLostError
@@ -335,7 +355,7 @@ class Prober:
         """Who was run with the same weights. Waits where that is under way elsewhere; None: run it here."""
         until = time.monotonic() + self._spec.item_seconds
         while True:
-            claim = self._tell("claim", identity, item.key)
+            claim = self._tell("claim", identity, item.key, self._id)
             if not isinstance(claim, Claim) or not claim.wait or time.monotonic() > until:
                 return claim.original if isinstance(claim, Claim) else None
             self._wait(0.3)
@@ -397,9 +417,13 @@ class Prober:
         for process in self._every:
             if process is not self._busy:
                 process.close()
-        time.sleep(max(0.0, seconds - min(5.0, seconds / 3)))
+        last = min(5.0, seconds / 3)
+        time.sleep(max(0.0, seconds - last))
         for process in self._every:
             process.close()
+        # Some may still wait: for the Hub's next piece, or for a store that refuses.
+        time.sleep(last / 2)
+        self._end.set_result(None)
 
 
 class _WatchedLimiter:
@@ -418,9 +442,9 @@ class _WatchedLimiter:
         """Return when one more request of this kind may be sent."""
         begun = time.monotonic()
         self._check()
-        while (wait := self._limiter.try_acquire(kind)) > 0:
+        while (pause := self._limiter.try_acquire(kind)) > 0:
             self._check()
-            time.sleep(min(wait, 1.0))
+            time.sleep(min(pause, 1.0))
         self._waited.seconds = self.waited + time.monotonic() - begun
 
     def penalise(self, kind: Kind, seconds: float) -> None:
@@ -428,9 +452,17 @@ class _WatchedLimiter:
         self._limiter.penalise(kind, seconds)
 
 
+@dataclass(frozen=True)
+class Probers:
+    """Makes probing actors, and ends them."""
+
+    make: Callable[[], Any]
+    end: Callable[[Any], None]
+
+
 @contextmanager
-def probers(spec: ProberSpec, originals: Any) -> Iterator[Callable[[], Any]]:
-    """A factory of probing actors that share one rate limiter for the Hub."""
+def probers(spec: ProberSpec, originals: Any) -> Iterator[Probers]:
+    """Probing actors that share one rate limiter for the Hub and one memory of weights."""
     limiter = start_limit(spec.endpoint, bool(os.environ.get("HF_TOKEN")))
     actor = ray.remote(
         num_cpus=spec.cpus,
@@ -440,7 +472,12 @@ def probers(spec: ProberSpec, originals: Any) -> Iterator[Callable[[], Any]]:
         # One more than are in flight: `ready`, and whatever Ray itself asks.
         max_concurrency=spec.in_flight + 1,
     )(Prober)
+
+    def end(prober: Any) -> None:
+        kill(prober)
+        originals.worker_gone.remote(prober._actor_id.hex())
+
     try:
-        yield lambda: actor.remote(spec, limiter, originals)
+        yield Probers(lambda: actor.remote(spec, limiter, originals), end)
     finally:
         ray.kill(limiter)

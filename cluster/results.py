@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ItemReport:
-    """One item that is through: its result lies in the spool.
+    """One item that is through; its result lies in the spool.
 
     Attributes:
         reason: why it failed, from the closed list; None where it is indexed.
@@ -20,6 +20,8 @@ class ItemReport:
         identity: what its logits follow from (`probelog.schemas.ProbedModel`); None for a failure.
         copy_of: the repository whose observations it shares, where it is a copy.
         worker: host name and process number.
+        spooled: whether the item's result lies in the spool; if not, the store refused it for longer than the worker
+            was patient, and ``reason`` says so.
     """
 
     reason: str | None = None
@@ -31,6 +33,7 @@ class ItemReport:
     identity: str | None = None
     copy_of: str | None = None
     worker: str = ""
+    spooled: bool = True
 
 
 @dataclass(frozen=True)

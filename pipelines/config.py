@@ -122,6 +122,9 @@ class Config(_Strict):
     store_patience: float = Field(
         600.0, ge=0, description="Seconds for which refused writes to the store are tried again."
     )
+    disk_patience: float = Field(
+        60.0, ge=0, description="Seconds for which a download waits for room on a full disk."
+    )
     allow_pickle: bool = Field(
         False, description="Also read pytorch_model.bin, with weights_only. It has had holes."
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 from cluster.results import ItemReport
 from pipelines.plan import Item
 from probelog.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 
 class ItemLog:
@@ -23,9 +25,10 @@ class ItemLog:
             UsageError: it cannot be written.
         """
         self.file = file
+        self._told = self._torn = False
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._stream: TextIO = file.open("a", encoding="ascii", buffering=1)
+            self._stream = file.open("ab", buffering=0)
         except OSError as error:
             raise UsageError(f"{file}: the log of items cannot be written ({error.strerror})") from None
 
@@ -52,7 +55,13 @@ class ItemLog:
             "parameters": report.parameters,
             "worker": report.worker,
         }
-        self._stream.write(json.dumps(line) + "\n")
+        data = ("\n" * self._torn + json.dumps(line) + "\n").encode("ascii")
+        try:
+            self._torn = self._stream.write(data) < len(data)
+        except OSError as error:  # a full disk: the job goes on, and so does the log when there is room again
+            if not self._told:
+                _log.warning("%s: lines of the log are lost (%s)", self.file, error.strerror)
+            self._told = True
 
 
 def result_of(report: ItemReport) -> str:

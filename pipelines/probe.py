@@ -27,6 +27,7 @@ from pipelines.pace import Pace
 from pipelines.plan import Item, Plan, first_keys, make_plan
 from pipelines.stages import Job
 from pipelines.summary import Running, Summary
+from probelog.errors import FailureReason
 from probelog.ledger import Ledger, Receipt, Spooled, key_numbers, open_failures
 from probelog.probes import ProbeSet
 from probelog.schemas import Failure, from_table
@@ -163,6 +164,7 @@ def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> Probe
         memory_bytes=config.memory_per_worker,
         drain_seconds=config.drain_seconds,
         store_patience=config.store_patience,
+        disk_patience=config.disk_patience,
         preload=tuple(config.preload),
     )
 
@@ -197,9 +199,9 @@ class _Run:
         policy = Policy(in_flight=config.in_flight, item_seconds=config.item_seconds)
         with (
             shared_originals(known, config.item_seconds) as self._originals,
-            probers(spec, self._originals) as make,
+            probers(spec, self._originals) as workers,
         ):
-            scheduler: Scheduler[Item] = Scheduler(make, self._workers, policy)
+            scheduler: Scheduler[Item] = Scheduler(workers.make, self._workers, policy, workers.end)
             # Two threads are enough to seal: parts are small and the workers compute meanwhile.
             pool = ThreadPoolExecutor(2)
             try:
@@ -225,14 +227,14 @@ class _Run:
         return config.workers or worker_count(config.cpus_per_worker, config.gpus_per_worker)
 
     def _take(self, outcome: Outcome[Item]) -> None:
-        """Count one item and tell of it; one that was given up gets its failure spooled here."""
+        """Count one item and tell of it; where no worker could write its failure down, that is done here."""
         item, report = outcome.item, outcome.result
         if outcome.reason is not None:
-            failure = Failure.of(
-                item.row.repo, item.row.sha, STAGE, outcome.reason, outcome.detail, item.attempt
-            )
+            report = ItemReport(reason=outcome.reason.value, detail=outcome.detail, spooled=False)
+        if not report.spooled:
+            reason = FailureReason(report.reason)
+            failure = Failure.of(item.row.repo, item.row.sha, STAGE, reason, report.detail, item.attempt)
             patiently(lambda: self._ledger.spool(item.key, Spooled.failure(failure)), self._patience)
-            report = ItemReport(reason=outcome.reason.value, detail=outcome.detail)
         seconds = sum(spent for part, spent in report.seconds.items() if part not in _NOT_ADDED)
         self._pace.add(item.size, seconds)
         self._metrics.add(report, seconds)

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,45 +83,62 @@ class ForkServer:
         self._lock = threading.Lock()
         arguments = [entry, *preload]
         address = home / f"{short_key(sys.executable, *sys.path, *arguments, _code_of(entry))}.sock"
-        self._control = _connected(address) or _started(address, arguments, home, idle_seconds)
+        self._open = partial(_connected_or_started, address, arguments, home, idle_seconds)
+        self._control = self._open()
 
     def fork(self) -> Child:
-        """A fresh process."""
+        """A fresh process; where the server was killed, one of a new server."""
         mine, theirs = socket.socketpair()
         with self._lock, theirs:
             try:
-                socket.send_fds(self._control, [_REQUEST.pack(_FORK, 0)], [theirs.fileno()])
-            except OSError:
-                raise ProbeLogError("the process that forks model processes has ended") from None
-            pid = self._answer()
-        return Child(self, pid, Connection(mine.detach()))
+                pid = self._forked(theirs)
+            except _ServerLostError:
+                self._control.close()
+                self._control = self._open()
+                pid = self._forked(theirs)
+            return Child(self, self._control, pid, Connection(mine.detach()))
 
-    def reap(self, pid: int) -> int | None:
-        """The exit status of a process that has ended (a signal's number, negative), None while it runs."""
+    def reap(self, control: socket.socket, pid: int) -> int | None:
+        """The exit status of a process that has ended (a signal's number, negative), None while it runs.
+
+        Args:
+            control: the connection to the server that forked it.
+            pid: its number.
+
+        Raises:
+            ProbeLogError: that server has ended, and its processes with it.
+        """
         with self._lock:
-            try:
-                self._control.sendall(_REQUEST.pack(_REAP, pid))
-            except OSError:
-                raise ProbeLogError("the process that forks model processes has ended") from None
-            status = self._answer()
+            if control is not self._control:
+                raise _ServerLostError
+            status = self._answer([_REQUEST.pack(_REAP, pid)])
         return None if status == _RUNNING else status
 
     def close(self) -> None:
         """End everything that was forked from here."""
         self._control.close()
 
-    def _answer(self) -> int:
+    def _forked(self, theirs: socket.socket) -> int:
+        return self._answer([_REQUEST.pack(_FORK, 0)], [theirs.fileno()])
+
+    def _answer(self, request: Sequence[bytes], descriptors: Sequence[int] = ()) -> int:
         data = b""
-        while len(data) < _ANSWER.size:
-            try:
+        try:
+            socket.send_fds(self._control, request, descriptors)
+            while len(data) < _ANSWER.size:
                 piece = self._control.recv(_ANSWER.size - len(data))
-            except OSError:
-                piece = b""
-            if not piece:
-                raise ProbeLogError("the process that forks model processes has ended")
-            data += piece
+                if not piece:
+                    raise _ServerLostError
+                data += piece
+        except OSError:
+            raise _ServerLostError from None
         (value,) = _ANSWER.unpack(data)
         return int(value)
+
+
+class _ServerLostError(ProbeLogError):
+    def __init__(self) -> None:
+        super().__init__("the process that forks model processes has ended")
 
 
 def _code_of(entry: str) -> str:
@@ -141,6 +159,12 @@ def _connected(address: Path) -> socket.socket | None:
     except OSError:
         made.close()
         return None
+
+
+def _connected_or_started(
+    address: Path, arguments: Sequence[str], home: Path, idle_seconds: float
+) -> socket.socket:
+    return _connected(address) or _started(address, arguments, home, idle_seconds)
 
 
 def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: float) -> socket.socket:
@@ -182,9 +206,9 @@ def _short(address: Path) -> Iterator[str]:
 class Child:
     """One forked process and the pipe to it. One thread at a time asks; any may `kill`."""
 
-    def __init__(self, server: ForkServer, pid: int, connection: Connection) -> None:
+    def __init__(self, server: ForkServer, control: socket.socket, pid: int, connection: Connection) -> None:
         self.pid = pid
-        self._server = server
+        self._server, self._control = server, control
         self._connection = connection
         self._status: int | None = None
         self._lock = threading.Lock()
@@ -242,7 +266,7 @@ class Child:
 
     def _reaped(self) -> int | None:
         try:
-            return self._server.reap(self.pid)
+            return self._server.reap(self._control, self.pid)
         except ProbeLogError:  # the server is gone, and its processes with it
             return -signal.SIGKILL
 

@@ -194,6 +194,16 @@ def headless(folder: Path) -> None:
     save_file({k: v for k, v in tensors.items() if "classifier" not in k}, folder / "model.safetensors")
 
 
+def renamed_head(folder: Path) -> None:
+    """As many numbers as the model has, but those of its classifier bear another name."""
+    vit(folder)
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["other.weight"] = tensors.pop("classifier.weight")
+    save_file(tensors, folder / "model.safetensors")
+
+
 def sharded(names: dict[str, str]) -> Build:
     """An index whose weight_map is given."""
 
@@ -292,6 +302,12 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "negative-offsets": (_with_header({"a": entry([4], -16, 0)}, _FOUR), _CORRUPT_WEIGHTS),
     "wrong-shape": (_with_header({"a": entry([5], 0, 16)}, _FOUR), _CORRUPT_WEIGHTS),
     "huge-shape": (_with_header({"a": entry([1 << 62] * 1000, 0, 16)}, _FOUR), _CORRUPT_WEIGHTS),
+    "negative-shape": (_with_header({"a": entry([-2, -2], 0, 16)}, _FOUR), _CORRUPT_WEIGHTS),
+    "fractional-shape": (
+        _with_header({"a": {**entry([], 0, 16), "shape": [2.0, 2.0]}}, _FOUR),
+        _CORRUPT_WEIGHTS,
+    ),
+    "many-dimensions": (_with_header({"a": entry([1 << 60] * 300_000, 0, 16)}, _FOUR), _CORRUPT_WEIGHTS),
     "unknown-dtype": (_with_header({"a": entry([4], 0, 16, "F99")}, _FOUR), _CORRUPT_WEIGHTS),
     "nan": (poisoned(float("nan")), FailureReason.NON_FINITE),
     "infinite": (poisoned(float("-inf")), FailureReason.NON_FINITE),
@@ -302,6 +318,7 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "whole-weights": (reweighted(lambda tensor: (tensor * 100).int()), None),
     "sixty-thousand-tensors": (crowded, _TOO_LARGE),
     "headless": (headless, _MISMATCH),
+    "renamed-head": (renamed_head, _MISMATCH),
     "climbing-shard": (sharded({"a": "../model-00001-of-00001.safetensors"}), FailureReason.UNSAFE_PATH),
     "absolute-shard": (sharded({"a": "/etc/passwd"}), FailureReason.UNSAFE_PATH),
     "pickle-shard": (sharded({"a": "pytorch_model.bin"}), FailureReason.UNSAFE_PATH),
@@ -407,6 +424,8 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "timm-checkpoint-path": (_timm_configured(model_args={"checkpoint_path": "/etc/passwd"}), _UNSUPPORTED),
     "timm-pretrained": (_timm_configured(model_args={"pretrained": True}), _UNSUPPORTED),
     "timm-odd-value": (_timm_configured(model_args={"act_layer": "a.b.c"}), _UNSUPPORTED),
+    "timm-odd-word": (_timm_configured(model_args={"stem_type": "../a.b"}), _UNSUPPORTED),
+    "timm-features": (_timm_configured(model_args={"features_only": True}), _UNSUPPORTED),
     "timm-kernel": (_timm_configured(model_args={"attn_layer": "evil/kernel"}), _UNSUPPORTED),
     "timm-billion-layers": (_timm_configured(model_args={"layers": [10**9, 1, 1, 1]}), _MISMATCH),
     "timm-thousand-layers": (_timm_configured(model_args={"layers": [1000, 1, 1, 1]}), _MISMATCH),

@@ -191,6 +191,23 @@ def test_a_node_has_one_server(tmp_path: Path) -> None:
         server.close()
 
 
+def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    server = ForkServer(f"{HERE}:serve", [], tmp_path, idle_seconds=2)
+    first = [server.fork(), server.fork()]
+    parent = int(Path(f"/proc/{first[0].pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    assert eventually(lambda: all(gone(child.pid) for child in first)), "its processes end with it"
+    with pytest.raises(ProcessLostError) as lost:
+        told(first[0], "echo")
+    assert lost.value.signal == signal.SIGKILL
+    second = server.fork()
+    assert told(second, "echo", 3) == 3
+    # The new server knows nothing of the old one's processes, whose numbers may be strangers' by now.
+    assert first[1].kill() == -signal.SIGKILL
+    assert told(second, "echo", 4) == 4
+    server.close()
+
+
 def test_a_server_that_cannot_start_says_so(tmp_path: Path) -> None:
     with pytest.raises(ProbeLogError, match="did not start"):
         ForkServer(f"{HERE}:serve", ["no.such.module"], tmp_path)

@@ -37,3 +37,13 @@ def test_a_line_each(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         ItemLog(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_costs_lines_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    with ItemLog(Path("/dev/full")) as log:
+        for _ in range(2):
+            log.write(Item("k", CatalogueRow("e/f", "s"), 1, 1, 1.0), ItemReport())
+    assert [record.getMessage() for record in caplog.records] == [
+        "/dev/full: lines of the log are lost (No space left on device)"
+    ]

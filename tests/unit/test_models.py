@@ -373,15 +373,33 @@ def test_output_of_another_shape(tmp_path: Path) -> None:
 def test_nothing_is_asked_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    def refuse(*_: object, **__: object) -> None:
+    asked: list[object] = []
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address)
         raise AssertionError("a model was loaded with the help of the network")
 
+    sources = {"hf_hub_id": "a/b", "url": "http://127.0.0.1:9/x.pth", "num_classes": 3}
     make("CLIPForImageClassification").save_pretrained(tmp_path / "a")
-    hostile.timm_repository(tmp_path / "b", pretrained_cfg={"hf_hub_id": "a/b", "num_classes": 3})
+    hostile.timm_repository(tmp_path / "b", pretrained_cfg=sources)
+    hostile.timm_repository(tmp_path / "c", architecture="hf-hub:a/b")
+    hostile.timm_repository(tmp_path / "d", model_args={"pretrained": True}, pretrained_cfg=sources)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert load_classifier(tmp_path / "a").logits == 3
     assert load_classifier(tmp_path / "b").logits == 3
+    # timm has checks of its own behind ours, so that the reason alone would not tell ours from theirs.
+    for name, told in [("c", "'hf-hub:a/b' is not a model of timm"), ("d", "'pretrained' is not accepted")]:
+        with pytest.raises(ItemFailure, match=f"unsupported.*{told}"):
+            load_classifier(tmp_path / name)
+    assert asked == []
+
+
+def test_timm_learns_of_the_input_alone(tmp_path: Path) -> None:
+    hostile.REPOSITORIES["timm-sources"][0](tmp_path / "r")
+    module = load_classifier(tmp_path / "r").module
+    for key in ("url", "file", "hf_hub_id", "custom_load"):
+        assert not module.pretrained_cfg.get(key)
 
 
 def bench() -> list[str]:
