@@ -347,7 +347,7 @@ class _ProcessorTime:
             self._look()
 
     def _look(self) -> None:
-        waiting = [self._root]
+        waiting = [self._root, *_fork_servers()]
         while waiting:
             pid = waiting.pop()
             with contextlib.suppress(OSError):  # ended between two looks
@@ -356,6 +356,16 @@ class _ProcessorTime:
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     waiting += [int(child) for child in (task / "children").read_text().split()]
             waiting = [pid for pid in waiting if pid != self._without]
+
+
+def _fork_servers() -> list[int]:
+    """The nodes' servers of model processes: nobody's children, so that Ray does not end them with an actor."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"probelog.fork_server" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 if __name__ == "__main__":
