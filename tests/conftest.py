@@ -21,6 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 BENCH = Path(__file__).parents[1].parent / "shared" / "bench"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share one Ray in one process; the others go wherever there is time."""
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def bench() -> Path:
     """The bench hub beside the checkout; tests that need it are skipped, loudly, where it is missing."""
