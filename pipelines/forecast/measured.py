@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.forecast.parts import part_rest
 from pipelines.timeline import Run, read_runs
 from probelog.errors import UsageError
-from probelog.ledger import Counts, Ledger, Receipt, key_numbers, open_failures, read_part
-from probelog.schemas import PROBED_MODELS
+from probelog.ledger import Counts, Ledger, Receipt, key_numbers, open_failures, part_bytes, read_part
+from probelog.schemas import FAILURES, PROBED_MODELS
 from probelog.storage import Store, short_key
 
 #: A model's time is measured in these parts.
@@ -48,6 +49,7 @@ class Measured:
         own: whether it is the one that the plan's models will be added to.
         probes: in its probe set; ``fraction``: that each model saw.
         receipts: of the sealed batches; ``receipt_bytes``: of their own objects, by name.
+        part_rests: bytes that a part of each kind takes whatever it holds, where that could be told.
         counts: of all of them together.
         failures: that still stand (``FAILURES``).
         runs: of the probe stage.
@@ -68,6 +70,7 @@ class Measured:
     fraction: float
     receipts: Sequence[Receipt]
     receipt_bytes: dict[str, int]
+    part_rests: dict[str, float]
     counts: Counts
     failures: pa.Table
     runs: Sequence[Run]
@@ -151,6 +154,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
             name.rsplit("/", 1)[1].removesuffix(".json"): size
             for name, size in ledger.store.sizes(f"{ledger.folder}/receipts").items()
         },
+        part_rests=_part_rests(ledger, receipts),
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),
@@ -167,6 +171,14 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         seconds={part: _numbers(table[f"seconds_{part}"]) for part in PARTS},
         devices=dict(Counter(table["device"].to_pylist())),
     )
+
+
+def _part_rests(ledger: Ledger, receipts: Sequence[Receipt]) -> dict[str, float]:
+    """From the batch with the most models."""
+    largest = max(receipts, key=lambda receipt: receipt.models.rows)
+    found = {kind: part_rest(ledger, largest, kind) for kind in ("observations", "models", "weights")}
+    rests = {kind: told for kind, told in found.items() if told is not None}
+    return rests | {"failures": float(len(part_bytes([], FAILURES)))}
 
 
 def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:

@@ -9,15 +9,17 @@ does not tell; not that machines, networks and neighbours are slower on another 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.forecast.heads import logits_by_parameters
 from pipelines.forecast.known import SIZE_CLASSES, Known, size_class
 from pipelines.forecast.measured import PARTS, Measured
-from pipelines.forecast.regression import NEVER, Fitted, Shape, choose, non_negative, resampled
+from pipelines.forecast.regression import NEVER, Fitted, Shape, choose, resampled
 from pipelines.timeline import BUSY, Run
 from probelog.ratelimit import HUB_LIMITS, WINDOW_SECONDS
 
@@ -489,51 +491,62 @@ class _Prediction:
     # What is kept
 
     def _logits(self, share: Floats) -> Floats:
-        """By draw: as many as labels are declared, else the mean of measured models (those without labels, if any)."""
-        measured = self.measured
-        unlabelled = np.isnan(self.sure.labels)
-        like = np.ones(len(measured), bool) if self.joined is None else np.isnan(self.joined.labels)
-        like = like if like.any() else np.ones(len(measured), bool)
+        """By draw: what is declared, or follows from the number of parameters; else the mean of measured models (of
+        those for which neither tells, if there are such).
+        """
+        measured, joined = self.measured, self.joined
+        count = self.sure.labels
+        like = np.ones(len(measured), bool)
+        if joined is not None:
+            heads = (measured.architectures, joined.parameters, measured.logits)
+            count = np.where(
+                np.isnan(count),
+                logits_by_parameters(self.sure.architectures, self.sure.parameters, *heads),
+                count,
+            )
+            bodies = Counter(measured.architectures.tolist())
+            lonely = np.array([bodies[name] == 1 for name in measured.architectures], bool)
+            untold = np.isnan(joined.labels) & lonely
+            like = untold if untold.any() else like
         weights = self.weights[:, like]
         mean = (weights @ measured.logits[like]) / np.maximum(weights.sum(axis=1), 1e-12)
         mean = np.where(weights.sum(axis=1) > 0, mean, measured.logits[like].mean())
-        count = int(unlabelled.sum())
-        spread = float(measured.logits[like].std()) * math.sqrt(count)
-        total: Floats = np.nansum(self.sure.labels) + count * mean
+        untold_left = int(np.isnan(count).sum())
+        total: Floats = np.nansum(count) + untold_left * mean
+        spread = float(measured.logits[like].std()) * math.sqrt(untold_left)
         total[1:] += spread * self.rng.standard_normal(self.draws - 1)
         return np.maximum(total, 0.0) * share
 
     def _store(self, indexed: Floats, logits: Floats, failures: Mapping[str, float]) -> dict[str, Floats]:
         """Bytes by kind and draw."""
-        receipts = [receipt for receipt in self.measured.receipts if receipt.counts is not None]
+        measured = self.measured
+        receipts = [receipt for receipt in measured.receipts if receipt.counts is not None]
         counts = [receipt.counts for receipt in receipts if receipt.counts is not None]
-        parts = math.ceil(len(self.known) / self.settings.batch_models)
-        models = np.array([count.indexed for count in counts], np.float64)
-        failed = np.array([sum(count.failed.values()) for count in counts], np.float64)
-        items = np.array([len(receipt.items) for receipt in receipts], np.float64)
-        seen = max(1, round(self.measured.fraction * self.measured.probes))
-        values = np.array([count.logits for count in counts], np.float64) * seen
-        sizes = self.measured.receipt_bytes
-        kinds: list[tuple[str, list[int], Floats, Floats]] = [
-            ("observations", [r.observations.size for r in receipts], values, logits * self.settings.seen),
-            ("models", [r.models.size for r in receipts], models, indexed),
-            ("weights", [0 if r.weights is None else r.weights.size for r in receipts], models, indexed),
-            (
-                "failures",
+        models = sum(count.indexed for count in counts)
+        failed = sum(sum(count.failed.values()) for count in counts)
+        values = sum(count.logits for count in counts) * max(1, round(measured.fraction * measured.probes))
+        left = np.full(self.draws, float(len(self.known)))
+        kinds = {
+            "observations": ([r.observations.size for r in receipts], values, logits * self.settings.seen),
+            "models": ([r.models.size for r in receipts], models, indexed),
+            "weights": ([0 if r.weights is None else r.weights.size for r in receipts], models, indexed),
+            "failures": (
                 [r.failures.size for r in receipts],
                 failed,
                 np.full(self.draws, sum(failures.values())),
             ),
-            (
-                "receipts",
-                [sizes[r.name] for r in receipts],
-                items,
-                np.full(self.draws, float(len(self.known))),
+            "receipts": (
+                [measured.receipt_bytes[r.name] for r in receipts],
+                sum(len(r.items) for r in receipts),
+                left,
             ),
-        ]
+        }
+        parts = math.ceil(len(self.known) / self.settings.batch_models)
         found: dict[str, Floats] = {}
-        for kind, held, amounts, wanted in kinds:
-            found[kind] = _by_amount(np.array(held, np.float64), amounts, parts, wanted)
+        for kind, (sizes, amount, wanted) in kinds.items():
+            rest = measured.part_rests.get(kind, 0.0)
+            rate = max(0.0, sum(sizes) - rest * len(sizes)) / amount if amount else 0.0
+            found[kind] = np.asarray(parts * rest + rate * wanted, np.float64)
         rates = self.rates
         if rates.descriptors is not None:
             found["descriptors"] = logits * rates.descriptors
@@ -585,20 +598,3 @@ def _limited(files: float, api: int, account: str) -> float:
     limits = HUB_LIMITS[account]
     windows = max(files / limits["file"], api / limits["api"]) - 1.0
     return max(0.0, windows) * WINDOW_SECONDS
-
-
-def _by_amount(sizes: Floats, amounts: Floats, parts: int, wanted: Floats) -> Floats:
-    """Bytes of so many parts that hold an amount (by draw), from those of measured parts: a rest a part and a rate.
-
-    With parts of one size only, or with none that holds anything, all is charged to the part or to the amount.
-    """
-    if not len(sizes):
-        return np.zeros_like(wanted)
-    spread = np.ptp(amounts) > 0.1 * amounts.max() if amounts.max() > 0 else False
-    if len(sizes) >= _FEWEST and spread:
-        features = np.stack([np.ones(len(sizes)), amounts], axis=1)
-        rest, rate = non_negative(features, sizes, np.ones((1, len(sizes))))[0].tolist()
-        return np.asarray(rest * parts + rate * wanted, np.float64)
-    if amounts.sum() > 0:
-        return wanted * float(sizes.sum() / amounts.sum())
-    return np.full_like(wanted, sizes.mean() * parts)
