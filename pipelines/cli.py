@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,6 +176,41 @@ def crawl(
     from pipelines.full import run_crawl
 
     run_crawl(_job(config, overrides, store), refresh)
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    measure: Annotated[
+        int | None,
+        typer.Option("--measure", min=1, help="Probe so many models first, of all sizes; they stay indexed."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", help="Of a worker hour; of a GPU hour where workers have GPUs.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", help="A store to learn from where this one holds no measured model."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="How many there will be.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is left and what it will take: downloads, requests, disk, hours, bytes, money."""
+    from pipelines.forecast.run import run_plan
+    from pipelines.forecast.table import lines
+    from probelog.errors import UsageError
+    from probelog.terminal import printable
+
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise UsageError(f"--price must be a number of at least 0, not {price}")
+    found = run_plan(_job(config, overrides, store), measure=measure, like=like, workers=workers, price=price)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    for line in lines(found):
+        typer.echo(printable(line, limit=500))
 
 
 @app.command()

@@ -68,7 +68,10 @@ class Catalogue:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The same rows as an Arrow table, in the order of the listing, with all columns or some of them."""
         names = None if columns is None else list(columns)
-        parts = [read_part(self.store, Part(**part), CATALOGUE, names) for part in self.receipt["rows"]]
+        parts = [
+            _as_now(read_part(self.store, Part(**part), CATALOGUE, names), names)
+            for part in self.receipt["rows"]
+        ]
         if not parts:
             return CATALOGUE.empty_table() if names is None else CATALOGUE.empty_table().select(names)
         listed = pa.concat_tables([part.select(["repo"]) for part in parts])["repo"]
@@ -155,6 +158,16 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         + (f", {failures:,} rows could not be read" if failures else "")
     )
     return done
+
+
+def _as_now(part: pa.Table, names: list[str] | None) -> pa.Table:
+    """Columns of a part as the present version has them; what an older one did not know is null."""
+    for name in CATALOGUE.names if names is None else names:
+        if name not in part.column_names:
+            part = part.append_column(
+                CATALOGUE.field(name), pa.nulls(part.num_rows, CATALOGUE.field(name).type)
+            )
+    return part
 
 
 class _Progress:

@@ -189,11 +189,13 @@ def first_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
 def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
     """Bytes of each model's weights, as far as the catalogue tells; NaN where it tells nothing.
 
-    The safetensors of the top folder; where there is none, other weights; where no file is listed, four bytes a
-    parameter.
+    The safetensors of the top folder; where there is none, other weights. Where their sizes or all files are unlisted
+    (the Hub's listing tells names alone), what the counts of parameters by type come to, else four bytes a parameter.
     """
     sizes = []
-    for batch in table.select(["files", "parameters"]).to_batches():
+    if "weight_bytes" not in table.column_names:  # a catalogue of version 1
+        table = table.append_column("weight_bytes", pa.nulls(table.num_rows, pa.int64()))
+    for batch in table.select(["files", "parameters", "weight_bytes"]).to_batches():
         files = batch["files"]
         parents = pc.list_parent_indices(files).to_numpy()
         flat = pc.list_flatten(files)
@@ -204,9 +206,14 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
         count = batch.num_rows
         found = np.bincount(parents[safe], size[safe], count)
         found = np.where(found > 0, found, np.bincount(parents[other], size[other], count))
+        named = np.bincount(parents[safe | other], minlength=count) > 0
         unlisted = np.bincount(parents, minlength=count) == 0
-        parameters = pc.cast(batch["parameters"], pa.float64()).to_numpy(zero_copy_only=False)
-        sizes.append(np.where(unlisted, _BYTES_A_PARAMETER * parameters, found))
+        told, parameters = (
+            pc.cast(batch[name], pa.float64()).to_numpy(zero_copy_only=False)
+            for name in ("weight_bytes", "parameters")
+        )
+        estimate = np.where(np.isnan(told), _BYTES_A_PARAMETER * parameters, told)
+        sizes.append(np.where(unlisted | (named & (found == 0)), estimate, found))
     return np.concatenate(sizes) if sizes else np.zeros(0)
 
 

@@ -27,6 +27,7 @@ from pipelines.pace import Pace
 from pipelines.plan import Item, Plan, first_keys, make_plan
 from pipelines.stages import Job
 from pipelines.summary import Running, Summary
+from pipelines.timeline import Timeline
 from probelog.errors import FailureReason
 from probelog.ledger import Ledger, Receipt, Spooled, key_numbers, open_failures
 from probelog.probes import ProbeSet
@@ -77,7 +78,14 @@ class _State:
         return _State(every, sealed, recorded, open_failures(recorded, sealed))
 
 
-def probe(job: Job, table: pa.Table, probe_set: ProbeSet, endpoint: str, retry_failed: bool) -> Probed:
+def probe(
+    job: Job,
+    table: pa.Table,
+    probe_set: ProbeSet,
+    endpoint: str,
+    retry_failed: bool,
+    only: npt.NDArray[np.bool_] | None = None,
+) -> Probed:
     """Probe what the ledger does not hold yet; needs a running Ray session.
 
     Failures that a retry can cure are tried again; the others only with ``retry_failed``.
@@ -88,6 +96,7 @@ def probe(job: Job, table: pa.Table, probe_set: ProbeSet, endpoint: str, retry_f
         probe_set: the images.
         endpoint: the Hub's address.
         retry_failed: also retry failures that a retry is not expected to cure.
+        only: which rows of the table to do now; all by default.
     """
     config = job.config
     key = job.observations_key(probe_set.hash)
@@ -114,7 +123,15 @@ def probe(job: Job, table: pa.Table, probe_set: ProbeSet, endpoint: str, retry_f
     del receipts
     ledger.drop_sealed_spool(state.receipts)
     keys = first_keys(table)
-    plan = make_plan(table, keys, state.sealed, state.failures, config.batch_models, retry_failed)
+    now = np.ones(len(keys), bool) if only is None else only
+    plan = make_plan(
+        table.filter(pa.array(now)),
+        keys[now],
+        state.sealed,
+        state.failures,
+        config.batch_models,
+        retry_failed,
+    )
     summary = Summary.covering(ledger, state.receipts)
     if len(plan):
         with _item_log(job, key) as log:
@@ -182,6 +199,7 @@ class _Run:
         self._todo = np.flatnonzero(~self._spooled)
         self._open = np.diff(plan.starts)
         self._pace = Pace(len(self._todo), float(plan.sizes[self._todo].sum()))
+        self._timeline = Timeline(job.config)
         total = plan.table.num_rows
         self._counter = job.report.counter("probe", total, "models", total - len(self._todo), self._pace)
         self._originals: Any = None
@@ -218,6 +236,7 @@ class _Run:
                 # After an error what waits to be sealed is left to the next run: the store may be refusing.
                 pool.shutdown(cancel_futures=True)
             self._tick(scheduler, in_flight=0)
+        self._timeline.write(self._ledger)
         self._counter.show(final=True)
         return self._sealed
 
@@ -238,6 +257,7 @@ class _Run:
         seconds = sum(spent for part, spent in report.seconds.items() if part not in _NOT_ADDED)
         self._pace.add(item.size, seconds)
         self._metrics.add(report, seconds)
+        self._timeline.add(report)
         self._log.write(item, report)
         self._counter.add(reason=report.reason)
 

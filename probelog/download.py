@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -100,17 +100,9 @@ def download_model(
             local disk).
     """
     started = time.monotonic()
-    if not is_repo_id(row.repo) or not SHA_PATTERN.fullmatch(row.sha):
-        raise ItemFailure(
-            FailureReason.MALFORMED_ROW, f"{row.repo!r} at {row.sha!r} is no repository and commit"
-        )
-    if row.disabled:
-        raise ItemFailure(FailureReason.DISABLED, "the Hub has disabled the repository")
+    check_access(row, has_token=True)
     with HubClient(endpoint, limiter=limiter, retry=retry) as client:
-        if row.gated and not client.has_token:
-            raise ItemFailure(
-                FailureReason.GATED, "its owner lets people in one by one; set HF_TOKEN if you are in"
-            )
+        check_access(row, has_token=client.has_token)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             download = _Download(client, row, folder, limits, check or _carry_on)
@@ -120,6 +112,60 @@ def download_model(
         except OSError as error:
             raise ItemFailure(FailureReason.STORE_FAILED, f"cannot write to {folder}: {error}") from error
     return Downloaded(folder, tuple(download.names), download.bytes, time.monotonic() - started)
+
+
+def check_access(row: CatalogueRow, *, has_token: bool) -> None:
+    """Refuse what needs no request to be refused.
+
+    Raises:
+        ItemFailure: malformed-row, disabled or gated.
+    """
+    if not is_repo_id(row.repo) or not SHA_PATTERN.fullmatch(row.sha):
+        raise ItemFailure(
+            FailureReason.MALFORMED_ROW, f"{row.repo!r} at {row.sha!r} is no repository and commit"
+        )
+    if row.disabled:
+        raise ItemFailure(FailureReason.DISABLED, "the Hub has disabled the repository")
+    if row.gated and not has_token:
+        raise ItemFailure(
+            FailureReason.GATED, "its owner lets people in one by one; set HF_TOKEN if you are in"
+        )
+
+
+def needed_files(there: Collection[str], allow_pickle: bool) -> list[str]:
+    """Names of the files to fetch, in their order, of those that a repository holds.
+
+    The last one holds the weights, or names the shards that do (`read_shards`).
+
+    Raises:
+        ItemFailure: unsafe-format or not-found.
+    """
+    weights = _weights_name(there, allow_pickle)
+    if CONFIG not in there:
+        raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {_held(there)}")
+    return [CONFIG, *(name for name in OPTIONAL if name in there), weights]
+
+
+def _weights_name(there: Collection[str], allow_pickle: bool) -> str:
+    for name in (SAFETENSORS, INDEX):
+        if name in there:
+            return name
+    if allow_pickle and PICKLE in there:
+        return PICKLE
+    pickles = sorted(path for path in there if path.endswith(_PICKLES))
+    if pickles and allow_pickle:
+        raise ItemFailure(FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {_held(there)}")
+    if pickles:
+        raise ItemFailure(
+            FailureReason.UNSAFE_FORMAT,
+            f"weights only as pickle ({pickles[0]}), which can run code when loaded",
+        )
+    raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {_held(there)}")
+
+
+def _held(there: Collection[str]) -> str:
+    names = ", ".join(sorted(there)[:8])
+    return f"the repository holds {names or 'no files'}{', ...' if len(there) > 8 else ''}"
 
 
 class _Download:
@@ -140,10 +186,7 @@ class _Download:
 
     def run(self, allow_pickle: bool) -> None:
         # The small files first: most models that cannot be used are known by them.
-        weights = self._weights(allow_pickle)
-        if CONFIG not in self.there:
-            raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {self._held()}")
-        small = [CONFIG, *(name for name in OPTIONAL if name in self.there)]
+        *small, weights = needed_files(self.there, allow_pickle)
         self._check_sizes([*small, weights])
         for name in small:
             self._fetch(name, self.limits.max_json_bytes)
@@ -157,29 +200,6 @@ class _Download:
         self._check_sizes(shards)
         for name in shards:
             self._fetch(name, self.limits.max_bytes)
-
-    def _weights(self, allow_pickle: bool) -> str:
-        """The file that holds the weights, or the index that names them."""
-        for name in (SAFETENSORS, INDEX):
-            if name in self.there:
-                return name
-        if allow_pickle and PICKLE in self.there:
-            return PICKLE
-        pickles = sorted(path for path in self.there if path.endswith(_PICKLES))
-        if pickles and allow_pickle:
-            raise ItemFailure(
-                FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {self._held()}"
-            )
-        if pickles:
-            raise ItemFailure(
-                FailureReason.UNSAFE_FORMAT,
-                f"weights only as pickle ({pickles[0]}), which can run code when loaded",
-            )
-        raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {self._held()}")
-
-    def _held(self) -> str:
-        names = ", ".join(sorted(self.there)[:8])
-        return f"the repository holds {names or 'no files'}{', ...' if len(self.there) > 8 else ''}"
 
     def _check_sizes(self, names: list[str]) -> None:
         known = self.bytes + sum(self.there[name].size or 0 for name in names if name in self.there)

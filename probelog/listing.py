@@ -24,7 +24,7 @@ from probelog.hub import (
     Retry,
     is_repo_id,
 )
-from probelog.modelinfo import excerpt, read_files, read_row, weight_bytes
+from probelog.modelinfo import excerpt, read_files, read_row
 from probelog.ratelimit import Limiter
 from probelog.schemas import CatalogueRow, Failure, RepoFile
 
@@ -84,13 +84,13 @@ class ListingFilters:
         if wrong := [repo for repo in self.repos if not is_repo_id(repo)]:
             raise UsageError(f"not repository ids (owner/name): {', '.join(map(repr, wrong[:10]))}")
 
-    def accepts(self, row: CatalogueRow, weight_bytes: int | None = None) -> bool:
-        """Whether a row is wanted, given the bytes of its weights where they are known."""
+    def accepts(self, row: CatalogueRow) -> bool:
+        """Whether a row is wanted."""
         if self.licences and row.licence not in self.licences:
             return False
         if self.max_params is not None and row.parameters is not None and row.parameters > self.max_params:
             return False
-        if self.max_bytes is not None and weight_bytes is not None and weight_bytes > self.max_bytes:
+        if self.max_bytes is not None and row.weight_bytes is not None and row.weight_bytes > self.max_bytes:
             return False
         if self.repos:
             return row.repo in self.repos
@@ -252,7 +252,7 @@ def _read_page(
             continue
         if row.last_modified is not None:
             modified.append(row.last_modified)
-        if filters.accepts(row, weight_bytes(row, told)):
+        if filters.accepts(row):
             page.rows.append(row)
     return page, modified
 

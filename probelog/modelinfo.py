@@ -49,6 +49,7 @@ def read_row(item: object) -> CatalogueRow:
         raise ItemFailure(FailureReason.MALFORMED_ROW, f"{excerpt(sha)} cannot be a commit")
     card, config = _mapping(item.get("cardData")), _mapping(item.get("config"))
     tags = [tag for value in _list(item.get("tags"))[:_MOST_TAGS] if (tag := _text(value, _LONGEST_TAG))]
+    files = read_files(item.get("siblings"))
     return CatalogueRow(
         repo=repo,
         sha=sha,
@@ -57,7 +58,7 @@ def read_row(item: object) -> CatalogueRow:
         model_type=_text(config.get("model_type")),
         architecture=_text(_first(config.get("architectures"))) or _text(config.get("architecture")),
         parameters=_parameters(item),
-        files=read_files(item.get("siblings")),
+        files=files,
         licence=_text(_first(card.get("license"))) or _tagged(tags, "license:"),
         tags=tags,
         downloads=_count(item.get("downloads")),
@@ -67,6 +68,7 @@ def read_row(item: object) -> CatalogueRow:
         base_model=_text(_first(card.get("base_model"))) or _tagged(tags, "base_model:"),
         gated=item.get("gated") not in (None, False),
         disabled=item.get("disabled") is True,
+        weight_bytes=_weight_bytes(files, item),
     )
 
 
@@ -83,9 +85,9 @@ def weights(files: list[RepoFile]) -> list[RepoFile]:
     return [at_root[PICKLE]] if PICKLE in at_root else []
 
 
-def weight_bytes(row: CatalogueRow, item: Mapping[str, Any]) -> int | None:
+def _weight_bytes(files: list[RepoFile], item: Mapping[str, Any]) -> int | None:
     """Bytes of a model's weights: the sizes of its files, else an estimate from parameter counts; None: unknown."""
-    sizes = [file.size for file in weights(row.files)]
+    sizes = [file.size for file in weights(files)]
     if sizes and (known := [size for size in sizes if size is not None]) and len(known) == len(sizes):
         return sum(known)
     counts = _mapping(_mapping(item.get("safetensors")).get("parameters"))

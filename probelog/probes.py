@@ -30,7 +30,7 @@ from PIL import Image
 from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.images import UnreadableImageError, decode
 from probelog.probe_choice import Chosen, Selection
-from probelog.probe_sources import LeftOut, ProbeReport, candidates, source_files
+from probelog.probe_sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema
 from probelog.storage import Store, digest, parquet_bytes, short_key
 
@@ -281,14 +281,10 @@ def make_probe_set(
         raise UsageError(f"a probe set needs at least one image, not {count}")
     tell = _silent if progress is None else progress
     files, skipped = source_files(source)
-    listing = [[file.name, file.size, file.version] for file in files]
-    made = f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
-    if (before := store.read_or_none(made)) is not None:
-        key = str(json.loads(before)["hash"])
-        if _manifest_or_none(store, key[:16]) is not None:
-            found = ProbeSet.open(store, key)
-            found.add_embeddings(encoder, progress)
-            return found
+    made = _made_name(source, count, seed, files)
+    if (before := _made_before(store, made)) is not None:
+        before.add_embeddings(encoder, progress)
+        return before
     with tempfile.TemporaryDirectory(prefix="probelog-") as spool:
         selection = Selection(seed, count, Path(spool))
         for report in skipped:
@@ -304,6 +300,28 @@ def make_probe_set(
         found = _written(store, source, seed, encoder, chosen, reports, selection, progress)
     store.write_json(made, {"hash": found.hash})
     return found
+
+
+def find_probe_set(source: str, count: int | None, seed: int, store: Store) -> ProbeSet | None:
+    """What `make_probe_set` made of these arguments before; None where it has yet to.
+
+    Raises:
+        UsageError: no such source.
+    """
+    return _made_before(store, _made_name(source, count, seed, source_files(source)[0]))
+
+
+def _made_name(source: str, count: int | None, seed: int, files: Sequence[SourceFile]) -> str:
+    listing = [[file.name, file.size, file.version] for file in files]
+    return f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
+
+
+def _made_before(store: Store, made: str) -> ProbeSet | None:
+    data = store.read_or_none(made)
+    key = None if data is None else str(json.loads(data)["hash"])
+    if key is None or _manifest_or_none(store, key[:16]) is None:
+        return None
+    return ProbeSet.open(store, key)
 
 
 def subset(probe_set_hash: str, repo: str, sha: str, seed: int, fraction: float, n: int) -> NDArray[np.int32]:

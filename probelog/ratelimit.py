@@ -17,6 +17,22 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["api", "file"]
 
+#: The Hub counts requests in spans of so many seconds.
+WINDOW_SECONDS = 300.0
+#: Requests a window by kind of account (huggingface.co/docs/hub/rate-limits: "Hub APIs" and "Resolvers").
+HUB_LIMITS: Mapping[str, Mapping[Kind, int]] = {
+    "anonymous": {"api": 500, "file": 3000},
+    "free account": {"api": 1000, "file": 5000},
+    "Enterprise": {"api": 6000, "file": 50_000},
+}
+
+
+def hub_account(endpoint: str, *, with_token: bool) -> str | None:
+    """Which of ``HUB_LIMITS`` is kept: a token counts as that of a free account. None on loopback: no limit."""
+    if is_loopback(endpoint):
+        return None
+    return "free account" if with_token else "anonymous"
+
 
 class Limiter(Protocol):
     """Says when the Hub may be asked next. One for all workers that share an address or a token."""
@@ -43,7 +59,7 @@ class TokenBucket:
     def __init__(
         self,
         limits: Mapping[Kind, float],
-        window: float = 300.0,
+        window: float = WINDOW_SECONDS,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
@@ -60,9 +76,8 @@ class TokenBucket:
     @classmethod
     def for_endpoint(cls, endpoint: str, *, with_token: bool) -> TokenBucket:
         """The public Hub's limits per five minutes, without or with a token of a free account; none on loopback."""
-        if is_loopback(endpoint):
-            return cls({})
-        return cls({"api": 1000, "file": 5000} if with_token else {"api": 500, "file": 3000})
+        account = hub_account(endpoint, with_token=with_token)
+        return cls(HUB_LIMITS[account] if account is not None else {})
 
     def acquire(self, kind: Kind) -> None:
         """Wait for a token and take it."""

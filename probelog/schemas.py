@@ -34,7 +34,7 @@ FILES = pa.list_(pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha25
 
 CATALOGUE = _schema(
     "catalogue",
-    1,
+    2,
     [
         ("repo", pa.string()),
         ("sha", pa.string()),
@@ -53,6 +53,7 @@ CATALOGUE = _schema(
         ("base_model", pa.string()),
         ("gated", pa.bool_()),
         ("disabled", pa.bool_()),
+        ("weight_bytes", pa.int64()),
     ],
 )
 
@@ -183,7 +184,11 @@ class RepoFile:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueRow:
-    """One (repository, commit) of the Hub, as listed. Everything but the first two may be unknown."""
+    """One (repository, commit) of the Hub, as listed. Everything but the first two may be unknown.
+
+    ``weight_bytes``: of the weights, from the sizes of their files or else from the counts of parameters by type
+    (a listing tells no sizes). Catalogues of version 1 have no such column.
+    """
 
     repo: str
     sha: str
@@ -202,6 +207,7 @@ class CatalogueRow:
     base_model: str | None = None
     gated: bool = False
     disabled: bool = False
+    weight_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,14 +175,17 @@ class Store:
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the objects below a folder, relative to the store, sorted; empty where there is no folder."""
+        return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Bytes of the objects below a folder, by name; empty where there is no folder."""
         selector = pafs.FileSelector(self._key(folder), allow_not_found=True, recursive=True)
         base = self.root.rstrip("/") + "/"
-        names = (
-            info.path.removeprefix(base)
+        return {
+            info.path.removeprefix(base): int(info.size)
             for info in self._filesystem().get_file_info(selector)
             if info.type == pafs.FileType.File and not info.base_name.startswith(_TEMPORARY)
-        )
-        return sorted(name for name in names if name.endswith(suffix))
+        }
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet object as a table."""

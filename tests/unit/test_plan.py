@@ -57,14 +57,20 @@ def test_large_ones_first_then_by_architecture() -> None:
 
 
 def test_weights_are_what_would_be_downloaded() -> None:
-    def size(*files: RepoFile, parameters: int | None = None) -> float:
-        table = to_table([CatalogueRow("o/m", SHA, files=list(files), parameters=parameters)], CATALOGUE)
+    def size(*files: RepoFile, **facts: int) -> float:
+        table = to_table([CatalogueRow("o/m", SHA, files=list(files), **facts)], CATALOGUE)
         return float(weight_bytes(table)[0])
 
     safe = RepoFile("model-00001-of-00002.safetensors", 5), RepoFile("model-00002-of-00002.safetensors", 6)
     assert size(*safe, RepoFile("pytorch_model.bin", 99), RepoFile("onnx/model.safetensors", 50)) == 11
     assert size(RepoFile("pytorch_model.bin", 99), RepoFile("config.json", 1)) == 99
-    assert size(RepoFile("config.json", 1), RepoFile("model.safetensors", None)) == 0
+    assert size(RepoFile("config.json", 1)) == 0
+    unsized = RepoFile("config.json"), RepoFile("model.safetensors")
+    assert np.isnan(size(*unsized))
+    assert size(*unsized, parameters=10) == 40
+    assert size(*unsized, parameters=10, weight_bytes=20) == 20
+    old = to_table([CatalogueRow("o/m", SHA, parameters=10)], CATALOGUE).drop(["weight_bytes"])
+    assert weight_bytes(old).tolist() == [40], "a catalogue of version 1"
     assert size(parameters=10) == 40
     assert np.isnan(size())
 

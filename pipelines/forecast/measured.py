@@ -1,0 +1,216 @@
+"""Models that were probed, as measurements: from the ledger of a configuration, or from the nearest thing to it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.forecast.parts import part_rest
+from pipelines.timeline import Run, read_runs
+from probelog.errors import UsageError
+from probelog.ledger import Counts, Ledger, Receipt, key_numbers, open_failures, part_bytes, read_part
+from probelog.schemas import FAILURES, PROBED_MODELS
+from probelog.storage import Store, short_key
+
+#: A model's time is measured in these parts.
+PARTS = ("download", "load", "preprocess", "forward")
+# Enough to know what a model costs; more would take long to fit.
+_MOST_MODELS = 2000
+_COLUMNS = [
+    "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "copy_of_repo", "bytes",
+    *(f"seconds_{part}" for part in PARTS),
+]  # fmt: skip
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Probes as some models want them: how many of the measured ones, and bytes of one image."""
+
+    models: int
+    image_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a ledger says of n of its models, and of itself.
+
+    Attributes:
+        ledger: where it was read.
+        source: for the reader: which ledger this is.
+        own: whether it is the one that the plan's models will be added to.
+        probes: in its probe set; ``fraction``: that each model saw.
+        receipts: of the sealed batches; ``receipt_bytes``: of their own objects, by name.
+        part_rests: bytes that a part of each kind takes whatever it holds, where that could be told.
+        counts: of all of them together.
+        failures: that still stand (``FAILURES``).
+        runs: of the probe stage.
+        repos, shas: (n,) names.
+        architectures: (n,) names.
+        parameters, bytes, logits, seen: (n,); ``seen`` counts probes.
+        copies: (n,) whether another model's observations were taken.
+        geometry: (n,) number of each model's geometry.
+        geometries: by number.
+        seconds: by part, each (n,).
+        devices: how many models were run where.
+    """
+
+    ledger: Ledger
+    source: str
+    own: bool
+    probes: int
+    fraction: float
+    receipts: Sequence[Receipt]
+    receipt_bytes: dict[str, int]
+    part_rests: dict[str, float]
+    counts: Counts
+    failures: pa.Table
+    runs: Sequence[Run]
+    repos: list[str]
+    shas: list[str]
+    architectures: npt.NDArray[np.object_]
+    parameters: Floats
+    bytes: Floats
+    logits: Floats
+    seen: Floats
+    copies: npt.NDArray[np.bool_]
+    geometry: npt.NDArray[np.int64]
+    geometries: list[Geometry]
+    seconds: dict[str, Floats]
+    devices: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.repos)
+
+    @property
+    def sealed(self) -> npt.NDArray[np.uint64]:
+        """Keys of the items that are through."""
+        return key_numbers(item for receipt in self.receipts for item in receipt.items)
+
+
+def find_measured(store: Store, own_key: str | None, like: str | None) -> Measured | None:
+    """Measurements for a plan: of this configuration, else of the store's largest other ledger, else of ``like``.
+
+    Raises:
+        UsageError: ``like`` holds no measured model.
+    """
+    if own_key is not None and (
+        found := _read(Ledger(store, f"observations/{own_key}"), "this configuration", True)
+    ):
+        return found
+    other = _largest(store, "another ledger of this store")
+    if other is not None or like is None:
+        return other
+    found = _largest(Store(like), like)
+    if found is None:
+        raise UsageError(f"{like} holds no measured models: name a store in which models were probed")
+    return found
+
+
+def _largest(store: Store, source: str) -> Measured | None:
+    folders = {
+        name.rsplit("/", 2)[0] for name in store.names("observations", suffix=".json") if "/receipts/" in name
+    }
+    best: tuple[int, Ledger] | None = None
+    for folder in sorted(folders):
+        ledger = Ledger(store, folder)
+        receipts = ledger.receipts()
+        indexed = sum(counts.indexed for counts in ledger.counts(receipts))
+        if indexed and (best is None or indexed > best[0]):
+            best = indexed, ledger
+    return None if best is None else _read(best[1], source, False)
+
+
+def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
+    """None where no model is indexed."""
+    receipts = ledger.receipts()
+    counts = sum(ledger.counts(receipts), Counts())
+    if not counts.indexed:
+        return None
+    manifest = ledger.store.read_json(f"{ledger.folder}/manifest.json")
+    sealed = key_numbers(item for receipt in receipts for item in receipt.items)
+    table = _models(ledger, receipts)
+    recipes = table["recipe"].to_pylist()
+    copies = np.array([name is not None for name in table["copy_of_repo"].to_pylist()], bool)
+    keys = [_geometry_key(recipe) for recipe in recipes]
+    names = list(dict.fromkeys(keys))
+    own_runs = Counter(key for key, copy in zip(keys, copies, strict=True) if not copy)
+    return Measured(
+        ledger=ledger,
+        source=source,
+        own=own,
+        probes=int(manifest["probes"]),
+        fraction=float(manifest["fraction"]),
+        receipts=receipts,
+        receipt_bytes={
+            name.rsplit("/", 1)[1].removesuffix(".json"): size
+            for name, size in ledger.store.sizes(f"{ledger.folder}/receipts").items()
+        },
+        part_rests=_part_rests(ledger, receipts),
+        counts=counts,
+        failures=open_failures(ledger.failure_rows(receipts), sealed),
+        runs=read_runs(ledger),
+        repos=table["repo"].to_pylist(),
+        shas=table["sha"].to_pylist(),
+        architectures=np.array(table["architecture"].to_pylist(), object),
+        parameters=_numbers(table["parameters"]),
+        bytes=_numbers(table["bytes"]),
+        logits=_numbers(table["logits"]),
+        seen=_numbers(pc.list_value_length(table["probes"])),
+        copies=copies,
+        geometry=np.array([names.index(key) for key in keys], np.int64),
+        geometries=[Geometry(own_runs[key], _image_bytes(recipes[keys.index(key)])) for key in names],
+        seconds={part: _numbers(table[f"seconds_{part}"]) for part in PARTS},
+        devices=dict(Counter(table["device"].to_pylist())),
+    )
+
+
+def _part_rests(ledger: Ledger, receipts: Sequence[Receipt]) -> dict[str, float]:
+    """From the batch with the most models."""
+    largest = max(receipts, key=lambda receipt: receipt.models.rows)
+    found = {kind: part_rest(ledger, largest, kind) for kind in ("observations", "models", "weights")}
+    rests = {kind: told for kind, told in found.items() if told is not None}
+    return rests | {"failures": float(len(part_bytes([], FAILURES)))}
+
+
+def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
+    """Sidecar rows, of whole batches evenly out of all."""
+    full = [receipt for receipt in receipts if receipt.models.rows]
+    rows = sum(receipt.models.rows for receipt in full)
+    step = max(1, -(-rows // _MOST_MODELS))
+    tables = []
+    for receipt in full[::step]:
+        table = read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS)
+        for name in _COLUMNS:  # what an older version did not record
+            if name not in table.column_names:
+                kind = PROBED_MODELS.field(name).type
+                table = table.append_column(name, pa.nulls(table.num_rows, kind))
+        tables.append(table.select(_COLUMNS))
+    return pa.concat_tables(tables)
+
+
+def _numbers(column: pa.ChunkedArray) -> Floats:
+    """NaN where there is none."""
+    found: Floats = pc.cast(column, pa.float64()).to_numpy()
+    return found
+
+
+def _geometry_key(recipe: str) -> str:
+    """Equal for recipes that share preprocessed probes: all but what happens after (gain, offset)."""
+    facts = json.loads(recipe)
+    return short_key(
+        json.dumps({name: facts[name] for name in sorted({*facts} - {"gain", "offset", "declared"})})
+    )
+
+
+def _image_bytes(recipe: str) -> int:
+    facts = json.loads(recipe)
+    return int(np.prod(facts["input"])) * (4 if facts["gain"] is None else 1)
