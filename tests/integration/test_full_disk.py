@@ -74,7 +74,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
 
 
 def job(world: TinyWorld, store: Path, **settings: Any) -> Job:
-    settings = {"preload": ["tests.rogue_models"], "probe_count": 20, **settings}
+    settings = {"preload": ["tests.rogue_models"], **settings}
     return Job.of(world.config(store, **settings), Report(io.StringIO()))
 
 
@@ -91,12 +91,12 @@ def test_scratch_is_full(
     assert len(full.failures) == MODELS
     assert all(failure.retryable and "No space left" in failure.detail for failure in full.failures)
 
-    # Room for downloads (12 KB on disk each, six under way), none for an array of pixels (20 x 3 x 32 x 32 bytes).
+    # Room for downloads (12 KB on disk each, six under way), none for an array of pixels (90 x 3 x 32 x 32 bytes).
     disk.empty()
-    disk.fill(leave=160 * KILOBYTE)
+    disk.fill(leave=200 * KILOBYTE)
     tight = run_probe(made)
     assert (tight.models, tight.failures) == (MODELS, [])
-    assert not list(disk.folder.glob("probelog/pixels/*.pixels")), "so this did test it"
+    assert not list(disk.folder.glob("probelog/pixels/*.pixels")), "it did not fit"
     assert not [path for path in disk.folder.glob("probelog/downloads/**/*") if path.is_file()]
 
 
