@@ -102,17 +102,15 @@ def probe(
     key = job.observations_key(probe_set.hash)
     folder = f"observations/{key}"
     ledger = Ledger(job.store, folder)
-    job.store.write_json(
-        f"{folder}/manifest.json",
-        {
-            "probe_set": probe_set.hash,
-            "probes": probe_set.count,
-            "fraction": config.fraction,
-            "seed": config.seed,
-            "planned": table.num_rows,
-            "version": 1,
-        },
-    )
+    manifest = {
+        "probe_set": probe_set.hash,
+        "probes": probe_set.count,
+        "fraction": config.fraction,
+        "seed": config.seed,
+        "planned": table.num_rows,
+        "version": 1,
+    }
+    patiently(lambda: job.store.write_json(f"{folder}/manifest.json", manifest), config.store_patience)
     receipts = ledger.receipts()
     known = {
         identity: Original(repo, sha, receipt=receipt.name)

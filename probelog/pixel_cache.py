@@ -16,6 +16,7 @@ import functools
 import json
 import mmap
 import os
+import shutil
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -81,6 +82,8 @@ class PixelCache:
                 return layout.map(stream)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                # An array that does not fit must not hold what room there is: models have to be downloaded.
+                (self.folder / f"{name}.pixels").unlink(missing_ok=True)
                 return None
             raise
 
@@ -106,7 +109,7 @@ class PixelCache:
 
     def _make_room(self, size: int, target: Path) -> bool:
         """Remove the target itself (it is damaged, if it is there), then arrays, longest unused first, until
-        ``size`` more bytes fit.
+        ``size`` more bytes fit; says whether they do, and whether the disk has room for them now.
         """
         target.unlink(missing_ok=True)
         known = {path: path.stat() for path in self.folder.iterdir() if path.suffix in (".pixels", ".new")}
@@ -116,7 +119,7 @@ class PixelCache:
                 break
             path.unlink()  # a file not yet renamed is one whose maker died: only one worker is here at a time
             used -= known[path].st_size
-        return used + size <= self.max_bytes
+        return used + size <= self.max_bytes and size <= shutil.disk_usage(self.folder).free
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

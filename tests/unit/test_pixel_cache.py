@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -135,7 +136,18 @@ def test_a_full_disk_means_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         assert cache(tmp_path).pixels(recipe(), Pictures(), [3]) is None
+    assert not arrays(tmp_path), "what does not fit holds no room"
     assert cache(tmp_path).pixels(recipe(), Pictures(), [3]) is not None
+
+
+def test_an_array_that_the_disk_has_no_room_for_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        assert cache(tmp_path).pixels(recipe(), Pictures(), [3]) is None
+    assert not arrays(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "header", "empty"])
