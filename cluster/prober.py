@@ -294,7 +294,8 @@ class Prober:
         row, spec = item.row, self._spec
         with clock.part("load", counts=True):
             loaded = process.load(folder, row.repo, row.sha, clock.left)
-        facts = loaded.facts
+        # As the worker sees it, like the other parts: with the start of the model's process.
+        facts = loaded.facts | {"seconds_load": clock.seconds["load"]}
         with clock.part("wait"):
             original = self._original(loaded.identity, item)
         try:

@@ -69,7 +69,9 @@ class Known:
         api = _lengths(table["files"]) == 0
         sure = np.array([reason is None for reason in reasons], bool)
         labels = _lengths(table["labels"])
-        sizes = weight_bytes(table)
+        # Without its guess from the number of parameters: how many bytes one takes is measured.
+        place = table.column_names.index("parameters")
+        sizes = weight_bytes(table.set_column(place, "parameters", pa.nulls(table.num_rows, pa.int64())))
         parameters = table["parameters"].cast(pa.float64()).to_numpy()
         return cls(
             reasons=np.array(reasons, object),
@@ -88,6 +90,17 @@ class Known:
     def chosen(self, rows: npt.NDArray[np.bool_] | Ints) -> Known:
         """Some of the models."""
         return Known(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def at(self, places: Ints) -> Known:
+        """The models at some places; of those at -1 nothing is known."""
+        if not len(self):
+            raise ValueError("there are no models")
+        found, missing = self.chosen(np.maximum(places, 0)), places < 0
+        for values in (found.listed, found.weights, found.parameters, found.labels):
+            values[missing] = np.nan
+        found.architectures[missing] = ""
+        found.reasons[missing] = None
+        return found
 
     @property
     def doomed(self) -> npt.NDArray[np.bool_]:

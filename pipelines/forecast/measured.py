@@ -22,7 +22,7 @@ from probelog.storage import Store, short_key
 #: A model's time is measured in these parts.
 PARTS = ("download", "load", "preprocess", "forward")
 # Enough to know what a model costs; more would take long to fit.
-_MOST_MODELS = 2000
+_MOST_MODELS = 1000
 _COLUMNS = [
     "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "copy_of_repo", "bytes",
     *(f"seconds_{part}" for part in PARTS),

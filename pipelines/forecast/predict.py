@@ -222,7 +222,7 @@ def predict(
     known: Known,
     measured: Measured,
     failed: Mapping[str, int],
-    joined: Known | None,
+    joined: Known,
     rates: StoreRates,
     settings: Settings,
 ) -> Left:
@@ -232,7 +232,7 @@ def predict(
         known: the models that are left.
         measured: what costs are fitted on.
         failed: how many models failed beside those measured, by reason, without those of which it was known.
-        joined: what the catalogue says of the measured models, where it lists them all.
+        joined: what the catalogue says of the measured models, as far as it lists them.
         rates: of the store in which they were measured.
         settings: of the run.
     """
@@ -244,7 +244,7 @@ class _Prediction:
     known: Known
     measured: Measured
     failed: Mapping[str, int]
-    joined: Known | None
+    joined: Known
     rates: StoreRates
     settings: Settings
     chosen: dict[str, Chosen] = field(default_factory=dict)
@@ -336,20 +336,19 @@ class _Prediction:
         total = np.full(self.draws, np.nansum(each))
         by_type = np.isnan(each) & ~np.isnan(sure.weights)
         by_number = np.isnan(each) & ~by_type & ~np.isnan(sure.parameters)
-        beside = None if self.joined is None else measured.bytes - self.joined.weights
-        if beside is None or not np.isfinite(beside).any():
-            by_number |= by_type & ~np.isnan(sure.parameters)
-            by_type &= ~by_number
         unknown = np.isnan(each) & ~by_type & ~by_number
         sizes = {"file sizes": int(np.isfinite(each).sum())}
-        if by_type.any() and beside is not None and self.joined is not None:
-            told = np.isfinite(beside)
+        beside = measured.bytes - self.joined.weights
+        told = np.isfinite(beside)
+        each[by_type] = sure.weights[by_type]
+        total += np.nansum(sure.weights[by_type])
+        if by_type.any() and told.any():
             features = np.stack([np.ones(int(told.sum())), self.joined.weights[told]], axis=1)
             shapes = [Shape((0,)), Shape((0, 1)), Shape((0,), 1.0)]
             fit = self._choose("bytes beside weights", features, np.maximum(beside[told], 0.0), told, shapes)
             rows = np.stack([np.ones(int(by_type.sum())), sure.weights[by_type]], axis=1)
-            total += self._total(fit, rows, self.wanted[by_type]) + sure.weights[by_type].sum()
-            each[by_type] = fit.each(rows, self.wanted[by_type]) + sure.weights[by_type]
+            total += self._total(fit, rows, self.wanted[by_type])
+            each[by_type] += fit.each(rows, self.wanted[by_type])
         sizes["parameters by type"] = int(by_type.sum())
         for name, rows_in, column in (
             ("number of parameters", by_number, measured.parameters),
@@ -496,18 +495,13 @@ class _Prediction:
         """
         measured, joined = self.measured, self.joined
         count = self.sure.labels
-        like = np.ones(len(measured), bool)
-        if joined is not None:
-            heads = (measured.architectures, joined.parameters, measured.logits)
-            count = np.where(
-                np.isnan(count),
-                logits_by_parameters(self.sure.architectures, self.sure.parameters, *heads),
-                count,
-            )
-            bodies = Counter(measured.architectures.tolist())
-            lonely = np.array([bodies[name] == 1 for name in measured.architectures], bool)
-            untold = np.isnan(joined.labels) & lonely
-            like = untold if untold.any() else like
+        heads = (measured.architectures, joined.parameters, measured.logits)
+        followed = logits_by_parameters(self.sure.architectures, self.sure.parameters, *heads)
+        count = np.where(np.isnan(count), followed, count)
+        bodies = Counter(measured.architectures.tolist())
+        lonely = np.array([bodies[name] == 1 for name in measured.architectures], bool)
+        like = np.isnan(joined.labels) & lonely
+        like = like if like.any() else np.ones(len(measured), bool)
         weights = self.weights[:, like]
         mean = (weights @ measured.logits[like]) / np.maximum(weights.sum(axis=1), 1e-12)
         mean = np.where(weights.sum(axis=1) > 0, mean, measured.logits[like].mean())

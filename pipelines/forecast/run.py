@@ -147,8 +147,8 @@ def run_plan(
         name: row
         for row, name in enumerate(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
     }
-    places = [rows.get(name) for name in zip(measured.repos, measured.shas, strict=True)]
-    joined = known.chosen(np.array(places, np.int64)) if None not in places else None
+    places = [rows.get(name, -1) for name in zip(measured.repos, measured.shas, strict=True)]
+    joined = known.at(np.array(places, np.int64))
     unforetold = _unforetold(measured, known, rows)
     forecast = predict(known.chosen(left), measured, unforetold, joined, _rates(measured), settings)
     done = _done(measured, known, keys)

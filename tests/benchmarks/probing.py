@@ -269,7 +269,7 @@ def _probed(
         os.environ["HF_ENDPOINT"] = endpoint
         ready_probes(job, load_encoder(config.encoder))
         run_crawl(job)
-        with _ProcessorTime(os.getpid(), without=server) as used:
+        with ProcessorTime(os.getpid(), without=server) as used:
             begun = time.perf_counter()
             done = run_probe(job)
             wall = time.perf_counter() - begun
@@ -315,12 +315,12 @@ def _in_own_process(what: str, spec: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-class _ProcessorTime:
+class ProcessorTime:
     """Processor seconds that a process and all its descendants use while the block runs, those that end included."""
 
     _EVERY = 0.2
 
-    def __init__(self, pid: int, without: int) -> None:
+    def __init__(self, pid: int, without: int | None) -> None:
         self._root, self._without = pid, without
         self._before: dict[int, float] = {}
         self._last: dict[int, float] = {}
@@ -331,7 +331,7 @@ class _ProcessorTime:
     def seconds(self) -> float:
         return sum(used - self._before.get(pid, 0.0) for pid, used in self._last.items())
 
-    def __enter__(self) -> _ProcessorTime:
+    def __enter__(self) -> ProcessorTime:
         self._look()
         self._before = dict(self._last)
         self._thread.start()

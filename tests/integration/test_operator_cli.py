@@ -59,7 +59,7 @@ def test_as_a_process_of_its_own(tmp_path: Path) -> None:
 
     helped = run("--help")
     assert helped.returncode == 0
-    for command in [*STAGES, "status", "evaluate", "rollback", "config", "demo", "hub", "probes"]:
+    for command in [*STAGES, "plan", "status", "evaluate", "rollback", "config", "demo", "hub", "probes"]:
         assert re.search(rf"\b{command}\b", helped.stdout)
     missing = run("full", "--config", str(tmp_path / "no.toml"))
     assert (missing.returncode, missing.stdout) == (2, "")

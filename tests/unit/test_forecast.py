@@ -118,7 +118,7 @@ def test_what_the_download_will_do_is_foretold() -> None:
         row("pickle", "config.json", "pytorch_model.bin"),
         row("bare", "model.safetensors"),
         row("large", *SAFE, size=10**6),
-        row("unlisted"),
+        row("unlisted", parameters=10),
     )
     reasons = [None, None, None, "gated", "disabled", "unsafe-format", "not-found", "too-large", None]
     assert found.reasons.tolist() == reasons
