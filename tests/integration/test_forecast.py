@@ -113,7 +113,7 @@ def test_learns_from_another_store(indexed: Indexed, monkeypatch: pytest.MonkeyP
         "wall time",
         "store",
         "cost",
-        "5 workers",
+        "2 workers",
     ]:
         assert word in ended.out, ended.out
     own = operator("plan", "--config", file, "--set", "seed=3", "--store", indexed.store)
