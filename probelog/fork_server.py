@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -431,6 +432,10 @@ def _main(address: Path, idle_seconds: float, entry: str, preload: Sequence[str]
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.close(quiet)
+        # The libraries' million objects are left alone by every later collection: they would be walked through for
+        # each model, and every page that they lie on copied.
+        gc.collect()
+        gc.freeze()
         _Server(address, listening, run, idle_seconds).serve()
     return 0
 

@@ -157,8 +157,9 @@ class _Server:
         return [npy(np.ascontiguousarray(found.values, np.float32))], facts
 
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:
-        self._classifier = None
-        gc.collect()
+        if self._classifier is not None:
+            self._classifier = None
+            gc.collect()  # modules refer to each other in circles
         return [], {}
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:

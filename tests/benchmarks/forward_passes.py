@@ -117,7 +117,7 @@ def _timm(folder: str) -> Callable[[list[Any]], Any]:
     import timm
     import torch
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
     @torch.inference_mode()
@@ -131,7 +131,8 @@ def _transformers(folder: str) -> Callable[[list[Any]], Any]:
     import torch
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    # Some are stored in half precision, which would meet float32 pixels.
+    model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
 
     @torch.inference_mode()

@@ -137,6 +137,7 @@ def measure(world: World, workers: int, loop_models: int | None) -> Result:
         probed, wall, cpu = _probed(world, world.hub, root / "store", root / "scratch", workers)
     models = probed["models"]
     run = [model for model in models if model.copy_of_repo is None]
+    print(f"{world.name}: probed {len(models)} models in {wall:.0f} s; now the passes alone", file=sys.stderr)
     passes = _in_own_process(
         "pure",
         {
@@ -153,6 +154,7 @@ def measure(world: World, workers: int, loop_models: int | None) -> Result:
             ],
         },
     )
+    print(f"{world.name}: passes alone {passes['wall']:.0f} s; now the plain loop", file=sys.stderr)
     every = probing_world.repositories(world.hub)
     some = every if loop_models is None else every[:: max(1, len(every) // loop_models)][:loop_models]
     plain = _in_own_process(
