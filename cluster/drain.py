@@ -35,8 +35,8 @@ class Drain:
         return self._noticed.is_set()
 
     def _told(self, seconds: float) -> None:
-        # In a signal handler nothing may wait.
-        if self._lock.acquire(blocking=False) and not self._noticed.is_set():
+        # In a signal handler nothing may wait. Never released: the first notice is the only one.
+        if self._lock.acquire(blocking=False):
             self._noticed.set()
             threading.Thread(target=self._on_notice, args=(seconds,), daemon=True).start()
             timer = threading.Timer(seconds, os._exit, (0,))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import ray
@@ -33,14 +36,28 @@ def start_limit(endpoint: str, with_token: bool) -> Any:
 
 
 class SharedLimiter:
-    """A worker's side of the shared limit (``probelog.ratelimit.Limiter``)."""
+    """A worker's side of the shared limit (``probelog.ratelimit.Limiter``).
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    ``check`` is called before every request and while waiting; what it raises ends the waiting.
+    """
 
-    def try_acquire(self, kind: Kind) -> float:
-        """Take a token and return 0, or say in how many seconds to ask again."""
-        return float(ray.get(self._actor.try_acquire.remote(kind)))
+    def __init__(self, actor: Any, check: Callable[[], None]) -> None:
+        self._actor, self._check = actor, check
+        self._waited = threading.local()
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this thread has waited in all."""
+        return float(getattr(self._waited, "seconds", 0.0))
+
+    def acquire(self, kind: Kind) -> None:
+        """Return when one more request of this kind may be sent."""
+        begun = time.monotonic()
+        self._check()
+        while (pause := float(ray.get(self._actor.try_acquire.remote(kind)))) > 0:
+            self._check()
+            time.sleep(min(pause, 1.0))
+        self._waited.seconds = self.waited + time.monotonic() - begun
 
     def penalise(self, kind: Kind, seconds: float) -> None:
         """Tell all workers that the Hub asked for a pause."""

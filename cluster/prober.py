@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import ray
 
 from cluster.drain import Drain
-from cluster.limiter import Kind, SharedLimiter, start_limit
+from cluster.limiter import SharedLimiter, start_limit
 from cluster.node import memory_share
 from cluster.originals import Claim, Original
 from cluster.results import HandedBack, ItemReport
@@ -36,7 +36,7 @@ from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.ledger import Ledger, Spooled
 from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec, home_folder
-from probelog.schemas import CatalogueRow, Failure, ProbedModel
+from probelog.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage import Store, patiently
 
 _STAGE = "probe"
@@ -135,7 +135,7 @@ class Prober:
 
         self._spec = spec
         self._drain = Drain(spec.drain_seconds, self._leave)
-        self._limiter = _WatchedLimiter(SharedLimiter(limiter), self._check)
+        self._limiter = SharedLimiter(limiter, self._check)
         self._originals = originals
         store = Store(spec.store)
         self._ledger = Ledger(store, spec.folder)
@@ -143,7 +143,9 @@ class Prober:
         self._own = own_downloads(scratch)
         local = local_probes(store, spec.probe_set, scratch)
         self._server = ForkServer(SERVER, [*LIBRARIES, *spec.preload], home_folder(scratch))
-        share = memory_share(spec.cpus, spec.gpus) if spec.memory_bytes is None else spec.memory_bytes
+        memory = spec.memory_bytes
+        if memory is None:
+            memory = int(memory_share(spec.cpus, spec.gpus) * _NODE_SHARE)
         process = ProcessSpec(
             probes=local.uri,
             probe_set=spec.probe_set,
@@ -151,7 +153,7 @@ class Prober:
             cache_bytes=spec.cache_bytes,
             device="cuda" if spec.gpus > 0 else "cpu",
             device_share=min(1.0, spec.gpus) * _NODE_SHARE * _PROCESS_SHARE,
-            memory_bytes=int(share * _PROCESS_SHARE * (1.0 if spec.memory_bytes else _NODE_SHARE)),
+            memory_bytes=int(memory * _PROCESS_SHARE),
             threads=max(1, int(spec.cpus)),
             batch_size=spec.batch_size,
             precision=spec.precision,
@@ -365,8 +367,6 @@ class Prober:
         self, original: Original, row: CatalogueRow, facts: dict[str, Any], size: int
     ) -> Spooled | None:
         """The original's observations under this repository's name; None where they cannot be found."""
-        from probelog.schemas import from_table
-
         found = None
         spooled = None if original.item is None else self._ledger.spooled_result(original.item)
         if spooled is not None and spooled.models.num_rows == 1:
@@ -391,7 +391,7 @@ class Prober:
             return None
         for name, value in (("repo", row.repo), ("sha", row.sha)):
             rows = rows.set_column(rows.schema.get_field_index(name), name, [[value] * rows.num_rows])
-        return Spooled.success(own, rows.cast(spooled.observations.schema if spooled else rows.schema))
+        return Spooled.success(own, rows.cast(OBSERVATIONS))
 
     def _tell(self, method: str, *arguments: Any) -> Any:
         """Ask the shared memory of weights. Without it (its actor is gone) every model is run, and nothing is lost."""
@@ -425,32 +425,6 @@ class Prober:
         # Some may still wait: for the Hub's next piece, or for a store that refuses.
         time.sleep(last / 2)
         self._end.set_result(None)
-
-
-class _WatchedLimiter:
-    """The shared limit, with a look at whether to go on before every request and while waiting."""
-
-    def __init__(self, limiter: SharedLimiter, check: Callable[[], None]) -> None:
-        self._limiter, self._check = limiter, check
-        self._waited = threading.local()
-
-    @property
-    def waited(self) -> float:
-        """Seconds that this thread has waited in all."""
-        return float(getattr(self._waited, "seconds", 0.0))
-
-    def acquire(self, kind: Kind) -> None:
-        """Return when one more request of this kind may be sent."""
-        begun = time.monotonic()
-        self._check()
-        while (pause := self._limiter.try_acquire(kind)) > 0:
-            self._check()
-            time.sleep(min(pause, 1.0))
-        self._waited.seconds = self.waited + time.monotonic() - begun
-
-    def penalise(self, kind: Kind, seconds: float) -> None:
-        """Tell all workers that the Hub asked for a pause."""
-        self._limiter.penalise(kind, seconds)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class ForkServer:
         writable_home(home).mkdir(exist_ok=True)
         self._lock = threading.Lock()
         arguments = [entry, *preload]
-        address = home / f"{short_key(sys.executable, *sys.path, *arguments, _code_of(entry))}.sock"
+        address = home / f"{short_key(sys.executable, *sys.path, *arguments, _newest_code())}.sock"
         self._open = partial(_connected_or_started, address, arguments, home, idle_seconds)
         self._control = self._open()
 
@@ -142,11 +142,9 @@ class _ServerLostError(ProbeLogError):
         super().__init__("the process that forks model processes has ended")
 
 
-def _code_of(entry: str) -> str:
+def _newest_code() -> int:
     """Changes with the code that the server would run: an old one must not answer for it."""
-    folder = Path(__file__).parent
-    newest = max(path.stat().st_mtime_ns for path in folder.glob("*.py"))
-    return f"{newest} {entry}"
+    return max(path.stat().st_mtime_ns for path in Path(__file__).parent.glob("*.py"))
 
 
 def _connected(address: Path) -> socket.socket | None:
@@ -156,10 +154,12 @@ def _connected(address: Path) -> socket.socket | None:
         with _short(address) as path:
             made.connect(path)
         # A server that was about to leave has closed the connection by now.
-        return made if made.recv(1) else None
+        if made.recv(1):
+            return made
     except OSError:
-        made.close()
-        return None
+        pass
+    made.close()
+    return None
 
 
 def _connected_or_started(
@@ -179,8 +179,7 @@ def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: 
             [sys.executable, "-m", __name__, str(address), str(idle_seconds), *arguments],
             env=bare_environment(home),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
             timeout=_ANSWER_SECONDS,
             check=False,
@@ -243,10 +242,7 @@ class Child:
                 # its pipe is about to leave by itself, and what ended it is worth knowing.
                 self._status = self._wait(0.5)
                 if self._status is None:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(self.pid, signal.SIGKILL)
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(self.pid, signal.SIGKILL)
+                    _end(self.pid)
                     self._status = self._wait(30.0)
                 if self._status is None:
                     self._status = -signal.SIGKILL  # stuck in a driver; the kernel ends it when it comes back
@@ -377,10 +373,15 @@ class _Server:
         self._selector.unregister(client)
         client.close()
         for pid in self._children.pop(client):
-            for end in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    end(pid, signal.SIGKILL)
+            _end(pid)
             self._orphans.add(pid)
+
+
+def _end(pid: int) -> None:
+    """End a process and its group: it may not have made the group yet, or have been left by it."""
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            end(pid, signal.SIGKILL)
 
 
 def _status(pid: int) -> int:
@@ -428,10 +429,6 @@ def _main(address: Path, idle_seconds: float, entry: str, preload: Sequence[str]
         listening.listen(64)
         if os.fork():
             os._exit(0)
-        # Whoever waits for the starter's output must not wait for this.
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.close(quiet)
         # The libraries' million objects are left alone by every later collection: they would be walked through for
         # each model, and every page that they lie on copied.
         gc.collect()

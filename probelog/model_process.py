@@ -27,7 +27,7 @@ from probelog.storage import from_npy
 
 SERVER = "probelog.model_server:serve"
 #: What takes seconds to import and is the same for every model.
-LIBRARIES = ("probelog.model_server", "probelog.model_libraries")
+LIBRARIES = ("probelog.model_libraries",)
 
 _SYSTEM = (
     "/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/etc", "/sys", "/proc/self", "/proc/cpuinfo",
