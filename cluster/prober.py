@@ -237,10 +237,11 @@ class Prober:
         from probelog.download import DownloadLimits, download_model
 
         until = time.monotonic() + self._spec.item_seconds
+        earlier = self._limiter.waited  # by this thread, for other models
 
         def check() -> None:
             self._check()
-            if time.monotonic() - self._limiter.waited > until:
+            if time.monotonic() - (self._limiter.waited - earlier) > until:
                 raise ItemFailure(
                     FailureReason.DOWNLOAD_FAILED, f"not through after {self._spec.item_seconds:g} seconds"
                 )
