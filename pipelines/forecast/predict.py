@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.forecast.estimates import Chosen, Cost, Estimate, Left, SizeClass, Wall
 from pipelines.forecast.heads import logits_by_parameters
 from pipelines.forecast.known import SIZE_CLASSES, Known, size_class
 from pipelines.forecast.measured import PARTS, Measured
@@ -27,7 +28,6 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _DRAWS = 200
-_INTERVAL = (0.1, 0.9)
 _FEWEST = 3
 _HOUR = 3600.0
 
@@ -59,49 +59,6 @@ FEATURES: Mapping[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number, and the middle 80 % of what it may be; None where too little was measured to say."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, draws: Floats) -> Estimate:
-        """From the point estimate and the draws behind it."""
-        if len(draws) == 1 or not np.isfinite(draws).all():
-            return cls(float(draws[0]))
-        low, high = np.quantile(draws[1:], _INTERVAL)
-        return cls(float(draws[0]), float(min(low, draws[0])), float(max(high, draws[0])))
-
-    def __add__(self, exact: float) -> Estimate:
-        return Estimate(
-            self.value + exact,
-            None if self.low is None else self.low + exact,
-            None if self.high is None else self.high + exact,
-        )
-
-    def times(self, factor: float) -> Estimate:
-        """In another unit."""
-        return Estimate(
-            self.value * factor,
-            None if self.low is None else self.low * factor,
-            None if self.high is None else self.high * factor,
-        )
-
-
-@dataclass(frozen=True)
-class SizeClass:
-    """Models left of one class: how many, how many of them of estimated size, bytes to download, worker hours."""
-
-    name: str
-    models: int
-    size_estimated: int
-    download_bytes: float
-    worker_hours: float
-
-
-@dataclass(frozen=True)
 class Settings:
     """What a prediction depends on besides the models: from the configuration and the command line.
 
@@ -126,84 +83,6 @@ class Settings:
     probe_copy_bytes: int
     account: str | None
     price: float | None
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a part's cost was found to depend on, and its error on measured items left out."""
-
-    features: list[str]
-    architecture_factors: bool
-    left_out_error: float | None
-
-
-@dataclass(frozen=True)
-class Wall:
-    """Seconds that a run takes at the least by each limit; the largest decides (``bound``)."""
-
-    workers: int
-    compute: Estimate
-    requests: Estimate
-    download: Estimate
-    total: Estimate
-    bound: str
-    start_seconds: float
-    overlap: float | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What the workers are paid for: ``hours`` of workers, or of GPUs (``unit``)."""
-
-    unit: str
-    hours: Estimate
-    price: float | None
-    total: Estimate | None
-
-
-@dataclass(frozen=True)
-class Left:
-    """The forecast for the models that are left.
-
-    Attributes:
-        models: how many are left.
-        indexed: of them with success.
-        failures: by reason; those that the catalogue foretells are whole numbers.
-        foretold: how many of the failures the catalogue foretells.
-        bytes: of downloads.
-        sizes: how many models' bytes follow from listed file sizes, from parameter counts by type, from the number
-            of parameters, or from nothing.
-        file_requests, api_requests: of the Hub.
-        limit_hours: that the Hub's limits allow at the least, by kind of account.
-        seconds: by part, summed over models.
-        busy_hours: of workers, parts summed as if nothing overlapped.
-        worker_hours: the same with the measured overlap.
-        classes: by size.
-        logits: of the models indexed.
-        store_bytes: by kind.
-        disk_bytes: on a node, by what takes it.
-        chosen: by part.
-    """
-
-    models: int
-    indexed: Estimate
-    failures: dict[str, float]
-    foretold: int
-    bytes: Estimate
-    sizes: dict[str, int]
-    file_requests: Estimate
-    api_requests: int
-    limit_hours: dict[str, float]
-    seconds: dict[str, Estimate]
-    busy_hours: Estimate
-    worker_hours: Estimate
-    classes: list[SizeClass]
-    logits: Estimate
-    store_bytes: dict[str, Estimate]
-    disk_bytes: dict[str, float]
-    wall: Wall
-    cost: Cost
-    chosen: dict[str, Chosen]
 
 
 @dataclass(frozen=True)

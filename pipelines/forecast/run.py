@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from cluster.session import session
 from pipelines.crawl import Catalogue, hub_endpoint
+from pipelines.forecast.estimates import Estimate, Left
 from pipelines.forecast.known import Known
 from pipelines.forecast.measured import Measured, find_measured
-from pipelines.forecast.predict import Estimate, Left, Settings, StoreRates, predict
+from pipelines.forecast.predict import Settings, StoreRates, predict
 from pipelines.forecast.sample import stratified
 from pipelines.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe import probe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.forecast.predict import Estimate
+from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.run import Forecast
 from pipelines.pace import duration
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import Config
+from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.measured import Measured, find_measured
-from pipelines.forecast.predict import Estimate
 from pipelines.forecast.run import Forecast, run_plan
 from pipelines.full import run_crawl, run_probe
 from pipelines.probes import ready_probes

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from cluster.results import ItemReport
 from pipelines.config import Config
+from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.heads import logits_by_parameters
 from pipelines.forecast.known import Known, size_class
-from pipelines.forecast.predict import Estimate, _limited
+from pipelines.forecast.predict import _limited
 from pipelines.forecast.regression import NEVER, Shape, choose, non_negative, resampled
 from pipelines.forecast.sample import stratified
 from pipelines.timeline import Timeline
