@@ -66,11 +66,14 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the store and the index are kept.")] = Path(
         "probelog-demo"
     ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Half of the time: without the comparison with all probes.")
+    ] = False,
 ) -> None:
     """Everything on this machine, offline: serve a small hub, index it, ask it."""
     from pipelines.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, compare=not quick)
 
 
 @app.command()
