@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.completer import Completion, Fit
-from probelog.completion import Block, HeldOutError, complete_rows
+from cluster.completer import Completion, Fit, ShardSpec, describe_parts
+from probelog.completion import Block, HeldOutError, complete_rows, row_step
 from probelog.errors import ProbeLogError
 from probelog.ledger import Ledger, Receipt, Spooled, item_key, observed_models, read_part
 from probelog.observations import to_rows
@@ -52,12 +52,18 @@ def fit(**changes: object) -> Fit:
     return Fit(**(given | changes))  # type: ignore[arg-type]
 
 
+def spec(store: Store, **changes: object) -> ShardSpec:
+    return ShardSpec(**({"store": store.uri, "seed": 0} | changes))  # type: ignore[arg-type]
+
+
 def test_any_number_of_shards_gives_the_same_columns(tmp_path: Path) -> None:
     store, receipts = ledger_of(tmp_path, share=0.5)
     found = []
-    for shards in (1, 2, 3):
-        completion = Completion(store, receipts, shards, seed=0)
-        assert (completion.models, completion.logits, completion.dropped) == (12, 48, 0)
+    for shards, memory in ((1, None), (2, 10**9), (3, 0)):
+        completion = Completion(store, receipts, shards, spec(store, memory=memory))
+        loaded = completion.loaded
+        assert (loaded.models, loaded.logits, loaded.dropped) == (12, 48, 0)
+        assert (loaded.in_memory == 0, loaded.on_disk == 0) == (memory == 0, memory != 0)
         found.append(completion.fit(fit(), held_out=False).columns)
         completion.close()
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)
@@ -66,7 +72,7 @@ def test_any_number_of_shards_gives_the_same_columns(tmp_path: Path) -> None:
 
 def test_the_choice_prefers_what_predicts_and_goes_on_where_it_was(tmp_path: Path) -> None:
     store, receipts = ledger_of(tmp_path, share=0.6, models=20)
-    completion = Completion(store, receipts, 2, seed=0)
+    completion = Completion(store, receipts, 2, spec(store))
     tried: dict[tuple[int, float], tuple[int, HeldOutError]] = {}
     fits: list[Fit] = []
     chosen, sweeps, error = completion.choose(
@@ -92,11 +98,13 @@ def test_the_choice_prefers_what_predicts_and_goes_on_where_it_was(tmp_path: Pat
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -> None:
     store, receipts = ledger_of(tmp_path, share, constant=True)
-    completion = Completion(store, receipts, 2, seed=0)
-    assert completion.dropped == 12
+    completion = Completion(store, receipts, 2, spec(store))
+    assert completion.loaded.dropped == 12
     fitted = completion.fit(fit(), held_out=False)
-    parts = completion.describe(fitted.columns, EMBEDDINGS.astype(np.float32), 0.01, 10, "completion/y")
     completion.close()
+    described = (store, receipts, fitted.columns, EMBEDDINGS.astype(np.float32), 0.01, 10, "completion/y")
+    parts = describe_parts(*described)
+    assert describe_parts(*described) == parts
     for receipt in receipts:
         table = read_part(store, parts[receipt.name], DESCRIPTORS)
         start = 0
@@ -111,26 +119,26 @@ def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -
             block = Block(
                 np.asarray(facts.probes, np.int32), ((values[logits != 1] - mean) / std).astype(np.float32)
             )
-            z = (complete_rows(block, np.stack(rows["factor"].to_numpy()), fitted.columns) - z_mean) / z_std
+            factors = row_step(block, fitted.columns, 0.01)
+            np.testing.assert_allclose(np.stack(rows["factor"].to_numpy()), factors, rtol=1e-3, atol=1e-4)
+            z = (complete_rows(block, factors, fitted.columns) - z_mean) / z_std
             assert z.shape == (LOGITS - 1, PROBES)
             np.testing.assert_allclose(z.mean(axis=1), 0, atol=1e-5)
             np.testing.assert_allclose(z.std(axis=1), 1, atol=1e-5)
             pairs = top_pairs(z, 10)
             np.testing.assert_array_equal(pairs.probes, np.stack(rows["top_probes"].to_numpy()))
-            np.testing.assert_allclose(pairs.values, np.stack(rows["top_values"].to_numpy()), atol=1e-5)
-            np.testing.assert_allclose(
-                np.sort(z, axis=1)[:, :10], np.stack(rows["bottom_values"].to_numpy()), atol=1e-5
-            )
+            np.testing.assert_allclose(pairs.values, np.stack(rows["top_values"].to_numpy()), atol=2e-3)
+            for name in ("bottom_probes", "bottom_values", "opposite_direction"):  # of one-logit heads only
+                assert rows[name].null_count == LOGITS - 1
             if share == 1.0:  # nothing was missing: nothing may change
                 np.testing.assert_allclose(z, standardise(values[logits != 1]), atol=1e-5)
             expected = model_directions(
                 values[logits != 1].astype(float), facts.head, EMBEDDINGS, facts.probes
             )
-            np.testing.assert_allclose(np.stack(rows["direction"].to_numpy()), expected, atol=1e-5)
-            assert rows["opposite_direction"].null_count == LOGITS - 1
+            np.testing.assert_allclose(np.stack(rows["direction"].to_numpy()), expected, atol=5e-4)
         assert start == table.num_rows
 
 
 def test_nothing_to_complete_is_said(tmp_path: Path) -> None:
     with pytest.raises(ProbeLogError, match="nothing to complete"):
-        Completion(Store(tmp_path), [], 2, seed=0)
+        Completion(Store(tmp_path), [], 2, spec(Store(tmp_path)))
