@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -32,7 +33,6 @@ from ray.exceptions import (
 from cluster.node import memory_share
 from cluster.rows import RowStore, StoredModel
 from cluster.scratch import scratch_folder
-from probelog import scoring
 from probelog.completion import (
     Bools,
     Float32,
@@ -212,6 +212,10 @@ class Shard:
     def ready(self) -> None:
         """An answer says that the shard has its place."""
 
+    def pid(self) -> int:
+        """Of the process that it is in."""
+        return os.getpid()
+
     def load(self, receipts: Sequence[Receipt]) -> Loaded:
         """Read parts, once, and keep their rows beside those that are there already."""
         store = Store(self._spec.store)
@@ -219,14 +223,12 @@ class Shard:
         before = self._rows.in_memory, self._rows.on_disk
         for receipt in receipts:
             for facts, _, values in observed_models(store, receipt):
-                usable = ~scoring.is_constant(values)
-                dropped += int((~usable).sum())
-                if not usable.any():
-                    continue
-                block, _ = standardised(np.asarray(facts.probes, np.int32), values[usable])
-                self._rows.add(_key(facts, self._spec.seed), block)
-                models += 1
-                logits += len(block.values)
+                own = standardised(np.asarray(facts.probes, np.int32), values)
+                dropped += int(np.count_nonzero(~own.kept))
+                if own.kept.any():
+                    self._rows.add(_key(facts, self._spec.seed), own.block)
+                    models += 1
+                    logits += len(own.block.values)
         self._rows.settle()
         self._sample = None
         return Loaded(
@@ -403,9 +405,9 @@ class Completion:
             raise ProbeLogError("there is nothing to complete: no model was probed with success")
         self._spec, self._checkpoint = spec, checkpoint
         self._groups = dealt(receipts, min(shards, len(receipts)))
-        self._shards: list[Any] = [ShardActor.remote(spec) for _ in self._groups]
+        self.shards: list[Any] = [ShardActor.remote(spec) for _ in self._groups]
         self._loads: list[list[Any]] = [
-            [shard.load.remote(group)] for shard, group in zip(self._shards, self._groups, strict=True)
+            [shard.load.remote(group)] for shard, group in zip(self.shards, self._groups, strict=True)
         ]
         self.loaded = sum(self._persistently(self._answers_to_loading), Loaded())
         if not self.loaded.logits:
@@ -414,9 +416,9 @@ class Completion:
 
     def close(self) -> None:
         """Give the shards' memory and CPUs back."""
-        for shard in self._shards:
+        for shard in self.shards:
             ray.kill(shard)
-        self._shards = []
+        self.shards = []
 
     def fit(
         self,
@@ -496,7 +498,7 @@ class Completion:
 
         def sweep() -> SweepSums:
             shared = ray.put(columns)
-            level = [shard.sums.remote(shared, fit, held_out) for shard in self._shards]
+            level = [shard.sums.remote(shared, fit, held_out) for shard in self.shards]
             while len(level) > 1:
                 level = [_add.remote(*level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
             total: SweepSums = ray.get(level[0])
@@ -532,22 +534,22 @@ class Completion:
     def _replace_lost(self) -> None:
         """New shards for those that do not live; where the cluster has no place for one, the others take its parts."""
         orphans: list[Receipt] = []
-        for number in reversed(range(len(self._shards))):
-            if _lives(self._shards[number]):
+        for number in reversed(range(len(self.shards))):
+            if _lives(self.shards[number]):
                 continue
             fresh = ShardActor.remote(self._spec)
-            alone = len(self._shards) == 1
+            alone = len(self.shards) == 1
             if alone or ray.wait([fresh.ready.remote()], timeout=_PLACE_SECONDS)[0]:
-                self._shards[number] = fresh
+                self.shards[number] = fresh
                 self._loads[number] = [fresh.load.remote(self._groups[number])]
                 continue
             ray.kill(fresh)
             orphans += self._groups[number]
-            del self._shards[number], self._loads[number], self._groups[number]
-        for number, group in enumerate(dealt(orphans, len(self._shards))):
+            del self.shards[number], self._loads[number], self._groups[number]
+        for number, group in enumerate(dealt(orphans, len(self.shards))):
             if group:
                 self._groups[number] += group
-                self._loads[number].append(self._shards[number].load.remote(group))
+                self._loads[number].append(self.shards[number].load.remote(group))
         self._answers_to_loading()
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from scipy.linalg import lapack
 
 from probelog.errors import UsageError
+from probelog.scoring import CONSTANT_FLOOR
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -192,25 +193,35 @@ def row_step(block: Block, columns: Float32, lam: float, training: Bools | None 
 
 
 class Standardised(NamedTuple):
-    """A model's observations with its rows standardised, and the moments that were taken out."""
+    """A model's observations with its rows standardised, the moments that were taken out, and which of the rows given (L,)
+    are ``kept``: constant ones have no standardised form.
+    """
 
     block: Block
     moments: Moments
+    kept: Bools
 
 
 class FoldedIn(NamedTuple):
-    """A model beside those that V was fitted on: its ``block``, the moments taken out of it, its factors (L, k)."""
+    """A model beside those that V was fitted on: ``standardised`` and its factors (L, k)."""
 
     block: Block
     moments: Moments
+    kept: Bools
     factors: Float32
 
 
 def standardised(probes: Ints, values: npt.NDArray[np.floating]) -> Standardised:
-    """One model's logits (L, m), none of them constant, standardised over its probes (m,)."""
-    moments = row_moments(values)
-    rows = (values - moments.mean[:, None]) / moments.std[:, None]
-    return Standardised(Block(np.asarray(probes, np.int32), rows.astype(np.float32)), moments)
+    """One model's logits (L, m) standardised over its probes (m,), without constant ones (``scoring.is_constant``)."""
+    rows = np.asarray(values, np.float64)
+    mean = rows.mean(axis=1)
+    rows = rows - mean[:, None]
+    std = np.sqrt(np.einsum("lm,lm->l", rows, rows) / rows.shape[1])
+    kept = std > CONSTANT_FLOOR * np.abs(values).max(axis=1, initial=0.0)
+    if not kept.all():
+        rows, mean, std = rows[kept], mean[kept], std[kept]
+    z = np.divide(rows, std[:, None], dtype=np.float32, casting="same_kind")
+    return Standardised(Block(np.asarray(probes, np.int32), z), Moments(mean, std), kept)
 
 
 def fold_in(probes: Ints, values: npt.NDArray[np.floating], columns: Float32, lam: float) -> FoldedIn:
@@ -221,12 +232,12 @@ def fold_in(probes: Ints, values: npt.NDArray[np.floating], columns: Float32, la
 
     Args:
         probes: S, the (m,) ascending numbers of the probes that the model saw.
-        values: (L, m), its logits on them, none of them constant (``scoring.is_constant``).
+        values: (L, m), its logits on them; constant ones are left out.
         columns: V (n, k) of a finished completion.
         lam: that completion's regularisation.
     """
-    block, moments = standardised(probes, values)
-    return FoldedIn(block, moments, row_step(block, columns, lam))
+    own = standardised(probes, values)
+    return FoldedIn(*own, row_step(own.block, columns, lam))
 
 
 def column_step(sums: ColumnSums, lam: float) -> Float32:

@@ -39,14 +39,8 @@ def describe(
         regularisation: that completion's lambda.
         top_r: entries kept a logit.
     """
-    tables = []
-    for facts, logits, values in models:
-        usable = ~scoring.is_constant(values)
-        if usable.any():
-            tables.append(
-                _described(facts, logits[usable], values[usable], columns, space, regularisation, top_r)
-            )
-    return tables
+    described = (_described(*model, columns, space, regularisation, top_r) for model in models)
+    return [table for table in described if table is not None]
 
 
 def _described(
@@ -57,12 +51,17 @@ def _described(
     space: HeadSpace,
     regularisation: float,
     top_r: int,
-) -> pa.Table:
-    probes, head, count = np.asarray(facts.probes, np.int32), Head(facts.head), len(logits)
+) -> pa.Table | None:
+    probes, head = np.asarray(facts.probes, np.int32), Head(facts.head)
     folded = fold_in(probes, values, columns, regularisation)
+    values, logits = values[folded.kept], logits[folded.kept]
+    count = len(logits)
+    if not count:
+        return None
     # Only a one-logit head has an opposite that is searched for.
     single = head == Head.SINGLE
     completed = _Completed(folded, columns, top_r, both_ends=single)
+    bottom = completed.opposite_top
     opposite = space.of_model(Observed(head, probes, -values)) if single else None
     return pa.table(
         {
@@ -77,8 +76,8 @@ def _described(
             "factor": _lists(folded.factors, count, pa.float16()),
             "top_probes": _lists(completed.top.probes, count, pa.int32()),
             "top_values": _lists(completed.top.values, count, pa.float16()),
-            "bottom_probes": _lists(completed.opposite_top.probes if single else None, count, pa.int32()),
-            "bottom_values": _lists(-completed.opposite_top.values if single else None, count, pa.float16()),
+            "bottom_probes": _lists(None if bottom is None else bottom.probes, count, pa.int32()),
+            "bottom_values": _lists(None if bottom is None else -bottom.values, count, pa.float16()),
             "direction": _lists(space.of_model(Observed(head, probes, values)), count, pa.float16()),
             "opposite_direction": _lists(opposite, count, pa.float16()),
         },
@@ -101,9 +100,11 @@ class _Completed:
             means.append(moments.mean)
             stds.append(moments.std)
             tops.append(scoring.top_pairs(z, top_r))
-            opposites.append(scoring.top_pairs(-z, top_r if both_ends else 0))
+            if both_ends:
+                opposites.append(scoring.top_pairs(-z, top_r))
         self.mean, self.std = np.concatenate(means), np.concatenate(stds)
-        self.top, self.opposite_top = _joined(tops), _joined(opposites)
+        self.top = _joined(tops)
+        self.opposite_top = _joined(opposites) if both_ends else None
 
 
 def _joined(pairs: list[scoring.TopPairs]) -> scoring.TopPairs:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
-from cluster.completer import Completion, Fit, ShardSpec, describe_parts
+from cluster.completer import Checkpoint, Completion, Fit, ShardSpec, dealt, describe_parts
 from probelog.completion import Block, HeldOutError, complete_rows, row_step
-from probelog.errors import ProbeLogError
+from probelog.errors import ProbeLogError, StoreError
 from probelog.ledger import Ledger, Receipt, Spooled, item_key, observed_models, read_part
 from probelog.observations import to_rows
 from probelog.schemas import DESCRIPTORS
@@ -142,3 +147,126 @@ def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -
 def test_nothing_to_complete_is_said(tmp_path: Path) -> None:
     with pytest.raises(ProbeLogError, match="nothing to complete"):
         Completion(Store(tmp_path), [], 2, spec(Store(tmp_path)))
+
+
+def test_shards_hold_about_equally_many_rows(tmp_path: Path) -> None:
+    _, (receipt, *_) = ledger_of(tmp_path, share=0.5)
+    sizes = [900, 10, 20, 400, 30, 500, 40, 850, 5, 300]
+    receipts = [
+        replace(receipt, name=f"{number:02}", observations=replace(receipt.observations, rows=rows))
+        for number, rows in enumerate(sizes)
+    ]
+    groups = dealt(receipts, 3)
+    assert groups == dealt(receipts[::-1], 3)
+    assert sorted(item.name for group in groups for item in group) == [item.name for item in receipts]
+    rows = [sum(item.observations.rows for item in group) for group in groups]
+    assert max(rows) <= 4 / 3 * sum(rows) / 3
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_fit_goes_on_at_the_sweep_where_it_was(tmp_path: Path, held_out: bool) -> None:
+    store, receipts = ledger_of(tmp_path, share=0.6)
+    checkpoint = Checkpoint(store, "completion/y/sweep.npy")
+    wanted = fit(sweeps=7, regularisation=0.1, tolerance=-1.0)
+    completion = Completion(store, receipts, 2, spec(store), checkpoint)
+    undisturbed = completion.fit(wanted, held_out)
+    checkpoint.clear()
+    heard: list[int] = []
+
+    def stop(sweep: int, _: HeldOutError | None) -> None:
+        heard.append(sweep)
+        if sweep == 4 and len(heard) == 4:
+            raise _StoppedError
+
+    with pytest.raises(_StoppedError):
+        completion.fit(wanted, held_out, stop)
+    completion.close()
+    completion = Completion(store, receipts, 2, spec(store), checkpoint)
+    assert checkpoint.load(replace(wanted, rank=2), held_out) is None, (
+        "another fit starts at its own beginning"
+    )
+    assert checkpoint.load(wanted, not held_out) is None
+    resumed = completion.fit(wanted, held_out, stop)
+    # A held-out error comes with the sums of the next sweep: the one that was not told is told again.
+    assert heard == [1, 2, 3, 4, *([4] if held_out else []), 5, 6, 7]
+    np.testing.assert_array_equal(resumed.columns, undisturbed.columns)
+    assert (resumed.sweeps, resumed.error) == (undisturbed.sweeps, undisturbed.error)
+    checkpoint.clear()
+    assert not list((tmp_path / "completion/y").iterdir())
+    completion.close()
+
+
+def test_a_lost_shard_is_read_again_and_the_sweep_repeated(tmp_path: Path) -> None:
+    store, receipts = ledger_of(tmp_path, share=0.5)
+    completion = Completion(store, receipts, 2, spec(store))
+    undisturbed = completion.fit(fit(), held_out=False)
+    heard: list[int] = []
+
+    def kill(sweep: int, _: HeldOutError | None) -> None:
+        heard.append(sweep)
+        if sweep in (2, 4):
+            victim = completion.shards[sweep // 4]
+            os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
+
+    found = completion.fit(fit(), held_out=False, progress=kill)
+    completion.close()
+    assert heard == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(found.columns, undisturbed.columns)
+
+
+def test_without_a_place_for_a_lost_shard_the_others_take_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.completer._PLACE_SECONDS", 3.0)
+    store, receipts = ledger_of(tmp_path, share=0.5)
+    completion = Completion(store, receipts, 3, spec(store))
+    undisturbed = completion.fit(fit(), held_out=False)
+    # Takes the one CPU that is left, so that the CPU of a shard that dies is the only one there could be.
+    squatters: list[Any] = []
+
+    def kill(sweep: int, _: HeldOutError | None) -> None:
+        if sweep == 2:
+            os.kill(ray.get(completion.shards[1].pid.remote()), signal.SIGKILL)
+            free = int(ray.cluster_resources()["CPU"]) - 2
+            squatters.extend(_Squatter.remote() for _ in range(free))
+            ray.get([squatter.here.remote() for squatter in squatters])
+
+    found = completion.fit(fit(), held_out=False, progress=kill)
+    assert len(completion.shards) == 2
+    completion.close()
+    for squatter in squatters:
+        ray.kill(squatter)
+    np.testing.assert_allclose(found.columns, undisturbed.columns, atol=1e-4)
+
+
+@ray.remote(num_cpus=1)
+class _Squatter:
+    def here(self) -> None:
+        pass
+
+
+def test_shards_that_are_lost_for_ever_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, receipts = ledger_of(tmp_path, share=0.5)
+    completion = Completion(store, receipts, 2, spec(store))
+
+    def kill() -> None:
+        os.kill(ray.get(completion.shards[0].pid.remote()), signal.SIGKILL)
+        ray.get(completion.shards[0].ready.remote())
+
+    with pytest.raises(ProbeLogError, match="set a smaller `completion_memory`"):
+        completion._persistently(kill)
+    completion.close()
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    store, receipts = ledger_of(tmp_path, share=0.5)
+    file = tmp_path / receipts[1].observations.path
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match=r"is damaged"):
+        Completion(store, receipts, 2, spec(store))
