@@ -3,45 +3,70 @@
 Each shard holds the standardised observations of some models. In a sweep it runs its row step, adds up
 ``U^T U`` and ``U^T x`` for the probes that its models saw, and hands those sums to a tree of additions; the driver
 solves the column step and sends the new columns out again (masked ALS, see ``probelog.completion``).
+
+A shard can be lost with its machine: its parts are read again by another worker, and the sweep is repeated. A driver
+can be lost: the columns are kept in the store after every sweep, and the next one goes on from there.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import ray
-
-from probelog import scoring
-from probelog.completion import (
-    Block,
-    ColumnSums,
-    Float32,
-    Float64,
-    HeldOutError,
-    Moments,
-    column_step,
-    complete_rows,
-    held_out_error,
-    hold_out,
-    initial_columns,
-    row_moments,
-    row_step,
+from ray.exceptions import (
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
 )
+
+from cluster.node import memory_share
+from cluster.rows import RowStore, StoredModel
+from cluster.scratch import scratch_folder
+from probelog.completion import (
+    Bools,
+    Float32,
+    HeldOutError,
+    SumsOverModels,
+    SweepSums,
+    column_step,
+    held_out_error,
+    held_positions,
+    initial_columns,
+    row_step,
+    standardised,
+)
+from probelog.descriptors import describe
 from probelog.errors import ProbeLogError
-from probelog.gallery import Observed
 from probelog.ledger import Part, Receipt, observed_models, part_bytes
 from probelog.matching import HeadSpace
-from probelog.schemas import DESCRIPTORS, Head, ProbedModel
-from probelog.storage import Store, digest
+from probelog.schemas import DESCRIPTORS, ProbedModel
+from probelog.storage import Store, digest, npy
 
 # Two sums at a time keep the driver and any one node at two matrices of (n, k, k).
 _FAN_IN = 2
+# Of a worker's share of its machine, where no bound is set: the rest is for the operating system's cache of files.
+_MEMORY_SHARE = 0.5
+# A sweep that loses workers so often one after the other has another reason than bad luck.
+_LOSSES = 5
+# After so many seconds without a place for a lost shard, the others take its parts.
+_PLACE_SECONDS = 60.0
+# Parts that are described at a time, for each CPU: one is under way while the next one is handed out.
+_PARTS_IN_FLIGHT = 2
+_LOST = (RayActorError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,196 +99,360 @@ class Fit:
 class Fitted:
     """The result of a fit: columns V (n, k), the sweeps it took and, where entries were held out, their error."""
 
-    columns: Float64
+    columns: Float32
     sweeps: int
     error: HeldOutError | None
 
 
 @dataclass(frozen=True)
-class _Model:
-    facts: ProbedModel
-    logits: npt.NDArray[np.int32]
-    moments: Moments
-    block: Block
+class State:
+    """Where a fit is: the sweeps done, the columns after them, and the best of the columns whose error is known."""
+
+    fit: Fit
+    held_out: bool
+    sweep: int
+    columns: Float32
+    best: Fitted | None = None
+
+    def to_bytes(self) -> bytes:
+        """One object for the store: a line of JSON, then the columns as ``.npy``, then the best ones."""
+        best = self.best
+        facts = {
+            "fit": asdict(self.fit),
+            "held_out": self.held_out,
+            "sweep": self.sweep,
+            "best": None if best is None or best.error is None else [best.sweeps, asdict(best.error)],
+        }
+        return b"".join(
+            [json.dumps(facts).encode(), b"\n", npy(self.columns), b"" if best is None else npy(best.columns)]
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        """Read what ``to_bytes`` wrote."""
+        line, _, arrays = data.partition(b"\n")
+        facts = json.loads(line)
+        stream = io.BytesIO(arrays)
+        columns = np.load(stream, allow_pickle=False)
+        best = None
+        if facts["best"] is not None:
+            sweeps, error = facts["best"]
+            best = Fitted(np.load(stream, allow_pickle=False), sweeps, HeldOutError(**error))
+        return cls(Fit(**facts["fit"]), facts["held_out"], facts["sweep"], columns, best)
+
+
+class Checkpoint:
+    """Where the fit under way is kept: one object in the store, replaced after every sweep."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+
+    def save(self, state: State) -> None:
+        """Keep a state in place of the one before."""
+        self._store.write(self._name, state.to_bytes())
+
+    def load(self, fit: Fit, held_out: bool) -> State | None:
+        """The state that was kept, if it is one of this very fit."""
+        data = self._store.read_or_none(self._name)
+        try:
+            state = None if data is None else State.from_bytes(data)
+        except (KeyError, TypeError, ValueError):  # of another version of this program
+            return None
+        return state if state is not None and (state.fit, state.held_out) == (fit, held_out) else None
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._store.delete(self._name)
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """What a shard needs to know beside its parts.
+
+    Attributes:
+        store: its address.
+        seed: of the held-out entries.
+        working: bytes that a sweep takes beside the rows (``completion.working_bytes``).
+        memory: bytes that rows and sweeps may take; None for half of the worker's share of its machine.
+        scratch: folder on local disk for the rows that exceed them; None for the system's.
+    """
+
+    store: str
+    seed: int
+    working: int = 0
+    memory: int | None = None
+    scratch: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What shards hold: models, logits, constant logits dropped, and bytes of rows in memory and on disk."""
+
+    models: int = 0
+    logits: int = 0
+    dropped: int = 0
+    in_memory: int = 0
+    on_disk: int = 0
+
+    def __add__(self, other: Loaded) -> Loaded:
+        return Loaded(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 class Shard:
-    """The observations of some parts, in memory: an actor's state, and testable without Ray."""
+    """The observations of some parts: an actor's state, and testable without Ray."""
 
-    def __init__(self, store_uri: str, receipts: Sequence[Receipt], seed: int) -> None:
-        self._store = Store(store_uri)
-        self._receipts = list(receipts)
-        self._seed = seed
-        self._parts: dict[str, list[_Model]] = {}
-        self._held: list[tuple[Block, Block]] = []
-        self._held_for = (0.0, 0.0)
+    def __init__(self, spec: ShardSpec) -> None:
+        self._spec = spec
+        memory = spec.memory if spec.memory is not None else int(_MEMORY_SHARE * memory_share(1.0, 0.0))
+        self._memory = max(0, memory - spec.working)
+        self._rows = RowStore(scratch_folder(spec.scratch), self._memory)
+        self._sample: RowStore | None = None
+        self._sampled = 1.0
 
-    def load(self) -> tuple[int, int, int]:
-        """Read the shard's parts; returns how many models and logits it holds, and constant logits dropped."""
-        dropped = 0
-        for receipt in self._receipts:
-            models = []
-            for facts, logits, values in observed_models(self._store, receipt):
-                usable = ~scoring.is_constant(values)
-                dropped += int((~usable).sum())
-                if not usable.any():
-                    continue
-                moments = row_moments(values[usable])
-                rows = (values[usable] - moments.mean[:, None]) / moments.std[:, None]
-                block = Block(np.asarray(facts.probes, np.int32), rows.astype(np.float32))
-                models.append(_Model(facts, logits[usable], moments, block))
-            self._parts[receipt.name] = models
-        every = [model for models in self._parts.values() for model in models]
-        return len(every), sum(len(model.logits) for model in every), dropped
+    def ready(self) -> None:
+        """An answer says that the shard has its place."""
 
-    def sums(self, columns: Float64, fit: Fit, held_out: bool) -> ColumnSums:
-        """One row step over all models (or the training entries of a sample), for the column step to use."""
-        every = [model.block for models in self._parts.values() for model in models]
-        blocks = [training for training, _ in self._held_out(fit)] if held_out else every
-        return ColumnSums.of(
-            len(columns),
-            fit.rank,
-            ((block, row_step(block, columns, fit.regularisation)) for block in blocks),
+    def pid(self) -> int:
+        """Of the process that it is in."""
+        return os.getpid()
+
+    def load(self, receipts: Sequence[Receipt]) -> Loaded:
+        """Read parts, once, and keep their rows beside those that are there already."""
+        store = Store(self._spec.store)
+        models = logits = dropped = 0
+        before = self._rows.in_memory, self._rows.on_disk
+        for receipt in receipts:
+            for facts, _, values in observed_models(store, receipt):
+                own = standardised(np.asarray(facts.probes, np.int32), values)
+                dropped += int(np.count_nonzero(~own.kept))
+                if own.kept.any():
+                    self._rows.add(_key(facts, self._spec.seed), own.block)
+                    models += 1
+                    logits += len(own.block.values)
+        self._rows.settle()
+        self._sample = None
+        return Loaded(
+            models, logits, dropped, self._rows.in_memory - before[0], self._rows.on_disk - before[1]
         )
 
-    def error(self, columns: Float64, fit: Fit) -> HeldOutError:
-        """Error on the held-out entries."""
-        total = HeldOutError(0.0, 0, 0.0, 0)
-        for training, held in self._held_out(fit):
-            total += held_out_error(training, held, columns, fit.regularisation, fit.top_share)
-        return total
+    def sums(self, columns: Float32, fit: Fit, held_out: bool) -> SweepSums:
+        """One row step over all models, or over the training entries of a sample with the error on the others.
 
-    def describe(
-        self, columns: Float64, embeddings: Float32, regularisation: float, top_r: int, folder: str
-    ) -> list[Part]:
-        """Write the descriptors of every part; returns the parts written, in the order of the receipts."""
-        written = []
-        # Directions of models do not depend on the background.
-        space = HeadSpace(embeddings, embeddings[:0])
-        for name, models in self._parts.items():
-            tables = [_descriptors(model, columns, space, regularisation, top_r) for model in models]
-            data = part_bytes(tables, DESCRIPTORS)
-            path = f"{folder}/descriptors/{name}.parquet"
-            self._store.write(path, data)
-            written.append(Part(path, sum(table.num_rows for table in tables), len(data), digest(data)))
-        return written
+        The error is that of ``columns``, not of those that follow from the sums.
+        """
+        adder, error = SumsOverModels(fit.probes, fit.rank), HeldOutError(0.0, 0, 0.0, 0)
+        for model, held in self._training(fit) if held_out else self._every():
+            block = self._rows.widened(model)
+            training = None if held is None else ~held
+            factors = row_step(block, columns, fit.regularisation, training)
+            adder.add(block, factors, training)
+            if held is not None:
+                error += held_out_error(block, held, factors, columns, fit.top_share)
+        return SweepSums(adder.total(), error)
 
-    def _held_out(self, fit: Fit) -> list[tuple[Block, Block]]:
-        """Training and held-out entries of the sampled models, the same for every fit of one choice."""
-        if self._held_for != (fit.held_share, fit.sample):
-            self._held_for = (fit.held_share, fit.sample)
-            self._held = []
-            for model in (model for models in self._parts.values() for model in models):
-                generator = _generator(model.facts, self._seed)
-                if generator.random() < fit.sample and len(model.block.probes) > 1:
-                    self._held.append(hold_out(model.block, fit.held_share, generator))
-        return self._held
+    def _every(self) -> Iterator[tuple[StoredModel, None]]:
+        return ((model, None) for model in self._rows.models())
+
+    def _training(self, fit: Fit) -> Iterator[tuple[StoredModel, Bools]]:
+        """The sampled models and which of their probes are held out, the same for every fit of one choice."""
+        for model in self._sampled_rows(fit.sample).models():
+            generator = np.random.default_rng(model.key)
+            if generator.random() < fit.sample and len(model.probes) > 1:
+                yield model, held_positions(len(model.probes), fit.held_share, generator)
+
+    def _sampled_rows(self, share: float) -> RowStore:
+        """The rows of a sample on their own: a choice takes many sweeps, which need not walk through all rows."""
+        if share >= 1:
+            return self._rows
+        if self._sample is None or self._sampled != share:
+            left = max(0, self._memory - self._rows.in_memory)
+            self._sample, self._sampled = RowStore(scratch_folder(self._spec.scratch), left), share
+            for model in self._rows.models():
+                if np.random.default_rng(model.key).random() < share:
+                    self._sample.copy(model)
+        return self._sample
 
 
-def _generator(facts: ProbedModel, seed: int) -> np.random.Generator:
-    """The same held-out entries for a model, whichever shard holds it."""
+def _key(facts: ProbedModel, seed: int) -> int:
+    """Seed of a model's held-out entries: the same ones, whichever shard holds it."""
     key = hashlib.sha256(f"{seed}\n{facts.repo}\n{facts.sha}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(key[:8], "little"))
+    return int.from_bytes(key[:8], "little")
 
 
-def _descriptors(
-    model: _Model, columns: Float64, space: HeadSpace, regularisation: float, top_r: int
-) -> pa.Table:
-    factors = row_step(model.block, columns, regularisation)
-    full = complete_rows(model.block, factors, columns).astype(np.float64)
-    completed = row_moments(full)
-    z = (full - completed.mean[:, None]) / completed.std[:, None]
-    top = scoring.top_pairs(z, top_r)
-    bottom = scoring.top_pairs(-z, top_r)
-    count = len(model.logits)
-    values = model.block.values * model.moments.std[:, None] + model.moments.mean[:, None]
-    head = Head(model.facts.head)
-    directions = space.of_model(Observed(head, model.block.probes, values)).astype(np.float32)
-    opposite = None
-    if head == Head.SINGLE:
-        opposite = space.of_model(Observed(head, model.block.probes, -values)).astype(np.float32)
-    return pa.table(
-        {
-            "repo": [model.facts.repo] * count,
-            "sha": [model.facts.sha] * count,
-            "logit": model.logits,
-            "observed": np.full(count, len(model.block.probes), np.int32),
-            "mean": model.moments.mean.astype(np.float32),
-            "std": model.moments.std.astype(np.float32),
-            "z_mean": completed.mean.astype(np.float32),
-            "z_std": completed.std.astype(np.float32),
-            "factor": list(factors.astype(np.float32)),
-            "top_probes": list(top.probes),
-            "top_values": list(top.values),
-            "bottom_probes": list(bottom.probes),
-            "bottom_values": list(-bottom.values),
-            "direction": list(directions),
-            "opposite_direction": [None] * count if opposite is None else list(opposite),
-        },
-        schema=DESCRIPTORS,
-    )
+def dealt(receipts: Sequence[Receipt], shards: int) -> list[list[Receipt]]:
+    """Receipts for each shard: the same ones every time, and about equally many rows.
+
+    The largest first, each to the shard that holds least (Graham 1969): none holds a third more than the best deal.
+    """
+    groups: list[list[Receipt]] = [[] for _ in range(shards)]
+    rows = [0] * shards
+    for receipt in sorted(receipts, key=lambda receipt: (-receipt.observations.rows, receipt.name)):
+        least = rows.index(min(rows))
+        groups[least].append(receipt)
+        rows[least] += receipt.observations.rows
+    return [sorted(group, key=lambda receipt: receipt.name) for group in groups]
 
 
 ShardActor = ray.remote(num_cpus=1, max_restarts=0)(Shard)
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-def _add(*sums: ColumnSums) -> ColumnSums:
+def _add(*sums: SweepSums) -> SweepSums:
     first, *rest = sums
     for other in rest:
         first = first + other
     return first
 
 
-class Completion:
-    """The driver's side: shards on Ray, fits over them."""
+@ray.remote(num_cpus=1, max_retries=-1)  # type: ignore[untyped-decorator]
+def _describe(
+    store_uri: str,
+    receipt: Receipt,
+    columns: Float32,
+    embeddings: Float32,
+    regularisation: float,
+    top_r: int,
+    folder: str,
+) -> Part:
+    """Write the descriptors of one part. Nothing is lost with the worker: Ray runs it again elsewhere."""
+    store = Store(store_uri)
+    # Directions of models do not depend on the background.
+    space = HeadSpace(embeddings, embeddings[:0])
+    tables = describe(observed_models(store, receipt), columns, space, regularisation, top_r)
+    data = part_bytes(tables, DESCRIPTORS)
+    path = f"{folder}/descriptors/{receipt.name}.parquet"
+    store.write(path, data)
+    part = Part(path, sum(table.num_rows for table in tables), len(data), digest(data))
+    store.write_json(_described(folder, receipt.name), asdict(part))
+    return part
 
-    def __init__(self, store: Store, receipts: Sequence[Receipt], shards: int, seed: int) -> None:
-        ordered = sorted(receipts, key=lambda receipt: receipt.name)
-        if not ordered:
+
+def _described(folder: str, name: str) -> str:
+    """What says that a part is described, until the stage's receipt says so of all."""
+    return f"{folder}/described/{name}.json"
+
+
+def describe_parts(
+    store: Store,
+    receipts: Sequence[Receipt],
+    columns: Float32,
+    embeddings: Float32,
+    regularisation: float,
+    top_r: int,
+    folder: str,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Part]:
+    """Write all descriptors; returns the part written for each receipt, by the receipt's name.
+
+    What an interrupted run described is not described again.
+
+    Args:
+        store: holds the parts, and will hold the descriptors.
+        receipts: of the parts.
+        columns: V (n, k).
+        embeddings: (n, d), the encoder's unit vectors of the probes.
+        regularisation: of the factorisation.
+        top_r: entries kept a logit.
+        folder: where in the store.
+        progress: hears how many parts are described.
+    """
+    prefix = f"{folder}/described"
+    parts = {
+        name.removeprefix(f"{prefix}/").removesuffix(".json"): Part(**store.read_json(name))
+        for name in store.names(prefix, suffix=".json")
+    }
+    left = [receipt for receipt in receipts if receipt.name not in parts]
+    shared = ray.put(columns), ray.put(embeddings)
+    under_way: dict[Any, str] = {}
+    at_once = max(1, int(_PARTS_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)))
+    while left or under_way:
+        while left and len(under_way) < at_once:
+            receipt = left.pop()
+            ref = _describe.remote(store.uri, receipt, *shared, regularisation, top_r, folder)
+            under_way[ref] = receipt.name
+        (done, *_), _ = ray.wait(list(under_way), num_returns=1)
+        parts[under_way.pop(done)] = ray.get(done)
+        if progress is not None:
+            progress(len(parts))
+    return parts
+
+
+def forget_described(store: Store, folder: str) -> None:
+    """Remove what says that single parts are described: the stage's receipt does now."""
+    store.delete_folder(f"{folder}/described")
+
+
+class Completion:
+    """The driver's side: shards on Ray, fits over them.
+
+    Args:
+        store: holds the parts.
+        receipts: of the parts.
+        shards: at most so many; all work at once, so that each needs a CPU.
+        spec: of the shards.
+        checkpoint: where fits are kept after every sweep; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        receipts: Sequence[Receipt],
+        shards: int,
+        spec: ShardSpec,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        if not receipts:
             raise ProbeLogError("there is nothing to complete: no model was probed with success")
-        groups = [ordered[i::shards] for i in range(min(shards, len(ordered)))]
-        self._shards = [ShardActor.remote(store.uri, group, seed) for group in groups]
-        self._groups = groups
-        loaded = np.asarray(ray.get([shard.load.remote() for shard in self._shards]))
-        self.models, self.logits, self.dropped = (int(total) for total in loaded.sum(axis=0))
-        if not self.logits:
+        self._spec, self._checkpoint = spec, checkpoint
+        self._groups = dealt(receipts, min(shards, len(receipts)))
+        self.shards: list[Any] = [ShardActor.remote(spec) for _ in self._groups]
+        self._loads: list[list[Any]] = [
+            [shard.load.remote(group)] for shard, group in zip(self.shards, self._groups, strict=True)
+        ]
+        self.loaded = sum(self._persistently(self._answers_to_loading), Loaded())
+        if not self.loaded.logits:
+            self.close()
             raise ProbeLogError("there is nothing to complete: every logit is constant on its probes")
 
     def close(self) -> None:
-        """Give the shards' memory back."""
-        for shard in self._shards:
+        """Give the shards' memory and CPUs back."""
+        for shard in self.shards:
             ray.kill(shard)
+        self.shards = []
 
     def fit(
         self,
         fit: Fit,
-        start: Float64 | None = None,
         held_out: bool = True,
         progress: Callable[[int, HeldOutError | None], None] | None = None,
     ) -> Fitted:
         """Alternate row and column steps until the held-out error stops falling, or for ``fit.sweeps`` sweeps.
 
-        The columns returned are those of the sweep with the smallest held-out error.
+        The columns returned are those of the sweep with the smallest held-out error. A fit that the checkpoint knows
+        goes on where it was; the caller clears the checkpoint when it has made the result durable.
         """
-        columns = initial_columns(fit.probes, fit.rank, fit.seed) if start is None else start
-        best: Fitted | None = None
-        for sweep in range(1, fit.sweeps + 1):
-            sums = ray.get(self._tree(columns, fit, held_out))
-            columns = column_step(sums, fit.regularisation)
-            if not held_out:
+        state = self._checkpoint.load(fit, held_out) if self._checkpoint is not None else None
+        if state is None:
+            state = State(fit, held_out, 0, initial_columns(fit.probes, fit.rank, fit.seed))
+        while held_out or state.sweep < fit.sweeps:
+            sums = self._sums(state.columns, fit, held_out)
+            best = state.best
+            if held_out and state.sweep:
+                # The error of the columns that the last sweep made comes with the sums of this one, for nothing.
                 if progress is not None:
-                    progress(sweep, None)
-                continue
-            error = self._error(columns, fit)
-            if progress is not None:
-                progress(sweep, error)
-            worth = best is None or best.error is None or error.rmse < best.error.rmse * (1 - fit.tolerance)
-            if best is None or (best.error is not None and error.rmse < best.error.rmse):
-                best = Fitted(columns, sweep, error)
-            if not worth:
-                break
-        return best if best is not None else Fitted(columns, fit.sweeps, None)
+                    progress(state.sweep, sums.error)
+                last = best.error.rmse if best is not None and best.error is not None else float("inf")
+                if best is None or sums.error.rmse < last:
+                    best = Fitted(state.columns, state.sweep, sums.error)
+                if not sums.error.rmse < last * (1 - fit.tolerance) or state.sweep == fit.sweeps:
+                    return best
+            columns = column_step(sums.columns, fit.regularisation)
+            state = State(fit, held_out, state.sweep + 1, columns, best)
+            if self._checkpoint is not None:
+                self._checkpoint.save(state)
+            if not held_out and progress is not None:
+                progress(state.sweep, None)
+        return Fitted(state.columns, state.sweep, None)
 
     def choose(
         self,
@@ -304,39 +493,70 @@ class Completion:
         _, rank, regularisation = best
         return replace(base, rank=rank, regularisation=regularisation), *tried[rank, regularisation]
 
-    def describe(
-        self, columns: Float64, embeddings: Float32, regularisation: float, top_r: int, folder: str
-    ) -> dict[str, Part]:
-        """Write all descriptors; returns the part written for each receipt, by the receipt's name.
+    def _sums(self, columns: Float32, fit: Fit, held_out: bool) -> SweepSums:
+        """One sweep's sums over all shards, by a tree of additions in the shards' order."""
 
-        Args:
-            columns: V (n, k).
-            embeddings: (n, d), the encoder's unit vectors of the probes.
-            regularisation: of the factorisation.
-            top_r: entries kept a logit.
-            folder: where in the store.
+        def sweep() -> SweepSums:
+            shared = ray.put(columns)
+            level = [shard.sums.remote(shared, fit, held_out) for shard in self.shards]
+            while len(level) > 1:
+                level = [_add.remote(*level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
+            total: SweepSums = ray.get(level[0])
+            return total
+
+        return self._persistently(sweep)
+
+    def _persistently(self, call: Callable[[], Result]) -> Result:
+        """The result of something that every shard takes part in; it is repeated when some were lost meanwhile.
+
+        Raises:
+            ProbeLogError: shards are lost again and again.
         """
-        shared = ray.put(columns), ray.put(embeddings)
-        parts = ray.get(
-            [shard.describe.remote(*shared, regularisation, top_r, folder) for shard in self._shards]
+        for loss in range(_LOSSES):
+            try:
+                if loss:
+                    self._replace_lost()
+                return call()
+            except RayError as error:
+                cause = error.cause if isinstance(error, RayTaskError) else error
+                if not isinstance(cause, _LOST):
+                    raise
+                _log.warning("a worker of the completion was lost (%s); its parts are read again", cause)
+        raise ProbeLogError(
+            f"{_LOSSES} times one after the other a worker of the completion was lost. Where memory ran out, "
+            "set a smaller `completion_memory`, or fewer `workers`"
         )
-        return {
-            receipt.name: part
-            for group, written in zip(self._groups, parts, strict=True)
-            for receipt, part in zip(group, written, strict=True)
-        }
 
-    def _tree(self, columns: Float64, fit: Fit, held_out: bool) -> Any:
-        shared = ray.put(columns)
-        level = [shard.sums.remote(shared, fit, held_out) for shard in self._shards]
-        while len(level) > 1:
-            level = [_add.remote(*level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
-        return level[0]
+    def _answers_to_loading(self) -> list[Loaded]:
+        answers: list[Loaded] = ray.get([ref for refs in self._loads for ref in refs])
+        return answers
 
-    def _error(self, columns: Float64, fit: Fit) -> HeldOutError:
-        shared = ray.put(columns)
-        errors = ray.get([shard.error.remote(shared, fit) for shard in self._shards])
-        total = HeldOutError(0.0, 0, 0.0, 0)
-        for error in errors:
-            total += error
-        return total
+    def _replace_lost(self) -> None:
+        """New shards for those that do not live; where the cluster has no place for one, the others take its parts."""
+        orphans: list[Receipt] = []
+        for number in reversed(range(len(self.shards))):
+            if _lives(self.shards[number]):
+                continue
+            fresh = ShardActor.remote(self._spec)
+            alone = len(self.shards) == 1
+            if alone or ray.wait([fresh.ready.remote()], timeout=_PLACE_SECONDS)[0]:
+                self.shards[number] = fresh
+                self._loads[number] = [fresh.load.remote(self._groups[number])]
+                continue
+            ray.kill(fresh)
+            orphans += self._groups[number]
+            del self.shards[number], self._loads[number], self._groups[number]
+        for number, group in enumerate(dealt(orphans, len(self.shards))):
+            if group:
+                self._groups[number] += group
+                self._loads[number].append(self.shards[number].load.remote(group))
+        self._answers_to_loading()
+
+
+def _lives(shard: Any) -> bool:
+    """Whether an actor answers, as soon as it is done with what it was asked before."""
+    try:
+        ray.get(shard.ready.remote())
+    except RayActorError:
+        return False
+    return True

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.completer import Completion, Fit, Fitted
+from cluster.completer import (
+    Checkpoint,
+    Completion,
+    Fit,
+    Fitted,
+    ShardSpec,
+    describe_parts,
+    forget_described,
+)
 from cluster.session import worker_count
 from pipelines.stages import Job
-from probelog.completion import HeldOutError
+from probelog.completion import HeldOutError, working_bytes
+from probelog.errors import UsageError
 from probelog.ledger import Part, Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
 from probelog.storage import npy, short_key
 
-DESCRIPTORS_VERSION = 2
+DESCRIPTORS_VERSION = 3
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
 RANKS = (8, 16, 32, 64)
 REGULARISATIONS = (0.01, 0.03, 0.1)
@@ -60,18 +69,22 @@ def complete(
     wanted = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE)
     key = short_key("completion", DESCRIPTORS_VERSION, observations, *wanted, *names)
     folder = f"completion/{key}"
+    checkpoint = Checkpoint(job.store, f"{folder}/sweep.npy")
     done = job.store.read_or_none(f"{folder}/receipt.json")
     if done is not None:
+        _tidy(checkpoint, job, folder)
         found = _read(job, folder, key, json.loads(done))
         job.report.say(f"complete: {_told(found)}; nothing was left to do")
         return found
     # All shards work at once: more of them than CPUs would wait for each other for ever.
     shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))
-    completion = Completion(job.store, receipts, shards, config.seed)
+    completion = Completion(job.store, receipts, shards, _shard_spec(job, probes), checkpoint)
+    loaded = completion.loaded
     try:
         job.report.say(
-            f"complete: {completion.logits:,} logits of {completion.models:,} models"
-            + (f", {completion.dropped:,} constant ones dropped" if completion.dropped else "")
+            f"complete: {loaded.logits:,} logits of {loaded.models:,} models"
+            + (f", {loaded.dropped:,} constant ones dropped" if loaded.dropped else "")
+            + (f", {loaded.on_disk / 1e9:.1f} GB of their rows on scratch disks" if loaded.on_disk else "")
         )
         base = Fit(
             probes=probes,
@@ -79,7 +92,7 @@ def complete(
             regularisation=REGULARISATIONS[0],
             seed=config.seed,
             top_share=min(1.0, config.top_r / probes),
-            sample=min(1.0, CHOICE_LOGITS / completion.logits),
+            sample=min(1.0, CHOICE_LOGITS / loaded.logits),
         )
         fit, sweeps, error = _chosen(job, completion, base, folder)
         job.report.say(
@@ -87,30 +100,62 @@ def complete(
             f"(top-{config.top_r} entries {error.top_rmse:.3f}; 1 is a row's standard deviation)"
         )
         final = completion.fit(
-            Fit(**{**asdict(fit), "sweeps": sweeps}),
+            replace(fit, sweeps=sweeps),
             held_out=False,
             progress=lambda sweep, _: job.report.line(f"complete: sweep {sweep} of {sweeps}"),
         )
-        embeddings = probe_set.embeddings(encoder_digest)
-        parts = completion.describe(final.columns, embeddings, fit.regularisation, config.top_r, folder)
-        job.store.write(f"{folder}/columns.npy", npy(final.columns))
-        facts = {
-            "rank": fit.rank,
-            "regularisation": fit.regularisation,
-            "sweeps": sweeps,
-            "rmse": error.rmse,
-            "top_rmse": error.top_rmse,
-            "models": completion.models,
-            "logits": completion.logits,
-            "dropped": completion.dropped,
-            "parts": {name: asdict(part) for name, part in parts.items()},
-            "observations": observations,
-            "version": DESCRIPTORS_VERSION,
-        }
-        job.store.write_json(f"{folder}/receipt.json", facts)
     finally:
         completion.close()
+    parts = describe_parts(
+        job.store,
+        receipts,
+        final.columns,
+        probe_set.embeddings(encoder_digest),
+        fit.regularisation,
+        config.top_r,
+        folder,
+        progress=lambda done: job.report.line(f"complete: {done:,} of {len(receipts):,} parts described"),
+    )
+    job.store.write(f"{folder}/columns.npy", npy(final.columns))
+    facts = {
+        "rank": fit.rank,
+        "regularisation": fit.regularisation,
+        "sweeps": sweeps,
+        "rmse": error.rmse,
+        "top_rmse": error.top_rmse,
+        "models": loaded.models,
+        "logits": loaded.logits,
+        "dropped": loaded.dropped,
+        "parts": {name: asdict(part) for name, part in parts.items()},
+        "observations": observations,
+        "version": DESCRIPTORS_VERSION,
+    }
+    job.store.write_json(f"{folder}/receipt.json", facts)
+    _tidy(checkpoint, job, folder)
     return _read(job, folder, key, facts)
+
+
+def _tidy(checkpoint: Checkpoint, job: Job, folder: str) -> None:
+    """Remove what an interrupted run would go on from; with a receipt it is needed no more."""
+    checkpoint.clear()
+    forget_described(job.store, folder)
+
+
+def _shard_spec(job: Job, probes: int) -> ShardSpec:
+    """What shards need to know.
+
+    Raises:
+        UsageError: the memory that they may use does not hold the sums of one sweep.
+    """
+    config = job.config
+    working = working_bytes(probes, config.rank or RANKS[-1])
+    if config.completion_memory is not None and config.completion_memory < working:
+        raise UsageError(
+            f"completion_memory is {config.completion_memory:,} bytes, but the sums over {probes:,} probes at rank "
+            f"{config.rank or RANKS[-1]} take {working:,}: allow more, or set a smaller `rank`"
+        )
+    scratch = None if config.scratch is None else str(config.scratch)
+    return ShardSpec(job.store.uri, config.seed, working, config.completion_memory, scratch)
 
 
 def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[Fit, int, HeldOutError]:

@@ -114,6 +114,11 @@ class Config(_Strict):
     memory_per_worker: Positive | None = Field(
         None, description="Bytes that the models of one actor may use; none: its share of the node's memory."
     )
+    completion_memory: Positive | None = Field(
+        None,
+        description="Bytes that each worker of the completion may use for rows and sums; rows that exceed them go to "
+        "the scratch folder. None: half of its share of the node's memory.",
+    )
     precision: Literal["float32", "auto"] = Field(
         "float32",
         description="auto computes in 16 bits where a model's logits stay the same within the stated tolerance.",
@@ -137,7 +142,10 @@ class Config(_Strict):
     cache_bytes: int = Field(
         8_000_000_000, ge=0, description="Disk a node may use for preprocessed probes, in bytes."
     )
-    scratch: Path | None = Field(None, description="Node-local folder for downloads; none: the system's.")
+    scratch: Path | None = Field(
+        None,
+        description="Node-local folder for downloads, and for rows that exceed completion_memory; none: the system's.",
+    )
     item_log: Path | None = Field(
         None, description="JSON lines, one for every model probed; none: a file in the scratch folder."
     )

@@ -337,10 +337,10 @@ class _Sample:
 
 def _directions(rows: pa.Table) -> npt.NDArray[np.float32]:
     """Directions of one model's logits, and after them those of their opposites where it has such (one-logit heads)."""
-    directions = _lists(rows["direction"])
+    names = ["direction", "opposite_direction"]
     if rows["opposite_direction"].null_count == rows.num_rows:
-        return directions
-    return np.concatenate([directions, _lists(rows["opposite_direction"])])
+        names = names[:1]
+    return np.concatenate([_lists(rows[name]) for name in names]).astype(np.float32)
 
 
 def _sharpness(

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from probelog.errors import StoreError
 from probelog.observations import from_rows
 from probelog.schemas import (
+    DESCRIPTORS,
     FAILURES,
     OBSERVATIONS,
     PROBED_MODELS,
@@ -408,13 +409,18 @@ def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str
     Raises:
         StoreError: the bytes are not those that the receipt was written for.
     """
+    file = _opened(store, part, schema)
+    there = file.schema_arrow.names
+    return file.read(None if columns is None else [name for name in columns if name in there])
+
+
+def _opened(store: Store, part: Part, schema: pa.Schema) -> pq.ParquetFile:
     data = store.read(part.path)
     if len(data) != part.size or digest(data) != part.sha256:
         raise StoreError(f"{store.path(part.path)} is damaged: its digest is not the one in its receipt")
     file = pq.ParquetFile(pa.BufferReader(data))
     check_schema(file.schema_arrow, schema, store.path(part.path))
-    there = file.schema_arrow.names
-    return file.read(None if columns is None else [name for name in columns if name in there])
+    return file
 
 
 def observed_models(
@@ -422,14 +428,19 @@ def observed_models(
 ) -> Iterator[tuple[ProbedModel, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
     """Every model of one receipt with its logit numbers (L,) and observed values (L, m) in float32.
 
+    Of a part's rows only one group is unpacked at a time: some models, or a single large one.
+
     Raises:
         StoreError: the observations are not those that the sidecar speaks of.
     """
-    rows = read_part(store, receipt.observations, OBSERVATIONS)
-    start = 0
+    file = _opened(store, receipt.observations, OBSERVATIONS)
+    groups = iter(range(file.num_row_groups))
+    rows = OBSERVATIONS.empty_table()
     for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
-        own = rows.slice(start, model.logits)
-        start += model.logits
+        while rows.num_rows < model.logits and (group := next(groups, None)) is not None:
+            following = file.read_row_group(group)
+            rows = pa.concat_tables([rows, following]) if rows.num_rows else following
+        own, rows = rows.slice(0, model.logits), rows.slice(model.logits)
         values = from_rows(own)
         fits = own.num_rows == model.logits and values.shape == (model.logits, len(model.probes))
         if not fits or own["repo"].unique().to_pylist() != [model.repo]:
@@ -454,6 +465,19 @@ def part_bytes(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:
         }
     if schema is WEIGHTS:
         options |= {"use_dictionary": ["repo", "sha", "tensor", "dtype"], "write_statistics": False}
+    if schema is DESCRIPTORS:
+        options |= {
+            "use_dictionary": ["repo", "sha", "observed"],
+            "use_byte_stream_split": [
+                *("mean", "std", "z_mean", "z_std"),
+                *(
+                    f"{name}.list.element"
+                    for name in schema.names
+                    if pa.types.is_list(schema.field(name).type)
+                ),
+            ],
+            "write_statistics": False,
+        }
     if schema is PROBED_MODELS:
         options |= {
             "use_dictionary": ["library", "architecture", "recipe", "dtype", "device", "head"],

@@ -64,11 +64,13 @@ def from_rows(table: pa.Table) -> Floats:
     lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) > 1:
         raise ValueError(f"rows of {lengths.tolist()} values are not of one model")
-    flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    flat = values.flatten().to_numpy(zero_copy_only=False)
     scale = table.column("scale").to_numpy().astype(np.float64)
     offset = table.column("offset").to_numpy().astype(np.float64)
-    matrix = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0)
-    matrix = matrix * scale[:, None] + offset[:, None]
+    stored = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0)
+    if (scale == 1).all() and (offset == 0).all():  # nearly always
+        return np.asarray(stored, np.float32)
+    matrix = stored.astype(np.float64) * scale[:, None] + offset[:, None]
     # The largest float32 numbers may have been rounded up, to just above what float32 can hold.
     bound = np.finfo(np.float32).max
     found: Floats = np.clip(matrix, -bound, bound).astype(np.float32)

@@ -136,9 +136,10 @@ WEIGHTS = _schema(
     ],
 )
 
+# Before version 3 lists of numbers that are not integers held float32, and every logit had its lowest probes.
 DESCRIPTORS = _schema(
     "descriptors",
-    2,
+    3,
     [
         ("repo", pa.string()),
         ("sha", pa.string()),
@@ -148,14 +149,14 @@ DESCRIPTORS = _schema(
         ("std", pa.float32()),
         ("z_mean", pa.float32()),
         ("z_std", pa.float32()),
-        ("factor", pa.list_(pa.float32())),
+        ("factor", pa.list_(pa.float16())),
         ("top_probes", pa.list_(pa.int32())),
-        ("top_values", pa.list_(pa.float32())),
-        ("bottom_probes", pa.list_(pa.int32())),
-        ("bottom_values", pa.list_(pa.float32())),
-        ("direction", pa.list_(pa.float32())),
+        ("top_values", pa.list_(pa.float16())),
         # Of the opposite concept: one-logit heads only.
-        ("opposite_direction", pa.list_(pa.float32())),
+        ("bottom_probes", pa.list_(pa.int32())),
+        ("bottom_values", pa.list_(pa.float16())),
+        ("direction", pa.list_(pa.float16())),
+        ("opposite_direction", pa.list_(pa.float16())),
     ],
 )
 

@@ -7,7 +7,7 @@ made model by model when they are read: they take n values a logit, and are too 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -17,12 +17,14 @@ import numpy.typing as npt
 from probelog import scoring
 from probelog.completion import (
     Block,
-    ColumnSums,
+    Bools,
+    Float32,
     HeldOutError,
+    SumsOverModels,
     column_step,
     complete_rows,
     held_out_error,
-    hold_out,
+    held_positions,
     initial_columns,
     row_step,
 )
@@ -219,20 +221,21 @@ def _blocks(gallery: Gallery) -> list[Block]:
     return [_block(model) for model in gallery.models]
 
 
-def _fit_columns(blocks: Sequence[Block], whole: Sequence[Block], probes: int) -> tuple[Float64, float]:
+def _fit_columns(blocks: Sequence[Block], whole: Sequence[Block], probes: int) -> tuple[Float32, float]:
     """Columns V (n, k) and regularisation: the pair of rank and regularisation with the least held-out error.
 
     A larger rank is tried as long as the one before it gained. Entries of ``whole`` blocks are not held out.
     """
     rng = np.random.default_rng(0)
-    split = [hold_out(block, HELD_SHARE, rng) for block in blocks]
-    training = [*(block for block, _ in split), *whole]
+    held = [held_positions(len(block.probes), HELD_SHARE, rng) for block in blocks]
+    training = [*zip(blocks, (~out for out in held), strict=True), *((block, None) for block in whole)]
 
     def error(rank: int, lam: float) -> float:
         columns = _sweeps(training, probes, rank, lam)
         total = HeldOutError(0.0, 0, 0.0, 0)
-        for seen, held in split:
-            total += held_out_error(seen, held, columns, lam, min(1.0, TOP / probes))
+        for block, out in zip(blocks, held, strict=True):
+            factors = row_step(block, columns, lam, ~out)
+            total += held_out_error(block, out, factors, columns, min(1.0, TOP / probes))
         return total.squared
 
     best = (np.inf, RANKS[0], REGULARISATIONS[0])
@@ -242,16 +245,16 @@ def _fit_columns(blocks: Sequence[Block], whole: Sequence[Block], probes: int) -
             break
         best = found
     _, rank, lam = best
-    return _sweeps([*blocks, *whole], probes, rank, lam), lam
+    return _sweeps([(block, None) for block in [*blocks, *whole]], probes, rank, lam), lam
 
 
-def _sweeps(blocks: Sequence[Block], probes: int, rank: int, lam: float) -> Float64:
+def _sweeps(blocks: Sequence[tuple[Block, Bools | None]], probes: int, rank: int, lam: float) -> Float32:
     columns = initial_columns(probes, rank, seed=0)
     for _ in range(SWEEPS):
-        factors: Iterator[tuple[Block, Float64]] = (
-            (block, row_step(block, columns, lam)) for block in blocks
-        )
-        columns = column_step(ColumnSums.of(probes, rank, factors), lam)
+        sums = SumsOverModels(probes, rank)
+        for block, training in blocks:
+            sums.add(block, row_step(block, columns, lam, training), training)
+        columns = column_step(sums.total(), lam)
     return columns
 
 

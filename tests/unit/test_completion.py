@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from probelog import completion
 from probelog.completion import Block, ColumnSums, HeldOutError
+from probelog.errors import UsageError
 
 
 def low_rank_blocks(
@@ -28,17 +29,21 @@ def low_rank_blocks(
 
 
 def sweep(blocks, columns, lam):
+    return completion.column_step(sums_of(blocks, columns, lam), lam)
+
+
+def sums_of(blocks, columns, lam):
     models = ((block, completion.row_step(block, columns, lam)) for block in blocks)
-    return completion.column_step(ColumnSums.of(*columns.shape, models), lam)
+    return ColumnSums.of(*columns.shape, models)
 
 
 def test_exact_low_rank_data_is_recovered() -> None:
     blocks, full = low_rank_blocks()
     columns = completion.initial_columns(120, 3, seed=0)
     for _ in range(40):
-        columns = sweep(blocks, columns, 1e-6)
+        columns = sweep(blocks, columns, 1e-5)
     for block, row in zip(blocks, full, strict=True):
-        completed = completion.complete_rows(block, completion.row_step(block, columns, 1e-6), columns)
+        completed = completion.complete_rows(block, completion.row_step(block, columns, 1e-5), columns)
         np.testing.assert_allclose(completed, row, atol=2e-2)
 
 
@@ -51,7 +56,7 @@ def test_row_and_column_steps_solve_the_normal_equations() -> None:
         seen = columns[block.probes]
         expected = block.values @ seen @ np.linalg.inv(seen.T @ seen + lam * len(block.probes) * np.eye(2))
         rows.append(completion.row_step(block, columns, lam))
-        np.testing.assert_allclose(rows[-1], expected, atol=1e-6)
+        np.testing.assert_allclose(rows[-1], expected, atol=1e-5)
     sums = ColumnSums.of(15, 2, zip(blocks, rows, strict=True))
     found = completion.column_step(sums, lam)
     for probe in range(15):
@@ -65,7 +70,9 @@ def test_row_and_column_steps_solve_the_normal_equations() -> None:
         if count == 0:
             assert (found[probe] == 0).all()
         else:
-            np.testing.assert_allclose(found[probe], np.linalg.solve(gram + lam * count * np.eye(2), target))
+            np.testing.assert_allclose(
+                found[probe], np.linalg.solve(gram + lam * count * np.eye(2), target), rtol=1e-5
+            )
 
 
 def test_a_sweep_never_raises_the_regularised_loss() -> None:
@@ -87,7 +94,7 @@ def test_a_sweep_never_raises_the_regularised_loss() -> None:
     for _ in range(8):
         losses.append(loss(columns))
         columns = sweep(blocks, columns, lam)
-    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(losses))
+    assert all(b <= a * (1 + 1e-6) for a, b in pairwise(losses))
 
 
 @settings(max_examples=30, deadline=None)
@@ -102,7 +109,7 @@ def test_sums_do_not_depend_on_how_models_are_sharded(seed: int, shards: int) ->
     for part in parts[1:]:
         total = total + part
     np.testing.assert_allclose(
-        completion.column_step(total, 0.1), completion.column_step(whole, 0.1), atol=1e-8
+        completion.column_step(total, 0.1), completion.column_step(whole, 0.1), atol=1e-5
     )
 
 
@@ -113,26 +120,106 @@ def test_observed_values_are_never_changed() -> None:
     np.testing.assert_array_equal(completion.complete_rows(blocks[0], factors, columns), blocks[0].values)
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 5), st.sampled_from([0.01, 0.1]))
+def test_sweeps_do_not_depend_on_how_models_are_sharded(seed: int, shards: int, lam: float) -> None:
+    blocks = [completion.standardised(*block).block for block in low_rank_blocks(models=9, seed=seed)[0]]
+    whole = parted = completion.initial_columns(120, 4, seed)
+    for _ in range(10):
+        whole = sweep(blocks, whole, lam)
+        total, *rest = (sums_of(blocks[i::shards], parted, lam) for i in range(shards))
+        for other in rest:
+            total = total + other
+        parted = completion.column_step(total, lam)
+    for block in blocks:
+        completed = [
+            completion.complete_rows(block, completion.row_step(block, columns, lam), columns)
+            for columns in (whole, parted)
+        ]
+        np.testing.assert_allclose(*completed, atol=1e-4)
+
+
+def test_single_precision_is_enough() -> None:
+    """The same sweeps in float64 throughout give the same completed rows, to the digits that matter."""
+    blocks, _ = low_rank_blocks(models=40, rank=6)
+    lam = 0.01
+    columns = completion.initial_columns(120, 8, seed=0)
+    exact = columns.astype(np.float64)
+
+    def factors(block, columns):
+        seen = columns[block.probes]
+        gram = seen.T @ seen + lam * len(seen) * np.eye(8)
+        return np.linalg.solve(gram, seen.T @ block.values.T.astype(np.float64)).T
+
+    for _ in range(10):
+        columns = sweep(blocks, columns, lam)
+        gram, target, count = np.zeros((120, 8, 8)), np.zeros((120, 8, 1)), np.zeros(120)
+        for block in blocks:
+            own = factors(block, exact)
+            gram[block.probes] += own.T @ own
+            target[block.probes, :, 0] += block.values.T @ own
+            count[block.probes] += len(own)
+        exact = np.linalg.solve(gram + lam * count[:, None, None] * np.eye(8), target)[:, :, 0]
+    for block in blocks:
+        found = completion.row_step(block, columns, lam) @ columns.T
+        np.testing.assert_allclose(found, factors(block, exact) @ exact.T, atol=2e-4)
+
+
+def test_entries_that_do_not_count_are_as_if_they_were_not_there() -> None:
+    blocks, _ = low_rank_blocks(models=5)
+    columns = completion.initial_columns(120, 3, seed=0)
+    masked, without = completion.SumsOverModels(120, 3), completion.SumsOverModels(120, 3)
+    for number, block in enumerate(blocks):
+        training = ~completion.held_positions(len(block.probes), 0.25, np.random.default_rng(number))
+        less = Block(block.probes[training], block.values[:, training])
+        rows = completion.row_step(block, columns, 0.1, training)
+        np.testing.assert_allclose(rows, completion.row_step(less, columns, 0.1), atol=1e-5)
+        masked.add(block, rows, training)
+        without.add(less, rows)
+    for found, expected in zip(vars(masked.total()).values(), vars(without.total()).values(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_new_model_is_folded_in_where_it_would_have_been() -> None:
+    blocks, full = low_rank_blocks(models=60)
+    columns = completion.initial_columns(
+        120, 4, seed=0
+    )  # one more than the rows had: their means were taken out
+    known = [completion.standardised(*block).block for block in blocks[1:]]
+    for _ in range(40):
+        columns = sweep(known, columns, 1e-4)
+    raw = 5 * full[0] + 3
+    folded = completion.fold_in(blocks[0].probes, raw[:, blocks[0].probes], columns, 1e-4)
+    predicted = (folded.factors @ columns.T) * folded.moments.std[:, None] + folded.moments.mean[:, None]
+    assert np.abs(predicted - raw).max() < 0.05 * raw.std()
+
+
+def test_equations_without_a_stable_solution_are_refused() -> None:
+    block = Block(np.arange(4, dtype=np.int32), np.ones((2, 4), np.float32))
+    with pytest.raises(UsageError, match="larger `regularisation`"):
+        completion.row_step(block, np.zeros((4, 2), np.float32), 0.0)
+
+
 @given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 99))
-def test_held_out_entries_partition_the_observed_ones(probes: int, share: float, seed: int) -> None:
-    block = Block(
-        np.arange(probes, dtype=np.int32) * 2, np.random.default_rng(0).random((3, probes), np.float32)
-    )
-    training, held = completion.hold_out(block, share, np.random.default_rng(seed))
-    assert sorted([*training.probes, *held.probes]) == list(block.probes)
-    assert len(training.probes) >= 1
-    assert len(held.probes) >= 1
-    assert training.values.shape == (3, len(training.probes))
+def test_some_probes_are_held_out_and_some_are_not(probes: int, share: float, seed: int) -> None:
+    held = completion.held_positions(probes, share, np.random.default_rng(seed))
+    assert held.shape == (probes,)
+    assert 1 <= held.sum() <= probes - 1
 
 
 def test_held_out_error_counts_what_it_says() -> None:
     blocks, _ = low_rank_blocks(models=1)
-    training, held = completion.hold_out(blocks[0], 0.25, np.random.default_rng(0))
-    zero = np.zeros((120, 2))
-    error = completion.held_out_error(training, held, zero, 0.1, top_share=0.1)
-    assert error.entries == held.values.size
-    assert error.rmse == pytest.approx(np.sqrt(np.square(held.values).mean()), rel=1e-5)
-    assert 0 < error.top_entries < error.entries
+    block = blocks[0]
+    held = completion.held_positions(len(block.probes), 0.25, np.random.default_rng(0))
+    columns = np.zeros((120, 2), np.float32)
+    factors = completion.row_step(block, columns, 0.1, ~held)
+    error = completion.held_out_error(block, held, factors, columns, top_share=0.1)
+    values = block.values[:, held]
+    assert error.entries == values.size
+    assert error.rmse == pytest.approx(np.sqrt(np.square(values).mean()), rel=1e-5)
+    top = [row[held] >= np.sort(row)[-5] for row in block.values]  # a tenth of 48
+    assert error.top_entries == np.sum(top)
+    assert error.top_rmse == pytest.approx(np.sqrt(np.square(values[np.stack(top)]).mean()), rel=1e-5)
     assert error.top_rmse > error.rmse
     assert (error + error).rmse == pytest.approx(error.rmse)
     assert np.isnan(HeldOutError(0.0, 0, 0.0, 0).rmse)
