@@ -302,13 +302,14 @@ def _models_like(generation: Generation, repo: str, k: int, where: str | None) -
     asked = generation.logits(rows[plain])
     found = best_models(generation, asked, model["weights"], k, chosen) if len(asked) else []
     members = chosen.members(item.weights for item in found)
-    facts = _facts(generation, [number for number, _ in members.values()], ["logits", *_HIT_FACTS])
+    names = ["logits", *_HIT_FACTS]
+    facts = _facts(generation, [number for number, _ in members.values()], [*names, "copies"])
     return [
         ModelHit(
             rank=rank,
             score=item.score,
-            duplicates=members[item.weights][1] - 1,
-            **facts[members[item.weights][0]],
+            duplicates=_duplicates(members[item.weights][1], facts[members[item.weights][0]]),
+            **{name: facts[members[item.weights][0]][name] for name in names},
         )
         for rank, item in enumerate(found, start=1)
     ]
@@ -357,7 +358,7 @@ def _hits(generation: Generation, question: Question, k: int, chosen: Filter, sk
         return []
     told = generation.take("logits", logits.rows, ["logit", "negated", "probes"]).to_pylist()
     members = chosen.members(logits.weights.tolist())
-    models = _facts(generation, [number for number, _ in members.values()], ["labels", *_HIT_FACTS])
+    models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
     confidences = question.confidences(generation, logits, found.scores, found.gallery)
     hits = []
     for place, fact in enumerate(told):
@@ -372,7 +373,7 @@ def _hits(generation: Generation, question: Question, k: int, chosen: Filter, sk
                 confidence=None if confidences is None else float(confidences[place]),
                 distance=float(1.0 - found.similarities[place]),
                 negated=fact["negated"],
-                duplicates=count - 1,
+                duplicates=_duplicates(count, model),
                 probes=fact["probes"],
                 **{name: model[name] for name in _HIT_FACTS},
             )
@@ -381,6 +382,11 @@ def _hits(generation: Generation, question: Question, k: int, chosen: Filter, sk
 
 
 _HIT_FACTS = ["repo", "sha", "head", "library", "architecture", "licence", "downloads", "likes"]
+
+
+def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
+    """Other models with the same weights that may answer too: ``count`` less this one, by default all of them."""
+    return int(model["copies"] if count is None else count) - 1
 
 
 def _facts(generation: Generation, numbers: Sequence[int], names: Sequence[str]) -> dict[int, dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,19 @@ from probelog.errors import QueryError
 from probelog.generation import Generation, Logits
 from probelog.matching import Float64
 from probelog.question import Question
-from probelog.shortlist import EXACT_LOGITS
 
-# A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next try.
+# A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
+# try, up to the longest.
 _FIRST = 100
 _PER_ANSWER = 5
 _GROWTH = 4
+_LONGEST = 50_000
+# Up to so many logits that meet a filter are all scored (0.1 s); more are looked for in a shortlist first.
+_FILTERED = 20_000
 # Taking single rows of a table costs more than streaming through twenty: beyond this share of them it does not pay.
 _LARGEST_SHARE = 1 / 20
 # Filters that more models meet are asked about each candidate instead of being listed.
-_LISTED_MODELS = 20_000
+_LISTED_MODELS = 5_000
 # Of a large index this many models for every one wanted are scored in full, at first.
 _MODELS_PER_ANSWER = 10
 # So many of a model's logits are asked for candidates; its scores are over all of them.
@@ -57,16 +60,24 @@ class Filter:
             self._listed = generation.models(condition, ["weights", "first_row", "rows"])
 
     @property
-    def rows(self) -> Int64 | None:
-        """The rows of all logits that may answer, ascending; None where there may be many."""
+    def count(self) -> float:
+        """How many distinct logits may answer; infinite where they are not listed."""
         if self._listed is None:
-            return None
-        _, first = np.unique(self._listed["weights"], return_index=True)
-        starts, counts = self._listed["first_row"][first], self._listed["rows"][first]
-        if self._generation.large and counts.sum() > EXACT_LOGITS:
-            return None
+            return np.inf
+        return float(self._listed["rows"][self._distinct].sum())
+
+    @property
+    def rows(self) -> Int64:
+        """The rows of the logits that may answer, ascending, where they are listed."""
+        assert self._listed is not None
+        starts, counts = (self._listed[name][self._distinct] for name in ("first_row", "rows"))
         before = np.cumsum(counts) - counts
         return np.sort(np.repeat(starts - before, counts) + np.arange(counts.sum()))
+
+    @property
+    def _distinct(self) -> Int64:
+        assert self._listed is not None
+        return np.asarray(np.unique(self._listed["weights"], return_index=True)[1])
 
     def allowed(self, weights: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
         """Which of some logits may answer, by their weights: (n,)."""
@@ -74,21 +85,22 @@ class Filter:
             return np.ones(len(weights), bool)
         return np.isin(weights, self._meeting(weights)["weights"])
 
-    def members(self, weights: Iterable[int]) -> dict[int, tuple[int, int]]:
-        """For some weights the first model that may answer, and how many may: {weights: (number, count)}."""
+    def members(self, weights: Iterable[int]) -> dict[int, tuple[int, int | None]]:
+        """For some weights the first model that may answer, and how many may: {weights: (number, count)}.
+
+        The count is None where all models with these weights may.
+        """
         wanted = sorted(set(weights))
         if self._condition is None:
-            copies = (
-                self._generation.take("models", wanted, ["copies"])["copies"].to_pylist() if wanted else []
-            )
-            return {number: (number, count) for number, count in zip(wanted, copies, strict=True)}
+            return {number: (number, None) for number in wanted}
         found = self._meeting(wanted)
         met, first, counts = np.unique(found["weights"], return_index=True, return_counts=True)
-        numbers = found["id"][first]
-        return {
-            key: (number, count)
-            for key, number, count in zip(met.tolist(), numbers.tolist(), counts.tolist(), strict=True)
+        numbers = found["id"][first].tolist()
+        known = {
+            key: (numbers[i], count)
+            for i, (key, count) in enumerate(zip(met.tolist(), counts.tolist(), strict=True))
         }
+        return {number: known[number] for number in wanted}
 
     def _meeting(self, weights: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
         """Models that meet the condition: all that do, or those with one of some weights."""
@@ -126,30 +138,40 @@ def best(
     ranking = _Ranking(generation, question, k, skip)
     if not generation.large:
         whole = generation.whole
-        scores = ranking.add(whole, chosen.allowed(whole.weights))
-        return ranking.found(Moments.of(scores))
-    rows = chosen.rows
-    if rows is not None:
-        for logits in generation.at(rows):
-            ranking.add(logits)
-    elif not _shortlisted(generation, question, ranking, chosen):
+        scored = ranking.add(whole, chosen.allowed(whole.weights))
+        return ranking.found(Moments.of(scored.scores))
+    if chosen.count <= _FILTERED or not _shortlisted(generation, question, ranking, chosen):
         ranking.clear()
-        for logits in generation.blocks():
-            ranking.add(logits, chosen.allowed(logits.weights))
+        if chosen.count <= max(_FILTERED, _LARGEST_SHARE * generation.size):
+            for logits in generation.at(chosen.rows):
+                ranking.add(logits)
+        else:
+            for logits in generation.blocks():
+                ranking.add(logits, chosen.allowed(logits.weights))
     return ranking.found(_sampled(generation, question))
 
 
 def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
     """Rank a shortlist that holds the best; False where none short enough does."""
     count, effort = max(_FIRST, _PER_ANSWER * ranking.k), 1
-    while count <= max(_FIRST, _LARGEST_SHARE * generation.size):
-        logits = generation.logits(generation.shortlisted(question.direction, count, effort))
+    while count <= min(_LONGEST, max(_FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
-        ranking.add(logits, chosen.allowed(logits.weights))
-        if ranking.safe:
+        rows = generation.shortlisted(question.direction, count, effort)
+        wanted = [
+            ranking.add(logits, chosen.allowed(logits.weights)).wanted for logits in generation.at(rows)
+        ]
+        # What it left out scores no better than its worse half, whatever the question does not want.
+        if np.isfinite(ranking.worst) and ranking.worst >= np.median(np.concatenate(wanted)):
             return True
         count, effort = count * _GROWTH, effort * 2
     return False
+
+
+class _Scored(NamedTuple):
+    """Scores (n,) of some logits: for what is looked for alone, and with what is unwanted."""
+
+    wanted: Float64
+    scores: Float64
 
 
 class _Ranking:
@@ -163,14 +185,12 @@ class _Ranking:
         """Forget what was added."""
         self._kept: list[tuple[Logits, Float64, Float64]] = []
         self._held = 0
-        self._median = -np.inf
 
-    def add(self, logits: Logits, allowed: npt.NDArray[np.bool_] | None = None) -> Float64:
-        """Rank some more logits; returns the scores of all of them (n,)."""
+    def add(self, logits: Logits, allowed: npt.NDArray[np.bool_] | None = None) -> _Scored:
+        """Rank some more logits; returns the scores of all of them."""
         similarities = self._question.similarities(logits)
         wanted = self._question.wanted(self._generation, logits, similarities)
         scores = self._question.scores(self._generation, logits, wanted)
-        self._median = float(np.median(wanted)) if len(wanted) else -np.inf
         kept = np.ones(len(scores), bool) if allowed is None else allowed.copy()
         if self._skip is not None:
             kept &= logits.rows != self._skip
@@ -185,16 +205,13 @@ class _Ranking:
         if self._held > 16 * self.k:
             self._kept = [self._best()]
             self._held = len(self._kept[0][1])
-        return scores
+        return _Scored(wanted, scores)
 
     @property
-    def safe(self) -> bool:
-        """Whether a shortlist that was added holds the k best of all logits, as far as it can tell.
-
-        What it left out scores no better than its worse half, whatever the question does not want.
-        """
+    def worst(self) -> float:
+        """Score of the k-th best; without k of them, infinitely bad."""
         scores = self._best()[1]
-        return len(scores) == self.k and bool(scores[-1] >= self._median)
+        return float(scores[-1]) if len(scores) == self.k else -np.inf
 
     def found(self, gallery: Moments) -> Found:
         """The k best, best first."""
@@ -251,11 +268,10 @@ def best_models(
     """
     if not generation.large:
         return _ranked(generation, asked, generation.blocks(), weights, k, chosen)
-    rows = chosen.rows
-    if rows is not None:
-        return _ranked(generation, asked, generation.at(rows), weights, k, chosen)
+    if chosen.count <= _FILTERED:
+        return _ranked(generation, asked, generation.at(chosen.rows), weights, k, chosen)
     wanted, most = k * _MODELS_PER_ANSWER, _LARGEST_SHARE * generation.size
-    while wanted <= most:
+    while wanted <= min(_LONGEST, most):
         rows = _rows_of_candidates(generation, asked, weights, wanted, chosen)
         if len(rows) > most:
             break
