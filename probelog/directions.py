@@ -2,7 +2,7 @@
 
 ``w ~ scale * q`` with ``q = round(127 w / max |w|)`` in -127..127 (symmetric linear quantisation; Jacob et al. 2018,
 section 2.1, with a zero point of 0), and the scale that gives back the length of ``w``. Rounding errors are as good as
-random to a query: in 512 dimensions a cosine is off by 4e-4 (standard deviation), for a quarter of float32's bytes.
+random to a query: in 512 dimensions a cosine is off by 3e-4 (standard deviation), for a quarter of float32's bytes.
 """
 
 from __future__ import annotations
