@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog import matching, shortlist
@@ -24,6 +24,7 @@ def unit(seed: int, count: int, dimension: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(2, 100))
 def test_directions_keep_their_length_and_nearly_their_place(seed: int, count: int, dimension: int) -> None:
     rows = unit(seed, count, dimension)
