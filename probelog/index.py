@@ -3,8 +3,9 @@
 An index lies under ``STORE/index``::
 
     current.json                     the pointer: which generation readers use, and those before it
-    generations/NAME/logits.lance    a row per logit: its direction and offset, which search reads, and its top probes
-    generations/NAME/models.lance    a row per model: its facts and declared labels
+    generations/NAME/logits.lance    a row per logit of distinct weights: direction, offset, the probes that fire it most
+    generations/NAME/models.lance    a row per model: its facts, declared labels, and which rows of logits are its own
+    generations/NAME/shortlist.lance in a large index: small vectors of all logits, under a vector index
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
     generations/NAME/hold.json       until when a sweep leaves it alone (it is being built, or was just withdrawn)
@@ -27,7 +28,7 @@ import pyarrow as pa
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError, UsageError
 from probelog.storage import Store, lance_options
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 POINTER = "current.json"
 _HOLD = "hold.json"
 # A publisher renews its hold before every table, none of which takes this long; one that died leaves its ruins
@@ -203,17 +204,25 @@ def _now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
+# What one generation's connection keeps in memory of indexes and of tables' metadata, however large they are.
+_INDEX_CACHE = 256 << 20
+_METADATA_CACHE = 64 << 20
+
+
 def connect(index: Store, generation: str) -> Any:
     """LanceDB's connection to one generation."""
     import lancedb
 
-    uri = index.path(f"generations/{generation}")
-    return lancedb.connect(uri, storage_options=lance_options(index.uri) or None)
+    return lancedb.connect(
+        index.path(f"generations/{generation}"),
+        storage_options=lance_options(index.uri) or None,
+        session=lancedb.Session(_INDEX_CACHE, _METADATA_CACHE),
+    )
 
 
-MODELS = pa.schema(
+# What is known of a model, whoever asks.
+MODEL_FACTS = pa.schema(
     [
-        ("id", pa.int32()),
         ("repo", pa.string()),
         ("sha", pa.string()),
         ("library", pa.string()),
@@ -231,33 +240,46 @@ MODELS = pa.schema(
         ("base_model", pa.string()),
         ("weight_digest", pa.string()),
         ("observed", pa.int32()),
+        ("copies", pa.int32()),  # models with these weights, this one counted
+    ]
+)
+
+# Besides the facts: ``weights`` is the number of the first model with the same weights, which all of them share the
+# rows ``first_row`` .. ``first_row + rows`` of the logits table with.
+MODELS = pa.schema(
+    [
+        ("id", pa.int32()),
+        ("weights", pa.int32()),
+        ("first_row", pa.int64()),
+        ("rows", pa.int32()),
+        *MODEL_FACTS,
     ]
 )
 
 META = pa.schema([("key", pa.string()), ("value", pa.large_binary())])
 
+# How many of the probes that fire a logit most an index keeps, for people to look at.
+SHOWN_PROBES = 8
 
-def logits_schema(top_r: int, rank: int, dimension: int) -> pa.Schema:
-    """Schema of the ``logits`` table.
+
+def logits_schema(dimension: int, probes: int) -> pa.Schema:
+    """Schema of the ``logits`` table; ``id`` is the row's number.
 
     Args:
-        top_r: (probe, value) pairs a logit.
-        rank: length of the completion's factor.
         dimension: of the encoder's space.
+        probes: how many there are.
     """
+    number = pa.uint16() if probes <= 1 << 16 else pa.uint32()
     return pa.schema(
         [
             ("id", pa.int64()),
-            ("model", pa.int32()),
+            ("weights", pa.int32()),
             ("logit", pa.int32()),
             ("negated", pa.bool_()),
-            ("mean", pa.float32()),
-            ("std", pa.float32()),
-            ("probes", pa.list_(pa.int32(), top_r)),
-            ("values", pa.list_(pa.float32(), top_r)),
             ("offset", pa.float32()),
-            ("factor", pa.list_(pa.float32(), rank)),
-            ("vector", pa.list_(pa.float32(), dimension)),
+            ("scale", pa.float32()),
+            ("direction", pa.list_(pa.int8(), dimension)),
+            ("probes", pa.list_(number, min(SHOWN_PROBES, probes))),
         ]
     )
 
@@ -321,6 +343,10 @@ class GenerationWriter:
         if opened.count_rows() != rows:
             raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
         return rows
+
+    def open(self, table: str) -> Any:
+        """A table that was written."""
+        return self._connection.open_table(table)
 
     def write_meta(self, values: dict[str, bytes]) -> None:
         """Write the ``meta`` table: named byte strings."""

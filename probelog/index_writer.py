@@ -1,0 +1,256 @@
+"""Writes the searchable tables of a generation from streamed arrays: logits, models, and a large index's shortlist.
+
+What the weights of several repositories share is stored once: the ``logits`` table has a row per output of each
+*distinct* network, and every model of ``models`` says which rows are its own. So thousands of copies of one model
+cost a row of facts each, and none of them takes another model's place in an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog import shortlist
+from probelog.directions import Quantised, quantised
+from probelog.index import MODELS, SHOWN_PROBES, GenerationWriter, fixed_lists, logits_schema, matrix_of
+from probelog.matching import Background, Float64
+from probelog.shortlist import EXACT_LOGITS, Projection
+from probelog.storage import npy
+
+# Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.confidence``).
+_GALLERY_SAMPLE = 4096
+# From this many models on, looking one up by name or by weights needs an index.
+_INDEXED_MODELS = 10_000
+_ROWS_AT_ONCE = 8192
+
+
+class LogitBatch(NamedTuple):
+    """L logits, those of one model beside each other.
+
+    Attributes:
+        model: (L,) numbers of their models.
+        logit: (L,) places in their models' heads.
+        negated: (L,) whether it is the opposite of a one-logit head's concept.
+        directions: (L, d) unit vectors in the encoder's space.
+        probes: (L, r) numbers of the probes with the largest values, descending; the first ``SHOWN_PROBES`` are kept.
+    """
+
+    model: npt.NDArray[np.integer[Any]]
+    logit: npt.NDArray[np.integer[Any]]
+    negated: npt.NDArray[np.bool_]
+    directions: npt.NDArray[np.floating[Any]]
+    probes: npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What the tables hold.
+
+    Attributes:
+        logits: of all models, those of copies counted too.
+        rows: of the ``logits`` table.
+        settings: for ``meta``'s settings.
+        meta: further values for ``meta``.
+    """
+
+    logits: int
+    rows: int
+    settings: dict[str, Any]
+    meta: dict[str, bytes]
+
+
+def same_weights(digests: Sequence[str | None]) -> npt.NDArray[np.int32]:
+    """For every model the number of the first one with its weight digest: (M,). Without a digest it is its own."""
+    first: dict[str, int] = {}
+    return np.asarray(
+        [number if not digest else first.setdefault(digest, number) for number, digest in enumerate(digests)],
+        np.int32,
+    )
+
+
+def write_tables(
+    writer: GenerationWriter,
+    batches: Iterable[LogitBatch],
+    models: pa.Table,
+    background: Background,
+    probes: int,
+    exact_logits: int = EXACT_LOGITS,
+) -> Written:
+    """Write ``logits`` and ``models``, and from ``exact_logits`` rows on ``shortlist`` with its vector index.
+
+    Args:
+        writer: of a generation that holds none of them.
+        batches: all logits, in any number of batches; a model's follow each other. Those of a model whose weights
+            were met before are passed over.
+        models: the facts of all models by number (``MODEL_FACTS``, but for ``copies``, which are counted here).
+        background: what the logits are compared with; their offsets are of their stored directions.
+        probes: how many there are.
+        exact_logits: below this many rows a client scores them all.
+    """
+    numbering = _Numbering(same_weights(models["weight_digest"].to_pylist()))
+    sample = _Sample(max(shortlist.SAMPLE, _GALLERY_SAMPLE))
+    schema = logits_schema(background.directions.shape[1], probes)
+    rows = writer.write("logits", schema, _logit_tables(batches, background, numbering, sample, schema))
+    writer.write("models", MODELS, [numbering.joined(models)])
+    if models.num_rows >= _INDEXED_MODELS:
+        table = writer.open("models")
+        for column in ("repo", "weights"):
+            table.create_scalar_index(column)
+    settings: dict[str, Any] = {"rows": rows, "shortlist": None}
+    meta: dict[str, bytes] = {}
+    if rows >= exact_logits and rows:
+        settings["shortlist"], meta = _write_shortlist(writer, sample, background.sharpness)
+    return Written(numbering.logits, rows, settings, meta)
+
+
+def _logit_tables(
+    batches: Iterable[LogitBatch],
+    background: Background,
+    numbering: _Numbering,
+    sample: _Sample,
+    schema: pa.Schema,
+) -> Iterator[pa.Table]:
+    for batch in batches:
+        first = numbering.rows
+        kept = numbering.take(batch.model)
+        if not len(kept):
+            continue
+        stored = quantised(batch.directions[kept])
+        offsets = background.offsets(stored.decoded()).astype(np.float32)
+        sample.add(stored, offsets)
+        probes = batch.probes[kept, :SHOWN_PROBES]
+        yield pa.table(
+            {
+                "id": np.arange(first, first + len(kept), dtype=np.int64),
+                "weights": numbering.weights[batch.model[kept]],
+                "logit": np.asarray(batch.logit[kept], np.int32),
+                "negated": batch.negated[kept],
+                "offset": offsets,
+                "scale": stored.scales,
+                "direction": fixed_lists(stored.values, pa.int8()),
+                "probes": fixed_lists(probes, schema.field("probes").type.value_type),
+            },
+            schema,
+        )
+
+
+class _Numbering:
+    """Which rows of ``logits`` are whose, while they are written."""
+
+    def __init__(self, weights: npt.NDArray[np.int32]) -> None:
+        self.weights = weights
+        self.rows = 0
+        self._owner = np.full(
+            len(weights), -1, np.int32
+        )  # by number of weights: the model whose logits are kept
+        self._first = np.zeros(len(weights), np.int64)
+        self._count = np.zeros(len(weights), np.int32)
+
+    def take(self, models: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """Places in the next batch of the logits that are kept: (L',).
+
+        Raises:
+            ValueError: a model's logits do not follow each other.
+        """
+        models = np.asarray(models, np.int64)
+        starts = np.flatnonzero(np.diff(models, prepend=-1))
+        kept = np.zeros(len(models), bool)
+        for start, stop in zip(starts, [*starts[1:], len(models)], strict=True):
+            model = models[start]
+            weights = self.weights[model]
+            if self._owner[weights] == -1:
+                self._owner[weights] = model
+                self._first[weights] = self.rows
+            if self._owner[weights] != model:
+                continue
+            if self._first[weights] + self._count[weights] != self.rows:
+                raise ValueError(f"the logits of model {model} do not follow each other")
+            kept[start:stop] = True
+            self._count[weights] += stop - start
+            self.rows += stop - start
+        return np.flatnonzero(kept)
+
+    @property
+    def logits(self) -> int:
+        """Logits of all models, copies counted."""
+        return int(self._count[self.weights].sum(dtype=np.int64))
+
+    def joined(self, models: pa.Table) -> pa.Table:
+        """The models' facts and where their logits are."""
+        copies = np.bincount(self.weights, minlength=len(self.weights))
+        columns = {
+            "id": np.arange(len(self.weights), dtype=np.int32),
+            "weights": self.weights,
+            "copies": copies[self.weights].astype(np.int32),
+            "first_row": self._first[self.weights],
+            "rows": self._count[self.weights],
+        }
+        for name, values in columns.items():
+            models = models.append_column(MODELS.field(name), pa.array(values))
+        return models.select(MODELS.names).cast(MODELS)
+
+
+@dataclass(eq=False)
+class _Sample:
+    """A random sample of fixed size of all rows that pass: those of the smallest random numbers."""
+
+    size: int
+    _keys: Float64 = field(default_factory=lambda: np.empty(0))
+    _kept: Quantised | None = None
+    _offsets: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def add(self, stored: Quantised, offsets: npt.NDArray[np.float32]) -> None:
+        keys = self._random.random(len(offsets))
+        if len(self._keys) == self.size:
+            chosen = keys < self._keys[-1]
+            keys, offsets = keys[chosen], offsets[chosen]
+            stored = Quantised(stored.values[chosen], stored.scales[chosen])
+        if not len(keys):
+            return
+        if self._kept is not None:
+            stored = Quantised(
+                np.concatenate([self._kept.values, stored.values]),
+                np.concatenate([self._kept.scales, stored.scales]),
+            )
+        keys, offsets = np.concatenate([self._keys, keys]), np.concatenate([self._offsets, offsets])
+        order = np.argsort(keys)[: self.size]
+        self._keys, self._offsets = keys[order], offsets[order]
+        self._kept = Quantised(stored.values[order], stored.scales[order])
+
+    def first(self, count: int) -> tuple[Quantised, npt.NDArray[np.float32]]:
+        """A smaller random sample."""
+        assert self._kept is not None
+        return Quantised(self._kept.values[:count], self._kept.scales[:count]), self._offsets[:count]
+
+
+def _write_shortlist(
+    writer: GenerationWriter, sample: _Sample, sharpness: float
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    stored, offsets = sample.first(shortlist.SAMPLE)
+    projection = Projection.learnt(stored.decoded(), offsets, sharpness)
+    writer.write(shortlist.TABLE, projection.schema(), _shortlist_tables(writer, projection))
+    shortlist.build(writer.open(shortlist.TABLE))
+    stored, offsets = sample.first(_GALLERY_SAMPLE)
+    return {"middle": projection.middle}, {
+        "shortlist.npy": npy(projection.arrays()),
+        "sample_values.npy": npy(stored.values),
+        "sample_scales.npy": npy(stored.scales),
+        "sample_offsets.npy": npy(offsets),
+    }
+
+
+def _shortlist_tables(writer: GenerationWriter, projection: Projection) -> Iterator[pa.Table]:
+    logits = writer.open("logits").search().select(["id", "offset", "scale", "direction"])
+    for batch in logits.to_batches(batch_size=_ROWS_AT_ONCE):
+        table = pa.Table.from_batches([batch])
+        stored = Quantised(matrix_of(table["direction"]), table["scale"].to_numpy())
+        vectors = projection.of_logits(stored.decoded(), table["offset"].to_numpy())
+        yield pa.table({"id": table["id"], "vector": fixed_lists(vectors, pa.float16())}).cast(
+            projection.schema()
+        )
