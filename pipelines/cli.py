@@ -360,7 +360,8 @@ def rollback(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
 ) -> None:
     """Return to the generation before the live one."""
-    from probelog.index import find_index, roll_back
+    from probelog.pointer import find_index
+    from probelog.publishing import roll_back
 
     pointer = roll_back(find_index(store))
     typer.echo(f"generation {pointer.generation} is live again")

@@ -21,18 +21,7 @@ from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
 from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.generation import Generation
-from probelog.index import (
-    INDEX_VERSION,
-    MODELS,
-    POINTER,
-    GenerationWriter,
-    Pointer,
-    fixed_lists,
-    go_live,
-    logits_schema,
-    probes_schema,
-    sweep,
-)
+from probelog.index import INDEX_VERSION, MODELS, GenerationWriter, fixed_lists, logits_schema, probes_schema
 from probelog.ledger import Ledger, Receipt, read_part
 from probelog.matching import Background
 from probelog.onnx_export import (
@@ -42,8 +31,10 @@ from probelog.onnx_export import (
     export_image_encoder,
     export_text_encoder,
 )
+from probelog.pointer import POINTER, Pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
+from probelog.publishing import go_live, sweep
 from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, ProbedModel, from_table
 from probelog.scoring import TopPairs
 from probelog.storage import Store, digest, npy, short_key

@@ -9,8 +9,8 @@ from typing import Any
 from pipelines.pace import duration
 from pipelines.summary import Summary
 from probelog.errors import UsageError
-from probelog.index import POINTER, Pointer
 from probelog.ledger import PARTS, Ledger, count_rows
+from probelog.pointer import POINTER, Pointer
 from probelog.storage import Store
 
 # A driver writes every ten seconds; one that has been silent for so long is gone, and its estimate with it.

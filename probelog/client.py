@@ -16,7 +16,7 @@ import numpy as np
 
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.generation import Generation
-from probelog.index import find_index, read_pointer
+from probelog.pointer import find_index, read_pointer
 from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_direction
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from probelog.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.errors import QueryError, SchemaVersionError, StoreError
-from probelog.index import INDEX_VERSION, Pointer, connect, matrix_of
+from probelog.index import INDEX_VERSION, connect, matrix_of
 from probelog.matching import HeadSpace
+from probelog.pointer import Pointer
 from probelog.scoring import TopPairs
 from probelog.storage import from_npy
 

@@ -14,17 +14,10 @@ import pyarrow as pa
 from probelog import matching, scoring
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.gallery import Observed
-from probelog.index import (
-    INDEX_VERSION,
-    MODELS,
-    GenerationWriter,
-    Pointer,
-    fixed_lists,
-    go_live,
-    logits_schema,
-    probes_schema,
-)
+from probelog.index import INDEX_VERSION, MODELS, GenerationWriter, fixed_lists, logits_schema, probes_schema
+from probelog.pointer import Pointer
 from probelog.prompts import name_vectors
+from probelog.publishing import go_live
 from probelog.schemas import Head
 from probelog.storage import Store, npy
 from probelog.text_encoder import TextEncoder

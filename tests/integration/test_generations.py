@@ -15,18 +15,11 @@ from pathlib import Path
 import pytest
 
 import probelog
-from probelog import client
-from probelog import index as index_module
+from probelog import client, publishing
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.index import (
-    MODELS,
-    GenerationWriter,
-    Pointer,
-    go_live,
-    read_pointer,
-    roll_back,
-    sweep,
-)
+from probelog.index import MODELS, GenerationWriter
+from probelog.pointer import POINTER, Pointer, read_pointer
+from probelog.publishing import go_live, roll_back, sweep
 from probelog.storage import Store
 from tests.s3 import s3_server
 from tests.small_index import Model, build
@@ -69,9 +62,9 @@ def generations(index: Store) -> set[str]:
 def test_publish_and_roll_back(index: Store) -> None:
     for name in ("a", "b", "c"):
         publish(index, name)
-    pointer, _ = read_pointer(index)
-    assert pointer.generation == "c"
-    assert [item["generation"] for item in pointer.previous] == ["b", "a"]
+    found, _ = read_pointer(index)
+    assert found.generation == "c"
+    assert [item["generation"] for item in found.previous] == ["b", "a"]
     assert probelog.open_index(index.uri).search("dog")[0].licence == "c"
     assert roll_back(index).generation == "b"
     assert probelog.open_index(index.uri).search("dog")[0].licence == "b"
@@ -105,7 +98,7 @@ def test_a_sweep_leaves_a_generation_that_is_being_built(index: Store) -> None:
 
 def test_a_sweep_takes_what_a_dead_publisher_left(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(index, "a")
-    monkeypatch.setattr(index_module, "_BUILDING", -index_module._BUILDING)
+    monkeypatch.setattr(publishing, "BUILDING", -publishing.BUILDING)
     GenerationWriter(index, "dead").write("models", MODELS, [])
     index.write("generations/damaged/hold.json", b"{")
     index.write("generations/odd/hold.json", b'{"until": 3}')
@@ -143,7 +136,7 @@ def test_of_two_publishers_one_wins(index: Store, monkeypatch: pytest.MonkeyPatc
 
     def read(self: Store, name: str) -> bytes | None:
         data = real(self, name)
-        if name == index_module.POINTER and threading.current_thread().name.startswith("publisher"):
+        if name == POINTER and threading.current_thread().name.startswith("publisher"):
             both_have_read.wait(10)
             threading.current_thread().name = "done"
         return data
@@ -162,16 +155,16 @@ def test_of_two_publishers_one_wins(index: Store, monkeypatch: pytest.MonkeyPatc
     lost = [outcome for outcome in outcomes if isinstance(outcome, ConflictError)]
     assert len(won) == len(lost) == 1
     assert "changed by somebody else" in str(lost[0])
-    pointer, _ = read_pointer(index)
-    assert pointer.generation == won[0]
-    assert [item["generation"] for item in pointer.previous] == ["a"]
+    found, _ = read_pointer(index)
+    assert found.generation == won[0]
+    assert [item["generation"] for item in found.previous] == ["a"]
 
 
 def test_the_first_publish_of_two_wins_too(index: Store) -> None:
     pointers = [Pointer(name, "s", "now") for name in ("a", "b")]
-    index.swap(index_module.POINTER, pointers[0].to_bytes(), None)
+    index.swap(POINTER, pointers[0].to_bytes(), None)
     with pytest.raises(ConflictError):
-        index.swap(index_module.POINTER, pointers[1].to_bytes(), None)
+        index.swap(POINTER, pointers[1].to_bytes(), None)
     assert read_pointer(index)[0].generation == "a"
 
 
@@ -219,9 +212,9 @@ def test_a_reader_whose_pointer_is_gone_answers_on(index: Store, monkeypatch: py
     monkeypatch.setattr(client, "POLL_SECONDS", -1.0)
     for content in (b"{", json.dumps({"version": 99}).encode(), None):
         if content is None:
-            index.delete(index_module.POINTER)
+            index.delete(POINTER)
         else:
-            index.write(index_module.POINTER, content)
+            index.write(POINTER, content)
         assert [hit.repo for hit in reader.search("dog")] == want
 
 

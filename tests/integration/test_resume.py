@@ -13,8 +13,8 @@ import pytest
 from pipelines.full import run_crawl, run_full
 from pipelines.status import status
 from probelog.client import open_index
-from probelog.index import sweep
 from probelog.ledger import Ledger, Spooled
+from probelog.publishing import sweep
 from probelog.schemas import PROBED_MODELS, ProbedModel, from_table
 from probelog.storage import Store
 from tests import faults

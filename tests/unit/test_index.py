@@ -12,19 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
-from probelog.index import (
-    INDEX_VERSION,
-    MODELS,
-    POINTER,
-    GenerationWriter,
-    Pointer,
-    connect,
-    find_index,
-    fixed_lists,
-    go_live,
-    matrix_of,
-    read_pointer,
-)
+from probelog.index import MODELS, GenerationWriter, connect, fixed_lists, matrix_of
+from probelog.pointer import POINTER, POINTER_VERSION, Pointer, find_index, read_pointer
+from probelog.publishing import go_live
 from probelog.storage import Store
 
 names = st.text(min_size=1, max_size=20)
@@ -46,7 +36,7 @@ def test_any_bytes_are_a_pointer_or_damaged(data: bytes) -> None:
 
 
 def test_a_newer_pointer() -> None:
-    newer = Pointer("a", "s", "p", version=INDEX_VERSION + 1).to_bytes()
+    newer = Pointer("a", "s", "p", version=POINTER_VERSION + 1).to_bytes()
     with pytest.raises(SchemaVersionError, match="Upgrade ProbeLog"):
         Pointer.from_bytes(newer, "here")
 
