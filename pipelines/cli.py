@@ -358,12 +358,16 @@ def evaluate(
 @app.command()
 def rollback(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Which generation; by default the one before the live one."),
+    ] = None,
 ) -> None:
-    """Return to the generation before the live one."""
+    """Return to the generation before the live one, or to another that is kept."""
     from probelog.pointer import find_index
     from probelog.publishing import roll_back
 
-    pointer = roll_back(find_index(store))
+    pointer = roll_back(find_index(store), to)
     typer.echo(f"generation {pointer.generation} is live again")
 
 

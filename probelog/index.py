@@ -7,7 +7,8 @@ An index lies under ``STORE/index``::
     generations/NAME/models.lance    a row per model: its facts and declared labels
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
-    generations/NAME/hold.json       until when a sweep leaves it alone (it is being built, or was just withdrawn)
+    generations/NAME/files.json      every file of these tables with its size and digest
+    generations/NAME/hold.json       while it is being built
 
 A generation is built whole under a new name, then the pointer is swapped in one atomic step. Readers never see
 a half-built one.
@@ -15,6 +16,7 @@ a half-built one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,18 +24,19 @@ import numpy as np
 import pyarrow as pa
 
 from probelog.errors import StoreError
-from probelog.publishing import BUILDING, hold
+from probelog.publishing import folder_of, list_files, renew, reserve
 from probelog.storage import Store, lance_options
 
 # Of a generation, in its settings; the pointer has a version of its own.
 INDEX_VERSION = 2
+_RENEW_SECONDS = 60.0
 
 
 def connect(index: Store, generation: str) -> Any:
     """LanceDB's connection to one generation."""
     import lancedb
 
-    uri = index.path(f"generations/{generation}")
+    uri = index.path(folder_of(generation))
     return lancedb.connect(uri, storage_options=lance_options(index.uri) or None)
 
 
@@ -117,13 +120,17 @@ def matrix_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
 
 
 class GenerationWriter:
-    """Builds one generation's tables. Nothing is live before ``go_live`` is called with its name."""
+    """Builds one generation's tables. Nothing is live before ``go_live`` is called with its name.
+
+    Raises:
+        StoreError: there is a generation of this name already.
+    """
 
     def __init__(self, index: Store, name: str) -> None:
         self.index = index
         self.name = name
-        index.delete_folder(f"generations/{name}")  # what an interrupted publish of the same name left
-        hold(index, name, BUILDING)
+        reserve(index, name)
+        self._renewed = time.monotonic()
         self._connection = connect(index, name)
 
     def write(self, table: str, schema: pa.Schema, batches: Iterable[pa.Table]) -> int:
@@ -133,12 +140,13 @@ class GenerationWriter:
             StoreError: LanceDB counts other rows than were written.
         """
         rows = 0
-        hold(self.index, self.name, BUILDING)
+        renew(self.index, self.name)
 
         def counted() -> Iterator[pa.RecordBatch]:
             nonlocal rows
             for batch in batches:
                 rows += batch.num_rows
+                self._stay()
                 yield from batch.to_batches()
 
         # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
@@ -151,3 +159,13 @@ class GenerationWriter:
     def write_meta(self, values: dict[str, bytes]) -> None:
         """Write the ``meta`` table: named byte strings."""
         self.write("meta", META, [pa.table({"key": list(values), "value": list(values.values())}, META)])
+
+    def finish(self) -> str:
+        """Write down which files there are; returns the digest of that list. Nothing may be written after it."""
+        renew(self.index, self.name)
+        return list_files(self.index, self.name)
+
+    def _stay(self) -> None:
+        if time.monotonic() - self._renewed > _RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            renew(self.index, self.name)

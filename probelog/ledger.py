@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ from probelog.schemas import (
     Failure,
     ProbedModel,
     check_schema,
+    check_version,
     from_table,
     to_table,
 )
@@ -42,6 +42,7 @@ from probelog.storage import Store, digest, short_key
 # Row groups of fewer rows cost space; whole models per group, so that a reader of one model reads one group.
 _ROWS_PER_GROUP = 400
 _READERS = 16
+RECEIPT_VERSION = 3
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
 PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
 _COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
@@ -108,6 +109,7 @@ class Receipt:
 
     ``originals`` maps the identities of the models that were run (not of copies) to their ``[repo, sha]``.
     Receipts of version 1 have no ``weights``; early ones have no ``counts`` (``Ledger.counts`` reads their parts).
+    From version 3 on the file has a seal.
     """
 
     name: str
@@ -119,7 +121,7 @@ class Receipt:
     weights: Part | None = None
     counts: Counts | None = None
     originals: Mapping[str, list[str]] = field(default_factory=dict)
-    version: int = 2
+    version: int = RECEIPT_VERSION
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,9 @@ class Ledger:
 
     def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[ProbedModel, pa.Table] | None:
         """One probed model out of the parts of a receipt with its observation rows; None where it is not there."""
-        data = self.store.read_or_none(self._receipt_path(receipt))
-        if data is None:
+        parts = self._receipt_or_none(receipt)
+        if parts is None:
             return None
-        parts = _receipt(json.loads(data))
         mine = (pc.field("repo") == repo) & (pc.field("sha") == sha)
         models = from_table(read_part(self.store, parts.models, PROBED_MODELS).filter(mine), ProbedModel)
         rows = read_part(self.store, parts.observations, OBSERVATIONS).filter(mine)
@@ -229,8 +230,8 @@ class Ledger:
         """
         ordered = sorted(items)
         name = short_key(*ordered)
-        done = self.store.read_or_none(self._receipt_path(name))
-        if done is None:
+        receipt = self._receipt_or_none(name)
+        if receipt is None:
             with ThreadPoolExecutor(_READERS) as pool:
                 results = [
                     Spooled.from_bytes(data)
@@ -249,8 +250,6 @@ class Ledger:
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
             self.store.write_json(self._receipt_path(name), asdict(receipt))
-        else:
-            receipt = _receipt(json.loads(done))
         for item in ordered:
             self.store.delete(self._spool_path(item))
         return receipt
@@ -279,10 +278,24 @@ class Ledger:
         """All receipts, or those of some names, by name."""
         wanted = self.receipt_names() if names is None else sorted(names)
         with ThreadPoolExecutor(_READERS) as pool:
-            return [
-                _receipt(content)
-                for content in pool.map(lambda name: self.store.read_json(self._receipt_path(name)), wanted)
-            ]
+            return list(pool.map(self.receipt, wanted))
+
+    def receipt(self, name: str) -> Receipt:
+        """One receipt.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            SchemaVersionError: written by a newer ProbeLog.
+            StoreError: it is damaged.
+        """
+        path = self._receipt_path(name)
+        return _receipt(self.store.read_json(path), self.store.path(path))
+
+    def _receipt_or_none(self, name: str) -> Receipt | None:
+        try:
+            return self.receipt(name)
+        except FileNotFoundError:
+            return None
 
     def counts(self, receipts: Sequence[Receipt], earlier: Sequence[Receipt] = ()) -> list[Counts]:
         """What each receipt's items came to; the parts of old receipts, which do not say, are read.
@@ -517,8 +530,10 @@ def _originals(results: Sequence[Spooled]) -> dict[str, list[str]]:
     return found
 
 
-def _receipt(content: dict[str, Any]) -> Receipt:
+def _receipt(content: dict[str, Any], where: str) -> Receipt:
     try:
+        # The first receipts had no version.
+        check_version(content.get("version", 1), RECEIPT_VERSION, where, "receipt")
         return Receipt(
             **{
                 **content,
@@ -529,5 +544,5 @@ def _receipt(content: dict[str, Any]) -> Receipt:
                 "counts": Counts(**content["counts"]) if content.get("counts") else None,
             }
         )
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"a receipt is damaged: {error!r}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{where} is damaged: {error!r}") from error

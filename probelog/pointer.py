@@ -1,13 +1,19 @@
-"""The pointer: a small file that says which generation of the index readers use, and those before it."""
+"""The pointer: a small file that says which generation of the index readers use, and which others are kept.
+
+Everything that decides about generations is in this one file, which is replaced in one atomic step: readers and
+publishers see one state or the next, and of two publishers that replace the same state one is refused.
+`probelog.publishing` has the rules.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
-from probelog.storage import Store
+from probelog.schemas import check_version
+from probelog.storage import Store, sealed_json, unsealed_json
 
 POINTER = "current.json"
 POINTER_VERSION = 2
@@ -15,17 +21,53 @@ POINTER_VERSION = 2
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which generation is live, and which ones before it can still be returned to (newest first)."""
+    """Which generation is live, and what becomes of the others.
+
+    Attributes:
+        generation: the live one.
+        source: key of what it was made from.
+        published: when it became live (UTC, ISO 8601).
+        files: SHA-256 of its list of files; None where it was published without one.
+        previous: ``generation``, ``source``, ``published`` and ``files`` of those before it, newest first, to which
+            one can roll back.
+        withdrawn: likewise of those that were rolled back, oldest first, to which one can return until the next
+            publish.
+        retired: generations that can never be live again, and since when (UTC by the store's clock): they are
+            deleted when their last readers have had time to leave.
+        serial: grows with every change of the file, so that no content is ever written twice.
+    """
 
     generation: str
     source: str
     published: str
-    previous: list[dict[str, str]] = field(default_factory=list)
+    files: str | None = None
+    previous: Sequence[Mapping[str, str | None]] = field(default_factory=list)
+    withdrawn: Sequence[Mapping[str, str | None]] = field(default_factory=list)
+    retired: Mapping[str, str] = field(default_factory=dict)
+    serial: int = 1
     version: int = POINTER_VERSION
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """What is remembered of the live generation when it no longer is."""
+        return {name: getattr(self, name) for name in (*_FACTS, "files")}
+
+    @property
+    def named(self) -> list[str]:
+        """The generations that are live or can be again, the live one first."""
+        return [
+            self.generation,
+            *(str(item["generation"]) for item in (*self.previous, *self.withdrawn)),
+        ]
+
+    @property
+    def choice(self) -> list[str]:
+        """The generations that publishers and operators chose, newest first; sweeps leave them as they are."""
+        return [self.generation, *(str(item["generation"]) for item in self.previous)]
 
     def to_bytes(self) -> bytes:
         """The pointer file's content."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+        return sealed_json(asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Pointer:
@@ -36,23 +78,35 @@ class Pointer:
             StoreError: damaged.
         """
         try:
-            content = json.loads(data)
-            version = int(content["version"])
-            if version > POINTER_VERSION:
-                raise SchemaVersionError(
-                    f"{where}: index version {version} is newer than this ProbeLog knows ({POINTER_VERSION}). "
-                    "Upgrade ProbeLog."
-                )
+            content, _ = unsealed_json(data, where)
+            version = check_version(content["version"], POINTER_VERSION, where, "pointer")
             return cls(
-                **{name: _text(content[name]) for name in _FACTS},
-                previous=[{name: _text(item[name]) for name in _FACTS} for item in content["previous"]],
+                **_facts(content),
+                previous=[_facts(item) for item in content["previous"]],
+                withdrawn=[_facts(item) for item in content.get("withdrawn", [])],
+                retired={_text(name): _text(since) for name, since in content.get("retired", {}).items()},
+                serial=int(content.get("serial", 1)),
                 version=version,
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        except SchemaVersionError:
+            raise
+        except (
+            StoreError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             raise StoreError(f"{where} is damaged ({error!r}). Delete it and publish again.") from error
 
 
 _FACTS = ("generation", "source", "published")
+
+
+def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
+    files = item.get("files")
+    return {name: _text(item[name]) for name in _FACTS} | {"files": None if files is None else _text(files)}
 
 
 def _text(value: object) -> str:

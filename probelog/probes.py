@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from probelog.errors import SchemaVersionError, StoreError, UsageError
+from probelog.errors import StoreError, UsageError
 from probelog.images import UnreadableImageError, decode
 from probelog.probe_choice import Chosen, Selection
 from probelog.probe_sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
-from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema
+from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema, check_version
 from probelog.storage import Store, digest, parquet_bytes, short_key
 
 if TYPE_CHECKING:
@@ -317,8 +317,8 @@ def _made_name(source: str, count: int | None, seed: int, files: Sequence[Source
 
 
 def _made_before(store: Store, made: str) -> ProbeSet | None:
-    data = store.read_or_none(made)
-    key = None if data is None else str(json.loads(data)["hash"])
+    before = store.read_json_or_none(made)
+    key = None if before is None else str(before["hash"])
     if key is None or _manifest_or_none(store, key[:16]) is None:
         return None
     return ProbeSet.open(store, key)
@@ -441,11 +441,7 @@ def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or found.get("kind") != "probe-set":
         raise StoreError(f"{store.path(name)} is not the manifest of a probe set")
-    if found["version"] > _VERSION:
-        raise SchemaVersionError(
-            f"{store.path(name)}: probe set version {found['version']} is newer than this ProbeLog knows "
-            f"({_VERSION}). Upgrade ProbeLog."
-        )
+    check_version(found.get("version"), _VERSION, store.path(name), "probe set")
     return found
 
 

@@ -198,6 +198,7 @@ def build(
     if images:
         meta["image_encoder.onnx"] = tiny_encoders.image_files(kind).onnx
     writer.write_meta(meta)
+    writer.finish()
     pointer = go_live(index, name, f"source of {name}") if live else Pointer(name, f"source of {name}", "")
     return SmallIndex(
         index, pointer, tuple(models), owners, everything, embeddings, list(BACKGROUND), background, encoder
