@@ -371,6 +371,26 @@ def rollback(
     typer.echo(f"generation {pointer.generation} is live again")
 
 
+@app.command()
+def verify(
+    store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Re-read everything in a store against receipts and digests; exit status 1 where anything is damaged."""
+    from pipelines.progress import Report
+    from pipelines.verify import verify as run_verify
+    from probelog.terminal import printable
+
+    found = run_verify(store, Report())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        for line in found.lines():
+            typer.echo(printable(line, limit=500))
+    if not found.clean:
+        raise typer.Exit(1)
+
+
 @app.command("config")
 def show_config() -> None:
     """Print a configuration file with every key, its default and its meaning."""

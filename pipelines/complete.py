@@ -14,6 +14,7 @@ from probelog.completion import HeldOutError
 from probelog.ledger import Part, Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
+from probelog.schemas import check_version
 from probelog.storage import npy, short_key
 
 DESCRIPTORS_VERSION = 2
@@ -60,9 +61,9 @@ def complete(
     wanted = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE)
     key = short_key("completion", DESCRIPTORS_VERSION, observations, *wanted, *names)
     folder = f"completion/{key}"
-    done = job.store.read_or_none(f"{folder}/receipt.json")
+    done = job.store.read_json_or_none(f"{folder}/receipt.json")
     if done is not None:
-        found = _read(job, folder, key, json.loads(done))
+        found = _read(job, folder, key, done)
         job.report.say(f"complete: {_told(found)}; nothing was left to do")
         return found
     # All shards work at once: more of them than CPUs would wait for each other for ever.
@@ -104,6 +105,7 @@ def complete(
             "logits": completion.logits,
             "dropped": completion.dropped,
             "parts": {name: asdict(part) for name, part in parts.items()},
+            "files": {name: _measured(job, f"{folder}/{name}") for name in ("choice.json", "columns.npy")},
             "observations": observations,
             "version": DESCRIPTORS_VERSION,
         }
@@ -149,7 +151,15 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
     )
 
 
+def _measured(job: Job, path: str) -> dict[str, int | str]:
+    """Size and digest of a file that is no part, for the receipt."""
+    size, sha256 = job.store.measure(path)
+    return {"size": size, "sha256": sha256}
+
+
 def _read(job: Job, folder: str, key: str, facts: dict[str, Any]) -> Completed:
+    where = job.store.path(f"{folder}/receipt.json")
+    check_version(facts.get("version", 1), DESCRIPTORS_VERSION, where, "completion")
     return Completed(
         key=key,
         rank=int(facts["rank"]),

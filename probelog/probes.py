@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from probelog.encoders import Encoder
 
 FOLDER = "probes"
-_VERSION = 1
+VERSION = 1
 _PART_BYTES = 32 << 20
 _LISTED = 1000
 _PARTS_IN_MEMORY = 2
@@ -50,7 +50,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def _fields(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(_VERSION).encode()})
+    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(VERSION).encode()})
 
 
 _FACTS = [
@@ -313,7 +313,7 @@ def find_probe_set(source: str, count: int | None, seed: int, store: Store) -> P
 
 def _made_name(source: str, count: int | None, seed: int, files: Sequence[SourceFile]) -> str:
     listing = [[file.name, file.size, file.version] for file in files]
-    return f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
+    return f"{FOLDER}/made/{short_key(VERSION, source, count, seed, json.dumps(listing))}.json"
 
 
 def _made_before(store: Store, made: str) -> ProbeSet | None:
@@ -386,7 +386,7 @@ def _written(
     files.append(_write(folder, _THUMBNAILS, _fact_table(chosen, 0, thumbnails, THUMBNAILS)))
     manifest = {
         "kind": "probe-set",
-        "version": _VERSION,
+        "version": VERSION,
         "hash": set_hash,
         "count": len(chosen),
         "seed": seed,
@@ -441,12 +441,12 @@ def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or found.get("kind") != "probe-set":
         raise StoreError(f"{store.path(name)} is not the manifest of a probe set")
-    check_version(found.get("version"), _VERSION, store.path(name), "probe set")
+    check_version(found.get("version"), VERSION, store.path(name), "probe set")
     return found
 
 
 def _set_hash(contents: Sequence[str]) -> str:
-    return digest("\n".join([f"probe-set {_VERSION}", *contents]).encode())
+    return digest("\n".join([f"probe-set {VERSION}", *contents]).encode())
 
 
 def _embeddings_name(encoder_digest: str, suffix: str) -> str:

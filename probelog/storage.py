@@ -246,6 +246,10 @@ class Store:
                 size += len(chunk)
         return size, found.hexdigest()
 
+    def open(self, name: str) -> pa.NativeFile:
+        """One object for reading here and there, in ranges. Raises FileNotFoundError as ``read``."""
+        return self._filesystem().open_input_file(self._key(name))
+
     def modified(self, name: str) -> dt.datetime | None:
         """When one object was written, by the store's clock; None where there is none."""
         info = self._filesystem().get_file_info(self._key(name))
