@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,14 @@ MODELS_OF_ALL_SORTS = (
 )
 
 
+class TextFiles(Protocol):
+    """A text encoder as it travels with an index (``TextEncoderFiles``)."""
+
+    onnx: bytes
+    tokenizer_json: str
+    settings: dict[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class SmallIndex:
     """What was written, to compute the expected answers from."""
@@ -105,11 +113,13 @@ def build(
     seed: int = 0,
     live: bool = True,
     settings: dict[str, Any] | None = None,
+    files: TextFiles | None = None,
 ) -> SmallIndex:
-    """Write a generation, and make it the live one."""
-    from tests.unit import tiny_encoders
+    """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder."""
+    if files is None:
+        from tests.unit import tiny_encoders
 
-    files = tiny_encoders.text_files(kind)
+        files = tiny_encoders.text_files(kind)
     encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
     random = np.random.default_rng(seed)
     embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)

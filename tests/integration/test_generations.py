@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -346,57 +345,6 @@ def test_a_reader_that_opens_between_pointer_and_sweep(index: Store, monkeypatch
     real = client.read_pointer
     monkeypatch.setattr(client, "read_pointer", lambda store: next(answers, None) or real(store))
     assert probelog.open_index(index.uri).search("dog")[0].licence == "d"
-
-
-def test_readers_through_many_publishes_and_rollbacks(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    publishes = 20 if index.is_local else 8
-    monkeypatch.setattr(client, "POLL_SECONDS", 0.02)
-    publish(index, "g0")
-    reader = probelog.open_index(index.uri)
-    stop = threading.Event()
-    problems: list[str] = []
-    seen: set[str] = set()
-
-    def read() -> int:
-        count = 0
-        while not stop.is_set():
-            try:
-                found = reader.search("dog", k=100, where="licence LIKE 'g%'" if count % 2 else None)
-                tags = {hit.licence for hit in found}
-                tags |= {hit.repo.split("/")[0] for hit in found} | {hit.label.split()[0] for hit in found}
-                if len(found) != 6 or len(tags) != 1:
-                    problems.append(f"mixed: {len(found)} answers of {tags}")
-                seen.update(str(tag) for tag in tags)
-                tag = str(tags.pop())
-                if tag == reader.generation:
-                    twins = reader.show(f"{tag}/model-0") if count % 5 == 0 else None
-                    if twins is not None and twins.licence != tag:
-                        problems.append("show answered from another generation")
-            except probelog.ProbeLogError as error:
-                # The generation may change between the two questions of this test, not within one.
-                if "does not hold" not in str(error):
-                    problems.append(repr(error))
-            except Exception as error:
-                problems.append(repr(error))
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(4) as pool:
-        readers = [pool.submit(read) for _ in range(4)]
-        try:
-            for number in range(1, publishes + 1):
-                publish(index, f"g{number}")
-                if number % 4 == 0:
-                    roll_back(index)
-                time.sleep(0.03)
-        finally:
-            stop.set()
-        counts = [future.result() for future in readers]
-    assert not problems
-    assert sum(counts) > 20
-    assert len(seen) > 3
-    monkeypatch.setattr(client, "POLL_SECONDS", -1.0)
-    assert reader.search("dog")[0].licence == read_pointer(index)[0].generation == f"g{publishes - 1}"
 
 
 @pytest.mark.parametrize("how", ["keys", "no region"])
