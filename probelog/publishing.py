@@ -127,11 +127,7 @@ def go_live(
 
     def turned(old: Pointer | None) -> Pointer:
         if seen is not None and list(seen) != _choice(old):
-            raise ConflictError(
-                f"{index.uri}: somebody published or rolled back while {generation} was built ("
-                + (f"{old.generation} is live)" if old else "the pointer is gone)")
-                + ". Nothing was published. Run again."
-            )
+            raise _overtaken(index, old)
         if old is None:
             return Pointer(generation, source, _now(), files)
         if generation in old.retired:
@@ -193,9 +189,7 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
 
     def turned(old: Pointer | None) -> Pointer:
         if old is None or old.choice != seen.choice:
-            raise ConflictError(
-                f"{index.uri}: somebody published or rolled back at the same moment. Run again."
-            )
+            raise _overtaken(index, old)
         chosen = line[place]
         return replace(
             old,
@@ -255,15 +249,21 @@ def _swapped(
         if attempt == 0:
             first = old
         elif _choice(old) != _choice(first):
-            break
+            raise _overtaken(index, old)
         new = turned(old)
         try:
             index.swap(POINTER, new.to_bytes(), before)
         except ConflictError:
             continue
         return new
-    raise ConflictError(
-        f"{index.path(POINTER)} was changed by somebody else meanwhile; nothing was published. Run again."
+    raise ConflictError(f"{index.path(POINTER)} changes all the time; nothing was changed. Run again.")
+
+
+def _overtaken(index: Store, live: Pointer | None) -> ConflictError:
+    return ConflictError(
+        f"{index.uri}: somebody else published or rolled back meanwhile ("
+        + ("the pointer is gone" if live is None else f"{live.generation} is live")
+        + "). Nothing was changed. Run again."
     )
 
 

@@ -87,7 +87,7 @@ def test_of_two_publishers_one_wins_and_the_other_says_so(index: Store, encoder:
         statuses = [process.returncode for process in processes]
     assert sorted(statuses) == [0, 1]
     won, lost = ended[statuses.index(0)], ended[statuses.index(1)]
-    assert "published or rolled back while" in lost[1]
+    assert "somebody else published or rolled back meanwhile" in lost[1]
     assert "Run again" in lost[1]
     live = read_pointer(index)[0]
     assert live.generation == won[0].strip()
