@@ -233,3 +233,20 @@ def test_generations_that_are_kept_are_checked_too(
     assert named(checked(store).damaged) == {file.relative_to(store).as_posix()}
     roll_back(Store(store).child("index"))
     assert named(checked(store).damaged) == {file.relative_to(store).as_posix()}
+
+
+def test_the_benchmark_of_storage_accounts_for_every_byte(store: Path) -> None:
+    from tests.benchmarks.storage import measured
+
+    found = {held.stage: held for held in measured(Store(store))}
+    for stage, folder in (
+        ("observations", "observations"),
+        ("descriptors", "completion"),
+        ("index", "index/generations"),
+    ):
+        assert sum(found[stage].sizes.values()) == sum(
+            file.stat().st_size for file in (store / folder).rglob("*") if file.is_file()
+        )
+    ledger = found["observations"]
+    assert ledger.values == ledger.logits * 90
+    assert list(ledger.lines())[-1].ratio > 1
