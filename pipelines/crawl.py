@@ -19,7 +19,7 @@ from probelog.listing import ListingFilters, Page, iter_pages
 from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, check_version, from_table, to_table
 from probelog.storage import Store, digest, parquet_bytes
 
-_VERSION = 1
+CRAWL_VERSION = 1
 _PART_ROWS = 5000
 _PART_SECONDS = 30.0
 
@@ -55,7 +55,9 @@ class Catalogue:
                 f"{endpoint} was not crawled with these filters yet: run `probelog-index crawl` first"
             )
         receipt = job.store.read_json(f"{folder}/receipt.json")
-        check_version(receipt.get("version", 1), _VERSION, job.store.path(f"{folder}/receipt.json"), "crawl")
+        check_version(
+            receipt.get("version", 1), CRAWL_VERSION, job.store.path(f"{folder}/receipt.json"), "crawl"
+        )
         return cls(job.store, folder, receipt)
 
     def rows(self) -> list[CatalogueRow]:
@@ -147,7 +149,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             "endpoint": endpoint,
             "started": progress.state["started"],
             "finished": _now(),
-            "version": _VERSION,
+            "version": CRAWL_VERSION,
         },
     )
     store.delete(progress.name)
@@ -188,12 +190,12 @@ class _Progress:
             "rows": [],
             "failures": [],
             "ended": False,
-            "version": _VERSION,
+            "version": CRAWL_VERSION,
             "started": _now(),
         }
         before = store.read_json_or_none(self.name)
         if before is not None:
-            check_version(before.get("version", 1), _VERSION, store.path(self.name), "crawl")
+            check_version(before.get("version", 1), CRAWL_VERSION, store.path(self.name), "crawl")
             self.state = before
 
     @property

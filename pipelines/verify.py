@@ -7,8 +7,7 @@ be there). Files are hashed in parallel, a few megabytes at a time: memory does 
 
 Not checked, because nothing rests on them: temporary files and locks (``.tmp-*``); the parts of a crawl before the
 last one, and generations that the pointer does not name (both are reported as unexpected, and removed by the stages
-that made them); ``hold.json`` of a generation that is being built; results that wait to be sealed (``spool/``), which
-carry no digest.
+that made them); ``hold.json`` of a generation that is being built.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.complete import DESCRIPTORS_VERSION
+from pipelines.crawl import CRAWL_VERSION
 from pipelines.progress import Report
 from probelog import probes
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
-from probelog.ledger import RECEIPT_VERSION, Ledger, Part, Receipt
+from probelog.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Part, Receipt, Spooled
 from probelog.pointer import POINTER, Pointer, read_pointer
 from probelog.publishing import FILES, HOLD, folder_of, read_files
 from probelog.schemas import (
@@ -150,7 +150,7 @@ class _Verifier:
 
     def _catalogues(self) -> Iterator[Check]:
         for name in self._names("catalogue", "receipt.json", "progress.json"):
-            content = self._json(name, 1, "crawl")
+            content = self._json(name, CRAWL_VERSION, "crawl")
             if content is not None:
                 for kind, schema in (("rows", CATALOGUE), ("failures", FAILURES)):
                     yield from self._parts(name, content.get(kind, []), schema)
@@ -179,7 +179,7 @@ class _Verifier:
 
     def _ledgers(self) -> Iterator[Check]:
         for manifest in self._names("observations", "manifest.json"):
-            self._json(manifest, 1, "ledger")
+            self._json(manifest, LEDGER_VERSION, "ledger")
             folder = manifest.rsplit("/", 1)[0]
             receipts = [p for p in self._listed if p.startswith(f"{folder}/receipts/")]
             for name in receipts:
@@ -191,7 +191,8 @@ class _Verifier:
             )
             for receipt in (summary or {}).get("sealed", {}):
                 self._expect(f"{folder}/receipts/{receipt}.json", f"{folder}/summary.json")
-            self._claimed.update(p for p in self._listed if p.startswith(f"{folder}/spool/"))
+            for name in [p for p in self._listed if p.startswith(f"{folder}/spool/")]:
+                yield partial(self._spooled, name)
 
     def _receipt(self, ledger: Ledger, name: str) -> None:
         """One receipt with its parts, and what it counts against what they hold."""
@@ -211,6 +212,19 @@ class _Verifier:
             or sum(counts.failed.values()) != receipt.failures.rows
         ):
             self._note("damaged", name, "it counts other rows than its parts have")
+
+    def _spooled(self, name: str) -> None:
+        """A result that waits to be sealed; one that was sealed since the listing is no longer there."""
+        with self._lock:
+            self._claimed.add(name)
+        data = self._store.read_or_none(name)
+        if data is None:
+            return
+        self._count(len(data))
+        try:
+            Spooled.from_bytes(data)
+        except StoreError as error:
+            self._note("damaged", name, str(error))
 
     def _completions(self) -> Iterator[Check]:
         for name in self._names("completion", "receipt.json"):

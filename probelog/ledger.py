@@ -43,6 +43,8 @@ from probelog.storage import Store, digest, short_key
 _ROWS_PER_GROUP = 400
 _READERS = 16
 RECEIPT_VERSION = 3
+# Of ``manifest.json``, which says what a ledger is for.
+LEDGER_VERSION = 1
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
 PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
 _COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
@@ -154,18 +156,29 @@ class Spooled:
         )
 
     def to_bytes(self) -> bytes:
-        """Four Arrow streams, one behind the other."""
+        """Four Arrow streams, one behind the other, then the SHA-256 of all that."""
         sink = io.BytesIO()
         for table in (self.observations, self.models, self.failures, self.weights):
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
-        return sink.getvalue()
+        return sink.getvalue() + bytes.fromhex(digest(sink.getvalue()))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Spooled:
-        """Read what ``to_bytes`` wrote."""
+        """Read what ``to_bytes`` wrote (early ones without the digest).
+
+        Raises:
+            StoreError: damaged.
+        """
         source = pa.BufferReader(data)
-        return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
+        try:
+            found = cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"a spooled result is damaged: {error}") from error
+        rest = data[source.tell() :]
+        if rest and rest.hex() != digest(data[: -len(rest)]):
+            raise StoreError("a spooled result is damaged: its digest is not the one at its end")
+        return found
 
 
 def key_numbers(keys: Iterable[str]) -> npt.NDArray[np.uint64]:

@@ -106,7 +106,7 @@ FAULTS = {
     "NaN in offsets": (with_column("offset", first_is(np.nan)), "column offset of its logits holds"),
     "infinity in directions": (with_column("vector", first_is(np.inf)), "column vector of its logits holds"),
     "a logit is missing": (lambda table: table.slice(1), "models have other logits than their descriptors"),
-    "directions turned round": (with_column("vector", other_way), "does not find that logit"),
+    "directions turned round": (with_column("vector", other_way), "a wrong score"),
     "wrong offsets": (with_column("offset", lambda values: values + 3), "a wrong score"),
 }
 
@@ -159,6 +159,17 @@ def test_answers_that_lose_recall(indexed: Indexed, store: Store, monkeypatch: p
 
     monkeypatch.setattr(publish_checks.Index, "search", search)
     with pytest.raises(StoreError, match="its answers hold 50% of the exact first 10, less than 95%"):
+        published(indexed, store)
+
+
+def test_a_logit_that_is_not_found(indexed: Indexed, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = publish_checks.Index.search
+
+    def search(self: Any, *given: Any, **named: Any) -> Any:
+        return [hit for hit in real(self, *given, **named) if hit.distance > 1e-3]
+
+    monkeypatch.setattr(publish_checks.Index, "search", search)
+    with pytest.raises(StoreError, match=r"asked for the direction of .* it does not find that logit"):
         published(indexed, store)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.progress import Report
 from pipelines.verify import Verified, verify
-from probelog.errors import UsageError
+from probelog.errors import StoreError, UsageError
 from probelog.ledger import Ledger, Spooled
 from probelog.publishing import roll_back
 from probelog.storage import Store, sealed_json
@@ -195,6 +195,15 @@ def test_a_spooled_result_waits(store: Path) -> None:
     found = checked(store)
     assert found.clean
     assert not found.unexpected
+    file = store / folder / "spool/0123456789abcdef.arrow"
+    data = file.read_bytes()
+    for place in range(0, len(data), 7):
+        broken = bytearray(data)
+        broken[place] ^= 8
+        with pytest.raises(StoreError, match="a spooled result is damaged"):
+            Spooled.from_bytes(bytes(broken))
+    file.write_bytes(broken)
+    assert named(checked(store).damaged) == {file.relative_to(store).as_posix()}
 
 
 @pytest.fixture
