@@ -104,11 +104,14 @@ def check_generation(generation: Generation, expected: Expected) -> None:
         StoreError: it does not hold or answer what it must; names every problem.
     """
     problems: list[str] = []
-    for check in (_rows, _numbers, _answers):
+    for check in (_rows, _numbers):
         try:
             problems += check(generation, expected)
         except StoreError as error:
             problems.append(str(error))
+    # Asked only where they have a meaning: tables with holes answer anything.
+    if not problems:
+        problems += _answers(generation, expected)
     if problems:
         raise StoreError(
             f"generation {generation.pointer.generation} was not published: {'; '.join(problems)}"
