@@ -66,11 +66,14 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the store and the index are kept.")] = Path(
         "probelog-demo"
     ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Half of the time: without the comparison with all probes.")
+    ] = False,
 ) -> None:
     """Everything on this machine, offline: serve a small hub, index it, ask it."""
     from pipelines.demo import run_demo
 
-    run_demo(out)
+    run_demo(out, compare=not quick)
 
 
 @app.command()
@@ -391,9 +394,39 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command("config")
-def show_config() -> None:
-    """Print a configuration file with every key, its default and its meaning."""
-    from pipelines.config import template
+config_app = typer.Typer(
+    add_completion=False,
+    invoke_without_command=True,
+    help="Print a configuration file with every key, its default and its meaning; or check one.",
+)
+app.add_typer(config_app, name="config")
 
-    typer.echo(template(), nl=False)
+
+@config_app.callback()
+def show_config(
+    context: typer.Context,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page of all keys (docs/configuration.md) instead.")
+    ] = False,
+) -> None:
+    """Print a configuration file with every key, its default and its meaning; or check one."""
+    if context.invoked_subcommand is not None:
+        return
+    from pipelines.config import template
+    from pipelines.config_page import config_page
+
+    typer.echo(config_page() if markdown else template(), nl=False)
+
+
+@config_app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="The TOML file.")],
+    store: StoreOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Say everything that is wrong with a configuration file, and with what it points at."""
+    from pipelines.config_check import check_config
+    from probelog.terminal import printable
+
+    config = check_config(file, overrides or (), store)
+    typer.echo(printable(f"{file}: good; the store is {config.store}", limit=500))

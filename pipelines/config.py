@@ -11,17 +11,37 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from probelog.errors import ConfigError, UsageError
 
 Positive = Annotated[int, Field(ge=1)]
 
 
+# TOML has no null.
+NONE = "none"
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_written(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {
+            key: None if value == NONE and has_written_none(cls.model_fields.get(key)) else value
+            for key, value in content.items()
+        }
+
+
+def has_written_none(field: FieldInfo | None) -> bool:
+    """Whether a key may be none, but is not when it is left out: the word "none" is written then."""
+    return field is not None and field.default is not None and type(None) in get_args(field.annotation)
 
 
 class Filters(_Strict):
@@ -30,7 +50,9 @@ class Filters(_Strict):
     library: list[Literal["transformers", "timm"]] = Field(
         ["transformers", "timm"], description="Libraries whose checkpoints are loaded."
     )
-    pipeline_tag: str | None = Field("image-classification", description="The Hub's task; none for any task.")
+    pipeline_tag: str | None = Field(
+        "image-classification", description='The Hub\'s task; "none" for any task.'
+    )
     author: str | None = Field(None, description="Only this user's or organisation's repositories.")
     licence: list[str] = Field([], description="Only these licences (the Hub's short names); empty for any.")
     max_bytes: Positive = Field(20_000_000_000, description="Largest download of one model, in bytes.")
@@ -54,7 +76,7 @@ class Config(_Strict):
     probes: str = Field(
         description="Probe images: a folder, Parquet with an image column, or hf://datasets/OWNER/NAME/*.parquet."
     )
-    probe_count: Positive | None = Field(4000, description="How many probes are drawn; none for all.")
+    probe_count: Positive | None = Field(4000, description='How many probes are drawn; "none" for all.')
     encoder: str = Field(
         "openai/clip-vit-base-patch32", description="The text-image encoder: a Hub id or a folder."
     )

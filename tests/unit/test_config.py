@@ -25,6 +25,18 @@ def test_a_small_file_is_enough(tmp_path: Path) -> None:
     assert config.filters.repos == Path("l.txt")
 
 
+def test_none_is_written_where_leaving_a_key_out_means_something_else(tmp_path: Path) -> None:
+    text = (
+        'store = "s"\nprobes = "p"\nprobe_count = "none"\n[filters]\npipeline_tag = "none"\nauthor = "none"\n'
+    )
+    config = load_config(write(tmp_path, text))
+    assert config.probe_count is None
+    assert config.filters.pipeline_tag is None
+    assert config.filters.author == "none"  # somebody's name; leaving it out means nobody's
+    with pytest.raises(ConfigError, match="fraction"):
+        load_config(write(tmp_path, 'store = "s"\nprobes = "p"\nfraction = "none"\n'))
+
+
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     file = write(tmp_path, 'probes = ""\nfraction = 2\nrnak = 3\n[filters]\nlibrary = ["keras"]\n')
     with pytest.raises(ConfigError) as caught:

@@ -1,0 +1,120 @@
+"""What can be known to be wrong with a job before it runs: its file, and what the file points at."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pipelines.background import background_names
+from pipelines.config import Config, load_config
+from pipelines.stages import read_repos
+from probelog.errors import ConfigError, ProbeLogError
+from probelog.probe_sources import HUB, source_files
+from probelog.storage import Store
+
+
+def check_config(file: Path, overrides: Sequence[str] = (), store: str | None = None) -> Config:
+    """Read a configuration file and look at everything it names that can be seen from here.
+
+    Nothing is downloaded, written or started. What lies on the Hub is not asked for.
+
+    Raises:
+        ConfigError: with every problem found.
+        UsageError: the file is missing.
+    """
+    config = load_config(file, overrides, store)
+    problems = [problem for check in _CHECKS for problem in check(config)]
+    if problems:
+        raise ConfigError(str(file), problems)
+    return config
+
+
+def _store(config: Config) -> Iterator[str]:
+    """The store can be listed; a folder that is not there yet can be made."""
+    try:
+        store = Store(config.store)
+        if store.is_local:
+            there = next(
+                folder for folder in [Path(store.root), *Path(store.root).parents] if folder.exists()
+            )
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                yield f"store: {there} is not a folder that can be written"
+        else:
+            store.exists("index/current.json")
+    except (ProbeLogError, OSError) as error:
+        yield f"store: {config.store} cannot be reached ({error}); check the bucket and the AWS_* variables"
+
+
+def _probes(config: Config) -> Iterator[str]:
+    if config.probes.startswith(HUB):
+        return
+    try:
+        files, _ = source_files(config.probes)
+        if not files:
+            yield f"probes: {config.probes} holds no image and no Parquet file"
+    except (ProbeLogError, OSError) as error:
+        yield f"probes: {error}"
+
+
+def _encoder(config: Config) -> Iterator[str]:
+    folder = Path(config.encoder).expanduser()
+    looks_local = (
+        folder.is_absolute() or config.encoder.startswith((".", "~")) or config.encoder.count("/") > 1
+    )
+    if looks_local and not (folder / "config.json").is_file():
+        yield f"encoder: {config.encoder} is no folder with a config.json, and no Hub id (OWNER/NAME)"
+
+
+def _background(config: Config) -> Iterator[str]:
+    try:
+        background_names(config.background, config.background_count, config.seed)
+    except ProbeLogError as error:
+        yield str(error) if str(error).startswith("background") else f"background: {error}"
+
+
+def _repositories(config: Config) -> Iterator[str]:
+    try:
+        read_repos(config.filters.repos)
+    except ProbeLogError as error:
+        yield f"filters.list: {error}"
+
+
+def _scratch(config: Config) -> Iterator[str]:
+    if config.scratch is None:
+        return
+    folder = next(
+        folder for folder in [config.scratch, *config.scratch.absolute().parents] if folder.exists()
+    )
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        yield f"scratch: {folder} is not a folder that can be written"
+        return
+    free = shutil.disk_usage(folder).free
+    if free < config.cache_bytes:
+        yield (
+            f"cache_bytes: {config.cache_bytes:,} bytes of preprocessed probes are allowed, "
+            f"{folder} has {free:,} free"
+        )
+
+
+def _modules(config: Config) -> Iterator[str]:
+    for name in config.preload:
+        try:
+            found = importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):
+            found = False
+        if not found:
+            yield f"preload: there is no Python module {name!r} here"
+
+
+_CHECKS: list[Callable[[Config], Iterator[str]]] = [
+    _store,
+    _probes,
+    _encoder,
+    _background,
+    _repositories,
+    _scratch,
+    _modules,
+]

@@ -1,0 +1,90 @@
+"""The page of all configuration keys, made from the code: ``docs/configuration.md``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.config import Config
+
+_HEAD = """\
+# Configuration
+
+One TOML file describes a job; `--set key=value` (`--set filters.limit=10`) takes the place of one of its keys,
+`--store` of `store`. `probelog-index config` prints a file with every key to start from, and
+`probelog-index config check FILE` says everything that is wrong with one, before a cluster is paid for.
+This page is made from the code: `probelog-index config --markdown > docs/configuration.md`.
+
+A key that is left out has its default. Relative paths are relative to the folder that the job runs in.
+"""
+
+_ENVIRONMENT = """\
+## Secrets and addresses
+
+These come from the environment, never from the file.
+
+| variable | meaning |
+|---|---|
+| `HF_ENDPOINT` | the Hub's address, for mirrors and `probelog-index hub`; by default the public Hub |
+| `HF_TOKEN` | raises the Hub's rate limits, and opens gated repositories that its owner was let into |
+| `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN` | credentials of an object store |
+| `AWS_REGION`, `AWS_ENDPOINT_URL` | its region, and its address where it is not Amazon's |
+| `RAY_ADDRESS` | the Ray cluster; set inside a Ray job |
+"""
+
+
+def config_page() -> str:
+    """Every key with its type, default and meaning, in Markdown."""
+    schema = Config.model_json_schema()
+    needed = schema["required"]
+    lines, tables = [_HEAD, "## Keys", "", *_TABLE_HEAD], []
+    for name, field in Config.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            tables.append((name, field.description or "", type(field.default).model_json_schema()))
+        else:
+            lines.append(_row(name, schema["properties"][name], name in needed))
+    for name, meaning, table in tables:
+        lines += ["", f"## `[{name}]`", "", meaning, "", *_TABLE_HEAD]
+        lines += [_row(key, facts, False) for key, facts in table["properties"].items()]
+    return "\n".join([*lines, "", _ENVIRONMENT])
+
+
+_TABLE_HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
+
+
+def _row(name: str, facts: Mapping[str, Any], needed: bool) -> str:
+    default = facts.get("default")
+    given = "none" if default is None else f"`{json.dumps(default)}`"
+    cells = [f"`{name}`", _type(facts), "**needed**" if needed else given, facts["description"]]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+_NAMES = {
+    ("string", None): "text",
+    ("string", "path"): "path",
+    ("string", "date-time"): "date and time",
+    ("integer", None): "whole number",
+    ("number", None): "number",
+    ("boolean", None): "true or false",
+}
+
+
+def _type(facts: Mapping[str, Any]) -> str:
+    """What may be written there, from a field's JSON schema."""
+    if "anyOf" in facts:
+        kinds = [_type(kind) for kind in facts["anyOf"] if kind.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in facts:
+        return " or ".join(f"`{json.dumps(value)}`" for value in facts["enum"])
+    if facts["type"] == "array":
+        return f"list of {_type(facts['items'])}"
+    kind = _NAMES[facts["type"], facts.get("format")]
+    bounds = [
+        f"{sign} {facts[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+        if key in facts
+    ]
+    return " ".join([kind, ", ".join(bounds)]) if bounds else kind
