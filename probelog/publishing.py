@@ -181,7 +181,7 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
         )
     place = names.index(wanted)
     try:
-        _whole(index, wanted, line[place]["files"])
+        _there(index, wanted, line[place]["files"])
     except StoreError as error:
         raise StoreError(
             f"{error}. Publish again" + (f", or go back to {' or '.join(others)} (--to)" if others else "")
@@ -328,6 +328,14 @@ def _whole(index: Store, generation: str, expected: str | None = None) -> str:
             + " missing or of another size"
         )
     return found
+
+
+def _there(index: Store, generation: str, files: str | None) -> None:
+    """Raises StoreError where a generation that was published is not whole; early ones have no list to tell by."""
+    if files is not None:
+        _whole(index, generation, files)
+    elif not index.names(f"{folder_of(generation)}/meta.lance"):
+        raise StoreError(f"{index.uri}: generation {generation} is gone")
 
 
 def _hold(generation: str) -> str:
