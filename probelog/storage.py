@@ -262,7 +262,9 @@ class Store:
         """
         if not self.is_local:
             with self._explained(""):
-                found = self._client().list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+                # Below the store's own prefix: credentials may be good for nothing else.
+                prefix = self.root.partition("/")[2]
+                found = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
             return parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
         folder = Path(self.root)
         folder.mkdir(parents=True, exist_ok=True)
