@@ -361,12 +361,37 @@ def evaluate(
 @app.command()
 def rollback(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Which generation; by default the one before the live one."),
+    ] = None,
 ) -> None:
-    """Return to the generation before the live one."""
-    from probelog.index import find_index, roll_back
+    """Return to the generation before the live one, or to another that is kept."""
+    from probelog.pointer import find_index
+    from probelog.publishing import roll_back
 
-    pointer = roll_back(find_index(store))
+    pointer = roll_back(find_index(store), to)
     typer.echo(f"generation {pointer.generation} is live again")
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Re-read everything in a store against receipts and digests; exit status 1 where anything is damaged."""
+    from pipelines.progress import Report
+    from pipelines.verify import verify as run_verify
+    from probelog.terminal import printable
+
+    found = run_verify(store, Report())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        for line in found.lines():
+            typer.echo(printable(line, limit=500))
+    if not found.clean:
+        raise typer.Exit(1)
 
 
 config_app = typer.Typer(

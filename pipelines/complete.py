@@ -23,6 +23,7 @@ from probelog.errors import UsageError
 from probelog.ledger import Part, Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
+from probelog.schemas import check_version
 from probelog.storage import Store, npy, short_key
 
 DESCRIPTORS_VERSION = 3
@@ -70,12 +71,11 @@ def complete(
     key = short_key("completion", DESCRIPTORS_VERSION, observations, *wanted, *names)
     folder = f"completion/{key}"
     checkpoint = Checkpoint(job.store, f"{folder}/sweep.npy")
-    done = job.store.read_or_none(f"{folder}/receipt.json")
+    done = completed(job.store, key)
     if done is not None:
         _tidy(checkpoint, job, folder)
-        found = _read(key, json.loads(done))
-        job.report.say(f"complete: {_told(found)}; nothing was left to do")
-        return found
+        job.report.say(f"complete: {_told(done)}; nothing was left to do")
+        return done
     # All shards work at once: more of them than CPUs would wait for each other for ever.
     shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))
     completion = Completion(job.store, receipts, shards, _shard_spec(job, probes), checkpoint)
@@ -127,18 +127,19 @@ def complete(
         "logits": loaded.logits,
         "dropped": loaded.dropped,
         "parts": {name: asdict(part) for name, part in parts.items()},
+        "files": {name: _measured(job.store, f"{folder}/{name}") for name in ("choice.json", "columns.npy")},
         "observations": observations,
         "version": DESCRIPTORS_VERSION,
     }
     job.store.write_json(f"{folder}/receipt.json", facts)
     _tidy(checkpoint, job, folder)
-    return _read(key, facts)
+    return _read(job.store, key, facts)
 
 
 def completed(store: Store, key: str) -> Completed | None:
     """A finished completion of a store, if it is there."""
-    done = store.read_or_none(f"completion/{key}/receipt.json")
-    return None if done is None else _read(key, json.loads(done))
+    facts = store.read_json_or_none(f"completion/{key}/receipt.json")
+    return None if facts is None else _read(store, key, facts)
 
 
 def _tidy(checkpoint: Checkpoint, job: Job, folder: str) -> None:
@@ -200,7 +201,15 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
     )
 
 
-def _read(key: str, facts: dict[str, Any]) -> Completed:
+def _measured(store: Store, path: str) -> dict[str, int | str]:
+    """Size and digest of a file that is no part, for the receipt."""
+    size, sha256 = store.measure(path)
+    return {"size": size, "sha256": sha256}
+
+
+def _read(store: Store, key: str, facts: dict[str, Any]) -> Completed:
+    where = store.path(f"completion/{key}/receipt.json")
+    check_version(facts.get("version", 1), DESCRIPTORS_VERSION, where, "completion")
     return Completed(
         key=key,
         rank=int(facts["rank"]),

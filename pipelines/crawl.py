@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
 from probelog.ledger import Part, count_rows, read_part
 from probelog.listing import ListingFilters, Page, iter_pages
-from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
+from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, check_version, from_table, to_table
 from probelog.storage import Store, digest, parquet_bytes
 
+CRAWL_VERSION = 1
 _PART_ROWS = 5000
 _PART_SECONDS = 30.0
 
@@ -54,7 +54,11 @@ class Catalogue:
             raise UsageError(
                 f"{endpoint} was not crawled with these filters yet: run `probelog-index crawl` first"
             )
-        return cls(job.store, folder, job.store.read_json(f"{folder}/receipt.json"))
+        receipt = job.store.read_json(f"{folder}/receipt.json")
+        check_version(
+            receipt.get("version", 1), CRAWL_VERSION, job.store.path(f"{folder}/receipt.json"), "crawl"
+        )
+        return cls(job.store, folder, receipt)
 
     def rows(self) -> list[CatalogueRow]:
         """Every repository once, at its newest listed commit, by name."""
@@ -135,7 +139,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             progress.save()
             raise
         progress.save(ended=True)
-    last = store.read_or_none(receipt)
+    last = store.read_json_or_none(receipt)
     store.write_json(
         receipt,
         {
@@ -145,11 +149,11 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             "endpoint": endpoint,
             "started": progress.state["started"],
             "finished": _now(),
-            "version": 1,
+            "version": CRAWL_VERSION,
         },
     )
     store.delete(progress.name)
-    kept = {progress.state["run"], *([json.loads(last)["run"]] if last is not None else [])}
+    kept = {progress.state["run"], *([last["run"]] if last is not None else [])}
     _drop_old_runs(store, folder, kept)
     done = Catalogue.open(job, endpoint)
     failures = count_rows(done.receipt["failures"])
@@ -186,11 +190,13 @@ class _Progress:
             "rows": [],
             "failures": [],
             "ended": False,
+            "version": CRAWL_VERSION,
             "started": _now(),
         }
-        before = store.read_or_none(self.name)
+        before = store.read_json_or_none(self.name)
         if before is not None:
-            self.state = json.loads(before)
+            check_version(before.get("version", 1), CRAWL_VERSION, store.path(self.name), "crawl")
+            self.state = before
 
     @property
     def listed(self) -> int:

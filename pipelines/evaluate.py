@@ -17,9 +17,9 @@ from probelog.client import open_index
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation
-from probelog.index import find_index, read_pointer
 from probelog.ledger import read_part
 from probelog.methods.calibration import calibrated
+from probelog.pointer import find_index, read_pointer
 from probelog.question import background_numbers, text_vectors
 from probelog.schemas import DESCRIPTORS
 from probelog.storage import Store

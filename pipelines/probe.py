@@ -29,7 +29,7 @@ from pipelines.stages import Job
 from pipelines.summary import Running, Summary
 from pipelines.timeline import Timeline
 from probelog.errors import FailureReason
-from probelog.ledger import Ledger, Receipt, Spooled, key_numbers, open_failures
+from probelog.ledger import LEDGER_VERSION, Ledger, Receipt, Spooled, key_numbers, open_failures
 from probelog.probes import ProbeSet
 from probelog.schemas import Failure, from_table
 from probelog.storage import patiently
@@ -108,7 +108,7 @@ def probe(
         "fraction": config.fraction,
         "seed": config.seed,
         "planned": table.num_rows,
-        "version": 1,
+        "version": LEDGER_VERSION,
     }
     patiently(lambda: job.store.write_json(f"{folder}/manifest.json", manifest), config.store_patience)
     receipts = ledger.receipts()

@@ -9,8 +9,9 @@ from typing import Any
 from pipelines.pace import duration
 from pipelines.summary import Summary
 from probelog.errors import UsageError
-from probelog.index import POINTER, Pointer
-from probelog.ledger import PARTS, Ledger, count_rows
+from probelog.ledger import LEDGER_VERSION, PARTS, Ledger, count_rows
+from probelog.pointer import POINTER, Pointer
+from probelog.schemas import check_version
 from probelog.storage import Store
 
 # A driver writes every ten seconds; one that has been silent for so long is gone, and its estimate with it.
@@ -155,6 +156,7 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
 
 def _ledger(store: Store, manifest: str) -> LedgerStatus:
     content = store.read_json(manifest)
+    check_version(content.get("version", 1), LEDGER_VERSION, store.path(manifest), "ledger")
     folder = manifest.rsplit("/", 1)[0]
     ledger = Ledger(store, folder)
     summary, fresh = Summary.read(ledger)

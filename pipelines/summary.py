@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from probelog.errors import StoreError
 from probelog.ledger import Counts, Ledger, Receipt
+from probelog.storage import sealed_json
 
 _WRITE_SECONDS = 10.0
 _HOUR = 3600.0
@@ -71,9 +71,8 @@ class Summary:
 
     @classmethod
     def _cached(cls, ledger: Ledger) -> Summary:
-        data = ledger.store.read_or_none(_path(ledger))
         try:
-            content: dict[str, Any] = json.loads(data or b"{}")
+            content: dict[str, Any] = ledger.store.read_json_or_none(_path(ledger)) or {}
             if content.get("version") != 1:
                 return cls()
             return cls(
@@ -81,7 +80,7 @@ class Summary:
                 {name: (at, items) for name, (at, items) in content["sealed"].items()},
                 Running(**content["running"]) if content["running"] else None,
             )
-        except (ValueError, KeyError, TypeError):
+        except (StoreError, ValueError, KeyError, TypeError):
             return cls()
 
     def add(self, receipts: Sequence[Receipt], counts: Sequence[Counts]) -> None:
@@ -106,7 +105,7 @@ class Summary:
             "running": asdict(running) if running else None,
         }
         with contextlib.suppress(OSError, StoreError):
-            ledger.store.write(_path(ledger), json.dumps(content, sort_keys=True).encode())
+            ledger.store.write(_path(ledger), sealed_json(content, indent=None))
 
     @property
     def models_an_hour(self) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.generation import Generation, Logits
-from probelog.index import find_index, read_pointer
+from probelog.pointer import find_index, read_pointer
 from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_direction
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 from probelog.search import Filter, best, best_models
@@ -38,18 +38,13 @@ class Index:
     An index answers from one generation and looks for a newer one at most every 30 seconds.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, pinned: Generation | None = None) -> None:
+        """Open what the pointer names, or one generation for good, whatever the pointer says (``pinned``)."""
         self._store = store
+        self._pinned = pinned
         self._lock = threading.Lock()
         self._polling = threading.Lock()
-        pointer = read_pointer(store)[0]
-        try:
-            self._generation = Generation(store, pointer)
-        except StoreError:
-            again = read_pointer(store)[0]
-            if again.generation == pointer.generation:
-                raise
-            self._generation = Generation(store, again)
+        self._generation = pinned or _opened(store)
         self._checked = time.monotonic()
 
     def __repr__(self) -> str:
@@ -258,6 +253,8 @@ class Index:
 
     def _live(self) -> Generation:
         """The generation that the pointer names: the open one, or a newly opened one where it has moved."""
+        if self._pinned is not None:
+            return self._pinned
         pointer = read_pointer(self._store)[0]
         with self._lock:
             if pointer.generation != self._generation.pointer.generation:
@@ -277,6 +274,18 @@ def open_index(uri: str | Path) -> Index:
         StoreError: the address cannot be reached, or the index is damaged.
     """
     return Index(find_index(os.fspath(uri)))
+
+
+def _opened(store: Store) -> Generation:
+    """The live generation; the next one where that was swept between the pointer and its tables."""
+    pointer = read_pointer(store)[0]
+    try:
+        return Generation(store, pointer)
+    except StoreError:
+        again = read_pointer(store)[0]
+        if again.generation == pointer.generation:
+            raise
+        return Generation(store, again)
 
 
 def _direction(generation: Generation, row: int) -> np.ndarray[Any, Any]:

@@ -24,8 +24,9 @@ from probelog import shortlist
 from probelog.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.directions import Quantised
 from probelog.errors import QueryError, SchemaVersionError, StoreError
-from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, Pointer, connect, matrix_of
+from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, connect, matrix_of
 from probelog.matching import Float64, HeadSpace
+from probelog.pointer import Pointer
 from probelog.shortlist import Projection
 from probelog.storage import from_npy
 

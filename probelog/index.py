@@ -8,7 +8,8 @@ An index lies under ``STORE/index``::
     generations/NAME/shortlist.lance in a large index: small vectors of all logits, under a vector index
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
-    generations/NAME/hold.json       until when a sweep leaves it alone (it is being built, or was just withdrawn)
+    generations/NAME/files.json      every file of these tables with its size and digest
+    generations/NAME/hold.json       while it is being built
 
 A generation is built whole under a new name, then the pointer is swapped in one atomic step. Readers never see
 a half-built one.
@@ -16,192 +17,20 @@ a half-built one.
 
 from __future__ import annotations
 
-import datetime as dt
-import json
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError, UsageError
+from probelog.errors import StoreError
+from probelog.publishing import folder_of, list_files, renew, reserve
 from probelog.storage import Store, lance_options
 
+# Of a generation, in its settings; the pointer has a version of its own.
 INDEX_VERSION = 3
-POINTER = "current.json"
-_HOLD = "hold.json"
-# A publisher renews its hold before every table, none of which takes this long; one that died leaves its ruins
-# behind for no longer. A withdrawn generation needs to outlive the readers that look for a newer one every 30 s.
-_BUILDING = dt.timedelta(hours=24)
-_WITHDRAWN = dt.timedelta(minutes=10)
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """Which generation is live, and which ones before it can still be returned to (newest first)."""
-
-    generation: str
-    source: str
-    published: str
-    previous: list[dict[str, str]] = field(default_factory=list)
-    version: int = INDEX_VERSION
-
-    def to_bytes(self) -> bytes:
-        """The pointer file's content."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> Pointer:
-        """Read a pointer file.
-
-        Raises:
-            SchemaVersionError: published by a newer ProbeLog.
-            StoreError: damaged.
-        """
-        try:
-            content = json.loads(data)
-            version = int(content["version"])
-            if version > INDEX_VERSION:
-                raise SchemaVersionError(
-                    f"{where}: index version {version} is newer than this ProbeLog knows ({INDEX_VERSION}). "
-                    "Upgrade ProbeLog."
-                )
-            return cls(
-                **{name: _text(content[name]) for name in _FACTS},
-                previous=[{name: _text(item[name]) for name in _FACTS} for item in content["previous"]],
-                version=version,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise StoreError(f"{where} is damaged ({error!r}). Delete it and publish again.") from error
-
-
-_FACTS = ("generation", "source", "published")
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{value!r} is not a name")
-    return value
-
-
-def find_index(uri: str) -> Store:
-    """The index at an address: its own, or that of a store that holds one.
-
-    Raises:
-        IndexNotFoundError: there is none; the message says what to do.
-        StoreError: the address cannot be reached.
-    """
-    store = Store(uri)
-    for candidate in (store, store.child("index")):
-        try:
-            if candidate.exists(POINTER):
-                return candidate
-        except OSError as error:
-            _unreachable(candidate, error)
-    raise IndexNotFoundError(
-        f"no published index at {store.uri} (looked for {POINTER} there and in index/). "
-        "Give the index's address or the store's, or publish one first: probelog-index publish"
-    )
-
-
-def read_pointer(index: Store) -> tuple[Pointer, bytes]:
-    """The live pointer and its bytes (to swap against).
-
-    Raises:
-        IndexNotFoundError: there is none.
-        SchemaVersionError: published by a newer ProbeLog.
-        StoreError: it is damaged or cannot be read.
-    """
-    try:
-        data = index.read_or_none(POINTER)
-    except OSError as error:
-        _unreachable(index, error)
-    if data is None:
-        raise IndexNotFoundError(f"no published index at {index.uri}: publish one first")
-    return Pointer.from_bytes(data, index.path(POINTER)), data
-
-
-def go_live(index: Store, generation: str, source: str, keep: int = 3) -> Pointer:
-    """Make a finished generation the live one.
-
-    Raises:
-        ConflictError: another publisher was faster; the pointer is left as that one wrote it.
-    """
-    before = index.read_or_none(POINTER)
-    previous: list[dict[str, str]] = []
-    if before is not None:
-        old = Pointer.from_bytes(before, index.path(POINTER))
-        previous = [_past(old), *old.previous][: keep - 1]
-    pointer = Pointer(generation, source, _now(), previous)
-    index.swap(POINTER, pointer.to_bytes(), before)
-    return pointer
-
-
-def roll_back(index: Store) -> Pointer:
-    """Return to the generation before the live one, and forget the live one.
-
-    Raises:
-        UsageError: there is no earlier generation.
-        StoreError: the earlier generation is no longer there.
-        ConflictError: somebody published meanwhile.
-    """
-    pointer, before = read_pointer(index)
-    if not pointer.previous:
-        raise UsageError(f"{index.uri}: there is no earlier generation to roll back to")
-    first, *rest = pointer.previous
-    back = Pointer(first["generation"], first["source"], _now(), rest)
-    if not index.names(f"generations/{back.generation}/meta.lance"):
-        raise StoreError(f"{index.uri}: the earlier generation {back.generation} is gone; publish again")
-    _hold(index, pointer.generation, _WITHDRAWN)
-    index.swap(POINTER, back.to_bytes(), before)
-    return back
-
-
-def sweep(index: Store) -> list[str]:
-    """Delete the generations that nobody needs any more; returns their names.
-
-    Kept are those that the pointer names (the live one and those to roll back to, which readers that have not
-    looked yet still answer from), and those on hold: being built by another publisher, or just withdrawn.
-    """
-    found = {name.split("/")[1] for name in index.names("generations")}
-    held = {name for name in found if _on_hold(index, name)}
-    # Read last: what went live since the listing was on hold then, or is named by now.
-    pointer, _ = read_pointer(index)
-    named = {pointer.generation, *(item["generation"] for item in pointer.previous)}
-    for name in sorted(named & held):
-        index.delete(f"generations/{name}/{_HOLD}")
-    gone = sorted(found - held - named)
-    for name in gone:
-        index.delete_folder(f"generations/{name}")
-    return gone
-
-
-def _hold(index: Store, generation: str, duration: dt.timedelta) -> None:
-    until = dt.datetime.now(dt.UTC) + duration
-    index.write_json(f"generations/{generation}/{_HOLD}", {"until": until.isoformat(timespec="seconds")})
-
-
-def _on_hold(index: Store, generation: str) -> bool:
-    data = index.read_or_none(f"generations/{generation}/{_HOLD}")
-    if data is None:
-        return False
-    try:
-        return dt.datetime.fromisoformat(json.loads(data)["until"]) > dt.datetime.now(dt.UTC)
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _unreachable(index: Store, error: OSError) -> NoReturn:
-    raise StoreError(f"{index.uri} cannot be read: {error}") from error
-
-
-def _past(pointer: Pointer) -> dict[str, str]:
-    return {"generation": pointer.generation, "source": pointer.source, "published": pointer.published}
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+_RENEW_SECONDS = 60.0
 
 
 # What one generation's connection keeps in memory of indexes and of tables' metadata, however large they are.
@@ -214,7 +43,7 @@ def connect(index: Store, generation: str) -> Any:
     import lancedb
 
     return lancedb.connect(
-        index.path(f"generations/{generation}"),
+        index.path(folder_of(generation)),
         storage_options=lance_options(index.uri) or None,
         session=lancedb.Session(_INDEX_CACHE, _METADATA_CACHE),
     )
@@ -313,13 +142,17 @@ def matrix_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
 
 
 class GenerationWriter:
-    """Builds one generation's tables. Nothing is live before ``go_live`` is called with its name."""
+    """Builds one generation's tables. Nothing is live before ``go_live`` is called with its name.
+
+    Raises:
+        StoreError: there is a generation of this name already.
+    """
 
     def __init__(self, index: Store, name: str) -> None:
         self.index = index
         self.name = name
-        index.delete_folder(f"generations/{name}")  # what an interrupted publish of the same name left
-        _hold(index, name, _BUILDING)
+        reserve(index, name)
+        self._renewed = time.monotonic()
         self._connection = connect(index, name)
 
     def write(self, table: str, schema: pa.Schema, batches: Iterable[pa.Table]) -> int:
@@ -329,12 +162,13 @@ class GenerationWriter:
             StoreError: LanceDB counts other rows than were written.
         """
         rows = 0
-        _hold(self.index, self.name, _BUILDING)
+        renew(self.index, self.name)
 
         def counted() -> Iterator[pa.RecordBatch]:
             nonlocal rows
             for batch in batches:
                 rows += batch.num_rows
+                self._stay()
                 yield from batch.to_batches()
 
         # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
@@ -351,3 +185,13 @@ class GenerationWriter:
     def write_meta(self, values: dict[str, bytes]) -> None:
         """Write the ``meta`` table: named byte strings."""
         self.write("meta", META, [pa.table({"key": list(values), "value": list(values.values())}, META)])
+
+    def finish(self) -> str:
+        """Write down which files there are; returns the digest of that list. Nothing may be written after it."""
+        renew(self.index, self.name)
+        return list_files(self.index, self.name)
+
+    def _stay(self) -> None:
+        if time.monotonic() - self._renewed > _RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            renew(self.index, self.name)

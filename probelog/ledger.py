@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from probelog.schemas import (
     Failure,
     ProbedModel,
     check_schema,
+    check_version,
     from_table,
     to_table,
 )
@@ -43,6 +43,9 @@ from probelog.storage import Store, digest, short_key
 # Row groups of fewer rows cost space; whole models per group, so that a reader of one model reads one group.
 _ROWS_PER_GROUP = 400
 _READERS = 16
+RECEIPT_VERSION = 3
+# Of ``manifest.json``, which says what a ledger is for.
+LEDGER_VERSION = 1
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
 PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
 _COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
@@ -109,6 +112,7 @@ class Receipt:
 
     ``originals`` maps the identities of the models that were run (not of copies) to their ``[repo, sha]``.
     Receipts of version 1 have no ``weights``; early ones have no ``counts`` (``Ledger.counts`` reads their parts).
+    From version 3 on the file has a seal.
     """
 
     name: str
@@ -120,7 +124,7 @@ class Receipt:
     weights: Part | None = None
     counts: Counts | None = None
     originals: Mapping[str, list[str]] = field(default_factory=dict)
-    version: int = 2
+    version: int = RECEIPT_VERSION
 
 
 @dataclass(frozen=True)
@@ -153,18 +157,29 @@ class Spooled:
         )
 
     def to_bytes(self) -> bytes:
-        """Four Arrow streams, one behind the other."""
+        """Four Arrow streams, one behind the other, then the SHA-256 of all that."""
         sink = io.BytesIO()
         for table in (self.observations, self.models, self.failures, self.weights):
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
-        return sink.getvalue()
+        return sink.getvalue() + bytes.fromhex(digest(sink.getvalue()))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Spooled:
-        """Read what ``to_bytes`` wrote."""
+        """Read what ``to_bytes`` wrote (early ones without the digest).
+
+        Raises:
+            StoreError: damaged.
+        """
         source = pa.BufferReader(data)
-        return cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
+        try:
+            found = cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"a spooled result is damaged: {error}") from error
+        rest = data[source.tell() :]
+        if rest and rest.hex() != digest(data[: -len(rest)]):
+            raise StoreError("a spooled result is damaged: its digest is not the one at its end")
+        return found
 
 
 def key_numbers(keys: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -197,10 +212,9 @@ class Ledger:
 
     def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[ProbedModel, pa.Table] | None:
         """One probed model out of the parts of a receipt with its observation rows; None where it is not there."""
-        data = self.store.read_or_none(self._receipt_path(receipt))
-        if data is None:
+        parts = self._receipt_or_none(receipt)
+        if parts is None:
             return None
-        parts = _receipt(json.loads(data))
         mine = (pc.field("repo") == repo) & (pc.field("sha") == sha)
         models = from_table(read_part(self.store, parts.models, PROBED_MODELS).filter(mine), ProbedModel)
         rows = read_part(self.store, parts.observations, OBSERVATIONS).filter(mine)
@@ -230,8 +244,8 @@ class Ledger:
         """
         ordered = sorted(items)
         name = short_key(*ordered)
-        done = self.store.read_or_none(self._receipt_path(name))
-        if done is None:
+        receipt = self._receipt_or_none(name)
+        if receipt is None:
             with ThreadPoolExecutor(_READERS) as pool:
                 results = [
                     Spooled.from_bytes(data)
@@ -250,8 +264,6 @@ class Ledger:
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
             self.store.write_json(self._receipt_path(name), asdict(receipt))
-        else:
-            receipt = _receipt(json.loads(done))
         for item in ordered:
             self.store.delete(self._spool_path(item))
         return receipt
@@ -280,10 +292,24 @@ class Ledger:
         """All receipts, or those of some names, by name."""
         wanted = self.receipt_names() if names is None else sorted(names)
         with ThreadPoolExecutor(_READERS) as pool:
-            return [
-                _receipt(content)
-                for content in pool.map(lambda name: self.store.read_json(self._receipt_path(name)), wanted)
-            ]
+            return list(pool.map(self.receipt, wanted))
+
+    def receipt(self, name: str) -> Receipt:
+        """One receipt.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            SchemaVersionError: written by a newer ProbeLog.
+            StoreError: it is damaged.
+        """
+        path = self._receipt_path(name)
+        return _receipt(self.store.read_json(path), self.store.path(path))
+
+    def _receipt_or_none(self, name: str) -> Receipt | None:
+        try:
+            return self.receipt(name)
+        except FileNotFoundError:
+            return None
 
     def counts(self, receipts: Sequence[Receipt], earlier: Sequence[Receipt] = ()) -> list[Counts]:
         """What each receipt's items came to; the parts of old receipts, which do not say, are read.
@@ -541,8 +567,10 @@ def _originals(results: Sequence[Spooled]) -> dict[str, list[str]]:
     return found
 
 
-def _receipt(content: dict[str, Any]) -> Receipt:
+def _receipt(content: dict[str, Any], where: str) -> Receipt:
     try:
+        # The first receipts had no version.
+        check_version(content.get("version", 1), RECEIPT_VERSION, where, "receipt")
         return Receipt(
             **{
                 **content,
@@ -553,5 +581,5 @@ def _receipt(content: dict[str, Any]) -> Receipt:
                 "counts": Counts(**content["counts"]) if content.get("counts") else None,
             }
         )
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"a receipt is damaged: {error!r}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{where} is damaged: {error!r}") from error

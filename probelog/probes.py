@@ -27,18 +27,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from probelog.errors import SchemaVersionError, StoreError, UsageError
+from probelog.errors import StoreError, UsageError
 from probelog.images import UnreadableImageError, decode
 from probelog.probe_choice import Chosen, Selection
 from probelog.probe_sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
-from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema
+from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema, check_version
 from probelog.storage import Store, digest, parquet_bytes, short_key
 
 if TYPE_CHECKING:
     from probelog.encoders import Encoder
 
 FOLDER = "probes"
-_VERSION = 1
+VERSION = 1
 _PART_BYTES = 32 << 20
 _LISTED = 1000
 _PARTS_IN_MEMORY = 2
@@ -50,7 +50,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def _fields(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(_VERSION).encode()})
+    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(VERSION).encode()})
 
 
 _FACTS = [
@@ -313,12 +313,12 @@ def find_probe_set(source: str, count: int | None, seed: int, store: Store) -> P
 
 def _made_name(source: str, count: int | None, seed: int, files: Sequence[SourceFile]) -> str:
     listing = [[file.name, file.size, file.version] for file in files]
-    return f"{FOLDER}/made/{short_key(_VERSION, source, count, seed, json.dumps(listing))}.json"
+    return f"{FOLDER}/made/{short_key(VERSION, source, count, seed, json.dumps(listing))}.json"
 
 
 def _made_before(store: Store, made: str) -> ProbeSet | None:
-    data = store.read_or_none(made)
-    key = None if data is None else str(json.loads(data)["hash"])
+    before = store.read_json_or_none(made)
+    key = None if before is None else str(before["hash"])
     if key is None or _manifest_or_none(store, key[:16]) is None:
         return None
     return ProbeSet.open(store, key)
@@ -386,7 +386,7 @@ def _written(
     files.append(_write(folder, _THUMBNAILS, _fact_table(chosen, 0, thumbnails, THUMBNAILS)))
     manifest = {
         "kind": "probe-set",
-        "version": _VERSION,
+        "version": VERSION,
         "hash": set_hash,
         "count": len(chosen),
         "seed": seed,
@@ -441,16 +441,12 @@ def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or found.get("kind") != "probe-set":
         raise StoreError(f"{store.path(name)} is not the manifest of a probe set")
-    if found["version"] > _VERSION:
-        raise SchemaVersionError(
-            f"{store.path(name)}: probe set version {found['version']} is newer than this ProbeLog knows "
-            f"({_VERSION}). Upgrade ProbeLog."
-        )
+    check_version(found.get("version"), VERSION, store.path(name), "probe set")
     return found
 
 
 def _set_hash(contents: Sequence[str]) -> str:
-    return digest("\n".join([f"probe-set {_VERSION}", *contents]).encode())
+    return digest("\n".join([f"probe-set {VERSION}", *contents]).encode())
 
 
 def _embeddings_name(encoder_digest: str, suffix: str) -> str:

@@ -8,6 +8,7 @@ truncated object, so streams are never used for writing).
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import fcntl
 import hashlib
 import io
@@ -16,9 +17,11 @@ import logging
 import os
 import random
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +35,8 @@ from probelog.errors import ConflictError, SchemaVersionError, StoreError, Usage
 
 _TEMPORARY = ".tmp-"
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
+_SWAP_ATTEMPTS = 5
+_CHUNK = 4 << 20
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -62,6 +67,51 @@ def from_npy(data: bytes) -> np.ndarray[Any, Any]:
     """
     array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
     return array
+
+
+def sealed_json(value: object, indent: int | None = 1) -> bytes:
+    """A value as JSON with sorted keys. An object ends with a *seal*, the SHA-256 of its file without that entry.
+
+    So a JSON file that says what other files must hold can itself be checked; a program that knows nothing of seals
+    reads one key more. What is no object, or an empty one, is written without.
+    """
+    body = json.dumps(value, indent=indent, sort_keys=True).encode()
+    if not isinstance(value, dict) or not value:
+        return body + b"\n"
+    body = body[:-1].rstrip() + _END
+    return body[: -len(_END)] + _seal(body)
+
+
+def unsealed_json(data: bytes, where: str) -> tuple[Any, bool]:
+    """The value of a JSON file, and whether a seal protects it (files of older versions have none).
+
+    Raises:
+        StoreError: it is not JSON, or not what its seal was made for.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where} is damaged: {error}") from error
+    body = data[:-_SEAL_BYTES] + _END
+    seal = _seal(body)
+    if data.endswith(seal) and isinstance(value, dict):
+        del value["seal"]
+        return value, True
+    # The right digest in another frame is one that was damaged.
+    framed = digest(body).encode() in data[-_SEAL_BYTES:]
+    if framed or (isinstance(value, dict) and "seal" in value):
+        raise StoreError(f"{where} is damaged: its content is not what it was sealed with")
+    return value, False
+
+
+_END = b"\n}\n"
+
+
+def _seal(body: bytes) -> bytes:
+    return b',\n "seal": "%s"%s' % (digest(body).encode(), _END)
+
+
+_SEAL_BYTES = len(_seal(b""))
 
 
 def patiently(call: Callable[[], Result], seconds: float) -> Result:
@@ -187,6 +237,40 @@ class Store:
             if info.type == pafs.FileType.File and not info.base_name.startswith(_TEMPORARY)
         }
 
+    def measure(self, name: str) -> tuple[int, str]:
+        """Size and SHA-256 of one object, read a few megabytes at a time. Raises FileNotFoundError as ``read``."""
+        found, size = hashlib.sha256(), 0
+        with self._filesystem().open_input_stream(self._key(name)) as stream:
+            while chunk := stream.read(_CHUNK):
+                found.update(chunk)
+                size += len(chunk)
+        return size, found.hexdigest()
+
+    def open(self, name: str) -> pa.NativeFile:
+        """One object for reading here and there, in ranges. Raises FileNotFoundError as ``read``."""
+        return self._filesystem().open_input_file(self._key(name))
+
+    def modified(self, name: str) -> dt.datetime | None:
+        """When one object was written, by the store's clock; None where there is none."""
+        info = self._filesystem().get_file_info(self._key(name))
+        return info.mtime if info.type == pafs.FileType.File else None
+
+    def time(self) -> dt.datetime:
+        """The time by the store's own clock (the object store's, the file server's), to the second or better.
+
+        Writers on several machines compare ages by it, so that none of their clocks matters.
+        """
+        if not self.is_local:
+            with self._explained(""):
+                # Below the store's own prefix: credentials may be good for nothing else.
+                prefix = self.root.partition("/")[2]
+                found = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
+            return parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        folder = Path(self.root)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_TEMPORARY) as probe:
+            return dt.datetime.fromtimestamp(os.fstat(probe.fileno()).st_mtime, dt.UTC)
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet object as a table."""
         return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
@@ -218,31 +302,42 @@ class Store:
     def swap(self, name: str, data: bytes, expected: bytes | None) -> None:
         """Replace one object if it still holds ``expected`` (None: if it does not exist).
 
+        Contents are compared, so every content must be written once only (hold a number that grows): then one that
+        is there again was never away, and a put whose answer was lost is known by what it wrote.
+
         Raises:
             ConflictError: somebody else wrote it first; nothing was changed.
         """
         message = f"{self.path(name)} was changed by somebody else meanwhile; nothing was written. Run again."
-        if expected is None:
-            if not self.create(name, data):
-                raise ConflictError(message)
+        if self.is_local:
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target.with_name(_TEMPORARY + target.name + ".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self.read_or_none(name) != expected:
+                    raise ConflictError(message)
+                self.write(name, data)
             return
-        if not self.is_local:
-            client = self._client()
-            with self._explained(name):
-                try:
-                    found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
-                except client.exceptions.NoSuchKey:
-                    raise ConflictError(message) from None
-            if found["Body"].read() != expected or not self._put_if(name, data, IfMatch=found["ETag"]):
-                raise ConflictError(message)
-            return
-        target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target.with_name(_TEMPORARY + target.name + ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.read_or_none(name) != expected:
-                raise ConflictError(message)
-            self.write(name, data)
+        for _ in range(_SWAP_ATTEMPTS):
+            found, tag = self._tagged(name)
+            if found != expected:
+                break
+            if self._put_if(name, data, **({"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag})):
+                return
+            # Refused: another content (seen next time), an attempt of this very put that had arrived before the
+            # library repeated it, or 409, somebody is writing at this moment and may yet fail.
+        if self._tagged(name)[0] != data:
+            raise ConflictError(message)
+
+    def _tagged(self, name: str) -> tuple[bytes | None, str | None]:
+        """What an object of an object store holds, and the tag of that version."""
+        client = self._client()
+        with self._explained(name):
+            try:
+                found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
+                return found["Body"].read(), str(found["ETag"])
+            except client.exceptions.NoSuchKey:
+                return None, None
 
     def delete(self, name: str) -> None:
         """Remove one object; no error where there is none."""
@@ -260,15 +355,22 @@ class Store:
             self._filesystem().delete_dir(self._key(folder))
 
     def write_json(self, name: str, value: object) -> None:
-        """Write one object as JSON with sorted keys."""
-        self.write(name, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+        """Write one object as JSON with sorted keys and a seal (`sealed_json`)."""
+        self.write(name, sealed_json(value))
 
     def read_json(self, name: str) -> Any:
-        """One JSON object. Raises StoreError where it is not JSON, FileNotFoundError where there is none."""
-        try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise StoreError(f"{self.path(name)} is damaged: {error}") from error
+        """One JSON object, without its seal.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it is not JSON, or not what its seal was made for.
+        """
+        return unsealed_json(self.read(name), self.path(name))[0]
+
+    def read_json_or_none(self, name: str) -> Any:
+        """Likewise, or None where there is none."""
+        data = self.read_or_none(name)
+        return None if data is None else unsealed_json(data, self.path(name))[0]
 
     # Behind the scenes
 

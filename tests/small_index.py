@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,11 @@ from probelog import matching, scoring
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.directions import quantised
 from probelog.gallery import Observed
-from probelog.index import (
-    INDEX_VERSION,
-    MODEL_FACTS,
-    GenerationWriter,
-    Pointer,
-    fixed_lists,
-    go_live,
-    probes_schema,
-)
+from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
+from probelog.pointer import Pointer
 from probelog.prompts import name_vectors
+from probelog.publishing import go_live
 from probelog.schemas import Head
 from probelog.shortlist import EXACT_LOGITS
 from probelog.storage import Store, npy
@@ -89,6 +83,14 @@ MODELS_OF_ALL_SORTS = (
 )
 
 
+class TextFiles(Protocol):
+    """A text encoder as it travels with an index (``TextEncoderFiles``)."""
+
+    onnx: bytes
+    tokenizer_json: str
+    settings: dict[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class SmallIndex:
     """What was written, to compute the expected answers from."""
@@ -116,11 +118,13 @@ def build(
     live: bool = True,
     settings: dict[str, Any] | None = None,
     exact_logits: int = EXACT_LOGITS,
+    files: TextFiles | None = None,
 ) -> SmallIndex:
-    """Write a generation, and make it the live one."""
-    from tests.unit import tiny_encoders
+    """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder."""
+    if files is None:
+        from tests.unit import tiny_encoders
 
-    files = tiny_encoders.text_files(kind)
+        files = tiny_encoders.text_files(kind)
     encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
     random = np.random.default_rng(seed)
     embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)
@@ -204,6 +208,7 @@ def build(
     if images:
         meta["image_encoder.onnx"] = tiny_encoders.image_files(kind).onnx
     writer.write_meta(meta)
+    writer.finish()
     pointer = go_live(index, name, f"source of {name}") if live else Pointer(name, f"source of {name}", "")
     return SmallIndex(
         index,

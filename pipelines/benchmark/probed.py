@@ -16,8 +16,8 @@ from probelog import scoring
 from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery, Observed
 from probelog.generation import Generation
-from probelog.index import find_index, read_pointer
 from probelog.ledger import Ledger, observed_models
+from probelog.pointer import find_index, read_pointer
 from probelog.probes import subset
 from probelog.question import background_numbers, text_vectors
 from probelog.schemas import Head, ProbedModel

@@ -15,8 +15,17 @@ import pyarrow.compute as pc
 from pipelines.forecast.parts import part_rest
 from pipelines.timeline import Run, read_runs
 from probelog.errors import UsageError
-from probelog.ledger import Counts, Ledger, Receipt, key_numbers, open_failures, part_bytes, read_part
-from probelog.schemas import FAILURES, PROBED_MODELS
+from probelog.ledger import (
+    LEDGER_VERSION,
+    Counts,
+    Ledger,
+    Receipt,
+    key_numbers,
+    open_failures,
+    part_bytes,
+    read_part,
+)
+from probelog.schemas import FAILURES, PROBED_MODELS, check_version
 from probelog.storage import Store, short_key
 
 #: A model's time is measured in these parts.
@@ -135,7 +144,9 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     counts = sum(ledger.counts(receipts), Counts())
     if not counts.indexed:
         return None
-    manifest = ledger.store.read_json(f"{ledger.folder}/manifest.json")
+    path = f"{ledger.folder}/manifest.json"
+    manifest = ledger.store.read_json(path)
+    check_version(manifest.get("version", 1), LEDGER_VERSION, ledger.store.path(path), "ledger")
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
     table = _models(ledger, receipts)
     recipes = table["recipe"].to_pylist()

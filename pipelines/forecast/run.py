@@ -24,8 +24,8 @@ from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.errors import FailureReason, UsageError
 from probelog.generation import Generation
-from probelog.index import POINTER, Pointer
 from probelog.ledger import count_rows
+from probelog.pointer import POINTER, Pointer
 from probelog.probes import ProbeSet, find_probe_set
 from probelog.ratelimit import hub_account
 from probelog.schemas import CATALOGUE, FAILURES

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 import probelog
 from probelog.confidence import Confidence
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
-from probelog.index import read_pointer
+from probelog.pointer import read_pointer
 from probelog.results import Hit
 from probelog.storage import Store
 from tests import naive

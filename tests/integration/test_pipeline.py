@@ -17,9 +17,11 @@ from pipelines.status import status
 from probelog.client import open_index
 from probelog.encoders import load_encoder
 from probelog.generation import Generation
-from probelog.index import MODEL_FACTS, find_index, read_pointer, roll_back
+from probelog.index import MODEL_FACTS
 from probelog.ledger import observed_models, read_part
+from probelog.pointer import find_index, read_pointer
 from probelog.probes import ProbeSet, subset
+from probelog.publishing import roll_back
 from probelog.schemas import DESCRIPTORS
 from probelog.storage import Store
 from tests import naive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections import Counter
@@ -13,8 +14,8 @@ import pytest
 from pipelines.full import run_crawl, run_full
 from pipelines.status import status
 from probelog.client import open_index
-from probelog.index import sweep
 from probelog.ledger import Ledger, Spooled
+from probelog.publishing import sweep
 from probelog.schemas import PROBED_MODELS, ProbedModel, from_table
 from probelog.storage import Store
 from tests import faults
@@ -216,5 +217,7 @@ def test_killed_while_publishing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     # It might still be somebody's: it stays on hold for a while, then the next sweep takes it.
     assert {path.name for path in generations.iterdir()} == {*kept, unfinished.name}
     (unfinished / "hold.json").unlink()
-    assert sweep(Store(store / "index")) == [unfinished.name]
+    index_store = Store(store / "index")
+    assert sweep(index_store) == []
+    assert sweep(index_store, dt.timedelta(0)) == [unfinished.name]
     assert open_index(store).settings["prompts"] == ["{}"]

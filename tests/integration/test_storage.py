@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import pickle
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.storage import Store, parquet_bytes, short_key
+from probelog.storage import Store, digest, parquet_bytes, short_key
 from tests.s3 import s3_server
 
 
@@ -85,6 +86,68 @@ def test_of_many_swaps_one_wins(store: Store) -> None:
         thread.join()
     assert len(won) == 1
     assert store.read("pointer") == f"by {won[0]}".encode()
+
+
+@pytest.mark.parametrize("expected", [None, b"1"])
+def test_a_swap_whose_answer_was_lost_counts(
+    bucket: str, tmp_path: Path, expected: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The put arrived; the library sent it again, and that was refused because the object had changed."""
+    store = Store(f"{bucket}/{tmp_path.name}")
+    if expected is not None:
+        store.write("pointer", expected)
+    real = Store._put_if
+
+    def twice(self: Store, name: str, data: bytes, **condition: str) -> bool:
+        assert real(self, name, data, **condition)
+        return real(self, name, data, **condition)
+
+    monkeypatch.setattr(Store, "_put_if", twice)
+    store.swap("pointer", b"2", expected)
+    assert store.read("pointer") == b"2"
+    with pytest.raises(ConflictError):
+        store.swap("pointer", b"3", expected)
+
+
+def test_a_swap_is_tried_again_while_somebody_else_is_writing(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may answer 409 to a conditional put while another one is under way, which may then fail."""
+    store = Store(f"{bucket}/{tmp_path.name}")
+    refusals = iter([True, True])
+    real = Store._put_if
+
+    def refused(self: Store, name: str, data: bytes, **condition: str) -> bool:
+        return False if next(refusals, False) else real(self, name, data, **condition)
+
+    monkeypatch.setattr(Store, "_put_if", refused)
+    store.swap("pointer", b"1", None)
+    assert store.read("pointer") == b"1"
+
+
+def test_times_and_digests(store: Store) -> None:
+    before = store.time()
+    store.write("a", bytes(9_000_000))
+    assert store.measure("a") == (9_000_000, digest(bytes(9_000_000)))
+    with pytest.raises(FileNotFoundError):
+        store.measure("b")
+    written = store.modified("a")
+    assert written is not None
+    # An object store's clock ticks in seconds.
+    assert before - dt.timedelta(seconds=1) <= written <= store.time() + dt.timedelta(seconds=1)
+    assert store.modified("b") is None
+    assert store.names("") == ["a"]
+
+
+def test_json_is_sealed(store: Store) -> None:
+    store.write_json("a.json", {"b": [1, 2.5], "a": "é"})
+    assert store.read_json("a.json") == store.read_json_or_none("a.json") == {"b": [1, 2.5], "a": "é"}
+    assert store.read_json_or_none("b.json") is None
+    store.write("a.json", store.read("a.json").replace(b"2.5", b"2.6"))
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read_json("a.json")
+    store.write("a.json", b'{"b": 1}')
+    assert store.read_json("a.json") == {"b": 1}, "of an early ProbeLog"
 
 
 def test_delete(store: Store) -> None:

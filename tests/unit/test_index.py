@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,19 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
-from probelog.index import (
-    INDEX_VERSION,
-    MODELS,
-    POINTER,
-    GenerationWriter,
-    Pointer,
-    connect,
-    find_index,
-    fixed_lists,
-    go_live,
-    matrix_of,
-    read_pointer,
-)
+from probelog.index import MODELS, GenerationWriter, connect, fixed_lists, matrix_of
+from probelog.pointer import POINTER, POINTER_VERSION, Pointer, find_index, read_pointer
+from probelog.publishing import go_live
 from probelog.storage import Store
 
 names = st.text(min_size=1, max_size=20)
@@ -34,8 +25,8 @@ names = st.text(min_size=1, max_size=20)
 def test_a_pointer_is_read_as_it_was_written(
     generation: str, source: str, published: str, past: list[str]
 ) -> None:
-    previous = [{"generation": name, "source": "s", "published": "p"} for name in past]
-    pointer = Pointer(generation, source, published, previous)
+    others = [{"generation": name, "source": "s", "published": "p", "files": None} for name in past]
+    pointer = Pointer(generation, source, published, "f", others, others[1:], dict.fromkeys(past, "t"), 7)
     assert Pointer.from_bytes(pointer.to_bytes(), "here") == pointer
 
 
@@ -46,7 +37,7 @@ def test_any_bytes_are_a_pointer_or_damaged(data: bytes) -> None:
 
 
 def test_a_newer_pointer() -> None:
-    newer = Pointer("a", "s", "p", version=INDEX_VERSION + 1).to_bytes()
+    newer = Pointer("a", "s", "p", version=POINTER_VERSION + 1).to_bytes()
     with pytest.raises(SchemaVersionError, match="Upgrade ProbeLog"):
         Pointer.from_bytes(newer, "here")
 
@@ -56,6 +47,7 @@ def test_the_pointer_remembers_as_many_as_are_kept(tmp_path: Path) -> None:
     with pytest.raises(IndexNotFoundError, match="publish one first"):
         read_pointer(index)
     for name in ("a", "b", "c", "d"):
+        GenerationWriter(index, name).finish()
         pointer = go_live(index, name, f"source of {name}", keep=3)
     assert [item["generation"] for item in pointer.previous] == ["c", "b"]
     assert [item["source"] for item in pointer.previous] == ["source of c", "source of b"]
@@ -63,8 +55,17 @@ def test_the_pointer_remembers_as_many_as_are_kept(tmp_path: Path) -> None:
     assert find_index(str(tmp_path)).uri == find_index(index.uri).uri == index.uri
 
 
+def test_a_pointer_of_an_early_probelog() -> None:
+    """It had neither seal nor lists of files, and a sweep was not told through it."""
+    past = {"generation": "a", "source": "s", "published": "p"}
+    content = {"generation": "b", "source": "s", "published": "p", "previous": [past], "version": 2}
+    found = Pointer.from_bytes(json.dumps(content).encode(), "here")
+    assert found == Pointer("b", "s", "p", None, [past | {"files": None}])
+
+
 def test_a_damaged_pointer_is_not_published_over(tmp_path: Path) -> None:
     index = Store(tmp_path / "index")
+    GenerationWriter(index, "a").finish()
     index.write(POINTER, b"{")
     with pytest.raises(StoreError, match="Delete it and publish again"):
         go_live(index, "a", "s")
@@ -88,12 +89,12 @@ def test_no_chunk_is_a_matrix_without_rows() -> None:
     assert matrix_of(empty).shape == (0, 5)
 
 
-def test_a_writer_starts_clean(tmp_path: Path) -> None:
+def test_a_writer_takes_a_new_name(tmp_path: Path) -> None:
     index = Store(tmp_path)
-    index.write("generations/a/meta.lance/data/rest", b"of an interrupted publish")
     writer = GenerationWriter(index, "a")
+    with pytest.raises(StoreError, match="there is a generation a already"):
+        GenerationWriter(index, "a")
     writer.write_meta({"settings": b"{}", "large": bytes(3_000_000)})
-    assert index.names("generations/a", ".lance/data/rest") == []
     rows = connect(index, "a").open_table("meta").to_arrow().to_pylist()
     assert {row["key"]: len(row["value"]) for row in rows} == {"settings": 2, "large": 3_000_000}
 

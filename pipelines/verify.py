@@ -1,0 +1,391 @@
+"""``probelog-index verify``: re-read everything in a store and name what is damaged, missing or not accounted for.
+
+Whatever a later stage or a client would trust is checked against what was written down when it was made: parts
+against their receipts (size, SHA-256, rows), JSON against its own seal, a generation's files against its list, the
+list against the pointer, receipts against each other (those that a completion, a plan's sums or a catalogue names must
+be there). Files are hashed in parallel, a few megabytes at a time: memory does not grow with the store.
+
+Not checked, because nothing rests on them: temporary files and locks (``.tmp-*``); the parts of a crawl before the
+last one, and generations that the pointer does not name (both are reported as unexpected, and removed by the stages
+that made them); ``hold.json`` of a generation that is being built.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.complete import DESCRIPTORS_VERSION
+from pipelines.crawl import CRAWL_VERSION
+from pipelines.progress import Report
+from probelog import probes
+from probelog.errors import IndexNotFoundError, StoreError, UsageError
+from probelog.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Part, Receipt, Spooled
+from probelog.pointer import POINTER, Pointer, read_pointer
+from probelog.publishing import FILES, HOLD, folder_of, read_files
+from probelog.schemas import (
+    CATALOGUE,
+    DESCRIPTORS,
+    FAILURES,
+    OBSERVATIONS,
+    PROBED_MODELS,
+    WEIGHTS,
+    check_schema,
+    check_version,
+)
+from probelog.storage import Store, unsealed_json
+
+_READERS = 8
+_WAITING = 64
+_KNOWN_FOLDERS = ("catalogue", "completion", "index", "observations", "probes")
+
+
+Check = Callable[[], object]
+"""Reads one thing and notes what is wrong with it."""
+
+
+@dataclass
+class Verified:
+    """What was found. Each list holds ``path`` (below the store) and ``problem``.
+
+    Attributes:
+        store: its address.
+        files: how many were re-read, and how many ``bytes``.
+        damaged: not what they were when they were written, or not understood.
+        missing: named by a receipt, a list or the pointer, and not there.
+        unexpected: there, and named by nothing. No damage: what a killed run left, or an older crawl or generation.
+        unprotected: JSON or generations of an early ProbeLog, with nothing to check them against.
+    """
+
+    store: str
+    files: int = 0
+    bytes: int = 0
+    damaged: list[dict[str, str]] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)
+    unexpected: list[dict[str, str]] = field(default_factory=list)
+    unprotected: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything that is trusted is what it was."""
+        return not (self.damaged or self.missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"clean": self.clean}
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        told = [f"store {self.store}: {self.files:,} files, {self.bytes:,} bytes re-read"]
+        for kind in ("damaged", "missing", "unprotected", "unexpected"):
+            found = getattr(self, kind)
+            told += [f"{kind:<12} {item['path']}: {item['problem']}" for item in found]
+        if self.clean:
+            told.append("everything is what it was when it was written")
+        else:
+            told.append(f"{len(self.damaged):,} damaged, {len(self.missing):,} missing")
+        return told
+
+
+def verify(uri: str, report: Report) -> Verified:
+    """Re-read a store.
+
+    Raises:
+        UsageError: there is no ProbeLog store at this address.
+    """
+    store = Store(uri)
+    listed: dict[str, int] = {}
+    for folder in _KNOWN_FOLDERS:
+        listed |= store.sizes(folder)
+    if not listed:
+        raise UsageError(f"{store.uri} holds nothing of ProbeLog: check the address")
+    return _Verifier(store, listed, report).run()
+
+
+class _Verifier:
+    """One run over a store. What is claimed by a receipt is checked once; what nobody claims is unexpected."""
+
+    def __init__(self, store: Store, listed: Mapping[str, int], report: Report) -> None:
+        self._store, self._listed = store, listed
+        self._found = Verified(store.uri)
+        self._claimed: set[str] = set()
+        self._lock = threading.Lock()
+        self._counter = report.counter("verify", len(listed), "files")
+
+    def run(self) -> Verified:
+        """Everything, in parallel."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            pending: set[Future[object]] = set()
+            for check in self._checks():
+                pending.add(pool.submit(check))
+                if len(pending) >= _WAITING:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            for future in pending:
+                future.result()
+        for name in sorted(self._listed.keys() - self._claimed):
+            self._note("unexpected", name, _why_unexpected(name))
+        for problems in (self._found.damaged, self._found.missing, self._found.unprotected):
+            problems.sort(key=lambda item: item["path"])
+        self._counter.show(final=True)
+        return self._found
+
+    def _checks(self) -> Iterator[Check]:
+        """What is to be read, found through what names it."""
+        yield from self._catalogues()
+        yield from self._probe_sets()
+        yield from self._ledgers()
+        yield from self._completions()
+        yield from self._index()
+
+    # The stages
+
+    def _catalogues(self) -> Iterator[Check]:
+        for name in self._names("catalogue", "receipt.json", "progress.json"):
+            content = self._json(name, CRAWL_VERSION, "crawl")
+            if content is not None:
+                for kind, schema in (("rows", CATALOGUE), ("failures", FAILURES)):
+                    yield from self._parts(name, content.get(kind, []), schema)
+
+    def _probe_sets(self) -> Iterator[Check]:
+        for name in self._listed:
+            if name.startswith(f"{probes.FOLDER}/made/") and name.endswith(".json"):
+                self._json(name)
+        for name in self._names(probes.FOLDER, "manifest.json"):
+            content = self._json(name, probes.VERSION, "probe set")
+            folder = name.rsplit("/", 1)[0]
+            if content is None:
+                self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
+                continue
+            items = [
+                item | {"path": f"{folder}/{item['name']}"} for item in _objects(content.get("files", []))
+            ]
+            for item in items:
+                schema = probes.THUMBNAILS if "thumbnail" in item["path"] else probes.IMAGES
+                yield from self._parts(name, [item], schema)
+            for receipt in [p for p in self._listed if p.startswith(f"{folder}/embeddings-")]:
+                if receipt.endswith(".json") and (facts := self._json(receipt)) is not None:
+                    part = facts | {"path": receipt.removesuffix(".json") + ".parquet"}
+                    schema = probes.embeddings_schema(int(facts.get("dimension", 0)))
+                    yield from self._parts(receipt, [part], schema)
+
+    def _ledgers(self) -> Iterator[Check]:
+        for manifest in self._names("observations", "manifest.json"):
+            self._json(manifest, LEDGER_VERSION, "ledger")
+            folder = manifest.rsplit("/", 1)[0]
+            receipts = [p for p in self._listed if p.startswith(f"{folder}/receipts/")]
+            for name in receipts:
+                yield partial(self._receipt, Ledger(self._store, folder), name)
+            for name in [p for p in self._listed if p.startswith(f"{folder}/runs/")]:
+                self._json(name)
+            summary = (
+                self._json(f"{folder}/summary.json") if f"{folder}/summary.json" in self._listed else None
+            )
+            for receipt in (summary or {}).get("sealed", {}):
+                self._expect(f"{folder}/receipts/{receipt}.json", f"{folder}/summary.json")
+            for name in [p for p in self._listed if p.startswith(f"{folder}/spool/")]:
+                yield partial(self._spooled, name)
+
+    def _receipt(self, ledger: Ledger, name: str) -> None:
+        """One receipt with its parts, and what it counts against what they hold."""
+        if self._json(name, RECEIPT_VERSION, "receipt") is None:
+            return
+        try:
+            receipt = ledger.receipt(name.rsplit("/", 1)[1].removesuffix(".json"))
+        except (StoreError, FileNotFoundError) as error:
+            self._note("damaged", name, str(error))
+            return
+        for part, schema in _ledger_parts(receipt):
+            self._part(name, part, schema)
+        counts = receipt.counts
+        if counts is not None and (
+            counts.indexed != receipt.models.rows
+            or counts.logits != receipt.observations.rows
+            or sum(counts.failed.values()) != receipt.failures.rows
+        ):
+            self._note("damaged", name, "it counts other rows than its parts have")
+
+    def _spooled(self, name: str) -> None:
+        """A result that waits to be sealed; one that was sealed since the listing is no longer there."""
+        with self._lock:
+            self._claimed.add(name)
+        data = self._store.read_or_none(name)
+        if data is None:
+            return
+        self._count(len(data))
+        try:
+            Spooled.from_bytes(data)
+        except StoreError as error:
+            self._note("damaged", name, str(error))
+
+    def _completions(self) -> Iterator[Check]:
+        for name in self._names("completion", "receipt.json"):
+            content = self._json(name, DESCRIPTORS_VERSION, "completion")
+            if content is None:
+                continue
+            folder = name.rsplit("/", 1)[0]
+            parts = content.get("parts", {})
+            for receipt in parts:
+                self._expect(f"observations/{content.get('observations')}/receipts/{receipt}.json", name)
+            yield from self._parts(name, parts.values(), DESCRIPTORS)
+            for path, item in content.get("files", {}).items():
+                yield partial(self._bytes, name, f"{folder}/{path}", int(item["size"]), str(item["sha256"]))
+
+    def _index(self) -> Iterator[Check]:
+        index = self._store.child("index")
+        self._claimed.add(f"index/{POINTER}")
+        try:
+            pointer, data = read_pointer(index)
+            _, protected = unsealed_json(data, POINTER)
+        except IndexNotFoundError:
+            return
+        except StoreError as error:
+            self._claimed.update(path for path in self._listed if path.startswith("index/"))
+            self._note("damaged", f"index/{POINTER}", str(error))
+            return
+        self._count(len(data))
+        if not protected:
+            self._note("unprotected", f"index/{POINTER}", "written by an early ProbeLog, without a seal")
+        for item in _generations(pointer):
+            yield from self._generation(index, str(item["generation"]), item["files"])
+
+    def _generation(self, index: Store, name: str, expected: str | None) -> Iterator[Check]:
+        folder = f"index/{folder_of(name)}"
+        self._claimed |= {f"{folder}/{FILES}", f"{folder}/{HOLD}"}
+        try:
+            files, _ = read_files(index, name, expected)
+        except FileNotFoundError:
+            if expected is not None:
+                self._note("missing", f"{folder}/{FILES}", "the pointer names it")
+            elif any(path.startswith(f"{folder}/") for path in self._listed):
+                self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
+                self._note(
+                    "unprotected", folder, "published by an early ProbeLog, without a list of its files"
+                )
+            else:
+                self._note("missing", folder, "the pointer names it")
+            return
+        except StoreError as error:
+            self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
+            self._note("damaged", f"{folder}/{FILES}", str(error))
+            return
+        self._count(self._listed.get(f"{folder}/{FILES}", 0))
+        for path, (size, sha256) in files.items():
+            yield partial(self._bytes, f"{folder}/{FILES}", f"{folder}/{path}", size, sha256)
+
+    # Files
+
+    def _names(self, folder: str, *last: str) -> list[str]:
+        return [
+            p for p in self._listed if p.startswith(f"{folder}/") and p.count("/") == 2 and p.endswith(last)
+        ]
+
+    def _json(self, name: str, known: int | None = None, what: str = "") -> dict[str, Any] | None:
+        """A JSON object without its seal; None where it is damaged, which is then noted."""
+        self._claimed.add(name)
+        try:
+            data = self._store.read(name)
+            content, protected = unsealed_json(data, name)
+            if not isinstance(content, dict):
+                raise StoreError("not a JSON object")
+            if known is not None:
+                check_version(content.get("version", 1), known, name, what)
+        except FileNotFoundError:
+            self._note("missing", name, "it was removed while the store was read")
+            return None
+        except (OSError, StoreError) as error:
+            self._note("damaged", name, str(error))
+            return None
+        self._count(len(data))
+        if not protected:
+            self._note("unprotected", name, "written by an early ProbeLog, without a seal")
+        return content
+
+    def _expect(self, name: str, by: str) -> None:
+        if name not in self._listed and not self._store.exists(name):
+            self._note("missing", name, f"{by} names it")
+
+    def _parts(self, by: str, parts: Iterable[Any], schema: pa.Schema) -> Iterator[Check]:
+        for item in _objects(parts):
+            try:
+                part = Part(str(item["path"]), int(item["rows"]), int(item["size"]), str(item["sha256"]))
+            except (KeyError, TypeError, ValueError) as error:
+                self._note("damaged", by, f"a part is described without {error}")
+                continue
+            yield partial(self._part, by, part, schema)
+
+    def _part(self, by: str, part: Part, schema: pa.Schema) -> None:
+        """One Parquet file: its bytes, and that it is readable as what it should be."""
+        if not self._bytes(by, part.path, part.size, part.sha256):
+            return
+        try:
+            with self._store.open(part.path) as source:
+                metadata = pq.ParquetFile(source)
+                check_schema(metadata.schema_arrow, schema, part.path)
+                rows = metadata.metadata.num_rows
+        except (OSError, pa.ArrowException, StoreError) as error:
+            self._note("damaged", part.path, str(error))
+            return
+        if rows != part.rows:
+            self._note("damaged", part.path, f"it has {rows} rows, {by} says {part.rows}")
+
+    def _bytes(self, by: str, path: str, size: int, sha256: str) -> bool:
+        with self._lock:
+            self._claimed.add(path)
+        try:
+            found = self._store.measure(path)
+        except FileNotFoundError:
+            self._note("missing", path, f"{by} names it")
+            return False
+        except OSError as error:
+            self._note("damaged", path, f"it cannot be read: {error}")
+            return False
+        self._count(found[0])
+        if found == (size, sha256):
+            return True
+        what = "size" if found[0] != size else "digest"
+        self._note("damaged", path, f"its {what} is not the one in {by}")
+        return False
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._found.files += 1
+            self._found.bytes += size
+            self._counter.add()
+
+    def _note(self, kind: str, path: str, problem: str) -> None:
+        with self._lock:
+            getattr(self._found, kind).append({"path": path, "problem": problem})
+
+
+def _objects(items: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    return (item for item in items if isinstance(item, dict))
+
+
+def _ledger_parts(receipt: Receipt) -> Iterator[tuple[Part, pa.Schema]]:
+    yield receipt.observations, OBSERVATIONS
+    yield receipt.models, PROBED_MODELS
+    yield receipt.failures, FAILURES
+    if receipt.weights is not None:
+        yield receipt.weights, WEIGHTS
+
+
+def _generations(pointer: Pointer) -> list[Mapping[str, str | None]]:
+    return [pointer.facts, *pointer.previous, *pointer.withdrawn]
+
+
+def _why_unexpected(name: str) -> str:
+    kind, *rest = name.split("/")
+    if kind == "catalogue":
+        return "of an earlier crawl, or of one that was killed"
+    if kind == "index" and rest[:1] == ["generations"]:
+        return "of a generation that the pointer does not name (any more, or not yet)"
+    return "nothing names it: left by a run that was killed"

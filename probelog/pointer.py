@@ -1,0 +1,156 @@
+"""The pointer: a small file that says which generation of the index readers use, and which others are kept.
+
+Everything that decides about generations is in this one file, which is replaced in one atomic step: readers and
+publishers see one state or the next, and of two publishers that replace the same state one is refused.
+`probelog.publishing` has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
+
+from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
+from probelog.schemas import check_version
+from probelog.storage import Store, sealed_json, unsealed_json
+
+POINTER = "current.json"
+POINTER_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Which generation is live, and what becomes of the others.
+
+    Attributes:
+        generation: the live one.
+        source: key of what it was made from.
+        published: when it became live (UTC, ISO 8601).
+        files: SHA-256 of its list of files; None where it was published without one.
+        previous: ``generation``, ``source``, ``published`` and ``files`` of those before it, newest first, to which
+            one can roll back.
+        withdrawn: likewise of those that were rolled back, oldest first, to which one can return until the next
+            publish.
+        retired: generations that can never be live again, and since when (UTC by the store's clock): they are
+            deleted when their last readers have had time to leave.
+        serial: grows with every change of the file, so that no content is ever written twice.
+    """
+
+    generation: str
+    source: str
+    published: str
+    files: str | None = None
+    previous: Sequence[Mapping[str, str | None]] = field(default_factory=list)
+    withdrawn: Sequence[Mapping[str, str | None]] = field(default_factory=list)
+    retired: Mapping[str, str] = field(default_factory=dict)
+    serial: int = 1
+    version: int = POINTER_VERSION
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """What is remembered of the live generation when it no longer is."""
+        return {name: getattr(self, name) for name in (*_FACTS, "files")}
+
+    @property
+    def named(self) -> list[str]:
+        """The generations that are live or can be again, the live one first."""
+        return [
+            self.generation,
+            *(str(item["generation"]) for item in (*self.previous, *self.withdrawn)),
+        ]
+
+    @property
+    def choice(self) -> list[str]:
+        """The generations that publishers and operators chose, newest first; sweeps leave them as they are."""
+        return [self.generation, *(str(item["generation"]) for item in self.previous)]
+
+    def to_bytes(self) -> bytes:
+        """The pointer file's content."""
+        return sealed_json(asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Pointer:
+        """Read a pointer file.
+
+        Raises:
+            SchemaVersionError: published by a newer ProbeLog.
+            StoreError: damaged.
+        """
+        try:
+            content, _ = unsealed_json(data, where)
+            version = check_version(content["version"], POINTER_VERSION, where, "pointer")
+            return cls(
+                **_facts(content),
+                previous=[_facts(item) for item in content["previous"]],
+                withdrawn=[_facts(item) for item in content.get("withdrawn", [])],
+                retired={_text(name): _text(since) for name, since in content.get("retired", {}).items()},
+                serial=int(content.get("serial", 1)),
+                version=version,
+            )
+        except SchemaVersionError:
+            raise
+        except (
+            StoreError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
+            raise StoreError(f"{where} is damaged ({error!r}). Delete it and publish again.") from error
+
+
+_FACTS = ("generation", "source", "published")
+
+
+def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
+    files = item.get("files")
+    return {name: _text(item[name]) for name in _FACTS} | {"files": None if files is None else _text(files)}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{value!r} is not a name")
+    return value
+
+
+def find_index(uri: str) -> Store:
+    """The index at an address: its own, or that of a store that holds one.
+
+    Raises:
+        IndexNotFoundError: there is none; the message says what to do.
+        StoreError: the address cannot be reached.
+    """
+    store = Store(uri)
+    for candidate in (store, store.child("index")):
+        try:
+            if candidate.exists(POINTER):
+                return candidate
+        except OSError as error:
+            _unreachable(candidate, error)
+    raise IndexNotFoundError(
+        f"no published index at {store.uri} (looked for {POINTER} there and in index/). "
+        "Give the index's address or the store's, or publish one first: probelog-index publish"
+    )
+
+
+def read_pointer(index: Store) -> tuple[Pointer, bytes]:
+    """The live pointer and its bytes (to swap against).
+
+    Raises:
+        IndexNotFoundError: there is none.
+        SchemaVersionError: published by a newer ProbeLog.
+        StoreError: it is damaged or cannot be read.
+    """
+    try:
+        data = index.read_or_none(POINTER)
+    except OSError as error:
+        _unreachable(index, error)
+    if data is None:
+        raise IndexNotFoundError(f"no published index at {index.uri}: publish one first")
+    return Pointer.from_bytes(data, index.path(POINTER)), data
+
+
+def _unreachable(index: Store, error: OSError) -> NoReturn:
+    raise StoreError(f"{index.uri} cannot be read: {error}") from error
