@@ -16,7 +16,8 @@ import probelog
 from probelog import search, shortlist
 from probelog.errors import QueryError, StoreError
 from probelog.generation import Generation
-from probelog.index import connect, read_pointer
+from probelog.index import connect
+from probelog.pointer import read_pointer
 from probelog.results import Hit
 from probelog.storage import Store
 from tests.s3 import s3_server
@@ -284,7 +285,8 @@ def test_a_damaged_table_is_a_store_error(tmp_path: Path, table: str) -> None:
 MAKE = """
 import sys
 import numpy as np
-from probelog.index import MODEL_FACTS, GenerationWriter, go_live, probes_schema, fixed_lists
+from probelog.index import MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
+from probelog.publishing import go_live
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.matching import Background
 from probelog.storage import Store, npy
@@ -319,6 +321,7 @@ settings["confidence"] = Confidence.posterior(20).to_dict()
 writer.write_meta({"settings": json.dumps(settings).encode(), "background": json.dumps(["x"] * 20).encode(),
                    "background_vectors.npy": npy(background),
                    "background_statistics.npy": npy(np.ones((2, 20))), **written.meta})
+writer.finish()
 go_live(Store(folder), "first", "s")
 """
 

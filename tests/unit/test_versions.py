@@ -102,7 +102,7 @@ def catalogue(store: Store) -> None:
 
 
 def completion(store: Store) -> None:
-    _read(job(store), "completion/k", "k", {"version": 99})
+    _read(store, "k", {"version": 99})
 
 
 def ledger(store: Store) -> None:
