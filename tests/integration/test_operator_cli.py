@@ -15,6 +15,8 @@ import pytest
 
 from probelog.client import open_index
 from probelog.hub import Retry
+from probelog.publishing import go_live
+from probelog.storage import Store
 from tests.faults import faulty
 from tests.hostile import REPOSITORIES
 from tests.operator_command import CHECKOUT, operator, operator_process
@@ -253,14 +255,13 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
     store = indexed.copy_store(tmp_path / "store")
     assert "no earlier generation" in refused("rollback", "--store", store)
     assert "no published index" in refused("rollback", "--store", tmp_path)
-    pointer = json.loads((store / "index/current.json").read_text())
-    earlier = {"generation": pointer["generation"], "source": pointer["source"], "published": "then"}
-    (store / "index/current.json").write_text(
-        json.dumps(pointer | {"generation": "later", "previous": [earlier]})
-    )
+    before = open_index(store).generation
+    shutil.copytree(store / f"index/generations/{before}", store / "index/generations/later")
+    go_live(Store(store).child("index"), "later", "another source")
+    assert open_index(store).generation == "later"
     ended = operator("rollback", "--store", store)
-    assert (ended.status, ended.out) == (0, f"generation {pointer['generation']} is live again\n")
-    assert open_index(store).generation == pointer["generation"]
+    assert (ended.status, ended.out) == (0, f"generation {before} is live again\n"), ended.err
+    assert open_index(store).generation == before
     (store / "index/current.json").write_text("{")
     assert "damaged" in refused("rollback", "--store", store, status=1)
 

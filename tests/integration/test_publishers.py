@@ -101,7 +101,7 @@ def test_readers_through_a_hundred_publishes_and_rollbacks(
 ) -> None:
     files = load_encoder(encoder)
     if not index.is_local:
-        publishes //= 5  # the server is slow, and in this process
+        publishes //= 8  # the server is slow, and in this process
     monkeypatch.setattr(client, "POLL_SECONDS", 0.02)
     publish(index, files, "g0")
     gone: set[str] = set()

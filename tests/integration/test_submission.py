@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,8 @@ def node(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[su
             start_new_session=True,
         )
     try:
+        # One after the other: nodes of one machine that start at the same moment take each other's ports.
+        wait_until(lambda: b"Ray runtime started" in log.read_bytes(), 120, f"{log}: the node does not start")
         yield process
     finally:
         kill_tree(process)
@@ -125,7 +128,10 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
         try:
             observed = Store(store)
             wait_until(
-                lambda: job.poll() is not None or observed.names("observations", ".arrow"),
+                lambda: (
+                    job.poll() is not None
+                    or re.search("/(spool|receipts)/", " ".join(observed.names("observations")))
+                ),
                 400,
                 log.read_text(),
             )
