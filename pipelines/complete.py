@@ -14,7 +14,7 @@ from probelog.completion import HeldOutError
 from probelog.ledger import Part, Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
-from probelog.storage import npy, short_key
+from probelog.storage import Store, npy, short_key
 
 DESCRIPTORS_VERSION = 2
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
@@ -62,7 +62,7 @@ def complete(
     folder = f"completion/{key}"
     done = job.store.read_or_none(f"{folder}/receipt.json")
     if done is not None:
-        found = _read(job, folder, key, json.loads(done))
+        found = _read(key, json.loads(done))
         job.report.say(f"complete: {_told(found)}; nothing was left to do")
         return found
     # All shards work at once: more of them than CPUs would wait for each other for ever.
@@ -110,7 +110,13 @@ def complete(
         job.store.write_json(f"{folder}/receipt.json", facts)
     finally:
         completion.close()
-    return _read(job, folder, key, facts)
+    return _read(key, facts)
+
+
+def completed(store: Store, key: str) -> Completed | None:
+    """A finished completion of a store, if it is there."""
+    done = store.read_or_none(f"completion/{key}/receipt.json")
+    return None if done is None else _read(key, json.loads(done))
 
 
 def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[Fit, int, HeldOutError]:
@@ -149,7 +155,7 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
     )
 
 
-def _read(job: Job, folder: str, key: str, facts: dict[str, Any]) -> Completed:
+def _read(key: str, facts: dict[str, Any]) -> Completed:
     return Completed(
         key=key,
         rank=int(facts["rank"]),

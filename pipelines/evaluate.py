@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
+from pipelines.complete import completed
 from probelog import scoring
 from probelog.client import open_index
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
+from probelog.ledger import read_part
 from probelog.methods.calibration import calibrated
 from probelog.question import background_numbers, text_vectors
+from probelog.schemas import DESCRIPTORS
+from probelog.storage import Store
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,19 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     truth = Truth.read(truth_file)
     store = find_index(uri)
     generation = Generation(store, read_pointer(store)[0])
-    repos = generation.models["repo"].to_pylist()
-    logit = generation.logits["logit"].to_numpy()
-    negated = generation.logits["negated"].to_numpy(zero_copy_only=False)
+    logit, negated = (
+        generation.numbered("logits", ["logit", "negated"])[name].to_pylist() for name in ("logit", "negated")
+    )
     classes: list[set[int]] = []
-    kept: list[int] = []
-    for row, model in enumerate(generation.model_of):
-        repo = repos[model]
-        if repo not in truth.logits or truth.kinds[repo] in kinds or logit[row] >= len(truth.logits[repo]):
+    kept: list[_Kept] = []
+    for model in generation.numbered("models", ["repo", "sha", "first_row", "rows"]).to_pylist():
+        repo = model["repo"]
+        if repo not in truth.logits or truth.kinds[repo] in kinds:
             continue
-        kept.append(row)
-        classes.append(set() if negated[row] else truth.logits[repo][logit[row]])
+        for row in range(model["first_row"], model["first_row"] + model["rows"]):
+            if logit[row] < len(truth.logits[repo]):
+                kept.append(_Kept(row, repo, model["sha"], logit[row], negated[row]))
+                classes.append(set() if negated[row] else truth.logits[repo][logit[row]])
     if not kept:
         raise UsageError(f"{truth_file} speaks of none of the models in {store.uri}")
     concepts = list(truth.concepts)
@@ -108,13 +114,14 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
 
     index = open_index(uri)
     excluded = [truth.names_of(concept) for concept in concepts]
-    ways: list[tuple[str, Callable[[], npt.NDArray[np.float64]]]] = [
-        ("this index (matched heads)", lambda: index.scores(concepts, excluded)),
-        ("version 2, from its top probes", lambda: _second_version(generation, concepts, excluded)),
-    ]
+    ways: dict[str, npt.NDArray[np.float64]] = {
+        "this index (matched heads)": index.scores(concepts, excluded)[:, [item.row for item in kept]]
+    }
+    pairs = _top_pairs(_around(store), generation.settings["completion"], kept)
+    if pairs is not None:
+        ways["version 2, from its top probes"] = _second_version(generation, pairs, concepts, excluded)
     methods = []
-    for name, way in ways:
-        scores = way()[:, kept]
+    for name, scores in ways.items():
         methods.append(
             Method(
                 name,
@@ -124,7 +131,42 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
                 hubness(scores[relevant.any(axis=1)]),
             )
         )
-    return Evaluation(store.uri, len({int(generation.model_of[row]) for row in kept}), len(kept), methods)
+    return Evaluation(store.uri, len({item.repo for item in kept}), len(kept), methods)
+
+
+class _Kept(NamedTuple):
+    """A logit that takes part: its row in the index, and whose it is."""
+
+    row: int
+    repo: str
+    sha: str
+    logit: int
+    negated: bool
+
+
+def _around(index: Store) -> Store:
+    """The store that an index lies in."""
+    parent, _, folder = index.uri.rpartition("/")
+    return Store(parent) if folder == "index" and parent else index
+
+
+def _top_pairs(store: Store, completion: str, kept: Sequence[_Kept]) -> scoring.TopPairs | None:
+    """The top (probe, value) pairs of logits, from the store's descriptors where these are still there."""
+    done = completed(store, completion)
+    if done is None:
+        return None
+    place = {item[1:]: number for number, item in enumerate(kept)}
+    probes: list[Any] = [None] * len(kept)
+    values: list[Any] = [None] * len(kept)
+    columns = ["repo", "sha", "logit", "top_probes", "top_values", "bottom_probes", "bottom_values"]
+    for part in done.parts.values():
+        for row in read_part(store, part, DESCRIPTORS, columns).to_pylist():
+            for negated, end, sign in ((False, "top", 1), (True, "bottom", -1)):
+                number = place.get((row["repo"], row["sha"], row["logit"], negated))
+                if number is not None:
+                    probes[number] = row[f"{end}_probes"]
+                    values[number] = sign * np.asarray(row[f"{end}_values"])
+    return scoring.TopPairs(np.array(probes, np.int32), np.array(values, np.float32))
 
 
 def _part(
@@ -136,13 +178,16 @@ def _part(
 
 
 def _second_version(
-    generation: Generation, texts: Sequence[str], excluded: Sequence[Sequence[str]]
+    generation: Generation,
+    pairs: scoring.TopPairs,
+    texts: Sequence[str],
+    excluded: Sequence[Sequence[str]],
 ) -> npt.NDArray[np.float64]:
-    """Version 2's calibrated truncated distance, from the (probe, value) pairs that the index keeps."""
+    """Version 2's calibrated truncated distance."""
 
     def distances(names: Sequence[str]) -> npt.NDArray[np.float64]:
         z = scoring.text_descriptors(generation.probe_embeddings, text_vectors(generation, names))
-        return scoring.truncated_distances(generation.pairs, z)
+        return scoring.truncated_distances(pairs, z)
 
     numbers = [background_numbers(generation, names) for names in excluded]
     return np.asarray(calibrated(distances(texts), distances(generation.background), numbers), np.float64)

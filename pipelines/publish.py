@@ -23,16 +23,16 @@ from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.index import (
     INDEX_VERSION,
-    MODELS,
+    MODEL_FACTS,
     POINTER,
     GenerationWriter,
     Pointer,
     fixed_lists,
     go_live,
-    logits_schema,
     probes_schema,
     sweep,
 )
+from probelog.index_writer import LogitBatch, write_tables
 from probelog.ledger import Ledger, Receipt, read_part
 from probelog.matching import Background
 from probelog.onnx_export import (
@@ -45,7 +45,6 @@ from probelog.onnx_export import (
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
 from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, ProbedModel, from_table
-from probelog.scoring import TopPairs
 from probelog.storage import Store, digest, npy, short_key
 
 # Enough for the mean of a spread, however large the hub.
@@ -165,18 +164,22 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
     background = Background(space.background, _sharpness(given, numbers, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
-    schema = logits_schema(min(config.top_r, given.probe_set.count), completed.rank, given.encoder.dimension)
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
-    logits = writer.write("logits", schema, _logit_batches(given, schema, numbers, background, sample))
+    written = write_tables(
+        writer,
+        _logit_batches(given, numbers, background, sample),
+        _model_table(given, models),
+        background,
+        given.probe_set.count,
+    )
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)
-    writer.write("models", MODELS, [_model_table(given, models)])
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
     settings: dict[str, Any] = {
         "version": INDEX_VERSION,
         "made_by": f"probelog {__version__}",
         "models": len(models),
-        "logits": logits,
+        "logits": written.logits,
         "probe_set": given.probe_set.hash,
         "probes": given.probe_set.count,
         "observations": observations,
@@ -188,7 +191,6 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "method": "matched heads",
         "sharpness": background.sharpness,
         "confidence": confidence.to_dict(),
-        "top_r": min(config.top_r, given.probe_set.count),
         "background_concepts": len(given.background),
         "text_encoder": text.settings,
         "text_encoder_difference": text_difference,
@@ -196,6 +198,8 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "image_encoder_difference": image_difference,
         "image_encoder_missing": missing,
         **completed.facts(),
+        "completion": completed.key,
+        **written.settings,
     }
     meta = {
         "settings": json.dumps(settings).encode(),
@@ -204,6 +208,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": text.onnx,
         "tokenizer.json": text.tokenizer_json.encode(),
+        **written.meta,
     }
     if images is not None:
         meta["image_encoder.onnx"] = images.onnx
@@ -250,41 +255,21 @@ def _described(
 
 def _logit_batches(
     given: _Inputs,
-    schema: pa.Schema,
     numbers: dict[tuple[str, str], int],
     background: Background,
     sample: _Sample,
-) -> Iterator[pa.Table]:
-    first = 0
+) -> Iterator[LogitBatch]:
     for model, number, rows in _described(given, numbers):
-        pairs = TopPairs(_lists(rows["top_probes"]), _lists(rows["top_values"]))
+        probes = _lists(rows["top_probes"])
         directions = _directions(rows)
-        negated = np.zeros(rows.num_rows, bool)
+        logits = rows["logit"].to_numpy()
+        negated = np.zeros(len(logits), bool)
         if model.head == Head.SINGLE:  # holds two concepts: the logit and its opposite, flagged as negated
-            pairs = TopPairs(
-                np.concatenate([pairs.probes, _lists(rows["bottom_probes"])]),
-                np.concatenate([pairs.values, -_lists(rows["bottom_values"])]),
-            )
+            probes = np.concatenate([probes, _lists(rows["bottom_probes"])])
             negated = np.concatenate([negated, ~negated])
-            rows = pa.concat_tables([rows, rows])
-        offsets = background.offsets(directions)
-        sample.add(model, rows["logit"].to_pylist(), negated, directions, offsets)
-        yield pa.table(
-            {
-                "id": np.arange(first, first + len(negated), dtype=np.int64),
-                "model": np.full(len(negated), number, np.int32),
-                "logit": rows["logit"],
-                "negated": negated,
-                "mean": rows["mean"],
-                "std": rows["std"],
-                "probes": fixed_lists(pairs.probes, pa.int32()),
-                "values": fixed_lists(pairs.values, pa.float32()),
-                "offset": offsets.astype(np.float32),
-                "factor": fixed_lists(_lists(rows["factor"]), pa.float32()),
-                "vector": fixed_lists(directions, pa.float32()),
-            }
-        ).cast(schema)
-        first += len(negated)
+            logits = np.concatenate([logits, logits])
+        sample.add(model, logits.tolist(), negated, directions, background.offsets(directions))
+        yield LogitBatch(np.full(len(logits), number), logits, negated, directions, probes)
 
 
 class _Sample:
@@ -365,11 +350,10 @@ def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
 
 def _model_table(given: _Inputs, models: Sequence[ProbedModel]) -> pa.Table:
     rows = []
-    for number, model in enumerate(models):
+    for model in models:
         listed = given.rows[model.repo, model.sha]
         rows.append(
             {
-                "id": number,
                 "repo": model.repo,
                 "sha": model.sha,
                 "library": model.library,
@@ -389,7 +373,7 @@ def _model_table(given: _Inputs, models: Sequence[ProbedModel]) -> pa.Table:
                 "observed": len(model.probes),
             }
         )
-    return pa.Table.from_pylist(rows, MODELS)
+    return pa.Table.from_pylist(rows, MODEL_FACTS).drop_columns(["copies"])
 
 
 def _probe_table(probe_set: ProbeSet, embeddings: npt.NDArray[np.float32]) -> pa.Table:
@@ -413,19 +397,30 @@ def _check(given: _Inputs, index: Store, name: str, settings: dict[str, Any]) ->
     """
     generation = Generation(index, Pointer(name, given.source, ""))
     problems = []
-    if generation.logits.num_rows != settings["logits"] or generation.models.num_rows != settings["models"]:
-        problems.append("its tables do not hold the rows that were written")
-    vectors = generation.vectors
-    if not all(np.isfinite(part).all() for part in (generation.pairs.values, vectors, generation.offsets)):
-        problems.append("it holds values that are not finite")
     config = given.job.config
     step = max(1, len(given.background) // _CANARIES)
-    for concept in given.background[::step][:_CANARIES]:
-        expected, found = (
-            generation.space.of_texts(name_vectors(embed, config.prompts, [concept]))[0]
-            for embed in (given.encoder.embed_texts, generation.text_encoder.embed)
-        )
-        if not np.abs(vectors @ (expected - found)).max() < _CANARY_DIFFERENCE:
+    canaries = given.background[::step][:_CANARIES]
+    errors = np.stack(
+        [
+            generation.space.of_texts(name_vectors(given.encoder.embed_texts, config.prompts, [concept]))[0]
+            - generation.space.of_texts(
+                name_vectors(generation.text_encoder.embed, config.prompts, [concept])
+            )[0]
+            for concept in canaries
+        ]
+    )
+    rows, finite, differences = 0, True, np.zeros(len(canaries))
+    for logits in generation.blocks():
+        rows += len(logits)
+        finite &= bool(np.isfinite(logits.directions).all() and np.isfinite(logits.offsets).all())
+        differences = np.maximum(differences, np.abs(logits.directions @ errors.T).max(axis=0))
+    models = generation.rows("models", ["id"]).num_rows
+    if rows != settings["rows"] or models != settings["models"]:
+        problems.append("its tables do not hold the rows that were written")
+    if not finite:
+        problems.append("it holds values that are not finite")
+    for concept, difference in zip(canaries, differences, strict=True):
+        if not difference < _CANARY_DIFFERENCE:
             problems.append(f"its encoder answers {concept!r} differently from the one it was made with")
     if problems:
         raise StoreError(f"generation {name} was not published: {'; '.join(problems)}")

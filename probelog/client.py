@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +18,7 @@ from probelog.generation import Generation
 from probelog.index import find_index, read_pointer
 from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_direction
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
+from probelog.search import Filter, best, best_models
 
 if TYPE_CHECKING:
     from probelog.storage import Store
@@ -67,7 +67,7 @@ class Index:
 
     @property
     def logits(self) -> int:
-        """How many logits the index holds (negated ones of one-logit heads counted too)."""
+        """How many logits the index's models have, negated ones of one-logit heads and those of copies counted too."""
         return int(self._generation.settings["logits"])
 
     @property
@@ -127,12 +127,9 @@ class Index:
                 direction = like_index._ask(lambda other: _direction_elsewhere(generation, other, like))
             elif like is not None:
                 row = _find_logit(generation, like)
-                direction = generation.vectors[row]
+                direction = _direction(generation, row)
             question = ask(generation, texts, images, direction, against, notes)
-            similarities = question.similarities(generation)
-            scores = question.scores(generation, similarities)
-            skip = None if row is None else int(generation.fold_keys[row])
-            hits = _best(generation, question, similarities, scores, k, where, skip)
+            hits = _hits(generation, question, k, Filter(generation, where), row)
             surest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
             if surest < UNRECOGNISED:
                 notes.append(
@@ -163,7 +160,9 @@ class Index:
     def scores(
         self, texts: Sequence[str], excluded: Sequence[Sequence[str]] | None = None
     ) -> np.ndarray[Any, Any]:
-        """Scores of every logit for many texts at once: (C, N), higher is better, columns in the index's order.
+        """Scores of every logit for many texts at once: (C, N), higher is better, a column for each row of the index.
+
+        Models with the same weights share their rows (``probelog.index_writer``).
 
         Args:
             texts: concept names.
@@ -171,12 +170,15 @@ class Index:
         """
 
         def answer(generation: Generation) -> np.ndarray[Any, Any]:
-            out = np.empty((len(texts), len(generation.model_of)))
+            questions = []
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
                 own = background_numbers(generation, names)
-                question = Question(text_direction(generation, [text], own), own, np.empty((0, 0)))
-                out[i] = question.scores(generation, question.similarities(generation))
+                questions.append(Question(text_direction(generation, [text], own), own, np.empty((0, 0))))
+            out = np.empty((len(texts), generation.size))
+            for logits in generation.blocks():
+                for i, question in enumerate(questions):
+                    out[i, logits.rows] = question.wanted(generation, logits, question.similarities(logits))
             return out
 
         return self._ask(answer)
@@ -191,24 +193,25 @@ class Index:
             raise QueryError(f"the number of concepts must be at least 1, not {concepts}")
 
         def ask(generation: Generation) -> ModelSummary:
-            number = _find_model(generation, repo)
-            twins = np.flatnonzero(generation.same_weights == generation.same_weights[number])
-            labels = generation.labels([number]).get(number, [])
-            rows = np.flatnonzero(generation.model_of == number)
-            names, scores = generation.names(rows.tolist(), concepts)
+            model = generation.model(repo)
+            rows = _own_rows(model)
+            logits = generation.logits(rows)
+            names, scores = generation.names(logits, concepts)
+            facts = generation.take("logits", rows, ["logit", "negated", "probes"]).to_pylist()
+            twins = generation.rows("models", ["id", "repo"], f"weights = {model['weights']}").sort_by("id")
             return ModelSummary(
-                **_facts(generation, number, _SUMMARY_FACTS),
-                same_weights=[generation.repos[twin] for twin in twins if twin != number],
+                **{name: model[name] for name in _SUMMARY_FACTS},
+                same_weights=[twin["repo"] for twin in twins.to_pylist() if twin["id"] != model["id"]],
                 logits=[
                     LogitSummary(
-                        logit=int(generation.logit_of[row]),
-                        label=_label(labels, int(generation.logit_of[row])),
-                        negated=bool(generation.negated[row]),
+                        logit=fact["logit"],
+                        label=_label(model["labels"], fact["logit"]),
+                        negated=fact["negated"],
                         concepts=names[i],
                         scores=scores[i],
-                        probes=_first_probes(generation, int(row)),
+                        probes=fact["probes"],
                     )
-                    for i, row in enumerate(rows)
+                    for i, fact in enumerate(facts)
                 ],
             )
 
@@ -275,6 +278,11 @@ def open_index(uri: str | Path) -> Index:
     return Index(find_index(os.fspath(uri)))
 
 
+def _direction(generation: Generation, row: int) -> np.ndarray[Any, Any]:
+    """Direction (d,) of one logit."""
+    return np.asarray(generation.logits(np.array([row])).directions[0])
+
+
 def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
     """Direction (d,) of a logit of another index with the same encoder."""
     mine, theirs = (held.settings.get("encoder_digest") for held in (generation, other))
@@ -283,64 +291,33 @@ def _direction_elsewhere(generation: Generation, other: Generation, like: str) -
             f"{other.index.uri} and {generation.index.uri} were made with different encoders "
             f"({other.settings['encoder']} and {generation.settings['encoder']}): their logits cannot be compared"
         )
-    return np.asarray(other.vectors[_find_logit(other, like)])
+    return _direction(other, _find_logit(other, like))
 
 
 def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:
-    number = _find_model(generation, repo)
-    own = np.flatnonzero((generation.model_of == number) & ~generation.negated)
-    starts = np.flatnonzero(np.diff(generation.model_of, prepend=-1))
-    totals = np.zeros(len(starts))
-    for row in own:
-        cosines = generation.vectors @ generation.vectors[row]
-        totals += np.maximum.reduceat(generation.sharpness * cosines - generation.offsets, starts)
-    numbers = generation.model_of[starts]
-    weights = generation.same_weights[numbers]
-    allowed = weights != generation.same_weights[number]
-    if where is not None:
-        allowed &= np.isin(numbers, _meeting(generation, where))
-    places = np.flatnonzero(allowed)
-    chosen = _folded(places, totals, weights, k)
+    model = generation.model(repo)
+    rows = _own_rows(model)
+    plain = ~generation.take("logits", rows, ["negated"])["negated"].to_numpy()
+    chosen = Filter(generation, where)
+    asked = generation.logits(rows[plain])
+    found = best_models(generation, asked, model["weights"], k, chosen) if len(asked) else []
+    members = chosen.members(item.weights for item in found)
+    names = ["logits", *_HIT_FACTS]
+    facts = _facts(generation, [number for number, _ in members.values()], [*names, "copies"])
     return [
         ModelHit(
             rank=rank,
-            score=float(totals[place] / len(own)),
-            logits=int(generation.models["logits"][int(numbers[place])].as_py()),
-            duplicates=int(np.count_nonzero(weights[places] == weight)) - 1,
-            **_facts(generation, int(numbers[place]), _HIT_FACTS),
+            score=item.score,
+            duplicates=_duplicates(members[item.weights][1], facts[members[item.weights][0]]),
+            **{name: facts[members[item.weights][0]][name] for name in names},
         )
-        for rank, (weight, place) in enumerate(chosen.items(), start=1)
+        for rank, item in enumerate(found, start=1)
     ]
 
 
-def _folded(
-    candidates: np.ndarray[Any, Any], scores: np.ndarray[Any, Any], keys: np.ndarray[Any, Any], k: int
-) -> dict[int, int]:
-    """The first k keys in the order of falling scores, each with the best of the candidates that share it."""
-    chosen: dict[int, int] = {}
-    for place in candidates[np.argsort(-scores[candidates], kind="stable")]:
-        chosen.setdefault(int(keys[place]), int(place))
-        if len(chosen) == k:
-            break
-    return chosen
-
-
-def _meeting(generation: Generation, where: str) -> np.ndarray[Any, Any]:
-    if not where.strip():
-        raise QueryError("the filter is empty: leave it out or write an SQL condition")
-    return generation.model_rows(where)
-
-
-def _find_model(generation: Generation, repo: str) -> int:
-    repos = generation.repos
-    if repo in repos:
-        return repos.index(repo)
-    wanted = repo.casefold()
-    alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
-    close = list(dict.fromkeys(alike)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5)
-    raise QueryError(
-        f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close[:3])}?" if close else "")
-    )
+def _own_rows(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """Rows of a model's logits: (L,)."""
+    return np.arange(model["first_row"], model["first_row"] + model["rows"])
 
 
 def _find_logit(generation: Generation, like: str) -> int:
@@ -349,65 +326,56 @@ def _find_logit(generation: Generation, like: str) -> int:
         raise QueryError(
             f"{like!r} names no logit: write REPO#NUMBER or REPO#LABEL, for example owner/model#3"
         )
-    number = _find_model(generation, repo)
-    rows = np.flatnonzero((generation.model_of == number) & ~generation.negated)
-    by_number = {str(generation.logit_of[row]): int(row) for row in rows}
+    model = generation.model(repo)
+    facts = generation.take("logits", _own_rows(model), ["logit", "negated"]).to_pylist()
+    rows: list[int] = [fact["id"] for fact in facts if not fact["negated"]]
+    numbers = [fact["logit"] for fact in facts if not fact["negated"]]
+    by_number = {str(number): row for number, row in zip(numbers, rows, strict=True)}
     if name in by_number:
         return by_number[name]
-    labels = generation.labels([number]).get(number, [])
-    declared = [_label(labels, int(generation.logit_of[row])) for row in rows]
+    declared = [_label(model["labels"], number) for number in numbers]
     for spelling, names in (
         (name, declared),
         (normal_name(name), [normal_name(label) for label in declared]),
     ):
         if spelling in names:
-            return int(rows[names.index(spelling)])
+            return rows[names.index(spelling)]
     known = ", ".join([*by_number][:20])
     raise QueryError(
         f"{repo} has no indexed logit {name!r}; it has {known}{', ...' if len(by_number) > 20 else ''}"
     )
 
 
-def _label(labels: Sequence[str], logit: int) -> str:
-    return labels[logit] if logit < len(labels) else f"LABEL_{logit}"
+def _label(labels: Sequence[str] | None, logit: int) -> str:
+    return labels[logit] if labels is not None and logit < len(labels) else f"LABEL_{logit}"
 
 
-def _best(
-    generation: Generation,
-    question: Question,
-    similarities: np.ndarray[Any, Any],
-    scores: np.ndarray[Any, Any],
-    k: int,
-    where: str | None,
-    skip: int | None,
-) -> list[Hit]:
-    """The k best logits, those of equal weights folded into the best of them."""
-    keys = generation.fold_keys
-    allowed = np.ones(len(scores), bool)
-    if where is not None:
-        allowed = np.isin(generation.model_of, _meeting(generation, where))
-    if skip is not None:
-        allowed &= keys != skip
-    candidates = np.flatnonzero(allowed)
-    chosen = _folded(candidates, scores, keys, k)
-    labels = generation.labels([int(generation.model_of[row]) for row in chosen.values()])
+def _hits(generation: Generation, question: Question, k: int, chosen: Filter, skip: int | None) -> list[Hit]:
+    """The k best logits. Those of equal weights are one, shown as the first model's that may answer."""
+    found = best(generation, question, k, chosen, skip)
+    logits = found.logits
+    if not len(logits):
+        return []
+    told = generation.take("logits", logits.rows, ["logit", "negated", "probes"]).to_pylist()
+    members = chosen.members(logits.weights.tolist())
+    models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
+    confidences = question.confidences(generation, logits, found.scores, found.gallery)
     hits = []
-    found = question.confidences(generation, scores, list(chosen.values()))
-    confidences = {} if found is None else dict(zip(chosen.values(), found.tolist(), strict=True))
-    for rank, (key, row) in enumerate(chosen.items(), start=1):
-        number, logit = int(generation.model_of[row]), int(generation.logit_of[row])
+    for place, fact in enumerate(told):
+        number, count = members[int(logits.weights[place])]
+        model = models[number]
         hits.append(
             Hit(
-                rank=rank,
-                label=_label(labels.get(number, []), logit),
-                logit=logit,
-                score=float(scores[row]),
-                confidence=confidences.get(row),
-                distance=float(1.0 - similarities[row]),
-                negated=bool(generation.negated[row]),
-                duplicates=int(np.count_nonzero(keys[candidates] == key)) - 1,
-                probes=_first_probes(generation, row),
-                **_facts(generation, number, _HIT_FACTS),
+                rank=place + 1,
+                label=_label(model["labels"], fact["logit"]),
+                logit=fact["logit"],
+                score=float(found.scores[place]),
+                confidence=None if confidences is None else float(confidences[place]),
+                distance=float(1.0 - found.similarities[place]),
+                negated=fact["negated"],
+                duplicates=_duplicates(count, model),
+                probes=fact["probes"],
+                **{name: model[name] for name in _HIT_FACTS},
             )
         )
     return hits
@@ -416,10 +384,12 @@ def _best(
 _HIT_FACTS = ["repo", "sha", "head", "library", "architecture", "licence", "downloads", "likes"]
 
 
-def _facts(generation: Generation, number: int, names: Sequence[str]) -> dict[str, Any]:
-    return {name: generation.models[name][number].as_py() for name in names}
+def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
+    """Other models with the same weights that may answer too: ``count`` less this one, by default all of them."""
+    return int(model["copies"] if count is None else count) - 1
 
 
-def _first_probes(generation: Generation, row: int) -> list[int]:
-    """The probes that fire a logit most, as many as a person looks at."""
-    return [int(probe) for probe in generation.pairs.probes[row][:8]]
+def _facts(generation: Generation, numbers: Sequence[int], names: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """Facts of some models, by number."""
+    rows = generation.take("models", numbers, names).to_pylist() if numbers else []
+    return {row.pop("id"): row for row in rows}

@@ -112,6 +112,23 @@ def margins(
     return np.asarray(np.asarray(own, np.float64) - known[:, rivals].max(axis=1))
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of one query's scores over a gallery, or over a random sample of it."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, scores: Float64) -> Moments:
+        """Of scores (N,)."""
+        return cls(float(scores.mean()), float(scores.std()))
+
+    def standardise(self, scores: Float64) -> Float64:
+        """Step 1's ``z`` for scores of the same query."""
+        return np.asarray((scores - self.mean) / max(self.std, 1e-12))
+
+
 def hit_margins(
     directions: Floats,
     offsets: Floats,
@@ -123,7 +140,7 @@ def hit_margins(
     excluded: Ints | Sequence[int],
 ) -> Float64:
     """Margins (k,) of some logits (k,) for a query whose scores (N,) over the whole gallery are known."""
-    own = (scores[hits] - scores.mean()) / max(float(scores.std()), 1e-12)
+    own = Moments.of(scores).standardise(scores[hits])
     return margins(directions[hits], own, background, offsets[hits], b, statistics, excluded)
 
 

@@ -1,12 +1,18 @@
-"""One published generation, opened for reading: what the query client holds in memory."""
+"""One published generation, opened for reading.
+
+What a small index (below ``shortlist.EXACT_LOGITS``) is searched by is read into memory once. Of a large one nothing
+is held whose size grows with it: logits are taken from the table as a query needs them, or streamed through.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -14,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from probelog import shortlist
 from probelog.confidence import ColumnStatistics, Confidence, background_scores
+from probelog.directions import Quantised
 from probelog.errors import QueryError, SchemaVersionError, StoreError
-from probelog.index import INDEX_VERSION, Pointer, connect, matrix_of
-from probelog.matching import HeadSpace
-from probelog.scoring import TopPairs
+from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, Pointer, connect, matrix_of
+from probelog.matching import Float64, HeadSpace
+from probelog.shortlist import Projection
 from probelog.storage import from_npy
 
 if TYPE_CHECKING:
@@ -27,6 +35,11 @@ if TYPE_CHECKING:
     from probelog.text_encoder import TextEncoder
 
 T = TypeVar("T")
+
+# Logits that are read and scored at a time: 8,192 in 512 dimensions are 17 MB.
+ROWS_AT_ONCE = 8192
+# Names that a mistyped one is compared with, letter by letter: some 20 microseconds each.
+_COMPARED_NAMES = 10_000
 
 # What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
 _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
@@ -53,6 +66,44 @@ class _Once(Generic[T]):
                 made[self._name] = self._make(owner)  # found there from now on, before this method is asked
             value: T = made[self._name]
             return value
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """Some logits of an index, as they are scored.
+
+    Attributes:
+        rows: (n,) their rows in the ``logits`` table.
+        weights: (n,) whose they are: the number of the first model with these weights.
+        offsets: (n,) over the whole background.
+        directions: (n, d) unit vectors in the encoder's space.
+    """
+
+    rows: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.int32]
+    offsets: Float64
+    directions: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Logits:
+        """From the table's columns ``Logits.COLUMNS``."""
+        stored = Quantised(matrix_of(table["direction"]), table["scale"].to_numpy())
+        return cls(
+            table["id"].to_numpy(),
+            table["weights"].to_numpy(),
+            np.asarray(table["offset"].to_numpy(), np.float64),
+            stored.decoded(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> Logits:
+        """Those at some places."""
+        return Logits(self.rows[places], self.weights[places], self.offsets[places], self.directions[places])
+
+
+_SCORED = ["id", "weights", "offset", "scale", "direction"]
 
 
 class Generation:
@@ -124,8 +175,8 @@ class Generation:
                 f"{self.index.uri}: generation {self.pointer.generation} cannot be read ({what}): {message}"
             ) from error
 
-    def _numbered(self, name: str, columns: list[str]) -> pa.Table:
-        """All rows of a table whose ids are their numbers, in that order."""
+    def numbered(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Columns of all rows of a table whose ids are their numbers, in that order, and ``id``."""
         found = self.rows(name, ["id", *columns])
         numbers = np.arange(found.num_rows)
         # Lance scans in the order of writing, which is this one: sorting would copy everything for nothing.
@@ -137,58 +188,82 @@ class Generation:
                 )
         return found
 
+    def take(self, name: str, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
+        """Columns of the rows with some numbers, in the order of the numbers, and ``id``."""
+        wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        with self._reading(name):
+            query = self._table(name).take_offsets(wanted.tolist()).select(["id", *columns])
+            found = query.to_arrow()
+        if not np.array_equal(found["id"].to_numpy(), wanted):
+            found = found.sort_by("id")
+            if not np.array_equal(found["id"].to_numpy(), wanted):
+                raise StoreError(
+                    f"{self.index.uri}: the {name} table of generation {self.pointer.generation} has gaps"
+                )
+        return found.take(places)
+
     @_Once
     def background(self) -> list[str]:
         """Names of the background concepts, by number."""
         return [str(name) for name in json.loads(self.meta("background"))]
 
-    @_Once
-    def models(self) -> pa.Table:
-        """All models by number, without their labels and tags."""
-        with self._reading("models"):
-            names = self._table("models").schema.names
-        return self._numbered("models", [name for name in names if name not in ("id", "labels", "tags")])
+    @property
+    def size(self) -> int:
+        """Rows of the ``logits`` table: logits of distinct weights."""
+        return int(self.settings["rows"])
+
+    @property
+    def large(self) -> bool:
+        """Whether it is searched by its shortlist, and not held in memory."""
+        return self.settings["shortlist"] is not None
 
     @_Once
-    def repos(self) -> list[str]:
-        """Every model's repository."""
-        return [str(repo) for repo in self.models["repo"].to_pylist()]
+    def whole(self) -> Logits:
+        """All logits. For small indexes, or a machine that has room for 2 KB a logit."""
+        return Logits.of(self.numbered("logits", _SCORED[1:]))
+
+    def logits(self, rows: npt.NDArray[np.int64]) -> Logits:
+        """The logits at some rows, in their order."""
+        if not self.large:
+            return self.whole[rows]
+        return Logits.of(self.take("logits", rows, _SCORED[1:]))
+
+    def blocks(self) -> Iterator[Logits]:
+        """All logits in the order of their rows, a large index's in pieces."""
+        if not self.large:
+            yield self.whole
+            return
+        with self._reading("logits"):
+            batches = self._table("logits").search().select(_SCORED).to_batches(batch_size=ROWS_AT_ONCE)
+            for batch in batches:
+                yield Logits.of(pa.Table.from_batches([batch]))
+
+    def at(self, rows: npt.NDArray[np.int64]) -> Iterator[Logits]:
+        """The logits at some rows, in pieces."""
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            yield self.logits(rows[start : start + ROWS_AT_ONCE])
 
     @_Once
-    def logits(self) -> pa.Table:
-        """What a logit is called: ``model`` (its number), ``logit`` (its place in the head), ``negated``."""
-        return self._numbered("logits", ["model", "logit", "negated"])
+    def sample(self) -> tuple[npt.NDArray[np.float32], Float64]:
+        """A random sample of a large index's logits: directions (S, d) and offsets (S,)."""
+        with self._reading("sample"):
+            values, scales, offsets = (
+                from_npy(self.meta(f"sample_{name}.npy")) for name in ("values", "scales", "offsets")
+            )
+            return Quantised(values, scales).decoded(), np.asarray(offsets, np.float64)
 
     @_Once
-    def model_of(self) -> npt.NDArray[np.int32]:
-        """The model number of every logit: (N,)."""
-        return np.asarray(self.logits["model"].to_numpy())
+    def projection(self) -> Projection:
+        """From the encoder's space to the shortlist's."""
+        with self._reading("shortlist"):
+            arrays = from_npy(self.meta("shortlist.npy"))
+            return Projection.from_arrays(arrays, self.settings["shortlist"]["middle"], self.sharpness)
 
-    @_Once
-    def logit_of(self) -> npt.NDArray[np.int32]:
-        """The place of every logit in its model's head: (N,)."""
-        return np.asarray(self.logits["logit"].to_numpy())
-
-    @_Once
-    def negated(self) -> npt.NDArray[np.bool_]:
-        """Which logits are the opposite of a one-logit head's concept: (N,)."""
-        return np.asarray(self.logits["negated"].to_numpy())
-
-    @_Once
-    def pairs(self) -> TopPairs:
-        """Every logit's top (probe, value) pairs: two (N, r) matrices."""
-        found = self._numbered("logits", ["probes", "values"])
-        return TopPairs(matrix_of(found["probes"]), matrix_of(found["values"]))
-
-    @_Once
-    def vectors(self) -> npt.NDArray[np.float32]:
-        """Every logit's direction in the encoder's space: (N, d), unit vectors."""
-        return matrix_of(self._numbered("logits", ["vector"])["vector"])
-
-    @_Once
-    def offsets(self) -> npt.NDArray[np.float64]:
-        """Every logit's offset, over the whole background: (N,)."""
-        return np.asarray(self._numbered("logits", ["offset"])["offset"].to_numpy(), np.float64)
+    def shortlisted(self, direction: npt.NDArray[Any], count: int, effort: int = 1) -> npt.NDArray[np.int64]:
+        """Rows of about the ``count`` best logits of a large index for a query's direction (d,), ascending."""
+        vector = self.projection.of_query(direction)
+        with self._reading(shortlist.TABLE):
+            return np.unique(shortlist.ask(self._table(shortlist.TABLE), vector, count, effort))
 
     @_Once
     def space(self) -> HeadSpace:
@@ -213,41 +288,23 @@ class Generation:
         """The score's temperature ``b``."""
         return float(self.settings["sharpness"])
 
-    def names(self, rows: Sequence[int], count: int) -> tuple[list[list[str]], list[list[float]]]:
+    def names(self, logits: Logits, count: int) -> tuple[list[list[str]], list[list[float]]]:
         """The background concepts that some logits stand for most likely, best first, and their scores.
 
         In the order of ``z`` (``probelog.confidence``): plain scores would name concepts that score high everywhere.
         """
-        numbers = np.asarray(rows, np.int64)
         background = self.space.background
-        if not len(background) or not len(numbers):
-            return [[] for _ in rows], [[] for _ in rows]
-        scores = background_scores(self.vectors[numbers], background, self.offsets[numbers], self.sharpness)
+        if not len(background) or not len(logits):
+            return [[] for _ in logits.rows], [[] for _ in logits.rows]
+        scores = background_scores(logits.directions, background, logits.offsets, self.sharpness)
         order = np.argsort(-self.statistics.standardise(scores), axis=1, kind="stable")[:, :count]
         found = np.take_along_axis(scores, order, axis=1)
         return [[self.background[i] for i in row] for row in order], found.tolist()
 
     @_Once
-    def same_weights(self) -> npt.NDArray[np.int64]:
-        """Equal for models of the same weights: (models,), the number of the first of them."""
-        first: dict[str, int] = {}
-        digests = self.models["weight_digest"].to_pylist()
-        # Without a digest a model is like no other.
-        return np.asarray(
-            [first.setdefault(digest or f"#{i}", i) for i, digest in enumerate(digests)], np.int64
-        )
-
-    @_Once
-    def fold_keys(self) -> npt.NDArray[np.int64]:
-        """Equal for logits that are the same output of the same weights: (N,)."""
-        logit = self.logit_of.astype(np.int64)
-        model = self.same_weights[self.model_of]
-        return np.asarray((model * (int(logit.max(initial=0)) + 1) + logit) * 2 + self.negated)
-
-    @_Once
     def probe_embeddings(self) -> npt.NDArray[np.float32]:
         """The encoder's embedding of every probe: (n, d), unit vectors."""
-        return matrix_of(self._numbered("probes", ["embedding"])["embedding"])
+        return matrix_of(self.numbered("probes", ["embedding"])["embedding"])
 
     @_Once
     def text_encoder(self) -> TextEncoder:
@@ -272,35 +329,96 @@ class Generation:
             )
         return ImageEncoder(self.meta("image_encoder.onnx"), self.settings["image_encoder"])
 
-    def model_rows(self, condition: str) -> npt.NDArray[np.int32]:
-        """Numbers of the models that meet an SQL condition.
+    def models(
+        self, condition: str, columns: Sequence[str], among: Iterable[int] | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Columns of the models that meet an SQL condition, in the order of their numbers, and ``id``.
+
+        Args:
+            condition: over ``MODEL_FACTS``.
+            columns: of numbers.
+            among: only models with one of these ``weights``.
 
         Raises:
             QueryError: the condition is not understood; names the columns.
         """
+        # In brackets, because Lance reads the first expression only: it would drop whatever follows a mistake.
+        whole = f"({condition}\n)"
+        if among is not None:
+            whole += f" AND {one_of('weights', among)}"
+        with self._understood(condition):
+            found = self.rows("models", ["id", *columns], whole).sort_by("id")
+        return {name: found[name].to_numpy() for name in found.column_names}
+
+    def count_models(self, condition: str) -> int:
+        """How many models meet an SQL condition.
+
+        Raises:
+            QueryError: the condition is not understood; names the columns.
+        """
+        with self._understood(condition), self._reading("models"):
+            return int(self._table("models").count_rows(f"({condition}\n)"))
+
+    @contextlib.contextmanager
+    def _understood(self, condition: str) -> Iterator[None]:
         try:
-            # In brackets, because Lance reads the first expression only: it would drop whatever follows a mistake.
-            found = self.rows("models", ["id"], f"({condition}\n)")
+            yield
         except StoreError as error:
-            self.rows(
-                "models", ["id", "repo"], limit=1
-            )  # raises where the table is at fault, not the condition
-            names = ", ".join(name for name in self._table("models").schema.names if name != "id")
+            # Raises where the table is at fault, not the condition.
+            self.rows("models", ["id", "repo"], limit=1)
             raise QueryError(
                 f"the filter {condition!r} is not understood: {_first_line(error.__cause__ or error)}\n"
-                f"It is an SQL condition over: {names}. For example: licence = 'mit' AND downloads > 100"
+                f"It is an SQL condition over: {', '.join(MODEL_FACTS.names)}. "
+                "For example: licence = 'mit' AND downloads > 100"
             ) from error
-        return np.asarray(found["id"].to_numpy(), np.int32)
 
-    def labels(self, models: Sequence[int]) -> dict[int, list[str]]:
-        """The declared labels of some models."""
-        wanted = sorted({int(model) for model in models})
-        if not wanted:
-            return {}
-        found = self.rows(
-            "models", ["id", "labels"], f"id IN ({', '.join(map(str, wanted))})", limit=len(wanted)
+    def model(self, repo: str) -> dict[str, Any]:
+        """The row of one repository's model.
+
+        Raises:
+            QueryError: the index does not hold it; names similar ones.
+        """
+        found = (
+            self.rows("models", MODELS.names, f"repo = {quoted(repo)}", limit=1) if _sayable(repo) else None
         )
-        return {row["id"]: row["labels"] or [] for row in found.to_pylist()}
+        if found is not None and found.num_rows:
+            row: dict[str, Any] = found.to_pylist()[0]
+            return row
+        close = self._similar(repo) if _sayable(repo) else []
+        raise QueryError(
+            f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+        )
+
+    def _similar(self, repo: str) -> list[str]:
+        """Up to three repositories that may have been meant."""
+        wanted = repo.casefold()
+        if int(self.settings["models"]) <= _COMPARED_NAMES:
+            condition = None
+        else:
+            # Nobody mistypes the beginning of both the owner's and the model's name.
+            owner, _, name = wanted.rpartition("/")
+            starts = [f"{owner or name}%", f"%/{name}%", f"%/{name[:4]}%", f"{(owner or name)[:4]}%"]
+            condition = " OR ".join(f"lower(repo) LIKE {quoted(start)}" for start in starts)
+        found = self.rows("models", ["id", "repo"], condition, limit=_COMPARED_NAMES).sort_by("id")
+        repos = [str(name) for name in found["repo"].to_pylist()]
+        alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
+        return (list(dict.fromkeys(alike)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5))[:3]
+
+
+def quoted(text: str) -> str:
+    """A text in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def one_of(column: str, numbers: Iterable[int]) -> str:
+    """An SQL condition: the column holds one of these numbers."""
+    listed = ", ".join(str(int(number)) for number in numbers)
+    return f"{column} IN ({listed})" if listed else "false"
+
+
+def _sayable(text: str) -> bool:
+    """Whether SQL can hold a text: no repository's name has what it cannot."""
+    return "\x00" not in text and text.encode("utf-8", "replace").decode() == text
 
 
 def _first_line(error: BaseException) -> str:

@@ -145,7 +145,9 @@ class _Numbering:
     def __init__(self, weights: npt.NDArray[np.int32]) -> None:
         self.weights = weights
         self.rows = 0
-        self._owner = np.full(len(weights), -1, np.int32)  # by number of weights: the model whose logits are kept
+        self._owner = np.full(
+            len(weights), -1, np.int32
+        )  # by number of weights: the model whose logits are kept
         self._first = np.zeros(len(weights), np.int64)
         self._count = np.zeros(len(weights), np.int32)
 
@@ -212,7 +214,10 @@ class _Sample:
         if not len(keys):
             return
         if self._kept is not None:
-            stored = Quantised(*(np.concatenate(pair) for pair in zip(self._kept, stored, strict=True)))
+            stored = Quantised(
+                np.concatenate([self._kept.values, stored.values]),
+                np.concatenate([self._kept.scales, stored.scales]),
+            )
         keys, offsets = np.concatenate([self._keys, keys]), np.concatenate([self._offsets, offsets])
         order = np.argsort(keys)[: self.size]
         self._keys, self._offsets = keys[order], offsets[order]

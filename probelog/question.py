@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog import confidence, matching
+from probelog.confidence import Moments
 from probelog.errors import QueryError
 from probelog.prompts import name_vectors
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from probelog.generation import Generation
+    from probelog.generation import Generation, Logits
 
 # Measured with superclasses of the bench without one of their classes ("cat" but not "Egyptian cat", 189 pairs):
 # share of right first answers 0.37 without, 0.60 with 0.5, 0.67 with 0.7, 0.59 with 1.
@@ -46,57 +47,62 @@ class Question:
     named: bool = True
     of_logit: bool = False
 
-    def similarities(self, generation: Generation) -> Float64:
-        """Cosine of every logit to what is looked for: (N,)."""
-        return np.asarray(generation.vectors @ self.direction.astype(np.float32), np.float64)
+    def similarities(self, logits: Logits) -> Float64:
+        """Cosines of some logits to what is looked for: (n,)."""
+        return np.asarray(logits.directions @ self.direction.astype(np.float32), np.float64)
 
-    def scores(self, generation: Generation, similarities: Float64) -> Float64:
-        """Score of every logit: (N,), from its cosine to what is looked for.
+    def wanted(self, generation: Generation, logits: Logits, similarities: Float64) -> Float64:
+        """Scores (n,) of some logits for what is looked for alone, from their cosines to it."""
+        return matching.scores(
+            similarities,
+            logits.directions,
+            logits.offsets,
+            generation.space.background,
+            generation.sharpness,
+            self.excluded,
+        )
+
+    def scores(self, generation: Generation, logits: Logits, wanted: Float64) -> Float64:
+        """Scores (n,) of some logits, from those for what is looked for alone.
 
         A logit that looks more like something unwanted than like the background loses most of that score.
         """
-        b, vectors = generation.sharpness, generation.vectors
-
-        def scored(cosines: Float64) -> Float64:
-            return matching.scores(
-                cosines, vectors, generation.offsets, generation.space.background, b, self.excluded
-            )
-
-        scores = scored(similarities)
+        if not len(self.unwanted):
+            return wanted
+        scores = wanted.copy()
         for unwanted in self.unwanted:
-            against = scored(np.asarray(vectors @ unwanted.astype(np.float32), np.float64))
-            scores -= UNWANTED_WEIGHT * np.maximum(against, 0.0)
+            similarities = np.asarray(logits.directions @ unwanted.astype(np.float32), np.float64)
+            scores -= UNWANTED_WEIGHT * np.maximum(self.wanted(generation, logits, similarities), 0.0)
         return scores
 
     def confidences(
-        self, generation: Generation, scores: Float64, rows: Sequence[int] | npt.NDArray[np.int64]
+        self, generation: Generation, logits: Logits, scores: Float64, gallery: Moments
     ) -> Float64 | None:
-        """Probability that each of some logits is relevant: (k,). None for questions by a logit.
+        """Probability that each of some logits is relevant: (n,). None for questions by a logit.
 
         Args:
             generation: the index's generation that was asked.
-            scores: (N,) of all logits.
-            rows: numbers of the k logits.
+            logits: the n logits.
+            scores: (n,) theirs.
+            gallery: of the scores of all logits, or of a sample.
         """
         if self.of_logit:
             return None
-        rows = np.asarray(rows, np.int64)
         background = generation.space.background
         excluded = self.excluded
         if not self.named and len(background):
             # Nobody said what the pictures or the logit are called: the nearest name is taken to mean the same.
             excluded = np.array([int(np.argmax(background @ self.direction))])
-        margins = confidence.hit_margins(
-            generation.vectors,
-            generation.offsets,
-            scores,
-            rows,
+        margins = confidence.margins(
+            logits.directions,
+            gallery.standardise(scores),
             background,
+            logits.offsets,
             generation.sharpness,
             generation.statistics,
             excluded,
         )
-        return generation.confidence.of(scores[rows], margins)
+        return generation.confidence.of(scores, margins)
 
 
 def ask(

@@ -13,19 +13,21 @@ import pyarrow as pa
 
 from probelog import matching, scoring
 from probelog.confidence import ColumnStatistics, Confidence
+from probelog.directions import quantised
 from probelog.gallery import Observed
 from probelog.index import (
     INDEX_VERSION,
-    MODELS,
+    MODEL_FACTS,
     GenerationWriter,
     Pointer,
     fixed_lists,
     go_live,
-    logits_schema,
     probes_schema,
 )
+from probelog.index_writer import LogitBatch, same_weights, write_tables
 from probelog.prompts import name_vectors
 from probelog.schemas import Head
+from probelog.shortlist import EXACT_LOGITS
 from probelog.storage import Store, npy
 from probelog.text_encoder import TextEncoder
 
@@ -96,6 +98,7 @@ class SmallIndex:
     models: tuple[Model, ...]
     owners: list[tuple[int, int, int]]  # (model, logit, sign) of every row
     z: npt.NDArray[np.float64]
+    gallery: npt.NDArray[np.float32]  # directions as they are stored
     embeddings: npt.NDArray[np.float32]
     background: list[str]
     background_vectors: npt.NDArray[np.float32]
@@ -112,6 +115,7 @@ def build(
     seed: int = 0,
     live: bool = True,
     settings: dict[str, Any] | None = None,
+    exact_logits: int = EXACT_LOGITS,
 ) -> SmallIndex:
     """Write a generation, and make it the live one."""
     from tests.unit import tiny_encoders
@@ -138,28 +142,21 @@ def build(
     everything, gallery = np.concatenate(blocks), np.concatenate(vectors).astype(np.float32)
     writer = GenerationWriter(index, name)
     compared = matching.Background(space.background, matching.sharpness(gallery, space.background))
-    offsets = compared.offsets(gallery)
-    statistics = ColumnStatistics.of(gallery, space.background, offsets, compared.sharpness)
+    first = same_weights([model.digest for model in models])
+    distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]
+    statistics = ColumnStatistics.of(
+        distinct, space.background, compared.offsets(distinct), compared.sharpness
+    )
     pairs = scoring.top_pairs(everything, TOP_R)
-    count = len(everything)
-    schema = logits_schema(TOP_R, 2, encoder.dimension)
-    logits = pa.table(
-        {
-            "id": np.arange(count),
-            "model": np.array([owner[0] for owner in owners], np.int32),
-            "logit": np.array([owner[1] for owner in owners], np.int32),
-            "negated": np.array([owner[2] < 0 for owner in owners]),
-            "mean": np.zeros(count, np.float32),
-            "std": np.ones(count, np.float32),
-            "probes": fixed_lists(pairs.probes, pa.int32()),
-            "values": fixed_lists(pairs.values, pa.float32()),
-            "offset": offsets.astype(np.float32),
-            "factor": fixed_lists(np.zeros((count, 2), np.float32), pa.float32()),
-            "vector": fixed_lists(gallery, pa.float32()),
-        }
-    ).cast(schema)
-    writer.write("logits", schema, [logits])
-    writer.write("models", MODELS, [_models(models)])
+    numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
+    written = write_tables(
+        writer,
+        [LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)],
+        _models(models),
+        compared,
+        probes,
+        exact_logits,
+    )
     thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
     probe_schema = probes_schema(encoder.dimension)
     writer.write(
@@ -180,7 +177,7 @@ def build(
     facts: dict[str, Any] = {
         "version": INDEX_VERSION,
         "models": len(models),
-        "logits": count,
+        "logits": written.logits,
         "probes": probes,
         "encoder": f"tiny {kind}",
         "encoder_digest": f"digest of tiny {kind}",
@@ -192,6 +189,7 @@ def build(
         "image_encoder": tiny_encoders.image_files(kind).settings if images else None,
         "image_encoder_missing": None if images else "it cannot be exported",
         "name": name,
+        **written.settings,
         **(settings or {}),
     }
     meta = {
@@ -201,20 +199,29 @@ def build(
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": files.onnx,
         "tokenizer.json": files.tokenizer_json.encode(),
+        **written.meta,
     }
     if images:
         meta["image_encoder.onnx"] = tiny_encoders.image_files(kind).onnx
     writer.write_meta(meta)
     pointer = go_live(index, name, f"source of {name}") if live else Pointer(name, f"source of {name}", "")
     return SmallIndex(
-        index, pointer, tuple(models), owners, everything, embeddings, list(BACKGROUND), background, encoder
+        index,
+        pointer,
+        tuple(models),
+        owners,
+        everything,
+        quantised(gallery).decoded(),
+        embeddings,
+        list(BACKGROUND),
+        background,
+        encoder,
     )
 
 
 def _models(models: Sequence[Model]) -> pa.Table:
     rows = [
         {
-            "id": number,
             "repo": model.repo,
             "sha": f"{number:040x}",
             "library": "timm",
@@ -231,4 +238,4 @@ def _models(models: Sequence[Model]) -> pa.Table:
         }
         for number, model in enumerate(models)
     ]
-    return pa.Table.from_pylist(rows, MODELS)
+    return pa.Table.from_pylist(rows, MODEL_FACTS).drop_columns(["copies"])

@@ -67,9 +67,8 @@ class ProbedHub:
                 f"{index.uri}: the observations of this index ({key}) are not in {store.uri}; the benchmark needs "
                 "the store that it was published from"
             )
-        published = set(
-            zip(generation.repos, (str(sha) for sha in generation.models["sha"].to_pylist()), strict=True)
-        )
+        listed = generation.rows("models", ["repo", "sha"])
+        published = set(zip(listed["repo"].to_pylist(), listed["sha"].to_pylist(), strict=True))
         found = {
             (model.repo, model.sha): (model, _rows(model, numbers, values))
             for receipt in receipts

@@ -47,7 +47,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> probelog.Index:
 
 @functools.cache
 def parts(small: SmallIndex) -> tuple[np.ndarray, np.ndarray, float]:
-    """Directions of all logits (N, d) and of the background (B, d), and the sharpness."""
+    """Directions of all logits (N, d), as they are stored, those of the background (B, d), and the sharpness."""
     embeddings = small.embeddings.astype(float)
     gallery = np.concatenate(
         [
@@ -57,7 +57,9 @@ def parts(small: SmallIndex) -> tuple[np.ndarray, np.ndarray, float]:
         ]
     )  # fmt: skip
     named = naive.background_directions(embeddings, small.background_vectors.astype(float))
-    return gallery, named, naive.sharpness(gallery, named)
+    steps = np.abs(gallery).max(axis=1, keepdims=True) / 127
+    assert (np.abs(small.gallery - gallery) <= steps).all()
+    return small.gallery.astype(float), named, naive.sharpness(gallery, named)
 
 
 def numbers(small: SmallIndex, names: Sequence[str]) -> list[int]:
@@ -99,6 +101,14 @@ def folded(small: SmallIndex, ranking: list[tuple[int, float]]) -> list[tuple[in
             seen.add(key)
             kept.append((row, score))
     return kept
+
+
+def distinct(small: SmallIndex) -> list[int]:
+    """The rows of the first model of each weights."""
+    first = {model.digest: number for number, model in reversed([*enumerate(small.models)])}
+    return [
+        row for row, (model, _, _) in enumerate(small.owners) if first[small.models[model].digest] == model
+    ]
 
 
 def names(small: SmallIndex, rows: Sequence[tuple[int, float]]) -> list[tuple[str, int, bool]]:
@@ -147,12 +157,13 @@ def test_a_query_is_left_out_of_its_own_background(
 
 def test_scores_of_many_texts_are_those_of_each(small: SmallIndex, index: probelog.Index) -> None:
     found = index.scores(["dog", "cat"], [[], ["sea lion"]])
-    assert found.shape == (2, len(small.z))
+    rows = distinct(small)
+    assert found.shape == (2, len(rows))
     both = ["cat", "sea_lion"]
     dog, cat = text_direction(small, "dog"), text_direction(small, "cat", both)
-    for row in range(len(small.z)):
+    for column, row in enumerate(rows):
         expected = [score(small, row, dog), score(small, row, cat, both)]
-        np.testing.assert_allclose(found[:, row], expected, atol=1e-4)
+        np.testing.assert_allclose(found[:, column], expected, atol=1e-4)
 
 
 def picture_direction(small: SmallIndex, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -194,7 +205,7 @@ def test_like_takes_a_logit_of_another_index(
 ) -> None:
     there = build(Store(tmp_path / "there"), models=[Model("far/away", ("x", "y", "z"))], seed=7, probes=30)
     other = probelog.open_index(there.store.uri)
-    direction = naive.model_directions(there.z, "softmax", there.embeddings.astype(float))[1]
+    direction = parts(there)[0][1]
     expected = ranked(small, direction)
     found = index.search(like="far/away#y", like_index=other, k=1000)
     assert called(found) == names(small, expected)
@@ -244,11 +255,11 @@ def naive_confidence(
     synonyms: Sequence[str],
 ) -> list[float]:
     """By the formulas of probelog.confidence, loop by loop; synonyms are no rivals of the margin."""
-    named, everything = parts(small)[1], range(len(small.z))
+    named, everything = parts(small)[1], distinct(small)
 
     def z(of: np.ndarray, left_out: Sequence[str]) -> np.ndarray:
-        column = np.array([score(small, row, of, left_out) for row in everything])
-        return (column - column.mean()) / column.std()
+        column = np.array([score(small, row, of, left_out) for row in range(len(small.z))])
+        return (column - column[everything].mean()) / column[everything].std()
 
     own = z(direction, excluded)
     rivals = [z(named[i], [name]) for i, name in enumerate(BACKGROUND) if name not in synonyms]
@@ -618,11 +629,12 @@ def test_show(small: SmallIndex, index: probelog.Index) -> None:
     assert found.same_weights == ["bert/pets-copy", "carl/pets-copy"]
     assert [item.label for item in found.logits] == ["cat", "dog", "Golden_Retriever", "3"]
     for row, item in enumerate(found.logits):
-        named, everything = parts(small)[1], range(len(small.z))
+        named, everything = parts(small)[1], distinct(small)
         own = []
         for i, name in enumerate(BACKGROUND):
             column = np.array([score(small, other, named[i], [name]) for other in everything])
-            own.append(((column[row] - column.mean()) / column.std(), column[row], name))
+            place = everything.index(row)
+            own.append(((column[place] - column.mean()) / column.std(), column[place], name))
         best = sorted(own, reverse=True)[:3]
         assert item.concepts == [name for _, _, name in best]
         np.testing.assert_allclose(item.scores, [value for _, value, _ in best], atol=1e-4)

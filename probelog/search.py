@@ -1,0 +1,338 @@
+"""Which logits answer a question best: all of a small index are scored, a large one is asked for a shortlist first.
+
+Scores and order are always those of the formulas (``probelog.matching``) on the stored directions. The shortlist only
+says which logits are worth scoring. It is taken longer where it did not hold enough: because of a filter, of what is
+not wanted, or of many answers asked for; and where even a long one does not, all logits are streamed through. So there
+are never fewer answers than the index holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from probelog.confidence import Moments
+from probelog.errors import QueryError
+from probelog.generation import Generation, Logits
+from probelog.matching import Float64
+from probelog.question import Question
+
+# A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
+# try, up to the longest.
+_FIRST = 100
+_PER_ANSWER = 5
+_GROWTH = 4
+_LONGEST = 50_000
+# Up to so many logits that meet a filter are all scored (0.1 s); more are looked for in a shortlist first.
+_FILTERED = 20_000
+# Taking single rows of a table costs more than streaming through twenty: beyond this share of them it does not pay.
+_LARGEST_SHARE = 1 / 20
+# Filters that more models meet are asked about each candidate instead of being listed.
+_LISTED_MODELS = 5_000
+# Of a large index this many models for every one wanted are scored in full, at first.
+_MODELS_PER_ANSWER = 10
+# So many of a model's logits are asked for candidates; its scores are over all of them.
+_ASKED_LOGITS = 32
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Filter:
+    """The models that may answer: those that meet an SQL condition, or all of them.
+
+    Raises:
+        QueryError: the condition is empty or not understood.
+    """
+
+    def __init__(self, generation: Generation, condition: str | None) -> None:
+        self._generation = generation
+        self._condition = condition
+        self._listed: dict[str, npt.NDArray[Any]] | None = None
+        if condition is None:
+            return
+        if not condition.strip():
+            raise QueryError("the filter is empty: leave it out or write an SQL condition")
+        if not generation.large or generation.count_models(condition) <= _LISTED_MODELS:
+            self._listed = generation.models(condition, ["weights", "first_row", "rows"])
+
+    @property
+    def count(self) -> float:
+        """How many distinct logits may answer; infinite where they are not listed."""
+        if self._listed is None:
+            return np.inf
+        return float(self._listed["rows"][self._distinct].sum())
+
+    @property
+    def rows(self) -> Int64:
+        """The rows of the logits that may answer, ascending, where they are listed."""
+        assert self._listed is not None
+        starts, counts = (self._listed[name][self._distinct] for name in ("first_row", "rows"))
+        before = np.cumsum(counts) - counts
+        return np.sort(np.repeat(starts - before, counts) + np.arange(counts.sum()))
+
+    @property
+    def _distinct(self) -> Int64:
+        assert self._listed is not None
+        return np.asarray(np.unique(self._listed["weights"], return_index=True)[1])
+
+    def allowed(self, weights: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+        """Which of some logits may answer, by their weights: (n,)."""
+        if self._condition is None:
+            return np.ones(len(weights), bool)
+        return np.isin(weights, self._meeting(weights)["weights"])
+
+    def members(self, weights: Iterable[int]) -> dict[int, tuple[int, int | None]]:
+        """For some weights the first model that may answer, and how many may: {weights: (number, count)}.
+
+        The count is None where all models with these weights may.
+        """
+        wanted = sorted(set(weights))
+        if self._condition is None:
+            return {number: (number, None) for number in wanted}
+        found = self._meeting(wanted)
+        met, first, counts = np.unique(found["weights"], return_index=True, return_counts=True)
+        numbers = found["id"][first].tolist()
+        known = {
+            key: (numbers[i], count)
+            for i, (key, count) in enumerate(zip(met.tolist(), counts.tolist(), strict=True))
+        }
+        return {number: known[number] for number in wanted}
+
+    def _meeting(self, weights: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Models that meet the condition: all that do, or those with one of some weights."""
+        if self._listed is not None:
+            return self._listed
+        assert self._condition is not None
+        return self._generation.models(self._condition, ["weights"], among=np.unique(np.asarray([*weights])))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best logits for a question, best first: ``scores`` (k,) and ``similarities`` (k,) (cosines).
+
+    ``gallery`` tells how the question scores over all logits, in a large index over a sample.
+    """
+
+    logits: Logits
+    scores: Float64
+    similarities: Float64
+    gallery: Moments
+
+
+def best(
+    generation: Generation, question: Question, k: int, chosen: Filter, skip: int | None = None
+) -> Found:
+    """The k best logits, fewer only where there are no more.
+
+    Args:
+        generation: what is searched.
+        question: what is asked.
+        k: how many.
+        chosen: which models may answer.
+        skip: row of a logit that may not.
+    """
+    ranking = _Ranking(generation, question, k, skip)
+    if not generation.large:
+        whole = generation.whole
+        scored = ranking.add(whole, chosen.allowed(whole.weights))
+        return ranking.found(Moments.of(scored.scores))
+    if chosen.count <= _FILTERED or not _shortlisted(generation, question, ranking, chosen):
+        ranking.clear()
+        if chosen.count <= max(_FILTERED, _LARGEST_SHARE * generation.size):
+            for logits in generation.at(chosen.rows):
+                ranking.add(logits)
+        else:
+            for logits in generation.blocks():
+                ranking.add(logits, chosen.allowed(logits.weights))
+    return ranking.found(_sampled(generation, question))
+
+
+def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
+    """Rank a shortlist that holds the best; False where none short enough does."""
+    count, effort = max(_FIRST, _PER_ANSWER * ranking.k), 1
+    while count <= min(_LONGEST, max(_FIRST, _LARGEST_SHARE * generation.size)):
+        ranking.clear()
+        rows = generation.shortlisted(question.direction, count, effort)
+        wanted = [
+            ranking.add(logits, chosen.allowed(logits.weights)).wanted for logits in generation.at(rows)
+        ]
+        # What it left out scores no better than its worse half, whatever the question does not want.
+        if np.isfinite(ranking.worst) and ranking.worst >= np.median(np.concatenate(wanted)):
+            return True
+        count, effort = count * _GROWTH, effort * 2
+    return False
+
+
+class _Scored(NamedTuple):
+    """Scores (n,) of some logits: for what is looked for alone, and with what is unwanted."""
+
+    wanted: Float64
+    scores: Float64
+
+
+class _Ranking:
+    """The k best of the logits that were added."""
+
+    def __init__(self, generation: Generation, question: Question, k: int, skip: int | None) -> None:
+        self._generation, self._question, self.k, self._skip = generation, question, k, skip
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        self._kept: list[tuple[Logits, Float64, Float64]] = []
+        self._held = 0
+
+    def add(self, logits: Logits, allowed: npt.NDArray[np.bool_] | None = None) -> _Scored:
+        """Rank some more logits; returns the scores of all of them."""
+        similarities = self._question.similarities(logits)
+        wanted = self._question.wanted(self._generation, logits, similarities)
+        scores = self._question.scores(self._generation, logits, wanted)
+        kept = np.ones(len(scores), bool) if allowed is None else allowed.copy()
+        if self._skip is not None:
+            kept &= logits.rows != self._skip
+        candidates = np.flatnonzero(kept)
+        if len(candidates) > self.k:
+            # All that are as good as the k-th, for equal scores go by rows.
+            least = np.partition(scores[candidates], len(candidates) - self.k)[len(candidates) - self.k]
+            candidates = candidates[scores[candidates] >= least]
+        candidates = candidates[np.argsort(-scores[candidates], kind="stable")[: self.k]]
+        self._kept.append((logits[candidates], scores[candidates], similarities[candidates]))
+        self._held += len(candidates)
+        if self._held > 16 * self.k:
+            self._kept = [self._best()]
+            self._held = len(self._kept[0][1])
+        return _Scored(wanted, scores)
+
+    @property
+    def worst(self) -> float:
+        """Score of the k-th best; without k of them, infinitely bad."""
+        scores = self._best()[1]
+        return float(scores[-1]) if len(scores) == self.k else -np.inf
+
+    def found(self, gallery: Moments) -> Found:
+        """The k best, best first."""
+        logits, scores, similarities = self._best()
+        return Found(logits, scores, similarities, gallery)
+
+    def _best(self) -> tuple[Logits, Float64, Float64]:
+        if len(self._kept) == 1:
+            return self._kept[0]
+        parts = [logits for logits, _, _ in self._kept]
+        if not parts:
+            empty = np.empty(0)
+            nothing = np.empty((0, len(self._question.direction)), np.float32)
+            return Logits(np.empty(0, np.int64), np.empty(0, np.int32), empty, nothing), empty, empty
+        logits = Logits(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate([part.directions for part in parts]),
+        )
+        scores = np.concatenate([scores for _, scores, _ in self._kept])
+        similarities = np.concatenate([cosines for _, _, cosines in self._kept])
+        order = np.lexsort((logits.rows, -scores))[: self.k]
+        return logits[order], scores[order], similarities[order]
+
+
+def _sampled(generation: Generation, question: Question) -> Moments:
+    directions, offsets = generation.sample
+    nobody = np.zeros(len(offsets), np.int64)
+    logits = Logits(nobody, nobody.astype(np.int32), offsets, directions)
+    wanted = question.wanted(generation, logits, question.similarities(logits))
+    return Moments.of(question.scores(generation, logits, wanted))
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Distinct weights that do what other ones do, and their mean score."""
+
+    weights: int
+    score: float
+
+
+def best_models(
+    generation: Generation, asked: Logits, weights: int, k: int, chosen: Filter
+) -> list[FoundModel]:
+    """The k distinct weights that recognise best what some logits recognise, best first.
+
+    Args:
+        generation: what is searched.
+        asked: the logits of the model that is asked about.
+        weights: its weights, which do not answer.
+        k: how many.
+        chosen: which models may answer.
+    """
+    if not generation.large:
+        return _ranked(generation, asked, generation.blocks(), weights, k, chosen)
+    if chosen.count <= _FILTERED:
+        return _ranked(generation, asked, generation.at(chosen.rows), weights, k, chosen)
+    wanted, most = k * _MODELS_PER_ANSWER, _LARGEST_SHARE * generation.size
+    while wanted <= min(_LONGEST, most):
+        rows = _rows_of_candidates(generation, asked, weights, wanted, chosen)
+        if len(rows) > most:
+            break
+        found = _ranked(generation, asked, generation.at(rows), weights, k, chosen)
+        if len(found) == k:
+            return found
+        wanted *= _GROWTH
+    return _ranked(generation, asked, generation.blocks(), weights, k, chosen)
+
+
+def _ranked(
+    generation: Generation,
+    asked: Logits,
+    blocks: Iterable[Logits],
+    weights: int,
+    k: int,
+    chosen: Filter,
+) -> list[FoundModel]:
+    """From the logits of whole models, each model's beside each other."""
+    totals: dict[int, float] = {}
+    last: tuple[int, Float64] | None = None  # weights whose logits may go on in the next block
+    for logits in blocks:
+        if not len(logits):
+            continue
+        starts = np.flatnonzero(np.diff(logits.weights, prepend=-1))
+        scores = generation.sharpness * (logits.directions @ asked.directions.T) - logits.offsets[:, None]
+        most = np.maximum.reduceat(scores, starts, axis=0)
+        numbers = logits.weights[starts].tolist()
+        if last is not None and last[0] == numbers[0]:
+            most[0] = np.maximum(most[0], last[1])
+        totals.update(zip(numbers, most.mean(axis=1).tolist(), strict=True))
+        last = numbers[-1], most[-1]
+    totals.pop(weights, None)
+    numbers = np.array([*totals], np.int32)
+    means = np.array([*totals.values()])
+    may = np.flatnonzero(chosen.allowed(numbers)) if len(numbers) else np.empty(0, np.int64)
+    order = may[np.lexsort((numbers[may], -means[may]))[:k]]
+    return [FoundModel(int(numbers[place]), float(means[place])) for place in order]
+
+
+def _rows_of_candidates(
+    generation: Generation, asked: Logits, weights: int, count: int, chosen: Filter
+) -> Int64:
+    """Rows of all logits of some ``count`` models that answer many of the asked logits well, ascending."""
+    places = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), _ASKED_LOGITS)).astype(np.int64))
+    gains: dict[int, float] = {}
+    for direction in asked.directions[places]:
+        logits = generation.logits(generation.shortlisted(direction, max(_FIRST, count)))
+        scores = generation.sharpness * (logits.directions @ direction) - logits.offsets
+        least = float(scores.min(initial=np.inf))
+        best: dict[int, float] = {}
+        for number, score in zip(logits.weights.tolist(), scores.tolist(), strict=True):
+            best[number] = max(best.get(number, 0.0), score - least)
+        for number, gain in best.items():
+            gains[number] = gains.get(number, 0.0) + gain
+    gains.pop(weights, None)
+    numbers = np.array([*gains], np.int32)
+    allowed = numbers[chosen.allowed(numbers)] if len(numbers) else numbers
+    first = sorted(allowed.tolist(), key=lambda number: -gains[number])[:count]
+    if not first:
+        return np.empty(0, np.int64)
+    found = generation.take("models", sorted(first), ["first_row", "rows"])
+    spans = zip(found["first_row"].to_pylist(), found["rows"].to_pylist(), strict=True)
+    return np.sort(np.concatenate([np.arange(start, start + count) for start, count in spans]))
