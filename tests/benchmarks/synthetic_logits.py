@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,18 +33,25 @@ Float32s = npt.NDArray[np.float32]
 
 SHARE = 0.25  # of the probes that a model sees
 SHARPNESSES = (0.7, 1.0, 1.4)
+BATCH = 50_000  # logits made at once
 POOL = 16  # subsets of probes in one batch
 COPIES = 1 / 20
 SMALLEST, LARGEST = 2, 1000
 
 
+class Layout(NamedTuple):
+    """Models beside each other: how many logits each has, and which repeat the one before them (the same weights)."""
+
+    sizes: npt.NDArray[np.int64]
+    copies: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class Models:
-    """Whole models: ``directions`` (L, d) unit vectors of their logits, and how many each has."""
+    """Whole models: ``directions`` (L, d) unit vectors of their logits."""
 
     directions: Float32s
-    sizes: npt.NDArray[np.int64]
-    copies: npt.NDArray[np.bool_]  # which models repeat the one before them
+    layout: Layout
 
 
 class Synthesis:
@@ -90,23 +97,14 @@ class Synthesis:
         penalty = matching.RIDGE * m * self._spread
         return np.linalg.solve(seen.T @ seen + penalty * np.eye(d), seen.T).T.astype(np.float32)
 
-    def batches(self, logits: int, seed: int, batch: int = 50_000) -> Iterator[Models]:
+    def batches(self, logits: int, seed: int) -> Iterator[Models]:
         """Models with ``logits`` logits altogether; the same for the same arguments."""
-        done, number = 0, 0
-        while done < logits:
-            wanted = min(batch, logits - done)
-            yield self._batch(np.random.default_rng([seed, number]), wanted)
-            done, number = done + wanted, number + 1
+        for number, layout in enumerate(layouts(logits, seed)):
+            yield self._batch(np.random.default_rng([seed, number, 1]), layout)
 
-    def _batch(self, rng: np.random.Generator, logits: int) -> Models:
+    def _batch(self, rng: np.random.Generator, layout: Layout) -> Models:
         pool = [self._subset(rng) for _ in range(POOL)]
-        sizes: list[int] = []
-        copies: list[bool] = []
-        while (left := logits - sum(sizes)) > 0:
-            copy = bool(sizes) and not copies[-1] and sizes[-1] <= left and rng.random() < COPIES
-            size = sizes[-1] if copy else int(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST + 1))))
-            sizes.append(min(size, left))
-            copies.append(copy)
+        sizes, logits = layout.sizes, int(layout.sizes.sum())
         number = np.repeat(np.arange(len(sizes)), sizes)
         subset = rng.integers(POOL, size=len(sizes))[number]
         first, second = rng.integers(self.real, size=(2, logits))
@@ -120,13 +118,33 @@ class Synthesis:
             out[rows] = share[rows] * fits[sharp[0, rows], first[rows]]
             out[rows] += (1 - share[rows]) * fits[sharp[1, rows], second[rows]]
         starts = np.cumsum([0, *sizes])
-        for model in np.flatnonzero(copies):
+        for model in np.flatnonzero(layout.copies):
             start, size = starts[model], sizes[model]
             out[start : start + size] = out[start - size : start]
-        return Models(_unit(out), np.asarray(sizes, np.int64), np.asarray(copies, bool))
+        return Models(_unit(out), layout)
 
 
-def likeness(directions: Float32s, background: npt.NDArray[Any], queries: npt.NDArray[Any]) -> dict[str, float]:
+def layouts(logits: int, seed: int) -> Iterator[Layout]:
+    """The models of each batch."""
+    number = 0
+    while logits > 0:
+        rng = np.random.default_rng([seed, number, 0])
+        left = min(BATCH, logits)
+        logits, number = logits - left, number + 1
+        sizes: list[int] = []
+        copies: list[bool] = []
+        while left > 0:
+            copy = bool(sizes) and not copies[-1] and sizes[-1] <= left and rng.random() < COPIES
+            size = sizes[-1] if copy else int(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST + 1))))
+            sizes.append(min(size, left))
+            copies.append(copy)
+            left -= sizes[-1]
+        yield Layout(np.asarray(sizes, np.int64), np.asarray(copies, bool))
+
+
+def likeness(
+    directions: Float32s, background: npt.NDArray[Any], queries: npt.NDArray[Any]
+) -> dict[str, float]:
     """What a gallery of directions (N, d) is like, for queries (C, d); for comparison at equal N.
 
     ``dims``: the participation ratio of the spectrum. ``dims 90``: principal components that hold nine tenths of the
