@@ -13,6 +13,11 @@ Real models' responses (all probes, from a store that was probed with fraction =
 
 What of the real hub this keeps is printed by ``likeness``: the spectrum of the directions, the distribution of the
 best score and of its lead over the tenth, and how unevenly logits are among the ten best (k-occurrence).
+On the bench's hub, real and synthetic at the same 1,608 logits: participation ratio of the spectrum 17.5 and 18.2,
+components that hold nine tenths of the variance 48 and 49, best score of a name 4.9 and 4.6, its lead over the tenth
+2.1 and 1.8, offsets' spread 0.66 and 0.59, skew 2.1 and 1.9 over 40 names. All synthetic logits descend from the same
+real ones, so that a large hub is harder than a real one of its size: hundreds of logits say nearly the same, and the
+tenth and eleventh answers of a million differ by 0.004 in score (median).
 """
 
 from __future__ import annotations
