@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from probelog.errors import ProbeLogError, QueryError, StoreError
-from probelog.generation import Generation
+from probelog.generation import Generation, Logits
 from probelog.index import find_index, read_pointer
 from probelog.question import Pictures, Question, ask, background_numbers, normal_name, text_direction
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
@@ -178,7 +178,10 @@ class Index:
             out = np.empty((len(texts), generation.size))
             for logits in generation.blocks():
                 for i, question in enumerate(questions):
-                    out[i, logits.rows] = question.wanted(generation, logits, question.similarities(logits))
+                    similarities = question.similarities(logits.directions)
+                    out[i, logits.rows] = question.wanted(
+                        generation, logits.directions, logits.offsets, similarities
+                    )
             return out
 
         return self._ask(answer)
@@ -194,24 +197,22 @@ class Index:
 
         def ask(generation: Generation) -> ModelSummary:
             model = generation.model(repo)
-            rows = _own_rows(model)
-            logits = generation.logits(rows)
+            logits = generation.logits(_own_rows(model))
             names, scores = generation.names(logits, concepts)
-            facts = generation.take("logits", rows, ["logit", "negated", "probes"]).to_pylist()
             twins = generation.rows("models", ["id", "repo"], f"weights = {model['weights']}").sort_by("id")
             return ModelSummary(
                 **{name: model[name] for name in _SUMMARY_FACTS},
                 same_weights=[twin["repo"] for twin in twins.to_pylist() if twin["id"] != model["id"]],
                 logits=[
                     LogitSummary(
-                        logit=fact["logit"],
-                        label=_label(model["labels"], fact["logit"]),
-                        negated=fact["negated"],
+                        logit=logit,
+                        label=_label(model["labels"], logit),
+                        negated=negated,
                         concepts=names[i],
                         scores=scores[i],
-                        probes=fact["probes"],
+                        probes=probes,
                     )
-                    for i, fact in enumerate(facts)
+                    for i, (logit, negated, probes) in enumerate(_told(logits))
                 ],
             )
 
@@ -296,10 +297,9 @@ def _direction_elsewhere(generation: Generation, other: Generation, like: str) -
 
 def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:
     model = generation.model(repo)
-    rows = _own_rows(model)
-    plain = ~generation.take("logits", rows, ["negated"])["negated"].to_numpy()
     chosen = Filter(generation, where)
-    asked = generation.logits(rows[plain])
+    logits = generation.logits(_own_rows(model))
+    asked = logits[~logits.negated]
     found = best_models(generation, asked, model["weights"], k, chosen) if len(asked) else []
     members = chosen.members(item.weights for item in found)
     names = ["logits", *_HIT_FACTS]
@@ -346,6 +346,11 @@ def _find_logit(generation: Generation, like: str) -> int:
     )
 
 
+def _told(logits: Logits) -> Iterator[tuple[int, bool, list[int]]]:
+    """Of each of some logits its number in the head, whether it is negated, and the probes that fire it most."""
+    return zip(logits.logit.tolist(), logits.negated.tolist(), logits.probes.tolist(), strict=True)
+
+
 def _label(labels: Sequence[str] | None, logit: int) -> str:
     return labels[logit] if labels is not None and logit < len(labels) else f"LABEL_{logit}"
 
@@ -354,27 +359,24 @@ def _hits(generation: Generation, question: Question, k: int, chosen: Filter, sk
     """The k best logits. Those of equal weights are one, shown as the first model's that may answer."""
     found = best(generation, question, k, chosen, skip)
     logits = found.logits
-    if not len(logits):
-        return []
-    told = generation.take("logits", logits.rows, ["logit", "negated", "probes"]).to_pylist()
     members = chosen.members(logits.weights.tolist())
     models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
     confidences = question.confidences(generation, logits, found.scores, found.gallery)
     hits = []
-    for place, fact in enumerate(told):
+    for place, (logit, negated, probes) in enumerate(_told(logits)):
         number, count = members[int(logits.weights[place])]
         model = models[number]
         hits.append(
             Hit(
                 rank=place + 1,
-                label=_label(model["labels"], fact["logit"]),
-                logit=fact["logit"],
+                label=_label(model["labels"], logit),
+                logit=logit,
                 score=float(found.scores[place]),
                 confidence=None if confidences is None else float(confidences[place]),
                 distance=float(1.0 - found.similarities[place]),
-                negated=fact["negated"],
+                negated=negated,
                 duplicates=_duplicates(count, model),
-                probes=fact["probes"],
+                probes=probes,
                 **{name: model[name] for name in _HIT_FACTS},
             )
         )

@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -70,40 +70,57 @@ class _Once(Generic[T]):
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """Some logits of an index, as they are scored.
+    """Some logits of an index.
 
     Attributes:
         rows: (n,) their rows in the ``logits`` table.
         weights: (n,) whose they are: the number of the first model with these weights.
+        logit: (n,) their places in their models' heads.
+        negated: (n,) which are the opposite of a one-logit head's concept.
         offsets: (n,) over the whole background.
         directions: (n, d) unit vectors in the encoder's space.
+        probes: (n, r) numbers of the probes that fire them most, descending.
     """
 
     rows: npt.NDArray[np.int64]
     weights: npt.NDArray[np.int32]
+    logit: npt.NDArray[np.int32]
+    negated: npt.NDArray[np.bool_]
     offsets: Float64
     directions: npt.NDArray[np.float32]
+    probes: npt.NDArray[np.integer[Any]]
 
     @classmethod
     def of(cls, table: pa.Table) -> Logits:
-        """From the table's columns ``Logits.COLUMNS``."""
+        """From rows of the table."""
         stored = Quantised(matrix_of(table["direction"]), table["scale"].to_numpy())
         return cls(
             table["id"].to_numpy(),
             table["weights"].to_numpy(),
+            table["logit"].to_numpy(),
+            table["negated"].to_numpy(),
             np.asarray(table["offset"].to_numpy(), np.float64),
             stored.decoded(),
+            matrix_of(table["probes"]),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Logits]) -> Logits:
+        """Those of all parts (one at the least), in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [item.name for item in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> Logits:
         """Those at some places."""
-        return Logits(self.rows[places], self.weights[places], self.offsets[places], self.directions[places])
+        return Logits(*(getattr(self, item.name)[places] for item in fields(self)))
 
 
-_SCORED = ["id", "weights", "offset", "scale", "direction"]
+_COLUMNS = ["weights", "logit", "negated", "offset", "scale", "direction", "probes"]
 
 
 class Generation:
@@ -191,6 +208,8 @@ class Generation:
     def take(self, name: str, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
         """Columns of the rows with some numbers, in the order of the numbers, and ``id``."""
         wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        if not len(wanted):
+            return self.rows(name, ["id", *columns], limit=1).slice(0, 0)
         with self._reading(name):
             query = self._table(name).take_offsets(wanted.tolist()).select(["id", *columns])
             found = query.to_arrow()
@@ -220,13 +239,13 @@ class Generation:
     @_Once
     def whole(self) -> Logits:
         """All logits. For small indexes, or a machine that has room for 2 KB a logit."""
-        return Logits.of(self.numbered("logits", _SCORED[1:]))
+        return Logits.of(self.numbered("logits", _COLUMNS))
 
     def logits(self, rows: npt.NDArray[np.int64]) -> Logits:
         """The logits at some rows, in their order."""
         if not self.large:
             return self.whole[rows]
-        return Logits.of(self.take("logits", rows, _SCORED[1:]))
+        return Logits.of(self.take("logits", rows, _COLUMNS))
 
     def blocks(self) -> Iterator[Logits]:
         """All logits in the order of their rows, a large index's in pieces."""
@@ -234,13 +253,15 @@ class Generation:
             yield self.whole
             return
         with self._reading("logits"):
-            batches = self._table("logits").search().select(_SCORED).to_batches(batch_size=ROWS_AT_ONCE)
+            batches = (
+                self._table("logits").search().select(["id", *_COLUMNS]).to_batches(batch_size=ROWS_AT_ONCE)
+            )
             for batch in batches:
                 yield Logits.of(pa.Table.from_batches([batch]))
 
     def at(self, rows: npt.NDArray[np.int64]) -> Iterator[Logits]:
-        """The logits at some rows, in pieces."""
-        for start in range(0, len(rows), ROWS_AT_ONCE):
+        """The logits at some rows, in pieces: one at the least."""
+        for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
             yield self.logits(rows[start : start + ROWS_AT_ONCE])
 
     @_Once

@@ -47,22 +47,35 @@ class Question:
     named: bool = True
     of_logit: bool = False
 
-    def similarities(self, logits: Logits) -> Float64:
-        """Cosines of some logits to what is looked for: (n,)."""
-        return np.asarray(logits.directions @ self.direction.astype(np.float32), np.float64)
+    def similarities(self, directions: npt.NDArray[np.float32]) -> Float64:
+        """Cosines (n,) of some logits' directions (n, d) to what is looked for."""
+        return np.asarray(directions @ self.direction.astype(np.float32), np.float64)
 
-    def wanted(self, generation: Generation, logits: Logits, similarities: Float64) -> Float64:
-        """Scores (n,) of some logits for what is looked for alone, from their cosines to it."""
-        return matching.scores(
-            similarities,
-            logits.directions,
-            logits.offsets,
-            generation.space.background,
-            generation.sharpness,
-            self.excluded,
-        )
+    def wanted(
+        self,
+        generation: Generation,
+        directions: npt.NDArray[np.float32],
+        offsets: Float64,
+        similarities: Float64,
+    ) -> Float64:
+        """Scores (n,) of some logits for what is looked for alone.
 
-    def scores(self, generation: Generation, logits: Logits, wanted: Float64) -> Float64:
+        Args:
+            generation: the index's generation that is asked.
+            directions: (n, d) of the logits.
+            offsets: (n,) of the logits, over the whole background.
+            similarities: (n,) their cosines to what is looked for.
+        """
+        space, b = generation.space, generation.sharpness
+        return matching.scores(similarities, directions, offsets, space.background, b, self.excluded)
+
+    def scores(
+        self,
+        generation: Generation,
+        directions: npt.NDArray[np.float32],
+        offsets: Float64,
+        wanted: Float64,
+    ) -> Float64:
         """Scores (n,) of some logits, from those for what is looked for alone.
 
         A logit that looks more like something unwanted than like the background loses most of that score.
@@ -71,8 +84,9 @@ class Question:
             return wanted
         scores = wanted.copy()
         for unwanted in self.unwanted:
-            similarities = np.asarray(logits.directions @ unwanted.astype(np.float32), np.float64)
-            scores -= UNWANTED_WEIGHT * np.maximum(self.wanted(generation, logits, similarities), 0.0)
+            similarities = np.asarray(directions @ unwanted.astype(np.float32), np.float64)
+            against = self.wanted(generation, directions, offsets, similarities)
+            scores -= UNWANTED_WEIGHT * np.maximum(against, 0.0)
         return scores
 
     def confidences(

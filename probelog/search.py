@@ -8,6 +8,7 @@ are never fewer answers than the index holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from probelog.confidence import Moments
 from probelog.errors import QueryError
-from probelog.generation import Generation, Logits
+from probelog.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.matching import Float64
 from probelog.question import Question
 
@@ -56,7 +57,8 @@ class Filter:
             return
         if not condition.strip():
             raise QueryError("the filter is empty: leave it out or write an SQL condition")
-        if not generation.large or generation.count_models(condition) <= _LISTED_MODELS:
+        self._models = generation.count_models(condition) if generation.large else 0
+        if self._models <= _LISTED_MODELS:
             self._listed = generation.models(condition, ["weights", "first_row", "rows"])
 
     @property
@@ -65,6 +67,15 @@ class Filter:
         if self._listed is None:
             return np.inf
         return float(self._listed["rows"][self._distinct].sum())
+
+    @property
+    def share(self) -> float:
+        """Which part of all logits may answer, about."""
+        if self._condition is None:
+            return 1.0
+        if self._listed is not None:
+            return max(self.count, 1.0) / self._generation.size
+        return self._models / int(self._generation.settings["models"])
 
     @property
     def rows(self) -> Int64:
@@ -153,7 +164,7 @@ def best(
 
 def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
     """Rank a shortlist that holds the best; False where none short enough does."""
-    count, effort = max(_FIRST, _PER_ANSWER * ranking.k), 1
+    count, effort = max(_FIRST, math.ceil(_PER_ANSWER * ranking.k / chosen.share)), 1
     while count <= min(_LONGEST, max(_FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
         rows = generation.shortlisted(question.direction, count, effort)
@@ -188,9 +199,10 @@ class _Ranking:
 
     def add(self, logits: Logits, allowed: npt.NDArray[np.bool_] | None = None) -> _Scored:
         """Rank some more logits; returns the scores of all of them."""
-        similarities = self._question.similarities(logits)
-        wanted = self._question.wanted(self._generation, logits, similarities)
-        scores = self._question.scores(self._generation, logits, wanted)
+        generation, directions, offsets = self._generation, logits.directions, logits.offsets
+        similarities = self._question.similarities(directions)
+        wanted = self._question.wanted(generation, directions, offsets, similarities)
+        scores = self._question.scores(generation, directions, offsets, wanted)
         kept = np.ones(len(scores), bool) if allowed is None else allowed.copy()
         if self._skip is not None:
             kept &= logits.rows != self._skip
@@ -202,7 +214,7 @@ class _Ranking:
         candidates = candidates[np.argsort(-scores[candidates], kind="stable")[: self.k]]
         self._kept.append((logits[candidates], scores[candidates], similarities[candidates]))
         self._held += len(candidates)
-        if self._held > 16 * self.k:
+        if self._held > 2 * self.k + ROWS_AT_ONCE:
             self._kept = [self._best()]
             self._held = len(self._kept[0][1])
         return _Scored(wanted, scores)
@@ -210,8 +222,9 @@ class _Ranking:
     @property
     def worst(self) -> float:
         """Score of the k-th best; without k of them, infinitely bad."""
-        scores = self._best()[1]
-        return float(scores[-1]) if len(scores) == self.k else -np.inf
+        if self._held < self.k:
+            return -np.inf
+        return float(self._best()[1][-1])
 
     def found(self, gallery: Moments) -> Found:
         """The k best, best first."""
@@ -221,17 +234,7 @@ class _Ranking:
     def _best(self) -> tuple[Logits, Float64, Float64]:
         if len(self._kept) == 1:
             return self._kept[0]
-        parts = [logits for logits, _, _ in self._kept]
-        if not parts:
-            empty = np.empty(0)
-            nothing = np.empty((0, len(self._question.direction)), np.float32)
-            return Logits(np.empty(0, np.int64), np.empty(0, np.int32), empty, nothing), empty, empty
-        logits = Logits(
-            np.concatenate([part.rows for part in parts]),
-            np.concatenate([part.weights for part in parts]),
-            np.concatenate([part.offsets for part in parts]),
-            np.concatenate([part.directions for part in parts]),
-        )
+        logits = Logits.joined([logits for logits, _, _ in self._kept])
         scores = np.concatenate([scores for _, scores, _ in self._kept])
         similarities = np.concatenate([cosines for _, _, cosines in self._kept])
         order = np.lexsort((logits.rows, -scores))[: self.k]
@@ -240,10 +243,8 @@ class _Ranking:
 
 def _sampled(generation: Generation, question: Question) -> Moments:
     directions, offsets = generation.sample
-    nobody = np.zeros(len(offsets), np.int64)
-    logits = Logits(nobody, nobody.astype(np.int32), offsets, directions)
-    wanted = question.wanted(generation, logits, question.similarities(logits))
-    return Moments.of(question.scores(generation, logits, wanted))
+    wanted = question.wanted(generation, directions, offsets, question.similarities(directions))
+    return Moments.of(question.scores(generation, directions, offsets, wanted))
 
 
 @dataclass(frozen=True)

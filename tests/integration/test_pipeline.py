@@ -17,7 +17,7 @@ from pipelines.status import status
 from probelog.client import open_index
 from probelog.encoders import load_encoder
 from probelog.generation import Generation
-from probelog.index import find_index, read_pointer, roll_back
+from probelog.index import MODEL_FACTS, find_index, read_pointer, roll_back
 from probelog.ledger import observed_models, read_part
 from probelog.probes import ProbeSet, subset
 from probelog.schemas import DESCRIPTORS
@@ -60,27 +60,50 @@ def test_everything_is_indexed(indexed: Indexed) -> None:
     assert run.completed.dropped == sum(dead for _, dead in MODELS.values())
     assert (run.published.models, run.published.logits) == (len(MODELS), LOGITS)
     generation = opened(indexed.store)
-    models = {row["repo"]: row for row in generation.models.to_pylist()}
+    models = {row["repo"]: row for row in generation.numbered("models", MODEL_FACTS.names).to_pylist()}
     assert {repo: row["logits"] for repo, row in models.items()} == {r: n for r, (n, _) in MODELS.items()}
     heads = {repo: row["head"] for repo, row in models.items()}
     assert {heads.pop("bob/one-logit"), heads.pop("bob/many-labels")} == {"single", "sigmoid"}
     assert set(heads.values()) == {"softmax"}
     assert all(row["observed"] == PROBES for row in models.values())
     assert models["ada/resnet"]["weight_digest"] == models["ada/resnet-again"]["weight_digest"]
-    negated = generation.logits.filter(generation.logits["negated"])
-    assert [models_at(generation, row) for row in range(LOGITS)].count("bob/one-logit") == 2
-    assert negated.num_rows == 1
-    dead = [n for n, repo in zip(generation.logits["logit"].to_pylist(), owners(generation), strict=True) if repo == "ada/convnext-shards"]  # fmt: skip
-    assert dead == [0, 2, 3]
+    rows = listed(generation)
+    assert len(rows) == LOGITS
+    assert [(row.logit, row.negated) for row in rows if row.repo == "bob/one-logit"] == [
+        (0, False),
+        (0, True),
+    ]
+    assert sum(row.negated for row in rows) == 1
+    assert [row.logit for row in rows if row.repo == "ada/convnext-shards"] == [0, 2, 3]
+    same, again = ([row[1:] for row in rows if row.repo == f"ada/resnet{end}"] for end in ("", "-again"))
+    assert same == again, "what copies are searched by is stored once"
 
 
-def owners(generation: Generation) -> list[str]:
-    repos = generation.models["repo"].to_pylist()
-    return [repos[model] for model in generation.model_of]
+class Row(NamedTuple):
+    """A logit of a model, and its row in the index."""
+
+    repo: str
+    logit: int
+    negated: bool
+    row: int
 
 
-def models_at(generation: Generation, row: int) -> str:
-    return owners(generation)[row]
+def listed(generation: Generation) -> list[Row]:
+    """The logits of all models, those of copies too."""
+    rows = generation.numbered("logits", ["logit", "negated"]).to_pylist()
+    return [
+        Row(model["repo"], rows[row]["logit"], rows[row]["negated"], row)
+        for model in generation.numbered("models", ["repo", "first_row", "rows"]).to_pylist()
+        for row in range(model["first_row"], model["first_row"] + model["rows"])
+    ]
+
+
+def stored_directions(generation: Generation, rows: list[int], expected: np.ndarray) -> np.ndarray:
+    """Directions as the index holds them: the expected ones, but for rounding."""
+    directions = generation.whole.directions[rows].astype(np.float64)
+    steps = np.abs(expected).max(axis=1, keepdims=True) / 127
+    assert (np.abs(directions - expected) <= steps).all()
+    return directions
 
 
 def test_stored_types_are_remembered(indexed: Indexed) -> None:
@@ -149,7 +172,7 @@ def test_only_new_models_are_probed(
     changing = ("manifest.json", "summary.json")
     kept = {name: value for name, value in before.items() if not name.endswith(changing)}
     assert kept.items() <= after.items(), "what was observed before is not touched"
-    repos = set(opened(store).models["repo"].to_pylist())
+    repos = set(opened(store).rows("models", ["repo"])["repo"].to_pylist())
     assert repos == set(MODELS) - {"cleo/timm-half"} | {"dan/newcomer"}
     assert run.published.fresh
     ledger = next(item for item in status(str(store)).ledgers if item.key == run.probed.key)
@@ -228,13 +251,7 @@ def test_half_of_the_probes_are_kept_as_they_were_observed(indexed: Indexed, hal
     run = run_full(indexed.job(half, fraction=0.5))
     generation = opened(half)
     embeddings = generation.probe_embeddings.astype(np.float64)
-    rows = {
-        (repo, logit): row
-        for row, (repo, logit, negated) in enumerate(
-            zip(owners(generation), generation.logits["logit"].to_pylist(), generation.logits["negated"].to_pylist(), strict=True)
-        )
-        if not negated
-    }  # fmt: skip
+    rows = {(row.repo, row.logit): row.row for row in listed(generation) if not row.negated}
     store, seen, subsets = Store(half), 0, set()
     for receipt in run.probed.receipts:
         for model, logits, values in observed_models(store, receipt):
@@ -247,7 +264,7 @@ def test_half_of_the_probes_are_kept_as_they_were_observed(indexed: Indexed, hal
             directions = naive.model_directions(usable, model.head, embeddings, model.probes)
             place = [rows[model.repo, logit] for logit in logits.tolist() if (model.repo, logit) in rows]
             assert len(place) == len(logits) - (model.repo == "ada/convnext-shards")
-            np.testing.assert_allclose(generation.vectors[place], directions, atol=1e-4)
+            stored_directions(generation, place, directions)
             seen += len(place)
     assert seen == len(rows)
     assert len(subsets) == len(MODELS) - 1, "every model but the copy sees a subset of its own"
@@ -257,11 +274,13 @@ def test_half_of_the_probes_are_kept_as_they_were_observed(indexed: Indexed, hal
 
 
 class Known(NamedTuple):
-    """From nothing but the ledger: standardised logits (N, n) and directions (N, d) in the index's order, and whose."""
+    """From nothing but the ledger: standardised logits (N, n) and directions (N, d), rounded, and whose they are."""
 
     z: np.ndarray
     directions: np.ndarray
     rows: list[tuple[str, int, bool]]
+    places: list[int]  # rows of the index
+    fitted: np.ndarray  # the directions before they were rounded
 
 
 def known_logits(indexed: Indexed) -> Known:
@@ -281,10 +300,12 @@ def known_logits(indexed: Indexed) -> Known:
                     z[model.repo, i, sign < 0] = standardised(row[None])[0]
                     directions[model.repo, i, sign < 0] = w
     generation = opened(indexed.store)
-    rows = list(
-        zip(owners(generation), generation.logits["logit"].to_pylist(), generation.logits["negated"].to_pylist(), strict=True)
-    )  # fmt: skip
-    return Known(np.stack([z[row] for row in rows]), np.stack([directions[row] for row in rows]), rows)
+    every = listed(generation)
+    rows = [(row.repo, row.logit, row.negated) for row in every]
+    places = [row.row for row in every]
+    fitted = np.stack([directions[row] for row in rows])
+    rounded = stored_directions(generation, places, fitted)
+    return Known(np.stack([z[row] for row in rows]), rounded, rows, places, fitted)
 
 
 def probe_embeddings(indexed: Indexed) -> np.ndarray:
@@ -304,7 +325,7 @@ def naive_scores(indexed: Indexed, known: Known, queries: list[str]) -> np.ndarr
     """Matched heads, loop by loop: (C, N), higher is better."""
     embeddings, background = probe_embeddings(indexed), text_vectors(indexed, CONCEPTS)
     named = naive.background_directions(embeddings, background)
-    b = naive.sharpness(known.directions, named)
+    b = naive.sharpness(known.fitted, named)
     scores = np.empty((len(queries), len(known.z)))
     for i, (query, vector) in enumerate(zip(queries, text_vectors(indexed, queries), strict=True)):
         own = [j for j, name in enumerate(CONCEPTS) if name.lower() == query.lower()]
@@ -317,7 +338,7 @@ def test_scores_are_the_formulas(indexed: Indexed) -> None:
     known = known_logits(indexed)
     expected = naive_scores(indexed, known, QUERIES)
     index = open_index(indexed.store)
-    found = index.scores(QUERIES)
+    found = index.scores(QUERIES)[:, known.places]
     assert np.ptp(expected) > 0.5, "a comparison of equal numbers would prove nothing"
     np.testing.assert_allclose(found, expected, atol=2e-3)
     for query in QUERIES:
@@ -341,7 +362,7 @@ def test_a_query_is_left_out_of_its_own_background(indexed: Indexed) -> None:
     assert np.abs(without - with_itself).max() > 1e-2
     index = open_index(indexed.store)
     for spelling in (name, name.upper(), f" {name} "):
-        np.testing.assert_allclose(index.scores([spelling]), without, atol=2e-3)
+        np.testing.assert_allclose(index.scores([spelling])[:, known.places], without, atol=2e-3)
 
 
 def test_completion_changes_nothing_where_everything_was_observed(indexed: Indexed) -> None:
@@ -365,7 +386,7 @@ def test_completion_changes_nothing_where_everything_was_observed(indexed: Index
 def test_logit_queries_are_asked_with_directions(indexed: Indexed) -> None:
     known = known_logits(indexed)
     named = naive.background_directions(probe_embeddings(indexed), text_vectors(indexed, CONCEPTS))
-    b = naive.sharpness(known.directions, named)
+    b = naive.sharpness(known.fitted, named)
     index = open_index(indexed.store)
     place = {row: i for i, row in enumerate(known.rows)}
     for repo, logit in [("bob/many-labels", 3), ("cleo/timm-half", 0), ("bob/one-logit", 0)]:
@@ -386,5 +407,7 @@ def test_the_opposite_of_one_logit(indexed: Indexed) -> None:
     generation = opened(indexed.store)
     plain, opposite = (place["bob/one-logit", 0, negated] for negated in (False, True))
     np.testing.assert_array_equal(known.z[plain], -known.z[opposite])
-    assert not set(generation.pairs.probes[plain]) & set(generation.pairs.probes[opposite])
-    assert (generation.pairs.values[opposite] > 0).any()
+    fires = generation.numbered("logits", ["probes"])["probes"].to_pylist()
+    shown = [fires[known.places[row]] for row in (plain, opposite)]
+    assert shown[0] == np.argsort(-known.z[plain], kind="stable")[:8].tolist()
+    assert not set(shown[0]) & set(shown[1])
