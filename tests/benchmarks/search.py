@@ -1,6 +1,6 @@
 """Search in large indexes: recall, milliseconds on one core, and bytes, beside faiss and a scan by NumPy.
 
-    uv run --with faiss-cpu python tests/benchmarks/search.py --store URI [--sizes N ...] [--csv FILE] [--plot FILE]
+    uv run --with faiss-cpu python tests/benchmarks/search.py --store URI [--pictures FILE] [--sizes N ...]
 
 URI is a store that was indexed with ``fraction = 1`` (``probelog-index full``). After its logits a hub of every size is
 made (``synthetic_logits`` says how, and what of the real one it keeps), written by the product's own writer
