@@ -167,9 +167,9 @@ def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, 
     count, effort = max(_FIRST, math.ceil(_PER_ANSWER * ranking.k / chosen.share)), 1
     while count <= min(_LONGEST, max(_FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
-        rows = generation.shortlisted(question.direction, count, effort)
         wanted = [
-            ranking.add(logits, chosen.allowed(logits.weights)).wanted for logits in generation.at(rows)
+            ranking.add(logits, chosen.allowed(logits.weights)).wanted
+            for logits in generation.shortlisted(question.coordinates, count, effort)
         ]
         # What it left out scores no better than its worse half, whatever the question does not want.
         if np.isfinite(ranking.worst) and ranking.worst >= np.median(np.concatenate(wanted)):
@@ -199,10 +199,10 @@ class _Ranking:
 
     def add(self, logits: Logits, allowed: npt.NDArray[np.bool_] | None = None) -> _Scored:
         """Rank some more logits; returns the scores of all of them."""
-        generation, directions, offsets = self._generation, logits.directions, logits.offsets
-        similarities = self._question.similarities(directions)
-        wanted = self._question.wanted(generation, directions, offsets, similarities)
-        scores = self._question.scores(generation, directions, offsets, wanted)
+        generation, gallery, offsets = self._generation, logits.coordinates, logits.offsets
+        similarities = self._question.similarities(gallery)
+        wanted = self._question.wanted(generation, gallery, offsets, similarities)
+        scores = self._question.scores(generation, gallery, offsets, wanted)
         kept = np.ones(len(scores), bool) if allowed is None else allowed.copy()
         if self._skip is not None:
             kept &= logits.rows != self._skip
@@ -242,9 +242,10 @@ class _Ranking:
 
 
 def _sampled(generation: Generation, question: Question) -> Moments:
-    directions, offsets = generation.sample
-    wanted = question.wanted(generation, directions, offsets, question.similarities(directions))
-    return Moments.of(question.scores(generation, directions, offsets, wanted))
+    sample = generation.sample
+    gallery, offsets = sample.coordinates, sample.offsets
+    wanted = question.wanted(generation, gallery, offsets, question.similarities(gallery))
+    return Moments.of(question.scores(generation, gallery, offsets, wanted))
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _ranked(
         if not len(logits):
             continue
         starts = np.flatnonzero(np.diff(logits.weights, prepend=-1))
-        scores = generation.sharpness * (logits.directions @ asked.directions.T) - logits.offsets[:, None]
+        scores = generation.sharpness * (logits.coordinates @ asked.coordinates.T) - logits.offsets[:, None]
         most = np.maximum.reduceat(scores, starts, axis=0)
         numbers = logits.weights[starts].tolist()
         if last is not None and last[0] == numbers[0]:
@@ -319,9 +320,9 @@ def _rows_of_candidates(
     """Rows of all logits of some ``count`` models that answer many of the asked logits well, ascending."""
     places = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), _ASKED_LOGITS)).astype(np.int64))
     gains: dict[int, float] = {}
-    for direction in asked.directions[places]:
-        logits = generation.logits(generation.shortlisted(direction, max(_FIRST, count)))
-        scores = generation.sharpness * (logits.directions @ direction) - logits.offsets
+    for one in asked.coordinates[places]:
+        logits = Logits.joined([*generation.shortlisted(one, max(_FIRST, count))])
+        scores = generation.sharpness * (logits.coordinates @ one) - logits.offsets
         least = float(scores.min(initial=np.inf))
         best: dict[int, float] = {}
         for number, score in zip(logits.weights.tolist(), scores.tolist(), strict=True):

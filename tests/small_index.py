@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from probelog import matching, scoring
 from probelog.confidence import ColumnStatistics, Confidence
-from probelog.directions import quantised
+from probelog.directions import Basis
 from probelog.gallery import Observed
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
@@ -158,9 +158,11 @@ def build(
         [LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)],
         _models(models),
         compared,
+        gallery,
         probes,
         exact_logits,
     )
+    basis = Basis.learnt(gallery, compared)
     thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
     probe_schema = probes_schema(encoder.dimension)
     writer.write(
@@ -216,7 +218,7 @@ def build(
         tuple(models),
         owners,
         everything,
-        quantised(gallery).decoded(),
+        basis.directions(basis.decoded(basis.stored(gallery))),
         embeddings,
         list(BACKGROUND),
         background,
