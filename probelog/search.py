@@ -24,7 +24,7 @@ from probelog.question import Question
 
 # A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
 # try, up to the longest.
-_FIRST = 100
+FIRST = 300
 _PER_ANSWER = 5
 _GROWTH = 4
 _LONGEST = 50_000
@@ -164,8 +164,8 @@ def best(
 
 def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
     """Rank a shortlist that holds the best; False where none short enough does."""
-    count, effort = max(_FIRST, math.ceil(_PER_ANSWER * ranking.k / chosen.share)), 1
-    while count <= min(_LONGEST, max(_FIRST, _LARGEST_SHARE * generation.size)):
+    count, effort = max(FIRST, math.ceil(_PER_ANSWER * ranking.k / chosen.share)), 1
+    while count <= min(_LONGEST, max(FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
         wanted = [
             ranking.add(logits, chosen.allowed(logits.weights)).wanted
@@ -321,7 +321,7 @@ def _rows_of_candidates(
     places = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), _ASKED_LOGITS)).astype(np.int64))
     gains: dict[int, float] = {}
     for one in asked.coordinates[places]:
-        logits = Logits.joined([*generation.shortlisted(one, max(_FIRST, count))])
+        logits = Logits.joined([*generation.shortlisted(one, max(FIRST, count))])
         scores = generation.sharpness * (logits.coordinates @ one) - logits.offsets
         least = float(scores.min(initial=np.inf))
         best: dict[int, float] = {}

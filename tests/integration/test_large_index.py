@@ -102,7 +102,7 @@ def same(found: probelog.Results, expected: probelog.Results) -> None:
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
 def test_texts(exact: probelog.Index, large: probelog.Index, taken: list[int], text: str | list[str]) -> None:
     found = large.search(text)
-    assert taken == [100]
+    assert taken == [search.FIRST]
     same(found, exact.search(text))
 
 
@@ -126,7 +126,7 @@ def test_what_is_unwanted_makes_a_longer_shortlist(
 ) -> None:
     for against in ("dog", ["chair", "a dog"], "violin"):
         same(large.search("dog", unwanted=against), exact.search("dog", unwanted=against))
-    assert max(taken) > 100 or 0 in taken, "all that is most like a dog is unwanted"
+    assert max(taken) > search.FIRST or 0 in taken, "all that is most like a dog is unwanted"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_what_a_shortlist_misses(built: tuple[SmallIndex, SmallIndex], exact: pr
     for coordinates in asked:
         scores = generation.sharpness * whole.coordinates @ coordinates - whole.offsets
         best = np.argsort(-scores)[:10]
-        found = np.concatenate([logits.rows for logits in generation.shortlisted(coordinates, 100)])
+        found = np.concatenate([logits.rows for logits in generation.shortlisted(coordinates, search.FIRST)])
         shares.append(np.isin(best, found).mean())
     assert np.mean(shares) >= 0.97
 
