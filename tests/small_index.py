@@ -147,6 +147,7 @@ def build(
     writer = GenerationWriter(index, name)
     compared = matching.Background(space.background, matching.sharpness(gallery, space.background))
     first = same_weights([model.digest for model in models])
+    kept = [owner for owner in owners if first[owner[0]] == owner[0]]
     distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]
     statistics = ColumnStatistics.of(
         distinct, space.background, compared.offsets(distinct), compared.sharpness
@@ -163,6 +164,9 @@ def build(
         exact_logits,
     )
     basis = Basis.learnt(gallery, compared)
+    place = {owner: i for i, owner in enumerate(kept)}
+    stored = basis.directions(basis.decoded(basis.stored(distinct)))
+    stored = stored[[place[int(first[model]), logit, sign] for model, logit, sign in owners]]
     thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
     probe_schema = probes_schema(encoder.dimension)
     writer.write(
@@ -218,7 +222,7 @@ def build(
         tuple(models),
         owners,
         everything,
-        basis.directions(basis.decoded(basis.stored(gallery))),
+        stored,
         embeddings,
         list(BACKGROUND),
         background,

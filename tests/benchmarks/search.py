@@ -344,10 +344,10 @@ class Truth:
         b, rivals = self._background.sharpness, self._background.directions
         offsets = self._background.offsets(directions)
         everything = directions @ self._questions.directions.T.astype(np.float32)
+        known = directions @ rivals.T.astype(np.float32)
         for number, asked in enumerate(self._questions.asked):
-            scores = matching.scores(
-                everything[:, number], directions, offsets, rivals, b, self._questions.excluded[number]
-            )
+            own = matching.without(offsets, known[:, self._questions.excluded[number]], b, len(rivals))
+            scores = b * everything[:, number].astype(np.float64) - own
             if asked["kind"] == "logit":
                 scores[(model == asked["model"]) & (logit == asked["logit"])] = -np.inf
             elif asked["kind"] == "name, filtered":

@@ -411,7 +411,7 @@ def test_the_opposite_of_one_logit(indexed: Indexed) -> None:
     generation = opened(indexed.store)
     plain, opposite = (place["bob/one-logit", 0, negated] for negated in (False, True))
     np.testing.assert_array_equal(known.z[plain], -known.z[opposite])
-    fires = generation.numbered("logits", ["probes"])["probes"].to_pylist()
+    fires = generation.whole.probes.tolist()
     shown = [fires[known.places[row]] for row in (plain, opposite)]
     assert shown[0] == np.argsort(-known.z[plain], kind="stable")[:8].tolist()
     assert not set(shown[0]) & set(shown[1])
