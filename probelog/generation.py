@@ -397,7 +397,11 @@ class Generation:
         return ImageEncoder(self.meta("image_encoder.onnx"), self.settings["image_encoder"])
 
     def models(
-        self, condition: str, columns: Sequence[str], among: Iterable[int] | None = None
+        self,
+        condition: str,
+        columns: Sequence[str],
+        among: Iterable[int] | None = None,
+        limit: int | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Columns of the models that meet an SQL condition, in the order of their numbers, and ``id``.
 
@@ -405,6 +409,7 @@ class Generation:
             condition: over ``MODEL_FACTS``.
             columns: of numbers.
             among: only models with one of these ``weights``.
+            limit: not more than so many, any of them.
 
         Raises:
             QueryError: the condition is not understood; names the columns.
@@ -414,7 +419,7 @@ class Generation:
         if among is not None:
             whole += f" AND {one_of('weights', among)}"
         with self._understood(condition):
-            found = self.rows("models", ["id", *columns], whole).sort_by("id")
+            found = self.rows("models", ["id", *columns], whole, limit).sort_by("id")
         return {name: found[name].to_numpy() for name in found.column_names}
 
     def count_models(self, condition: str) -> int:

@@ -150,7 +150,8 @@ def _logit_tables(
         facts["precise"], facts["rest"], facts["scale"] = stored
         facts["probes"] = batch.probes[kept, :SHOWN_PROBES]
         gallery.add(facts)
-        vectors = basis.vectors(coordinates, facts["offset"])
+        # LanceDB would refuse what is not finite without saying whose it is: the publisher's checks find it in the facts.
+        vectors = np.nan_to_num(basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
         yield pa.table(
             {"vector": fixed_lists(vectors, pa.float16()), "facts": fixed_binary(facts)},
             schema,

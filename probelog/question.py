@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,7 @@ def text_vectors(generation: Generation, names: Sequence[str]) -> npt.NDArray[np
     return name_vectors(generation.text_encoder.embed, generation.settings["prompts"], names)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def normal_name(name: str) -> str:
     """A concept's name for comparison: case folded, separators and repeated blanks as one blank."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

