@@ -350,7 +350,9 @@ def _some_directions(given: _Inputs, numbers: dict[tuple[str, str], int]) -> npt
         count += len(sample[-1])
         if count >= _SAMPLE_LOGITS:
             break
-    return np.concatenate(sample)
+    found = np.concatenate(sample)
+    # What is not finite would spoil all; the checks say whose it is.
+    return found[np.isfinite(found).all(axis=1)]
 
 
 def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
