@@ -92,7 +92,8 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     store = find_index(uri)
     generation = Generation(store, read_pointer(store)[0])
     logit, negated = (
-        generation.numbered("logits", ["logit", "negated"])[name].to_pylist() for name in ("logit", "negated")
+        np.concatenate([getattr(logits, name) for logits in generation.blocks()]).tolist()
+        for name in ("logit", "negated")
     )
     classes: list[set[int]] = []
     kept: list[_Kept] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import random
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ from probelog.publishing import discard, go_live, sweep
 from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, ProbedModel, from_table
 from probelog.storage import Store, digest, npy, short_key
 
-# Enough for the mean of a spread, however large the hub.
-_SHARPNESS_LOGITS = 20_000
+# Logits that the temperature and the basis are learnt from: enough, however large the hub.
+_SAMPLE_LOGITS = 20_000
 # Fewer names than this calibrate badly: with 50 instead of 245 the README's hub lost 11 points of top-1, with 10 20.
 _FEW_NAMES = 50
 
@@ -165,7 +166,8 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         )
     vectors = name_vectors(given.encoder.embed_texts, config.prompts, given.background)
     space = matching.HeadSpace(embeddings, vectors)
-    background = Background(space.background, _sharpness(given, numbers, space.background))
+    some = _some_directions(given, numbers)
+    background = Background(space.background, matching.sharpness(some, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
@@ -174,6 +176,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         _logit_batches(given, numbers, background, sample),
         _model_table(given, models),
         background,
+        some,
         given.probe_set.count,
     )
     job.report.line("publish: fitting the confidence of hits")
@@ -237,11 +240,14 @@ def _models(given: _Inputs) -> list[ProbedModel]:
 
 
 def _described(
-    given: _Inputs, numbers: dict[tuple[str, str], int]
+    given: _Inputs, numbers: dict[tuple[str, str], int], receipts: Sequence[Receipt] | None = None
 ) -> Iterator[tuple[ProbedModel, int, pa.Table]]:
-    """Every published model with its number and the descriptors of its logits, constant ones left out."""
+    """Every published model, or those of some receipts, with its number and its logits' descriptors.
+
+    Constant logits have none.
+    """
     store = given.job.store
-    for receipt in given.receipts:
+    for receipt in given.receipts if receipts is None else receipts:
         part = given.completed.parts[receipt.name]
         table = read_part(store, part, DESCRIPTORS)
         owners = list(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
@@ -333,18 +339,20 @@ def _directions(rows: pa.Table) -> npt.NDArray[np.float32]:
     return np.concatenate([_lists(rows[name]) for name in names]).astype(np.float32)
 
 
-def _sharpness(
-    given: _Inputs, numbers: dict[tuple[str, str], int], background: npt.NDArray[np.float64]
-) -> float:
-    """The score's temperature, from as many logits as are enough for a mean."""
+def _some_directions(given: _Inputs, numbers: dict[tuple[str, str], int]) -> npt.NDArray[np.float32]:
+    """Directions (S, d) of about ``_SAMPLE_LOGITS`` logits, or of all: of models from everywhere."""
     sample: list[npt.NDArray[np.float32]] = []
     count = 0
-    for _, _, rows in _described(given, numbers):
+    receipts = [*given.receipts]
+    random.Random(0).shuffle(receipts)  # noqa: S311 - a draw, not a secret
+    for _, _, rows in _described(given, numbers, receipts):
         sample.append(_directions(rows))
         count += len(sample[-1])
-        if count >= _SHARPNESS_LOGITS:
+        if count >= _SAMPLE_LOGITS:
             break
-    return matching.sharpness(np.concatenate(sample), background)
+    found = np.concatenate(sample)
+    # What is not finite would spoil all; the checks say whose it is.
+    return found[np.isfinite(found).all(axis=1)]
 
 
 def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:

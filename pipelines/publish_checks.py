@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog import matching, shortlist
+from probelog import matching
 from probelog.client import Index
 from probelog.errors import StoreError
 from probelog.generation import Generation
@@ -141,8 +141,7 @@ def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
         if wanted[weights[described.number]] == -1:
             wanted[weights[described.number]] = len(described.negated)
     wanted = np.maximum(wanted, 0)
-    owners = [batch["weights"].to_numpy() for batch in _batches(_table(generation, "logits"), ["weights"])]
-    owner = np.concatenate(owners) if owners else np.empty(0, np.int32)
+    owner = np.concatenate([logits.weights for logits in generation.blocks()])
     if len(owner) and not (owner.min() >= 0 and owner.max() < len(weights)):
         yield "it holds logits of models that it does not hold"
         return
@@ -162,8 +161,14 @@ def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
 
 def _numbers(generation: Generation, _: Expected) -> Iterator[str]:
     """NaN and infinity, in any column of floating-point numbers."""
-    tables = ["logits", "models", "probes", *([shortlist.TABLE] if generation.large else [])]
-    for table in tables:
+    bad = {"offset": 0, "direction": 0}
+    for logits in generation.blocks():
+        bad["offset"] += int(np.count_nonzero(~np.isfinite(logits.offsets)))
+        bad["direction"] += int(np.count_nonzero(~np.isfinite(logits.coordinates)))
+    yield from (
+        f"{count} values of {name} of its logits are not finite" for name, count in bad.items() if count
+    )
+    for table in ("logits", "models", "probes"):
         opened = _table(generation, table)
         floating = [item.name for item in opened.schema if pa.types.is_floating(_element(item.type))]
         bad = dict.fromkeys(floating, 0)

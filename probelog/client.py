@@ -169,13 +169,14 @@ class Index:
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
                 own = background_numbers(generation, names)
-                questions.append(Question(text_direction(generation, [text], own), own, np.empty((0, 0))))
+                asked = generation.basis.coordinates(text_direction(generation, [text], own))
+                questions.append(Question(asked, own, np.empty((0, 0), np.float32)))
             out = np.empty((len(texts), generation.size))
             for logits in generation.blocks():
                 for i, question in enumerate(questions):
-                    similarities = question.similarities(logits.directions)
+                    similarities = question.similarities(logits.coordinates)
                     out[i, logits.rows] = question.wanted(
-                        generation, logits.directions, logits.offsets, similarities
+                        generation, logits.coordinates, logits.offsets, similarities
                     )
             return out
 
@@ -290,7 +291,7 @@ def _opened(store: Store) -> Generation:
 
 def _direction(generation: Generation, row: int) -> np.ndarray[Any, Any]:
     """Direction (d,) of one logit."""
-    return np.asarray(generation.logits(np.array([row])).directions[0])
+    return generation.basis.directions(generation.logits(np.array([row])).coordinates[0])
 
 
 def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
@@ -336,19 +337,19 @@ def _find_logit(generation: Generation, like: str) -> int:
             f"{like!r} names no logit: write REPO#NUMBER or REPO#LABEL, for example owner/model#3"
         )
     model = generation.model(repo)
-    facts = generation.take("logits", _own_rows(model), ["logit", "negated"]).to_pylist()
-    rows: list[int] = [fact["id"] for fact in facts if not fact["negated"]]
-    numbers = [fact["logit"] for fact in facts if not fact["negated"]]
+    logits = generation.logits(_own_rows(model))
+    logits = logits[~logits.negated]
+    rows, numbers = logits.rows.tolist(), logits.logit.tolist()
     by_number = {str(number): row for number, row in zip(numbers, rows, strict=True)}
     if name in by_number:
-        return by_number[name]
+        return int(by_number[name])
     declared = [_label(model["labels"], number) for number in numbers]
     for spelling, names in (
         (name, declared),
         (normal_name(name), [normal_name(label) for label in declared]),
     ):
         if spelling in names:
-            return rows[names.index(spelling)]
+            return int(rows[names.index(spelling)])
     known = ", ".join([*by_number][:20])
     raise QueryError(
         f"{repo} has no indexed logit {name!r}; it has {known}{', ...' if len(by_number) > 20 else ''}"

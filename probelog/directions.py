@@ -1,38 +1,157 @@
-"""Directions as the index stores them: a byte a dimension and one scale a logit.
+"""Directions as the index stores them: coordinates in an orthonormal basis, the telling ones more exactly.
 
-``w ~ scale * q`` with ``q = round(127 w / max |w|)`` in -127..127 (symmetric linear quantisation; Jacob et al. 2018,
-section 2.1, with a zero point of 0), and the scale that gives back the length of ``w``. Rounding errors are as good as
-random to a query: in 512 dimensions a cosine is off by 3e-4 (standard deviation), for a quarter of float32's bytes.
+The score ``s(l, c) = b w_l.w_c - o_l`` (``probelog.matching``) is linear in the query, so that the logits that score
+best are those of largest inner product of ``[w_l, -o_l / b]`` and ``[w_c, 1]`` (maximum inner-product search). A
+rotation changes no inner product, and a few dozen coordinates of a good one hold nearly all of each: those along the
+principal components of what is stored *and* of what is asked. The logits' own (PCA) do not do, for logits differ
+little in what tells the names of concepts apart; so the basis holds the eigenvectors of the sum of the two
+covariances, each divided by its trace.
+
+The first coordinates are float16. The others are small: a byte each (symmetric linear quantisation; Jacob et al. 2018,
+section 2.1, with a zero point of 0), by a scale of each direction's own. Together they give scores to some
+thousandths. A vector index over the first ones, less their mean, which ranks no logit before another, and the offset
+as one more, finds the logits worth scoring (``probelog.shortlist``).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from probelog.gallery import Floats
+from probelog.matching import Background
+
+# Coordinates in float16. With the offset they make 64 numbers; RaBitQ (IVF_RQ) would fill up any to a power of two.
+PRECISE = 63
+# Bytes that a direction may take; of an encoder with more dimensions than they hold the least telling are left out.
+BYTES = 448
+_SCALE_BYTES = 4
 _LARGEST = 127
+# LanceDB's IVF_RQ wants a multiple of it.
+_STEP = 8
+
+Float32s = npt.NDArray[np.float32]
 
 
-class Quantised(NamedTuple):
-    """N directions: ``values`` (N, d) int8 and ``scales`` (N,) float32."""
+class Stored(NamedTuple):
+    """N directions as they are stored.
 
-    values: npt.NDArray[np.int8]
-    scales: npt.NDArray[np.float32]
+    Attributes:
+        precise: (N, s) their first coordinates.
+        rest: (N, p - s) the others, in steps of ``scales`` (N,).
+    """
 
-    def decoded(self) -> npt.NDArray[np.float32]:
-        """The directions that are meant: (N, d)."""
-        out = self.values.astype(np.float32)
-        out *= self.scales[:, None]
+    precise: npt.NDArray[np.float16]
+    rest: npt.NDArray[np.int8]
+    scales: Float32s
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Turns directions of the encoder's space into coordinates, and these into what is stored.
+
+    Attributes:
+        axes: (p, d) orthonormal, the telling ones first; p = d, or as many as ``BYTES`` allow.
+        centre: (d,) mean direction.
+        middle: mean offset.
+        sharpness: the score's temperature ``b``.
+    """
+
+    axes: Float32s
+    centre: Float32s
+    middle: float
+    sharpness: float
+
+    @classmethod
+    def learnt(cls, directions: Floats, background: Background) -> Basis:
+        """From directions of a sample of the logits (S, d), and the background's as a sample of what is asked.
+
+        Measured on a million synthetic logits with 63 coordinates: a list of 500 holds .99 of the exact ten for names
+        that the background lacks; with the logits' own principal components (48) .57.
+        """
+        sample = np.asarray(directions, np.float64)
+        _, vectors = np.linalg.eigh(_spread(sample) + _spread(background.directions))  # ascending
+        axes = vectors[:, ::-1].T[: BYTES - PRECISE - _SCALE_BYTES]
+        offsets = background.offsets(sample)
+        return cls(
+            np.ascontiguousarray(axes, np.float32),
+            sample.mean(axis=0).astype(np.float32),
+            float(offsets.mean()),
+            background.sharpness,
+        )
+
+    @classmethod
+    def from_array(cls, array: Floats, middle: float, sharpness: float) -> Basis:
+        """From what ``array`` gave."""
+        rows = np.asarray(array, np.float32)
+        return cls(rows[1:], rows[0], middle, sharpness)
+
+    def array(self) -> Float32s:
+        """Centre and axes as one matrix (1 + p, d), to be stored."""
+        return np.concatenate([self.centre[None], self.axes])
+
+    @property
+    def precise(self) -> int:
+        """How many coordinates are stored as float16."""
+        return min(PRECISE, len(self.axes))
+
+    @property
+    def width(self) -> int:
+        """Length of the vectors: of the precise coordinates and the offset, filled up."""
+        return -(-(self.precise + 1) // _STEP) * _STEP
+
+    def coordinates(self, directions: Floats) -> Float32s:
+        """(N, p) of directions (N, d), or (p,) of one (d,)."""
+        return np.asarray(np.asarray(directions, np.float32) @ self.axes.T)
+
+    def directions(self, coordinates: Float32s) -> Float32s:
+        """(N, d) from coordinates (N, p)."""
+        return np.asarray(coordinates @ self.axes)
+
+    def stored(self, directions: Floats) -> Stored:
+        """Directions (N, d) as they are stored. They must be finite: the publisher's checks see to that."""
+        coordinates = self.coordinates(directions)
+        rest = coordinates[:, self.precise :]
+        largest = np.abs(rest).max(axis=1, initial=0.0)
+        scales = np.where(largest > 0, largest, 1.0).astype(np.float32) / np.float32(_LARGEST)
+        return Stored(
+            coordinates[:, : self.precise].astype(np.float16),
+            np.rint(rest / scales[:, None]).astype(np.int8),
+            scales,
+        )
+
+    def decoded(self, stored: Stored) -> Float32s:
+        """Coordinates (N, p) of the unit vectors that are meant."""
+        out = np.empty((len(stored.scales), len(self.axes)), np.float32)
+        out[:, : self.precise] = stored.precise
+        np.multiply(stored.rest, stored.scales[:, None], out=out[:, self.precise :], dtype=np.float32)
+        lengths = np.sqrt(np.einsum("nd,nd->n", out, out))
+        # A direction of zeros has no length.
+        out /= np.where(lengths > 0, lengths, np.float32(1.0))[:, None]
+        return out
+
+    def vectors(self, coordinates: Float32s, offsets: Floats) -> npt.NDArray[np.float16]:
+        """Vectors (N, w) to be looked up by, of logits' coordinates (N, p) and offsets (N,)."""
+        out = np.zeros((len(coordinates), self.width), np.float16)
+        out[:, : self.precise] = coordinates[:, : self.precise] - self.axes[: self.precise] @ self.centre
+        out[:, self.precise] = (self.middle - np.asarray(offsets)) / self.sharpness
+        return out
+
+    def query(self, coordinates: Float32s) -> Float32s:
+        """Vector (w,) to look up with, from the query's coordinates (p,)."""
+        out = np.zeros(self.width, np.float32)
+        out[: self.precise] = coordinates[: self.precise]
+        out[self.precise] = 1.0
         return out
 
 
-def quantised(directions: npt.NDArray[np.floating]) -> Quantised:
-    """Directions (N, d) as they are stored. They must be finite: the publisher's checks see to that."""
-    directions = np.asarray(directions, np.float32)
-    largest = np.abs(directions).max(axis=1, initial=0.0)
-    steps = np.rint(directions * (_LARGEST / np.where(largest > 0, largest, 1.0))[:, None])
-    lengths = np.linalg.norm(steps, axis=1)
-    scales = np.linalg.norm(directions, axis=1) / np.where(lengths > 0, lengths, 1.0)
-    return Quantised(steps.astype(np.int8), scales.astype(np.float32))
+def _spread(rows: Floats) -> npt.NDArray[np.float64]:
+    """Covariance (d, d) of some rows (N, d), of trace 1 or 0."""
+    if not len(rows):
+        return np.zeros((rows.shape[1], rows.shape[1]))
+    centred = np.asarray(rows, np.float64) - np.mean(rows, axis=0)
+    spread = centred.T @ centred
+    return np.asarray(spread / max(float(np.trace(spread)), 1e-12))

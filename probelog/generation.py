@@ -22,12 +22,19 @@ import pyarrow as pa
 
 from probelog import shortlist
 from probelog.confidence import ColumnStatistics, Confidence, background_scores
-from probelog.directions import Quantised
+from probelog.directions import Basis, Stored
 from probelog.errors import QueryError, SchemaVersionError, StoreError
-from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, connect, matrix_of
+from probelog.index import (
+    INDEX_VERSION,
+    MODEL_FACTS,
+    MODELS,
+    connect,
+    logit_facts,
+    matrix_of,
+    structured,
+)
 from probelog.matching import Float64, HeadSpace
 from probelog.pointer import Pointer
-from probelog.shortlist import Projection
 from probelog.storage import from_npy
 
 if TYPE_CHECKING:
@@ -79,7 +86,7 @@ class Logits:
         logit: (n,) their places in their models' heads.
         negated: (n,) which are the opposite of a one-logit head's concept.
         offsets: (n,) over the whole background.
-        directions: (n, d) unit vectors in the encoder's space.
+        coordinates: (n, p) their directions in the index's basis (``probelog.directions``), unit vectors.
         probes: (n, r) numbers of the probes that fire them most, descending.
     """
 
@@ -88,22 +95,8 @@ class Logits:
     logit: npt.NDArray[np.int32]
     negated: npt.NDArray[np.bool_]
     offsets: Float64
-    directions: npt.NDArray[np.float32]
+    coordinates: npt.NDArray[np.float32]
     probes: npt.NDArray[np.integer[Any]]
-
-    @classmethod
-    def of(cls, table: pa.Table) -> Logits:
-        """From rows of the table."""
-        stored = Quantised(matrix_of(table["direction"]), table["scale"].to_numpy())
-        return cls(
-            table["id"].to_numpy(),
-            table["weights"].to_numpy(),
-            table["logit"].to_numpy(),
-            table["negated"].to_numpy(),
-            np.asarray(table["offset"].to_numpy(), np.float64),
-            stored.decoded(),
-            matrix_of(table["probes"]),
-        )
 
     @classmethod
     def joined(cls, parts: Sequence[Logits]) -> Logits:
@@ -119,9 +112,6 @@ class Logits:
     def __getitem__(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> Logits:
         """Those at some places."""
         return Logits(*(getattr(self, item.name)[places] for item in fields(self)))
-
-
-_COLUMNS = ["weights", "logit", "negated", "offset", "scale", "direction", "probes"]
 
 
 class Generation:
@@ -201,9 +191,7 @@ class Generation:
         if not np.array_equal(found["id"].to_numpy(), numbers):
             found = found.sort_by("id")
             if not np.array_equal(found["id"].to_numpy(), numbers):
-                raise StoreError(
-                    f"{self.index.uri}: the {name} table of generation {self.pointer.generation} has gaps"
-                )
+                raise self._gaps(name)
         return found
 
     def take(self, name: str, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
@@ -217,9 +205,7 @@ class Generation:
         if not np.array_equal(found["id"].to_numpy(), wanted):
             found = found.sort_by("id")
             if not np.array_equal(found["id"].to_numpy(), wanted):
-                raise StoreError(
-                    f"{self.index.uri}: the {name} table of generation {self.pointer.generation} has gaps"
-                )
+                raise self._gaps(name)
         return found.take(places)
 
     @_Once
@@ -235,30 +221,88 @@ class Generation:
     @property
     def large(self) -> bool:
         """Whether it is searched by its shortlist, and not held in memory."""
-        return self.settings["shortlist"] is not None
+        return bool(self.settings["large"])
+
+    @_Once
+    def basis(self) -> Basis:
+        """From the encoder's space to that of the logits' coordinates."""
+        with self._reading("basis"):
+            return Basis.from_array(
+                from_npy(self.meta("basis.npy")), self.settings["middle_offset"], self.sharpness
+            )
+
+    @_Once
+    def _facts(self) -> np.dtype[np.void]:
+        return logit_facts(self.basis, int(self.settings["probes"]))
+
+    def _logits(self, facts: npt.NDArray[np.void]) -> Logits:
+        """From what the table holds of them (``logit_facts``)."""
+        return Logits(
+            facts["row"].astype(np.int64),
+            # Copies, which do not hold on to all of the facts.
+            facts["weights"].copy(),
+            facts["logit"].copy(),
+            facts["negated"].copy(),
+            facts["offset"].astype(np.float64),
+            self.basis.decoded(Stored(facts["precise"], facts["rest"], facts["scale"])),
+            facts["probes"].copy(),
+        )
 
     @_Once
     def whole(self) -> Logits:
         """All logits. For small indexes, or a machine that has room for 2 KB a logit."""
-        return Logits.of(self.numbered("logits", _COLUMNS))
+        return Logits.joined([*self._stream()])
 
     def logits(self, rows: npt.NDArray[np.int64]) -> Logits:
         """The logits at some rows, in their order."""
         if not self.large:
             return self.whole[rows]
-        return Logits.of(self.take("logits", rows, _COLUMNS))
+        wanted, places = np.unique(rows, return_inverse=True)
+        if not len(wanted):
+            return self._logits(np.empty(0, self._facts))
+        with self._reading("logits"):
+            found = self._table("logits").take_offsets(wanted.tolist()).select(["facts"]).to_arrow()
+            facts = structured(found["facts"], self._facts)
+            facts = facts[np.argsort(facts["row"])]
+            if not np.array_equal(facts["row"], wanted):
+                raise self._gaps("logits")
+        return self._logits(facts[places])
 
     def blocks(self) -> Iterator[Logits]:
         """All logits in the order of their rows, a large index's in pieces."""
-        if not self.large:
+        if self.large:
+            yield from self._stream()
+        else:
             yield self.whole
-            return
+
+    def _stream(self) -> Iterator[Logits]:
+        """All logits in the order of their rows, in pieces: one at the least."""
+        count = 0
         with self._reading("logits"):
+            table = self._table("logits")
             batches = (
-                self._table("logits").search().select(["id", *_COLUMNS]).to_batches(batch_size=ROWS_AT_ONCE)
+                table.search().select(["facts"]).limit(max(1, self.size)).to_batches(batch_size=ROWS_AT_ONCE)
             )
-            for batch in batches:
-                yield Logits.of(pa.Table.from_batches([batch]))
+        while True:
+            with self._reading("logits"):
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                facts = structured(pa.chunked_array([batch["facts"]]), self._facts)
+                # Lance scans in the order of writing.
+                if not np.array_equal(facts["row"], np.arange(count, count + len(facts))):
+                    raise self._gaps("logits")
+            count += len(facts)
+            yield self._logits(facts)
+        if count != self.size:
+            raise self._gaps("logits")
+        if not count:
+            yield self._logits(np.empty(0, self._facts))
+
+    def _gaps(self, name: str) -> StoreError:
+        return StoreError(
+            f"{self.index.uri}: the {name} table of generation {self.pointer.generation} has gaps"
+        )
 
     def at(self, rows: npt.NDArray[np.int64]) -> Iterator[Logits]:
         """The logits at some rows, in pieces: one at the least."""
@@ -266,32 +310,33 @@ class Generation:
             yield self.logits(rows[start : start + ROWS_AT_ONCE])
 
     @_Once
-    def sample(self) -> tuple[npt.NDArray[np.float32], Float64]:
-        """A random sample of a large index's logits: directions (S, d) and offsets (S,)."""
+    def sample(self) -> Logits:
+        """A random sample of a large index's logits."""
         with self._reading("sample"):
-            values, scales, offsets = (
-                from_npy(self.meta(f"sample_{name}.npy")) for name in ("values", "scales", "offsets")
-            )
-            return Quantised(values, scales).decoded(), np.asarray(offsets, np.float64)
+            return self._logits(np.frombuffer(self.meta("sample"), self._facts))
 
-    @_Once
-    def projection(self) -> Projection:
-        """From the encoder's space to the shortlist's."""
-        with self._reading("shortlist"):
-            arrays = from_npy(self.meta("shortlist.npy"))
-            return Projection.from_arrays(arrays, self.settings["shortlist"]["middle"], self.sharpness)
-
-    def shortlisted(self, direction: npt.NDArray[Any], count: int, effort: int = 1) -> npt.NDArray[np.int64]:
-        """Rows of about the ``count`` best logits of a large index for a query's direction (d,), ascending."""
-        vector = self.projection.of_query(direction)
-        with self._reading(shortlist.TABLE):
-            return np.unique(shortlist.ask(self._table(shortlist.TABLE), vector, count, effort))
+    def shortlisted(
+        self, coordinates: npt.NDArray[np.float32], count: int, effort: int = 1
+    ) -> Iterator[Logits]:
+        """About the ``count`` best logits of a large index for a question's coordinates (p,), in pieces, by rows."""
+        vector = self.basis.query(coordinates)
+        with self._reading("logits"):
+            found = shortlist.ask(self._table("logits"), vector, count, effort)
+            facts = structured(found, self._facts)
+        facts = facts[np.argsort(facts["row"])]
+        for start in range(0, max(1, len(facts)), ROWS_AT_ONCE):
+            yield self._logits(facts[start : start + ROWS_AT_ONCE])
 
     @_Once
     def space(self) -> HeadSpace:
         """What turns queries into directions: the probes and the background, as the encoder sees them."""
         with self._reading("background"):
             return HeadSpace(self.probe_embeddings, from_npy(self.meta("background_vectors.npy")))
+
+    @_Once
+    def background_coordinates(self) -> npt.NDArray[np.float32]:
+        """Directions of the background concepts in the index's basis: (B, p)."""
+        return self.basis.coordinates(self.space.background)
 
     @_Once
     def statistics(self) -> ColumnStatistics:
@@ -315,10 +360,10 @@ class Generation:
 
         In the order of ``z`` (``probelog.confidence``): plain scores would name concepts that score high everywhere.
         """
-        background = self.space.background
+        background = self.background_coordinates
         if not len(background) or not len(logits):
             return [[] for _ in logits.rows], [[] for _ in logits.rows]
-        scores = background_scores(logits.directions, background, logits.offsets, self.sharpness)
+        scores = background_scores(logits.coordinates, background, logits.offsets, self.sharpness)
         order = np.argsort(-self.statistics.standardise(scores), axis=1, kind="stable")[:, :count]
         found = np.take_along_axis(scores, order, axis=1)
         return [[self.background[i] for i in row] for row in order], found.tolist()
@@ -352,7 +397,11 @@ class Generation:
         return ImageEncoder(self.meta("image_encoder.onnx"), self.settings["image_encoder"])
 
     def models(
-        self, condition: str, columns: Sequence[str], among: Iterable[int] | None = None
+        self,
+        condition: str,
+        columns: Sequence[str],
+        among: Iterable[int] | None = None,
+        limit: int | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Columns of the models that meet an SQL condition, in the order of their numbers, and ``id``.
 
@@ -360,6 +409,7 @@ class Generation:
             condition: over ``MODEL_FACTS``.
             columns: of numbers.
             among: only models with one of these ``weights``.
+            limit: not more than so many, any of them.
 
         Raises:
             QueryError: the condition is not understood; names the columns.
@@ -369,7 +419,7 @@ class Generation:
         if among is not None:
             whole += f" AND {one_of('weights', among)}"
         with self._understood(condition):
-            found = self.rows("models", ["id", *columns], whole).sort_by("id")
+            found = self.rows("models", ["id", *columns], whole, limit).sort_by("id")
         return {name: found[name].to_numpy() for name in found.column_names}
 
     def count_models(self, condition: str) -> int:

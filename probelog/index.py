@@ -3,9 +3,9 @@
 An index lies under ``STORE/index``::
 
     current.json                     the pointer: which generation readers use, and those before it
-    generations/NAME/logits.lance    a row per logit of distinct weights: direction, offset, the probes that fire it most
+    generations/NAME/logits.lance    a row per logit of distinct weights: direction, offset, the probes that fire it most;
+                                     in a large index under a vector index
     generations/NAME/models.lance    a row per model: its facts, declared labels, and which rows of logits are its own
-    generations/NAME/shortlist.lance in a large index: small vectors of all logits, under a vector index
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
     generations/NAME/files.json      every file of these tables with its size and digest
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from probelog.directions import Basis
 from probelog.errors import StoreError
 from probelog.publishing import folder_of, list_files, renew, reserve
 from probelog.storage import Store, lance_options
@@ -91,24 +92,38 @@ META = pa.schema([("key", pa.string()), ("value", pa.large_binary())])
 SHOWN_PROBES = 8
 
 
-def logits_schema(dimension: int, probes: int) -> pa.Schema:
-    """Schema of the ``logits`` table; ``id`` is the row's number.
+def logits_schema(basis: Basis, probes: int) -> pa.Schema:
+    """Schema of the ``logits`` table: ``vector`` to be looked up by, and ``facts``, a value of ``logit_facts``.
 
     Args:
-        dimension: of the encoder's space.
+        basis: of its directions.
         probes: how many there are.
     """
-    number = pa.uint16() if probes <= 1 << 16 else pa.uint32()
     return pa.schema(
         [
-            ("id", pa.int64()),
-            ("weights", pa.int32()),
-            ("logit", pa.int32()),
-            ("negated", pa.bool_()),
-            ("offset", pa.float32()),
-            ("scale", pa.float32()),
-            ("direction", pa.list_(pa.int8(), dimension)),
-            ("probes", pa.list_(number, min(SHOWN_PROBES, probes))),
+            ("vector", pa.list_(pa.float16(), basis.width)),
+            ("facts", pa.binary(logit_facts(basis, probes).itemsize)),
+        ]
+    )
+
+
+def logit_facts(basis: Basis, probes: int) -> np.dtype[np.void]:
+    """What is known of a logit, as one value of fixed size; ``row`` is its number in the table.
+
+    To fetch the rows of a shortlist from here and there is what a question costs most, and it costs a read for each
+    row and column: with the same numbers in eight columns four times as much.
+    """
+    return np.dtype(
+        [
+            ("row", "<u4"),
+            ("weights", "<i4"),
+            ("logit", "<i4"),
+            ("offset", "<f4"),
+            ("scale", "<f4"),
+            ("precise", "<f2", basis.precise),
+            ("rest", np.int8, len(basis.axes) - basis.precise),
+            ("negated", "?"),
+            ("probes", "<u2" if probes <= 1 << 16 else "<u4", min(SHOWN_PROBES, probes)),
         ]
     )
 
@@ -138,6 +153,30 @@ def matrix_of(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
     if not chunks:
         return np.empty((0, width), column.type.value_type.to_pandas_dtype())
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
+def fixed_binary(values: np.ndarray[Any, Any]) -> pa.FixedSizeBinaryArray:
+    """A (N,) structured array as an Arrow column of N fixed-size byte strings."""
+    kind = pa.binary(values.dtype.itemsize)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def structured(column: pa.ChunkedArray, kind: np.dtype[np.void]) -> np.ndarray[Any, Any]:
+    """An Arrow column of fixed-size byte strings as the (N,) structured array that it was.
+
+    Raises:
+        ValueError: its values have another size.
+    """
+    if column.type != pa.binary(kind.itemsize):
+        raise ValueError(f"values of {column.type} instead of {kind.itemsize} bytes")
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], kind, len(chunk), chunk.offset * kind.itemsize)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    if not chunks:
+        return np.empty(0, kind)
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 

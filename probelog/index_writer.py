@@ -1,4 +1,4 @@
-"""Writes the searchable tables of a generation from streamed arrays: logits, models, and a large index's shortlist.
+"""Writes the searchable tables of a generation from streamed arrays: logits, with a large index's vector index, and models.
 
 What the weights of several repositories share is stored once: the ``logits`` table has a row per output of each
 *distinct* network, and every model of ``models`` says which rows are its own. So thousands of copies of one model
@@ -16,17 +16,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog import shortlist
-from probelog.directions import Quantised, quantised
-from probelog.index import MODELS, SHOWN_PROBES, GenerationWriter, fixed_lists, logits_schema, matrix_of
+from probelog.directions import Basis
+from probelog.gallery import Floats
+from probelog.index import (
+    MODELS,
+    SHOWN_PROBES,
+    GenerationWriter,
+    fixed_binary,
+    fixed_lists,
+    logit_facts,
+    logits_schema,
+)
 from probelog.matching import Background, Float64
-from probelog.shortlist import EXACT_LOGITS, Projection
+from probelog.shortlist import EXACT_LOGITS
 from probelog.storage import npy
 
 # Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.confidence``).
 _GALLERY_SAMPLE = 4096
 # From this many models on, looking one up by name or by weights needs an index.
 _INDEXED_MODELS = 10_000
-_ROWS_AT_ONCE = 8192
 
 
 class LogitBatch(NamedTuple):
@@ -78,10 +86,11 @@ def write_tables(
     batches: Iterable[LogitBatch],
     models: pa.Table,
     background: Background,
+    sample: Floats,
     probes: int,
     exact_logits: int = EXACT_LOGITS,
 ) -> Written:
-    """Write ``logits`` and ``models``, and from ``exact_logits`` rows on ``shortlist`` with its vector index.
+    """Write ``logits`` and ``models``, and from ``exact_logits`` rows on a vector index of the logits.
 
     Args:
         writer: of a generation that holds none of them.
@@ -89,52 +98,62 @@ def write_tables(
             were met before are passed over.
         models: the facts of all models by number (``MODEL_FACTS``, but for ``copies``, which are counted here).
         background: what the logits are compared with; their offsets are of their stored directions.
+        sample: (S, d) directions of some thousand of the logits, from everywhere: the basis that
+            all are stored in is learnt from them.
         probes: how many there are.
         exact_logits: below this many rows a client scores them all.
     """
     numbering = _Numbering(same_weights(models["weight_digest"].to_pylist()))
-    sample = _Sample(max(shortlist.SAMPLE, _GALLERY_SAMPLE))
-    schema = logits_schema(background.directions.shape[1], probes)
-    rows = writer.write("logits", schema, _logit_tables(batches, background, numbering, sample, schema))
+    basis = Basis.learnt(sample, background)
+    gallery = _Sample(_GALLERY_SAMPLE, np.empty(0, logit_facts(basis, probes)))
+    rows = writer.write(
+        "logits",
+        logits_schema(basis, probes),
+        _logit_tables(batches, background, basis, numbering, gallery, probes),
+    )
     writer.write("models", MODELS, [numbering.joined(models)])
     if models.num_rows >= _INDEXED_MODELS:
         table = writer.open("models")
         for column in ("repo", "weights"):
             table.create_scalar_index(column)
-    settings: dict[str, Any] = {"rows": rows, "shortlist": None}
-    meta: dict[str, bytes] = {}
-    if rows >= exact_logits and rows:
-        settings["shortlist"], meta = _write_shortlist(writer, sample, background.sharpness)
+    large = rows >= exact_logits and rows > 0
+    settings = {"rows": rows, "large": large, "middle_offset": basis.middle, "probes": probes}
+    meta = {"basis.npy": npy(basis.array())}
+    if large:
+        shortlist.build(writer.open("logits"))
+        meta["sample"] = gallery.rows.tobytes()
     return Written(numbering.logits, rows, settings, meta)
 
 
 def _logit_tables(
     batches: Iterable[LogitBatch],
     background: Background,
+    basis: Basis,
     numbering: _Numbering,
-    sample: _Sample,
-    schema: pa.Schema,
+    gallery: _Sample,
+    probes: int,
 ) -> Iterator[pa.Table]:
+    compared = Background(basis.coordinates(background.directions).astype(np.float64), background.sharpness)
+    schema, kind = logits_schema(basis, probes), logit_facts(basis, probes)
     for batch in batches:
         first = numbering.rows
         kept = numbering.take(batch.model)
         if not len(kept):
             continue
-        stored = quantised(batch.directions[kept])
-        offsets = background.offsets(stored.decoded()).astype(np.float32)
-        sample.add(stored, offsets)
-        probes = batch.probes[kept, :SHOWN_PROBES]
+        stored = basis.stored(batch.directions[kept])
+        coordinates = basis.decoded(stored)
+        facts = np.zeros(len(kept), kind)
+        facts["row"] = np.arange(first, first + len(kept))
+        facts["weights"] = numbering.weights[batch.model[kept]]
+        facts["logit"], facts["negated"] = batch.logit[kept], batch.negated[kept]
+        facts["offset"] = compared.offsets(coordinates)
+        facts["precise"], facts["rest"], facts["scale"] = stored
+        facts["probes"] = batch.probes[kept, :SHOWN_PROBES]
+        gallery.add(facts)
+        # LanceDB would refuse what is not finite without saying whose it is: the publisher's checks find it in the facts.
+        vectors = np.nan_to_num(basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
         yield pa.table(
-            {
-                "id": np.arange(first, first + len(kept), dtype=np.int64),
-                "weights": numbering.weights[batch.model[kept]],
-                "logit": np.asarray(batch.logit[kept], np.int32),
-                "negated": batch.negated[kept],
-                "offset": offsets,
-                "scale": stored.scales,
-                "direction": fixed_lists(stored.values, pa.int8()),
-                "probes": fixed_lists(probes, schema.field("probes").type.value_type),
-            },
+            {"vector": fixed_lists(vectors, pa.float16()), "facts": fixed_binary(facts)},
             schema,
         )
 
@@ -200,57 +219,16 @@ class _Sample:
     """A random sample of fixed size of all rows that pass: those of the smallest random numbers."""
 
     size: int
+    rows: npt.NDArray[np.void]
     _keys: Float64 = field(default_factory=lambda: np.empty(0))
-    _kept: Quantised | None = None
-    _offsets: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def add(self, stored: Quantised, offsets: npt.NDArray[np.float32]) -> None:
-        keys = self._random.random(len(offsets))
+    def add(self, rows: npt.NDArray[np.void]) -> None:
+        keys = self._random.random(len(rows))
         if len(self._keys) == self.size:
             chosen = keys < self._keys[-1]
-            keys, offsets = keys[chosen], offsets[chosen]
-            stored = Quantised(stored.values[chosen], stored.scales[chosen])
-        if not len(keys):
-            return
-        if self._kept is not None:
-            stored = Quantised(
-                np.concatenate([self._kept.values, stored.values]),
-                np.concatenate([self._kept.scales, stored.scales]),
-            )
-        keys, offsets = np.concatenate([self._keys, keys]), np.concatenate([self._offsets, offsets])
-        order = np.argsort(keys)[: self.size]
-        self._keys, self._offsets = keys[order], offsets[order]
-        self._kept = Quantised(stored.values[order], stored.scales[order])
-
-    def first(self, count: int) -> tuple[Quantised, npt.NDArray[np.float32]]:
-        """A smaller random sample."""
-        assert self._kept is not None
-        return Quantised(self._kept.values[:count], self._kept.scales[:count]), self._offsets[:count]
-
-
-def _write_shortlist(
-    writer: GenerationWriter, sample: _Sample, sharpness: float
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    stored, offsets = sample.first(shortlist.SAMPLE)
-    projection = Projection.learnt(stored.decoded(), offsets, sharpness)
-    writer.write(shortlist.TABLE, projection.schema(), _shortlist_tables(writer, projection))
-    shortlist.build(writer.open(shortlist.TABLE))
-    stored, offsets = sample.first(_GALLERY_SAMPLE)
-    return {"middle": projection.middle}, {
-        "shortlist.npy": npy(projection.arrays()),
-        "sample_values.npy": npy(stored.values),
-        "sample_scales.npy": npy(stored.scales),
-        "sample_offsets.npy": npy(offsets),
-    }
-
-
-def _shortlist_tables(writer: GenerationWriter, projection: Projection) -> Iterator[pa.Table]:
-    logits = writer.open("logits").search().select(["id", "offset", "scale", "direction"])
-    for batch in logits.to_batches(batch_size=_ROWS_AT_ONCE):
-        table = pa.Table.from_batches([batch])
-        stored = Quantised(matrix_of(table["direction"]), table["scale"].to_numpy())
-        vectors = projection.of_logits(stored.decoded(), table["offset"].to_numpy())
-        yield pa.table({"id": table["id"], "vector": fixed_lists(vectors, pa.float16())}).cast(
-            projection.schema()
-        )
+            keys, rows = keys[chosen], rows[chosen]
+        if len(keys):
+            keys, rows = np.concatenate([self._keys, keys]), np.concatenate([self.rows, rows])
+            order = np.argsort(keys)[: self.size]
+            self._keys, self.rows = keys[order], rows[order]

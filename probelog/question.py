@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,31 +31,31 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Question:
-    """One query as directions in the encoder's space.
+    """One query as directions, in coordinates of the asked index's basis (``probelog.directions``).
 
     Attributes:
-        direction: (d,) what is looked for.
+        coordinates: (p,) what is looked for.
         excluded: numbers of the background concepts that have one of its names.
-        unwanted: (u, d) what must not be recognised.
+        unwanted: (u, p) what must not be recognised.
         named: whether it was asked by name, so that ``excluded`` holds all that means the same.
         of_logit: whether a logit is part of it. Logits are more alike than a concept and a logit are: what the
             confidence was fitted on says nothing about them.
     """
 
-    direction: Float64
+    coordinates: npt.NDArray[np.float32]
     excluded: npt.NDArray[np.int64]
-    unwanted: Float64
+    unwanted: npt.NDArray[np.float32]
     named: bool = True
     of_logit: bool = False
 
-    def similarities(self, directions: npt.NDArray[np.float32]) -> Float64:
-        """Cosines (n,) of some logits' directions (n, d) to what is looked for."""
-        return np.asarray(directions @ self.direction.astype(np.float32), np.float64)
+    def similarities(self, gallery: npt.NDArray[np.float32]) -> Float64:
+        """Cosines (n,) of some logits (n, p) to what is looked for."""
+        return np.asarray(gallery @ self.coordinates, np.float64)
 
     def wanted(
         self,
         generation: Generation,
-        directions: npt.NDArray[np.float32],
+        gallery: npt.NDArray[np.float32],
         offsets: Float64,
         similarities: Float64,
     ) -> Float64:
@@ -62,17 +63,17 @@ class Question:
 
         Args:
             generation: the index's generation that is asked.
-            directions: (n, d) of the logits.
+            gallery: (n, p) coordinates of the logits.
             offsets: (n,) of the logits, over the whole background.
             similarities: (n,) their cosines to what is looked for.
         """
-        space, b = generation.space, generation.sharpness
-        return matching.scores(similarities, directions, offsets, space.background, b, self.excluded)
+        background, b = generation.background_coordinates, generation.sharpness
+        return matching.scores(similarities, gallery, offsets, background, b, self.excluded)
 
     def scores(
         self,
         generation: Generation,
-        directions: npt.NDArray[np.float32],
+        gallery: npt.NDArray[np.float32],
         offsets: Float64,
         wanted: Float64,
     ) -> Float64:
@@ -84,8 +85,8 @@ class Question:
             return wanted
         scores = wanted.copy()
         for unwanted in self.unwanted:
-            similarities = np.asarray(directions @ unwanted.astype(np.float32), np.float64)
-            against = self.wanted(generation, directions, offsets, similarities)
+            similarities = np.asarray(gallery @ unwanted, np.float64)
+            against = self.wanted(generation, gallery, offsets, similarities)
             scores -= UNWANTED_WEIGHT * np.maximum(against, 0.0)
         return scores
 
@@ -102,13 +103,13 @@ class Question:
         """
         if self.of_logit:
             return None
-        background = generation.space.background
+        background = generation.background_coordinates
         excluded = self.excluded
         if not self.named and len(background):
             # Nobody said what the pictures or the logit are called: the nearest name is taken to mean the same.
-            excluded = np.array([int(np.argmax(background @ self.direction))])
+            excluded = np.array([int(np.argmax(background @ self.coordinates))])
         margins = confidence.margins(
-            logits.directions,
+            logits.coordinates,
             gallery.standardise(scores),
             background,
             logits.offsets,
@@ -127,7 +128,7 @@ def ask(
     unwanted: Sequence[str],
     notes: list[str],
 ) -> Question:
-    """Turn a query into directions.
+    """Turn a query into directions, in coordinates.
 
     Args:
         generation: the index's generation that is asked.
@@ -155,10 +156,11 @@ def ask(
     against = [
         text_direction(generation, [text], background_numbers(generation, [text])) for text in unwanted
     ]
+    basis = generation.basis
     return Question(
-        direction / length if length > 0 else direction,
+        basis.coordinates(direction / length if length > 0 else direction),
         excluded,
-        np.stack(against) if against else np.empty((0, len(direction))),
+        basis.coordinates(np.reshape(against, (-1, len(direction)))),
         named=bool(texts),
         of_logit=like is not None,
     )
@@ -175,6 +177,7 @@ def text_vectors(generation: Generation, names: Sequence[str]) -> npt.NDArray[np
     return name_vectors(generation.text_encoder.embed, generation.settings["prompts"], names)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def normal_name(name: str) -> str:
     """A concept's name for comparison: case folded, separators and repeated blanks as one blank."""
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from probelog import matching, scoring
 from probelog.confidence import ColumnStatistics, Confidence
-from probelog.directions import quantised
+from probelog.directions import Basis
 from probelog.gallery import Observed
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
@@ -147,6 +147,7 @@ def build(
     writer = GenerationWriter(index, name)
     compared = matching.Background(space.background, matching.sharpness(gallery, space.background))
     first = same_weights([model.digest for model in models])
+    kept = [owner for owner in owners if first[owner[0]] == owner[0]]
     distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]
     statistics = ColumnStatistics.of(
         distinct, space.background, compared.offsets(distinct), compared.sharpness
@@ -158,9 +159,14 @@ def build(
         [LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)],
         _models(models),
         compared,
+        gallery,
         probes,
         exact_logits,
     )
+    basis = Basis.learnt(gallery, compared)
+    place = {owner: i for i, owner in enumerate(kept)}
+    stored = basis.directions(basis.decoded(basis.stored(distinct)))
+    stored = stored[[place[int(first[model]), logit, sign] for model, logit, sign in owners]]
     thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
     probe_schema = probes_schema(encoder.dimension)
     writer.write(
@@ -216,7 +222,7 @@ def build(
         tuple(models),
         owners,
         everything,
-        quantised(gallery).decoded(),
+        stored,
         embeddings,
         list(BACKGROUND),
         background,

@@ -63,12 +63,6 @@ def large(built: tuple[SmallIndex, SmallIndex]) -> Iterator[probelog.Index]:
     assert "whole" not in vars(index._generation), "a large index was read into memory"
 
 
-@pytest.fixture(autouse=True)
-def _thorough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vector index misses some of the best now and then; here it looks at nearly everything."""
-    monkeypatch.setattr(shortlist, "_REFINE", 20)
-
-
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How long the shortlists are that a test's questions take, and 0 for each stream through all logits."""
@@ -108,7 +102,7 @@ def same(found: probelog.Results, expected: probelog.Results) -> None:
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
 def test_texts(exact: probelog.Index, large: probelog.Index, taken: list[int], text: str | list[str]) -> None:
     found = large.search(text)
-    assert taken == [100]
+    assert taken == [search.FIRST]
     same(found, exact.search(text))
 
 
@@ -132,7 +126,7 @@ def test_what_is_unwanted_makes_a_longer_shortlist(
 ) -> None:
     for against in ("dog", ["chair", "a dog"], "violin"):
         same(large.search("dog", unwanted=against), exact.search("dog", unwanted=against))
-    assert max(taken) > 100 or 0 in taken, "all that is most like a dog is unwanted"
+    assert max(taken) > search.FIRST or 0 in taken, "all that is most like a dog is unwanted"
 
 
 @pytest.mark.parametrize(
@@ -235,26 +229,27 @@ def test_a_name_that_is_none(large: probelog.Index, monkeypatch: pytest.MonkeyPa
 def test_the_vector_index_is_the_right_one(built: tuple[SmallIndex, SmallIndex]) -> None:
     """Asked by another measure than it was built for, it would silently not be used."""
     small, large = built
-    table = connect(large.store, "first").open_table(shortlist.TABLE)
+    table = connect(large.store, "first").open_table("logits")
     (name,) = (index.name for index in table.list_indices())
     assert (table.index_stats(name).index_type, table.index_stats(name).distance_type) == ("IVF_RQ", "dot")
     assert table.index_stats(name).num_unindexed_rows == 0
-    assert shortlist.TABLE not in connect(small.store, "first").list_tables().tables
+    assert not connect(small.store, "first").open_table("logits").list_indices()
 
 
-def test_what_a_shortlist_misses(
-    built: tuple[SmallIndex, SmallIndex], exact: probelog.Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
+def test_what_a_shortlist_misses(built: tuple[SmallIndex, SmallIndex], exact: probelog.Index) -> None:
     generation = Generation(built[1].store, read_pointer(built[1].store)[0])
     whole = exact._generation.whole
     random = np.random.default_rng(0)
-    asked = [*exact._generation.space.background, *whole.directions[random.choice(len(whole), 50)]]
+    asked = [
+        *exact._generation.background_coordinates,
+        *whole.coordinates[random.choice(len(whole), 50)],
+    ]
     shares = []
-    for direction in asked:
-        scores = generation.sharpness * whole.directions @ direction - whole.offsets
+    for coordinates in asked:
+        scores = generation.sharpness * whole.coordinates @ coordinates - whole.offsets
         best = np.argsort(-scores)[:10]
-        shares.append(np.isin(best, generation.shortlisted(direction, 100)).mean())
+        found = np.concatenate([logits.rows for logits in generation.shortlisted(coordinates, search.FIRST)])
+        shares.append(np.isin(best, found).mean())
     assert np.mean(shares) >= 0.97
 
 
@@ -270,7 +265,7 @@ def test_on_s3(built: tuple[SmallIndex, SmallIndex], large: probelog.Index, tmp_
             probelog.open_index(f"{bucket}/store").search("dog")
 
 
-@pytest.mark.parametrize("table", ["logits", "models", "shortlist"])
+@pytest.mark.parametrize("table", ["logits", "models"])
 def test_a_damaged_table_is_a_store_error(tmp_path: Path, table: str) -> None:
     models = [Model(f"a/model-{i}", tuple("abcdefghij"), downloads=i) for i in range(40)]
     small = build(Store(tmp_path / "index"), models=models, exact_logits=100)
@@ -312,7 +307,7 @@ batches = (
     for m in range(0, models, 100)
 )
 writer = GenerationWriter(Store(folder), "first")
-written = write_tables(writer, batches, pa.table(facts), Background(background.astype(float), 10.0), 50, 1000)
+written = write_tables(writer, batches, pa.table(facts), Background(background.astype(float), 10.0), unit(2000), 50, 1000)
 schema = probes_schema(dimension)
 writer.write("probes", schema, [pa.table({"id": np.arange(50), "name": [""] * 50, "sha256": [""] * 50,
              "thumbnail": pa.nulls(50), "embedding": fixed_lists(embeddings, pa.float32())}).cast(schema)])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipelines import publish as publish_module
@@ -18,7 +17,7 @@ from pipelines.stages import Job
 from probelog.client import open_index
 from probelog.encoders import load_encoder
 from probelog.errors import StoreError
-from probelog.index import fixed_lists, matrix_of
+from probelog.index_writer import LogitBatch
 from probelog.pointer import read_pointer
 from probelog.probes import ProbeSet
 from probelog.publishing import go_live
@@ -78,36 +77,33 @@ def test_a_sound_generation_goes_live(indexed: Indexed, remote: Store) -> None:
     assert done.pointer.choice[1:] == [indexed.run.published.pointer.generation]
 
 
-def with_column(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[pa.Table], pa.Table]:
-    def changed(table: pa.Table) -> pa.Table:
-        column = table[name]
-        if pa.types.is_fixed_size_list(column.type):
-            new: Any = fixed_lists(change(matrix_of(column).copy()), column.type.value_type)
-        else:
-            new = pa.array(change(column.to_numpy().copy()), column.type)
-        return table.set_column(table.schema.get_field_index(name), table.schema.field(name), new)
-
-    return changed
-
-
-def first_is(value: float) -> Callable[[np.ndarray], np.ndarray]:
-    def change(values: np.ndarray) -> np.ndarray:
-        values.flat[0] = value
-        return values
+def first_is(value: float) -> Callable[[LogitBatch], LogitBatch]:
+    def change(batch: LogitBatch) -> LogitBatch:
+        directions = batch.directions.copy()
+        directions[0, 0] = value
+        return batch._replace(directions=directions)
 
     return change
 
 
-def other_way(values: np.ndarray) -> np.ndarray:
-    return -values
+def without_the_first(batch: LogitBatch) -> LogitBatch:
+    return LogitBatch(*(column[1:] for column in batch))
+
+
+def other_way(batch: LogitBatch) -> LogitBatch:
+    return batch._replace(directions=-batch.directions)
+
+
+def next_ones(batch: LogitBatch) -> LogitBatch:
+    return batch._replace(directions=np.roll(batch.directions, 1, axis=0))
 
 
 FAULTS = {
-    "NaN in offsets": (with_column("offset", first_is(np.nan)), "column offset of its logits holds"),
-    "infinity in directions": (with_column("vector", first_is(np.inf)), "column vector of its logits holds"),
-    "a logit is missing": (lambda table: table.slice(1), "models have other logits than their descriptors"),
-    "directions turned round": (with_column("vector", other_way), "a wrong score"),
-    "wrong offsets": (with_column("offset", lambda values: values + 3), "a wrong score"),
+    "NaN": (first_is(np.nan), "values of offset of its logits are not finite"),
+    "infinity": (first_is(np.inf), "values of direction of its logits are not finite"),
+    "a logit is missing": (without_the_first, "models have other logits than their descriptors"),
+    "directions turned round": (other_way, "a wrong score"),
+    "directions of other logits": (next_ones, "a wrong score"),
 }
 
 
@@ -127,7 +123,7 @@ def test_a_generation_that_is_wrong_does_not_go_live(
 
 
 def test_a_wrong_generation_on_s3(indexed: Indexed, remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    change, told = FAULTS["NaN in offsets"]
+    change, told = FAULTS["NaN"]
     real = publish_module._logit_batches
     monkeypatch.setattr(publish_module, "_logit_batches", lambda *given: map(change, real(*given)))
     before = generations(remote)

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog import matching, shortlist
-from probelog.directions import quantised
-from probelog.index import MODEL_FACTS, GenerationWriter
+from probelog import matching
+from probelog.directions import BYTES, PRECISE, Basis
+from probelog.index import MODEL_FACTS, GenerationWriter, logit_facts, structured
 from probelog.index_writer import LogitBatch, same_weights, write_tables
 from probelog.matching import Background
-from probelog.shortlist import Projection
 from probelog.storage import Store
 
 
@@ -28,43 +27,65 @@ def unit(seed: int, count: int, dimension: int) -> np.ndarray:
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(2, 100))
 def test_directions_keep_their_length_and_nearly_their_place(seed: int, count: int, dimension: int) -> None:
     rows = unit(seed, count, dimension)
-    found = quantised(rows).decoded()
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    assert (np.abs(found - rows) <= np.abs(rows).max(axis=1, keepdims=True) / 127).all()
+    basis = Basis.learnt(rows, Background(unit(seed + 1, 5, dimension), 3.0))
+    coordinates = basis.decoded(basis.stored(rows))
+    np.testing.assert_allclose(np.linalg.norm(coordinates, axis=1), 1, atol=1e-5)
+    assert np.abs(basis.directions(coordinates) - rows).max() < 0.02
+    np.testing.assert_allclose(
+        basis.coordinates(rows) @ basis.coordinates(rows[0]), rows @ rows[0], atol=1e-5
+    )
 
 
 def test_a_direction_of_zeros_and_none_at_all() -> None:
-    assert not quantised(np.zeros((1, 4))).decoded().any()
-    assert quantised(np.zeros((0, 4))).decoded().shape == (0, 4)
+    basis = Basis.learnt(np.zeros((3, 4)), Background(np.zeros((0, 4)), 3.0))
+    assert not basis.decoded(basis.stored(np.zeros((1, 4)))).any()
+    assert basis.decoded(basis.stored(np.zeros((0, 4)))).shape == (0, 4)
 
 
-def test_scores_of_stored_directions_are_right_to_a_hundredth() -> None:
-    gallery, background, b = unit(0, 2000, 512), unit(1, 200, 512), 6.0
-    stored = quantised(gallery).decoded()
-    exact, found = (
-        b * rows @ background.T - matching.offsets(rows, background, b)[:, None] for rows in (gallery, stored)
-    )
-    assert np.abs(exact - found).max() < 0.02
-    assert (exact - found).std() < 0.005
+def kindred(seed: int, count: int, dimension: int) -> np.ndarray:
+    """Unit vectors whose spectrum falls as that of real logits' directions does."""
+    spectrum = np.arange(1, dimension + 1) ** -1.5
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(dimension, dimension)))[0]
+    rows = np.random.default_rng(seed).normal(size=(count, dimension)) * spectrum @ turned
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("dimension", [24, 512, 768])
+def test_scores_of_stored_directions_are_right_to_a_hundredth(dimension: int) -> None:
+    gallery = kindred(1, 2000, dimension)
+    background = Background(kindred(2, 200, dimension), 9.0)
+    basis = Basis.learnt(gallery[:1000], background)
+    stored = basis.stored(gallery)
+    assert sum(values[0].nbytes for values in stored) <= BYTES
+    found, asked = basis.decoded(stored), basis.coordinates(background.directions)
+    scores = [
+        9.0 * rows @ queries.T - matching.offsets(rows, queries, 9.0)[:, None]
+        for rows, queries in ((gallery, background.directions), (found, asked))
+    ]
+    assert np.abs(scores[0] - scores[1]).max() < 0.01
 
 
 def test_a_shortlists_products_rank_as_scores_do() -> None:
     """With all dimensions kept the inner product is the score, up to a constant and the scale."""
-    dimension = 20
-    gallery, query, b = unit(0, 500, dimension), unit(1, 1, dimension)[0], 8.0
-    offsets = np.random.default_rng(2).normal(size=500)
-    projection = Projection.learnt(gallery, offsets, b)
-    again = Projection.from_arrays(projection.arrays(), projection.middle, b)
-    products = again.of_logits(gallery, offsets).astype(float) @ again.of_query(query)
+    dimension, b = 20, 8.0
+    gallery, query = unit(0, 500, dimension), unit(1, 1, dimension)[0]
+    background = Background(unit(2, 30, dimension), b)
+    offsets = background.offsets(gallery)
+    learnt = Basis.learnt(gallery, background)
+    basis = Basis.from_array(learnt.array(), learnt.middle, b)
+    vectors = basis.vectors(basis.coordinates(gallery), offsets)
+    products = vectors.astype(float) @ basis.query(basis.coordinates(query))
     scores = b * gallery @ query - offsets
-    assert projection.width % 8 == 0
+    assert vectors.shape[1] == basis.width == 24
     np.testing.assert_allclose(b * (products - products.mean()), scores - scores.mean(), atol=0.03)
-    wide = Projection.learnt(unit(0, 500, 300), offsets, b)
-    assert wide.width == shortlist.WIDTH
+    assert Basis.learnt(unit(0, 500, 300), Background(unit(2, 30, 300), b)).width == PRECISE + 1
 
 
 def test_the_first_model_stands_for_its_weights() -> None:
     assert same_weights(["a", None, "b", "a", None, "", "b"]).tolist() == [0, 1, 2, 0, 4, 5, 2]
+
+
+SAMPLE = unit(9, 20, 8)
 
 
 def facts(digests: list[str | None]) -> pa.Table:
@@ -85,11 +106,12 @@ def test_weights_are_written_once_however_they_are_batched(tmp_path: Path) -> No
     writer = GenerationWriter(Store(tmp_path), "a")
     background = Background(unit(5, 4, 8), 3.0)
     batches = [batch([1, 1, 2]), batch([2, 3]), batch([3, 4])]
-    written = write_tables(writer, batches, facts(["x", "x", "y", "x", None]), background, 3)
+    written = write_tables(writer, batches, facts(["x", "x", "y", "x", None]), background, SAMPLE, 3)
     assert (written.rows, written.logits) == (5, 2 + 2 + 2 + 2 + 1)
-    logits = writer.open("logits").to_arrow()
-    assert logits["id"].to_pylist() == [0, 1, 2, 3, 4]
-    assert logits["weights"].to_pylist() == [0, 0, 2, 2, 4]
+    kind = logit_facts(Basis.learnt(SAMPLE, background), 3)
+    logits = structured(writer.open("logits").to_arrow()["facts"], kind)
+    assert logits["row"].tolist() == [0, 1, 2, 3, 4]
+    assert logits["weights"].tolist() == [0, 0, 2, 2, 4]
     models = writer.open("models").to_arrow().select(["weights", "first_row", "rows", "copies"]).to_pydict()
     assert models == {
         "weights": [0, 0, 2, 0, 4],
@@ -103,4 +125,4 @@ def test_a_models_logits_follow_each_other(tmp_path: Path) -> None:
     writer = GenerationWriter(Store(tmp_path), "a")
     batches = [batch([0, 1]), batch([0])]
     with pytest.raises(RuntimeError, match="logits of model 0 do not follow each other"):
-        write_tables(writer, batches, facts([None, None]), Background(unit(5, 4, 8), 3.0), 3)
+        write_tables(writer, batches, facts([None, None]), Background(unit(5, 4, 8), 3.0), SAMPLE, 3)
