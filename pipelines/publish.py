@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipelines.background import background_names
 from pipelines.complete import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
-from pipelines.publish_checks import Described, Expected, check_generation
+from pipelines.publish_checks import Described, Expected, check_generation, same_logits
 from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.confidence import ColumnStatistics, Confidence
@@ -178,6 +178,8 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         background,
         some,
         given.probe_set.count,
+        # Not the weights alone: a stranger's copy with other preprocessing must not stand for the original.
+        [same_logits(model) for model in models],
     )
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)

@@ -12,7 +12,7 @@ Everything is streamed, a part of descriptors or a batch of rows at a time: memo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,7 @@ class Described:
 
     def fold(self, place: int) -> Key:
         """Equal for the same output of the same weights."""
-        name = self.model.weight_digest or f"{self.model.repo}@{self.model.sha}"
-        return name, int(self.logits[place]), bool(self.negated[place])
+        return same_logits(self.model), int(self.logits[place]), bool(self.negated[place])
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,11 @@ class Expected:
     vectors: npt.NDArray[np.float32]
     embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]
     prompts: Sequence[str]
+
+
+def same_logits(model: ProbedModel) -> str:
+    """Equal for models with the same logits, which an index stores once: as the first one described has them."""
+    return model.identity or model.weight_digest or f"{model.repo}@{model.sha}"
 
 
 def check_generation(generation: Generation, expected: Expected) -> None:
@@ -219,6 +223,7 @@ class _Canary:
         direction: (d,), by the original encoder or of a logit.
         excluded: background names that do not compete with it.
         hits: the client's answer.
+        same: what models share their logits by (`same_logits`), by repository.
         itself: the logit whose direction it is.
     """
 
@@ -228,6 +233,7 @@ class _Canary:
         direction: Float64,
         excluded: npt.NDArray[np.int64],
         hits: Sequence[Hit],
+        same: Mapping[str, str],
         itself: Key | None = None,
     ) -> None:
         self.told, self.direction, self.excluded, self.hits, self.itself = (
@@ -237,13 +243,15 @@ class _Canary:
         self.exact: dict[Key, float] = {}
         # Exact scores of what the client answered.
         self.scores: dict[Key, float] = {}
-        self._asked = {hit.repo: [_key(h) for h in hits if h.repo == hit.repo] for hit in hits}
+        self._asked: dict[str, list[Key]] = {}
+        for hit in hits:
+            self._asked.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
 
     def take(self, block: Sequence[Described], scores: Float64) -> None:
         """Take some models' scores in: (N,), of all their logits."""
         starts = np.cumsum([0, *(len(described.negated) for described in block)])
         for described, start in zip(block, starts[:-1].tolist(), strict=True):
-            for key in self._asked.get(described.model.repo, ()):
+            for key in self._asked.get(same_logits(described.model), ()):
                 place = described.place(key)
                 if place is not None:
                     self.scores[key] = float(scores[start + place])
@@ -266,8 +274,9 @@ def _answers(generation: Generation, expected: Expected) -> Iterator[str]:
     index = Index(generation.index, pinned=generation)
     step = max(1, len(expected.background) // _NAMES)
     names = [*expected.background[::step][:_NAMES], *_STRANGERS]
-    canaries = [_named(generation, index, space, expected, name) for name in names]
-    canaries += _of_logits(generation, index, expected)
+    same = {model.repo: same_logits(model) for model in expected.models}
+    canaries = [_named(generation, index, space, expected, name, same) for name in names]
+    canaries += _of_logits(generation, index, expected, same)
     shifts = np.stack(
         [
             canary.direction - _exported(generation, expected, name)
@@ -301,11 +310,16 @@ def _answers(generation: Generation, expected: Expected) -> Iterator[str]:
 
 
 def _named(
-    generation: Generation, index: Index, space: matching.HeadSpace, expected: Expected, name: str
+    generation: Generation,
+    index: Index,
+    space: matching.HeadSpace,
+    expected: Expected,
+    name: str,
+    same: Mapping[str, str],
 ) -> _Canary:
     excluded = background_numbers(generation, [name])
     direction = space.of_texts(expected.embed([name]), [excluded])[0]
-    return _Canary(repr(name), direction, excluded, index.search(name, k=ANSWERS))
+    return _Canary(repr(name), direction, excluded, index.search(name, k=ANSWERS), same)
 
 
 def _exported(generation: Generation, expected: Expected, name: str) -> Float64:
@@ -314,12 +328,14 @@ def _exported(generation: Generation, expected: Expected, name: str) -> Float64:
     return found
 
 
-def _of_logits(generation: Generation, index: Index, expected: Expected) -> Iterator[_Canary]:
+def _of_logits(
+    generation: Generation, index: Index, expected: Expected, same: Mapping[str, str]
+) -> Iterator[_Canary]:
     """Logits here and there, each asked for by its direction as if it were one of another index."""
     elsewhere = Index(generation.index, pinned=generation)
     share = min(1.0, _LOGITS / max(1, len(expected.models)))
     count = 0
-    for described in expected.described():
+    for described in _distinct(expected.described()):
         # By a hash, so that every part of the index has its turn; the first one whatever its hash.
         if count and int(digest(described.model.repo.encode())[:8], 16) >= share * 2**32:
             continue
@@ -330,7 +346,7 @@ def _of_logits(generation: Generation, index: Index, expected: Expected) -> Iter
         name = f"{described.model.repo}#{described.logits[row]}"
         hits = index.search(like=name, like_index=elsewhere, k=ANSWERS)
         direction = described.directions[row].astype(np.float64)
-        yield _Canary(name, direction, np.zeros(0, np.int64), hits, itself=described.fold(row))
+        yield _Canary(name, direction, np.zeros(0, np.int64), hits, same, described.fold(row))
         if count >= _LOGITS:
             return
 
@@ -345,7 +361,7 @@ def _scan(
     """Score every logit exactly, and find by how much each of some shifts of a direction moves any cosine at most."""
     directions = np.stack([canary.direction for canary in canaries]).T
     moved = np.zeros(len(shifts))
-    for block in _blocks(expected.described()):
+    for block in _blocks(_distinct(expected.described())):
         gallery = np.concatenate([described.directions for described in block]).astype(np.float64)
         moved = np.maximum(moved, np.abs(gallery @ shifts.T).max(axis=0, initial=0.0))
         cosines = gallery @ directions
@@ -371,6 +387,16 @@ class _Offsets:
         if not rivals.shape[1]:
             return np.zeros(len(rivals))
         return np.asarray(np.log(rivals.mean(axis=1)) + self._top[:, 0])
+
+
+def _distinct(described: Iterable[Described]) -> Iterator[Described]:
+    """The first of all models with the same logits: theirs are those that an index keeps."""
+    seen: set[str] = set()
+    for item in described:
+        key = same_logits(item.model)
+        if key not in seen:
+            seen.add(key)
+            yield item
 
 
 def _blocks(described: Iterable[Described]) -> Iterator[list[Described]]:

@@ -72,11 +72,11 @@ class Written:
     meta: dict[str, bytes]
 
 
-def same_weights(digests: Sequence[str | None]) -> npt.NDArray[np.int32]:
-    """For every model the number of the first one with its weight digest: (M,). Without a digest it is its own."""
+def same_weights(keys: Sequence[str | None]) -> npt.NDArray[np.int32]:
+    """For every model the number of the first one with its key: (M,). Without a key it is its own."""
     first: dict[str, int] = {}
     return np.asarray(
-        [number if not digest else first.setdefault(digest, number) for number, digest in enumerate(digests)],
+        [number if not key else first.setdefault(key, number) for number, key in enumerate(keys)],
         np.int32,
     )
 
@@ -88,6 +88,7 @@ def write_tables(
     background: Background,
     sample: Floats,
     probes: int,
+    same: Sequence[str | None] | None = None,
     exact_logits: int = EXACT_LOGITS,
 ) -> Written:
     """Write ``logits`` and ``models``, and from ``exact_logits`` rows on a vector index of the logits.
@@ -101,9 +102,11 @@ def write_tables(
         sample: (S, d) directions of some thousand of the logits, from everywhere: the basis that
             all are stored in is learnt from them.
         probes: how many there are.
+        same: a key for every model, equal where the logits are the same (``ProbedModel.identity``); by default the
+            weight digests.
         exact_logits: below this many rows a client scores them all.
     """
-    numbering = _Numbering(same_weights(models["weight_digest"].to_pylist()))
+    numbering = _Numbering(same_weights(models["weight_digest"].to_pylist() if same is None else same))
     basis = Basis.learnt(sample, background)
     gallery = _Sample(_GALLERY_SAMPLE, np.empty(0, logit_facts(basis, probes)))
     rows = writer.write(

@@ -100,6 +100,7 @@ def test_scratch_is_full(
     assert not [path for path in disk.folder.glob("probelog/downloads/**/*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_the_store_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:

@@ -38,7 +38,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("encoder") / "files")
 
 
-@pytest.fixture(params=["local", "s3"])
+LOCAL_AND_S3 = ["local", "s3"]
+# The bucket's server runs in the tests' process: what asks it hundreds of times takes long.
+LOCAL_AND_SLOW_S3 = ["local", pytest.param("s3", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=LOCAL_AND_S3)
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return Store(tmp_path / "store" / "index")
@@ -95,6 +100,7 @@ def test_of_two_publishers_one_wins_and_the_other_says_so(index: Store, encoder:
     assert generations(index) == {live.generation}, "what lost is removed"
 
 
+@pytest.mark.parametrize("index", LOCAL_AND_SLOW_S3, indirect=True)
 @pytest.mark.parametrize("publishes", [100])
 def test_readers_through_a_hundred_publishes_and_rollbacks(
     index: Store, encoder: Path, publishes: int, monkeypatch: pytest.MonkeyPatch
@@ -142,6 +148,7 @@ def at_step(index: Store, name: str) -> Callable[[], bool]:
 STEPS = ("hold.json", "logits.lance", "models.lance", "meta.lance", "files.json", POINTER)
 
 
+@pytest.mark.parametrize("index", LOCAL_AND_SLOW_S3, indirect=True)
 def test_a_publisher_is_killed_at_every_step(index: Store, encoder: Path) -> None:
     """SIGKILL when a file appears. The old generation answers on, and the next publisher is not in its way."""
     publish(index, load_encoder(encoder), "g0")
