@@ -179,7 +179,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         some,
         given.probe_set.count,
         # Not the weights alone: a stranger's copy with other preprocessing must not stand for the original.
-        [same_logits(model) for model in models],
+        same=[same_logits(model) for model in models],
     )
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)

@@ -88,8 +88,8 @@ def write_tables(
     background: Background,
     sample: Floats,
     probes: int,
-    same: Sequence[str | None] | None = None,
     exact_logits: int = EXACT_LOGITS,
+    same: Sequence[str | None] | None = None,
 ) -> Written:
     """Write ``logits`` and ``models``, and from ``exact_logits`` rows on a vector index of the logits.
 
@@ -102,9 +102,9 @@ def write_tables(
         sample: (S, d) directions of some thousand of the logits, from everywhere: the basis that
             all are stored in is learnt from them.
         probes: how many there are.
+        exact_logits: below this many rows a client scores them all.
         same: a key for every model, equal where the logits are the same (``ProbedModel.identity``); by default the
             weight digests.
-        exact_logits: below this many rows a client scores them all.
     """
     numbering = _Numbering(same_weights(models["weight_digest"].to_pylist() if same is None else same))
     basis = Basis.learnt(sample, background)

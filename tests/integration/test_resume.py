@@ -43,6 +43,7 @@ def gcs_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+@pytest.mark.slow
 def test_killed_while_probing(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model's download stalls; when the seven others are through, everything is killed, Ray included."""
     store = indexed.copy_store(tmp_path / "store", "catalogue", "observations", "completion", "index")
