@@ -38,6 +38,8 @@ class Stub:
             time.sleep(3600)
         if item.startswith("slow"):
             time.sleep(1)
+        if item.startswith("brief"):
+            time.sleep(0.05)
         if item.startswith("back") and Path(self._log).read_text().split().count(item) == 1:
             return HandedBack()
         return item.upper()
@@ -149,7 +151,8 @@ def test_the_number_of_workers_follows_the_cluster(tmp_path, monkeypatch: pytest
 
 def test_suspects_get_their_turn_while_there_is_other_work(tmp_path) -> None:
     """The killer is through long before the items are."""
-    items = ["crash-a", *(f"item-{i}" for i in range(400))]
+    # Ten seconds of other work for each of two workers, which a replacement's start does not outlast.
+    items = ["crash-a", *(f"brief-{i}" for i in range(400))]
     _, _, found = outcomes(items, tmp_path)
     place = next(number for number, outcome in enumerate(found) if outcome.reason is not None)
     assert found[place].item == "crash-a"
