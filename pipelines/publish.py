@@ -9,6 +9,7 @@ import random
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,31 @@ class _Inputs:
     receipts: list[Receipt]
     rows: dict[tuple[str, str], CatalogueRow]
     background: list[str]
+
+    @cached_property
+    def models(self) -> list[ProbedModel]:
+        """The models to publish, in the index's order."""
+        ledger = Ledger(self.job.store, "")
+        return [m for m in ledger.models(self.receipts) if (m.repo, m.sha) in self.rows]
+
+    @cached_property
+    def numbers(self) -> dict[tuple[str, str], int]:
+        """Their places in that order."""
+        return {(model.repo, model.sha): number for number, model in enumerate(self.models)}
+
+    @cached_property
+    def embeddings(self) -> npt.NDArray[np.float32]:
+        """The encoder's unit vectors of the probes: (n, d)."""
+        return self.probe_set.embeddings(self.encoder.digest)
+
+    @cached_property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """Unit vectors of the background's names: (B, d)."""
+        return self.embed(self.background)
+
+    def embed(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors of names in the index's prompts: (C, d)."""
+        return name_vectors(self.encoder.embed_texts, self.job.config.prompts, names)
 
     @property
     def source(self) -> str:
@@ -146,15 +172,14 @@ def _live(index: Store) -> Pointer | None:
 
 def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[str, Any]:
     job, config, completed = given.job, given.job.config, given.completed
-    embeddings = given.probe_set.embeddings(given.encoder.digest)
+    embeddings = given.embeddings
     job.report.line("publish: exporting the encoder")
     text = export_text_encoder(given.encoder)
     prompts = [text for name in given.background for text in prompted(config.prompts, name)]
     text_difference = check_text_encoder(given.encoder, text, prompts)
     images, image_difference, missing = _image_encoder(given)
 
-    models = _models(given)
-    numbers = {(model.repo, model.sha): number for number, model in enumerate(models)}
+    models = given.models
     if not models:
         raise UsageError(
             "there is nothing to publish: none of the catalogue's models was probed with success"
@@ -164,16 +189,15 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
             f"publish: the background holds {len(given.background)} names only: answers will be worse than they could "
             "be; some hundreds of names of all sorts are better"
         )
-    vectors = name_vectors(given.encoder.embed_texts, config.prompts, given.background)
-    space = matching.HeadSpace(embeddings, vectors)
-    some = _some_directions(given, numbers)
+    space = matching.HeadSpace(embeddings, given.vectors)
+    some = _some_directions(given)
     background = Background(space.background, matching.sharpness(some, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
     written = write_tables(
         writer,
-        _logit_batches(given, numbers, background, sample),
+        _logit_batches(given, background, sample),
         _model_table(given, models),
         background,
         some,
@@ -213,7 +237,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
     meta = {
         "settings": json.dumps(settings).encode(),
         "background": json.dumps(given.background).encode(),
-        "background_vectors.npy": npy(vectors),
+        "background_vectors.npy": npy(given.vectors),
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": text.onnx,
         "tokenizer.json": text.tokenizer_json.encode(),
@@ -236,13 +260,8 @@ def _image_encoder(given: _Inputs) -> tuple[Any, float | None, str | None]:
         return None, None, str(error)
 
 
-def _models(given: _Inputs) -> list[ProbedModel]:
-    ledger = Ledger(given.job.store, "")
-    return [m for m in ledger.models(given.receipts) if (m.repo, m.sha) in given.rows]
-
-
 def _described(
-    given: _Inputs, numbers: dict[tuple[str, str], int], receipts: Sequence[Receipt] | None = None
+    given: _Inputs, receipts: Sequence[Receipt] | None = None
 ) -> Iterator[tuple[ProbedModel, int, pa.Table]]:
     """Every published model, or those of some receipts, with its number and its logits' descriptors.
 
@@ -260,19 +279,18 @@ def _described(
                 stop += 1
             rows = table.slice(start, stop - start)
             start = stop
-            if rows.num_rows and (model.repo, model.sha) in numbers:
-                yield model, numbers[model.repo, model.sha], rows
+            if rows.num_rows and (model.repo, model.sha) in given.numbers:
+                yield model, given.numbers[model.repo, model.sha], rows
         if start != len(owners):
             raise StoreError(f"{store.path(part.path)} holds logits that its receipt does not speak of")
 
 
 def _logit_batches(
     given: _Inputs,
-    numbers: dict[tuple[str, str], int],
     background: Background,
     sample: _Sample,
 ) -> Iterator[LogitBatch]:
-    for model, number, rows in _described(given, numbers):
+    for model, number, rows in _described(given):
         probes = _lists(rows["top_probes"])
         directions = _directions(rows)
         logits = rows["logit"].to_numpy()
@@ -326,7 +344,7 @@ class _Sample:
             self._labels,
             space,
             b,
-            lambda names: name_vectors(given.encoder.embed_texts, config.prompts, names),
+            given.embed,
             given.background,
             statistics,
             config.seed,
@@ -341,13 +359,13 @@ def _directions(rows: pa.Table) -> npt.NDArray[np.float32]:
     return np.concatenate([_lists(rows[name]) for name in names]).astype(np.float32)
 
 
-def _some_directions(given: _Inputs, numbers: dict[tuple[str, str], int]) -> npt.NDArray[np.float32]:
+def _some_directions(given: _Inputs) -> npt.NDArray[np.float32]:
     """Directions (S, d) of about ``_SAMPLE_LOGITS`` logits, or of all: of models from everywhere."""
     sample: list[npt.NDArray[np.float32]] = []
     count = 0
     receipts = [*given.receipts]
     random.Random(0).shuffle(receipts)  # noqa: S311 - a draw, not a secret
-    for _, _, rows in _described(given, numbers, receipts):
+    for _, _, rows in _described(given, receipts):
         sample.append(_directions(rows))
         count += len(sample[-1])
         if count >= _SAMPLE_LOGITS:
@@ -406,30 +424,24 @@ def _probe_table(probe_set: ProbeSet, embeddings: npt.NDArray[np.float32]) -> pa
 
 def _expected(given: _Inputs) -> Expected:
     """What the checks compare the new generation with."""
-    models = _models(given)
-    numbers = {(model.repo, model.sha): number for number, model in enumerate(models)}
-    prompts = given.job.config.prompts
-
-    def embed(names: Sequence[str]) -> npt.NDArray[np.float32]:
-        return name_vectors(given.encoder.embed_texts, prompts, names)
 
     def described() -> Iterator[Described]:
-        for model, number, rows in _described(given, numbers):
+        for model, number, rows in _described(given):
             logits, negated = rows["logit"].to_pylist(), np.zeros(rows.num_rows, bool)
             if model.head == Head.SINGLE:
                 logits, negated = logits * 2, np.concatenate([negated, ~negated])
             yield Described(model, number, logits, negated, _directions(rows))
 
     return Expected(
-        models=models,
+        models=given.models,
         described=described,
         missing=_without_descriptor(given),
         dropped=given.completed.dropped,
-        embeddings=given.probe_set.embeddings(given.encoder.digest),
+        embeddings=given.embeddings,
         background=given.background,
-        vectors=embed(given.background),
-        embed=embed,
-        prompts=prompts,
+        vectors=given.vectors,
+        embed=given.embed,
+        prompts=given.job.config.prompts,
     )
 
 
