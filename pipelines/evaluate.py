@@ -91,19 +91,18 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     truth = Truth.read(truth_file)
     store = find_index(uri)
     generation = Generation(store, read_pointer(store)[0])
-    logit, negated = (
-        np.concatenate([getattr(logits, name) for logits in generation.blocks()]).tolist()
-        for name in ("logit", "negated")
-    )
+    logit, negated = np.zeros(generation.size, np.int64), np.zeros(generation.size, bool)
+    for logits in generation.blocks():
+        logit[logits.rows], negated[logits.rows] = logits.logit, logits.negated
     classes: list[set[int]] = []
     kept: list[_Kept] = []
-    for model in generation.numbered("models", ["repo", "sha", "first_row", "rows"]).to_pylist():
+    for model in generation.models_table(["repo", "sha", "first_row", "rows"]).to_pylist():
         repo = model["repo"]
         if repo not in truth.logits or truth.kinds[repo] in kinds:
             continue
         for row in range(model["first_row"], model["first_row"] + model["rows"]):
             if logit[row] < len(truth.logits[repo]):
-                kept.append(_Kept(row, repo, model["sha"], logit[row], negated[row]))
+                kept.append(_Kept(row, repo, model["sha"], int(logit[row]), bool(negated[row])))
                 classes.append(set() if negated[row] else truth.logits[repo][logit[row]])
     if not kept:
         raise UsageError(f"{truth_file} speaks of none of the models in {store.uri}")

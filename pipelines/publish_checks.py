@@ -132,8 +132,7 @@ def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
             f"its descriptors lack {expected.missing} logits of the receipts' models, but {expected.dropped} were "
             "dropped for being constant"
         )
-    listed = generation.rows("models", ["id", "repo", "sha", "logits", "weights", "first_row", "rows"])
-    listed = listed.sort_by("id")
+    listed = generation.models_table(["repo", "sha", "logits", "weights", "first_row", "rows"])
     found = list(zip(*(listed[name].to_pylist() for name in ("repo", "sha", "logits")), strict=True))
     if found != [(model.repo, model.sha, model.logits) for model in expected.models]:
         yield f"its {len(found)} models are not the {len(expected.models)} of the receipts and the catalogue"

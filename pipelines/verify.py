@@ -254,8 +254,8 @@ class _Verifier:
         self._count(len(data))
         if not protected:
             self._note("unprotected", f"index/{POINTER}", "written by an early ProbeLog, without a seal")
-        for item in _generations(pointer):
-            yield from self._generation(index, str(item["generation"]), item["files"])
+        for name, files in _generations(pointer).items():
+            yield from self._generation(index, name, files)
 
     def _generation(self, index: Store, name: str, expected: str | None) -> Iterator[Check]:
         folder = f"index/{folder_of(name)}"
@@ -378,8 +378,14 @@ def _ledger_parts(receipt: Receipt) -> Iterator[tuple[Part, pa.Schema]]:
         yield receipt.weights, WEIGHTS
 
 
-def _generations(pointer: Pointer) -> list[Mapping[str, str | None]]:
-    return [pointer.facts, *pointer.previous, *pointer.withdrawn]
+def _generations(pointer: Pointer) -> dict[str, str | None]:
+    """The generations that the pointer names, and the digests of their lists of files."""
+    found: dict[str, str | None] = {}
+    for item in pointer.kept:
+        found[str(item["generation"])] = item["files"]
+        if item.get("base") is not None:
+            found.setdefault(str(item["base"]), item.get("base_files"))
+    return found
 
 
 def _why_unexpected(name: str) -> str:

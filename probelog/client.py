@@ -171,7 +171,7 @@ class Index:
                 own = background_numbers(generation, names)
                 asked = generation.basis.coordinates(text_direction(generation, [text], own))
                 questions.append(Question(asked, own, np.empty((0, 0), np.float32)))
-            out = np.empty((len(texts), generation.size))
+            out = np.full((len(texts), generation.size), -np.inf)  # of models that are gone
             for logits in generation.blocks():
                 for i, question in enumerate(questions):
                     similarities = question.similarities(logits.coordinates)
@@ -195,7 +195,7 @@ class Index:
             model = generation.model(repo)
             logits = generation.logits(_own_rows(model))
             names, scores = generation.names(logits, concepts)
-            twins = generation.rows("models", ["id", "repo"], f"weights = {model['weights']}").sort_by("id")
+            twins = generation.models_table(["repo"], f"weights = {model['weights']}")
             return ModelSummary(
                 **{name: model[name] for name in _SUMMARY_FACTS},
                 same_weights=[twin["repo"] for twin in twins.to_pylist() if twin["id"] != model["id"]],
@@ -222,7 +222,7 @@ class Index:
         """
 
         def ask(generation: Generation) -> bytes:
-            found = generation.rows("probes", ["thumbnail"], f"id = {int(probe)}", limit=1)["thumbnail"]
+            found = generation.probes(["thumbnail"], f"id = {int(probe)}")["thumbnail"]
             if not len(found) or not found[0].is_valid:
                 raise QueryError(f"there is no picture of a probe {int(probe)} in this index")
             return bytes(found[0].as_py())
@@ -403,5 +403,5 @@ def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
 
 def _facts(generation: Generation, numbers: Sequence[int], names: Sequence[str]) -> dict[int, dict[str, Any]]:
     """Facts of some models, by number."""
-    rows = generation.take("models", numbers, names).to_pylist() if numbers else []
+    rows = generation.take_models(numbers, names).to_pylist() if numbers else []
     return {row.pop("id"): row for row in rows}

@@ -2,6 +2,10 @@
 
 What a small index (below ``shortlist.EXACT_LOGITS``) is searched by is read into memory once. Of a large one nothing
 is held whose size grows with it: logits are taken from the table as a query needs them, or streamed through.
+
+A generation is whole, or an *update* of a whole one, its *base* (``probelog.index_update``): it holds what came since,
+says which of the base's models are gone, and leaves probes, background, encoder and vector index to the base. To the
+reader both look alike.
 """
 
 from __future__ import annotations
@@ -9,11 +13,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -28,7 +30,6 @@ from probelog.index import (
     INDEX_VERSION,
     MODEL_FACTS,
     MODELS,
-    connect,
     logit_facts,
     matrix_of,
     structured,
@@ -36,6 +37,7 @@ from probelog.index import (
 from probelog.matching import Float64, HeadSpace
 from probelog.pointer import Pointer
 from probelog.storage import from_npy
+from probelog.tables import Tables, first_line, one_of, quoted
 
 if TYPE_CHECKING:
     from probelog.image_encoder import ImageEncoder
@@ -48,9 +50,6 @@ T = TypeVar("T")
 ROWS_AT_ONCE = 8192
 # Names that a mistyped one is compared with, letter by letter: some 20 microseconds each.
 _COMPARED_NAMES = 10_000
-
-# What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
-_NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
 
 
 class _Once(Generic[T]):
@@ -129,13 +128,9 @@ class Generation:
         self.index = index
         self.pointer = pointer
         self._lock = threading.RLock()
-        self._tables: dict[str, Any] = {}
-        with self._reading("settings"):
-            # LanceDB would make the missing folder.
-            if index.is_local and not Path(index.path(f"generations/{pointer.generation}")).is_dir():
-                raise FileNotFoundError("there is no such folder; publish again or roll back")
-            self._connection = connect(index, pointer.generation)
-            self.settings: dict[str, Any] = json.loads(self.meta("settings"))
+        self._own = Tables(index, pointer.generation)
+        with self._own.reading("settings"):
+            self.settings: dict[str, Any] = json.loads(self._own.meta("settings") or b"{}")
             version = int(self.settings["version"])
         if version > INDEX_VERSION:
             raise SchemaVersionError(
@@ -147,66 +142,92 @@ class Generation:
                 f"{index.uri}: index version {version} is older than this ProbeLog reads ({INDEX_VERSION}). "
                 "Publish it again (probelog-index publish), or use the ProbeLog that made it."
             )
+        base = self.settings.get("base")
+        self._base = self._own if base is None else Tables(index, str(base["generation"]))
+        # Models and rows from here on are the update's own.
+        self._base_rows = int(self.settings["rows"] if base is None else base["rows"])
+
+    @property
+    def is_update(self) -> bool:
+        """Whether it is an update of another generation."""
+        return self._base is not self._own
 
     def meta(self, key: str) -> bytes:
         """One value of the ``meta`` table."""
-        found = self.rows("meta", ["value"], f"key = '{key}'", limit=1)
-        if not found.num_rows:
+        found = self._own.meta(key)
+        if found is None and self.is_update:
+            found = self._base.meta(key)
+        if found is None:
             raise StoreError(f"{self.index.uri}: generation {self.pointer.generation} has no {key!r}")
-        return bytes(found["value"][0].as_py())
-
-    def rows(
-        self, name: str, columns: Sequence[str], where: str | None = None, limit: int | None = None
-    ) -> pa.Table:
-        """Columns of a table's rows, all of them or those that meet a condition."""
-        with self._reading(name):
-            table = self._table(name)
-            found = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
-            return (found if where is None else found.where(where)).to_arrow()
-
-    def _table(self, name: str) -> Any:
-        with self._lock:
-            if name not in self._tables:
-                self._tables[name] = self._connection.open_table(name)
-            return self._tables[name]
-
-    @contextlib.contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            # reason: LanceDB raises these, as it comes, for what is missing, damaged or out of reach
-            message = _first_line(error)
-            if not self.index.is_local and "credentials" in message.casefold():
-                message += " (for a bucket that is open to everybody set AWS_SKIP_SIGNATURE=true)"
-            raise StoreError(
-                f"{self.index.uri}: generation {self.pointer.generation} cannot be read ({what}): {message}"
-            ) from error
-
-    def numbered(self, name: str, columns: Sequence[str]) -> pa.Table:
-        """Columns of all rows of a table whose ids are their numbers, in that order, and ``id``."""
-        found = self.rows(name, ["id", *columns])
-        numbers = np.arange(found.num_rows)
-        # Lance scans in the order of writing, which is this one: sorting would copy everything for nothing.
-        if not np.array_equal(found["id"].to_numpy(), numbers):
-            found = found.sort_by("id")
-            if not np.array_equal(found["id"].to_numpy(), numbers):
-                raise self._gaps(name)
         return found
 
-    def take(self, name: str, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
-        """Columns of the rows with some numbers, in the order of the numbers, and ``id``."""
+    # Models
+
+    def models_table(
+        self, columns: Sequence[str], where: str | None = None, limit: int | None = None
+    ) -> pa.Table:
+        """Columns of the models, all of them or those that meet an SQL condition, by ``id``, which is among them.
+
+        Numbers have gaps where models of the base are gone.
+        """
+        names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
+        if not self.is_update:
+            return self._own.rows("models", names, where, limit).sort_by("id")
+        found = self._base.rows(
+            "models", names, where, None if limit is None else limit + len(self._replaced)
+        )
+        found = found.filter(pa.array(~np.isin(found["id"].to_numpy(), self._replaced)))
+        if "copies" in columns:
+            found = self._recounted(found)
+        found = pa.concat_tables([found, self._own.rows("models", names, where)]).sort_by("id")
+        return found if limit is None else found.slice(0, limit)
+
+    def take_models(self, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
+        """Columns of the models with some numbers, in the order of the numbers, and ``id``."""
         wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
-        if not len(wanted):
-            return self.rows(name, ["id", *columns], limit=1).slice(0, 0)
-        with self._reading(name):
-            query = self._table(name).take_offsets(wanted.tolist()).select(["id", *columns])
-            found = query.to_arrow()
+        names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
+        own = wanted[np.isin(wanted, self._own_numbers)] if self.is_update else np.empty(0, np.int64)
+        of_base = np.setdiff1d(wanted, own)
+        parts = [self._base.rows("models", names, limit=1).slice(0, 0)]
+        if len(of_base):
+            with self._base.reading("models"):
+                query = self._base.open("models").take_offsets(of_base.tolist()).select(names)
+                parts.append(query.to_arrow())
+            if self.is_update and "copies" in columns:
+                parts[-1] = self._recounted(parts[-1])
+        if len(own):
+            parts.append(self._own.rows("models", names, one_of("id", own.tolist())))
+        found = pa.concat_tables(parts).sort_by("id")
         if not np.array_equal(found["id"].to_numpy(), wanted):
-            found = found.sort_by("id")
-            if not np.array_equal(found["id"].to_numpy(), wanted):
-                raise self._gaps(name)
+            raise self._base.gaps("models")
         return found.take(places)
+
+    @_Once
+    def _replaced(self) -> npt.NDArray[np.int64]:
+        """Numbers of the base's models that are gone, or whose rows an update has written anew; ascending."""
+        return np.asarray(from_npy(self.meta("replaced.npy")), np.int64)
+
+    @_Once
+    def _own_numbers(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self._own.rows("models", ["id"])["id"].to_numpy(), np.int64)
+
+    @_Once
+    def _dead(self) -> npt.NDArray[np.int64]:
+        """Weights of the base that no model has any more: among others, which have no logits."""
+        return np.setdiff1d(self._replaced, self._own_numbers)
+
+    @_Once
+    def _counts(self) -> dict[int, int]:
+        """How many models there are with some weights of the base, where that has changed."""
+        return {int(weights): int(count) for weights, count in from_npy(self.meta("copies.npy"))}
+
+    def _recounted(self, models: pa.Table) -> pa.Table:
+        """The base's models with their ``copies`` as they are now."""
+        pairs = zip(models["weights"].to_pylist(), models["copies"].to_pylist(), strict=True)
+        copies = pa.array([self._counts.get(weights, count) for weights, count in pairs], pa.int32())
+        return models.set_column(models.column_names.index("copies"), "copies", copies)
+
+    # Background, encoder, probes
 
     @_Once
     def background(self) -> list[str]:
@@ -215,7 +236,7 @@ class Generation:
 
     @property
     def size(self) -> int:
-        """Rows of the ``logits`` table: logits of distinct weights."""
+        """Rows of the ``logits`` table: logits of distinct weights, those of models that are gone among them."""
         return int(self.settings["rows"])
 
     @property
@@ -226,7 +247,7 @@ class Generation:
     @_Once
     def basis(self) -> Basis:
         """From the encoder's space to that of the logits' coordinates."""
-        with self._reading("basis"):
+        with self._own.reading("basis"):
             return Basis.from_array(
                 from_npy(self.meta("basis.npy")), self.settings["middle_offset"], self.sharpness
             )
@@ -251,58 +272,79 @@ class Generation:
     @_Once
     def whole(self) -> Logits:
         """All logits. For small indexes, or a machine that has room for 2 KB a logit."""
-        return Logits.joined([*self._stream()])
+        return Logits.joined([*self._stream(), self.recent])
+
+    @_Once
+    def recent(self) -> Logits:
+        """The logits that an update holds itself: not in the vector index, and few enough to be scored one and all."""
+        if not self.is_update:
+            return self._logits(np.empty(0, self._facts))
+        with self._own.reading("logits"):
+            facts = structured(self._own.rows("logits", ["facts"])["facts"], self._facts)
+            facts = facts[np.argsort(facts["row"])]
+            if not np.array_equal(facts["row"], np.arange(self._base_rows, self.size)):
+                raise self._own.gaps("logits")
+        return self._logits(facts)
 
     def logits(self, rows: npt.NDArray[np.int64]) -> Logits:
-        """The logits at some rows, in their order."""
+        """The logits at some rows of living models, in their order."""
         if not self.large:
-            return self.whole[rows]
+            places = np.minimum(np.searchsorted(self.whole.rows, rows), len(self.whole) - 1)
+            if len(rows) and not np.array_equal(self.whole.rows[places], rows):
+                raise self._base.gaps("logits")
+            return self.whole[places]
         wanted, places = np.unique(rows, return_inverse=True)
-        if not len(wanted):
-            return self._logits(np.empty(0, self._facts))
-        with self._reading("logits"):
-            found = self._table("logits").take_offsets(wanted.tolist()).select(["facts"]).to_arrow()
-            facts = structured(found["facts"], self._facts)
+        of_base = wanted[wanted < self._base_rows]
+        facts = np.empty(0, self._facts)
+        if len(of_base):
+            with self._base.reading("logits"):
+                found = self._base.open("logits").take_offsets(of_base.tolist()).select(["facts"]).to_arrow()
+                facts = structured(found["facts"], self._facts)
             facts = facts[np.argsort(facts["row"])]
-            if not np.array_equal(facts["row"], wanted):
-                raise self._gaps("logits")
-        return self._logits(facts[places])
+            if not np.array_equal(facts["row"], of_base):
+                raise self._base.gaps("logits")
+        found = self._logits(facts)
+        if len(of_base) < len(wanted):
+            found = Logits.joined([found, self.recent[wanted[len(of_base) :] - self._base_rows]])
+        return found[places]
 
     def blocks(self) -> Iterator[Logits]:
         """All logits in the order of their rows, a large index's in pieces."""
         if self.large:
             yield from self._stream()
+            if len(self.recent):
+                yield self.recent
         else:
             yield self.whole
 
     def _stream(self) -> Iterator[Logits]:
-        """All logits in the order of their rows, in pieces: one at the least."""
+        """All logits of the base, or of a whole generation, in the order of their rows, in pieces: one at the least."""
         count = 0
-        with self._reading("logits"):
-            table = self._table("logits")
-            batches = (
-                table.search().select(["facts"]).limit(max(1, self.size)).to_batches(batch_size=ROWS_AT_ONCE)
-            )
+        base = self._base
+        with base.reading("logits"):
+            query = base.open("logits").search().select(["facts"]).limit(max(1, self._base_rows))
+            batches = query.to_batches(batch_size=ROWS_AT_ONCE)
         while True:
-            with self._reading("logits"):
+            with base.reading("logits"):
                 batch = next(batches, None)
                 if batch is None:
                     break
                 facts = structured(pa.chunked_array([batch["facts"]]), self._facts)
                 # Lance scans in the order of writing.
                 if not np.array_equal(facts["row"], np.arange(count, count + len(facts))):
-                    raise self._gaps("logits")
+                    raise base.gaps("logits")
             count += len(facts)
-            yield self._logits(facts)
-        if count != self.size:
-            raise self._gaps("logits")
+            yield self._living(facts)
+        if count != self._base_rows:
+            raise base.gaps("logits")
         if not count:
             yield self._logits(np.empty(0, self._facts))
 
-    def _gaps(self, name: str) -> StoreError:
-        return StoreError(
-            f"{self.index.uri}: the {name} table of generation {self.pointer.generation} has gaps"
-        )
+    def _living(self, facts: npt.NDArray[np.void]) -> Logits:
+        """From what the base holds of some logits, without those of models that are gone."""
+        if self.is_update and len(self._dead):
+            facts = facts[~np.isin(facts["weights"], self._dead)]
+        return self._logits(facts)
 
     def at(self, rows: npt.NDArray[np.int64]) -> Iterator[Logits]:
         """The logits at some rows, in pieces: one at the least."""
@@ -311,26 +353,32 @@ class Generation:
 
     @_Once
     def sample(self) -> Logits:
-        """A random sample of a large index's logits."""
-        with self._reading("sample"):
-            return self._logits(np.frombuffer(self.meta("sample"), self._facts))
+        """A random sample of a large index's logits; of an update's own ones the same share as of the base's."""
+        with self._own.reading("sample"):
+            facts = np.frombuffer(self.meta("sample"), self._facts)
+        share = len(facts) / max(1, self._base_rows)
+        drawn = np.random.default_rng(0).random(len(self.recent)) < share
+        return Logits.joined([self._living(facts), self.recent[drawn]])
 
     def shortlisted(
         self, coordinates: npt.NDArray[np.float32], count: int, effort: int = 1
     ) -> Iterator[Logits]:
-        """About the ``count`` best logits of a large index for a question's coordinates (p,), in pieces, by rows."""
+        """About the ``count`` best logits of a large index for a question's coordinates (p,), in pieces, by rows.
+
+        None of ``recent`` is among them.
+        """
         vector = self.basis.query(coordinates)
-        with self._reading("logits"):
-            found = shortlist.ask(self._table("logits"), vector, count, effort)
+        with self._base.reading("logits"):
+            found = shortlist.ask(self._base.open("logits"), vector, count, effort)
             facts = structured(found, self._facts)
         facts = facts[np.argsort(facts["row"])]
         for start in range(0, max(1, len(facts)), ROWS_AT_ONCE):
-            yield self._logits(facts[start : start + ROWS_AT_ONCE])
+            yield self._living(facts[start : start + ROWS_AT_ONCE])
 
     @_Once
     def space(self) -> HeadSpace:
         """What turns queries into directions: the probes and the background, as the encoder sees them."""
-        with self._reading("background"):
+        with self._own.reading("background"):
             return HeadSpace(self.probe_embeddings, from_npy(self.meta("background_vectors.npy")))
 
     @_Once
@@ -341,7 +389,7 @@ class Generation:
     @_Once
     def statistics(self) -> ColumnStatistics:
         """How the background concepts score over the gallery."""
-        with self._reading("background"):
+        with self._own.reading("background"):
             means, stds = from_npy(self.meta("background_statistics.npy"))
             return ColumnStatistics(means, stds)
 
@@ -371,7 +419,14 @@ class Generation:
     @_Once
     def probe_embeddings(self) -> npt.NDArray[np.float32]:
         """The encoder's embedding of every probe: (n, d), unit vectors."""
-        return matrix_of(self.numbered("probes", ["embedding"])["embedding"])
+        found = self.probes(["embedding"]).sort_by("id")
+        if not np.array_equal(found["id"].to_numpy(), np.arange(found.num_rows)):
+            raise self._base.gaps("probes")
+        return matrix_of(found["embedding"])
+
+    def probes(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
+        """Columns of the probes, all of them or those that meet an SQL condition, and ``id``."""
+        return self._base.rows("probes", ["id", *columns], where)
 
     @_Once
     def text_encoder(self) -> TextEncoder:
@@ -419,7 +474,7 @@ class Generation:
         if among is not None:
             whole += f" AND {one_of('weights', among)}"
         with self._understood(condition):
-            found = self.rows("models", ["id", *columns], whole, limit).sort_by("id")
+            found = self.models_table(columns, whole, limit)
         return {name: found[name].to_numpy() for name in found.column_names}
 
     def count_models(self, condition: str) -> int:
@@ -428,8 +483,15 @@ class Generation:
         Raises:
             QueryError: the condition is not understood; names the columns.
         """
-        with self._understood(condition), self._reading("models"):
-            return int(self._table("models").count_rows(f"({condition}\n)"))
+        whole = f"({condition}\n)"
+        with self._understood(condition):
+            count = self._base.count("models", whole)
+            if self.is_update:
+                replaced = one_of("id", self._replaced.tolist())
+                count += self._own.count("models", whole) - self._base.count(
+                    "models", f"{whole} AND {replaced}"
+                )
+        return count
 
     @contextlib.contextmanager
     def _understood(self, condition: str) -> Iterator[None]:
@@ -437,9 +499,9 @@ class Generation:
             yield
         except StoreError as error:
             # Raises where the table is at fault, not the condition.
-            self.rows("models", ["id", "repo"], limit=1)
+            self._base.rows("models", ["id", "repo"], limit=1)
             raise QueryError(
-                f"the filter {condition!r} is not understood: {_first_line(error.__cause__ or error)}\n"
+                f"the filter {condition!r} is not understood: {first_line(error.__cause__ or error)}\n"
                 f"It is an SQL condition over: {', '.join(MODEL_FACTS.names)}. "
                 "For example: licence = 'mit' AND downloads > 100"
             ) from error
@@ -450,9 +512,7 @@ class Generation:
         Raises:
             QueryError: the index does not hold it; names similar ones.
         """
-        found = (
-            self.rows("models", MODELS.names, f"repo = {quoted(repo)}", limit=1) if _sayable(repo) else None
-        )
+        found = self.models_table(MODELS.names, f"repo = {quoted(repo)}", limit=1) if _sayable(repo) else None
         if found is not None and found.num_rows:
             row: dict[str, Any] = found.to_pylist()[0]
             return row
@@ -471,28 +531,12 @@ class Generation:
             owner, _, name = wanted.rpartition("/")
             starts = [f"{owner or name}%", f"%/{name}%", f"%/{name[:4]}%", f"{(owner or name)[:4]}%"]
             condition = " OR ".join(f"lower(repo) LIKE {quoted(start)}" for start in starts)
-        found = self.rows("models", ["id", "repo"], condition, limit=_COMPARED_NAMES).sort_by("id")
+        found = self.models_table(["repo"], condition, limit=_COMPARED_NAMES)
         repos = [str(name) for name in found["repo"].to_pylist()]
         alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
         return (list(dict.fromkeys(alike)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5))[:3]
 
 
-def quoted(text: str) -> str:
-    """A text in SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def one_of(column: str, numbers: Iterable[int]) -> str:
-    """An SQL condition: the column holds one of these numbers."""
-    listed = ", ".join(str(int(number)) for number in numbers)
-    return f"{column} IN ({listed})" if listed else "false"
-
-
 def _sayable(text: str) -> bool:
     """Whether SQL can hold a text: no repository's name has what it cannot."""
     return "\x00" not in text and text.encode("utf-8", "replace").decode() == text
-
-
-def _first_line(error: BaseException) -> str:
-    lines = _NOISE.sub("", str(error).strip()).splitlines()
-    return lines[0].strip()[:300] if lines else repr(error)

@@ -30,7 +30,7 @@ from probelog.publishing import folder_of, list_files, renew, reserve
 from probelog.storage import Store, lance_options
 
 # Of a generation, in its settings; the pointer has a version of its own.
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 _RENEW_SECONDS = 60.0
 
 
@@ -75,13 +75,14 @@ MODEL_FACTS = pa.schema(
 )
 
 # Besides the facts: ``weights`` is the number of the first model with the same weights, which all of them share the
-# rows ``first_row`` .. ``first_row + rows`` of the logits table with.
+# rows ``first_row`` .. ``first_row + rows`` of the logits table with; ``identity`` is equal for just these models.
 MODELS = pa.schema(
     [
         ("id", pa.int32()),
         ("weights", pa.int32()),
         ("first_row", pa.int64()),
         ("rows", pa.int32()),
+        ("identity", pa.string()),
         *MODEL_FACTS,
     ]
 )

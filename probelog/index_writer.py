@@ -106,18 +106,19 @@ def write_tables(
         same: a key for every model, equal where the logits are the same (``ProbedModel.identity``); by default the
             weight digests.
     """
-    numbering = _Numbering(same_weights(models["weight_digest"].to_pylist() if same is None else same))
+    same = models["weight_digest"].to_pylist() if same is None else same
+    numbering = Numbering(same_weights(same))
     basis = Basis.learnt(sample, background)
     gallery = _Sample(_GALLERY_SAMPLE, np.empty(0, logit_facts(basis, probes)))
     rows = writer.write(
         "logits",
         logits_schema(basis, probes),
-        _logit_tables(batches, background, basis, numbering, gallery, probes),
+        logit_tables(batches, background, basis, numbering, probes, gallery),
     )
-    writer.write("models", MODELS, [numbering.joined(models)])
+    writer.write("models", MODELS, [numbering.joined(models, same)])
     if models.num_rows >= _INDEXED_MODELS:
         table = writer.open("models")
-        for column in ("repo", "weights"):
+        for column in ("repo", "weights", "identity"):
             table.create_scalar_index(column)
     large = rows >= exact_logits and rows > 0
     settings = {"rows": rows, "large": large, "middle_offset": basis.middle, "probes": probes}
@@ -128,18 +129,32 @@ def write_tables(
     return Written(numbering.logits, rows, settings, meta)
 
 
-def _logit_tables(
+def logit_tables(
     batches: Iterable[LogitBatch],
     background: Background,
     basis: Basis,
-    numbering: _Numbering,
-    gallery: _Sample,
+    numbering: Numbering,
     probes: int,
+    gallery: _Sample | None = None,
+    first_row: int = 0,
+    weights: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Iterator[pa.Table]:
+    """The ``logits`` table, batch by batch.
+
+    Args:
+        batches: all logits; those of weights that were met before are passed over.
+        background: what they are compared with.
+        basis: that they are stored in.
+        numbering: tells rows and weights.
+        probes: how many there are.
+        gallery: sees all rows.
+        first_row: number of the table's first row.
+        weights: (M,) what ``numbering``'s numbers of weights are called in the table; by default as they are.
+    """
     compared = Background(basis.coordinates(background.directions).astype(np.float64), background.sharpness)
     schema, kind = logits_schema(basis, probes), logit_facts(basis, probes)
     for batch in batches:
-        first = numbering.rows
+        first = first_row + numbering.rows
         kept = numbering.take(batch.model)
         if not len(kept):
             continue
@@ -147,12 +162,14 @@ def _logit_tables(
         coordinates = basis.decoded(stored)
         facts = np.zeros(len(kept), kind)
         facts["row"] = np.arange(first, first + len(kept))
-        facts["weights"] = numbering.weights[batch.model[kept]]
+        owners = numbering.weights[batch.model[kept]]
+        facts["weights"] = owners if weights is None else weights[owners]
         facts["logit"], facts["negated"] = batch.logit[kept], batch.negated[kept]
         facts["offset"] = compared.offsets(coordinates)
         facts["precise"], facts["rest"], facts["scale"] = stored
         facts["probes"] = batch.probes[kept, :SHOWN_PROBES]
-        gallery.add(facts)
+        if gallery is not None:
+            gallery.add(facts)
         # LanceDB would refuse what is not finite without saying whose it is: the publisher's checks find it in the facts.
         vectors = np.nan_to_num(basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
         yield pa.table(
@@ -161,7 +178,7 @@ def _logit_tables(
         )
 
 
-class _Numbering:
+class Numbering:
     """Which rows of ``logits`` are whose, while they are written."""
 
     def __init__(self, weights: npt.NDArray[np.int32]) -> None:
@@ -202,18 +219,26 @@ class _Numbering:
         """Logits of all models, copies counted."""
         return int(self._count[self.weights].sum(dtype=np.int64))
 
-    def joined(self, models: pa.Table) -> pa.Table:
+    @property
+    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Of every model the first of its rows, and how many: (M,) each."""
+        return self._first[self.weights], self._count[self.weights]
+
+    def joined(self, models: pa.Table, same: Sequence[str | None]) -> pa.Table:
         """The models' facts and where their logits are."""
         copies = np.bincount(self.weights, minlength=len(self.weights))
+        first, rows = self.places
         columns = {
             "id": np.arange(len(self.weights), dtype=np.int32),
             "weights": self.weights,
+            "identity": pa.array(same, pa.string()),
             "copies": copies[self.weights].astype(np.int32),
-            "first_row": self._first[self.weights],
-            "rows": self._count[self.weights],
+            "first_row": first,
+            "rows": rows,
         }
         for name, values in columns.items():
-            models = models.append_column(MODELS.field(name), pa.array(values))
+            column = values if isinstance(values, pa.Array) else pa.array(values)
+            models = models.append_column(MODELS.field(name), column)
         return models.select(MODELS.names).cast(MODELS)
 
 

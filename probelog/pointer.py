@@ -16,7 +16,7 @@ from probelog.schemas import check_version
 from probelog.storage import Store, sealed_json, unsealed_json
 
 POINTER = "current.json"
-POINTER_VERSION = 2
+POINTER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Pointer:
         source: key of what it was made from.
         published: when it became live (UTC, ISO 8601).
         files: SHA-256 of its list of files; None where it was published without one.
-        previous: ``generation``, ``source``, ``published`` and ``files`` of those before it, newest first, to which
-            one can roll back.
+        base: the generation that it is an update of, and ``base_files`` the digest of that one's list of files.
+        previous: ``generation``, ``source``, ``published``, ``files`` and base of those before it, newest first, to
+            which one can roll back.
         withdrawn: likewise of those that were rolled back, oldest first, to which one can return until the next
             publish.
         retired: generations that can never be live again, and since when (UTC by the store's clock): they are
@@ -41,6 +42,8 @@ class Pointer:
     source: str
     published: str
     files: str | None = None
+    base: str | None = None
+    base_files: str | None = None
     previous: Sequence[Mapping[str, str | None]] = field(default_factory=list)
     withdrawn: Sequence[Mapping[str, str | None]] = field(default_factory=list)
     retired: Mapping[str, str] = field(default_factory=dict)
@@ -50,15 +53,19 @@ class Pointer:
     @property
     def facts(self) -> dict[str, str | None]:
         """What is remembered of the live generation when it no longer is."""
-        return {name: getattr(self, name) for name in (*_FACTS, "files")}
+        return {name: getattr(self, name) for name in (*_FACTS, *_OPTIONAL)}
+
+    @property
+    def kept(self) -> list[Mapping[str, str | None]]:
+        """The facts of the generations that are live or can be again, the live one first."""
+        return [self.facts, *self.previous, *self.withdrawn]
 
     @property
     def named(self) -> list[str]:
-        """The generations that are live or can be again, the live one first."""
-        return [
-            self.generation,
-            *(str(item["generation"]) for item in (*self.previous, *self.withdrawn)),
-        ]
+        """The generations that are live or can be again, the live one first, and those that they are updates of."""
+        names = [str(item["generation"]) for item in self.kept]
+        bases = [str(item["base"]) for item in self.kept if item.get("base") is not None]
+        return list(dict.fromkeys([*names, *bases]))
 
     @property
     def choice(self) -> list[str]:
@@ -102,11 +109,12 @@ class Pointer:
 
 
 _FACTS = ("generation", "source", "published")
+_OPTIONAL = ("files", "base", "base_files")
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
-    files = item.get("files")
-    return {name: _text(item[name]) for name in _FACTS} | {"files": None if files is None else _text(files)}
+    optional = {name: None if item.get(name) is None else _text(item[name]) for name in _OPTIONAL}
+    return {name: _text(item[name]) for name in _FACTS} | optional
 
 
 def _text(value: object) -> str:

@@ -5,7 +5,8 @@ built, ``files.json`` lists its files with their sizes and digests. Then the poi
 
 What is deleted, and when:
 
-1. A generation that the pointer names (live, to roll back to, withdrawn by a rollback) is never deleted.
+1. A generation that the pointer names (live, to roll back to, withdrawn by a rollback, or the base that one of
+   these is an update of) is never deleted.
 2. One that leaves the pointer (three newer ones were published, or one after it was withdrawn) is *retired* in the
    same swap: the pointer lists it with the time. A reader may hold it for as long as it takes to look at the pointer
    again (30 s) and to finish its question.
@@ -107,7 +108,12 @@ def discard(index: Store, generation: str) -> None:
 
 
 def go_live(
-    index: Store, generation: str, source: str, keep: int = 3, seen: Sequence[str] | None = None
+    index: Store,
+    generation: str,
+    source: str,
+    keep: int = 3,
+    seen: Sequence[str] | None = None,
+    base: str | None = None,
 ) -> Pointer:
     """Make a finished generation the live one.
 
@@ -118,33 +124,39 @@ def go_live(
         keep: how many generations the pointer names from now on, the live one included.
         seen: the pointer's ``choice`` when this publisher began to build ([] where there was no pointer), where
             that matters: what was published meanwhile may be newer than what this one was made from.
+        base: the generation that it is an update of, which the pointer must name.
 
     Raises:
         ConflictError: somebody published or rolled back meanwhile; the pointer is left as it was.
         StoreError: the generation is not whole, or was swept because it took too long.
     """
     files = _whole(index, generation)
+    base_files = None if base is None else _whole(index, base)
 
     def turned(old: Pointer | None) -> Pointer:
         if seen is not None and list(seen) != _choice(old):
             raise _overtaken(index, old)
+        if base is not None and (old is None or base not in old.named):
+            raise StoreError(f"{index.uri}: generation {base} is no longer kept: it cannot be updated")
         if old is None:
             return Pointer(generation, source, _now(), files)
         if generation in old.retired:
             raise _swept(index, generation)
         kept = [old.facts, *(item for item in old.previous if item["generation"] != generation)]
-        gone = [*kept[keep - 1 :], *old.withdrawn]
-        return replace(
+        new = replace(
             old,
             generation=generation,
             source=source,
             published=_now(),
             files=files,
+            base=base,
+            base_files=base_files,
             previous=kept[: keep - 1],
             withdrawn=[],
-            retired=_with_retired(index, old, [str(item["generation"]) for item in gone]),
             serial=old.serial + 1,
         )
+        gone = [name for name in old.named if name not in new.named]
+        return replace(new, retired=_with_retired(index, old, gone))
 
     pointer = _swapped(index, turned, _optional(index))
     with contextlib.suppress(OSError, StoreError):  # the hold of a generation that is named means nothing
@@ -182,6 +194,9 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
     place = names.index(wanted)
     try:
         _there(index, wanted, line[place]["files"])
+        base = line[place].get("base")
+        if base is not None:
+            _there(index, base, line[place].get("base_files"))
     except StoreError as error:
         raise StoreError(
             f"{error}. Publish again" + (f", or go back to {' or '.join(others)} (--to)" if others else "")
@@ -197,6 +212,8 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
             source=str(chosen["source"]),
             published=_now(),
             files=chosen["files"],
+            base=chosen.get("base"),
+            base_files=chosen.get("base_files"),
             previous=line[:place][::-1],
             withdrawn=line[place + 1 :],
             serial=old.serial + 1,

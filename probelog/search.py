@@ -170,6 +170,8 @@ def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, 
     count, effort = max(FIRST, math.ceil(_PER_ANSWER * ranking.k / chosen.share)), 1
     while count <= min(_LONGEST, max(FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
+        if len(generation.recent):
+            ranking.add(generation.recent, chosen.allowed(generation.recent.weights))
         wanted = [
             ranking.add(logits, chosen.allowed(logits.weights)).wanted
             for logits in generation.shortlisted(question.coordinates, count, effort)
@@ -324,7 +326,7 @@ def _rows_of_candidates(
     places = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), _ASKED_LOGITS)).astype(np.int64))
     gains: dict[int, float] = {}
     for one in asked.coordinates[places]:
-        logits = Logits.joined([*generation.shortlisted(one, max(FIRST, count))])
+        logits = Logits.joined([*generation.shortlisted(one, max(FIRST, count)), generation.recent])
         scores = generation.sharpness * (logits.coordinates @ one) - logits.offsets
         least = float(scores.min(initial=np.inf))
         best: dict[int, float] = {}
@@ -338,6 +340,6 @@ def _rows_of_candidates(
     first = sorted(allowed.tolist(), key=lambda number: -gains[number])[:count]
     if not first:
         return np.empty(0, np.int64)
-    found = generation.take("models", sorted(first), ["first_row", "rows"])
+    found = generation.take_models(sorted(first), ["first_row", "rows"])
     spans = zip(found["first_row"].to_pylist(), found["rows"].to_pylist(), strict=True)
     return np.sort(np.concatenate([np.arange(start, start + count) for start, count in spans]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class SmallIndex:
     background: list[str]
     background_vectors: npt.NDArray[np.float32]
     encoder: TextEncoder
+    batch: LogitBatch  # all logits, those of copies too
+    learnt_from: npt.NDArray[np.float32]  # directions that basis, temperature and statistics come from
 
 
 def build(
@@ -119,8 +122,12 @@ def build(
     settings: dict[str, Any] | None = None,
     exact_logits: int = EXACT_LOGITS,
     files: TextFiles | None = None,
+    like: SmallIndex | None = None,
 ) -> SmallIndex:
-    """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder."""
+    """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
+
+    A model's logits depend on its weights and the seed alone. With ``like`` they are compared as in that index.
+    """
     if files is None:
         from tests.unit import tiny_encoders
 
@@ -136,8 +143,9 @@ def build(
     for number, model in enumerate(models):
         key = model.digest or model.repo
         if key not in made:
-            directions = random.normal(size=(model.logits, encoder.dimension))
-            noise = random.normal(size=(model.logits, probes)) * 0.3
+            own = np.random.default_rng([seed, *key.encode()])
+            directions = own.normal(size=(model.logits, encoder.dimension))
+            noise = own.normal(size=(model.logits, probes)) * 0.3
             made[key] = scoring.standardise(directions @ embeddings.T + noise)
         for sign in (1, -1) if model.head == "single" else (1,):
             blocks.append(sign * made[key])
@@ -145,25 +153,19 @@ def build(
             owners += [(number, i, sign) for i in range(model.logits)]
     everything, gallery = np.concatenate(blocks), np.concatenate(vectors).astype(np.float32)
     writer = GenerationWriter(index, name)
-    compared = matching.Background(space.background, matching.sharpness(gallery, space.background))
+    learnt_from = gallery if like is None else like.learnt_from
+    compared = matching.Background(space.background, matching.sharpness(learnt_from, space.background))
     first = same_weights([model.digest for model in models])
     kept = [owner for owner in owners if first[owner[0]] == owner[0]]
     distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]
     statistics = ColumnStatistics.of(
-        distinct, space.background, compared.offsets(distinct), compared.sharpness
+        learnt_from, space.background, compared.offsets(learnt_from), compared.sharpness
     )
     pairs = scoring.top_pairs(everything, TOP_R)
     numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
-    written = write_tables(
-        writer,
-        [LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)],
-        _models(models),
-        compared,
-        gallery,
-        probes,
-        exact_logits,
-    )
-    basis = Basis.learnt(gallery, compared)
+    batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)
+    written = write_tables(writer, [batch], model_facts(models), compared, learnt_from, probes, exact_logits)
+    basis = Basis.learnt(learnt_from, compared)
     place = {owner: i for i, owner in enumerate(kept)}
     stored = basis.directions(basis.decoded(basis.stored(distinct)))
     stored = stored[[place[int(first[model]), logit, sign] for model, logit, sign in owners]]
@@ -227,14 +229,17 @@ def build(
         list(BACKGROUND),
         background,
         encoder,
+        batch,
+        learnt_from,
     )
 
 
-def _models(models: Sequence[Model]) -> pa.Table:
+def model_facts(models: Sequence[Model]) -> pa.Table:
+    """What the ``models`` table says of them."""
     rows = [
         {
             "repo": model.repo,
-            "sha": f"{number:040x}",
+            "sha": hashlib.sha1(model.repo.encode()).hexdigest(),
             "library": "timm",
             "architecture": "resnet18",
             "head": model.head,
@@ -247,6 +252,6 @@ def _models(models: Sequence[Model]) -> pa.Table:
             "weight_digest": model.digest,
             "observed": 10,
         }
-        for number, model in enumerate(models)
+        for model in models
     ]
     return pa.Table.from_pylist(rows, MODEL_FACTS).drop_columns(["copies"])

@@ -67,7 +67,7 @@ class ProbedHub:
                 f"{index.uri}: the observations of this index ({key}) are not in {store.uri}; the benchmark needs "
                 "the store that it was published from"
             )
-        listed = generation.rows("models", ["repo", "sha"])
+        listed = generation.models_table(["repo", "sha"])
         published = set(zip(listed["repo"].to_pylist(), listed["sha"].to_pylist(), strict=True))
         found = {
             (model.repo, model.sha): (model, _rows(model, numbers, values))

@@ -201,7 +201,7 @@ def made(given: argparse.Namespace, size: int, folder: Path) -> Iterator[Row]:
 def write_rest(writer: GenerationWriter, real: Generation, written: Any, sharpness: float) -> None:
     """What does not grow with the index: probes, settings, encoders, from the real one."""
     schema = probes_schema(real.probe_embeddings.shape[1])
-    writer.write("probes", schema, [real.rows("probes", schema.names).select(schema.names).cast(schema)])
+    writer.write("probes", schema, [real.probes(schema.names[1:]).select(schema.names).cast(schema)])
     settings = {
         **real.settings,
         "sharpness": sharpness,
@@ -470,7 +470,7 @@ def ask_shortlist(folder: Path) -> None:
         f"{FIRST}, as the client asks first",
         lambda i: np.concatenate([part.rows for part in generation.shortlisted(coordinates[i], FIRST)]),
     )
-    table, kind = generation._table("logits"), logit_facts(generation.basis, generation.settings["probes"])
+    table, kind = generation._own.open("logits"), logit_facts(generation.basis, generation.settings["probes"])
     for count in COUNTS:
         for partitions in PARTITIONS:
 
@@ -480,7 +480,7 @@ def ask_shortlist(folder: Path) -> None:
                 return structured(found["facts"], kind)["row"]
 
             curve("LanceDB", f"{count} of {partitions} partitions", by_lance)
-    vectors = matrix_of(generation.rows("logits", ["vector"])["vector"]).astype(np.float32)
+    vectors = matrix_of(generation._own.rows("logits", ["vector"])["vector"]).astype(np.float32)
     for count in COUNTS:
         curve(
             "NumPy",

@@ -62,7 +62,7 @@ def test_everything_is_indexed(indexed: Indexed) -> None:
     assert run.completed.dropped == sum(dead for _, dead in MODELS.values())
     assert (run.published.models, run.published.logits) == (len(MODELS), LOGITS)
     generation = opened(indexed.store)
-    models = {row["repo"]: row for row in generation.numbered("models", MODEL_FACTS.names).to_pylist()}
+    models = {row["repo"]: row for row in generation.models_table(MODEL_FACTS.names).to_pylist()}
     assert {repo: row["logits"] for repo, row in models.items()} == {r: n for r, (n, _) in MODELS.items()}
     heads = {repo: row["head"] for repo, row in models.items()}
     assert {heads.pop("bob/one-logit"), heads.pop("bob/many-labels")} == {"single", "sigmoid"}
@@ -95,7 +95,7 @@ def listed(generation: Generation) -> list[Row]:
     logits = generation.whole
     return [
         Row(model["repo"], int(logits.logit[row]), bool(logits.negated[row]), row)
-        for model in generation.numbered("models", ["repo", "first_row", "rows"]).to_pylist()
+        for model in generation.models_table(["repo", "first_row", "rows"]).to_pylist()
         for row in range(model["first_row"], model["first_row"] + model["rows"])
     ]
 
@@ -173,7 +173,7 @@ def test_only_new_models_are_probed(
     changing = ("manifest.json", "summary.json")
     kept = {name: value for name, value in before.items() if not name.endswith(changing)}
     assert kept.items() <= after.items(), "what was observed before is not touched"
-    repos = set(opened(store).rows("models", ["repo"])["repo"].to_pylist())
+    repos = set(opened(store).models_table(["repo"])["repo"].to_pylist())
     assert repos == set(MODELS) - {"cleo/timm-half"} | {"dan/newcomer"}
     assert run.published.fresh
     ledger = next(item for item in status(str(store)).ledgers if item.key == run.probed.key)

@@ -1,0 +1,100 @@
+"""The LanceDB tables of one folder of an index, as they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from probelog.errors import StoreError
+from probelog.index import connect
+from probelog.publishing import folder_of
+from probelog.storage import Store
+
+# What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
+_NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
+
+
+class Tables:
+    """One generation's own tables, opened when they are first needed. Safe to share between threads.
+
+    Raises:
+        StoreError: the folder is not there, or the store cannot be reached.
+    """
+
+    def __init__(self, index: Store, generation: str) -> None:
+        self._index = index
+        self._generation = generation
+        self._lock = threading.RLock()
+        self._tables: dict[str, Any] = {}
+        with self.reading("settings"):
+            # LanceDB would make the missing folder.
+            if index.is_local and not Path(index.path(folder_of(generation))).is_dir():
+                raise FileNotFoundError("there is no such folder; publish again or roll back")
+            self._connection = connect(index, generation)
+
+    def open(self, name: str) -> Any:
+        """A table as LanceDB knows it."""
+        with self._lock:
+            if name not in self._tables:
+                self._tables[name] = self._connection.open_table(name)
+            return self._tables[name]
+
+    def rows(
+        self, name: str, columns: Sequence[str], where: str | None = None, limit: int | None = None
+    ) -> pa.Table:
+        """Columns of a table's rows, all of them or those that meet an SQL condition."""
+        with self.reading(name):
+            table = self.open(name)
+            found = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
+            return (found if where is None else found.where(where)).to_arrow()
+
+    def count(self, name: str, where: str) -> int:
+        """How many rows of a table meet an SQL condition."""
+        with self.reading(name):
+            return int(self.open(name).count_rows(where))
+
+    def meta(self, key: str) -> bytes | None:
+        """One value of the ``meta`` table, if it is there."""
+        found = self.rows("meta", ["value"], f"key = {quoted(key)}", limit=1)
+        return bytes(found["value"][0].as_py()) if found.num_rows else None
+
+    @contextlib.contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Whatever LanceDB raises becomes a StoreError that says what was read."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            # reason: LanceDB raises these, as it comes, for what is missing, damaged or out of reach
+            message = first_line(error)
+            if not self._index.is_local and "credentials" in message.casefold():
+                message += " (for a bucket that is open to everybody set AWS_SKIP_SIGNATURE=true)"
+            raise StoreError(
+                f"{self._index.uri}: generation {self._generation} cannot be read ({what}): {message}"
+            ) from error
+
+    def gaps(self, name: str) -> StoreError:
+        """A table does not hold the rows that it must."""
+        return StoreError(f"{self._index.uri}: the {name} table of generation {self._generation} has gaps")
+
+
+def quoted(text: str) -> str:
+    """A text in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def one_of(column: str, values: Iterable[int | str]) -> str:
+    """An SQL condition: the column holds one of these numbers or texts."""
+    listed = ", ".join(quoted(value) if isinstance(value, str) else str(int(value)) for value in values)
+    return f"{column} IN ({listed})" if listed else "false"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of LanceDB's says, without its noise."""
+    lines = _NOISE.sub("", str(error).strip()).splitlines()
+    return lines[0].strip()[:300] if lines else repr(error)
