@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import small_index
-from tests.small_index import Model, SmallIndex
 
 from probelog.client import Index
 from probelog.errors import QueryError
@@ -19,6 +17,8 @@ from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
 from probelog.pointer import Pointer
 from probelog.storage import Store
+from tests import small_index
+from tests.small_index import Model, SmallIndex
 
 BASE = tuple(
     Model(
