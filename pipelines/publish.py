@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-import random
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +18,8 @@ import pyarrow as pa
 from pipelines.background import background_names
 from pipelines.complete import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
-from pipelines.publish_checks import Described, Expected, check_generation, same_logits
+from pipelines.described import Described, Descriptors, same_logits
+from pipelines.publish_checks import Expected, check_generation
 from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.confidence import ColumnStatistics, Confidence
@@ -28,7 +28,7 @@ from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
-from probelog.ledger import Ledger, Receipt, read_part
+from probelog.ledger import Ledger, Receipt
 from probelog.matching import Background
 from probelog.onnx_export import (
     UnsupportedExportError,
@@ -41,7 +41,7 @@ from probelog.pointer import Pointer, read_pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
 from probelog.publishing import discard, go_live, sweep
-from probelog.schemas import DESCRIPTORS, PROBED_MODELS, CatalogueRow, Head, ProbedModel, from_table
+from probelog.schemas import CatalogueRow, ProbedModel
 from probelog.storage import Store, digest, npy, short_key
 
 # Logits that the temperature and the basis are learnt from: enough, however large the hub.
@@ -77,9 +77,9 @@ class _Inputs:
         return [m for m in ledger.models(self.receipts) if (m.repo, m.sha) in self.rows]
 
     @cached_property
-    def numbers(self) -> dict[tuple[str, str], int]:
-        """Their places in that order."""
-        return {(model.repo, model.sha): number for number, model in enumerate(self.models)}
+    def descriptors(self) -> Descriptors:
+        """Their logits."""
+        return Descriptors(self.job.store, self.receipts, self.completed.parts, self.models)
 
     @cached_property
     def embeddings(self) -> npt.NDArray[np.float32]:
@@ -190,7 +190,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
             "be; some hundreds of names of all sorts are better"
         )
     space = matching.HeadSpace(embeddings, given.vectors)
-    some = _some_directions(given)
+    some = given.descriptors.some_directions(_SAMPLE_LOGITS)
     background = Background(space.background, matching.sharpness(some, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
@@ -198,11 +198,10 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
     written = write_tables(
         writer,
         _logit_batches(given, background, sample),
-        _model_table(given, models),
+        model_table(models, given.rows),
         background,
         some,
         given.probe_set.count,
-        # Not the weights alone: a stranger's copy with other preprocessing must not stand for the original.
         same=[same_logits(model) for model in models],
     )
     job.report.line("publish: fitting the confidence of hits")
@@ -260,47 +259,10 @@ def _image_encoder(given: _Inputs) -> tuple[Any, float | None, str | None]:
         return None, None, str(error)
 
 
-def _described(
-    given: _Inputs, receipts: Sequence[Receipt] | None = None
-) -> Iterator[tuple[ProbedModel, int, pa.Table]]:
-    """Every published model, or those of some receipts, with its number and its logits' descriptors.
-
-    Constant logits have none.
-    """
-    store = given.job.store
-    for receipt in given.receipts if receipts is None else receipts:
-        part = given.completed.parts[receipt.name]
-        table = read_part(store, part, DESCRIPTORS)
-        owners = list(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
-        start = 0
-        for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
-            stop = start
-            while stop < len(owners) and owners[stop] == (model.repo, model.sha):
-                stop += 1
-            rows = table.slice(start, stop - start)
-            start = stop
-            if rows.num_rows and (model.repo, model.sha) in given.numbers:
-                yield model, given.numbers[model.repo, model.sha], rows
-        if start != len(owners):
-            raise StoreError(f"{store.path(part.path)} holds logits that its receipt does not speak of")
-
-
-def _logit_batches(
-    given: _Inputs,
-    background: Background,
-    sample: _Sample,
-) -> Iterator[LogitBatch]:
-    for model, number, rows in _described(given):
-        probes = _lists(rows["top_probes"])
-        directions = _directions(rows)
-        logits = rows["logit"].to_numpy()
-        negated = np.zeros(len(logits), bool)
-        if model.head == Head.SINGLE:  # holds two concepts: the logit and its opposite, flagged as negated
-            probes = np.concatenate([probes, _lists(rows["bottom_probes"])])
-            negated = np.concatenate([negated, ~negated])
-            logits = np.concatenate([logits, logits])
-        sample.add(model, logits.tolist(), negated, directions, background.offsets(directions))
-        yield LogitBatch(np.full(len(logits), number), logits, negated, directions, probes)
+def _logit_batches(given: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:
+    for described in given.descriptors.stream():
+        sample.add(described, background.offsets(described.directions))
+        yield described.batch()
 
 
 class _Sample:
@@ -312,23 +274,17 @@ class _Sample:
         self._offsets: list[npt.NDArray[np.float64]] = []
         self._labels: list[str] = []
 
-    def add(
-        self,
-        model: ProbedModel,
-        logits: Sequence[int],
-        negated: npt.NDArray[np.bool_],
-        directions: npt.NDArray[np.float32],
-        offsets: npt.NDArray[np.float64],
-    ) -> None:
-        """Look at one model: its logits' numbers and signs, directions (L, d) and offsets (L,)."""
+    def add(self, described: Described, offsets: npt.NDArray[np.float64]) -> None:
+        """Look at one model and its logits' offsets (L,)."""
+        model = described.model
         # The first one is kept whatever its hash: a sample of nothing has no statistics.
         if self._labels and int(digest(model.repo.encode())[:8], 16) >= self._share * 2**32:
             return
-        self._directions.append(directions)
+        self._directions.append(described.directions)
         self._offsets.append(offsets)
         self._labels += [
             model.labels[logit] if logit < len(model.labels) and not opposite else ""
-            for logit, opposite in zip(logits, negated.tolist(), strict=True)
+            for logit, opposite in zip(described.logits.tolist(), described.negated.tolist(), strict=True)
         ]
 
     def fit(
@@ -351,40 +307,11 @@ class _Sample:
         )
 
 
-def _directions(rows: pa.Table) -> npt.NDArray[np.float32]:
-    """Directions of one model's logits, and after them those of their opposites where it has such (one-logit heads)."""
-    names = ["direction", "opposite_direction"]
-    if rows["opposite_direction"].null_count == rows.num_rows:
-        names = names[:1]
-    return np.concatenate([_lists(rows[name]) for name in names]).astype(np.float32)
-
-
-def _some_directions(given: _Inputs) -> npt.NDArray[np.float32]:
-    """Directions (S, d) of about ``_SAMPLE_LOGITS`` logits, or of all: of models from everywhere."""
-    sample: list[npt.NDArray[np.float32]] = []
-    count = 0
-    receipts = [*given.receipts]
-    random.Random(0).shuffle(receipts)  # noqa: S311 - a draw, not a secret
-    for _, _, rows in _described(given, receipts):
-        sample.append(_directions(rows))
-        count += len(sample[-1])
-        if count >= _SAMPLE_LOGITS:
-            break
-    found = np.concatenate(sample)
-    # What is not finite would spoil all; the checks say whose it is.
-    return found[np.isfinite(found).all(axis=1)]
-
-
-def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """A column of equally long lists as a matrix."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat.reshape(len(column), -1))
-
-
-def _model_table(given: _Inputs, models: Sequence[ProbedModel]) -> pa.Table:
+def model_table(models: Sequence[ProbedModel], listed_as: Mapping[tuple[str, str], CatalogueRow]) -> pa.Table:
+    """The facts of models (``MODEL_FACTS``, but for ``copies``), from probing and from the catalogue."""
     rows = []
     for model in models:
-        listed = given.rows[model.repo, model.sha]
+        listed = listed_as[model.repo, model.sha]
         rows.append(
             {
                 "repo": model.repo,
@@ -424,17 +351,9 @@ def _probe_table(probe_set: ProbeSet, embeddings: npt.NDArray[np.float32]) -> pa
 
 def _expected(given: _Inputs) -> Expected:
     """What the checks compare the new generation with."""
-
-    def described() -> Iterator[Described]:
-        for model, number, rows in _described(given):
-            logits, negated = rows["logit"].to_pylist(), np.zeros(rows.num_rows, bool)
-            if model.head == Head.SINGLE:
-                logits, negated = logits * 2, np.concatenate([negated, ~negated])
-            yield Described(model, number, logits, negated, _directions(rows))
-
     return Expected(
         models=given.models,
-        described=described,
+        described=given.descriptors.stream,
         missing=_without_descriptor(given),
         dropped=given.completed.dropped,
         embeddings=given.embeddings,

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.described import Described, Key, same_logits
 from probelog import matching
 from probelog.client import Index
 from probelog.errors import StoreError
@@ -45,29 +46,7 @@ LEAST_RECALL = 0.95
 _COSINE = 5e-3
 _BATCH_ROWS = 8192
 
-Key = tuple[str, int, bool]
-"""What a hit is known by: repository, logit, whether it is the opposite of a one-logit head's concept."""
 Float64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Described:
-    """One published model's logits as its descriptors say: numbers (L,), signs (L,) and directions (L, d)."""
-
-    model: ProbedModel
-    number: int
-    logits: Sequence[int]
-    negated: npt.NDArray[np.bool_]
-    directions: npt.NDArray[np.float32]
-
-    def place(self, key: Key) -> int | None:
-        """Which of the rows a hit means."""
-        rows = zip(self.logits, self.negated.tolist(), strict=True)
-        return next((place for place, row in enumerate(rows) if row == key[1:]), None)
-
-    def fold(self, place: int) -> Key:
-        """Equal for the same output of the same weights."""
-        return same_logits(self.model), int(self.logits[place]), bool(self.negated[place])
 
 
 @dataclass(frozen=True)
@@ -94,11 +73,6 @@ class Expected:
     vectors: npt.NDArray[np.float32]
     embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]
     prompts: Sequence[str]
-
-
-def same_logits(model: ProbedModel) -> str:
-    """Equal for models with the same logits, which an index stores once: as the first one described has them."""
-    return model.identity or model.weight_digest or f"{model.repo}@{model.sha}"
 
 
 def check_generation(generation: Generation, expected: Expected) -> None:
