@@ -28,32 +28,34 @@ class Pointer:
         source: key of what it was made from.
         published: when it became live (UTC, ISO 8601).
         files: SHA-256 of its list of files; None where it was published without one.
-        base: the generation that it is an update of, and ``base_files`` the digest of that one's list of files.
-        previous: ``generation``, ``source``, ``published``, ``files`` and base of those before it, newest first, to
+        previous: ``generation``, ``source``, ``published``, ``files`` and, of updates, ``base`` and ``base_files`` of those before it, newest first, to
             which one can roll back.
         withdrawn: likewise of those that were rolled back, oldest first, to which one can return until the next
             publish.
         retired: generations that can never be live again, and since when (UTC by the store's clock): they are
             deleted when their last readers have had time to leave.
         serial: grows with every change of the file, so that no content is ever written twice.
+        base: the generation that the live one is an update of, if any.
+        base_files: SHA-256 of that one's list of files.
     """
 
     generation: str
     source: str
     published: str
     files: str | None = None
-    base: str | None = None
-    base_files: str | None = None
     previous: Sequence[Mapping[str, str | None]] = field(default_factory=list)
     withdrawn: Sequence[Mapping[str, str | None]] = field(default_factory=list)
     retired: Mapping[str, str] = field(default_factory=dict)
     serial: int = 1
+    base: str | None = None
+    base_files: str | None = None
     version: int = POINTER_VERSION
 
     @property
     def facts(self) -> dict[str, str | None]:
         """What is remembered of the live generation when it no longer is."""
-        return {name: getattr(self, name) for name in (*_FACTS, *_OPTIONAL)}
+        base = {} if self.base is None else {"base": self.base, "base_files": self.base_files}
+        return {name: getattr(self, name) for name in (*_FACTS, "files")} | base
 
     @property
     def kept(self) -> list[Mapping[str, str | None]]:
@@ -86,14 +88,13 @@ class Pointer:
         """
         try:
             content, _ = unsealed_json(data, where)
-            version = check_version(content["version"], POINTER_VERSION, where, "pointer")
+            check_version(content["version"], POINTER_VERSION, where, "pointer")
             return cls(
                 **_facts(content),
                 previous=[_facts(item) for item in content["previous"]],
                 withdrawn=[_facts(item) for item in content.get("withdrawn", [])],
                 retired={_text(name): _text(since) for name, since in content.get("retired", {}).items()},
                 serial=int(content.get("serial", 1)),
-                version=version,
             )
         except SchemaVersionError:
             raise
@@ -109,12 +110,17 @@ class Pointer:
 
 
 _FACTS = ("generation", "source", "published")
-_OPTIONAL = ("files", "base", "base_files")
+_OF_UPDATES = ("base", "base_files")
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
-    optional = {name: None if item.get(name) is None else _text(item[name]) for name in _OPTIONAL}
-    return {name: _text(item[name]) for name in _FACTS} | optional
+    files = item.get("files")
+    base = {} if item.get("base") is None else {name: _text(item[name]) for name in _OF_UPDATES}
+    return (
+        {name: _text(item[name]) for name in _FACTS}
+        | {"files": None if files is None else _text(files)}
+        | base
+    )
 
 
 def _text(value: object) -> str:

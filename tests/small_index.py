@@ -107,7 +107,8 @@ class SmallIndex:
     background_vectors: npt.NDArray[np.float32]
     encoder: TextEncoder
     batch: LogitBatch  # all logits, those of copies too
-    learnt_from: npt.NDArray[np.float32]  # directions that basis, temperature and statistics come from
+    learnt_from: npt.NDArray[np.float32]  # directions that basis and temperature come from
+    statistics: ColumnStatistics
 
 
 def build(
@@ -158,8 +159,10 @@ def build(
     first = same_weights([model.digest for model in models])
     kept = [owner for owner in owners if first[owner[0]] == owner[0]]
     distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]
-    statistics = ColumnStatistics.of(
-        learnt_from, space.background, compared.offsets(learnt_from), compared.sharpness
+    statistics = (
+        ColumnStatistics.of(distinct, space.background, compared.offsets(distinct), compared.sharpness)
+        if like is None
+        else like.statistics
     )
     pairs = scoring.top_pairs(everything, TOP_R)
     numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
@@ -231,6 +234,7 @@ def build(
         encoder,
         batch,
         learnt_from,
+        statistics,
     )
 
 

@@ -150,7 +150,9 @@ def test_a_query_is_left_out_of_its_own_background(
     expected = ranked(small, text_direction(small, text.strip(), [name]), [name])
     kept = ranked(small, text_direction(small, text.strip()))
     found = index.search(text, k=1000)
-    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    np.testing.assert_allclose(
+        [hit.score for hit in found], [score for _, score in expected], rtol=1e-4, atol=1e-4
+    )
     assert called(found) == names(small, expected)
     assert not np.allclose([score for _, score in expected], [score for _, score in kept])
 

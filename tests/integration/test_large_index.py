@@ -280,7 +280,7 @@ def test_a_damaged_table_is_a_store_error(tmp_path: Path, table: str) -> None:
 MAKE = """
 import sys
 import numpy as np
-from probelog.index import MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
+from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
 from probelog.publishing import go_live
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.matching import Background
@@ -311,7 +311,7 @@ written = write_tables(writer, batches, pa.table(facts), Background(background.a
 schema = probes_schema(dimension)
 writer.write("probes", schema, [pa.table({"id": np.arange(50), "name": [""] * 50, "sha256": [""] * 50,
              "thumbnail": pa.nulls(50), "embedding": fixed_lists(embeddings, pa.float32())}).cast(schema)])
-settings = {"version": 3, "models": models, "logits": written.logits, "sharpness": 10.0, **written.settings}
+settings = {"version": INDEX_VERSION, "models": models, "logits": written.logits, "sharpness": 10.0, **written.settings}
 settings["confidence"] = Confidence.posterior(20).to_dict()
 writer.write_meta({"settings": json.dumps(settings).encode(), "background": json.dumps(["x"] * 20).encode(),
                    "background_vectors.npy": npy(background),
