@@ -172,7 +172,7 @@ class _Comparison:
                     self._take(repo, answer)
                 if len(self.found.gone) > allowed:
                     raise self._too_many(share, len(repos) - begin - len(batch))
-                if silent == len(batch) and silent > 1:
+                if silent == len(batch):
                     # Each of them has cost all retries: the Hub is down.
                     for repo in repos[begin + len(batch) :]:
                         self.found.unconfirmed[repo] = "not asked for: the Hub had stopped answering"
