@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
@@ -103,8 +103,11 @@ class _Moved(Exception):  # noqa: N818 - likewise
 def _lead_on(request: Request, error: Exception) -> Response:
     """To the same address under the new name. Relative, as the Hub's is: clients follow no other."""
     assert isinstance(error, _Moved)
-    path = request.url.path.replace(f"/{error.old}", f"/{error.new}", 1)
-    return RedirectResponse(path + (f"?{request.url.query}" if request.url.query else ""), 307)
+    path = request.scope["raw_path"].decode("ascii", "replace")
+    head = "/api/models/" if path.startswith("/api/models/") else "/"
+    rest = path[len(head) + len(quote(error.old)) :] if path.startswith(head + quote(error.old)) else ""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{head}{quote(error.new)}{rest}{query}", 307)
 
 
 class _Hub:
@@ -285,7 +288,7 @@ class _Hub:
                 raise _Moved(name, new)
             raise _Refusal(404, "RepoNotFound", "Repository not found")
         if repository.private:
-            raise _Refusal(401, None, "Invalid username or password.")
+            raise _Refusal(401, "RepoNotFound", "Invalid username or password.")
         return repository
 
     def _check_access(self, repository: Repository) -> None:
