@@ -69,6 +69,49 @@ class Filters(_Strict):
         return value.replace(tzinfo=dt.UTC) if value is not None and value.tzinfo is None else value
 
 
+class Nightly(_Strict):
+    """How a nightly run finds what changed, and when it asks for more than a night's work."""
+
+    overlap_hours: float = Field(
+        24.0,
+        ge=0,
+        description="So far below the newest change that the last night saw, the listing is read again.",
+    )
+    reconcile_days: float = Field(
+        7.0,
+        ge=0,
+        description="After so many days the whole index is compared with the Hub, for what was removed, renamed or "
+        "gated since; 0: every night.",
+    )
+    max_removed_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="If more of the index than this (and ten models or more) would disappear at once, none does: "
+        "the token or a mirror may be at fault.",
+    )
+    lease_seconds: float = Field(
+        900.0,
+        ge=2,
+        description="How long the lease of a run that died keeps others from starting; a running one renews its own.",
+    )
+    lease_wait: float = Field(
+        0.0, ge=0, description="Seconds to wait for another run to end; 0: leave at once, with a message."
+    )
+    max_drift: float = Field(
+        0.1,
+        ge=0,
+        description="With more drift (relative change) of the index's statistics since the last full run than this, "
+        "the run says that a full refit is due.",
+    )
+    rebuild_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="When more of the index than this came by nightly runs, it is built anew as a whole.",
+    )
+
+
 class Config(_Strict):
     """Everything that a full run depends on."""
 
@@ -103,6 +146,7 @@ class Config(_Strict):
     )
 
     filters: Filters = Field(Filters(), description="Which models of the Hub are crawled.")
+    nightly: Nightly = Field(Nightly(), description="Nightly runs.")
     workers: Positive | None = Field(None, description="Probing actors; none: as many as the cluster holds.")
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each actor reserves.")
     gpus_per_worker: float = Field(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.config import Filters
 from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
 from probelog.ledger import Part, count_rows, read_part
@@ -32,6 +33,25 @@ def hub_endpoint() -> str:
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+
+
+def listing_filters(filters: Filters) -> ListingFilters:
+    """A configuration's filters, the listed repositories read from their file.
+
+    Raises:
+        UsageError: the file cannot be read or names nothing.
+    """
+    return ListingFilters(
+        libraries=tuple(filters.library),
+        pipeline_tag=filters.pipeline_tag,
+        author=filters.author,
+        licences=tuple(filters.licence),
+        since=filters.since,
+        max_bytes=filters.max_bytes,
+        max_params=filters.max_params,
+        repos=tuple(read_repos(filters.repos)),
+        limit=filters.limit,
+    )
 
 
 @dataclass(frozen=True)
@@ -116,17 +136,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             "(--refresh lists them again)"
         )
         return found
-    filters = ListingFilters(
-        libraries=tuple(config.filters.library),
-        pipeline_tag=config.filters.pipeline_tag,
-        author=config.filters.author,
-        licences=tuple(config.filters.licence),
-        since=config.filters.since,
-        max_bytes=config.filters.max_bytes,
-        max_params=config.filters.max_params,
-        repos=tuple(read_repos(config.filters.repos)),
-        limit=config.filters.limit,
-    )
+    filters = listing_filters(config.filters)
     progress = _Progress(store, folder, refresh)
     counter = job.report.counter("crawl", None, "models", progress.listed)
     if not progress.state["ended"]:

@@ -10,6 +10,7 @@ that *loading* a model stays local.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import logging
 import random
@@ -17,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -125,10 +127,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Json:
-    """A JSON answer and the address of the next page, if there is one (on the client's own endpoint)."""
+    """A JSON answer.
+
+    ``next_url`` is the address of the next page, if there is one (on the client's own endpoint); ``date`` when it was
+    sent, by the Hub's clock, where the Hub says so.
+    """
 
     value: Any
     next_url: str | None
+    date: dt.datetime | None = None
 
 
 class HubClient:
@@ -192,7 +199,11 @@ class HubClient:
                 if len(body) > _MAX_JSON:
                     raise HubError(f"{full} answered with more than {_MAX_JSON // MEBIBYTE} MiB of JSON")
             following = answer.response.links.get("next", {}).get("url")
-            return Json(parse_json(bytes(body)), self.reroot(following) if following else None)
+            return Json(
+                parse_json(bytes(body)),
+                self.reroot(following) if following else None,
+                _date(answer.headers),
+            )
 
         return self.call("api", full, read)
 
@@ -410,6 +421,14 @@ def _linked(headers: Mapping[str, str]) -> dict[str, str]:
     return {
         name: headers[name] for name in ("x-linked-etag", "x-linked-size", "x-repo-commit") if name in headers
     }
+
+
+def _date(headers: Mapping[str, str]) -> dt.datetime | None:
+    try:
+        date = parsedate_to_datetime(headers.get("date", ""))
+        return date.replace(tzinfo=date.tzinfo or dt.UTC).astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -104,11 +104,15 @@ class ListingFilters:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows that passed the filters, rows that made no sense, and where to go on (None: that was the last page)."""
+    """Rows that passed the filters, rows that made no sense, and where to go on (None: that was the last page).
+
+    ``date`` is when the page was sent, by the Hub's clock; None where it does not say, and of explicit lists.
+    """
 
     rows: list[CatalogueRow] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     next_url: str | None = None
+    date: dt.datetime | None = None
 
 
 def iter_pages(
@@ -149,7 +153,7 @@ def iter_pages(
         count = already
         for page in pages:
             if filters.limit is not None and count + len(page.rows) >= filters.limit:
-                yield Page(page.rows[: max(0, filters.limit - count)], page.failures, None)
+                yield Page(page.rows[: max(0, filters.limit - count)], page.failures, None, page.date)
                 return
             count += len(page.rows)
             yield page
@@ -212,6 +216,8 @@ def _pages(
 ) -> Iterator[Page]:
     url = client.reroot(start_url) if start_url else client.url("/api/models", _query(filters, page_size))
     seen = {url}
+    newest_first = True
+    last: list[dt.datetime] = []
     while True:
         try:
             answer = client.json(url)
@@ -226,13 +232,14 @@ def _pages(
         if not isinstance(answer.value, list):
             raise HubError(_NO_HUB.format(client.endpoint))
         page, modified = _read_page(client, answer.value, filters)
-        # A server that ignores the order gets no say in when to stop.
-        newest_first = all(before >= after for before, after in pairwise(modified))
+        # A server that ignores the order, on any page so far, gets no say in when to stop.
+        newest_first &= all(before >= after for before, after in pairwise([*last, *modified]))
+        last = modified[-1:] or last
         done = filters.since is not None and newest_first and bool(modified) and modified[-1] < filters.since
         following = None if done else answer.next_url
         if following in seen:
             raise HubError(f"{client.endpoint} leads in a circle: page {following} comes twice")
-        yield Page(page.rows, page.failures, following)
+        yield Page(page.rows, page.failures, following, answer.date)
         if following is None:
             return
         url = following

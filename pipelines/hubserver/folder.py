@@ -74,6 +74,11 @@ class Repository:
         return bool(self.listed.get("disabled"))
 
     @property
+    def private(self) -> bool:
+        """Whether the Hub shows it to its owner only."""
+        return bool(self.listed.get("private"))
+
+    @property
     def last_modified(self) -> str:
         """As the Hub writes it; such texts sort by time."""
         text = self.listed.get("lastModified")
@@ -122,6 +127,11 @@ class HubFolder:
         ):
             return self._repository(name, folder, listing)
         return Repository(name, {}, listing[name]) if name in listing else None
+
+    def renamed(self, name: str) -> str | None:
+        """What a repository that had this id is called now, or None."""
+        listing = self._current_listing().values()
+        return next((str(entry["id"]) for entry in listing if name in (entry.get("formerly") or ())), None)
 
     def digests(self, file: HubFile) -> Digests:
         """SHA-256 and blob id of a file; read once for as long as its size and mtime stay the same."""
@@ -240,7 +250,8 @@ def read_listing(path: Path) -> dict[str, Mapping[str, Any]]:
 
     Understood: ``id`` (required), ``library`` (or ``library_name``), ``pipeline_tag``, ``lastModified`` (ISO
     8601), ``downloads``, ``likes``, ``license``, ``sha`` (40 hexadecimal digits), ``gated``, ``disabled``,
-    ``private``, ``tags``, ``base_model``, ``cardData``. Other keys are listed as they are.
+    ``private`` (then it is shown to nobody: there are no accounts), ``tags``, ``base_model``, ``cardData``, and
+    ``formerly`` (names that the repository had, which lead on to it). Other keys are listed as they are.
 
     Raises:
         ConfigError: not such a list; names every entry that is wrong.
@@ -281,7 +292,7 @@ def _entry_problems(entry: Any) -> Iterator[str]:
             yield f"{key} must be {meant}, not {value!r}"
     if isinstance(entry.get("sha"), str) and not SHA.fullmatch(entry["sha"]):
         yield f"sha must be 40 hexadecimal digits, not {entry['sha']!r}"
-    for key in ("tags", "base_model"):
+    for key in ("tags", "base_model", "formerly"):
         if isinstance(entry.get(key), list) and not all(isinstance(item, str) for item in entry[key]):
             yield f"{key} must hold texts only"
     if isinstance(entry.get("lastModified"), str):
@@ -306,6 +317,7 @@ _ENTRY_TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
     ("tags", list, "a list of texts"),
     ("base_model", (str, list), "a text or a list of texts"),
     ("cardData", dict, "an object"),
+    ("formerly", list, "a list of texts"),
 )
 
 
@@ -392,7 +404,7 @@ _DERIVED: dict[str, Callable[[HubFolder, Repository], Any]] = {
     "sha": lambda folder, repository: folder.sha(repository),
     "lastModified": lambda folder, repository: repository.last_modified,
     "createdAt": lambda folder, repository: repository.listed.get("createdAt") or repository.last_modified,
-    "private": lambda folder, repository: bool(repository.listed.get("private")),
+    "private": lambda folder, repository: repository.private,
     "gated": lambda folder, repository: repository.gated,
     "disabled": lambda folder, repository: repository.disabled,
     "downloads": lambda folder, repository: repository.listed.get("downloads") or 0,

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from pipelines.hubserver.folder import (
@@ -67,7 +67,8 @@ class _Refusal(Exception):  # noqa: N818 - an answer, not an error of this progr
 def create_app(root: Path) -> Starlette:
     """The Hub over a folder, as an ASGI application.
 
-    Gated and disabled repositories are listed and answer 403 when a file is asked for; there are no accounts.
+    Gated and disabled repositories are listed and answer 403 when a file is asked for, private ones are not listed
+    and answer 401; there are no accounts.
 
     Raises:
         UsageError: the folder is missing or empty, or its ``hub.json`` is malformed.
@@ -79,7 +80,7 @@ def create_app(root: Path) -> Starlette:
             Route("/api/models/{rest:path}", hub.model),
             Route("/{rest:path}", hub.file),
         ],
-        exception_handlers={_Refusal: _refuse},
+        exception_handlers={_Refusal: _refuse, _Moved: _lead_on},
     )
 
 
@@ -90,6 +91,23 @@ def _refuse(request: Request, error: Exception) -> Response:
     if error.code:
         headers["X-Error-Code"] = error.code
     return JSONResponse({"error": error.message}, status_code=error.status, headers=headers)
+
+
+class _Moved(Exception):  # noqa: N818 - likewise
+    """A repository that has another name now."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self.old, self.new = old, new
+
+
+def _lead_on(request: Request, error: Exception) -> Response:
+    """To the same address under the new name. Relative, as the Hub's is: clients follow no other."""
+    assert isinstance(error, _Moved)
+    path = request.scope["raw_path"].decode("ascii", "replace")
+    head = "/api/models/" if path.startswith("/api/models/") else "/"
+    rest = path[len(head) + len(quote(error.old)) :] if path.startswith(head + quote(error.old)) else ""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"{head}{quote(error.new)}{rest}{query}", 307)
 
 
 class _Hub:
@@ -133,7 +151,8 @@ class _Hub:
         task, gated = query.get("pipeline_tag"), query.get("gated")
         for repository in self._scanned(fresh="cursor" not in query):
             if (
-                (not author or repository.id.startswith(f"{author}/"))
+                not repository.private
+                and (not author or repository.id.startswith(f"{author}/"))
                 and search in repository.id.lower()
                 and (gated is None or bool(repository.gated) == (gated.lower() == "true"))
                 and (not task or pipeline_tag(self.folder, repository) == task)
@@ -265,7 +284,11 @@ class _Hub:
     def _found(self, name: str) -> Repository:
         repository = self.folder.repository(name)
         if repository is None:
+            if (new := self.folder.renamed(name)) is not None:
+                raise _Moved(name, new)
             raise _Refusal(404, "RepoNotFound", "Repository not found")
+        if repository.private:
+            raise _Refusal(401, "RepoNotFound", "Invalid username or password.")
         return repository
 
     def _check_access(self, repository: Repository) -> None:

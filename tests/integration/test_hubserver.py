@@ -162,6 +162,43 @@ print(json.dumps(found))
     )  # fmt: skip
 
 
+def test_a_renamed_repository_answers_under_its_old_name(root: Path, write_listing: Listing) -> None:
+    from huggingface_hub import HfApi
+
+    write_listing([{"id": "ada/vit", "sha": SHA, "formerly": ["eva/deit", "deit"]}, {"id": "bea/resnet"}])
+    with running(root) as endpoint:
+        for old in ("eva/deit", "deit"):
+            assert HfApi(endpoint=endpoint).model_info(old).id == "ada/vit"
+            for path, query in (
+                (f"/api/models/{{}}/revision/{SHA}", "?blobs=true"),
+                ("/api/models/{}/tree/refs%2Fheads%2Fmain", "?recursive=true"),
+                ("/{}/resolve/main/config.json", ""),
+            ):
+                answer = httpx.get(endpoint + path.format(old) + query)
+                assert answer.status_code == 307
+                assert answer.headers["location"] == path.format("ada/vit") + query
+                assert (
+                    httpx.get(endpoint + path.format(old) + query, follow_redirects=True).status_code == 200
+                )
+        # A repository that takes the name answers for itself.
+        write_listing([{"id": "ada/vit", "formerly": ["bea/resnet"]}])
+        assert HfApi(endpoint=endpoint).model_info("bea/resnet").id == "bea/resnet"
+
+
+def test_a_private_repository_is_shown_to_nobody(root: Path, write_listing: Listing) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    write_listing([{"id": "ada/vit", "private": True}])
+    with running(root) as endpoint:
+        api = HfApi(endpoint=endpoint)
+        assert "ada/vit" not in {model.id for model in api.list_models()}
+        with pytest.raises(RepositoryNotFoundError):
+            api.model_info("ada/vit")
+        for path in ("/api/models/ada/vit/tree/main", "/ada/vit/resolve/main/config.json"):
+            assert httpx.get(endpoint + path).status_code == 401
+
+
 def test_pages_are_stable_while_models_change(root: Path, write_repository: Write) -> None:
     with running(root) as endpoint:
         url = f"{endpoint}/api/models?sort=lastModified&limit=2&expand=lastModified"
@@ -275,6 +312,7 @@ def test_metadata_are_derived_where_none_are_listed(tmp_path: Path, write_reposi
         ([{"id": "a/b", "downloads": "many"}], "entry 0 (a/b): downloads must be a whole number"),
         ([{"id": "a/b", "lastModified": "yesterday"}], "entry 0 (a/b): lastModified must be a time"),
         ([{"id": "a/b", "tags": ["x", 1]}], "entry 0 (a/b): tags must hold texts only"),
+        ([{"id": "a/b", "formerly": [1]}], "entry 0 (a/b): formerly must hold texts only"),
     ],
 )
 def test_a_malformed_listing_is_refused_by_entry(write_listing: Listing, entries: object, named: str) -> None:

@@ -1,0 +1,115 @@
+"""What is new on the Hub since the last night: the listing, newest first, down to a watermark.
+
+The Hub has no "since": its listing is read from the newest row down to the newest change that the last night saw,
+less an overlap. All times are the Hub's own. What changes without a new ``lastModified`` (a rename, a repository
+made public) is not seen here; `pipelines.reconcile` finds it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
+
+from pipelines.crawl import listing_filters
+from pipelines.stages import Job
+from probelog.hub import PATIENT, Retry
+from probelog.listing import ListingFilters, iter_pages
+from probelog.ratelimit import Limiter
+from probelog.schemas import CatalogueRow, Failure
+
+_FIRST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one look at the Hub found.
+
+    Attributes:
+        rows: repositories with a commit that was not known, each once, at its newest commit; newest first.
+        failures: rows of the listing that could not be read.
+        watermark: the newest change seen, from which the next night goes on; None if there never was one.
+        listed: how many repositories were looked at, the known ones included.
+    """
+
+    rows: list[CatalogueRow]
+    failures: list[Failure]
+    watermark: dt.datetime | None
+    listed: int
+
+
+def listed_since(
+    job: Job,
+    endpoint: str,
+    watermark: dt.datetime | None,
+    known: Container[tuple[str, str]],
+    *,
+    limiter: Limiter | None = None,
+    retry: Retry = PATIENT,
+    page_size: int = 200,
+) -> Changes:
+    """Repositories that are new, or have a new commit, since a watermark.
+
+    The job's filters hold as in a full crawl: of their ``since`` and the watermark the later one counts, and of more
+    than ``limit`` repositories the newest are taken. An explicit list has no order and is looked at as a whole, and
+    so is the listing of a server that ignores the order asked for.
+
+    Args:
+        job: whose filters and ``nightly.overlap_hours``; progress goes to its report.
+        endpoint: the Hub's address.
+        watermark: that of the last good night; None: everything.
+        known: pairs of repository and commit that need no work: what the index holds, and what cannot be indexed.
+        limiter: as for `probelog.listing.iter_pages`.
+        retry: likewise.
+        page_size: likewise.
+
+    Raises:
+        HubError: the listing broke off. Nothing of it is given: the watermark must not move past what was not seen.
+    """
+    filters = _since(
+        listing_filters(job.config.filters), watermark, dt.timedelta(hours=job.config.nightly.overlap_hours)
+    )
+    newest: dict[str, CatalogueRow] = {}
+    failures: list[Failure] = []
+    latest: dt.datetime | None = None
+    counter = job.report.counter("changes", None, "repositories")
+    pages = iter_pages(filters, endpoint=endpoint, limiter=limiter, retry=retry, page_size=page_size)
+    for page in pages:
+        for row in page.rows:
+            there = newest.get(row.repo)
+            if there is None or _modified(row) > _modified(there):
+                newest[row.repo] = row
+        failures += page.failures
+        latest = _latest(latest, page.rows, page.date)
+        counter.add(len(page.rows))
+    rows = [row for row in newest.values() if (row.repo, row.sha) not in known]
+    rows.sort(key=_modified, reverse=True)
+    job.report.say(
+        f"changes: {len(rows):,} of {len(newest):,} repositories that {endpoint} lists"
+        + (f" since {filters.since:%Y-%m-%d %H:%M} UTC" if filters.since and not filters.repos else "")
+        + " are new or changed"
+        + (f", {len(failures):,} rows could not be read" if failures else "")
+    )
+    known_times = [time for time in (watermark, latest) if time is not None]
+    return Changes(rows, failures, max(known_times, default=None), len(newest))
+
+
+def _since(filters: ListingFilters, watermark: dt.datetime | None, overlap: dt.timedelta) -> ListingFilters:
+    if watermark is None:
+        return filters
+    floor = watermark - overlap if watermark - _FIRST > overlap else _FIRST
+    return replace(filters, since=floor if filters.since is None else max(floor, filters.since))
+
+
+def _latest(
+    so_far: dt.datetime | None, rows: Iterable[CatalogueRow], sent: dt.datetime | None
+) -> dt.datetime | None:
+    # A row that claims to come from the future (commits carry their author's clock) would move the watermark past
+    # everything that happens until then.
+    times = (row.last_modified for row in rows if row.last_modified is not None)
+    past = [time for time in times if sent is None or time <= sent]
+    return max([*past, *([so_far] if so_far is not None else [])], default=None)
+
+
+def _modified(row: CatalogueRow) -> dt.datetime:
+    return row.last_modified or _FIRST
