@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from cluster.completer import (
     Checkpoint,
     Completion,
@@ -19,12 +22,12 @@ from cluster.completer import (
 from cluster.session import worker_count
 from pipelines.stages import Job
 from probelog.completion import HeldOutError, working_bytes
-from probelog.errors import UsageError
+from probelog.errors import StoreError, UsageError
 from probelog.ledger import Part, Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
 from probelog.schemas import check_version
-from probelog.storage import Store, npy, short_key
+from probelog.storage import Store, digest, from_npy, npy, short_key
 
 DESCRIPTORS_VERSION = 3
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
@@ -140,6 +143,74 @@ def completed(store: Store, key: str) -> Completed | None:
     """A finished completion of a store, if it is there."""
     facts = store.read_json_or_none(f"completion/{key}/receipt.json")
     return None if facts is None else _read(store, key, facts)
+
+
+def fold_in(
+    job: Job,
+    base: Completed,
+    key: str,
+    observations: str,
+    receipts: Sequence[Receipt],
+    embeddings: npt.NDArray[np.float32],
+) -> Completed:
+    """Describe models that came after a completion, with its columns as they are; needs a running Ray session.
+
+    Only what is new is described: ``completion/KEY`` grows with every call.
+
+    Args:
+        job: where all is kept.
+        base: the completion.
+        key: of what this makes.
+        observations: key of the ledger that the receipts are of.
+        receipts: all of that ledger.
+        embeddings: (n, d) of the probes.
+
+    Raises:
+        StoreError: the columns are not those that the completion wrote.
+    """
+    store, folder = job.store, f"completion/{key}"
+    before = completed(store, key)
+    parts = {} if before is None else dict(before.parts)
+    left = [receipt for receipt in receipts if receipt.models.rows and receipt.name not in parts]
+    if before is not None and not left:
+        return before
+    parts |= describe_parts(
+        store, left, read_columns(store, base), embeddings, base.regularisation, job.config.top_r, folder
+    )
+    indexed = [receipt for receipt in receipts if receipt.name in parts]
+    logits = sum(part.rows for part in parts.values())
+    done = replace(
+        base,
+        key=key,
+        models=sum(receipt.models.rows for receipt in indexed),
+        logits=logits,
+        dropped=sum(receipt.observations.rows for receipt in indexed) - logits,
+        parts=parts,
+    )
+    facts = {name: value for name, value in asdict(done).items() if name != "key"}
+    store.write_json(
+        f"{folder}/receipt.json",
+        {**facts, "columns": base.key, "files": {}, "observations": observations, "version": DESCRIPTORS_VERSION},
+    )
+    forget_described(store, folder)
+    return done
+
+
+def read_columns(store: Store, done: Completed) -> npt.NDArray[np.float32]:
+    """A completion's columns V (n, k).
+
+    Raises:
+        StoreError: they are not there, or not those that the completion wrote.
+    """
+    name = f"completion/{done.key}/columns.npy"
+    facts = store.read_json(f"completion/{done.key}/receipt.json")
+    try:
+        data = store.read(name)
+    except FileNotFoundError:
+        raise StoreError(f"{store.path(name)} is gone: run `probelog-index full`") from None
+    if digest(data) != facts["files"]["columns.npy"]["sha256"]:
+        raise StoreError(f"{store.path(name)} is damaged: its digest is not the one in its receipt")
+    return from_npy(data)
 
 
 def _tidy(checkpoint: Checkpoint, job: Job, folder: str) -> None:

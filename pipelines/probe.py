@@ -85,6 +85,7 @@ def probe(
     endpoint: str,
     retry_failed: bool,
     only: npt.NDArray[np.bool_] | None = None,
+    key: str | None = None,
 ) -> Probed:
     """Probe what the ledger does not hold yet; needs a running Ray session.
 
@@ -97,9 +98,10 @@ def probe(
         endpoint: the Hub's address.
         retry_failed: also retry failures that a retry is not expected to cure.
         only: which rows of the table to do now; all by default.
+        key: of the ledger; by default that of all models with the job's probes, fraction and seed.
     """
     config = job.config
-    key = job.observations_key(probe_set.hash)
+    key = job.observations_key(probe_set.hash) if key is None else key
     folder = f"observations/{key}"
     ledger = Ledger(job.store, folder)
     manifest = {
@@ -146,6 +148,14 @@ def probe(
         + ("" if len(plan) else "; nothing was left to do")
     )
     return Probed(key, state.receipts, models, from_table(failures, Failure))
+
+
+def anything_left(job: Job, table: pa.Table, key: str) -> bool:
+    """Whether `probe` would find anything to do, of failures only those that a retry can cure."""
+    ledger = Ledger(job.store, f"observations/{key}")
+    state = _State.of(ledger, ledger.receipts())
+    keys = first_keys(table)
+    return len(make_plan(table, keys, state.sealed, state.failures, job.config.batch_models, False)) > 0
 
 
 def _item_log(job: Job, key: str) -> ItemLog:

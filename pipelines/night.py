@@ -1,0 +1,125 @@
+"""What nightly runs keep between them: one *record* for each whole generation that they update.
+
+    observations/KEY-GENERATION/                 a ledger of its own: what was probed by night since that generation
+    observations/KEY-GENERATION/night.json       the record: how far the Hub was looked at, and what is gone
+    observations/KEY-GENERATION/catalogue-*      rows of the catalogue of all that came since
+    completion/COMPLETION-GENERATION/            descriptors, with the columns of the completion as they are
+
+A night reads these, and of the rest of the store only what it looks up by name: its cost does not grow with the index.
+Its receipts are entered in the main ledger too (they name parts wherever these lie), so that the next full run knows
+what was probed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from pipelines.described import Descriptors
+from probelog.errors import StoreError
+from probelog.ledger import Ledger, Part, read_part
+from probelog.schemas import CATALOGUE, CatalogueRow, check_version, from_table, to_table
+from probelog.storage import Store, digest, parquet_bytes
+
+NIGHT_VERSION = 1
+NIGHT = "night.json"
+
+
+@dataclass(frozen=True)
+class NightRecord:
+    """How far the nights since one whole generation have come.
+
+    Attributes:
+        base: that generation.
+        watermark: the newest change on the Hub that was seen (ISO 8601); what is older need not be looked at.
+        reconciled: when the index was last compared with the whole Hub (UTC, ISO 8601).
+        rows: the catalogue of what came since, if anything did.
+        removed: repositories that must not answer: ``sha`` as it was indexed, ``reason`` and ``detail``.
+    """
+
+    base: str
+    watermark: str | None
+    reconciled: str
+    rows: Part | None = None
+    removed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    version: int = NIGHT_VERSION
+
+
+class NightFiles:
+    """The record and the catalogue of the nights since one whole generation.
+
+    Args:
+        store: of the job.
+        key: of the main ledger.
+        base: the generation.
+    """
+
+    def __init__(self, store: Store, key: str, base: str) -> None:
+        self.store = store
+        self.base = base
+        self.key = f"{key}-{base}"
+        self.ledger = Ledger(store, f"observations/{self.key}")
+        self._main = Ledger(store, f"observations/{key}")
+        self._name = f"{self.ledger.folder}/{NIGHT}"
+
+    def read(self) -> NightRecord | None:
+        """The record; None before the first night.
+
+        Raises:
+            SchemaVersionError, StoreError: written by a newer ProbeLog, or damaged.
+        """
+        content: dict[str, Any] | None = self.store.read_json_or_none(self._name)
+        if content is None:
+            return None
+        where = self.store.path(self._name)
+        check_version(content.get("version", 0), NIGHT_VERSION, where, "record of nights")
+        try:
+            rows = content["rows"]
+            return NightRecord(**{**content, "rows": None if rows is None else Part(**rows)})
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{where} is damaged ({error!r})") from error
+
+    def rows(self, record: NightRecord) -> list[CatalogueRow]:
+        """What came since the base, each repository once, at its newest commit."""
+        if record.rows is None:
+            return []
+        return from_table(read_part(self.store, record.rows, CATALOGUE), CatalogueRow)
+
+    def write(self, record: NightRecord, rows: Sequence[CatalogueRow]) -> NightRecord:
+        """Replace record and catalogue; the rows are all that came since the base."""
+        part = None
+        if rows:
+            data = parquet_bytes(to_table(sorted(rows, key=lambda row: row.repo), CATALOGUE))
+            path = f"{self.ledger.folder}/catalogue-{digest(data)[:16]}.parquet"
+            part = Part(path, len(rows), len(data), digest(data))
+            if record.rows != part:
+                self.store.write(path, data)
+        new = replace(record, rows=part)
+        self.store.write_json(self._name, asdict(new))
+        if record.rows is not None and record.rows != part:
+            self.store.delete(record.rows.path)
+        return new
+
+    def enter_in_main(self, names: Iterable[str]) -> None:
+        """Enter receipts in the main ledger."""
+        for name in names:
+            path = f"receipts/{name}.json"
+            if not self.store.exists(f"{self._main.folder}/{path}"):
+                data = self.store.read(f"{self.ledger.folder}/{path}")
+                self.store.write(f"{self._main.folder}/{path}", data)
+
+
+@dataclass(frozen=True)
+class NightWork:
+    """All that nights since the base have brought, as an update is made of it.
+
+    Attributes:
+        descriptors: of the models that came.
+        rows: of the catalogue, by repository and commit.
+        gone: numbers of the base's models that do not count any more.
+    """
+
+    descriptors: Descriptors
+    rows: Mapping[tuple[str, str], CatalogueRow]
+    gone: Sequence[int]
