@@ -27,8 +27,8 @@ from pipelines.quality.samples import Sampled, Version, draw, hashed, rows_of, s
 from probelog.generation import Generation
 from probelog.results import Hit
 
-# Enough names for an interval of some points; two generations answer 200 questions in seconds.
-NAMES = 100
+# Enough to be sure of a fall by 12 points; two generations answer 400 questions in seconds.
+NAMES = 200
 # Models whose labels are read for them: names that two of so few declare are common ones, which is what is wanted.
 MODELS = 400
 # Labels of one model that are read: heads of 21,000 classes would be most of what is read.

@@ -18,7 +18,7 @@ publish, and what is tenth today may be eleventh tomorrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,8 @@ def read_canaries(given: Sequence[str] | Path | None) -> list[Canary]:
 
 
 def _canary(line: str) -> Canary:
-    name, mark, known = (part.strip() for part in line.partition("\t"))
+    name, mark, known = line.partition("\t")
+    name, known = name.strip(), known.strip()
     repo, _, logit = known.partition("#")
     if not name or (mark and not (repo and logit)):
         raise UsageError(
@@ -87,8 +88,20 @@ class Compared:
     lost: list[Hit]
 
 
+@dataclass(frozen=True)
+class Known:
+    """Some models of a generation: by version the digest of their weights, None where that is unknown."""
+
+    versions: Mapping[Version, str | None]
+
+    @classmethod
+    def of(cls, rows: Iterable[Sampled]) -> Known:
+        """From rows of the ``models`` table."""
+        return cls({row.version: row.weight_digest for row in rows})
+
+
 def compare(
-    before: Sequence[Hit], after: Sequence[Hit], asked: int, held: _Models, holds: _Models
+    before: Sequence[Hit], after: Sequence[Hit], asked: int, held: Known, holds: Known
 ) -> tuple[int, list[Hit]]:
     """How many of the first answers count, and which of them are lost; the rules are in the module's text.
 
@@ -121,29 +134,13 @@ def compare(
     return counted, lost
 
 
-@dataclass(frozen=True)
-class _Models:
-    """Some models of a generation: their versions, and the digests of their weights."""
-
-    versions: frozenset[Version]
-    digests: dict[Version, str]
-
-    @classmethod
-    def of(cls, rows: Iterable[Sampled]) -> _Models:
-        kept = list(rows)
-        return cls(
-            frozenset(row.version for row in kept),
-            {row.version: row.weight_digest for row in kept if row.weight_digest},
-        )
-
-
 _Meaning = tuple[str, str, int, bool]
 
 
-def _meanings(hit: Hit, models: _Models) -> set[_Meaning]:
+def _meanings(hit: Hit, models: Known) -> set[_Meaning]:
     """What an answer is known by: its logit of its model, and of its weights."""
     found: set[_Meaning] = {(hit.repo, hit.sha, hit.logit, hit.negated)}
-    if digest := models.digests.get((hit.repo, hit.sha)):
+    if digest := models.versions.get((hit.repo, hit.sha)):
         found.add(("", digest, hit.logit, hit.negated))
     return found
 
@@ -222,11 +219,11 @@ def _search(generation: Generation, name: str, count: int) -> list[Hit]:
 
 def _models(
     generation: Generation, before: dict[str, list[Hit]], after: dict[str, tuple[list[Hit], int]]
-) -> _Models:
+) -> Known:
     """What one of the two generations holds of the models that answered in either."""
     repos = {hit.repo for hits in before.values() for hit in hits}
     repos |= {hit.repo for hits, _ in after.values() for hit in hits}
-    return _Models.of(rows_of(generation, repos))
+    return Known.of(rows_of(generation, repos))
 
 
 # Known answers

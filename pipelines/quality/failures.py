@@ -9,6 +9,9 @@ from typing import Any
 from pipelines.quality.intervals import least_rise
 from pipelines.quality.measure import Measure
 
+# Models come in batches: three broken ones of one uploader say nothing about the night. Only many of many do.
+LEAST_MODELS = 20
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -54,8 +57,8 @@ def _measure(run: Outcome, last: Outcome | None, limit: float, reason: str | Non
     worse, note = None, ""
     if last is None or not last.models:
         note = "no run to compare with"
-    elif not run.models:
-        note = "no model was tried"
+    elif run.models < LEAST_MODELS:
+        note = f"not judged: {run.models} models were tried, {LEAST_MODELS} are needed"
     else:
         worse = least_rise(run.count(reason), run.models, last.count(reason), last.models)
     examples = []
