@@ -190,7 +190,13 @@ def fold_in(
     facts = {name: value for name, value in asdict(done).items() if name != "key"}
     store.write_json(
         f"{folder}/receipt.json",
-        {**facts, "columns": base.key, "files": {}, "observations": observations, "version": DESCRIPTORS_VERSION},
+        {
+            **facts,
+            "columns": base.key,
+            "files": {},
+            "observations": observations,
+            "version": DESCRIPTORS_VERSION,
+        },
     )
     forget_described(store, folder)
     return done

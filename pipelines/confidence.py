@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from pipelines.labels import Lexicon, Meaning, imagenet_synonyms, names_in
+from pipelines.labels import Meaning, imagenet_lexicon, names_in
 from probelog import confidence, matching
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.gallery import Floats, Ints
@@ -115,7 +114,7 @@ class LabelledConcepts:
         declared = {label: names for label in set(labels) if (names := names_in(label))}
         asked = {names[0] for names in declared.values()}
         candidates = np.flatnonzero(np.array([label in declared for label in labels], bool))
-        lexicon = _lexicon()
+        lexicon = imagenet_lexicon()
         meanings: dict[str, Meaning] = {}
         directions = np.asarray(directions, np.float64)
         scores, margins = [np.empty(0)], [np.empty(0)]
@@ -147,8 +146,3 @@ def query_scores(
     """Scores (N,) of one query's direction (d,) over a gallery."""
     gallery = np.asarray(directions, np.float64)
     return matching.scores(gallery @ query, gallery, offsets, background, b, excluded)
-
-
-@lru_cache(maxsize=1)
-def _lexicon() -> Lexicon:
-    return Lexicon(synonyms=imagenet_synonyms())

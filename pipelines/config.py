@@ -112,6 +112,53 @@ class Nightly(_Strict):
     )
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Quality(_Strict):
+    """What a generation is measured by before it goes live, and how much worse it may be."""
+
+    enforce: bool = Field(
+        True,
+        description="Refuse a generation that is worse than a limit (exit status 3). If false it is published all the "
+        "same, and the report says so.",
+    )
+    canaries: list[str] | Path | None = Field(
+        None,
+        description="Names that are asked of the live and of the new generation: a list, or a text file with one a "
+        "line. After a tab may stand an answer that must be among the first ten: name<TAB>REPO#LOGIT, the logit by "
+        "number or label.",
+    )
+    background_canaries: int = Field(
+        50, ge=0, description="How many of the background's names are asked besides them."
+    )
+    max_lost: Share = Field(
+        0.3,
+        description="Share of the first ten answers to canaries that may be lost, but for those that left the Hub or "
+        "that newer models pushed down.",
+    )
+    max_known_missed: Share = Field(
+        0.0, description="Share of the canaries with a known answer whose first ten may lack it."
+    )
+    max_agreement_fall: Share = Field(
+        0.05,
+        description="By how much the share of declared names that find a logit declared so may fall (99.9 % sure).",
+    )
+    max_new_agreement_fall: Share = Field(
+        0.3,
+        description="By how much less often the new models' logits may be named as declared than the others' "
+        "(99.9 % sure).",
+    )
+    max_gone: Share = Field(
+        0.2, description="Share of the live generation's repositories that may be gone (99.9 % sure)."
+    )
+    max_failure_rise: Share = Field(
+        0.1,
+        description="By how much the share of models that fail, all together or with one reason, may rise over the "
+        "last run's (99.9 % sure).",
+    )
+
+
 class Config(_Strict):
     """Everything that a full run depends on."""
 
@@ -204,6 +251,9 @@ class Config(_Strict):
     )
     max_failed_share: float = Field(
         0.5, ge=0, le=1, description="With more of the models failed than this the job ends with status 3."
+    )
+    quality: Quality = Field(
+        Quality(), description="What keeps a bad generation from readers; see its report in `STORE/quality`."
     )
     ray_address: str | None = Field(None, description="A Ray cluster; none: RAY_ADDRESS, else this machine.")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines.background import background_names
 from pipelines.config import Config, load_config
+from pipelines.quality.canaries import read_canaries
 from pipelines.stages import read_repos
 from probelog.errors import ConfigError, ProbeLogError
 from probelog.probe_sources import HUB, source_files
@@ -82,6 +83,13 @@ def _repositories(config: Config) -> Iterator[str]:
         yield f"filters.list: {error}"
 
 
+def _canaries(config: Config) -> Iterator[str]:
+    try:
+        read_canaries(config.quality.canaries)
+    except ProbeLogError as error:
+        yield str(error) if str(error).startswith("quality") else f"quality.canaries: {error}"
+
+
 def _scratch(config: Config) -> Iterator[str]:
     if config.scratch is None:
         return
@@ -115,6 +123,7 @@ _CHECKS: list[Callable[[Config], Iterator[str]]] = [
     _encoder,
     _background,
     _repositories,
+    _canaries,
     _scratch,
     _modules,
 ]

@@ -108,7 +108,9 @@ def measure_drift(
             error += held_out_error(block, held, factors, columns, min(1.0, top_r / len(columns)))
             models += 1
     rmse = error.rmse if error.entries else None
-    before, after = (generation.sample if generation.large else generation.whole for generation in (base, updated))
+    before, after = (
+        generation.sample if generation.large else generation.whole for generation in (base, updated)
+    )
     background = base.background_coordinates
     old, new = (
         ColumnStatistics.of(logits.coordinates, background, logits.offsets, base.sharpness)

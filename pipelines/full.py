@@ -11,10 +11,11 @@ from pipelines.plan import COLUMNS
 from pipelines.probe import Probed, probe
 from pipelines.probes import ready_probes
 from pipelines.publish import Published, publish
+from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog.encoders import load_encoder
 from probelog.errors import UsageError
-from probelog.ledger import Ledger
+from probelog.ledger import Counts, Ledger
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,16 @@ def run_publish(job: Job) -> Published:
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
-    receipts = Ledger(job.store, f"observations/{key}").receipts()
+    ledger = Ledger(job.store, f"observations/{key}")
+    receipts = ledger.receipts()
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
     with session(job.config.ray_address):
         completed = complete(job, key, receipts, probe_set, encoder.digest)
-    return publish(job, catalogue.rows(), probe_set, encoder, key, receipts, completed)
+    # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
+    counts = sum(ledger.counts(receipts), Counts())
+    run = Outcome(counts.indexed + sum(counts.failures.values()), counts.failures)
+    return publish(job, catalogue.rows(), probe_set, encoder, key, receipts, completed, run)
 
 
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
@@ -82,5 +87,8 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
     with session(job.config.ray_address):
         probed = probe(job, table, probe_set, endpoint, retry_failed)
         completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
-    published = publish(job, catalogue.rows(), probe_set, encoder, probed.key, probed.receipts, completed)
+    run = Outcome(probed.tried, probed.reasons)
+    published = publish(
+        job, catalogue.rows(), probe_set, encoder, probed.key, probed.receipts, completed, run
+    )
     return FullRun(catalogue, probed, completed, published)

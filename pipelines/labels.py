@@ -157,6 +157,12 @@ def imagenet_synonyms() -> list[list[str]]:
     return [text.split(",") for text in ImageNetInfo("imagenet-22k").label_descriptions()]
 
 
+@lru_cache(maxsize=1)
+def imagenet_lexicon() -> Lexicon:
+    """The lexicon of these synonyms."""
+    return Lexicon(synonyms=imagenet_synonyms())
+
+
 def read_hierarchy(file: Path) -> dict[str, set[str]]:
     """Read lines of ``child<TAB>parent``; blank lines and ``#`` comments are left out.
 

@@ -49,10 +49,19 @@ class Probed:
     failures: list[Failure]
 
     @property
+    def tried(self) -> int:
+        """How many of the catalogue's models were indexed or failed."""
+        return self.models + len(self.failures)
+
+    @property
     def failed_share(self) -> float:
         """Share of the models that failed."""
-        total = self.models + len(self.failures)
-        return len(self.failures) / total if total else 0.0
+        return len(self.failures) / self.tried if self.tried else 0.0
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many failed for each reason, most frequent first."""
+        return dict(Counter(failure.reason for failure in self.failures).most_common())
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ from pipelines.complete import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
 from pipelines.described import Described, Descriptors, same_logits
 from pipelines.publish_checks import Expected, check_generation
+from pipelines.quality.failures import Outcome
+from pipelines.quality.gate import pass_gate
 from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
-from probelog.errors import IndexNotFoundError, StoreError, UsageError
+from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
@@ -122,8 +124,25 @@ def publish(
     observations: str,
     receipts: Sequence[Receipt],
     completed: Completed,
+    run: Outcome,
 ) -> Published:
-    """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same."""
+    """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same.
+
+    Args:
+        job: what is asked for, and where it is kept.
+        rows: the catalogue.
+        probe_set: the images.
+        encoder: the text-image encoder.
+        observations: key of the ledger.
+        receipts: of the ledger.
+        completed: their descriptors.
+        run: what the models that were probed came to.
+
+    Raises:
+        QualityError: it is worse than the live one allows (`pipelines.quality`).
+        StoreError: it is not what it must be, or the store refuses.
+        ConflictError: somebody else published meanwhile.
+    """
     config = job.config
     given = _Inputs(
         job=job,
@@ -143,10 +162,11 @@ def publish(
     # Two publishers that start in the same second must not write to the same place.
     name = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     try:
-        settings = _build(given, index, name, observations)
+        settings = _build(given, index, name, observations, run)
         job.report.line("publish: checking")
         generation = Generation(index, Pointer(name, given.source, ""))
         check_generation(generation, _expected(given))
+        _pass_gate(job, generation, live, run)
         pointer = go_live(index, name, given.source, seen=[] if live is None else live.choice)
     except BaseException:
         # What cannot be removed now is left to a sweep.
@@ -163,6 +183,31 @@ def publish(
     return Published(pointer, True, settings["models"], settings["logits"])
 
 
+def _pass_gate(job: Job, candidate: Generation, live: Pointer | None, run: Outcome) -> None:
+    """Let the quality gate see a generation, beside the live one where that can be read."""
+    job.report.line("publish: asking canaries")
+    opened = None
+    if live is not None:
+        try:
+            opened = Generation(candidate.index, live)
+        except SchemaVersionError as error:
+            job.report.say(f"publish: the new generation is compared with no other: {error}")
+        except StoreError as error:
+            if job.config.quality.enforce:
+                raise StoreError(
+                    f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
+                ) from error
+            job.report.say(f"publish: the new generation is compared with no other: {error}")
+    last = None if opened is None else Outcome.of_settings(opened.settings)
+    verdict = pass_gate(job.store, candidate, opened, run, last, job.config.quality)
+    if not verdict.passed:
+        job.report.say(
+            "publish: worse than its limits in "
+            + ", ".join(measure.name for measure in verdict.failed)
+            + "; published all the same, because quality.enforce is false"
+        )
+
+
 def _live(index: Store) -> Pointer | None:
     try:
         return read_pointer(index)[0]
@@ -170,7 +215,7 @@ def _live(index: Store) -> Pointer | None:
         return None
 
 
-def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[str, Any]:
+def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outcome) -> dict[str, Any]:
     job, config, completed = given.job, given.job.config, given.completed
     embeddings = given.embeddings
     job.report.line("publish: exporting the encoder")
@@ -231,6 +276,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str) -> dict[s
         "image_encoder_missing": missing,
         **completed.facts(),
         "completion": completed.key,
+        "run": run.to_dict(),
         **written.settings,
     }
     meta = {

@@ -5,6 +5,7 @@
     observations/KEY/   ledger of one probe set, fraction and seed; grows with every crawl
     completion/KEY/     descriptors of one state of a ledger
     index/              published generations
+    quality/            the quality gate's reports, one for each generation it saw
 
 A key is a hash of everything that the output depends on, so that outputs of different settings never mix and a
 finished stage finds its own work.

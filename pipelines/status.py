@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.pace import duration
+from pipelines.quality.report import FOLDER, last_report
 from pipelines.summary import Summary
 from probelog.errors import UsageError
 from probelog.ledger import LEDGER_VERSION, PARTS, Ledger, count_rows
@@ -56,6 +57,7 @@ class Status:
     ledgers: list[LedgerStatus]
     completions: list[dict[str, Any]]
     index: dict[str, Any] | None
+    quality: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -100,6 +102,19 @@ class Status:
                 f"index      generation {self.index['generation']}, published {self.index['published']}, "
                 f"{len(self.index['previous'])} earlier ones kept"
             )
+        if self.quality is not None:
+            told.append(
+                f"quality    generation {self.quality['generation']} "
+                + (
+                    "was refused"
+                    if self.quality["refused"]
+                    else "passed"
+                    if self.quality["passed"]
+                    else "was let through"
+                )
+                + (f" ({', '.join(self.quality['failed'])})" if self.quality["failed"] else "")
+                + f", {self.quality['at']}, report {self.quality['page']}"
+            )
         return told
 
 
@@ -129,6 +144,7 @@ def status(uri: str) -> Status:
             for content in [store.read_json(name)]
         ],
         index=_index(store),
+        quality=_quality(store),
     )
     if not (found.catalogues or found.probe_sets or found.ledgers or found.index):
         raise UsageError(f"{store.uri} holds nothing of ProbeLog: check the address")
@@ -197,3 +213,14 @@ def _index(store: Store) -> dict[str, Any] | None:
     name = f"index/{POINTER}"
     data = store.read_or_none(name)
     return None if data is None else asdict(Pointer.from_bytes(data, store.path(name)))
+
+
+def _quality(store: Store) -> dict[str, Any] | None:
+    """The quality gate's last verdict."""
+    content = last_report(store)
+    if content is None:
+        return None
+    return {name: content[name] for name in ("generation", "live", "at", "passed", "enforced", "refused")} | {
+        "failed": [measure["name"] for measure in content["measures"] if not measure["passed"]],
+        "page": f"{FOLDER}/{content['generation']}.html",
+    }

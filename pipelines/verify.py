@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.complete import DESCRIPTORS_VERSION
 from pipelines.crawl import CRAWL_VERSION
 from pipelines.progress import Report
+from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog import probes
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Part, Receipt, Spooled
@@ -44,7 +45,7 @@ from probelog.storage import Store, unsealed_json
 
 _READERS = 8
 _WAITING = 64
-_KNOWN_FOLDERS = ("catalogue", "completion", "index", "observations", "probes")
+_KNOWN_FOLDERS = ("catalogue", "completion", "index", "observations", "probes", FOLDER)
 
 
 Check = Callable[[], object]
@@ -145,6 +146,7 @@ class _Verifier:
         yield from self._ledgers()
         yield from self._completions()
         yield from self._index()
+        yield from self._reports()
 
     # The stages
 
@@ -256,6 +258,16 @@ class _Verifier:
             self._note("unprotected", f"index/{POINTER}", "written by an early ProbeLog, without a seal")
         for name, files in _generations(pointer).items():
             yield from self._generation(index, name, files)
+
+    def _reports(self) -> Iterator[Check]:
+        """The quality gate's: each JSON object describes its page."""
+        for name in [
+            path for path in self._listed if path.startswith(f"{FOLDER}/") and path.endswith(".json")
+        ]:
+            content = self._json(name, REPORT_VERSION, "quality report")
+            if content is not None:
+                page = content["page"]
+                yield partial(self._bytes, name, page_of(name), int(page["size"]), str(page["sha256"]))
 
     def _generation(self, index: Store, name: str, expected: str | None) -> Iterator[Check]:
         folder = f"index/{folder_of(name)}"

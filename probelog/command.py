@@ -14,7 +14,7 @@ from probelog.terminal import printable
 def run(app: typer.Typer, name: str) -> None:
     """Run a Typer application; expected errors end with their message on stderr and their exit status.
 
-    0 done; 2 bad usage or configuration; 1 anything else. Ctrl-C ends with 130; a closed pipe, quietly, with 1.
+    0 done; 2 bad usage or configuration; 3 worse than a configured limit; 1 anything else. Ctrl-C ends with 130; a closed pipe, quietly, with 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

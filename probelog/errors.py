@@ -9,7 +9,8 @@ from enum import StrEnum
 class ProbeLogError(Exception):
     """Base of every error raised on purpose; its message says what to do.
 
-    ``exit_status`` is what a command ends with: 2 for bad usage or configuration, 1 for anything else.
+    ``exit_status`` is what a command ends with: 2 for bad usage or configuration, 3 for a result that exceeds a
+    configured limit, 1 for anything else.
     """
 
     exit_status = 1
@@ -50,6 +51,12 @@ class SchemaVersionError(StoreError):
 
 class ConflictError(StoreError):
     """Somebody else changed the same object first."""
+
+
+class QualityError(ProbeLogError):
+    """A generation was built and is not published: it is worse than the configured limits allow."""
+
+    exit_status = 3
 
 
 class FailureReason(StrEnum):

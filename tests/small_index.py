@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,6 +92,9 @@ class TextFiles(Protocol):
     settings: dict[str, Any]
 
 
+Describe = Callable[[Model, matching.HeadSpace, TextEncoder], npt.NDArray[np.float64]]
+
+
 @dataclass(frozen=True, eq=False)
 class SmallIndex:
     """What was written, to compute the expected answers from."""
@@ -123,11 +126,14 @@ def build(
     settings: dict[str, Any] | None = None,
     exact_logits: int = EXACT_LOGITS,
     files: TextFiles | None = None,
+    names: Sequence[str] = BACKGROUND,
+    describe: Describe | None = None,
     like: SmallIndex | None = None,
 ) -> SmallIndex:
     """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
 
-    A model's logits depend on its weights and the seed alone. With ``like`` they are compared as in that index.
+    A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
+    directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
     """
     if files is None:
         from tests.unit import tiny_encoders
@@ -138,7 +144,7 @@ def build(
     embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     made: dict[str, npt.NDArray[np.float64]] = {}
-    background = name_vectors(encoder.embed, [PROMPT], BACKGROUND)
+    background = name_vectors(encoder.embed, [PROMPT], names)
     space = matching.HeadSpace(embeddings, background)
     blocks, owners, vectors = [], [], []
     for number, model in enumerate(models):
@@ -150,7 +156,9 @@ def build(
             made[key] = scoring.standardise(directions @ embeddings.T + noise)
         for sign in (1, -1) if model.head == "single" else (1,):
             blocks.append(sign * made[key])
-            vectors.append(space.of_model(Observed(Head(model.head), np.arange(probes), sign * made[key])))
+            observed = Observed(Head(model.head), np.arange(probes), sign * made[key])
+            vector = space.of_model(observed) if describe is None else describe(model, space, encoder)
+            vectors.append(vector)
             owners += [(number, i, sign) for i in range(model.logits)]
     everything, gallery = np.concatenate(blocks), np.concatenate(vectors).astype(np.float32)
     writer = GenerationWriter(index, name)
@@ -209,7 +217,7 @@ def build(
     }
     meta = {
         "settings": json.dumps(facts).encode(),
-        "background": json.dumps(BACKGROUND).encode(),
+        "background": json.dumps(list(names)).encode(),
         "background_vectors.npy": npy(background),
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": files.onnx,
@@ -229,7 +237,7 @@ def build(
         everything,
         stored,
         embeddings,
-        list(BACKGROUND),
+        list(names),
         background,
         encoder,
         batch,

@@ -13,6 +13,7 @@ from pipelines import publish as publish_module
 from pipelines import publish_checks
 from pipelines.progress import Report
 from pipelines.publish import Published, publish
+from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog.client import open_index
 from probelog.encoders import load_encoder
@@ -60,6 +61,7 @@ def published(indexed: Indexed, store: Store, **changes: Any) -> Published:
         run.probed.key,
         run.probed.receipts,
         run.completed,
+        Outcome(run.probed.tried, run.probed.reasons),
     )
 
 

@@ -89,9 +89,10 @@ def test_every_byte_of_what_names_others(store: Path) -> None:
 def test_any_file_that_is_gone(store: Path, tmp_path: Path) -> None:
     """It is missing where something names it; what it named itself is no longer accounted for."""
     for name in files(store):
-        # Nothing names these: without one there is no such run, crawl, probe set, ledger, completion or index.
+        # Nothing names these: without one there is no such run, crawl, probe set, ledger, completion, index or verdict.
         roots = ("/runs/", "/made/", "manifest.json", "summary.json", "receipt.json", "current.json", ".tmp-")
-        if any(part in name for part in roots) or "/embeddings-" in name:
+        verdict = name.startswith("quality/") and name.endswith(".json")
+        if any(part in name for part in roots) or "/embeddings-" in name or verdict:
             continue
         (store / name).rename(tmp_path / "away")
         found = checked(store)

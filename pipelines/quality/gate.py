@@ -1,0 +1,116 @@
+"""What stands between a generation that was built and its readers."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Sequence
+
+from pipelines.config import Quality
+from pipelines.quality.agreement import added_measure, declared_measures
+from pipelines.quality.canaries import background_canaries, known_answers, lost_answers, read_canaries
+from pipelines.quality.failures import Outcome, failure_measures
+from pipelines.quality.gone import gone_measure
+from pipelines.quality.measure import Measure
+from pipelines.quality.report import Verdict, write_report
+from pipelines.quality.samples import Version, added_versions
+from probelog.errors import QualityError, StoreError
+from probelog.generation import Generation
+from probelog.storage import Store
+
+# What decides how a logit is described and asked. Where one of these changed, so should the answers.
+_METHOD = ("encoder_digest", "prompts", "probe_set", "fraction", "seed", "method")
+
+
+def pass_gate(
+    store: Store,
+    candidate: Generation,
+    live: Generation | None,
+    run: Outcome,
+    last: Outcome | None,
+    quality: Quality,
+    added: Sequence[Version] | None = None,
+) -> Verdict:
+    """Measure a candidate and write its report; returns only if it may be published.
+
+    Args:
+        store: gets the report.
+        candidate: built, checked, and not live.
+        live: what readers have now; None for the first generation.
+        run: what this run's models came to.
+        last: likewise for the run that made the live generation (`Outcome.of_settings`), where it is known.
+        quality: the limits.
+        added: (repo, sha) of the models that the candidate holds and the live generation does not, where the
+            publisher knows them; otherwise both are compared.
+
+    Raises:
+        QualityError: it is worse than a limit, and limits are enforced.
+        StoreError: one of the two cannot be read. A live generation that cannot be read is no reason where limits
+            are not enforced: then the candidate is measured alone.
+    """
+    started, note = time.monotonic(), ""
+    try:
+        measures = measure(candidate, live, run, last, quality, added)
+    except StoreError as error:
+        if live is None or quality.enforce:
+            raise
+        note = f"The live generation {live.pointer.generation} could not be compared with: {error}"
+        live = None
+        measures = measure(candidate, None, run, last, quality, added)
+    verdict = Verdict(
+        generation=candidate.pointer.generation,
+        live=None if live is None else live.pointer.generation,
+        enforced=quality.enforce,
+        measures=measures,
+        at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - started, 2),
+        note=note,
+    )
+    page = write_report(store, verdict)
+    if verdict.refused:
+        raise QualityError(_told(verdict, store.path(page)))
+    return verdict
+
+
+def measure(
+    candidate: Generation,
+    live: Generation | None,
+    run: Outcome,
+    last: Outcome | None,
+    quality: Quality,
+    added: Sequence[Version] | None = None,
+) -> list[Measure]:
+    """All measures, in the order of the report; arguments as for `pass_gate`."""
+    own = read_canaries(quality.canaries)
+    asked = [*own, *background_canaries(candidate.background, quality.background_canaries)]
+    if added is None:
+        added = [] if live is None else added_versions(candidate, live)
+    unlike = "" if live is None else ", ".join(changed_settings(candidate, live))
+    return [
+        lost_answers(candidate, live, asked, quality.max_lost, unlike),
+        known_answers(candidate, live, own, quality.max_known_missed),
+        *declared_measures(candidate, live, quality.max_agreement_fall),
+        added_measure(candidate, live, added, quality.max_new_agreement_fall),
+        gone_measure(candidate, live, quality.max_gone),
+        *failure_measures(run, last, quality.max_failure_rise),
+    ]
+
+
+def changed_settings(candidate: Generation, live: Generation) -> list[str]:
+    """Names of the settings by which answers differ however good both are."""
+    changed = [name for name in _METHOD if candidate.settings.get(name) != live.settings.get(name)]
+    return changed + (["background"] if candidate.background != live.background else [])
+
+
+def _told(verdict: Verdict, page: str) -> str:
+    lines = [f"generation {verdict.generation} was not published: it is worse than the live one allows"]
+    for item in verdict.failed:
+        share = "" if item.value is None else f"{item.value:.1%}"
+        before = "" if item.before is None else f" (before: {item.before:.1%})"
+        lines.append(
+            f"  - {item.name}: {share}{before}, worse by at least {item.worse:.1%}, allowed are {item.limit:.1%}"
+        )
+        lines += [f"      {example}" for example in item.examples[:2]]
+    lines.append(f"The report is {page}")
+    lines.append("What was live stays live. To publish it all the same: --set quality.enforce=false")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""How much worse a share became at the least, given how few were counted.
+
+A gate that compared bare shares would refuse every tenth night of a small hub by chance. Everything here gives the
+lower end of an interval that chance undercuts once in a thousand nights (one-sided, z = 3.09), so that a limit is
+exceeded only where the change itself exceeds it.
+"""
+
+from __future__ import annotations
+
+import math
+
+# One-sided 99.9 %: a nightly job asks a dozen questions 365 times a year.
+Z = 3.09
+
+
+def wilson(hits: float, count: float, z: float = Z) -> tuple[float, float]:
+    """Wilson's score interval of a share (E. B. Wilson 1927, eq. of Brown, Cai and DasGupta 2001, section 3.1.1).
+
+    Args:
+        hits: how many of ``count`` have the property; sums of shares between 0 and 1 may stand for counts, whose
+            variance is then overstated.
+        count: of how many; with none the interval is all of 0 to 1.
+        z: normal quantile.
+    """
+    if count <= 0:
+        return 0.0, 1.0
+    share = hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def least_rise(hits: float, count: float, hits_before: float, count_before: float, z: float = Z) -> float:
+    """How much a share rose at the least: the lower end of the interval of the difference of two shares.
+
+    Newcombe's hybrid score interval (R. G. Newcombe 1998, Statistics in Medicine 17:873, method 10). -1 where
+    nothing was counted on either side.
+    """
+    if count <= 0 or count_before <= 0:
+        return -1.0
+    now, before = hits / count, hits_before / count_before
+    low = wilson(hits, count, z)[0]
+    high_before = wilson(hits_before, count_before, z)[1]
+    return now - before - math.hypot(now - low, high_before - before)
+
+
+def least_paired_fall(lost: int, gained: int, count: int, z: float = Z) -> float:
+    """How much a share fell at the least, where the same were asked before and after.
+
+    The adjusted Wald interval of matched pairs (A. Agresti and Y. Min 2005, Statistics in Medicine 24:729): half an
+    observation is added to each of the four cells.
+
+    Args:
+        lost: had the property before and have not now.
+        gained: have it now and had not before.
+        count: of how many pairs; -1 is given where there are none.
+        z: normal quantile.
+    """
+    if count <= 0:
+        return -1.0
+    fell, rose, pairs = lost + 0.5, gained + 0.5, count + 2
+    difference = (fell - rose) / pairs
+    return difference - z * math.sqrt((fell + rose) / pairs - difference**2) / math.sqrt(pairs)

@@ -1,0 +1,127 @@
+"""Reports of the gate in the store: ``quality/GENERATION.json``, sealed, and beside it a page for people.
+
+The JSON names the page's size and digest, so that ``verify`` finds every changed byte of either.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pipelines.quality.measure import Measure
+from probelog import __version__
+from probelog.schemas import check_version
+from probelog.storage import Store, digest
+from probelog.terminal import printable
+
+FOLDER = "quality"
+REPORT_VERSION = 1
+KEPT = 30
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        generation: the candidate's name, and ``live``, that of the generation it was compared with.
+        enforced: whether a failed measure keeps the candidate from readers.
+        at: when (UTC, ISO 8601), and after how many ``seconds`` of asking.
+        note: about the whole.
+    """
+
+    generation: str
+    live: str | None
+    enforced: bool
+    measures: Sequence[Measure]
+    at: str
+    seconds: float
+    note: str = ""
+
+    @property
+    def failed(self) -> list[Measure]:
+        """The measures that exceed their limits."""
+        return [measure for measure in self.measures if not measure.passed]
+
+    @property
+    def passed(self) -> bool:
+        """Whether none does."""
+        return not self.failed
+
+    @property
+    def refused(self) -> bool:
+        """Whether the candidate must not be published."""
+        return self.enforced and not self.passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "version": REPORT_VERSION,
+            "made_by": f"probelog {__version__}",
+            **{name: getattr(self, name) for name in ("generation", "live", "at", "seconds", "note")},
+            **{name: getattr(self, name) for name in ("passed", "enforced", "refused")},
+            "measures": [
+                asdict(measure) | {"passed": measure.passed, "verdict": measure.verdict}
+                for measure in self.measures
+            ],
+        }
+
+
+def write_report(store: Store, verdict: Verdict) -> str:
+    """Write a verdict's JSON and page, and remove all but the newest reports; returns the page's name in the store."""
+    page = _page(verdict)
+    name = f"{FOLDER}/{verdict.generation}"
+    # Page before JSON, and the other way round when they go: what the JSON names is there.
+    store.write(f"{name}.html", page)
+    described = {"size": len(page), "sha256": digest(page)}
+    store.write_json(f"{name}.json", verdict.to_dict() | {"page": described})
+    for old in _newest_first(store)[KEPT:]:
+        store.delete(old)
+        store.delete(page_of(old))
+    return f"{name}.html"
+
+
+def last_report(store: Store) -> dict[str, Any] | None:
+    """The newest report's JSON; None where there is none.
+
+    Raises:
+        StoreError: it is damaged, or written by a newer ProbeLog.
+    """
+    names = _newest_first(store)
+    content: dict[str, Any] | None = store.read_json_or_none(names[0]) if names else None
+    if content is not None:
+        check_version(content["version"], REPORT_VERSION, store.path(names[0]), "quality report")
+    return content
+
+
+def page_of(report: str) -> str:
+    """Name of the page beside a report's JSON."""
+    return report.removesuffix(".json") + ".html"
+
+
+def _newest_first(store: Store) -> list[str]:
+    long_ago = dt.datetime.min.replace(tzinfo=dt.UTC)
+    names = store.names(FOLDER, suffix=".json")
+    return sorted(names, key=lambda name: (store.modified(name) or long_ago, name), reverse=True)
+
+
+def _page(verdict: Verdict) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "plain": lambda text: printable(text, 300)}
+    page = environment.get_template("report.html.j2").render(verdict=verdict, version=__version__)
+    return page.encode()
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"

@@ -1,0 +1,95 @@
+"""Models of a generation, drawn by the hash of their names: the same every night for as long as they are there.
+
+A generation of any size is sampled alike, so that the gate's cost does not grow with it; only the column of the
+repositories' names is scanned (a quarter of a second for a million), and what is read of it is a sample too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from probelog.tables import one_of
+
+if TYPE_CHECKING:
+    from probelog.generation import Generation
+
+_COLUMNS = ["repo", "sha", "weights", "weight_digest", "head", "labels", "first_row", "rows"]
+# Names in one SQL condition.
+_AT_ONCE = 500
+
+Version = tuple[str, str]
+"""A model: repository and sha."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One model of a sample, as the ``models`` table has it."""
+
+    repo: str
+    sha: str
+    weights: int
+    weight_digest: str | None
+    head: str
+    labels: Sequence[str]
+    first_row: int
+    rows: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Sampled:
+        """From a row of the table."""
+        return cls(**{name: row[name] for name in _COLUMNS} | {"labels": row["labels"] or []})
+
+    @property
+    def version(self) -> Version:
+        """Repository and sha."""
+        return self.repo, self.sha
+
+
+def hashed(text: str) -> str:
+    """What samples are drawn by: MD5 of a text as hexadecimal digits, as SQL's ``md5`` gives it."""
+    return hashlib.md5(text.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()
+
+
+def draw(names: Iterable[str], count: int) -> list[str]:
+    """At most ``count`` of some names: those with the smallest hashes, each once, in the order of these."""
+    return sorted(set(names), key=hashed)[:count]
+
+
+def sampled_models(generation: Generation, count: int) -> list[Sampled]:
+    """At most ``count`` models of a generation, by the hashes of their repositories."""
+    total = int(generation.settings["models"])
+    # Twice as many as wanted on average; of the 2^32 shares that eight digits tell apart.
+    share = min(1.0, 2 * count / max(1, total))
+    below = None if share >= 1.0 else f"md5(repo) < '{int(share * 16**8):08x}'"
+    found = generation.models_table(["repo"], below)["repo"].to_pylist()
+    return rows_of(generation, draw(found, count))
+
+
+def rows_of(generation: Generation, repos: Iterable[str]) -> list[Sampled]:
+    """Those of some repositories that a generation holds, in the order of their names."""
+    wanted = sorted({repo for repo in repos if _sayable(repo)})
+    rows: list[Sampled] = []
+    for start in range(0, len(wanted), _AT_ONCE):
+        found = generation.models_table(_COLUMNS, one_of("repo", wanted[start : start + _AT_ONCE]))
+        rows += map(Sampled.of, found.to_pylist())
+    return sorted(rows, key=lambda row: row.version)
+
+
+def added_versions(candidate: Generation, live: Generation) -> list[Version]:
+    """The models that a candidate holds and the live generation does not.
+
+    Reads the names of all models of both, some 70 MB for a million: a publisher that knows what it added says so.
+    """
+    now, before = (
+        set(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
+        for table in (generation.models_table(["repo", "sha"]) for generation in (candidate, live))
+    )
+    return sorted(now - before)
+
+
+def _sayable(text: str) -> bool:
+    """Whether SQL can hold a name."""
+    return "\x00" not in text and text.encode("utf-8", "replace").decode() == text

@@ -1,0 +1,272 @@
+"""The gate's mathematics: intervals, which answers count as lost, which names are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.labels import Lexicon
+from pipelines.quality.agreement import agreed, declared_names
+from pipelines.quality.canaries import Canary, Known, background_canaries, compare, read_canaries
+from pipelines.quality.failures import Outcome, failure_measures
+from pipelines.quality.intervals import least_paired_fall, least_rise, wilson
+from pipelines.quality.measure import Measure
+from pipelines.quality.report import Verdict, last_report, write_report
+from pipelines.quality.samples import Sampled, draw, hashed
+from probelog.errors import UsageError
+from probelog.results import Hit
+from probelog.storage import Store
+
+COUNTS = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+def test_wilson_as_published() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3: 81 of 263, 15 of 148 and 0 of 20."""
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ):
+        assert wilson(hits, count, 1.959964) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_difference_as_published() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17:873), table II, method 10: 56/70 - 48/80 and 10/10 - 0/10."""
+    assert least_rise(56, 70, 48, 80, 1.959964) == pytest.approx(0.0524, abs=5e-5)
+    assert least_rise(10, 10, 0, 10, 1.959964) == pytest.approx(0.6075, abs=5e-5)
+
+
+@given(COUNTS)
+def test_wilson_holds_the_share(counts: tuple[int, int]) -> None:
+    low, high = wilson(*counts)
+    assert 0 <= low <= counts[0] / counts[1] + 1e-12
+    assert counts[0] / counts[1] - 1e-12 <= high <= 1
+
+
+@given(COUNTS, COUNTS)
+def test_a_rise_is_never_more_than_what_was_seen(now: tuple[int, int], before: tuple[int, int]) -> None:
+    seen = now[0] / now[1] - before[0] / before[1]
+    assert -1 - 1e-9 <= least_rise(*now, *before) <= seen + 1e-12
+    assert least_rise(now[0] * 100, now[1] * 100, before[0] * 100, before[1] * 100) >= (
+        least_rise(*now, *before) - 1e-12
+    ), "more of the same is surer"
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 60))
+def test_a_paired_fall(lost: int, gained: int, kept: int) -> None:
+    count = lost + gained + kept
+    fall = least_paired_fall(lost, gained, count)
+    assert fall <= max(0.0, (lost - gained) / count) + 1e-12
+    if lost >= gained:
+        assert least_paired_fall(100 * lost, 100 * gained, 100 * count) >= fall, "more of the same is surer"
+
+
+def test_few_never_refuse() -> None:
+    """Three of three are chance as often as not."""
+    assert least_paired_fall(3, 0, 3) < 0
+    assert least_rise(2, 2, 30, 100) < 0.1
+    assert least_rise(0, 0, 1, 10) == least_paired_fall(0, 0, 0) == -1
+
+
+def test_many_do() -> None:
+    assert least_rise(60, 100, 5, 100) > 0.3
+    assert least_paired_fall(40, 0, 100) > 0.2
+
+
+@given(
+    st.sets(st.text(min_size=1), max_size=30), st.sets(st.text(min_size=1), max_size=5), st.integers(1, 10)
+)
+def test_a_draw_stays_the_same(names: set[str], more: set[str], count: int) -> None:
+    """What was drawn and is drawn no more gave way to something new."""
+    before, after = draw(names, count), draw(names | more, count)
+    assert len(before) == min(count, len(names))
+    assert set(before) - set(after) == set() or len(after) == count
+    assert set(after) <= set(before) | more
+    assert before == sorted(before, key=hashed)
+
+
+# Canaries
+
+
+def hit(repo: str, logit: int = 0, label: str = "", sha: str = "1", negated: bool = False) -> Hit:
+    return Hit(1, repo, sha, logit, label, 0.0, 0.5, 0.5, negated, 0, "softmax", "timm", "x", None, 0, 0, [])
+
+
+def known(*repos: str, sha: str = "1", digests: dict[str, str] | None = None) -> Known:
+    versions = {(repo, sha): (digests or {}).get(repo) for repo in repos}
+    return Known(versions)
+
+
+OLD = [f"old/{i}" for i in range(12)]
+NEW = [f"new/{i}" for i in range(80)]
+
+
+def lost(
+    before: list[Hit], after: list[Hit], held: Known, holds: Known, asked: int = 60
+) -> tuple[int, list[str]]:
+    counted, gone = compare(before, after, asked, held, holds)
+    return counted, [item.repo for item in gone]
+
+
+def test_nothing_changed() -> None:
+    answers = [hit(repo) for repo in OLD[:10]]
+    assert lost(answers, answers, known(*OLD), known(*OLD), 10) == (10, [])
+
+
+def test_an_answer_that_others_of_old_took_the_place_of_is_lost() -> None:
+    before, after = [hit(repo) for repo in OLD[:10]], [hit(repo) for repo in OLD[1:11]]
+    assert lost(before, after, known(*OLD), known(*OLD), 10) == (10, ["old/0"])
+
+
+def test_newer_models_push_down_without_loss() -> None:
+    before = [hit(repo) for repo in OLD[:10]]
+    after = [hit(repo) for repo in [*NEW[:30], *OLD]]
+    assert lost(before, after, known(*OLD), known(*OLD, *NEW)) == (10, [])
+
+
+def test_where_newer_models_leave_no_room_nothing_is_lost() -> None:
+    before = [hit(repo) for repo in OLD[:10]]
+    after = [hit(repo) for repo in [*NEW[:55], *OLD[:5]]]
+    assert lost(before, after, known(*OLD), known(*OLD, *NEW)) == (5, [])
+
+
+def test_models_that_left_or_changed_do_not_count() -> None:
+    before = [hit(repo) for repo in OLD[:10]]
+    after = [hit(repo) for repo in OLD[2:12]]
+    assert lost(before, after, known(*OLD), known(*OLD[2:]), 10) == (8, [])
+    changed = [hit("old/0", sha="2"), *after[:9]]
+    holds = Known({**known(*OLD[1:]).versions, ("old/0", "2"): None})
+    assert lost(before, changed, known(*OLD), holds) == (9, ["old/1"])
+
+
+def test_a_copy_stands_for_its_original() -> None:
+    """The original left, or is shown under another name."""
+    digests = {"old/0": "same", "copy/0": "same"}
+    before, after = [hit(repo) for repo in OLD[:10]], [hit(repo) for repo in ["copy/0", *OLD[1:10]]]
+    held = known(*OLD, digests=digests)
+    assert lost(before, after, held, known("copy/0", *OLD, digests=digests), 10) == (10, [])
+    assert lost(before, after, held, known("copy/0", *OLD[1:], digests=digests), 10) == (10, [])
+
+
+def test_other_logits_and_opposites_are_other_answers() -> None:
+    before = [hit("old/0", 1), hit("old/1")]
+    after = [hit("old/0", 2), hit("old/1", negated=True)]
+    assert lost(before, after, known(*OLD), known(*OLD), 10) == (2, ["old/0", "old/1"])
+
+
+def test_canaries_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "canaries.txt"
+    file.write_text("# names\ndog\nhot dog\tanna/pets#3\n\ncat\tanna/pets#tom cat\n")
+    expected = [Canary("dog"), Canary("hot dog", "anna/pets#3"), Canary("cat", "anna/pets#tom cat")]
+    assert read_canaries(file) == expected
+    assert read_canaries(["dog", "hot dog\tanna/pets#3", "cat\tanna/pets#tom cat"]) == expected
+    assert read_canaries(None) == []
+    for line in ("dog\tanna/pets", "dog\t#3", "dog\tanna/pets#", " \tanna/pets#3"):
+        with pytest.raises(UsageError, match="write a name"):
+            read_canaries([line])
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_canaries(tmp_path / "none.txt")
+
+
+def test_background_canaries() -> None:
+    names = [f"name {i}" for i in range(1000)]
+    chosen = background_canaries(names, 50)
+    assert len(set(chosen)) == 50
+    assert background_canaries(names[::-1], 50) == chosen
+    assert len(background_canaries(names[:7], 50)) == 7
+
+
+# Declared labels
+
+
+def sampled(repo: str, *labels: str, weights: int = 0) -> Sampled:
+    return Sampled(repo, "1", weights, None, "softmax", labels, 0, len(labels))
+
+
+def test_names_are_those_that_two_logits_declare() -> None:
+    models = [
+        sampled("a", "dog", "cat", "LABEL_2", weights=0),
+        sampled("b", "Dogs", "owl", "LABEL_2", weights=1),
+        sampled("copy of a", "dog", "cat", "LABEL_2", weights=0),
+        sampled("c", "fish", "Fish", weights=2),
+    ]
+    assert set(declared_names(models)) == {"dog", "fish"}
+    assert len(declared_names(models, 1)) == 1
+
+
+def test_agreement_looks_at_labels_that_name_something() -> None:
+    lexicon = Lexicon()
+    hits = [
+        hit("a", label="LABEL_0"),
+        hit("b", label="3"),
+        hit("c", label="cat"),
+        hit("d", label="Egyptian cat"),
+    ]
+    assert agreed("cat", hits, lexicon).top
+    assert agreed("egyptian cat", hits, lexicon).top
+    assert (agreed("dog", hits, lexicon).top, agreed("dog", hits, lexicon).ten) == (False, False)
+    eleventh = [*(hit(f"m{i}", label="owl") for i in range(10)), hit("c", label="cat")]
+    assert not agreed("cat", eleventh, lexicon).ten
+    assert agreed("cat", eleventh[1:], lexicon).ten
+    assert not agreed("cat", [hit("a", label="cat", negated=True)], lexicon).ten
+    assert agreed("cat", [], lexicon).shown == "nothing with a label"
+
+
+# Failures
+
+
+def verdicts(run: Outcome, last: Outcome | None) -> dict[str, str]:
+    return {measure.name: measure.verdict for measure in failure_measures(run, last, 0.1)}
+
+
+def test_failures_that_rise() -> None:
+    assert verdicts(Outcome(200, {"timeout": 110, "gated": 10}), Outcome(1000, {"gated": 50})) == {
+        "failed models": "failed",
+        "failed: timeout": "failed",
+        "failed: gated": "passed",
+    }
+
+
+def test_failures_of_few_models_or_of_a_first_run() -> None:
+    last = Outcome(1000, {"gated": 50})
+    assert set(verdicts(Outcome(19, {"timeout": 19}), last).values()) == {"not judged"}
+    assert set(verdicts(Outcome(20, {"timeout": 4, "gated": 2}), last).values()) == {"passed"}
+    assert set(verdicts(Outcome(100, {"timeout": 60}), None).values()) == {"not judged"}
+    assert set(verdicts(Outcome(0), last).values()) == {"not judged"}
+    assert Outcome.of_settings({}) is None
+    assert Outcome.of_settings({"run": last.to_dict()}) == last
+
+
+# Reports
+
+
+def verdict(name: str, *measures: Measure) -> Verdict:
+    return Verdict(name, "before", True, measures, "2026-01-01T00:00:00+00:00", 1.5)
+
+
+BAD = Measure("m", "meaning", 0.5, 0.1, 0.3, 0.2, 7, "note", ["<script>alert(1)</script>\x1b[31m"])
+
+
+def test_a_page_escapes_strangers(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    page = store.read(write_report(store, verdict("<b>first</b>".replace("/", ""), BAD))).decode()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "\x1b" not in page
+    assert "<b>" not in page
+    assert "not published" in page
+
+
+def test_the_newest_reports_are_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert last_report(store) is None
+    for number in range(33):
+        write_report(store, verdict(f"{number:03}", BAD))
+    names = set(store.names("quality"))
+    assert names == {f"quality/{number:03}.{kind}" for number in range(3, 33) for kind in ("json", "html")}
+    newest = last_report(store)
+    assert newest is not None
+    assert (newest["generation"], newest["passed"], newest["refused"]) == ("032", False, True)
