@@ -174,9 +174,11 @@ def fold_in(
     left = [receipt for receipt in receipts if receipt.models.rows and receipt.name not in parts]
     if before is not None and not left:
         return before
-    parts |= describe_parts(
-        store, left, read_columns(store, base), embeddings, base.regularisation, job.config.top_r, folder
-    )
+    if left:
+        columns = read_columns(store, base)
+        parts |= describe_parts(
+            store, left, columns, embeddings, base.regularisation, job.config.top_r, folder
+        )
     indexed = [receipt for receipt in receipts if receipt.name in parts]
     logits = sum(part.rows for part in parts.values())
     done = replace(

@@ -114,6 +114,11 @@ class Catalogue:
         return [failure for table in parts for failure in from_table(table, Failure)]
 
     @property
+    def started(self) -> str:
+        """When the listing began (UTC, ISO 8601); early ones say only when it ended."""
+        return str(self.receipt.get("started", self.finished))
+
+    @property
     def finished(self) -> str:
         """When the listing ended (UTC, ISO 8601)."""
         return str(self.receipt["finished"])

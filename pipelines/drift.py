@@ -12,12 +12,12 @@ run. That is exact for what a full run would leave as it is, and drifts as the h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from pipelines.complete import Completed
+from pipelines.described import Descriptors, same_logits
 from probelog import matching
 from probelog.completion import (
     Float32,
@@ -29,8 +29,8 @@ from probelog.completion import (
 )
 from probelog.confidence import ColumnStatistics
 from probelog.generation import Generation
-from probelog.ledger import Receipt, observed_models
-from probelog.storage import Store, digest
+from probelog.ledger import observed_models
+from probelog.storage import digest
 
 _HELD_SHARE = 0.1
 # New models that are predicted: enough for a mean, however large the night.
@@ -75,55 +75,69 @@ class Drift:
 
 
 def measure_drift(
-    store: Store,
-    receipts: Iterable[Receipt],
-    completed: Completed,
-    columns: Float32,
-    top_r: int,
-    updated: Generation,
-    base: Generation,
+    base: Generation, descriptors: Descriptors, completed: Completed, columns: Float32, top_r: int
 ) -> Drift:
-    """Compare an update with its base.
+    """Compare what nights have brought with the base.
 
     Args:
-        store: holds the observations.
-        receipts: of the models that came.
+        base: the whole generation that is live, or that the live one is an update of.
+        descriptors: of the models that came since.
         completed: the base's completion.
         columns: V (n, k) of it.
         top_r: entries that count as a row's top.
-        updated: the update.
-        base: its base.
     """
-    error, models = HeldOutError(0.0, 0, 0.0, 0), 0
-    for receipt in receipts:
-        if models >= _MODELS:
-            break
-        for facts, _, values in observed_models(store, receipt):
-            block = standardised(np.asarray(facts.probes, np.int32), values).block
-            if facts.copy_of_repo is not None or len(block.probes) < 2 or not len(block.values):
-                continue
-            seed = int(digest(f"{facts.repo}@{facts.sha}".encode())[:16], 16)
-            held = held_positions(len(block.probes), _HELD_SHARE, np.random.default_rng(seed))
-            factors = row_step(block, columns, completed.regularisation, ~held)
-            error += held_out_error(block, held, factors, columns, min(1.0, top_r / len(columns)))
-            models += 1
+    error, models = _prediction(descriptors, completed.regularisation, columns, top_r)
     rmse = error.rmse if error.entries else None
-    before, after = (
-        generation.sample if generation.large else generation.whole for generation in (base, updated)
-    )
-    background = base.background_coordinates
-    old, new = (
-        ColumnStatistics.of(logits.coordinates, background, logits.offsets, base.sharpness)
-        for logits in (before, after)
+    background, b = base.background_coordinates, base.sharpness
+    before = base.sample if base.large else base.whole
+    came = _coordinates(base, descriptors)
+    # Of what came as large a share as the sample is of the base.
+    drawn = np.random.default_rng(0).random(len(came)) < len(before) / max(1, base.size)
+    after = np.concatenate([before.coordinates, came[drawn]])
+    compared = matching.Background(background.astype(np.float64), b)
+    old = ColumnStatistics.of(before.coordinates, background, before.offsets, b)
+    new = ColumnStatistics.of(
+        after, background, np.concatenate([before.offsets, compared.offsets(came[drawn])]), b
     )
     shifts = (new.means - old.means) / np.maximum(old.stds, 1e-12)
-    temperatures = [matching.sharpness(logits.coordinates, background) for logits in (before, after)]
+    temperature = matching.sharpness(after, background) / matching.sharpness(before.coordinates, background)
     return Drift(
         models=models,
         held_out_rmse=rmse,
         fitted_rmse=completed.rmse,
         held_out=0.0 if rmse is None or not completed.rmse > 0 else rmse / completed.rmse - 1,
-        temperature=temperatures[1] / temperatures[0] - 1,
+        temperature=temperature - 1,
         background=float(np.sqrt(np.mean(np.square(shifts)))) if len(shifts) else 0.0,
-        share=len(updated.recent) / max(1, updated.size),
+        share=len(came) / max(1, len(came) + base.size),
     )
+
+
+def _prediction(
+    descriptors: Descriptors, lam: float, columns: Float32, top_r: int
+) -> tuple[HeldOutError, int]:
+    """Error of predicting a part of the new models' observations, and how many models were predicted."""
+    error, models = HeldOutError(0.0, 0, 0.0, 0), 0
+    for receipt in descriptors.receipts:
+        for facts, _, values in observed_models(descriptors.store, receipt):
+            block = standardised(np.asarray(facts.probes, np.int32), values).block
+            if facts.copy_of_repo is not None or len(block.probes) < 2 or not len(block.values):
+                continue
+            if models == _MODELS:
+                return error, models
+            seed = int(digest(f"{facts.repo}@{facts.sha}".encode())[:16], 16)
+            held = held_positions(len(block.probes), _HELD_SHARE, np.random.default_rng(seed))
+            factors = row_step(block, columns, lam, ~held)
+            error += held_out_error(block, held, factors, columns, min(1.0, top_r / len(columns)))
+            models += 1
+    return error, models
+
+
+def _coordinates(base: Generation, descriptors: Descriptors) -> Float32:
+    """Coordinates (D, p) of the logits that came, in the base's basis; copies once."""
+    seen: set[str] = set()
+    found = [np.empty((0, len(base.basis.axes)), np.float32)]
+    for described in descriptors.stream():
+        if same_logits(described.model) not in seen:
+            seen.add(same_logits(described.model))
+            found.append(base.basis.coordinates(described.directions))
+    return np.concatenate(found)

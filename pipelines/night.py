@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipelines.described import Descriptors
 from probelog.errors import StoreError
 from probelog.ledger import Ledger, Part, read_part
 from probelog.schemas import CATALOGUE, CatalogueRow, check_version, from_table, to_table
@@ -108,18 +107,3 @@ class NightFiles:
             if not self.store.exists(f"{self._main.folder}/{path}"):
                 data = self.store.read(f"{self.ledger.folder}/{path}")
                 self.store.write(f"{self._main.folder}/{path}", data)
-
-
-@dataclass(frozen=True)
-class NightWork:
-    """All that nights since the base have brought, as an update is made of it.
-
-    Attributes:
-        descriptors: of the models that came.
-        rows: of the catalogue, by repository and commit.
-        gone: numbers of the base's models that do not count any more.
-    """
-
-    descriptors: Descriptors
-    rows: Mapping[tuple[str, str], CatalogueRow]
-    gone: Sequence[int]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,19 +15,21 @@ import pyarrow as pa
 from pipelines.background import background_names
 from pipelines.complete import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
+from pipelines.crawl import Catalogue
 from pipelines.described import Described, Descriptors, same_logits
+from pipelines.going_live import Published, bring_live, live_pointer
+from pipelines.plan import first_keys
 from pipelines.publish_checks import Expected, check_generation
 from pipelines.quality.failures import Outcome
-from pipelines.quality.gate import pass_gate
 from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
-from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError, UsageError
+from probelog.errors import UsageError
 from probelog.generation import Generation
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
-from probelog.ledger import Ledger, Receipt
+from probelog.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.matching import Background
 from probelog.onnx_export import (
     UnsupportedExportError,
@@ -39,10 +38,8 @@ from probelog.onnx_export import (
     export_image_encoder,
     export_text_encoder,
 )
-from probelog.pointer import Pointer, read_pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
-from probelog.publishing import discard, go_live, sweep
 from probelog.schemas import CatalogueRow, ProbedModel
 from probelog.storage import Store, digest, npy, short_key
 
@@ -53,22 +50,14 @@ _FEW_NAMES = 50
 
 
 @dataclass(frozen=True)
-class Published:
-    """The generation that is live now, and whether this run made it."""
-
-    pointer: Pointer
-    fresh: bool
-    models: int
-    logits: int
-
-
-@dataclass(frozen=True)
 class _Inputs:
     job: Job
     probe_set: ProbeSet
     encoder: Encoder
     completed: Completed
     receipts: list[Receipt]
+    failed: npt.NDArray[np.uint64]
+    catalogue: Catalogue
     rows: dict[tuple[str, str], CatalogueRow]
     background: list[str]
 
@@ -118,7 +107,7 @@ class _Inputs:
 
 def publish(
     job: Job,
-    rows: Sequence[CatalogueRow],
+    catalogue: Catalogue,
     probe_set: ProbeSet,
     encoder: Encoder,
     observations: str,
@@ -130,7 +119,7 @@ def publish(
 
     Args:
         job: what is asked for, and where it is kept.
-        rows: the catalogue.
+        catalogue: which models there are; others that were probed are left out.
         probe_set: the images.
         encoder: the text-image encoder.
         observations: key of the ledger.
@@ -142,77 +131,46 @@ def publish(
         QualityError: it is worse than the live one allows (`pipelines.quality`).
         StoreError: it is not what it must be, or the store refuses.
         ConflictError: somebody else published meanwhile.
+        UsageError: the catalogue is older than the nightly runs whose models are live.
     """
     config = job.config
+    index = job.store.child("index")
+    live = live_pointer(index)
+    if live is not None and live.base is not None and catalogue.finished < live.published:
+        raise UsageError(
+            f"the catalogue is of {catalogue.finished}, older than the nightly run of {live.published} whose models "
+            "are live, and would drop them: list the Hub again first (--refresh with full or crawl)"
+        )
+    rows = catalogue.rows()
     given = _Inputs(
         job=job,
         probe_set=probe_set,
         encoder=encoder,
         completed=completed,
         receipts=sorted((r for r in receipts if r.name in completed.parts), key=lambda r: r.name),
+        failed=_failed(Ledger(job.store, ""), receipts),
+        catalogue=catalogue,
         rows={(row.repo, row.sha): row for row in sorted(rows, key=lambda row: (row.repo, row.sha))},
         background=background_names(config.background, config.background_count, config.seed),
     )
-    index = job.store.child("index")
-    live = _live(index)
     if live is not None and live.source == given.source:
         opened = Generation(index, live)
         job.report.say(f"publish: generation {live.generation} is live already; nothing was left to do")
         return Published(live, False, opened.settings["models"], opened.settings["logits"])
-    # Two publishers that start in the same second must not write to the same place.
-    name = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-    try:
-        settings = _build(given, index, name, observations, run)
-        job.report.line("publish: checking")
-        generation = Generation(index, Pointer(name, given.source, ""))
-        check_generation(generation, _expected(given))
-        _pass_gate(job, generation, live, run)
-        pointer = go_live(index, name, given.source, seen=[] if live is None else live.choice)
-    except BaseException:
-        # What cannot be removed now is left to a sweep.
-        with contextlib.suppress(OSError, StoreError):
-            discard(index, name)
-        raise
-    try:
-        sweep(index)
-    except (OSError, StoreError) as error:
-        job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
-    job.report.say(
-        f"publish: generation {name} is live: {settings['models']:,} models, {settings['logits']:,} logits"
+    return bring_live(
+        job,
+        live,
+        given.source,
+        lambda name: _build(given, index, name, observations, run),
+        lambda generation: check_generation(generation, _expected(given)),
+        run,
     )
-    return Published(pointer, True, settings["models"], settings["logits"])
 
 
-def _pass_gate(job: Job, candidate: Generation, live: Pointer | None, run: Outcome) -> None:
-    """Let the quality gate see a generation, beside the live one where that can be read."""
-    job.report.line("publish: asking canaries")
-    opened = None
-    if live is not None:
-        try:
-            opened = Generation(candidate.index, live)
-        except SchemaVersionError as error:
-            job.report.say(f"publish: the new generation is compared with no other: {error}")
-        except StoreError as error:
-            if job.config.quality.enforce:
-                raise StoreError(
-                    f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
-                ) from error
-            job.report.say(f"publish: the new generation is compared with no other: {error}")
-    last = None if opened is None else Outcome.of_settings(opened.settings)
-    verdict = pass_gate(job.store, candidate, opened, run, last, job.config.quality)
-    if not verdict.passed:
-        job.report.say(
-            "publish: worse than its limits in "
-            + ", ".join(measure.name for measure in verdict.failed)
-            + "; published all the same, because quality.enforce is false"
-        )
-
-
-def _live(index: Store) -> Pointer | None:
-    try:
-        return read_pointer(index)[0]
-    except IndexNotFoundError:
-        return None
+def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint64]:
+    """Keys (`first_keys`) of the models that were tried and never succeeded: nightly runs leave them alone."""
+    sealed = np.sort(key_numbers(item for receipt in receipts for item in receipt.items))
+    return np.sort(first_keys(open_failures(ledger.failure_rows(receipts), sealed)))
 
 
 def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outcome) -> dict[str, Any]:
@@ -252,6 +210,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outc
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
+    changes = [row.last_modified for row in given.rows.values() if row.last_modified is not None]
     settings: dict[str, Any] = {
         "version": INDEX_VERSION,
         "made_by": f"probelog {__version__}",
@@ -269,6 +228,9 @@ def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outc
         "sharpness": background.sharpness,
         "confidence": confidence.to_dict(),
         "background_concepts": len(given.background),
+        # Where nightly runs go on from.
+        "watermark": None if not changes else max(changes).isoformat(),
+        "listed": given.catalogue.started,
         "text_encoder": text.settings,
         "text_encoder_difference": text_difference,
         "image_encoder": None if images is None else images.settings,
@@ -286,6 +248,7 @@ def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outc
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": text.onnx,
         "tokenizer.json": text.tokenizer_json.encode(),
+        "failed.npy": npy(given.failed),
         **written.meta,
     }
     if images is not None:

@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 # Logits that are read and scored at a time: 8,192 in 512 dimensions are 17 MB.
 ROWS_AT_ONCE = 8192
+# Values of one SQL condition.
+_TEXTS_AT_ONCE = 500
 # Names that a mistyped one is compared with, letter by letter: some 20 microseconds each.
 _COMPARED_NAMES = 10_000
 
@@ -181,6 +183,16 @@ class Generation:
             found = self._recounted(found)
         found = pa.concat_tables([found, self._own.rows("models", names, where)]).sort_by("id")
         return found if limit is None else found.slice(0, limit)
+
+    def models_named(
+        self, column: str, values: Iterable[str], columns: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The models that have one of some texts in a column, by ``id``."""
+        wanted, found = sorted(set(values)), []
+        for start in range(0, len(wanted), _TEXTS_AT_ONCE):
+            condition = one_of(column, wanted[start : start + _TEXTS_AT_ONCE])
+            found += self.models_table(columns, condition).to_pylist()
+        return sorted(found, key=lambda row: int(row["id"]))
 
     def take_models(self, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
         """Columns of the models with some numbers, in the order of the numbers, and ``id``."""

@@ -218,13 +218,8 @@ class _Came:
 
     def _weights_of(self, identities: Sequence[str]) -> dict[str, int]:
         """Which weights of the base, those of models that are gone among them, some identities mean."""
-        wanted = sorted(set(identities))
-        found: dict[str, int] = {}
-        for start in range(0, len(wanted), _AT_ONCE):
-            condition = one_of("identity", wanted[start : start + _AT_ONCE])
-            rows = self._base.models_table(["identity", "weights"], condition)
-            found.update(zip(rows["identity"].to_pylist(), rows["weights"].to_pylist(), strict=True))
-        return found
+        rows = self._base.models_named("identity", identities, ["identity", "weights"])
+        return {row["identity"]: int(row["weights"]) for row in rows}
 
     def _living_copies(self, weights: Sequence[int], gone: set[int]) -> dict[int, int | None]:
         """For some weights the first of the base's models that has them and is not gone."""

@@ -1,0 +1,121 @@
+"""From a generation that is built to one that readers see: checks, quality gate, swap of the pointer, sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.quality.failures import Outcome
+from pipelines.quality.gate import pass_gate
+from pipelines.quality.samples import Version
+from pipelines.stages import Job
+from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
+from probelog.generation import Generation
+from probelog.pointer import Pointer, read_pointer
+from probelog.publishing import discard, go_live, sweep
+from probelog.storage import Store
+
+
+@dataclass(frozen=True)
+class Published:
+    """The generation that is live now, and whether this run made it."""
+
+    pointer: Pointer
+    fresh: bool
+    models: int
+    logits: int
+
+
+def live_pointer(index: Store) -> Pointer | None:
+    """The pointer; None where nothing was published yet."""
+    try:
+        return read_pointer(index)[0]
+    except IndexNotFoundError:
+        return None
+
+
+def bring_live(
+    job: Job,
+    live: Pointer | None,
+    source: str,
+    build: Callable[[str], dict[str, Any]],
+    check: Callable[[Generation], None],
+    run: Outcome,
+    base: str | None = None,
+    added: Sequence[Version] | None = None,
+    allowed: Callable[[], None] | None = None,
+) -> Published:
+    """Build a generation, check it, and make it the live one; what fails on the way is removed.
+
+    Args:
+        job: what is asked for, and where it is kept.
+        live: the pointer when this run began; None where there was none.
+        source: key of what the generation is made from.
+        build: writes a generation of a name; returns its settings.
+        check: raises StoreError where a generation is not what it must be.
+        run: what the models that were probed came to.
+        base: the generation that it is an update of.
+        added: the models that the live generation does not hold, where that is known.
+        allowed: raises where this run may not publish any more.
+
+    Raises:
+        QualityError: it is worse than the live one allows (`pipelines.quality`).
+        StoreError: it is not what it must be, or the store refuses.
+        ConflictError: somebody else published meanwhile.
+    """
+    index = job.store.child("index")
+    # Two publishers that start in the same second must not write to the same place.
+    name = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    try:
+        settings = build(name)
+        job.report.line("publish: checking")
+        generation = Generation(index, Pointer(name, source, "", base=base))
+        check(generation)
+        _pass_gate(job, generation, live, run, added)
+        if allowed is not None:
+            allowed()
+        pointer = go_live(index, name, source, seen=[] if live is None else live.choice, base=base)
+    except BaseException:
+        # What cannot be removed now is left to a sweep.
+        with contextlib.suppress(OSError, StoreError):
+            discard(index, name)
+        raise
+    try:
+        sweep(index)
+    except (OSError, StoreError) as error:
+        job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
+    job.report.say(
+        f"publish: generation {name} is live: {settings['models']:,} models, {settings['logits']:,} logits"
+    )
+    return Published(pointer, True, settings["models"], settings["logits"])
+
+
+def _pass_gate(
+    job: Job, candidate: Generation, live: Pointer | None, run: Outcome, added: Sequence[Version] | None
+) -> None:
+    """Let the quality gate see a generation, beside the live one where that can be read."""
+    job.report.line("publish: asking canaries")
+    opened = None
+    if live is not None:
+        try:
+            opened = Generation(candidate.index, live)
+        except SchemaVersionError as error:
+            job.report.say(f"publish: the new generation is compared with no other: {error}")
+        except StoreError as error:
+            if job.config.quality.enforce:
+                raise StoreError(
+                    f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
+                ) from error
+            job.report.say(f"publish: the new generation is compared with no other: {error}")
+    last = None if opened is None else Outcome.of_settings(opened.settings)
+    verdict = pass_gate(job.store, candidate, opened, run, last, job.config.quality, added)
+    if not verdict.passed:
+        job.report.say(
+            "publish: worse than its limits in "
+            + ", ".join(measure.name for measure in verdict.failed)
+            + "; published all the same, because quality.enforce is false"
+        )
