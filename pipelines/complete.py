@@ -189,19 +189,42 @@ def fold_in(
         dropped=sum(receipt.observations.rows for receipt in indexed) - logits,
         parts=parts,
     )
-    facts = {name: value for name, value in asdict(done).items() if name != "key"}
-    store.write_json(
-        f"{folder}/receipt.json",
-        {
-            **facts,
-            "columns": base.key,
-            "files": {},
-            "observations": observations,
-            "version": DESCRIPTORS_VERSION,
-        },
-    )
+    _write(store, done, {}, observations)
     forget_described(store, folder)
     return done
+
+
+def joined(store: Store, base: Completed, more: Completed, observations: str) -> Completed:
+    """A completion and what was folded in since, as one; its columns are the completion's.
+
+    Args:
+        store: holds both, and gets this.
+        base: the completion.
+        more: what `fold_in` made with its columns.
+        observations: key of a ledger that has the receipts of both.
+    """
+    key = short_key("completion", DESCRIPTORS_VERSION, "joined", base.key, *sorted(more.parts))
+    folder = f"completion/{key}"
+    store.write(f"{folder}/columns.npy", npy(read_columns(store, base)))
+    done = replace(
+        base,
+        key=key,
+        models=base.models + more.models,
+        logits=base.logits + more.logits,
+        dropped=base.dropped + more.dropped,
+        parts={**base.parts, **more.parts},
+    )
+    _write(store, done, {"columns.npy": _measured(store, f"{folder}/columns.npy")}, observations)
+    return done
+
+
+def _write(store: Store, done: Completed, files: dict[str, Any], observations: str) -> None:
+    """A completion's receipt."""
+    facts = {name: value for name, value in asdict(done).items() if name != "key"}
+    store.write_json(
+        f"completion/{done.key}/receipt.json",
+        {**facts, "files": files, "observations": observations, "version": DESCRIPTORS_VERSION},
+    )
 
 
 def read_columns(store: Store, done: Completed) -> npt.NDArray[np.float32]:

@@ -48,7 +48,7 @@ class Drift:
         held_out: ``held_out_rmse / fitted_rmse - 1``.
         temperature: relative change of ``b``.
         background: root mean square of the shifts of the background's mean scores, in standard deviations.
-        share: of the logits that came since.
+        logits: that came since, copies once; ``share``: theirs of all.
     """
 
     models: int
@@ -57,6 +57,7 @@ class Drift:
     held_out: float
     temperature: float
     background: float
+    logits: int
     share: float
 
     def largest(self) -> tuple[str, float]:
@@ -108,6 +109,7 @@ def measure_drift(
         held_out=0.0 if rmse is None or not completed.rmse > 0 else rmse / completed.rmse - 1,
         temperature=temperature - 1,
         background=float(np.sqrt(np.mean(np.square(shifts)))) if len(shifts) else 0.0,
+        logits=len(came),
         share=len(came) / max(1, len(came) + base.size),
     )
 

@@ -11,7 +11,7 @@ from pipelines.going_live import Published
 from pipelines.plan import COLUMNS
 from pipelines.probe import Probed, probe
 from pipelines.probes import ready_probes
-from pipelines.publish import publish
+from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog.encoders import load_encoder
@@ -71,7 +71,7 @@ def run_publish(job: Job) -> Published:
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
     counts = sum(ledger.counts(receipts), Counts())
     run = Outcome(counts.indexed + sum(counts.failures.values()), counts.failures)
-    return publish(job, catalogue, probe_set, encoder, key, receipts, completed, run)
+    return publish(job, Listed.of(catalogue), probe_set, encoder, key, receipts, completed, run)
 
 
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
@@ -89,5 +89,7 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
         probed = probe(job, table, probe_set, endpoint, retry_failed)
         completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     run = Outcome(probed.tried, probed.reasons)
-    published = publish(job, catalogue, probe_set, encoder, probed.key, probed.receipts, completed, run)
+    published = publish(
+        job, Listed.of(catalogue), probe_set, encoder, probed.key, probed.receipts, completed, run
+    )
     return FullRun(catalogue, probed, completed, published)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from cluster.session import session
 from pipelines.background import background_names
 from pipelines.changes import listed_since
-from pipelines.complete import Completed, completed, fold_in, read_columns
+from pipelines.complete import Completed, completed, fold_in, joined, read_columns
 from pipelines.config import Nightly
 from pipelines.crawl import hub_endpoint
 from pipelines.described import Descriptors
@@ -37,6 +37,7 @@ from pipelines.going_live import Published
 from pipelines.lease import Lease, hold_lease
 from pipelines.night import NightFiles, NightRecord
 from pipelines.probe import Probed, anything_left, probe
+from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from pipelines.reconcile import reconcile
@@ -45,13 +46,26 @@ from pipelines.update import NightWork, publish_update
 from probelog.encoders import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.generation import Generation
-from probelog.ledger import Counts, item_key, key_numbers
+from probelog.ledger import Counts, Ledger, item_key, key_numbers
 from probelog.pointer import Pointer, read_pointer
 from probelog.probes import ProbeSet
 from probelog.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, to_table
+from probelog.shortlist import EXACT_LOGITS
 from probelog.storage import from_npy
 
 LEASE = "nightly/lease.json"
+# What the catalogue says of a model and the index keeps.
+_LISTED = [
+    "repo",
+    "sha",
+    "pipeline_tag",
+    "licence",
+    "tags",
+    "downloads",
+    "likes",
+    "last_modified",
+    "base_model",
+]
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,7 @@ class _Night:
         self._files = NightFiles(job.store, job.observations_key(self._probe_set.hash), base)
         self._endpoint = hub_endpoint()
 
+        self._now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         self._failed = _Failed(from_npy(self._base.meta("failed.npy")))
 
     def run(self) -> NightlyRun:
@@ -134,8 +149,8 @@ class _Night:
             ],
         )
         gone = self._gone(record, rows, descriptors.models, probed.failures)
-        work = NightWork(self._base, descriptors, models, gone, record.watermark)
-        return self._published(work, probed, fresh)
+        work = NightWork(self._base, descriptors, models, gone, record.watermark, self._now)
+        return self._published(work, record, probed, described, fresh)
 
     # What is new
 
@@ -147,7 +162,7 @@ class _Night:
         )
         rows = {row.repo: row for row in self._files.rows(record)}
         removed = dict(record.removed)
-        now = dt.datetime.now(dt.UTC)
+        now = dt.datetime.fromisoformat(self._now)
         watermark = None if record.watermark is None else dt.datetime.fromisoformat(record.watermark)
         found = listed_since(job, self._endpoint, watermark, self._failed)
         if found.watermark is not None:
@@ -163,7 +178,7 @@ class _Night:
                 repo: {"reason": gone.reason.value, "detail": gone.detail}
                 for repo, gone in compared.gone.items()
             }
-            record = replace(record, reconciled=now.isoformat(timespec="seconds"))
+            record = replace(record, reconciled=self._now)
         held = {repo: row["sha"] for repo, row in self._held(rows).items()}
         # A repository that is as the base holds it, again or still, is none that came.
         rows = {repo: row for repo, row in rows.items() if held.get(repo) != row.sha}
@@ -240,7 +255,9 @@ class _Night:
 
     # What readers see of it
 
-    def _published(self, work: NightWork, probed: Probed, fresh: Outcome) -> NightlyRun:
+    def _published(
+        self, work: NightWork, record: NightRecord, probed: Probed, described: Completed, fresh: Outcome
+    ) -> NightlyRun:
         job, live = self._job, self._live
         opened = Generation(self._index, live)
         came = {(model.repo, model.sha) for model in work.descriptors.models}
@@ -260,7 +277,10 @@ class _Night:
             return done
         columns = read_columns(job.store, self._fitted)
         drift = measure_drift(self._base, work.descriptors, self._fitted, columns, job.config.top_r)
-        published = publish_update(job, live, work, fresh, drift, sorted(came - there), self._lease.check)
+        if self._much(drift):
+            published = self._rebuilt(work, record, described, fresh)
+        else:
+            published = publish_update(job, live, work, fresh, drift, sorted(came - there), self._lease.check)
         due = _refit_due(drift, job.config.nightly)
         job.report.say(
             f"nightly: {done.added:,} models added tonight; since the last full run {len(came):,} added, "
@@ -269,6 +289,36 @@ class _Night:
         if due is not None:
             job.report.say(f"nightly: a full run is due: {due}")
         return replace(done, published=published, drift=drift, refit_due=due)
+
+    def _much(self, drift: Drift) -> bool:
+        """Whether so much came that an update would cost readers more than a whole generation."""
+        # A reader scores all of an update's own logits for every question.
+        return drift.share > self._job.config.nightly.rebuild_share or drift.logits > EXACT_LOGITS
+
+    def _rebuilt(
+        self, work: NightWork, record: NightRecord, described: Completed, fresh: Outcome
+    ) -> Published:
+        """A whole generation of all that the index holds, with the columns as they are."""
+        job, key = self._job, str(self._base.settings["observations"])
+        job.report.say("nightly: much of the index has come by night: it is built anew as a whole")
+        gone = set(work.gone.values())
+        rows = [
+            CatalogueRow(**{name: row[name] for name in _LISTED})
+            for row in self._base.models_table(_LISTED).to_pylist()
+            if row["id"] not in gone
+        ]
+        return publish(
+            job,
+            Listed([*rows, *work.rows.values()], record.watermark, record.reconciled, work.at),
+            self._probe_set,
+            load_encoder(job.config.encoder),
+            key,
+            Ledger(job.store, f"observations/{key}").receipts(),
+            joined(job.store, self._fitted, described, key),
+            fresh,
+            self._lease.check,
+            night=work.at,
+        )
 
 
 class _Failed:

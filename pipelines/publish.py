@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
-from probelog.errors import UsageError
+from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
@@ -38,6 +38,7 @@ from probelog.onnx_export import (
     export_image_encoder,
     export_text_encoder,
 )
+from probelog.pointer import Pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
 from probelog.schemas import CatalogueRow, ProbedModel
@@ -50,6 +51,31 @@ _FEW_NAMES = 50
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Which models there are on the Hub.
+
+    Attributes:
+        rows: of the catalogue, each repository once.
+        watermark: the newest change among what was listed (ISO 8601); nightly runs go on from there.
+        at: when the whole Hub was listed, or the index compared with it, last (UTC, ISO 8601).
+        finished: when the newest of this was listed.
+    """
+
+    rows: Sequence[CatalogueRow]
+    watermark: str | None
+    at: str
+    finished: str
+
+    @classmethod
+    def of(cls, catalogue: Catalogue) -> Listed:
+        """What one crawl found."""
+        rows = catalogue.rows()
+        changes = [row.last_modified for row in rows if row.last_modified is not None]
+        watermark = max(changes).isoformat() if changes else None
+        return cls(rows, watermark, catalogue.started, catalogue.finished)
+
+
+@dataclass(frozen=True)
 class _Inputs:
     job: Job
     probe_set: ProbeSet
@@ -57,7 +83,7 @@ class _Inputs:
     completed: Completed
     receipts: list[Receipt]
     failed: npt.NDArray[np.uint64]
-    catalogue: Catalogue
+    listed: Listed
     rows: dict[tuple[str, str], CatalogueRow]
     background: list[str]
 
@@ -107,25 +133,29 @@ class _Inputs:
 
 def publish(
     job: Job,
-    catalogue: Catalogue,
+    listed: Listed,
     probe_set: ProbeSet,
     encoder: Encoder,
     observations: str,
     receipts: Sequence[Receipt],
     completed: Completed,
     run: Outcome,
+    allowed: Callable[[], None] | None = None,
+    night: str | None = None,
 ) -> Published:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same.
 
     Args:
         job: what is asked for, and where it is kept.
-        catalogue: which models there are; others that were probed are left out.
+        listed: which models there are; others that were probed are left out.
         probe_set: the images.
         encoder: the text-image encoder.
         observations: key of the ledger.
         receipts: of the ledger.
         completed: their descriptors.
         run: what the models that were probed came to.
+        allowed: raises where this run may not publish any more.
+        night: when the newest of the models came by night (UTC, ISO 8601), if any did.
 
     Raises:
         QualityError: it is worse than the live one allows (`pipelines.quality`).
@@ -136,12 +166,7 @@ def publish(
     config = job.config
     index = job.store.child("index")
     live = live_pointer(index)
-    if live is not None and live.base is not None and catalogue.finished < live.published:
-        raise UsageError(
-            f"the catalogue is of {catalogue.finished}, older than the nightly run of {live.published} whose models "
-            "are live, and would drop them: list the Hub again first (--refresh with full or crawl)"
-        )
-    rows = catalogue.rows()
+    _not_older(listed, index, live)
     given = _Inputs(
         job=job,
         probe_set=probe_set,
@@ -149,8 +174,8 @@ def publish(
         completed=completed,
         receipts=sorted((r for r in receipts if r.name in completed.parts), key=lambda r: r.name),
         failed=_failed(Ledger(job.store, ""), receipts),
-        catalogue=catalogue,
-        rows={(row.repo, row.sha): row for row in sorted(rows, key=lambda row: (row.repo, row.sha))},
+        listed=listed,
+        rows={(row.repo, row.sha): row for row in sorted(listed.rows, key=lambda row: (row.repo, row.sha))},
         background=background_names(config.background, config.background_count, config.seed),
     )
     if live is not None and live.source == given.source:
@@ -161,10 +186,30 @@ def publish(
         job,
         live,
         given.source,
-        lambda name: _build(given, index, name, observations, run),
+        lambda name: _build(given, index, name, observations, run, night),
         lambda generation: check_generation(generation, _expected(given)),
         run,
+        allowed=allowed,
     )
+
+
+def _not_older(listed: Listed, index: Store, live: Pointer | None) -> None:
+    """Refuse to take away what nights have added since the Hub was listed.
+
+    Raises:
+        UsageError: says what to do.
+    """
+    if live is None:
+        return
+    try:
+        night = Generation(index, live).settings.get("night")
+    except (SchemaVersionError, StoreError):
+        return  # what cannot be read is to be replaced
+    if night is not None and listed.finished < night:
+        raise UsageError(
+            f"the catalogue is of {listed.finished}, older than the nightly run of {night} whose models are live, and "
+            "would drop them: list the Hub again first (--refresh, with full or crawl)"
+        )
 
 
 def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint64]:
@@ -173,7 +218,9 @@ def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint6
     return np.sort(first_keys(open_failures(ledger.failure_rows(receipts), sealed)))
 
 
-def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outcome) -> dict[str, Any]:
+def _build(
+    given: _Inputs, index: Store, name: str, observations: str, run: Outcome, night: str | None
+) -> dict[str, Any]:
     job, config, completed = given.job, given.job.config, given.completed
     embeddings = given.embeddings
     job.report.line("publish: exporting the encoder")
@@ -210,7 +257,6 @@ def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outc
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
-    changes = [row.last_modified for row in given.rows.values() if row.last_modified is not None]
     settings: dict[str, Any] = {
         "version": INDEX_VERSION,
         "made_by": f"probelog {__version__}",
@@ -229,8 +275,9 @@ def _build(given: _Inputs, index: Store, name: str, observations: str, run: Outc
         "confidence": confidence.to_dict(),
         "background_concepts": len(given.background),
         # Where nightly runs go on from.
-        "watermark": None if not changes else max(changes).isoformat(),
-        "listed": given.catalogue.started,
+        "watermark": given.listed.watermark,
+        "listed": given.listed.at,
+        "night": night,
         "text_encoder": text.settings,
         "text_encoder_difference": text_difference,
         "image_encoder": None if images is None else images.settings,

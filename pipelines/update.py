@@ -44,6 +44,7 @@ class NightWork:
         rows: of the catalogue, by repository and commit.
         gone: the base's models that do not count any more: their numbers, by repository.
         watermark: the newest change on the Hub that was seen.
+        at: when this night looked (UTC, ISO 8601).
     """
 
     base: Generation
@@ -51,6 +52,7 @@ class NightWork:
     rows: dict[Version, CatalogueRow]
     gone: dict[str, int]
     watermark: str | None
+    at: str
 
     @property
     def source(self) -> str:
@@ -108,6 +110,7 @@ def publish_update(
             "made_by": f"probelog {__version__}",
             "logits": written.logits,
             "watermark": work.watermark,
+            "night": work.at,
             "run": run.to_dict(),
             "added": len(work.descriptors.models),
             "gone": len(work.gone),

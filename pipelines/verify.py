@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipelines.complete import DESCRIPTORS_VERSION
 from pipelines.crawl import CRAWL_VERSION
+from pipelines.night import NIGHT, NIGHT_VERSION
 from pipelines.progress import Report
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog import probes
@@ -144,6 +145,7 @@ class _Verifier:
         yield from self._catalogues()
         yield from self._probe_sets()
         yield from self._ledgers()
+        yield from self._nights()
         yield from self._completions()
         yield from self._index()
         yield from self._reports()
@@ -195,6 +197,12 @@ class _Verifier:
                 self._expect(f"{folder}/receipts/{receipt}.json", f"{folder}/summary.json")
             for name in [p for p in self._listed if p.startswith(f"{folder}/spool/")]:
                 yield partial(self._spooled, name)
+
+    def _nights(self) -> Iterator[Check]:
+        for name in self._names("observations", NIGHT):
+            content = self._json(name, NIGHT_VERSION, "record of nights")
+            if content is not None and content.get("rows") is not None:
+                yield from self._parts(name, [content["rows"]], CATALOGUE)
 
     def _receipt(self, ledger: Ledger, name: str) -> None:
         """One receipt with its parts, and what it counts against what they hold."""

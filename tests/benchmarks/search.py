@@ -216,6 +216,7 @@ def write_rest(writer: GenerationWriter, real: Generation, written: Any, sharpne
         "background_statistics.npy",
         "text_encoder.onnx",
         "tokenizer.json",
+        "failed.npy",
     ]
     if real.settings.get("image_encoder") is not None:
         kept.append("image_encoder.onnx")

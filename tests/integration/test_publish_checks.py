@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines import going_live, publish_checks
 from pipelines import publish as publish_module
-from pipelines import publish_checks
+from pipelines.going_live import Published
 from pipelines.progress import Report
-from pipelines.publish import Published, publish
+from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog.client import open_index
@@ -55,7 +56,7 @@ def published(indexed: Indexed, store: Store, **changes: Any) -> Published:
     run = indexed.run
     return publish(
         job,
-        run.catalogue.rows(),
+        Listed.of(run.catalogue),
         ProbeSet.open(store, indexed.probe_set),
         load_encoder(job.config.encoder),
         run.probed.key,
@@ -213,7 +214,7 @@ def test_an_interrupted_publisher_cleans_up(
             go_live(*given, **named)
             raise KeyboardInterrupt
 
-        patch.setattr(publish_module, "go_live", late)
+        patch.setattr(going_live, "go_live", late)
         with pytest.raises(KeyboardInterrupt):
             published(indexed, store)
     assert open_index(store.uri).generation == read_pointer(store.child("index"))[0].generation

@@ -1,0 +1,178 @@
+"""Nightly runs: do their models rank as in a full run, and what does a night cost?
+
+    uv run python -m tests.benchmarks.nightly equality --hub DIR --probes SOURCE --encoder DIR --background FILE --truth FILE
+    uv run python -m tests.benchmarks.nightly cost     --hub DIR --probes SOURCE --encoder DIR --background FILE
+
+``equality`` serves the oldest four fifths of a hub, indexes them, serves the rest in some nights, and evaluates what is
+live then beside a full run over everything with the same settings. Copies of a model may come before or after it.
+
+``cost`` makes a synthetic index of every size (``synthetic_logits``) around the oldest models of the hub, serves the
+newest (50 by default), and takes the time and the largest memory of one night's process tree. The models are the same
+at every size, and so is what it takes to probe them; what grows is due to the index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+SIZES = (10_000, 100_000, 1_000_000)
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["equality", "cost"])
+    for name in ("hub", "probes", "encoder", "background"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--probe-count", type=int, default=4000)
+    parser.add_argument("--fraction", type=float, default=1.0)
+    parser.add_argument("--truth")
+    parser.add_argument("--nights", type=int, default=2, help="In how many nights the newest fifth comes.")
+    parser.add_argument("--new", type=int, default=50, help="Models of the night whose cost is measured.")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--scratch", help="Folder to work in; kept. By default one that is removed.")
+    parser.add_argument("--csv", default=str(ROOT / "docs/benchmark/nightly.csv"))
+    given = parser.parse_args()
+    with _folder(given.scratch) as folder:
+        if given.part == "equality":
+            equality(given, folder)
+        else:
+            cost(given, folder)
+
+
+@contextmanager
+def _folder(scratch: str | None) -> Iterator[Path]:
+    if scratch is not None:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+        yield Path(scratch)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+class GrowingHub:
+    """A copy of a hub that serves only some of its repositories, oldest first."""
+
+    def __init__(self, source: str, folder: Path) -> None:
+        self._source, self.folder = Path(source), folder
+        listed = json.loads((self._source / "hub.json").read_text())
+        self.entries = sorted(listed, key=lambda entry: (entry["lastModified"], entry["id"]))
+        for entry in self.entries:
+            if not (folder / entry["id"]).exists():
+                shutil.copytree(self._source / entry["id"], folder / entry["id"])
+
+    def show(self, count: int) -> None:
+        """Serve the oldest so many; the others are set aside."""
+        for number, entry in enumerate(self.entries):
+            there, aside = self.folder / entry["id"], self.folder.parent / "aside" / entry["id"]
+            origin, target = (aside, there) if number < count else (there, aside)
+            if origin.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(origin, target)
+        (self.folder / "hub.json").write_text(json.dumps(self.entries[:count]))
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Its address, for as long as the block runs."""
+        command = [sys.executable, "-m", "pipelines", "hub", str(self.folder), "--port", "0"]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        try:
+            assert server.stdout is not None
+            for line in server.stdout:
+                if "http://" in line:
+                    yield "http://" + line.split("http://")[1].split()[0].rstrip("/,.")
+                    break
+        finally:
+            server.kill()
+
+
+def _configuration(given: argparse.Namespace, store: Path) -> Path:
+    settings = {
+        "store": str(store),
+        "probes": given.probes,
+        "probe_count": given.probe_count,
+        "encoder": given.encoder,
+        "background": given.background,
+        "fraction": given.fraction,
+    }
+    store.mkdir(parents=True, exist_ok=True)
+    file = store.parent / f"{store.name}.toml"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    return file
+
+
+def _run(endpoint: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", "pipelines", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "HF_ENDPOINT": endpoint}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def equality(given: argparse.Namespace, folder: Path) -> None:
+    """Full run on four fifths and nights for the rest, against one full run on all."""
+    hub = GrowingHub(given.hub, folder / "hub")
+    total = len(hub.entries)
+    first = total * 4 // 5
+    with hub.served() as endpoint:
+        hub.show(first)
+        by_night = _configuration(given, folder / "nightly")
+        _run(endpoint, "full", "--config", str(by_night))
+        for night in range(1, given.nights + 1):
+            hub.show(first + (total - first) * night // given.nights)
+            told = _run(endpoint, "nightly", "--config", str(by_night))
+            print("\n".join(line for line in told.splitlines() if line.startswith(("nightly", "publish"))))
+        at_once = _configuration(given, folder / "full")
+        _run(endpoint, "full", "--config", str(at_once))
+    rows = []
+    for name in ("nightly", "full"):
+        found = json.loads(
+            _run("", "evaluate", "--index", str(folder / name), "--truth", given.truth, "--json")
+        )
+        method = found["methods"][0]
+        rows.append(
+            {
+                "index": name,
+                "models": found["models"],
+                "logits": found["logits"],
+                "single_top1": round(method["single"]["top1"], 4),
+                "single_top5": round(method["single"]["top5"], 4),
+                "groups_top1": round(method["groups"]["top1"], 4),
+                "map": round(method["every"]["average_precision"], 4),
+            }
+        )
+    _write(Path(given.csv), rows)
+
+
+def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with file.open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(file.read_text())
+
+
+def cost(given: argparse.Namespace, folder: Path) -> None:
+    raise NotImplementedError
+    print(time)
+
+
+if __name__ == "__main__":
+    main()
