@@ -247,8 +247,10 @@ def _rates(measured: Measured) -> StoreRates:
     if settings["observations"] != key:
         return StoreRates(descriptors)
     held: Counter[str] = Counter()
-    for name, size in index.sizes(f"generations/{live.generation}").items():
-        held[name.split("/")[2].removesuffix(".lance")] += size
+    # An update leaves most of what readers see to its base.
+    for generation in {live.generation, live.base} - {None}:
+        for name, size in index.sizes(f"generations/{generation}").items():
+            held[name.split("/")[2].removesuffix(".lance")] += size
     logits, models = held.pop("logits", 0), held.pop("models", 0)
     return StoreRates(
         descriptors, logits / settings["logits"], models / settings["models"], float(sum(held.values()))

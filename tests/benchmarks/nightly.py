@@ -1,7 +1,9 @@
 """Nightly runs: do their models rank as in a full run, and what does a night cost?
 
-    uv run python -m tests.benchmarks.nightly equality --hub DIR --probes SOURCE --encoder DIR --background FILE --truth FILE
-    uv run python -m tests.benchmarks.nightly cost     --hub DIR --probes SOURCE --encoder DIR --background FILE
+    uv run python -m tests.benchmarks.nightly equality --truth FILE \
+        --hub DIR --probes SOURCE --encoder DIR --background FILE
+    uv run --with psutil python -m tests.benchmarks.nightly cost \
+        --hub DIR --probes SOURCE --encoder DIR --background FILE
 
 ``equality`` serves the oldest four fifths of a hub, indexes them, serves the rest in some nights, and evaluates what is
 live then beside a full run over everything with the same settings. Copies of a model may come before or after it.
@@ -170,8 +172,98 @@ def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def cost(given: argparse.Namespace, folder: Path) -> None:
-    raise NotImplementedError
-    print(time)
+    """One night's time and memory, for indexes of several sizes."""
+    hub = GrowingHub(given.hub, folder / "hub")
+    total = len(hub.entries)
+    rows = []
+    with hub.served() as endpoint:
+        hub.show(total - given.new)
+        _run(endpoint, "full", "--config", str(_configuration(given, folder / "real")))
+        for size in given.sizes:
+            hub.show(total - given.new)
+            store = folder / str(size)
+            file = _configuration(given, store)
+            _blown_up(folder / "real", store, size)
+            print(f"{size:,} logits: an index of {_bytes(store / 'index') / 1e6:,.0f} MB", flush=True)
+            before = _bytes(store / "index")
+            empty = _measured(endpoint, file)
+            hub.show(total)
+            night = _measured(endpoint, file)
+            rows.append(
+                {
+                    "logits": size,
+                    "new_models": given.new,
+                    "index_mb": round(before / 1e6, 1),
+                    "added_mb": round((_bytes(store / "index") - before) / 1e6, 1),
+                    "nothing_new_seconds": empty["seconds"],
+                    "nothing_new_cpu_seconds": empty["cpu"],
+                    "seconds": night["seconds"],
+                    "cpu_seconds": night["cpu"],
+                    "of_it_probing": night["probing"],
+                    "peak_mb": night["peak_mb"],
+                }
+            )
+            print(rows[-1], flush=True)
+            if given.scratch is None:
+                shutil.rmtree(store)
+    _write(Path(given.csv), rows)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _blown_up(real: Path, store: Path, size: int) -> None:
+    """A store like a real one, but for an index of so many logits."""
+    from tests.benchmarks.search import made
+
+    shutil.copytree(real, store, ignore=shutil.ignore_patterns("index"), dirs_exist_ok=True)
+    wanted = argparse.Namespace(store=str(real), questions=10, pictures=None)
+    for row in made(wanted, size, store):
+        print(row, flush=True)
+
+
+def _measured(endpoint: str, file: Path) -> dict[str, float]:
+    """Seconds, processor seconds (with those of workers) and largest proportional memory of one nightly run."""
+    import psutil
+
+    started = time.monotonic()
+    command = [sys.executable, "-m", "pipelines", "nightly", "--config", str(file)]
+    environment = {**os.environ, "HF_ENDPOINT": endpoint}
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    root = psutil.Process(run.pid)
+    peak, cpu, probing = 0, {}, [0.0, 0.0]
+    while run.poll() is None:
+        now = time.monotonic() - started
+        try:
+            tree = [root, *root.children(recursive=True)]
+        except psutil.Error:
+            break
+        held = 0
+        for process in tree:
+            try:
+                held += process.memory_full_info().pss
+                times = process.cpu_times()
+                cpu[process.pid, process.create_time()] = times.user + times.system
+            except psutil.Error:
+                continue
+        if len(tree) > 3:  # Ray is there
+            probing = [probing[0] or now, now]
+        peak = max(peak, held)
+        time.sleep(0.5)
+    seconds = time.monotonic() - started
+    told = run.stdout.read().decode() if run.stdout is not None else ""
+    if run.returncode:
+        raise SystemExit(told)
+    print("\n".join(line for line in told.splitlines() if line.startswith(("nightly", "publish"))))
+    return {
+        "seconds": round(seconds, 1),
+        "cpu": round(sum(cpu.values()), 1),
+        "probing": round(probing[1] - probing[0], 1),
+        "peak_mb": round(peak / 1e6),
+    }
 
 
 if __name__ == "__main__":
