@@ -90,9 +90,9 @@ class Quality(_Strict):
         50, ge=0, description="How many of the background's names are asked besides them."
     )
     max_lost: Share = Field(
-        0.3,
+        0.15,
         description="Share of the first ten answers to canaries that may be lost, but for those that left the Hub or "
-        "that newer models pushed down.",
+        "that newer models pushed down. Ordinary nights lose a hundredth.",
     )
     max_known_missed: Share = Field(
         0.0, description="Share of the canaries with a known answer whose first ten may lack it."
