@@ -27,7 +27,8 @@ def wilson(hits: float, count: float, z: float = Z) -> tuple[float, float]:
     share = hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exactly so at the ends, where rounding would leave a trace.
+    return (centre - half if hits > 0 else 0.0), (centre + half if hits < count else 1.0)
 
 
 def least_rise(hits: float, count: float, hits_before: float, count_before: float, z: float = Z) -> float:

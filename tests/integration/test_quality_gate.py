@@ -21,6 +21,7 @@ from probelog.errors import QualityError, StoreError
 from probelog.generation import Generation
 from probelog.pointer import read_pointer
 from probelog.storage import Store
+from tests.benchmarks.gate import WAYS, trial
 from tests.named_world import NAMES, Directions, generation, recognised, some_models
 from tests.operator_command import operator
 from tests.small_index import Model
@@ -232,6 +233,12 @@ def test_samples_are_drawn_by_hash(night: Night) -> None:
     assert rows_of(night.live, ["old/it's", "old/\x00", "nobody/there"]) == []
     assert added_versions(night.live, night.live) == []
     assert set(night.live.background) <= set(NAMES)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_benchmark(night: Night, way: str) -> None:
+    assert trial(night.live, way, 0.0, 0)["refused by"] == ""
+    assert trial(night.live, way, 0.8, 0)["refused by"] != ""
 
 
 # The operator's command
