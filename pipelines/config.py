@@ -99,7 +99,8 @@ class Quality(_Strict):
     )
     max_agreement_fall: Share = Field(
         0.05,
-        description="By how much the share of declared names that find a logit declared so may fall (99.9 % sure).",
+        description="By how much the share of declared names that find a logit declared so may fall, and the share of "
+        "logits that are named as declared (99.9 % sure).",
     )
     max_new_agreement_fall: Share = Field(
         0.3,

@@ -45,15 +45,16 @@ def least_rise(hits: float, count: float, hits_before: float, count_before: floa
     return now - before - math.hypot(now - low, high_before - before)
 
 
-def least_paired_fall(lost: int, gained: int, count: int, z: float = Z) -> float:
+def least_paired_fall(lost: float, gained: float, count: int, z: float = Z) -> float:
     """How much a share fell at the least, where the same were asked before and after.
 
     The adjusted Wald interval of matched pairs (A. Agresti and Y. Min 2005, Statistics in Medicine 24:729): half an
     observation is added to each of the four cells.
 
     Args:
-        lost: had the property before and have not now.
-        gained: have it now and had not before.
+        lost: had the property before and have not now; a sum of falls between 0 and 1 may stand for the count, whose
+            variance is then overstated.
+        gained: have it now and had not before; likewise.
         count: of how many pairs; -1 is given where there are none.
         z: normal quantile.
     """

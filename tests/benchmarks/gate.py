@@ -37,7 +37,7 @@ from probelog.storage import Store
 
 WAYS = ("mixed", "turned", "labels")
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-COLUMNS = ["way", "share", "draw", "models", "lost", "first", "ten", "first before", "ten before", "refused by", "seconds"]  # fmt: skip
+COLUMNS = ["way", "share", "draw", "models", "lost", "first", "ten", "named", "first before", "ten before", "named before", "refused by", "seconds"]  # fmt: skip
 
 
 def main() -> None:
@@ -89,19 +89,19 @@ def trial(live: Generation, way: str, share: float, draw: int) -> dict[str, Any]
         run = Outcome(count)
         measures = {item.name: item for item in measure(candidate, live, run, run, Quality())}
         seconds = time.monotonic() - started
-    lost, first, ten = (
-        measures[name] for name in ("lost answers", "declared, first answer", "declared, first ten answers")
-    )
+    named = {
+        "first": "declared, first answer",
+        "ten": "declared, first ten answers",
+        "named": "models named as declared",
+    }
     return {
         "way": way,
         "share": share,
         "draw": draw,
         "models": round(share * count),
-        "lost": lost.value,
-        "first": first.value,
-        "ten": ten.value,
-        "first before": first.before,
-        "ten before": ten.before,
+        "lost": measures["lost answers"].value,
+        **{column: measures[name].value for column, name in named.items()},
+        **{f"{column} before": measures[name].before for column, name in named.items()},
         "refused by": "; ".join(item.name for item in measures.values() if not item.passed),
         "seconds": f"{seconds:.2f}",
     }

@@ -27,6 +27,7 @@ from tests.operator_command import operator
 from tests.small_index import Model
 from tests.tiny_world import Indexed
 
+LABELS = {"declared, first answer", "declared, first ten answers", "models named as declared"}
 USUAL = Outcome(100, {"gated": 3, "timeout": 2})
 OLD = some_models(70)
 NEW = some_models(40, seed=1, owner="new")
@@ -75,9 +76,13 @@ def test_an_honest_night_passes(night: Night) -> None:
     verdict = night.gate(candidate)
     assert verdict.passed
     judged = {measure.name: measure for measure in verdict.measures if measure.worse is not None}
-    assert {"lost answers", "declared, first answer", "new models named as declared", "models gone"} <= set(
-        judged
-    )
+    assert {
+        "lost answers",
+        "declared, first answer",
+        *LABELS,
+        "new models named as declared",
+        "models gone",
+    } <= set(judged)
     assert judged["lost answers"].counted > 200
     assert judged["declared, first answer"].value == pytest.approx(1, abs=0.05)
     assert judged["new models named as declared"].value == pytest.approx(1, abs=0.05)
@@ -99,7 +104,7 @@ def test_rows_mixed_up_among_models(night: Night) -> None:
     mixed = {model.repo: OLD[other] for model, other in zip(OLD, others, strict=True)}
     candidate = night.build("mixed", OLD, describe=describes(mixed))
     failed, told, page = night.refused(candidate)
-    assert failed == {"lost answers", "declared, first answer", "declared, first ten answers"}
+    assert failed == {"lost answers", *LABELS}
     assert "lost answers: 9" in told
     assert "first was old/model-" in page
 
@@ -110,13 +115,13 @@ def test_labels_shuffled(night: Night) -> None:
     models = [replace(model, labels=tuple(next(labels) for _ in model.labels)) for model in OLD]
     candidate = night.build("labels", models, describe=describes({model.repo: model for model in OLD}))
     failed, _, _ = night.refused(candidate)
-    assert failed == {"declared, first answer", "declared, first ten answers"}
+    assert failed == LABELS
 
 
 def test_labels_lost(night: Night) -> None:
     nameless = [replace(model, labels=tuple(f"LABEL_{i}" for i in range(4))) for model in OLD]
     candidate = night.build("nameless", nameless, describe=describes({model.repo: model for model in OLD}))
-    assert night.refused(candidate)[0] == {"declared, first answer", "declared, first ten answers"}
+    assert night.refused(candidate)[0] == LABELS
 
 
 def test_most_models_answer_no_more(night: Night) -> None:
