@@ -133,16 +133,17 @@ class Quality(_Strict):
         50, ge=0, description="How many of the background's names are asked besides them."
     )
     max_lost: Share = Field(
-        0.3,
+        0.15,
         description="Share of the first ten answers to canaries that may be lost, but for those that left the Hub or "
-        "that newer models pushed down.",
+        "that newer models pushed down. Ordinary nights lose a hundredth.",
     )
     max_known_missed: Share = Field(
         0.0, description="Share of the canaries with a known answer whose first ten may lack it."
     )
     max_agreement_fall: Share = Field(
         0.05,
-        description="By how much the share of declared names that find a logit declared so may fall (99.9 % sure).",
+        description="By how much the share of declared names that find a logit declared so may fall, and the share of "
+        "logits that are named as declared (99.9 % sure).",
     )
     max_new_agreement_fall: Share = Field(
         0.3,

@@ -5,8 +5,8 @@ Only answers with a label that names something are looked at, so that a growing 
 nothing. The same names are asked of both generations; a name that is hard stays hard.
 
 Asked the other way, logits are named from the background (`Generation.names`): is what their uploader declares among
-the ten likeliest names? So what tonight added can be told from what was there before, which carries the answers to
-most names however badly tonight's models came out.
+the ten likeliest names? So every model counts, and not the largest ones alone, which give most first answers; and
+what tonight added can be told from what was there before.
 
 Labels err, and say too little rather than too much. None of that matters here: it errs alike before and after.
 """
@@ -35,9 +35,9 @@ MODELS = 400
 _LABELS = 1000
 # Answers asked for, of which the first ten with a label are looked at.
 _ASKED = 30
-# Logits of one model that are named, and models on either side.
+# Logits of one model that are named, and models.
 _LOGITS = 40
-_NAMED_MODELS = 60
+_NAMED_MODELS = 200
 
 
 # Names to answers
@@ -196,38 +196,87 @@ class Meanings:
         )
 
 
-def added_measure(
-    candidate: Generation, live: Generation | None, added: Sequence[Version], limit: float
-) -> Measure:
-    """How often the added models' logits are named as they are declared, beside those of the others.
+def named_measures(
+    candidate: Generation,
+    live: Generation | None,
+    added: Sequence[Version],
+    limit: float,
+    limit_of_new: float,
+) -> list[Measure]:
+    """How often logits are named as they are declared: of the models of both generations, and of the added ones.
 
-    Logits of one model stand or fall together (its preprocessing, its weights), so every model counts as one: its
-    share of logits named as declared.
+    The first answers come from the few largest models; this sees the others too. Logits of one model stand or fall
+    together (its preprocessing, its weights), so every model counts as one: its share of logits named as declared.
     """
     lexicon = imagenet_lexicon()
     known = Meanings(candidate.background, lexicon)
+    if live is None:
+        old = _judged(candidate, sampled_models(candidate, MODELS), known)
+        return [
+            _kept(old, [], limit, "there is no live generation to compare with"),
+            _new([], [], limit_of_new, "there is no live generation: all models are new"),
+        ]
+    models = sampled_models(live, MODELS)
+    there = {row.version: row for row in rows_of(candidate, (model.repo for model in models))}
+    before = _judged(
+        live,
+        (model for model in models if model.version in there),
+        Meanings(live.background, lexicon),
+    )
+    same = candidate.background == live.background
+    pairs = []
+    for item in before:
+        again = named(candidate, there[item.model.version], known)
+        # The same background holds what is declared; where it does no more, the declared labels are lost.
+        if again is not None or same:
+            pairs.append(
+                (item, again or Named(item.model, 1, 0, f"{item.model.repo} declares nothing any more"))
+            )
+    old = [after for _, after in pairs]
     chosen = set(added)
     fresh = rows_of(candidate, sorted({repo for repo, _ in added}, key=hashed)[: 4 * _NAMED_MODELS])
     new = _judged(candidate, (model for model in fresh if model.version in chosen), known)
-    some = sampled_models(candidate, MODELS) if live is not None and new else []
-    old = _judged(candidate, (model for model in some if model.version not in chosen), known)
-    note, worse = "", None
-    if live is None:
-        note = "there is no live generation: all models are new"
-    elif not new:
-        note = "no new model declares a name that the background holds"
-    elif not old:
-        note = "no other model declares a name that the background holds"
-    else:
+    return [
+        _kept(old, [item for item, _ in pairs], limit, "" if pairs else _NOTHING),
+        _new(new, old, limit_of_new, "" if new and old else _NOTHING),
+    ]
+
+
+_NOTHING = "no model declares a name that the background holds"
+_MEANING = "Share of the logits that are among the ten likeliest names what their uploader declares, mean over the models "
+
+
+def _kept(after: Sequence[Named], before: Sequence[Named], limit: float, note: str) -> Measure:
+    """The models of both generations, pair by pair; of the candidate alone where ``before`` is empty."""
+    falls = [one.share - other.share for one, other in zip(before, after, strict=False)]
+    worst = sorted(zip(falls, after, strict=False), key=lambda pair: (-pair[0], pair[1].model.version))
+    lost, gained = sum(max(0.0, fall) for fall in falls), sum(max(0.0, -fall) for fall in falls)
+    return Measure(
+        name="models named as declared",
+        meaning=_MEANING + "that both generations hold; and by how much it fell at the least.",
+        value=_mean(after),
+        before=_mean(before),
+        worse=None if note else least_paired_fall(lost, gained, len(falls)),
+        limit=limit,
+        counted=len(after),
+        note=note,
+        examples=[item.example for fall, item in worst[:EXAMPLES] if fall > 0],
+    )
+
+
+def _new(new: Sequence[Named], old: Sequence[Named], limit: float, note: str) -> Measure:
+    """The added models beside the others."""
+    worse = None
+    if not note:
         worse = least_rise(
             sum(item.share for item in old), len(old), sum(item.share for item in new), len(new)
         )
     missed = sorted((item for item in new if item.example), key=lambda item: (item.share, item.model.version))
     return Measure(
         name="new models named as declared",
-        meaning="Share of the logits that are among the ten likeliest names what their uploader declares, mean over "
-        "the models that this generation adds; beside it that of the other models, and by how much it is lower at the "
-        "least.",
+        meaning=_MEANING
+        + "that this generation adds; beside it that of the others, and by how much it is lower at "
+        "the least.",
         value=_mean(new),
         before=_mean(old),
         worse=worse,

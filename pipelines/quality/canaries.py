@@ -174,7 +174,7 @@ def lost_answers(
         meaning="Of the live generation's first ten answers to the canaries, the share that the candidate's first ten "
         "lack, new models and models that left passed over.",
         value=value,
-        before=None if live is None else 0.0,
+        before=None,
         worse=None if note else value,
         limit=limit,
         counted=counted,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines.config import Quality
-from pipelines.quality.agreement import added_measure, declared_measures
+from pipelines.quality.agreement import declared_measures, named_measures
 from pipelines.quality.canaries import background_canaries, known_answers, lost_answers, read_canaries
 from pipelines.quality.failures import Outcome, failure_measures
 from pipelines.quality.gone import gone_measure
@@ -90,7 +90,7 @@ def measure(
         lost_answers(candidate, live, asked, quality.max_lost, unlike),
         known_answers(candidate, live, own, quality.max_known_missed),
         *declared_measures(candidate, live, quality.max_agreement_fall),
-        added_measure(candidate, live, added, quality.max_new_agreement_fall),
+        *named_measures(candidate, live, added, quality.max_agreement_fall, quality.max_new_agreement_fall),
         gone_measure(candidate, live, quality.max_gone),
         *failure_measures(run, last, quality.max_failure_rise),
     ]

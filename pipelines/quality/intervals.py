@@ -27,7 +27,8 @@ def wilson(hits: float, count: float, z: float = Z) -> tuple[float, float]:
     share = hits / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exactly so at the ends, where rounding would leave a trace.
+    return (centre - half if hits > 0 else 0.0), (centre + half if hits < count else 1.0)
 
 
 def least_rise(hits: float, count: float, hits_before: float, count_before: float, z: float = Z) -> float:
@@ -44,15 +45,16 @@ def least_rise(hits: float, count: float, hits_before: float, count_before: floa
     return now - before - math.hypot(now - low, high_before - before)
 
 
-def least_paired_fall(lost: int, gained: int, count: int, z: float = Z) -> float:
+def least_paired_fall(lost: float, gained: float, count: int, z: float = Z) -> float:
     """How much a share fell at the least, where the same were asked before and after.
 
     The adjusted Wald interval of matched pairs (A. Agresti and Y. Min 2005, Statistics in Medicine 24:729): half an
     observation is added to each of the four cells.
 
     Args:
-        lost: had the property before and have not now.
-        gained: have it now and had not before.
+        lost: had the property before and have not now; a sum of falls between 0 and 1 may stand for the count, whose
+            variance is then overstated.
+        gained: have it now and had not before; likewise.
         count: of how many pairs; -1 is given where there are none.
         z: normal quantile.
     """

@@ -33,6 +33,13 @@ def test_wilson_as_published() -> None:
         assert wilson(hits, count, 1.959964) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_wilson_at_the_ends() -> None:
+    """A limit of nothing must not be exceeded by rounding."""
+    for count in range(1, 1000):
+        assert wilson(0, count)[0] == 0
+        assert wilson(count, count)[1] == 1
+
+
 def test_difference_as_published() -> None:
     """Newcombe 1998 (Statistics in Medicine 17:873), table II, method 10: 56/70 - 48/80 and 10/10 - 0/10."""
     assert least_rise(56, 70, 48, 80, 1.959964) == pytest.approx(0.0524, abs=5e-5)
