@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from pipelines.full import run_full
 from pipelines.lease import LeaseHeldError, hold_lease
 from pipelines.nightly import LEASE, NightlyRun, run_nightly
 from pipelines.progress import Report
-from pipelines.reconcile import TooManyGoneError
 from pipelines.stages import Job
 from pipelines.verify import verify
 from probelog.client import Index, open_index
@@ -29,7 +30,7 @@ from probelog.pointer import Pointer, read_pointer
 from probelog.publishing import roll_back
 from probelog.storage import Store
 from tests.faults import FaultyHub, faulty
-from tests.operator_command import operator
+from tests.operator_command import kill_tree, operator, operator_process
 from tests.tiny_world import CONCEPTS, MODELS, Indexed, timm_model
 
 _START = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
@@ -149,7 +150,7 @@ def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
     readme = night.commit("bob/one-logit")  # the same files at another commit
     (night.hub / "zed/broken").mkdir()
     (night.hub / "zed/broken/config.json").write_text("{")
-    night.commit("zed/broken")
+    night.commit("zed/broken", library="timm", pipeline_tag="image-classification")
 
     done = night.run()
     assert done.published.fresh
@@ -208,8 +209,6 @@ def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
     night.remove("cleo/timm-bfloat", "zed/new")
     night.rename("ada/resnet", "ada/renamed")
     assert not night.run().published.fresh  # the listing's newest page does not tell
-    with pytest.raises(TooManyGoneError, match="max_removed_share"):
-        night.run(nightly={"reconcile_days": 0, "max_removed_share": 0.0})
     done = night.run(nightly={"reconcile_days": 0})
     assert done.published.fresh
     index = night.index
@@ -222,6 +221,29 @@ def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
     night.new("cleo/timm-bfloat", 30)  # it comes back
     night.run()
     assert night.index.show("cleo/timm-bfloat").logits
+
+
+def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
+    base = night.pointer.generation
+    night.new("zed/new", 21)
+    night.remove("cleo/timm-bfloat")
+    done = night.run(nightly={"rebuild_share": 0.01, "reconcile_days": 0})
+    assert done.published.fresh
+    assert night.pointer.base is None
+    assert night.pointer.choice == [done.published.pointer.generation, base]
+    index = night.index
+    assert index.models == len(MODELS)
+    assert index.show("zed/new").logits
+    assert index._generation.model("bob/one-logit")["licence"] == night.entries["bob/one-logit"]["license"]
+    assert not night.run().published.fresh  # the new base knows all of it
+    night.new("zed/second", 23)
+    night.run()
+    assert night.pointer.base == done.published.pointer.generation
+    assert night.index.models == len(MODELS) + 1
+    with pytest.raises(UsageError, match="fraction"):
+        night.run(fraction=0.5)
+    report = verify(str(night.store), Report(io.StringIO()))
+    assert report.clean, report.lines()
 
 
 def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
@@ -253,8 +275,8 @@ def test_settings_of_another_index(night: Night) -> None:
 def test_the_command_says_what_is_wrong(night: Night, tmp_path: Path) -> None:
     file = night._indexed.world.config_file(tmp_path / "job.toml", tmp_path / "none")
     ended = operator("nightly", "--config", file)
-    assert ended.returncode == 2
-    assert "run `probelog-index full` first" in ended.stderr
+    assert ended.status == 2
+    assert "run `probelog-index full` first" in ended.err
 
 
 def test_verify_finds_what_is_damaged(night: Night) -> None:
@@ -276,3 +298,57 @@ def test_verify_finds_what_is_damaged(night: Night) -> None:
         found = verify(str(night.store), Report(io.StringIO()))
         assert [item["path"] for item in found.damaged] == [str(file.relative_to(night.store))]
         file.write_bytes(data)
+
+
+def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
+    before = night.pointer
+    night.new("zed/new", 21)
+    for number in range(60):
+        (night.hub / f"zed/broken-{number}").mkdir()
+        (night.hub / f"zed/broken-{number}/config.json").write_text("{")
+        night.commit(f"zed/broken-{number}", library="timm", pipeline_tag="image-classification")
+    settings = {"quality": {"max_failure_rise": 0.05}, "nightly": {"rebuild_share": 1.0}}
+    file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
+    ended = operator("nightly", "--config", file)
+    assert ended.status == 3, ended.err
+    assert "was not published" in ended.err
+    assert night.pointer == before
+    (page,) = (night.store / "quality").glob("*.html")
+    told = json.loads(page.with_suffix(".json").read_text())
+    assert any(measure["name"].startswith("failed") for measure in told["measures"])
+    # What was probed is kept: published all the same, it is not probed again.
+    asked = len(night.faults.asked("zed/new"))
+    ended = operator(
+        "nightly", "--config", file, "--set", "quality.enforce=false", "--set", "max_failed_share=1"
+    )
+    assert ended.status == 0, ended.err
+    assert night.index.models == len(MODELS) + 1
+    assert len(night.faults.asked("zed/new")) == asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment(night: Night, tmp_path: Path, seed: int) -> None:
+    """SIGKILL for the whole process tree, at a random moment; the next run does what is left."""
+    for number in range(6):
+        night.new(f"zed/new-{number}", 30 + number)
+    settings = {
+        "nightly": {"lease_seconds": 2.0, "lease_wait": 30.0, "rebuild_share": 1.0, "max_drift": 100.0}
+    }
+    settings["quality"] = {"enforce": False}
+    file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
+    moments = np.random.default_rng(seed).uniform(3.0, 30.0, size=2)
+    for moment in moments.tolist():
+        with operator_process("nightly", "--config", file) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+            kill_tree(process)
+        assert night.index.search("dog")  # readers never notice
+    done = operator("nightly", "--config", file)
+    assert done.status == 0, done.err
+    index = night.index
+    assert index.models == len(MODELS) + 6
+    for number in range(6):
+        assert index.show(f"zed/new-{number}").logits
+    assert len([version for version in night.observed() if version[0].startswith("zed/")]) == 6
+    assert verify(str(night.store), Report(io.StringIO())).clean
