@@ -100,7 +100,8 @@ class Status:
         else:
             told.append(
                 f"index      generation {self.index['generation']}, published {self.index['published']}, "
-                f"{len(self.index['previous'])} earlier ones kept"
+                + (f"an update of {self.index['base']}, " if self.index["base"] else "")
+                + f"{len(self.index['previous'])} earlier ones kept"
             )
         if self.quality is not None:
             told.append(
