@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Config, Filters
+from pipelines.config import Config, Filters, Quality
 from pipelines.config_check import check_config
 from pipelines.config_page import config_page
 from probelog.errors import ConfigError, UsageError
@@ -54,15 +54,25 @@ def test_everything_that_is_pointed_at_and_missing_is_told_at_once(
         "encoder": str(tmp_path / "photos"),
         "background": str(tmp_path / "a-file"),
         "filters.list": str(tmp_path / "no-list"),
+        "quality.canaries": ["dog", "cat\tanna/pets"],
         "scratch": str(tmp_path / "a-file"),
         "preload": ["no_such_module_anywhere", "json"],
     }
     with pytest.raises(ConfigError) as caught:
         check_config(write(tmp_path, wrong))
     problems = caught.value.problems
-    for start in ("store:", "probes:", "encoder:", "background", "filters.list:", "scratch:", "preload:"):
+    for start in (
+        "store:",
+        "probes:",
+        "encoder:",
+        "background",
+        "filters.list:",
+        "quality.canaries:",
+        "scratch:",
+        "preload:",
+    ):
         assert sum(problem.startswith(start) for problem in problems) == 1, (start, problems)
-    assert len(problems) == 7
+    assert len(problems) == 8
 
 
 def test_an_empty_folder_of_probes(tmp_path: Path, good: dict[str, object]) -> None:
@@ -102,8 +112,8 @@ def test_the_page_is_the_code() -> None:
     """Made anew by: probelog-index config --markdown > docs/configuration.md."""
     page = config_page()
     assert PAGE.read_text(encoding="utf-8") == page
-    for model in (Config, Filters):
+    for model in (Config, Filters, Quality):
         for name, field in model.model_fields.items():
-            if name != "filters":
+            if name not in ("filters", "quality"):
                 assert f"| `{field.alias or name}` |" in page
             assert field.description in page.replace("\\|", "|")
