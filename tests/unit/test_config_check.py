@@ -56,15 +56,25 @@ def test_everything_that_is_pointed_at_and_missing_is_told_at_once(
         "encoder": str(tmp_path / "photos"),
         "background": str(tmp_path / "a-file"),
         "filters.list": str(tmp_path / "no-list"),
+        "quality.canaries": ["dog", "cat\tanna/pets"],
         "scratch": str(tmp_path / "a-file"),
         "preload": ["no_such_module_anywhere", "json"],
     }
     with pytest.raises(ConfigError) as caught:
         check_config(write(tmp_path, wrong))
     problems = caught.value.problems
-    for start in ("store:", "probes:", "encoder:", "background", "filters.list:", "scratch:", "preload:"):
+    for start in (
+        "store:",
+        "probes:",
+        "encoder:",
+        "background",
+        "filters.list:",
+        "quality.canaries:",
+        "scratch:",
+        "preload:",
+    ):
         assert sum(problem.startswith(start) for problem in problems) == 1, (start, problems)
-    assert len(problems) == 7
+    assert len(problems) == 8
 
 
 def test_an_empty_folder_of_probes(tmp_path: Path, good: dict[str, object]) -> None:
