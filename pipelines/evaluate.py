@@ -117,7 +117,8 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     ways: dict[str, npt.NDArray[np.float64]] = {
         "this index (matched heads)": index.scores(concepts, excluded)[:, [item.row for item in kept]]
     }
-    pairs = _top_pairs(_around(store), generation.settings["completion"], kept)
+    keys = [generation.settings["completion"], generation.settings.get("folded_in")]
+    pairs = _top_pairs(_around(store), [key for key in keys if key is not None], kept)
     if pairs is not None:
         ways["version 2, from its top probes"] = _second_version(generation, pairs, concepts, excluded)
     methods = []
@@ -150,22 +151,21 @@ def _around(index: Store) -> Store:
     return Store(parent) if folder == "index" and parent else index
 
 
-def _top_pairs(store: Store, completion: str, kept: Sequence[_Kept]) -> scoring.TopPairs | None:
-    """The top (probe, value) pairs of logits, from the store's descriptors where these are still there."""
-    done = completed(store, completion)
-    if done is None:
-        return None
+def _top_pairs(store: Store, keys: Sequence[str], kept: Sequence[_Kept]) -> scoring.TopPairs | None:
+    """The top (probe, value) pairs of logits, from the store's descriptors where all of these are still there."""
     place = {item[1:]: number for number, item in enumerate(kept)}
     probes: list[Any] = [None] * len(kept)
     values: list[Any] = [None] * len(kept)
     columns = ["repo", "sha", "logit", "top_probes", "top_values", "bottom_probes", "bottom_values"]
-    for part in done.parts.values():
+    for part in (part for key in keys if (done := completed(store, key)) for part in done.parts.values()):
         for row in read_part(store, part, DESCRIPTORS, columns).to_pylist():
             for negated, end, sign in ((False, "top", 1), (True, "bottom", -1)):
                 number = place.get((row["repo"], row["sha"], row["logit"], negated))
                 if number is not None:
                     probes[number] = row[f"{end}_probes"]
                     values[number] = sign * np.asarray(row[f"{end}_values"])
+    if any(found is None for found in probes):
+        return None
     return scoring.TopPairs(np.array(probes, np.int32), np.array(values, np.float32))
 
 

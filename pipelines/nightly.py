@@ -149,7 +149,7 @@ class _Night:
             ],
         )
         gone = self._gone(record, rows, descriptors.models, probed.failures)
-        work = NightWork(self._base, descriptors, models, gone, record.watermark, self._now)
+        work = NightWork(self._base, descriptors, models, gone, described.key, record.watermark, self._now)
         return self._published(work, record, probed, described, fresh)
 
     # What is new

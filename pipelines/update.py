@@ -43,6 +43,7 @@ class NightWork:
         descriptors: of the models that came.
         rows: of the catalogue, by repository and commit.
         gone: the base's models that do not count any more: their numbers, by repository.
+        folded_in: key of the completion that their descriptors are of.
         watermark: the newest change on the Hub that was seen.
         at: when this night looked (UTC, ISO 8601).
     """
@@ -51,6 +52,7 @@ class NightWork:
     descriptors: Descriptors
     rows: dict[Version, CatalogueRow]
     gone: dict[str, int]
+    folded_in: str
     watermark: str | None
     at: str
 
@@ -109,6 +111,7 @@ def publish_update(
             **written.settings,
             "made_by": f"probelog {__version__}",
             "logits": written.logits,
+            "folded_in": work.folded_in,
             "watermark": work.watermark,
             "night": work.at,
             "run": run.to_dict(),
