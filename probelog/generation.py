@@ -170,7 +170,8 @@ class Generation:
     ) -> pa.Table:
         """Columns of the models, all of them or those that meet an SQL condition, by ``id``, which is among them.
 
-        Numbers have gaps where models of the base are gone.
+        Numbers have gaps where models of the base are gone. What ``copies`` is compared with in a condition are the
+        base's counts.
         """
         names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
         if not self.is_update:
@@ -200,7 +201,7 @@ class Generation:
         names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
         own = wanted[np.isin(wanted, self._own_numbers)] if self.is_update else np.empty(0, np.int64)
         of_base = np.setdiff1d(wanted, own)
-        parts = [self._base.rows("models", names, limit=1).slice(0, 0)]
+        parts: list[pa.Table] = []
         if len(of_base):
             with self._base.reading("models"):
                 query = self._base.open("models").take_offsets(of_base.tolist()).select(names)
@@ -209,9 +210,13 @@ class Generation:
                 parts[-1] = self._recounted(parts[-1])
         if len(own):
             parts.append(self._own.rows("models", names, one_of("id", own.tolist())))
-        found = pa.concat_tables(parts).sort_by("id")
+        if not parts:
+            return self._base.rows("models", names, limit=1).slice(0, 0)
+        found = pa.concat_tables(parts)
         if not np.array_equal(found["id"].to_numpy(), wanted):
-            raise self._base.gaps("models")
+            found = found.sort_by("id")
+            if not np.array_equal(found["id"].to_numpy(), wanted):
+                raise self._base.gaps("models")
         return found.take(places)
 
     @_Once

@@ -48,8 +48,9 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=50, help="Models of the night whose cost is measured.")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--scratch", help="Folder to work in; kept. By default one that is removed.")
-    parser.add_argument("--csv", default=str(ROOT / "docs/benchmark/nightly.csv"))
+    parser.add_argument("--csv", help="By default docs/benchmark/nightly-PART.csv.")
     given = parser.parse_args()
+    given.csv = given.csv or str(ROOT / f"docs/benchmark/nightly-{given.part}.csv")
     with _folder(given.scratch) as folder:
         if given.part == "equality":
             equality(given, folder)
@@ -152,6 +153,7 @@ def equality(given: argparse.Namespace, folder: Path) -> None:
         rows.append(
             {
                 "index": name,
+                "fraction": given.fraction,
                 "models": found["models"],
                 "logits": found["logits"],
                 "single_top1": round(method["single"]["top1"], 4),
