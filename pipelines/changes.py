@@ -85,9 +85,12 @@ def listed_since(
     rows = [row for row in newest.values() if (row.repo, row.sha) not in known]
     rows.sort(key=_modified, reverse=True)
     job.report.say(
-        f"changes: {len(rows):,} of {len(newest):,} repositories that {endpoint} lists"
-        + (f" since {filters.since:%Y-%m-%d %H:%M} UTC" if filters.since and not filters.repos else "")
-        + " are new or changed"
+        f"changes: {len(newest):,} repositories listed by {endpoint}"
+        + (
+            f", changed since {filters.since:%Y-%m-%d %H:%M} UTC"
+            if filters.since and not filters.repos
+            else ""
+        )
         + (f", {len(failures):,} rows could not be read" if failures else "")
     )
     known_times = [time for time in (watermark, latest) if time is not None]

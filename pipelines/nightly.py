@@ -183,6 +183,10 @@ class _Night:
         # A repository that is as the base holds it, again or still, is none that came.
         rows = {repo: row for repo, row in rows.items() if held.get(repo) != row.sha}
         record = self._files.write(replace(record, removed=removed), list(rows.values()))
+        job.report.say(
+            f"nightly: {len(rows):,} commits that the index of {self._base.settings['listed'][:10]} does not hold"
+            + (f", {len(removed):,} repositories that it must not hold any more" if removed else "")
+        )
         return record, [row for repo, row in rows.items() if repo not in removed]
 
     def _versions(self, rows: Mapping[str, CatalogueRow]) -> Iterator[Version]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,10 @@ class Listed:
     def of(cls, catalogue: Catalogue) -> Listed:
         """What one crawl found."""
         rows = catalogue.rows()
-        changes = [row.last_modified for row in rows if row.last_modified is not None]
+        # A commit carries its author's clock: one from the future would hide all that happens until then.
+        end = dt.datetime.fromisoformat(catalogue.finished)
+        times = [row.last_modified for row in rows if row.last_modified is not None]
+        changes = [time for time in times if time <= end]
         watermark = max(changes).isoformat() if changes else None
         return cls(rows, watermark, catalogue.started, catalogue.finished)
 
