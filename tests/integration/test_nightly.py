@@ -31,6 +31,7 @@ from probelog.publishing import roll_back
 from probelog.storage import Store
 from tests.faults import FaultyHub, faulty
 from tests.operator_command import kill_tree, operator, operator_process
+from tests.s3 import s3_server
 from tests.tiny_world import CONCEPTS, MODELS, Indexed, timm_model
 
 _START = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
@@ -85,7 +86,7 @@ class Night:
         (self.hub / ".new.json").write_text(json.dumps([*self.entries.values()]))
         os.replace(self.hub / ".new.json", self.hub / "hub.json")
 
-    def job(self, store: Path | None = None, **changes: Any) -> Job:
+    def job(self, store: Path | str | None = None, **changes: Any) -> Job:
         # The tiny index is small: a few models more are much of it.
         nightly = {"max_drift": 100.0, "rebuild_share": 1.0} | changes.pop("nightly", {})
         quality = {"enforce": False} | changes.pop("quality", {})
@@ -325,6 +326,23 @@ def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
     assert ended.status == 0, ended.err
     assert night.index.models == len(MODELS) + 1
     assert len(night.faults.asked("zed/new")) == asked
+
+
+def test_a_night_on_s3(night: Night, tmp_path: Path) -> None:
+    with s3_server() as bucket:
+        remote = Store(f"{bucket}/{tmp_path.name}")
+        local = Store(night.store)
+        for name in local.names(""):
+            remote.write(name, local.read(name))
+        night.new("zed/new", 21)
+        job = night.job(store=remote.uri)
+        done = run_nightly(job)
+        assert done.published.pointer.base == night.pointer.generation
+        index = open_index(remote.uri)
+        assert index.models == len(MODELS) + 1
+        assert index.show("zed/new").logits
+        assert not run_nightly(job).published.fresh
+        assert verify(remote.uri, Report(io.StringIO())).clean
 
 
 @pytest.mark.slow
