@@ -10,16 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.completer import (
-    Checkpoint,
-    Completion,
-    Fit,
-    Fitted,
-    ShardSpec,
-    describe_parts,
-    forget_described,
-)
+from cluster.completer import Completion
+from cluster.describer import describe_parts, forget_described
+from cluster.fits import Checkpoint, Fit, Fitted
 from cluster.session import worker_count
+from cluster.shard import ShardSpec
 from pipelines.stages import Job
 from probelog.completion import HeldOutError, working_bytes
 from probelog.errors import StoreError, UsageError

@@ -36,7 +36,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.completer import Completion, Fit, Loaded, Shard, ShardSpec
+from cluster.completer import Completion
+from cluster.fits import Fit
+from cluster.shard import Loaded, Shard, ShardSpec
 from probelog.completion import (
     Block,
     HeldOutError,

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.completer import Checkpoint, Completion, Fit, ShardSpec, dealt, describe_parts
+from cluster.completer import Completion
+from cluster.describer import describe_parts
+from cluster.fits import Checkpoint, Fit
+from cluster.shard import ShardSpec, dealt
 from probelog.completion import Block, HeldOutError, complete_rows, row_step
 from probelog.errors import ProbeLogError, StoreError
 from probelog.ledger import Ledger, Receipt, Spooled, item_key, observed_models, read_part
