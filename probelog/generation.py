@@ -37,7 +37,7 @@ from probelog.index import (
 from probelog.matching import Float64, HeadSpace
 from probelog.pointer import Pointer
 from probelog.storage import from_npy
-from probelog.tables import Tables, first_line, one_of, quoted
+from probelog.tables import Tables, first_line, one_of, quoted, sayable
 
 if TYPE_CHECKING:
     from probelog.image_encoder import ImageEncoder
@@ -529,11 +529,11 @@ class Generation:
         Raises:
             QueryError: the index does not hold it; names similar ones.
         """
-        found = self.models_table(MODELS.names, f"repo = {quoted(repo)}", limit=1) if _sayable(repo) else None
+        found = self.models_table(MODELS.names, f"repo = {quoted(repo)}", limit=1) if sayable(repo) else None
         if found is not None and found.num_rows:
             row: dict[str, Any] = found.to_pylist()[0]
             return row
-        close = self._similar(repo) if _sayable(repo) else []
+        close = self._similar(repo) if sayable(repo) else []
         raise QueryError(
             f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
@@ -552,8 +552,3 @@ class Generation:
         repos = [str(name) for name in found["repo"].to_pylist()]
         alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
         return (list(dict.fromkeys(alike)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5))[:3]
-
-
-def _sayable(text: str) -> bool:
-    """Whether SQL can hold a text: no repository's name has what it cannot."""
-    return "\x00" not in text and text.encode("utf-8", "replace").decode() == text

@@ -88,6 +88,11 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def sayable(text: str) -> bool:
+    """Whether SQL can hold a text: no repository's name has what it cannot."""
+    return "\x00" not in text and text.encode("utf-8", "replace").decode() == text
+
+
 def one_of(column: str, values: Iterable[int | str]) -> str:
     """An SQL condition: the column holds one of these numbers or texts."""
     listed = ", ".join(quoted(value) if isinstance(value, str) else str(int(value)) for value in values)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probelog.tables import one_of
+from probelog.tables import one_of, sayable
 
 if TYPE_CHECKING:
     from probelog.generation import Generation
@@ -70,7 +70,7 @@ def sampled_models(generation: Generation, count: int) -> list[Sampled]:
 
 def rows_of(generation: Generation, repos: Iterable[str]) -> list[Sampled]:
     """Those of some repositories that a generation holds, in the order of their names."""
-    wanted = sorted({repo for repo in repos if _sayable(repo)})
+    wanted = sorted({repo for repo in repos if sayable(repo)})
     rows: list[Sampled] = []
     for start in range(0, len(wanted), _AT_ONCE):
         found = generation.models_table(_COLUMNS, one_of("repo", wanted[start : start + _AT_ONCE]))
@@ -88,8 +88,3 @@ def added_versions(candidate: Generation, live: Generation) -> list[Version]:
         for table in (generation.models_table(["repo", "sha"]) for generation in (candidate, live))
     )
     return sorted(now - before)
-
-
-def _sayable(text: str) -> bool:
-    """Whether SQL can hold a name."""
-    return "\x00" not in text and text.encode("utf-8", "replace").decode() == text
