@@ -23,10 +23,14 @@ BENCH = Path(__file__).parents[1].parent / "shared" / "bench"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share one Ray in one process; the others go wherever there is time."""
+    """Keep tests together that share what takes long to make; the others go wherever there is time.
+
+    Those that need the indexed world are half of the suite: they go to one process, those that need a Ray alone to another.
+    """
     for item in items:
-        if "local_ray" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        fixtures = getattr(item, "fixturenames", ())
+        if "local_ray" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("indexed" if "indexed" in fixtures else "ray"))
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,6 @@ from probelog.storage import Store
 from tests.operator_command import operator
 from tests.tiny_world import LOGITS, MODELS, PROBES, Indexed, write_probes
 
-# In one process: what they share takes a minute to make.
-pytestmark = pytest.mark.xdist_group("benchmark")
-
 HOSTILE = "<script>alert('x')</script>"
 
 

@@ -20,9 +20,6 @@ from probelog.models import load_classifier
 from tests.operator_command import Ended, kill_tree, operator, operator_process, wait_until
 from tests.shapes import CLASSES, write_folder
 
-# In one process: what they share takes a minute to make.
-pytestmark = pytest.mark.xdist_group("zoo")
-
 OPTIONS = (
     "--size",
     "32",
