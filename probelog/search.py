@@ -28,7 +28,10 @@ FIRST = 300
 _PER_ANSWER = 5
 _GROWTH = 4
 _LONGEST = 50_000
-# Up to so many logits that meet a filter are all scored (0.1 s); more are looked for in a shortlist first.
+# A row that is taken by its number costs 3 microseconds, one of a shortlist as much, and the shortlist itself as much
+# as so many rows: whatever meets a filter is taken and scored where that is cheaper than a shortlist that holds enough.
+_SHORTLIST_ROWS = 4_000
+# Up to so many logits of models that meet a filter are all scored (0.1 s) to find models; more are looked for first.
 _FILTERED = 20_000
 # Taking single rows of a table costs more than streaming through twenty: beyond this share of them it does not pay.
 _LARGEST_SHARE = 1 / 20
@@ -154,9 +157,10 @@ def best(
         whole = generation.whole
         scored = ranking.add(whole, chosen.allowed(whole.weights))
         return ranking.found(Moments.of(scored.scores))
-    if chosen.count <= _FILTERED or not _shortlisted(generation, question, ranking, chosen):
+    taken = _SHORTLIST_ROWS + _shortest(k, chosen)
+    if chosen.count <= taken or not _shortlisted(generation, question, ranking, chosen):
         ranking.clear()
-        if chosen.count <= max(_FILTERED, _LARGEST_SHARE * generation.size):
+        if chosen.count <= max(taken, _LARGEST_SHARE * generation.size):
             for logits in generation.at(chosen.rows):
                 ranking.add(logits)
         else:
@@ -167,7 +171,7 @@ def best(
 
 def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
     """Rank a shortlist that holds the best; False where none short enough does."""
-    count, effort = max(FIRST, math.ceil(_PER_ANSWER * ranking.k / chosen.share)), 1
+    count, effort = _shortest(ranking.k, chosen), 1
     while count <= min(_LONGEST, max(FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
         if len(generation.recent):
@@ -181,6 +185,11 @@ def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, 
             return True
         count, effort = count * _GROWTH, effort * 2
     return False
+
+
+def _shortest(k: int, chosen: Filter) -> int:
+    """Length of the first shortlist: it holds about ``_PER_ANSWER`` for every answer that the filter lets through."""
+    return max(FIRST, math.ceil(_PER_ANSWER * k / chosen.share))
 
 
 class _Scored(NamedTuple):

@@ -156,6 +156,7 @@ def test_filters(
     expected = exact.search("dog", where=where), exact.models_like("owner-0/model-0", where=where)
     monkeypatch.setattr(search, "_LISTED_MODELS", listed)
     monkeypatch.setattr(search, "_FILTERED", in_full)
+    monkeypatch.setattr(search, "_SHORTLIST_ROWS", in_full)
     same(large.search("dog", where=where), expected[0])
     found = large.models_like("owner-0/model-0", where=where)
     assert [(hit.repo, hit.duplicates) for hit in found] == [
