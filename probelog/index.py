@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from probelog.directions import Basis
 from probelog.errors import StoreError
+from probelog.handover import handed_over
 from probelog.publishing import folder_of, list_files, renew, reserve
 from probelog.storage import Store, lance_options
 
@@ -211,9 +212,12 @@ class GenerationWriter:
                 self._stay()
                 yield from batch.to_batches()
 
-        # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
-        reader = pa.RecordBatchReader.from_batches(schema, counted())
-        opened = self._connection.create_table(table, data=reader, schema=schema)
+        def written(received: Iterator[pa.RecordBatch]) -> Any:
+            # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
+            reader = pa.RecordBatchReader.from_batches(schema, received)
+            return self._connection.create_table(table, data=reader, schema=schema)
+
+        opened = handed_over(counted(), written)
         if opened.count_rows() != rows:
             raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
         return rows

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probelog.handover import handed_over
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(), max_size=30))
+def test_all_items_in_their_order(items: list[int]) -> None:
+    assert handed_over(iter(items), list) == items
+
+
+def test_items_are_made_here_and_consumed_elsewhere() -> None:
+    makers, consumers = set(), set()
+
+    def made() -> Iterator[int]:
+        for item in range(5):
+            makers.add(threading.get_ident())
+            yield item
+
+    def consume(items: Iterator[int]) -> int:
+        for _ in items:
+            consumers.add(threading.get_ident())
+        return 7
+
+    assert handed_over(made(), consume) == 7
+    assert makers == {threading.get_ident()}
+    assert consumers
+    assert not consumers & makers
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_making_fails(kind: type[BaseException]) -> None:
+    seen: list[BaseException] = []
+
+    def made() -> Iterator[int]:
+        yield 1
+        raise kind("making")
+
+    def consume(items: Iterator[int]) -> None:
+        try:
+            list(items)
+        except BaseException as error:
+            seen.append(error)
+            raise RuntimeError("the reader broke off") from None
+
+    with pytest.raises(kind, match="making"):
+        handed_over(made(), consume)
+    assert [type(error) for error in seen] == [kind]
+
+
+def test_consuming_fails_or_ends_early() -> None:
+    made = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            made.append(len(made))
+            yield len(made)
+
+    def broken(items: Iterator[int]) -> None:
+        next(items)
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        handed_over(endless(), broken)
+    before = len(made)
+    assert handed_over(endless(), next) == before + 1
+    assert len(made) < 100
