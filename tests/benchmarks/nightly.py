@@ -144,6 +144,11 @@ def equality(given: argparse.Namespace, folder: Path) -> None:
             print("\n".join(line for line in told.splitlines() if line.startswith(("nightly", "publish"))))
         at_once = _configuration(given, folder / "full")
         _run(endpoint, "full", "--config", str(at_once))
+    _write(Path(given.csv), evaluated(given, folder), ["index", "fraction"])
+
+
+def evaluated(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """How well both indexes answer."""
     rows = []
     for name in ("nightly", "full"):
         found = json.loads(
@@ -162,14 +167,19 @@ def equality(given: argparse.Namespace, folder: Path) -> None:
                 "map": round(method["every"]["average_precision"], 4),
             }
         )
-    _write(Path(given.csv), rows)
+    return rows
 
 
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write(file: Path, rows: Sequence[dict[str, Any]], key: Sequence[str]) -> None:
+    """Write rows in the place of those of the same key."""
+    fresh = [{name: str(value) for name, value in row.items()} for row in rows]
+    there = list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
+    replaced = {tuple(row[name] for name in key) for row in fresh}
+    kept = [row for row in there if tuple(row[name] for name in key) not in replaced]
     with file.open("w", newline="") as sink:
-        writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(sink, list(fresh[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*kept, *fresh])
     print(file.read_text())
 
 
@@ -210,7 +220,7 @@ def cost(given: argparse.Namespace, folder: Path) -> None:
             print(rows[-1], flush=True)
             if given.scratch is None:
                 shutil.rmtree(store)
-    _write(Path(given.csv), rows)
+    _write(Path(given.csv), rows, ["logits"])
 
 
 def _bytes(folder: Path) -> int:
