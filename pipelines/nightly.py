@@ -169,7 +169,8 @@ class _Night:
             record = replace(record, watermark=found.watermark.isoformat())
         for row in found.rows:
             rows[row.repo] = row
-            removed.pop(row.repo, None)  # it is there again
+            if not (row.gated or row.disabled):  # what is gated stays listed
+                removed.pop(row.repo, None)  # it is there again
         age = now - dt.datetime.fromisoformat(record.reconciled)
         if age >= dt.timedelta(days=job.config.nightly.reconcile_days):
             compared = reconcile(job, self._endpoint, self._versions(rows), self._failed)

@@ -210,19 +210,22 @@ def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
     night.run()
     night.remove("cleo/timm-bfloat", "zed/new")
     night.rename("ada/resnet", "ada/renamed")
+    night.entries["timm-without-owner"]["gated"] = "auto"
+    night.list()
     assert not night.run().published.fresh  # the listing's newest page does not tell
     done = night.run(nightly={"reconcile_days": 0})
     assert done.published.fresh
     index = night.index
-    for repo in ("cleo/timm-bfloat", "zed/new", "ada/resnet"):
+    for repo in ("cleo/timm-bfloat", "zed/new", "ada/resnet", "timm-without-owner"):
         with pytest.raises(QueryError, match="does not hold"):
             index.show(repo)
         assert all(hit.repo != repo for hit in index.search("dog", k=100))
     assert index.show("ada/renamed").same_weights == ["ada/resnet-again"]
-    assert index.models == len(MODELS) - 1
+    assert index.models == len(MODELS) - 2
     night.new("cleo/timm-bfloat", 30)  # it comes back
-    night.run()
+    night.run(nightly={"overlap_hours": 1e6})  # the gated one is listed still
     assert night.index.show("cleo/timm-bfloat").logits
+    assert night.index.models == len(MODELS) - 1
 
 
 def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
