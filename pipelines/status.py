@@ -193,7 +193,8 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
         probe_set=content["probe_set"],
         fraction=content["fraction"],
         seed=content["seed"],
-        planned=content["planned"],
+        # Nights enter in the ledger of the full run what that one never planned.
+        planned=max(content["planned"], counts.indexed + sum(failed.values()) + unsealed),
         indexed=counts.indexed,
         failed=failed,
         unsealed=unsealed,
