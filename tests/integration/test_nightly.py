@@ -258,8 +258,13 @@ def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
     roll_back(index)
     assert night.index.models == len(MODELS)
     probed = len(night.faults.asked("zed/new"))
-    done = night.run()
+    done = night.run(nightly={"max_drift": 0.0})
     assert done.published.fresh
+    assert done.drift is not None
+    assert done.refit_due is not None
+    assert done.drift.largest()[0] in done.refit_due
+    assert "a full run is due" in night.told.getvalue()
+    assert night.index.settings["drift"]["share"] == done.drift.share > 0
     assert night.index.models == len(MODELS) + 1
     assert len(night.faults.asked("zed/new")) == probed  # nothing was probed again
 
