@@ -23,8 +23,11 @@ from probelog.matching import Float64
 from probelog.question import Question
 
 # A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
-# try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997.
+# try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997. In a larger index more
+# logits are nearly alike: of five million, 300 hold .88 and 800 .97. The length grows as the size to the power of .6.
 FIRST = 300
+_FIRST_UP_TO = 1_000_000
+_FIRST_GROWTH = 0.6
 _PER_ANSWER = 5
 _GROWTH = 4
 _LONGEST = 50_000
@@ -157,7 +160,7 @@ def best(
         whole = generation.whole
         scored = ranking.add(whole, chosen.allowed(whole.weights))
         return ranking.found(Moments.of(scored.scores))
-    taken = _SHORTLIST_ROWS + _shortest(k, chosen)
+    taken = _SHORTLIST_ROWS + _shortest(generation, k, chosen)
     if chosen.count <= taken or not _shortlisted(generation, question, ranking, chosen):
         ranking.clear()
         if chosen.count <= max(taken, _LARGEST_SHARE * generation.size):
@@ -171,7 +174,7 @@ def best(
 
 def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
     """Rank a shortlist that holds the best; False where none short enough does."""
-    count, effort = _shortest(ranking.k, chosen), 1
+    count, effort = _shortest(generation, ranking.k, chosen), 1
     while count <= min(_LONGEST, max(FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
         if len(generation.recent):
@@ -187,9 +190,14 @@ def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, 
     return False
 
 
-def _shortest(k: int, chosen: Filter) -> int:
+def first_length(size: int) -> int:
+    """Length of the first shortlist of an index with so many logits."""
+    return round(FIRST * float(max(1.0, size / _FIRST_UP_TO) ** _FIRST_GROWTH))
+
+
+def _shortest(generation: Generation, k: int, chosen: Filter) -> int:
     """Length of the first shortlist: it holds about ``_PER_ANSWER`` for every answer that the filter lets through."""
-    return max(FIRST, math.ceil(_PER_ANSWER * k / chosen.share))
+    return max(first_length(generation.size), math.ceil(_PER_ANSWER * k / chosen.share))
 
 
 class _Scored(NamedTuple):
@@ -335,7 +343,9 @@ def _rows_of_candidates(
     places = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), _ASKED_LOGITS)).astype(np.int64))
     gains: dict[int, float] = {}
     for one in asked.coordinates[places]:
-        logits = Logits.joined([*generation.shortlisted(one, max(FIRST, count)), generation.recent])
+        logits = Logits.joined(
+            [*generation.shortlisted(one, max(first_length(generation.size), count)), generation.recent]
+        )
         scores = generation.sharpness * (logits.coordinates @ one) - logits.offsets
         least = float(scores.min(initial=np.inf))
         best: dict[int, float] = {}

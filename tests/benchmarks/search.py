@@ -44,11 +44,12 @@ from probelog.index_writer import LogitBatch, write_tables
 from probelog.pointer import find_index, read_pointer
 from probelog.publishing import go_live
 from probelog.question import background_numbers, text_direction
-from probelog.search import FIRST
+from probelog.search import first_length
 from probelog.storage import Store
 
 ROOT = Path(__file__).parents[2]
 SIZES = (100_000, 1_000_000, 5_000_000)
+PARTS = ("index", "disk", "client", "shortlist", "scan")
 FIELDS = [
     "logits",
     "part",
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "benchmark" / "search-recall.png")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="that the client gets")
     parser.add_argument("--again", action="store_true", help="measure sizes that the CSV file holds, too")
+    parser.add_argument("--kept", action="store_true", help="ask the indexes that --scratch holds once more")
     parser.add_argument("--ask", choices=["client", "shortlist"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.ask:
@@ -99,14 +101,15 @@ def main() -> None:
     rows = read_rows(given.csv)
     with tempfile.TemporaryDirectory(prefix="search-") as temporary:
         for size in given.sizes:
-            if not given.again and any(row["logits"] == str(size) for row in rows):
+            if not (given.again or given.kept) and any(row["logits"] == str(size) for row in rows):
                 print(f"{size:,} logits: in {given.csv} already")
                 continue
             folder = (given.scratch or Path(temporary)) / str(size)
             measured = [*measure(given, size, folder)]
-            rows = [row for row in rows if row["logits"] != str(size)]
+            parts = {str(row["part"]) for row in measured}
+            rows = [row for row in rows if row["logits"] != str(size) or row["part"] not in parts]
             rows += [{name: str(row.get(name, "")) for name in FIELDS} for row in measured]
-            rows.sort(key=lambda row: int(row["logits"]))
+            rows.sort(key=lambda row: (int(row["logits"]), PARTS.index(row["part"])))
             write_rows(given.csv, rows)
             if given.scratch is None:
                 shutil.rmtree(folder)
@@ -116,7 +119,8 @@ def main() -> None:
 
 def measure(given: argparse.Namespace, size: int, folder: Path) -> Iterator[Row]:
     """All rows of one size."""
-    yield from made(given, size, folder)
+    if not (given.kept and (folder / "questions.json").exists()):
+        yield from made(given, size, folder)
     for what in ("client", "shortlist"):
         command = [sys.executable, __file__, "--store", "-", "--ask", what, "--scratch", str(folder)]
         done = on_one_core(command, given.core)
@@ -466,10 +470,11 @@ def ask_shortlist(folder: Path) -> None:
         row = {"part": "shortlist", "name": engine, "setting": setting, **figures(times, recalls)}
         print(json.dumps(row if seconds is None else {**row, "seconds": round(seconds, 1)}), flush=True)
 
+    first = first_length(generation.size)
     curve(
         "product",
-        f"{FIRST}, as the client asks first",
-        lambda i: np.concatenate([part.rows for part in generation.shortlisted(coordinates[i], FIRST)]),
+        f"{first}, as the client asks first",
+        lambda i: np.concatenate([part.rows for part in generation.shortlisted(coordinates[i], first)]),
     )
     table, kind = generation._own.open("logits"), logit_facts(generation.basis, generation.settings["probes"])
     for count in COUNTS:
