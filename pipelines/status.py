@@ -193,8 +193,7 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
         probe_set=content["probe_set"],
         fraction=content["fraction"],
         seed=content["seed"],
-        # Nights enter in the ledger of the full run what that one never planned.
-        planned=max(content["planned"], counts.indexed + sum(failed.values()) + unsealed),
+        planned=content["planned"],
         indexed=counts.indexed,
         failed=failed,
         unsealed=unsealed,

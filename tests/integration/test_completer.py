@@ -221,6 +221,7 @@ def test_a_lost_shard_is_read_again_and_the_sweep_repeated(tmp_path: Path) -> No
     np.testing.assert_array_equal(found.columns, undisturbed.columns)
 
 
+@pytest.mark.slow
 def test_without_a_place_for_a_lost_shard_the_others_take_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +253,7 @@ class _Squatter:
         pass
 
 
+@pytest.mark.slow
 def test_shards_that_are_lost_for_ever_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, receipts = ledger_of(tmp_path, share=0.5)
     completion = Completion(store, receipts, 2, spec(store))

@@ -78,6 +78,7 @@ def job(world: TinyWorld, store: Path, **settings: Any) -> Job:
     return Job.of(world.config(store, **settings), Report(io.StringIO()))
 
 
+@pytest.mark.slow
 def test_scratch_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:

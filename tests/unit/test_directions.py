@@ -124,5 +124,5 @@ def test_weights_are_written_once_however_they_are_batched(tmp_path: Path) -> No
 def test_a_models_logits_follow_each_other(tmp_path: Path) -> None:
     writer = GenerationWriter(Store(tmp_path), "a")
     batches = [batch([0, 1]), batch([0])]
-    with pytest.raises(RuntimeError, match="logits of model 0 do not follow each other"):
+    with pytest.raises(ValueError, match="logits of model 0 do not follow each other"):
         write_tables(writer, batches, facts([None, None]), Background(unit(5, 4, 8), 3.0), SAMPLE, 3)
