@@ -76,8 +76,8 @@ class Completion:
         if not receipts:
             raise ProbeLogError("there is nothing to complete: no model was probed with success")
         self._spec, self._checkpoint = spec, checkpoint
-        self._groups = dealt(receipts, min(shards, len(receipts)))
-        self.shards: list[Any] = [ShardActor.remote(spec) for _ in self._groups]
+        self.shards: list[Any] = _placed(spec, min(shards, len(receipts)))
+        self._groups = dealt(receipts, len(self.shards))
         self._loads: list[list[Any]] = [
             [shard.load.remote(group)] for shard, group in zip(self.shards, self._groups, strict=True)
         ]
@@ -223,6 +223,21 @@ class Completion:
                 self._groups[number] += group
                 self._loads[number].append(self.shards[number].load.remote(group))
         self._answers_to_loading()
+
+
+def _placed(spec: ShardSpec, count: int) -> list[Any]:
+    """At most so many shards, those that the cluster has a place for, one at the least.
+
+    A machine that was lost a moment ago is still counted among the cluster's: a shard for it would be waited for for ever.
+    """
+    fresh = {(actor := ShardActor.remote(spec)).ready.remote(): actor for _ in range(count)}
+    there, missing = ray.wait([*fresh], num_returns=count, timeout=_PLACE_SECONDS)
+    if not there:
+        _log.warning("no worker of the completion has a place yet: each needs a CPU of the cluster")
+        there, missing = ray.wait(missing, num_returns=1)
+    for ref in missing:
+        ray.kill(fresh[ref])
+    return [fresh[ref] for ref in there]
 
 
 def _lives(shard: Any) -> bool:
