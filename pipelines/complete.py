@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cluster.completer import Completion
 from cluster.describer import describe_parts, forget_described
 from cluster.fits import Checkpoint, Fit, Fitted
-from cluster.session import worker_count
+from cluster.session import session, worker_count
 from cluster.shard import ShardSpec
 from pipelines.stages import Job
 from probelog.completion import HeldOutError, working_bytes
@@ -115,23 +115,21 @@ def complete(
         progress=lambda done: job.report.line(f"complete: {done:,} of {len(receipts):,} parts described"),
     )
     job.store.write(f"{folder}/columns.npy", npy(final.columns))
-    facts = {
-        "rank": fit.rank,
-        "regularisation": fit.regularisation,
-        "sweeps": sweeps,
-        "rmse": error.rmse,
-        "top_rmse": error.top_rmse,
-        "models": loaded.models,
-        "logits": loaded.logits,
-        "dropped": loaded.dropped,
-        "parts": {name: asdict(part) for name, part in parts.items()},
-        "files": {name: _measured(job.store, f"{folder}/{name}") for name in ("choice.json", "columns.npy")},
-        "observations": observations,
-        "version": DESCRIPTORS_VERSION,
-    }
-    job.store.write_json(f"{folder}/receipt.json", facts)
+    done = Completed(
+        key=key,
+        rank=fit.rank,
+        regularisation=fit.regularisation,
+        rmse=error.rmse,
+        top_rmse=error.top_rmse,
+        models=loaded.models,
+        logits=loaded.logits,
+        dropped=loaded.dropped,
+        parts=parts,
+    )
+    files = {name: _measured(job.store, f"{folder}/{name}") for name in ("choice.json", "columns.npy")}
+    _write(job.store, done, files, observations, sweeps=sweeps)
     _tidy(checkpoint, job, folder)
-    return _read(job.store, key, facts)
+    return done
 
 
 def completed(store: Store, key: str) -> Completed | None:
@@ -148,7 +146,7 @@ def fold_in(
     receipts: Sequence[Receipt],
     embeddings: npt.NDArray[np.float32],
 ) -> Completed:
-    """Describe models that came after a completion, with its columns as they are; needs a running Ray session.
+    """Describe models that came after a completion, with its columns as they are.
 
     Only what is new is described: ``completion/KEY`` grows with every call.
 
@@ -171,9 +169,10 @@ def fold_in(
         return before
     if left:
         columns = read_columns(store, base)
-        parts |= describe_parts(
-            store, left, columns, embeddings, base.regularisation, job.config.top_r, folder
-        )
+        with session(job.config.ray_address):
+            parts |= describe_parts(
+                store, left, columns, embeddings, base.regularisation, job.config.top_r, folder
+            )
     indexed = [receipt for receipt in receipts if receipt.name in parts]
     logits = sum(part.rows for part in parts.values())
     done = replace(
@@ -213,12 +212,14 @@ def joined(store: Store, base: Completed, more: Completed, observations: str) ->
     return done
 
 
-def _write(store: Store, done: Completed, files: dict[str, Any], observations: str) -> None:
-    """A completion's receipt."""
+def _write(
+    store: Store, done: Completed, files: dict[str, Any], observations: str, **further: object
+) -> None:
+    """A completion's receipt, with further facts."""
     facts = {name: value for name, value in asdict(done).items() if name != "key"}
     store.write_json(
         f"completion/{done.key}/receipt.json",
-        {**facts, "files": files, "observations": observations, "version": DESCRIPTORS_VERSION},
+        {**facts, **further, "files": files, "observations": observations, "version": DESCRIPTORS_VERSION},
     )
 
 

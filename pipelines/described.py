@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from probelog.errors import StoreError
 from probelog.index_writer import LogitBatch
 from probelog.ledger import Part, Receipt, read_part
 from probelog.schemas import DESCRIPTORS, PROBED_MODELS, Head, ProbedModel, from_table
-from probelog.storage import Store
+from probelog.storage import Store, digest
 
 Key = tuple[str, int, bool]
 """What a hit is known by: repository, logit, whether it is the opposite of a one-logit head's concept."""
@@ -26,6 +26,11 @@ def same_logits(model: ProbedModel) -> str:
     """Equal for models with the same logits, which an index stores once: as the first one described has them."""
     # Not the weights alone: a stranger's copy with other preprocessing must not stand for the original.
     return model.identity or model.weight_digest or f"{model.repo}@{model.sha}"
+
+
+def drawn(model: ProbedModel, share: float) -> bool:
+    """Whether a model is among a share of all, which is the same every time: by a hash of its repository's name."""
+    return int(digest(model.repo.encode())[:8], 16) < share * 2**32
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,37 @@ class Descriptors:
         directions = np.concatenate(sample)
         # What is not finite would spoil all; the checks say whose it is.
         return directions[np.isfinite(directions).all(axis=1)]
+
+
+def distinct(described: Iterable[Described]) -> Iterator[Described]:
+    """The first of all models with the same logits: theirs are those that an index keeps."""
+    seen: set[str] = set()
+    for item in described:
+        key = same_logits(item.model)
+        if key not in seen:
+            seen.add(key)
+            yield item
+
+
+def some_logits(described: Iterable[Described], models: int, count: int) -> Iterator[tuple[Described, int]]:
+    """At most ``count`` logits of distinct models from everywhere, to be asked for: a model and a place in it.
+
+    Args:
+        described: the models, of which there are ``models``.
+        models: how many.
+        count: about how many are drawn, the first one whatever its hash.
+    """
+    share, taken = min(1.0, count / max(1, models)), 0
+    for item in distinct(described):
+        if taken and not drawn(item.model, share):
+            continue
+        place = len(item.negated) // 2
+        if item.negated[place]:
+            continue
+        taken += 1
+        yield item, place
+        if taken >= count:
+            return
 
 
 def _described(model: ProbedModel, number: int, rows: pa.Table) -> Described:

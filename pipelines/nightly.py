@@ -135,8 +135,10 @@ class _Night:
 
     def run(self) -> NightlyRun:
         record, rows = self._looked_around()
-        probed, fresh = self._probed(rows)
-        described = self._described(probed)
+        with contextlib.ExitStack() as held:
+            # A Ray that was started to probe is there to describe, too.
+            probed, fresh = self._probed(rows, held)
+            described = self._described(probed)
         models = {(row.repo, row.sha): row for row in rows}
         descriptors = Descriptors(
             self._job.store,
@@ -205,16 +207,19 @@ class _Night:
 
     # What it does
 
-    def _probed(self, rows: Sequence[CatalogueRow]) -> tuple[Probed, Outcome]:
-        """The ledger after this night's probing, and what became of what was tried in it."""
+    def _probed(self, rows: Sequence[CatalogueRow], held: contextlib.ExitStack) -> tuple[Probed, Outcome]:
+        """The ledger after this night's probing, and what became of what was tried in it.
+
+        ``held`` keeps the Ray session, where one is needed.
+        """
         job, files = self._job, self._files
         before = set(files.ledger.receipt_names())
         if not rows and not before:
             return Probed(files.key, [], 0, []), Outcome(0)
         table = to_table(rows, CATALOGUE)
-        left = anything_left(job, table, files.key)
-        with session(job.config.ray_address) if left else contextlib.nullcontext():
-            probed = probe(job, table, self._probe_set, self._endpoint, False, key=files.key)
+        if anything_left(job, table, files.key):
+            held.enter_context(session(job.config.ray_address))
+        probed = probe(job, table, self._probe_set, self._endpoint, False, key=files.key)
         files.enter_in_main(receipt.name for receipt in probed.receipts)
         fresh = [receipt for receipt in probed.receipts if receipt.name not in before]
         counts = sum(files.ledger.counts(fresh, earlier=probed.receipts), Counts())
@@ -224,13 +229,8 @@ class _Night:
     def _described(self, probed: Probed) -> Completed:
         """Descriptors of all that was probed by night, with the base's columns."""
         key = f"{self._fitted.key}-{self._files.base}"
-        before = completed(self._job.store, key)
-        known = {} if before is None else before.parts
-        left = any(receipt.models.rows and receipt.name not in known for receipt in probed.receipts)
-        with session(self._job.config.ray_address) if left else contextlib.nullcontext():
-            return fold_in(
-                self._job, self._fitted, key, self._files.key, probed.receipts, self._base.probe_embeddings
-            )
+        embeddings = self._base.probe_embeddings
+        return fold_in(self._job, self._fitted, key, self._files.key, probed.receipts, embeddings)
 
     @cached_property
     def _fitted(self) -> Completed:

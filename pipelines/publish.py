@@ -17,7 +17,7 @@ from pipelines.background import background_names
 from pipelines.complete import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
 from pipelines.crawl import Catalogue
-from pipelines.described import Described, Descriptors, same_logits
+from pipelines.described import Described, Descriptors, drawn, same_logits
 from pipelines.going_live import Published, bring_live, live_pointer
 from pipelines.plan import first_keys
 from pipelines.publish_checks import Expected, check_generation
@@ -43,7 +43,7 @@ from probelog.pointer import Pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
 from probelog.schemas import CatalogueRow, ProbedModel
-from probelog.storage import Store, digest, npy, short_key
+from probelog.storage import Store, npy, short_key
 
 # Logits that the temperature and the basis are learnt from: enough, however large the hub.
 _SAMPLE_LOGITS = 20_000
@@ -338,7 +338,7 @@ class _Sample:
         """Look at one model and its logits' offsets (L,)."""
         model = described.model
         # The first one is kept whatever its hash: a sample of nothing has no statistics.
-        if self._labels and int(digest(model.repo.encode())[:8], 16) >= self._share * 2**32:
+        if self._labels and not drawn(model, self._share):
             return
         self._directions.append(described.directions)
         self._offsets.append(offsets)

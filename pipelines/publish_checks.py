@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.described import Described, Key, same_logits
+from pipelines.described import Described, Key, distinct, same_logits, some_logits
 from probelog import matching
 from probelog.client import Index
 from probelog.errors import StoreError
@@ -31,11 +31,11 @@ from probelog.prompts import name_vectors
 from probelog.question import background_numbers
 from probelog.results import Hit
 from probelog.schemas import ProbedModel
-from probelog.storage import digest, from_npy
+from probelog.storage import from_npy
 
 # Names of the background that are asked, and logits: enough to notice a broken index, too few to cost anything.
 _NAMES = 5
-_LOGITS = 20
+ASKED_LOGITS = 20
 # Not in any background: a name's own competitor is left out of the background, these have none.
 _STRANGERS = ("something else entirely", "a picture")
 ANSWERS = 10
@@ -43,7 +43,7 @@ ANSWERS = 10
 # a vector index loses a few where many logits are nearly alike.
 LEAST_RECALL = 0.95
 # Of a cosine. The exported encoder differs from torch's by rounding; answers differ by hundredths.
-_COSINE = 5e-3
+COSINE = 5e-3
 _BATCH_ROWS = 8192
 
 Float64 = npt.NDArray[np.float64]
@@ -260,9 +260,9 @@ def _answers(generation: Generation, expected: Expected) -> Iterator[str]:
     yield from (
         f"its encoder answers {name!r} differently from the one it was made with"
         for name, difference in zip(names, moved, strict=True)
-        if not difference < _COSINE
+        if not difference < COSINE
     )
-    tolerance = generation.sharpness * 2 * _COSINE
+    tolerance = generation.sharpness * 2 * COSINE
     recalls = []
     for canary in canaries:
         recalls.append(_recall(canary, tolerance))
@@ -273,7 +273,7 @@ def _answers(generation: Generation, expected: Expected) -> Iterator[str]:
         ]
         if off:
             yield f"asked for {canary.told} it gives {off[0].repo}#{off[0].logit} a wrong score"
-        if canary.itself in canary.exact and not any(hit.distance < _COSINE for hit in canary.hits):
+        if canary.itself in canary.exact and not any(hit.distance < COSINE for hit in canary.hits):
             yield f"asked for the direction of {canary.told} it does not find that logit"
     if recalls and not np.mean(recalls) >= LEAST_RECALL:
         yield (
@@ -306,22 +306,11 @@ def _of_logits(
 ) -> Iterator[_Canary]:
     """Logits here and there, each asked for by its direction as if it were one of another index."""
     elsewhere = Index(generation.index, pinned=generation)
-    share = min(1.0, _LOGITS / max(1, len(expected.models)))
-    count = 0
-    for described in _distinct(expected.described()):
-        # By a hash, so that every part of the index has its turn; the first one whatever its hash.
-        if count and int(digest(described.model.repo.encode())[:8], 16) >= share * 2**32:
-            continue
-        row = len(described.negated) // 2
-        if described.negated[row]:
-            continue
-        count += 1
+    for described, row in some_logits(expected.described(), len(expected.models), ASKED_LOGITS):
         name = f"{described.model.repo}#{described.logits[row]}"
         hits = index.search(like=name, like_index=elsewhere, k=ANSWERS)
         direction = described.directions[row].astype(np.float64)
         yield _Canary(name, direction, np.zeros(0, np.int64), hits, same, described.fold(row))
-        if count >= _LOGITS:
-            return
 
 
 def _scan(
@@ -334,7 +323,7 @@ def _scan(
     """Score every logit exactly, and find by how much each of some shifts of a direction moves any cosine at most."""
     directions = np.stack([canary.direction for canary in canaries]).T
     moved = np.zeros(len(shifts))
-    for block in _blocks(_distinct(expected.described())):
+    for block in _blocks(distinct(expected.described())):
         gallery = np.concatenate([described.directions for described in block]).astype(np.float64)
         moved = np.maximum(moved, np.abs(gallery @ shifts.T).max(axis=0, initial=0.0))
         cosines = gallery @ directions
@@ -360,16 +349,6 @@ class _Offsets:
         if not rivals.shape[1]:
             return np.zeros(len(rivals))
         return np.asarray(np.log(rivals.mean(axis=1)) + self._top[:, 0])
-
-
-def _distinct(described: Iterable[Described]) -> Iterator[Described]:
-    """The first of all models with the same logits: theirs are those that an index keeps."""
-    seen: set[str] = set()
-    for item in described:
-        key = same_logits(item.model)
-        if key not in seen:
-            seen.add(key)
-            yield item
 
 
 def _blocks(described: Iterable[Described]) -> Iterator[list[Described]]:

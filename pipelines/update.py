@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.described import Described, Descriptors, same_logits
+from pipelines.described import Descriptors, same_logits, some_logits
 from pipelines.drift import Drift
 from pipelines.going_live import Published, bring_live
 from pipelines.publish import model_table
+from pipelines.publish_checks import ASKED_LOGITS, COSINE
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from pipelines.stages import Job
@@ -26,12 +27,7 @@ from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
 from probelog.pointer import Pointer
 from probelog.schemas import CatalogueRow
-from probelog.storage import digest, short_key
-
-# New logits that are asked for by their own directions, and models that are looked for though they are gone.
-_ASKED = 20
-# Of a cosine: what storing a direction in fewer bits may change.
-_COSINE = 5e-3
+from probelog.storage import short_key
 
 
 @dataclass(frozen=True)
@@ -202,34 +198,20 @@ def _answers(generation: Generation, work: NightWork) -> Iterator[str]:
     index = Index(generation.index, pinned=generation)
     elsewhere = Index(generation.index, pinned=generation)
     background = matching.Background(work.base.space.background, work.base.sharpness)
-    for described in _drawn(work.descriptors):
-        place = len(described.logits) // 2
-        if described.negated[place]:
-            continue
+    descriptors = work.descriptors
+    for described, place in some_logits(descriptors.stream(), len(descriptors.models), ASKED_LOGITS):
         name = f"{described.model.repo}#{described.logits[place]}"
         try:
             hits = index.search(like=name, like_index=elsewhere, k=10)
         except QueryError as error:
             yield f"{name} cannot be asked for: {error}"
             continue
-        itself = [hit for hit in hits if hit.distance < _COSINE]
+        itself = [hit for hit in hits if hit.distance < COSINE]
         if not itself:
             yield f"asked for the direction of {name} it does not find that logit"
             continue
         direction = described.directions[place].astype(np.float64)
         exact = generation.sharpness * float(direction @ direction)
         exact -= float(background.offsets(direction[None])[0])
-        if not abs(itself[0].score - exact) < generation.sharpness * 4 * _COSINE:
+        if not abs(itself[0].score - exact) < generation.sharpness * 4 * COSINE:
             yield f"asked for the direction of {name} it gives it the score {itself[0].score:.2f}, not {exact:.2f}"
-
-
-def _drawn(descriptors: Descriptors) -> Iterator[Described]:
-    """Some of the models, by a hash, the first one whatever its hash; each of several copies at most once."""
-    share = min(1.0, _ASKED / max(1, len(descriptors.models)))
-    seen: set[str] = set()
-    for described in descriptors.stream():
-        key = same_logits(described.model)
-        if seen and (key in seen or int(digest(described.model.repo.encode())[:8], 16) >= share * 2**32):
-            continue
-        seen.add(key)
-        yield described

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.generation import Generation
-from probelog.index import MODEL_FACTS, MODELS, GenerationWriter, logits_schema
+from probelog.index import MODELS, GenerationWriter, logits_schema
 from probelog.index_writer import LogitBatch, Numbering, Written, logit_tables, same_weights
 from probelog.matching import Background
 from probelog.storage import npy
@@ -231,7 +231,3 @@ class _Came:
                 if row["id"] not in gone and found[row["weights"]] is None:
                     found[row["weights"]] = int(row["id"])
         return found
-
-
-FACTS = [name for name in MODEL_FACTS.names if name != "copies"]
-"""The columns of ``Changes.models``."""

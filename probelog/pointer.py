@@ -28,8 +28,8 @@ class Pointer:
         source: key of what it was made from.
         published: when it became live (UTC, ISO 8601).
         files: SHA-256 of its list of files; None where it was published without one.
-        previous: ``generation``, ``source``, ``published``, ``files`` and, of updates, ``base`` and ``base_files`` of those before it, newest first, to
-            which one can roll back.
+        previous: ``generation``, ``source``, ``published``, ``files`` and, of updates, ``base`` and ``base_files`` of
+            those before it, newest first, to which one can roll back.
         withdrawn: likewise of those that were rolled back, oldest first, to which one can return until the next
             publish.
         retired: generations that can never be live again, and since when (UTC by the store's clock): they are

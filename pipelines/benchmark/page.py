@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pipelines.benchmark import tables
 from pipelines.benchmark.cells import TEXT, Cell
 from pipelines.benchmark.plots import Bins, Line, hub_plot, line_plot, reliability_plot
 from pipelines.benchmark.questions import ALL, SINGLE
 from pipelines.benchmark.tables import BOTH, Finished, Row
+from pipelines.pages import rendered
 from probelog import __version__
 from probelog.evaluation import DEVELOPMENT, TEST
 from probelog.storage import Store
@@ -40,15 +39,10 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
         plots["reliability"] = ("Confidence against the share of right hits", _reliability(judged))
     for name, (_, data) in plots.items():
         out.write(f"{name}.png", data)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "probes": _share, "plain": lambda text: printable(text, 80)}
-    page = environment.get_template("page.html.j2").render(
+    filters = {"percent": _percent, "probes": _share, "plain": lambda text: printable(text, 80)}
+    page = rendered(
+        Path(__file__).parent / "page.html.j2",
+        filters,
         version=__version__,
         at=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         hubs=[_facts(hub, done) for hub in done.hubs.values()],
@@ -72,7 +66,7 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
         absent=[row for row in written.get("absent", []) if row["draw"] is None],
         **{name: written.get(name, []) for name in ("hubness", "reverse", "prauc", "by_rank", "labels")},
     )
-    out.write("index.html", page.encode())
+    out.write("index.html", page)
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from pipelines.pages import rendered
 from pipelines.quality.measure import Measure
 from probelog import __version__
 from probelog.schemas import check_version
@@ -111,16 +110,8 @@ def _newest_first(store: Store) -> list[str]:
 
 
 def _page(verdict: Verdict) -> bytes:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "plain": lambda text: printable(text, 300)}
-    page = environment.get_template("report.html.j2").render(verdict=verdict, version=__version__)
-    return page.encode()
+    filters = {"percent": _percent, "plain": lambda text: printable(text, 300)}
+    return rendered(Path(__file__).parent / "report.html.j2", filters, verdict=verdict, version=__version__)
 
 
 def _percent(share: float | None) -> str:

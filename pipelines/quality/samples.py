@@ -11,14 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probelog.tables import one_of, sayable
+from probelog.tables import sayable
 
 if TYPE_CHECKING:
     from probelog.generation import Generation
 
 _COLUMNS = ["repo", "sha", "weights", "weight_digest", "head", "labels", "first_row", "rows"]
-# Names in one SQL condition.
-_AT_ONCE = 500
 
 Version = tuple[str, str]
 """A model: repository and sha."""
@@ -70,11 +68,8 @@ def sampled_models(generation: Generation, count: int) -> list[Sampled]:
 
 def rows_of(generation: Generation, repos: Iterable[str]) -> list[Sampled]:
     """Those of some repositories that a generation holds, in the order of their names."""
-    wanted = sorted({repo for repo in repos if sayable(repo)})
-    rows: list[Sampled] = []
-    for start in range(0, len(wanted), _AT_ONCE):
-        found = generation.models_table(_COLUMNS, one_of("repo", wanted[start : start + _AT_ONCE]))
-        rows += map(Sampled.of, found.to_pylist())
+    wanted = (repo for repo in repos if sayable(repo))
+    rows = map(Sampled.of, generation.models_named("repo", wanted, _COLUMNS))
     return sorted(rows, key=lambda row: row.version)
 
 
