@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.session import session
+from cluster.warm_up import libraries_at_hand
 from pipelines.complete import Completed, complete
 from pipelines.crawl import Catalogue, crawl, hub_endpoint
 from pipelines.going_live import Published
@@ -78,15 +79,17 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
     """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
     endpoint = hub_endpoint()
     encoder = load_encoder(job.config.encoder)
-    probe_set = ready_probes(job, encoder)
-    catalogue = crawl(job, endpoint, refresh)
-    table = catalogue.table(COLUMNS)
-    if not table.num_rows:
-        raise UsageError(
-            f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the Hub you mean"
-        )
     with session(job.config.ray_address):
-        probed = probe(job, table, probe_set, endpoint, retry_failed)
+        with libraries_at_hand(job.config.scratch, job.config.preload):
+            probe_set = ready_probes(job, encoder)
+            catalogue = crawl(job, endpoint, refresh)
+            table = catalogue.table(COLUMNS)
+            if not table.num_rows:
+                raise UsageError(
+                    f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the "
+                    "Hub you mean"
+                )
+            probed = probe(job, table, probe_set, endpoint, retry_failed)
         completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     run = Outcome(probed.tried, probed.reasons)
     published = publish(

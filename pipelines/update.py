@@ -65,6 +65,13 @@ class NightWork:
         return not self.descriptors.models and not self.gone
 
     @cached_property
+    def known(self) -> dict[str, int]:
+        """Rows of the base's logits that models which came share (`same_logits`), by what they share them by."""
+        identities = {same_logits(model) for model in self.descriptors.models}
+        rows = self.base.models_named("identity", identities, ["identity", "rows"])
+        return {row["identity"]: int(row["rows"]) for row in rows}
+
+    @cached_property
     def changes(self) -> Changes:
         """For the index's writer."""
         models = self.descriptors.models
@@ -160,18 +167,12 @@ def _rows(generation: Generation, work: NightWork) -> Iterator[str]:
     described: dict[str, int] = {}
     for one in work.descriptors.stream():
         described.setdefault(same_logits(one.model), len(one.logits))
-    known = {
-        row["identity"]: row["rows"]
-        for row in work.base.models_named(
-            "identity", {same_logits(model) for model in models}, ["identity", "rows"]
-        )
-    }
     found = {
         (row["repo"], row["sha"]): row["rows"]
         for row in generation.models_named("repo", {model.repo for model in models}, ["repo", "sha", "rows"])
     }
     for model in models:
-        wanted = known.get(same_logits(model), described.get(same_logits(model), 0))
+        wanted = work.known.get(same_logits(model), described.get(same_logits(model), 0))
         rows = found.get((model.repo, model.sha))
         if rows != wanted:
             yield f"{model.repo} has {rows} rows of logits instead of {wanted}"
@@ -198,8 +199,9 @@ def _answers(generation: Generation, work: NightWork) -> Iterator[str]:
     index = Index(generation.index, pinned=generation)
     elsewhere = Index(generation.index, pinned=generation)
     background = matching.Background(work.base.space.background, work.base.sharpness)
-    descriptors = work.descriptors
-    for described, place in some_logits(descriptors.stream(), len(descriptors.models), ASKED_LOGITS):
+    # What the base holds of the same logits was seen on other probes: its directions are others.
+    own = (one for one in work.descriptors.stream() if same_logits(one.model) not in work.known)
+    for described, place in some_logits(own, len(work.descriptors.models), ASKED_LOGITS):
         name = f"{described.model.repo}#{described.logits[place]}"
         try:
             hits = index.search(like=name, like_index=elsewhere, k=10)

@@ -6,9 +6,9 @@
 Two sets of models: ``realistic`` (random weights at 224 pixels in both libraries' layouts, 400 photographs) and
 ``tiny`` (the bench hub beside the checkout: 77 models of 64 pixels, 4,000 probes). On each:
 
-(a) the wall time of the probe stage, as the operator runs it (Ray is up, the crawl is done, models come over HTTP
-    from a hub in a process of its own), over that of the pure forward passes of the same models on the same probes,
-    from tensors in memory, in as many processes of one thread and at the same batch size;
+(a) the wall time of the probe stage, as `full` runs it (Ray is up, the crawl is done, model libraries were imported
+    meanwhile, models come over HTTP from a hub in a process of its own), over that of the pure forward passes of the
+    same models on the same probes, as their libraries make them, from tensors in memory, in as many processes of one thread and at the same batch size;
 (b) models per hour over those of the plain loop (each model from its folder by its own library, every probe decoded
     and preprocessed for every model, all of torch's threads).
 
@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for probing.csv")
     parser.add_argument("--jpeg", type=Path, default=BENCH / "jpeg", help="folder of photographs")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--models", type=int, default=20, help="how many realistic ones")
     parser.add_argument("--loop-models", type=int, help="run the plain loop on so many models only")
     given = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(prefix="probelog-bench-") as folder:
         if given.set != "tiny":
-            models, probes = (6, 60) if given.quick else (20, 400)
+            models, probes = (6, 60) if given.quick else (given.models, 400)
             jpegs = given.jpeg if given.jpeg.is_dir() else None
             world = probing_world.realistic(Path(folder) / "realistic", jpegs, models, probes)
             results.append(measure(world, given.workers, given.loop_models))
@@ -241,6 +242,7 @@ def _probed(
     world: World, hub: Path, store: Path, scratch: Path, workers: int
 ) -> tuple[dict[str, Any], float, float]:
     """The probe stage on a hub: what it found, its wall time, and the processor time of this process and Ray."""
+    from cluster.warm_up import libraries_at_hand
     from pipelines.config import Config
     from pipelines.full import run_crawl, run_probe
     from pipelines.probes import ready_probes
@@ -267,7 +269,7 @@ def _probed(
         }
     )
     job = Job.of(config, Report(io.StringIO()))
-    with _served(hub) as (endpoint, server):
+    with _served(hub) as (endpoint, server), libraries_at_hand(config.scratch):
         os.environ["HF_ENDPOINT"] = endpoint
         ready_probes(job, load_encoder(config.encoder))
         run_crawl(job)

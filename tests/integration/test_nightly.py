@@ -251,6 +251,19 @@ def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
     assert report.clean, report.lines()
 
 
+def test_a_copy_that_saw_other_probes(night: Night) -> None:
+    """Its own directions are others than those that the base holds of the same weights; the base's are kept."""
+    store = night.store.parent / "half"
+    run_full(night.job(store, fraction=0.5))
+    night.copy("ada/resnet", "zed/copy")
+    night.copy("cleo/timm-half", "zed/another")
+    done = run_nightly(night.job(store, fraction=0.5))
+    assert done.published.fresh
+    index = open_index(store)
+    assert sorted(index.show("zed/copy").same_weights) == ["ada/resnet", "ada/resnet-again"]
+    assert len(index._generation.recent) == 0
+
+
 def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
     night.new("zed/new", 21)
     night.run()

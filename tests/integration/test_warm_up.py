@@ -1,0 +1,52 @@
+"""Model libraries that are imported before the first worker needs them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.warm_up import libraries_at_hand
+from probelog.model_process import home_folder
+
+
+def servers(scratch: Path) -> list[Path]:
+    return sorted(home_folder(scratch / "probelog").glob("*.sock"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        """Asks for the server of model processes as a probing actor does."""
+
+        def __init__(self, home: Path) -> None:
+            from probelog.fork_server import ForkServer
+            from probelog.model_process import LIBRARIES, SERVER
+
+            self.server = ForkServer(SERVER, LIBRARIES, home)
+
+        def fork(self) -> int:
+            child = self.server.fork()
+            child.close()
+            return child.pid
+
+    begun = time.monotonic()
+    with libraries_at_hand(tmp_path):
+        assert time.monotonic() - begun < 2
+        worker = Worker.remote(home_folder(tmp_path / "probelog"))
+        assert ray.get(worker.fork.remote(), timeout=120) > 0
+        assert len(servers(tmp_path)) == 1, "each had one of its own"
+    assert ray.get(worker.fork.remote(), timeout=120) > 0, "it goes on for whoever still needs it"
+    ray.kill(worker)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_folder_that_cannot_be_used_disturbs_nobody(tmp_path: Path) -> None:
+    """Whoever needs it is told why."""
+    (tmp_path / "probelog").write_text("no folder")
+    with libraries_at_hand(tmp_path):
+        time.sleep(0.5)
