@@ -21,7 +21,7 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         ProbeLogError: the cluster cannot be reached.
     """
-    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+    wanted = _wanted(address)
     import ray
 
     if ray.is_initialized():
@@ -44,6 +44,15 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def is_local(address: str | None = None) -> bool:
+    """Whether a session's Ray is started on this machine, for this job alone."""
+    return _wanted(address) == "local"
+
+
+def _wanted(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def worker_count(cpus_per_worker: float, gpus_per_worker: float) -> int:

@@ -1,53 +1,61 @@
-"""Model libraries imported before anybody needs them: some seconds a node, while a job still lists and prepares."""
+"""Model libraries imported before anybody needs them: some seconds on one core, while a job prepares, lists and starts Ray."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from cluster.scheduler import kill
 from cluster.scratch import scratch_folder
+from cluster.session import is_local
+from probelog.errors import ProbeLogError
+from probelog.fork_server import ForkServer
+from probelog.model_process import LIBRARIES, SERVER, home_folder
 
-
-class _WarmNode:
-    """An actor's state: somebody who needs a node's fork server, so that it is started and does not leave."""
-
-    def __init__(self, scratch: str | None, preload: Sequence[str]) -> None:
-        from probelog.errors import ProbeLogError
-        from probelog.fork_server import ForkServer
-        from probelog.model_process import LIBRARIES, SERVER, home_folder
-
-        self._server: ForkServer | None = None
-        # What keeps it from starting is for the probing actors to tell.
-        with contextlib.suppress(ProbeLogError, OSError):
-            self._server = ForkServer(SERVER, [*LIBRARIES, *preload], home_folder(scratch_folder(scratch)))
+# Ray's own default: its workers, and what they start, give way to other programs.
+_NICENESS, _RAYS_NICENESS = 15, "RAY_worker_niceness"
 
 
 @contextlib.contextmanager
-def libraries_at_hand(scratch: Path | None, preload: Sequence[str] = ()) -> Iterator[None]:
-    """Have the fork servers of all present nodes with CPUs or GPUs start now, and stay for as long as the block runs.
+def libraries_at_hand(
+    address: str | None, scratch: Path | None, preload: Sequence[str] = ()
+) -> Iterator[None]:
+    """Have this machine's fork server start now, and stay for as long as the block runs. Returns at once.
 
-    Returns at once. Nodes that come later start theirs with their first worker.
+    Only where the job's Ray is this machine: those of a cluster start theirs with their first worker.
 
     Args:
+        address: as `cluster.session.session` is given it.
         scratch: as the probing actors are given it (`cluster.prober.ProberSpec`).
         preload: likewise.
     """
-    folder = None if scratch is None else str(scratch)
-    actor = ray.remote(num_cpus=0, max_restarts=0)(_WarmNode)
-    started = [
-        actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            folder, list(preload)
-        )
-        for node in ray.nodes()
-        if node["Alive"] and any(node["Resources"].get(kind, 0) > 0 for kind in ("CPU", "GPU"))
-    ]
+    if not is_local(address):
+        yield
+        return
+    ended = threading.Event()
+
+    def keep() -> None:
+        _give_way()
+        # What keeps it from starting is for the probing actors to tell.
+        with contextlib.suppress(ProbeLogError, OSError):
+            server = ForkServer(SERVER, [*LIBRARIES, *preload], home_folder(scratch_folder(scratch)))
+            ended.wait()
+            server.close()
+
+    # A daemon: whoever fails early need not wait for imports.
+    threading.Thread(target=keep, name="libraries at hand", daemon=True).start()
     try:
         yield
     finally:
-        for one in started:
-            kill(one)
+        ended.set()
+
+
+def _give_way() -> None:
+    """The calling thread, and the processes that it starts (on Linux; elsewhere a priority is a process's)."""
+    if sys.platform == "linux":
+        niceness = int(os.environ.get(_RAYS_NICENESS, _NICENESS))
+        with contextlib.suppress(OSError):  # no way back from a higher one
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -70,7 +70,7 @@ class Catalogue:
             UsageError: it was never crawled, or not to the end.
         """
         folder = f"catalogue/{job.catalogue_key(endpoint)}"
-        if not job.store.exists(f"{folder}/receipt.json"):
+        if not is_crawled(job, endpoint):
             raise UsageError(
                 f"{endpoint} was not crawled with these filters yet: run `probelog-index crawl` first"
             )
@@ -124,6 +124,11 @@ class Catalogue:
         return str(self.receipt["finished"])
 
 
+def is_crawled(job: Job, endpoint: str) -> bool:
+    """Whether the Hub was listed with a job's filters, to the end."""
+    return job.store.exists(f"catalogue/{job.catalogue_key(endpoint)}/receipt.json")
+
+
 def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     """List the Hub's classifiers into the catalogue.
 
@@ -134,7 +139,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     folder = f"catalogue/{job.catalogue_key(endpoint)}"
     store = job.store
     receipt = f"{folder}/receipt.json"
-    if not refresh and store.exists(receipt):
+    if not refresh and is_crawled(job, endpoint):
         found = Catalogue.open(job, endpoint)
         job.report.say(
             f"crawl: {count_rows(found.receipt['rows']):,} models were listed on {found.finished[:10]} already "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from cluster.session import session
 from cluster.warm_up import libraries_at_hand
 from pipelines.complete import Completed, complete
-from pipelines.crawl import Catalogue, crawl, hub_endpoint
+from pipelines.crawl import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.going_live import Published
 from pipelines.plan import COLUMNS
 from pipelines.probe import Probed, probe
@@ -78,21 +79,28 @@ def run_publish(job: Job) -> Published:
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
     """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
     endpoint = hub_endpoint()
-    encoder = load_encoder(job.config.encoder)
-    with session(job.config.ray_address):
-        with libraries_at_hand(job.config.scratch, job.config.preload):
-            probe_set = ready_probes(job, encoder)
-            catalogue = crawl(job, endpoint, refresh)
-            table = catalogue.table(COLUMNS)
-            if not table.num_rows:
-                raise UsageError(
-                    f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the "
-                    "Hub you mean"
-                )
+    with _meanwhile(job, endpoint, refresh):
+        encoder = load_encoder(job.config.encoder)
+        probe_set = ready_probes(job, encoder)
+        catalogue = crawl(job, endpoint, refresh)
+        table = catalogue.table(COLUMNS)
+        if not table.num_rows:
+            raise UsageError(
+                f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the Hub "
+                "you mean"
+            )
+        with session(job.config.ray_address):
             probed = probe(job, table, probe_set, endpoint, retry_failed)
-        completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
+            completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     run = Outcome(probed.tried, probed.reasons)
     published = publish(
         job, Listed.of(catalogue), probe_set, encoder, probed.key, probed.receipts, completed, run
     )
     return FullRun(catalogue, probed, completed, published)
+
+
+def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager[None]:
+    """What goes on beside all else. Where the Hub is listed already, perhaps no model is left to run."""
+    if is_crawled(job, endpoint) and not refresh:
+        return nullcontext()
+    return libraries_at_hand(job.config.ray_address, job.config.scratch, job.config.preload)

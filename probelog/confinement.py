@@ -15,6 +15,7 @@ import errno
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 from collections.abc import Iterable
@@ -131,10 +132,16 @@ def limit_memory(size: int) -> bool:
     return True
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the thread that forked it ends (Linux; elsewhere nothing happens)."""
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the thread that forked it ends (Linux; elsewhere nothing happens).
+
+    Args:
+        parent: the number of the process that forked this one; where it has ended already, so does this one.
+    """
     if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, 9)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _no_new_privileges() -> bool:

@@ -83,7 +83,9 @@ class ForkServer:
         writable_home(home).mkdir(exist_ok=True)
         self._lock = threading.Lock()
         arguments = [entry, *preload]
-        address = home / f"{short_key(sys.executable, *sys.path, *arguments, _newest_code())}.sock"
+        address = (
+            home / f"{short_key(sys.executable, *sorted(_import_path()), *arguments, _newest_code())}.sock"
+        )
         self._open = partial(_connected_or_started, address, arguments, home, idle_seconds)
         self._control = self._open()
 
@@ -142,6 +144,12 @@ class _ServerLostError(ProbeLogError):
         super().__init__("the process that forks model processes has ended")
 
 
+def _import_path() -> list[str]:
+    """Where modules are found, the same for the driver and for Ray's workers, which have two folders of Ray's more."""
+    found = [path for path in sys.path if path and "/site-packages/ray/" not in path]
+    return list(dict.fromkeys([*found, os.getcwd()]))
+
+
 def _newest_code() -> int:
     """Changes with the code that the server would run: an old one must not answer for it."""
     return max(path.stat().st_mtime_ns for path in Path(__file__).parent.glob("*.py"))
@@ -169,17 +177,19 @@ def _connected_or_started(
 
 
 def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: float) -> socket.socket:
-    with open(address.with_suffix(".lock"), "w") as lock:
+    with open(address.with_suffix(".lock"), "w") as lock, open(address.with_suffix(".log"), "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = _connected(address)  # by whoever had the lock before
         if found is not None:
             return found
+        log.truncate(0)
         # It makes itself a grandchild: Ray ends the children of an actor with the actor.
         starter = subprocess.run(  # noqa: S603 - this very interpreter
             [sys.executable, "-m", __name__, str(address), str(idle_seconds), *arguments],
             env=bare_environment(home),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=log,
             start_new_session=True,
             timeout=_ANSWER_SECONDS,
             check=False,
@@ -188,7 +198,7 @@ def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: 
         if found is None:
             raise ProbeLogError(
                 f"the process that is to fork model processes did not start (status {starter.returncode}); "
-                "its messages are in this worker's log"
+                f"its messages are in {log.name}"
             )
         return found
 
@@ -284,17 +294,21 @@ def bare_environment(home: Path, given: Mapping[str, str] | None = None) -> dict
     """The environment for models: what finds libraries and devices, and no token or credential."""
     source = os.environ if given is None else given
     kept = {name: value for name, value in source.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
-    return kept | {
-        "HOME": str(writable_home(home)),
-        "TMPDIR": str(writable_home(home)),
-        "HF_HOME": str(writable_home(home) / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # A pool of threads made by an import would not survive the fork.
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in sys.path if path)),
-    }
+    return (
+        {"OMP_NUM_THREADS": "1"}
+        | kept
+        | {
+            "HOME": str(writable_home(home)),
+            "TMPDIR": str(writable_home(home)),
+            "HF_HOME": str(writable_home(home) / "huggingface"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            # A pool of threads made by an import would not survive the fork.
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(_import_path()),
+        }
+    )
 
 
 class _Server:
@@ -361,9 +375,9 @@ class _Server:
             self._leave(client)
 
     def _forked(self, client: socket.socket, descriptor: int) -> int:
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid == 0:
-            _child([self._listening, *self._children], descriptor, self._run)
+            _child(parent, [self._listening, *self._children], descriptor, self._run)
         os.close(descriptor)
         self._children[client].add(pid)
         return pid
@@ -389,13 +403,15 @@ def _status(pid: int) -> int:
     return os.waitstatus_to_exitcode(status) if found else _RUNNING
 
 
-def _child(inherited: Sequence[socket.socket], descriptor: int, run: Callable[[Connection], None]) -> None:
+def _child(
+    parent: int, inherited: Sequence[socket.socket], descriptor: int, run: Callable[[Connection], None]
+) -> None:
     """Never returns: the server's own loop must not go on twice."""
     status = 1
     try:
         from probelog import confinement
 
-        confinement.die_with_parent()
+        confinement.die_with_parent(parent)
         for one in inherited:
             one.close()
         os.setpgid(0, 0)

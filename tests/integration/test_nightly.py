@@ -90,13 +90,8 @@ class Night:
         # The tiny index is small: a few models more are much of it.
         nightly = {"max_drift": 100.0, "rebuild_share": 1.0} | changes.pop("nightly", {})
         quality = {"enforce": False} | changes.pop("quality", {})
-        given = {
-            "scratch": str(self.hub.parent / "scratch"),
-            "nightly": nightly,
-            "quality": quality,
-            **changes,
-        }
-        config = self._indexed.world.config(store or self.store, **given)
+        # The world's scratch folder: the process that forks model processes is started once for all nights.
+        config = self._indexed.world.config(store or self.store, nightly=nightly, quality=quality, **changes)
         self.told = io.StringIO()
         return Job.of(config, Report(self.told))
 
@@ -331,7 +326,6 @@ def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
         (night.hub / f"zed/broken-{number}/config.json").write_text("{")
         night.commit(f"zed/broken-{number}", library="timm", pipeline_tag="image-classification")
     settings: dict[str, Any] = {"quality": {"max_failure_rise": 0.05}, "nightly": {"rebuild_share": 1.0}}
-    settings["scratch"] = str(tmp_path / "scratch")
     file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
     ended = operator("nightly", "--config", file)
     assert ended.status == 3, ended.err
