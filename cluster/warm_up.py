@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ def libraries_at_hand(
     def keep() -> None:
         _give_way()
         # What keeps it from starting is for the probing actors to tell.
-        with contextlib.suppress(ProbeLogError, OSError):
+        with contextlib.suppress(ProbeLogError, OSError, subprocess.SubprocessError):
             server = ForkServer(SERVER, [*LIBRARIES, *preload], home_folder(scratch_folder(scratch)))
             ended.wait()
             server.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from probelog import heap
+
 _SIGNS = (
     "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed",
     "bad_alloc",
@@ -39,6 +41,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
+            heap.give_back()  # what the work before it freed would be hidden in it
             _reset_high_water()
             self._before = _resident("VmRSS")
 
@@ -66,7 +69,10 @@ def free_memory(device: str, memory_bytes: int | None) -> int | None:
             return max(0, memory_bytes - taken)
         kept = torch.cuda.memory_reserved(wanted) - taken  # by torch's allocator, for its own use
         return int(torch.cuda.mem_get_info(wanted)[0]) + kept
-    return None if memory_bytes is None else max(0, memory_bytes - _resident("VmRSS"))
+    if memory_bytes is None:
+        return None
+    heap.give_back()
+    return max(0, memory_bytes - _resident("VmRSS"))
 
 
 def _reset_high_water() -> None:

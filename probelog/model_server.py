@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from probelog import confinement
+from probelog import confinement, heap
 from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import answer
@@ -85,6 +85,7 @@ class _Server:
             "files": confinement.only_files(readable, writable),
             "memory": spec.memory_bytes is not None and confinement.limit_memory(spec.memory_bytes),
         }
+        heap.keep_freed()
         torch.set_num_threads(spec.threads)
         # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
         torch.backends.cudnn.allow_tf32 = False
@@ -160,6 +161,7 @@ class _Server:
         if self._classifier is not None:
             self._classifier = None
             gc.collect()  # modules refer to each other in circles
+            heap.give_back()
         return [], {}
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from probelog import heap
 from probelog.device_memory import PeakMemory, out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.folding import Folding, has_norms, pairs_seen
@@ -311,6 +312,7 @@ def _attempt(
     # Outside the handler: the traceback would keep the activations alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    heap.give_back()
     return None
 
 

@@ -170,7 +170,7 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize("held_out", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_fit_goes_on_at_the_sweep_where_it_was(tmp_path: Path, held_out: bool) -> None:
     store, receipts = ledger_of(tmp_path, share=0.6)
     checkpoint = Checkpoint(store, "completion/y/sweep.npy")

@@ -101,8 +101,8 @@ def test_of_two_publishers_one_wins_and_the_other_says_so(index: Store, encoder:
 
 
 @pytest.mark.parametrize("index", LOCAL_AND_SLOW_S3, indirect=True)
-@pytest.mark.parametrize("publishes", [100])
-def test_readers_through_a_hundred_publishes_and_rollbacks(
+@pytest.mark.parametrize("publishes", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_readers_through_many_publishes_and_rollbacks(
     index: Store, encoder: Path, publishes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = load_encoder(encoder)

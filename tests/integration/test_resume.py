@@ -197,6 +197,7 @@ def test_killed_while_completing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     np.testing.assert_array_equal(open_index(store).scores(QUERIES), open_index(undisturbed).scores(QUERIES))
 
 
+@pytest.mark.slow  # at every step of publishing, without Ray: test_publishers
 def test_killed_while_publishing(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
     store = indexed.copy_store(tmp_path / "store")

@@ -87,7 +87,8 @@ def test_kurtosis_of_known_distributions() -> None:
     assert summary(rng.normal(size=500_000))[0].kurtosis == pytest.approx(3, abs=0.05)
     assert summary(rng.uniform(size=500_000))[0].kurtosis == pytest.approx(1.8, abs=0.02)
     assert summary(np.ones(500_000))[0].kurtosis is None
-    assert summary(np.tile([-1.0, 1.0], 300_000))[0].kurtosis == pytest.approx(1)
+    # Sums of 131,071 float32 numbers: their order, and so the last digits, depend on the processor.
+    assert summary(np.tile([-1.0, 1.0], 300_000))[0].kurtosis == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

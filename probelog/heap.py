@@ -1,0 +1,40 @@
+"""The C library's heap, told to keep what a forward pass frees for the next one.
+
+By default glibc takes large pieces of memory from the kernel one by one and gives each back when it is freed: every
+activation of every batch is new memory then, and its pages are cleared one after the other (mallopt(3)). That takes
+a tenth of the time of small networks. Elsewhere than on glibc nothing happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
+# Larger pieces are still the kernel's: they would be hard to place in what others left.
+_LARGEST_KEPT = 1 << 28
+_KEPT = 1 << 30
+
+
+def keep_freed() -> bool:
+    """Keep up to a gigabyte of freed memory in this process; returns whether the C library knows how."""
+    library = _library()
+    if library is None:
+        return False
+    return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and library.mallopt(_TRIM_THRESHOLD, _KEPT))
+
+
+def give_back() -> None:
+    """Give what is freed and whole pages long to the kernel, where it was kept."""
+    library = _library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@functools.cache
+def _library() -> Any:
+    """glibc, or None."""
+    library = ctypes.CDLL(None)
+    known = all(hasattr(library, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim"))
+    return library if known else None
