@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.session import session
+from cluster.warm_up import libraries_at_hand
 from pipelines.background import background_names
 from pipelines.changes import listed_since
 from pipelines.complete import Completed, completed, fold_in, joined, read_columns
@@ -217,9 +218,13 @@ class _Night:
         if not rows and not before:
             return Probed(files.key, [], 0, []), Outcome(0)
         table = to_table(rows, CATALOGUE)
-        if anything_left(job, table, files.key):
-            held.enter_context(session(job.config.ray_address))
-        probed = probe(job, table, self._probe_set, self._endpoint, False, key=files.key)
+        with contextlib.ExitStack() as meanwhile:
+            if anything_left(job, table, files.key):
+                config = job.config
+                warm = libraries_at_hand(config.ray_address, config.scratch, config.preload)
+                meanwhile.enter_context(warm)
+                held.enter_context(session(config.ray_address))
+            probed = probe(job, table, self._probe_set, self._endpoint, False, key=files.key)
         files.enter_in_main(receipt.name for receipt in probed.receipts)
         fresh = [receipt for receipt in probed.receipts if receipt.name not in before]
         counts = sum(files.ledger.counts(fresh, earlier=probed.receipts), Counts())

@@ -6,8 +6,8 @@
 Two sets of models: ``realistic`` (random weights at 224 pixels in both libraries' layouts, 400 photographs) and
 ``tiny`` (the bench hub beside the checkout: 77 models of 64 pixels, 4,000 probes). On each:
 
-(a) the wall time of the probe stage, as `full` runs it (Ray is up, the crawl is done, model libraries were imported
-    meanwhile, models come over HTTP from a hub in a process of its own), over that of the pure forward passes of the
+(a) the wall time of the probe stage, as `full` runs it (Ray is up, the probes are made and the crawl is done, model
+    libraries were imported meanwhile, models come over HTTP from a hub in a process of its own), over that of the pure forward passes of the
     same models on the same probes, as their libraries make them, from tensors in memory, in as many processes of one thread and at the same batch size;
 (b) models per hour over those of the plain loop (each model from its folder by its own library, every probe decoded
     and preprocessed for every model, all of torch's threads).
@@ -245,7 +245,9 @@ def _probed(
     """The probe stage on a hub: what it found, its wall time, and the processor time of this process and Ray."""
     from cluster.warm_up import libraries_at_hand
     from pipelines.config import Config
-    from pipelines.full import run_crawl, run_probe
+    from pipelines.full import run_crawl
+    from pipelines.plan import COLUMNS
+    from pipelines.probe import probe
     from pipelines.probes import ready_probes
     from pipelines.progress import Report
     from pipelines.stages import Job
@@ -271,17 +273,14 @@ def _probed(
     job = Job.of(config, Report(io.StringIO()))
     with _served(hub) as (endpoint, server), libraries_at_hand(None, config.scratch):
         os.environ["HF_ENDPOINT"] = endpoint
-        ready_probes(job, load_encoder(config.encoder))
-        run_crawl(job)
+        probe_set = ready_probes(job, load_encoder(config.encoder))
+        table = run_crawl(job).table(COLUMNS)
         with ProcessorTime(os.getpid(), without=server) as used:
             begun = time.perf_counter()
-            done = run_probe(job)
+            done = probe(job, table, probe_set, endpoint, retry_failed=False)
             wall = time.perf_counter() - begun
     models = Ledger(job.store, f"observations/{done.key}").models(done.receipts)
-    (probe_set,) = [
-        read["hash"] for read in map(probing_world.read_json, store.glob("probes/*/manifest.json"))
-    ]
-    return {"models": models, "failed": len(done.failures), "probe_set": probe_set}, wall, used.seconds
+    return {"models": models, "failed": len(done.failures), "probe_set": probe_set.hash}, wall, used.seconds
 
 
 @contextlib.contextmanager

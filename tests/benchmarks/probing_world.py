@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,13 +209,3 @@ def _packed(files: Path, folder: Path) -> Path:
 def _encoder() -> Path:
     """Any encoder will do, probing does not depend on it: the bench's where it is, else one of random weights."""
     return BENCH / "encoder" if (BENCH / "encoder").is_dir() else tiny_encoders.folder("clip")
-
-
-def remove(folder: Path) -> None:
-    """Delete what an earlier run left."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_json(file: Path) -> Any:
-    """A JSON file."""
-    return json.loads(file.read_text())
