@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import selectors
@@ -83,9 +84,7 @@ class ForkServer:
         writable_home(home).mkdir(exist_ok=True)
         self._lock = threading.Lock()
         arguments = [entry, *preload]
-        address = (
-            home / f"{short_key(sys.executable, *sorted(_import_path()), *arguments, _newest_code())}.sock"
-        )
+        address = home / f"{short_key(sys.executable, *_places(arguments), *arguments, _newest_code())}.sock"
         self._open = partial(_connected_or_started, address, arguments, home, idle_seconds)
         self._control = self._open()
 
@@ -144,10 +143,14 @@ class _ServerLostError(ProbeLogError):
         super().__init__("the process that forks model processes has ended")
 
 
-def _import_path() -> list[str]:
-    """Where modules are found, the same for the driver and for Ray's workers, which have two folders of Ray's more."""
-    found = [path for path in sys.path if path and "/site-packages/ray/" not in path]
-    return list(dict.fromkeys([*found, os.getcwd()]))
+def _places(modules: Sequence[str]) -> list[str]:
+    """Where the packages of some modules lie: processes that agree on that can share a server.
+
+    Their import paths may differ all the same: Ray's workers have folders of Ray's more than the driver has.
+    """
+    packages = sorted({name.partition(":")[0].partition(".")[0] for name in modules})
+    found = [importlib.util.find_spec(name) for name in packages]
+    return [str(None if spec is None else spec.origin) for spec in found]
 
 
 def _newest_code() -> int:
@@ -306,7 +309,7 @@ def bare_environment(home: Path, given: Mapping[str, str] | None = None) -> dict
             "TOKENIZERS_PARALLELISM": "false",
             # A pool of threads made by an import would not survive the fork.
             "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(_import_path()),
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in sys.path if path)),
         }
     )
 
