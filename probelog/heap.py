@@ -14,15 +14,16 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
 # Larger pieces are still the kernel's: they would be hard to place in what others left.
 _LARGEST_KEPT = 1 << 28
-_KEPT = 1 << 30
+#: So much of what is freed is kept, in bytes; more where it does not lie together.
+KEPT = 1 << 29
 
 
 def keep_freed() -> bool:
-    """Keep up to a gigabyte of freed memory in this process; returns whether the C library knows how."""
+    """Keep ``KEPT`` bytes of freed memory in this process; returns whether the C library knows how."""
     library = _library()
     if library is None:
         return False
-    return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and library.mallopt(_TRIM_THRESHOLD, _KEPT))
+    return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and library.mallopt(_TRIM_THRESHOLD, KEPT))
 
 
 def give_back() -> None:

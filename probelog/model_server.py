@@ -159,9 +159,11 @@ class _Server:
 
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:
         if self._classifier is not None:
+            large = 4 * self._classifier.parameters > heap.KEPT
             self._classifier = None
             gc.collect()  # modules refer to each other in circles
-            heap.give_back()
+            if large:  # what a small one frees, the next one uses
+                heap.give_back()
         return [], {}
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:
