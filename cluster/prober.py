@@ -35,7 +35,7 @@ from cluster.scheduler import kill
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.ledger import Ledger, Spooled
-from probelog.model_process import LIBRARIES, SERVER, ModelProcess, ProcessSpec, home_folder
+from probelog.model_process import ModelProcess, ProcessSpec, fork_server
 from probelog.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage import Store, patiently
 
@@ -131,8 +131,6 @@ class Prober:
     """Probes models. ``run`` may be called from ``in_flight`` threads at once."""
 
     def __init__(self, spec: ProberSpec, limiter: Any, originals: Any) -> None:
-        from probelog.fork_server import ForkServer
-
         self._spec = spec
         self._drain = Drain(spec.drain_seconds, self._leave)
         self._limiter = SharedLimiter(limiter, self._check)
@@ -142,7 +140,7 @@ class Prober:
         scratch = scratch_folder(spec.scratch)
         self._own = own_downloads(scratch)
         local = local_probes(store, spec.probe_set, scratch)
-        self._server = ForkServer(SERVER, [*LIBRARIES, *spec.preload], home_folder(scratch))
+        self._server = fork_server(scratch, spec.preload)
         memory = spec.memory_bytes
         if memory is None:
             memory = int(memory_share(spec.cpus, spec.gpus) * _NODE_SHARE)

@@ -13,8 +13,7 @@ from pathlib import Path
 from cluster.scratch import scratch_folder
 from cluster.session import is_local
 from probelog.errors import ProbeLogError
-from probelog.fork_server import ForkServer
-from probelog.model_process import LIBRARIES, SERVER, home_folder
+from probelog.model_process import fork_server
 
 # Ray's own default: its workers, and what they start, give way to other programs.
 _NICENESS, _RAYS_NICENESS = 15, "RAY_worker_niceness"
@@ -42,7 +41,7 @@ def libraries_at_hand(
         _give_way()
         # What keeps it from starting is for the probing actors to tell.
         with contextlib.suppress(ProbeLogError, OSError, subprocess.SubprocessError):
-            server = ForkServer(SERVER, [*LIBRARIES, *preload], home_folder(scratch_folder(scratch)))
+            server = fork_server(scratch_folder(scratch), preload)
             ended.wait()
             server.close()
 

@@ -2,7 +2,7 @@
 
 By default glibc takes large pieces of memory from the kernel one by one and gives each back when it is freed: every
 activation of every batch is new memory then, and its pages are cleared one after the other (mallopt(3)). That takes
-a tenth of the time of small networks. Elsewhere than on glibc nothing happens.
+up to a fifth of the time of convolutional networks at 224 pixels. Elsewhere than on glibc nothing happens.
 """
 
 from __future__ import annotations

@@ -217,6 +217,11 @@ def _paths(spec: ProcessSpec) -> tuple[list[str], list[str]]:
     ]
 
 
+def fork_server(scratch: Path, preload: Sequence[str]) -> ForkServer:
+    """The node's server of model processes: everybody who gives the same folder and modules gets the same one."""
+    return ForkServer(SERVER, [*LIBRARIES, *preload], home_folder(scratch))
+
+
 def downloads_folder(scratch: Path) -> Path:
     """Models on their way, below the node's scratch folder."""
     return scratch / "downloads"

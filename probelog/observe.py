@@ -77,9 +77,9 @@ def observe(
     A batch that does not fit into memory is halved, and the smaller size remembered. The values depend on batch
     size and layout no more than by float32 rounding: a layout is used only where the logits agree within a
     thousandth of their standard deviation, and batch normalisations are folded into convolutions only where this
-    model's own logits stay within a ten thousandth. Lower precision, where ``plans`` allows it, is checked on this model's
-    own first images: where a logit differs from float32 by more than a twentieth of its standard deviation, the
-    model is run in float32.
+    model's own logits stay within a ten thousandth. Lower precision, where ``plans`` allows it, is checked on this
+    model's own first images: where a logit differs from float32 by more than a twentieth of its standard deviation,
+    the model is run in float32.
 
     Raises:
         ItemFailure: OUT_OF_MEMORY where a single image does not fit, CONFIG_MISMATCH where the model fails on its

@@ -7,8 +7,9 @@ Two sets of models: ``realistic`` (random weights at 224 pixels in both librarie
 ``tiny`` (the bench hub beside the checkout: 77 models of 64 pixels, 4,000 probes). On each:
 
 (a) the wall time of the probe stage, as `full` runs it (Ray is up, the probes are made and the crawl is done, model
-    libraries were imported meanwhile, models come over HTTP from a hub in a process of its own), over that of the pure forward passes of the
-    same models on the same probes, as their libraries make them, from tensors in memory, in as many processes of one thread and at the same batch size;
+    libraries were imported meanwhile, models come over HTTP from a hub in a process of its own), over that of the pure
+    forward passes of the same models on the same probes, as their libraries make them, from tensors in memory, in as
+    many processes of one thread and at the same batch size;
 (b) models per hour over those of the plain loop (each model from its folder by its own library, every probe decoded
     and preprocessed for every model, all of torch's threads).
 
