@@ -14,6 +14,7 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
 # Larger pieces are still the kernel's: they would be hard to place in what others left.
 _LARGEST_KEPT = 1 << 28
+_SMALL = 1 << 20
 #: So much of what is freed is kept, in bytes; more where it does not lie together.
 KEPT = 1 << 29
 
@@ -24,6 +25,17 @@ def keep_freed() -> bool:
     if library is None:
         return False
     return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and library.mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def keep_nothing() -> None:
+    """Give memory back now, and from now on where it is freed: until ``keep_freed``.
+
+    For a process at its limit: what is kept counts, and code that oneDNN makes cannot be put into it.
+    """
+    library = _library()
+    if library is not None:
+        library.mallopt(_MMAP_THRESHOLD, _SMALL)
+        library.malloc_trim(0)
 
 
 def give_back() -> None:

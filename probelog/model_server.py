@@ -85,7 +85,6 @@ class _Server:
             "files": confinement.only_files(readable, writable),
             "memory": spec.memory_bytes is not None and confinement.limit_memory(spec.memory_bytes),
         }
-        heap.keep_freed()
         torch.set_num_threads(spec.threads)
         # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
         torch.backends.cudnn.allow_tf32 = False
@@ -109,6 +108,7 @@ class _Server:
         from probelog.weights import layer_table
 
         self._release()
+        heap.keep_freed()  # the one before may have run out of memory
         started = time.perf_counter()
         made = load_classifier(
             folder,

@@ -312,7 +312,7 @@ def _attempt(
     # Outside the handler: the traceback would keep the activations alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    heap.give_back()
+    heap.keep_nothing()
     return None
 
 

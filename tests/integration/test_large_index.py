@@ -82,20 +82,34 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
+# Of the exact ten a shortlist here misses one in five hundred: which one is drawn anew with every index.
+MISSED = 2
+
+
 def same(found: probelog.Results, expected: probelog.Results) -> None:
-    """The same hits in the same order; confidences by a sample are close."""
+    """The same hits in the same order, but for ``MISSED`` at most; confidences by a sample are close."""
+
+    def key(hit: Hit) -> tuple[str, int, bool]:
+        return hit.repo, hit.logit, hit.negated
 
     def told(hit: Hit) -> dict[str, object]:
         facts = asdict(hit)
-        return {name: facts[name] for name in facts if name not in ("score", "confidence", "distance")}
+        return {
+            name: facts[name] for name in facts if name not in ("rank", "score", "confidence", "distance")
+        }
 
-    assert [told(hit) for hit in found] == [told(hit) for hit in expected]
+    assert len(found) == len(expected)
+    assert [hit.rank for hit in found] == [hit.rank for hit in expected]
+    both = {key(hit) for hit in found} & {key(hit) for hit in expected}
+    assert len(both) >= len(expected) - MISSED
+    ours, theirs = found[: len(both)], [hit for hit in expected if key(hit) in both]  # others come last
+    assert [told(hit) for hit in ours] == [told(hit) for hit in theirs]
     for name in ("score", "distance"):
-        values = [[getattr(hit, name) for hit in hits] for hits in (found, expected)]
+        values = [[getattr(hit, name) for hit in hits] for hits in (ours, theirs)]
         np.testing.assert_allclose(*values, atol=1e-5)
-    if expected and expected[0].confidence is not None:
+    if theirs and theirs[0].confidence is not None:
         np.testing.assert_allclose(
-            [hit.confidence for hit in found], [hit.confidence for hit in expected], atol=0.02
+            [hit.confidence for hit in ours], [hit.confidence for hit in theirs], atol=0.02
         )
 
 
@@ -254,13 +268,13 @@ def test_what_a_shortlist_misses(built: tuple[SmallIndex, SmallIndex], exact: pr
     assert np.mean(shares) >= 0.97
 
 
-def test_on_s3(built: tuple[SmallIndex, SmallIndex], large: probelog.Index, tmp_path: Path) -> None:
+def test_on_s3(exact: probelog.Index, tmp_path: Path) -> None:
     with s3_server() as bucket:
         there = build(Store(f"{bucket}/store/index"), models=hub(), probes=200, exact_logits=1000)
         index = probelog.open_index(f"{bucket}/store")
-        same(index.search("dog"), large.search("dog"))
-        same(index.search("dog", where="licence = 'mit'"), large.search("dog", where="licence = 'mit'"))
-        assert index.show("owner-1/model-1") == large.show("owner-1/model-1")
+        same(index.search("dog"), exact.search("dog"))
+        same(index.search("dog", where="licence = 'mit'"), exact.search("dog", where="licence = 'mit'"))
+        assert index.show("owner-1/model-1") == exact.show("owner-1/model-1")
         there.store.delete_folder("generations/first")
         with pytest.raises(StoreError, match="generation first cannot be read"):
             probelog.open_index(f"{bucket}/store").search("dog")

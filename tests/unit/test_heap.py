@@ -21,6 +21,10 @@ def faults():
 def resident():
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
 
+def data():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+
 def work():
     before = faults()
     for _ in range(20):
@@ -31,7 +35,12 @@ kept = {keep} and heap.keep_freed()
 work()
 found = {{"kept": kept, "faults": work(), "before": resident()}}
 heap.give_back()
-print(json.dumps(found | {{"after": resident()}}))
+found["after"] = resident()
+heap.keep_nothing()
+large = np.ones(6_000_000)
+held = data()
+del large
+print(json.dumps(found | {{"returned": held - data()}}))
 """
 
 
@@ -52,3 +61,4 @@ def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     assert keeping["faults"] < plain["faults"] / 10
     assert plain["before"] + 40e6 < keeping["before"]
     assert keeping["after"] < keeping["before"] - 40e6
+    assert keeping["returned"] > 40e6
