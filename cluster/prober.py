@@ -34,6 +34,7 @@ from cluster.results import HandedBack, ItemReport
 from cluster.scheduler import kill
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
+from probelog.hub import HubClient
 from probelog.ledger import Ledger, Spooled
 from probelog.model_process import ModelProcess, ProcessSpec, fork_server
 from probelog.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
@@ -162,6 +163,7 @@ class Prober:
         self._every = [ModelProcess(self._server, process) for _ in range(_PROCESSES)]
         for one in self._every:
             self._processes.put(one)
+        self._hub = HubClient(spec.endpoint, limiter=self._limiter)
         self._computing = threading.Lock()
         self._busy: ModelProcess | None = None
         self._threads = ThreadPoolExecutor(spec.in_flight)
@@ -248,12 +250,11 @@ class Prober:
         while True:
             try:
                 return download_model(
+                    self._hub,
                     row,
                     folder,
                     limits=DownloadLimits(max_bytes=self._spec.max_bytes),
                     allow_pickle=self._spec.allow_pickle,
-                    limiter=self._limiter,
-                    endpoint=self._spec.endpoint,
                     check=check,
                 ).bytes
             except ItemFailure as failure:

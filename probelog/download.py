@@ -26,7 +26,6 @@ from urllib.parse import quote
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub import (
     MEBIBYTE,
-    PATIENT,
     SHA_PATTERN,
     Answer,
     BrokenAnswerError,
@@ -38,7 +37,6 @@ from probelog.hub import (
 )
 from probelog.listing import item_failure, tree
 from probelog.modelinfo import INDEX, PICKLE, SAFETENSORS
-from probelog.ratelimit import Limiter
 from probelog.schemas import CatalogueRow, RepoFile
 
 CONFIG = "config.json"
@@ -69,14 +67,12 @@ class Downloaded:
 
 
 def download_model(
+    client: HubClient,
     row: CatalogueRow,
     folder: Path,
     *,
     limits: DownloadLimits = DownloadLimits(),
     allow_pickle: bool = False,
-    limiter: Limiter | None = None,
-    endpoint: str | None = None,
-    retry: Retry = PATIENT,
     check: Callable[[], None] | None = None,
 ) -> Downloaded:
     """Fetch a model's configuration and weights into a folder, which is made if need be.
@@ -85,13 +81,11 @@ def download_model(
     ``allow_pickle`` and only where there is nothing else. After a failure the folder may hold parts: remove it.
 
     Args:
+        client: of the Hub; may be shared by threads.
         row: the model; its ``files`` are asked of the Hub when the row names none.
         folder: where the files go, by their names.
         limits: what is too large.
         allow_pickle: whether weights may be a format that can run code when loaded.
-        limiter: shared with whoever else asks the same Hub.
-        endpoint: the Hub's address, as for `probelog.hub.HubClient`.
-        retry: how patient to be.
         check: called with every piece that arrives; what it raises ends the download.
 
     Raises:
@@ -100,17 +94,15 @@ def download_model(
             local disk).
     """
     started = time.monotonic()
-    check_access(row, has_token=True)
-    with HubClient(endpoint, limiter=limiter, retry=retry) as client:
-        check_access(row, has_token=client.has_token)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            download = _Download(client, row, folder, limits, check or _carry_on)
-            download.run(allow_pickle)
-        except HubError as error:
-            raise item_failure(error) from error
-        except OSError as error:
-            raise ItemFailure(FailureReason.STORE_FAILED, f"cannot write to {folder}: {error}") from error
+    check_access(row, has_token=client.has_token)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        download = _Download(client, row, folder, limits, check or _carry_on)
+        download.run(allow_pickle)
+    except HubError as error:
+        raise item_failure(error) from error
+    except OSError as error:
+        raise ItemFailure(FailureReason.STORE_FAILED, f"cannot write to {folder}: {error}") from error
     return Downloaded(folder, tuple(download.names), download.bytes, time.monotonic() - started)
 
 

@@ -78,12 +78,12 @@ class Plans:
         self._known[_kind(classifier, device)] = plan
 
     def sized(self, plan: Plan, bytes_an_image: float, classifier: Classifier, device: str) -> Plan:
-        """The plan with the largest batch, a power of two, that fits into memory if an image takes so much."""
+        """The plan with the largest batch that fits into memory if an image takes so much, then a power of two."""
         most = self._most(classifier, device)
         free = free_memory(device, self.memory_bytes)
         if free is not None and bytes_an_image > 0:
-            most = min(most, max(1, int(_MEMORY_SHARE * free / bytes_an_image)))
-            most = 1 << (most.bit_length() - 1)
+            fits = max(1, int(_MEMORY_SHARE * free / bytes_an_image))
+            most = min(most, 1 << (fits.bit_length() - 1))
         return replace(plan, batch_size=most, measured=True)
 
     def _first(self, classifier: Classifier, device: str) -> Plan:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -141,6 +142,9 @@ class Json:
 class HubClient:
     """Requests to one Hub, with timeouts, retries and a rate limit. Use as a context manager; shared by threads.
 
+    Make one for many requests: it keeps connections open, and making it reads the machine's certificates (some 30 ms
+    of processor time). The token is read once. Cookies are not kept.
+
     Args:
         endpoint: the Hub's address; that of `huggingface_hub` (``HF_ENDPOINT``) where None.
         limiter: shared with whoever else asks the same Hub; one of its own where None.
@@ -171,6 +175,7 @@ class HubClient:
             headers={"user-agent": f"probelog/{probelog.__version__}"},
             timeout=httpx.Timeout(retry.read_timeout, connect=retry.connect_timeout),
             follow_redirects=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             trust_env=not is_loopback(self.endpoint),  # a proxy would look for 127.0.0.1 on its own machine
         )
 

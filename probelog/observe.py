@@ -35,6 +35,8 @@ _CONSTANT = 1e-6
 # plain float32 pass: largest difference over the logits' standard deviation.
 _CHECKED = {"float32": 4, "bfloat16": 16, "float16": 16}
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
+# Images a batch on a CPU while variants are tried: the slower one is not to see many. On a GPU small batches tell nothing.
+_TRIED_WITH = 64
 # Batch normalisations are folded for so many probes or more, if that leaves the logits of so many images as they are:
 # largest difference over the logits' standard deviation. (Rounding alone makes about a millionth.)
 _FOLDED_FROM = 32
@@ -167,7 +169,7 @@ class _Run:
         result = np.empty((self._classifier.logits, len(pixels)), np.float32)
         start = 0
         while start < len(pixels):
-            batch = pixels.batch(start, self.plan.batch_size)
+            batch = pixels.batch(start, self._size())
             if start == 0 and len(pixels) >= _FOLDED_FROM:
                 self._fold(batch[:_FOLDED_CHECKED])
             if start == 0 and self.plan.variant != self.variant:
@@ -182,17 +184,23 @@ class _Run:
         self._plans.remember(self._classifier, self._device, self.plan)
         return result
 
+    def _size(self) -> int:
+        """Of the next batch."""
+        tries = self.plan.measured and self.plan.untried and self._device.startswith("cpu")
+        return min(self.plan.batch_size, _TRIED_WITH) if tries else self.plan.batch_size
+
     def _run(self, batch: npt.NDArray[Any]) -> Floats:
         """Logits of a batch, (b, L); learns its need of memory and its pace."""
         memory = None if self.plan.measured else PeakMemory(self._device)
+        size = self._size()
         begun = self._clock()
-        logits, step = _forward(self._classifier, batch, self.plan.batch_size, self._device, self.variant)
+        logits, step = _forward(self._classifier, batch, size, self._device, self.variant)
         seconds = self._clock() - begun
         self.largest = max(self.largest, min(step, len(batch)))
-        whole = step == self.plan.batch_size == len(batch)
+        whole = step == size == len(batch)
         self._pace = seconds / len(batch) if self._warm and whole else None
         self._warm = True
-        if step < self.plan.batch_size:
+        if step < size:
             self.plan = replace(self.plan, batch_size=step, measured=True)
         elif memory is not None:
             self.plan = self._plans.sized(

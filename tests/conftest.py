@@ -17,6 +17,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of processes import the same libraries: they are to find what the first of them compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 BENCH = Path(__file__).parents[1].parent / "shared" / "bench"
 

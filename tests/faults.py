@@ -43,9 +43,12 @@ class Rule:
 
 @dataclass
 class Request:
+    """``port`` is the asker's: the same for all requests of a connection."""
+
     method: str
     address: str
     headers: Mapping[str, str]
+    port: int
 
 
 @dataclass
@@ -65,7 +68,7 @@ class FaultyHub:
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         address = scope["raw_path"].decode() + "?" + scope["query_string"].decode()
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        self.requests.append(Request(scope["method"], address, headers))
+        self.requests.append(Request(scope["method"], address, headers, scope["client"][1]))
         fault = self._fault(address)
         if fault is None:
             await self.app(scope, receive, send)

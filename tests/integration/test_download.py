@@ -14,8 +14,9 @@ import pytest
 from pipelines.hubserver import serving
 from probelog.download import Downloaded, DownloadLimits, download_model, read_shards
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub import Retry
+from probelog.hub import HubClient, Retry
 from probelog.listing import ListingFilters, iter_pages
+from probelog.ratelimit import Limiter
 from probelog.schemas import CatalogueRow, RepoFile
 from tests import faults
 from tests.faults import FaultyHub, faulty
@@ -45,8 +46,11 @@ class Hub:
         ]
         return rows[0]
 
-    def get(self, row: CatalogueRow, **options: Any) -> Downloaded:
-        return download_model(row, self.target, endpoint=self.start()[0], **{"retry": FAST, **options})
+    def get(
+        self, row: CatalogueRow, limiter: Limiter | None = None, retry: Retry = FAST, **options: Any
+    ) -> Downloaded:
+        with HubClient(self.start()[0], limiter=limiter, retry=retry) as client:
+            return download_model(client, row, self.target, **options)
 
     def failure(self, row: CatalogueRow, **options: Any) -> ItemFailure:
         with pytest.raises(ItemFailure) as caught:
@@ -92,6 +96,23 @@ def test_only_what_is_needed_is_fetched_at_one_request_a_file(hub: Hub, write_re
     asked = [request.address for request in hub.faulty.requests[before:]]
     assert len(asked) == 3
     assert all(f"/ada/vit/resolve/{row.sha}/" in address for address in asked)
+
+
+def test_a_client_keeps_connections_and_no_cookies(hub: Hub, write_repository: Write) -> None:
+    write_repository("ada/vit")
+    write_repository("ada/other", values=50)
+    rows = [hub.row("ada/vit"), hub.row("ada/other")]
+    hub.faulty.spoil(
+        "/resolve/", lambda reply: replace(reply, headers={**reply.headers, "set-cookie": "who=me; path=/"})
+    )
+    with HubClient(hub.endpoint, retry=FAST) as client:
+        for row in rows:
+            done = download_model(client, row, hub.target / row.repo)
+            assert same(hub, row.repo, done)
+    asked = hub.faulty.asked("/resolve/")
+    assert len(asked) == 4
+    assert len({request.port for request in asked}) == 1
+    assert all("cookie" not in request.headers for request in asked)
 
 
 def test_files_are_asked_for_where_the_row_names_none(hub: Hub, write_repository: Write) -> None:
@@ -326,7 +347,7 @@ def test_a_redirect_to_another_host_never_sees_the_token(
 def test_a_redirect_without_encryption_is_refused() -> None:
     import httpx
 
-    from probelog.hub import HubClient, HubError
+    from probelog.hub import HubError
 
     asked = "https://hub.example/a/b/resolve/x/model.safetensors"
     with HubClient("https://hub.example") as client:

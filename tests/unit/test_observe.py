@@ -218,6 +218,17 @@ def test_the_faster_layout_is_found_and_remembered() -> None:
         assert {layout for layout, _, _ in second.seen} == {best}  # not tried again
 
 
+def test_variants_are_tried_with_small_batches() -> None:
+    plans, model = Plans(batch_size=256), Sleepy("contiguous")
+    observe(classifier(model), Pictures(), list(range(COUNT)) * (800 // COUNT), plans=plans)
+    sizes = [
+        [size for layout, _, size in model.seen if layout == one] for one in ("contiguous", "channels_last")
+    ]
+    assert max(sizes[0]) == 64
+    assert sum(sizes[0]) <= 3 * 64
+    assert max(sizes[1]) == 256
+
+
 def test_a_layout_that_changes_answers_is_not_used() -> None:
     plans, model = Plans(batch_size=4), Sleepy("contiguous", wrong="channels_last")
     found = many(model, plans)
