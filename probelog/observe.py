@@ -170,10 +170,8 @@ class _Run:
         start = 0
         while start < len(pixels):
             batch = pixels.batch(start, self._size())
-            if start == 0 and len(pixels) >= _FOLDED_FROM:
-                self._fold(batch[:_FOLDED_CHECKED])
-            if start == 0 and self.plan.variant != self.variant:
-                self._adopt(batch)
+            if start == 0:
+                self._begin(batch, len(pixels))
             logits = self._run(batch)
             result[:, start : start + len(batch)] = logits.T
             start += len(batch)
@@ -231,10 +229,12 @@ class _Run:
     def _logits(self, few: npt.NDArray[Any]) -> Floats:
         return _forward(self._classifier, few, len(few), self._device, self.variant)[0]
 
-    def _adopt(self, batch: npt.NDArray[Any]) -> None:
+    def _begin(self, batch: npt.NDArray[Any], count: int) -> None:
         """Take over what was learnt from other models of this kind. Lower precision must suit this model too."""
         wanted = self.plan.variant
         self._switch(replace(wanted, precision="float32"))
+        if count >= _FOLDED_FROM:
+            self._fold(batch[:_FOLDED_CHECKED])
         if wanted.precision != "float32":
             few = batch[: _CHECKED[wanted.precision]]
             self._try(wanted, few, self._logits(few))
@@ -304,9 +304,10 @@ def _attempt(
         with torch.inference_mode(), warnings.catch_warnings(), _precision(device, variant):
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             batch: torch.Tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-            if variant.layout == "channels_last":  # while it is small
+            batch = classifier.recipe.normalise(batch)
+            if variant.layout == "channels_last":  # after it: arithmetic by channel is slow in that layout
                 batch = batch.contiguous(memory_format=torch.channels_last)
-            logits = classifier.forward(classifier.recipe.normalise(batch))
+            logits = classifier.forward(batch)
             return logits.cpu().numpy()
     except ItemFailure:
         raise

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.forward_plan import CPU_BATCH_LEAST, FIRST_BATCH, Plans, lower_precision
+from probelog.forward_plan import FIRST_BATCH, Plans, lower_precision
 from probelog.models import Classifier
 from probelog.observations import from_rows, to_rows
 from probelog.observe import Observation, observe
@@ -327,7 +327,8 @@ def test_a_process_of_limited_memory_takes_smaller_batches() -> None:
 
 def test_large_inputs_take_small_batches_on_a_cpu() -> None:
     assert Plans().plan(classifier(linear()), "cpu").batch_size == 64
-    assert Plans().plan(classifier(linear(), size=224), "cpu").batch_size == CPU_BATCH_LEAST
+    assert Plans().plan(classifier(linear(), size=224), "cpu").batch_size == 32
+    assert Plans().plan(classifier(linear(), size=256), "cpu").batch_size == 24
     assert Plans(batch_size=2).plan(classifier(linear(), size=224), "cpu").batch_size == 2
 
 
