@@ -36,7 +36,7 @@ from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub import HubClient
 from probelog.ledger import Ledger, Spooled
-from probelog.model_process import ModelProcess, ProcessSpec, fork_server
+from probelog.model_process import Learnt, ModelProcess, ProcessSpec, fork_server
 from probelog.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage import Store, patiently
 
@@ -160,7 +160,8 @@ class Prober:
             allow_pickle=spec.allow_pickle,
         )
         self._processes: queue.SimpleQueue[ModelProcess] = queue.SimpleQueue()
-        self._every = [ModelProcess(self._server, process) for _ in range(_PROCESSES)]
+        learnt = Learnt()
+        self._every = [ModelProcess(self._server, process, learnt=learnt) for _ in range(_PROCESSES)]
         for one in self._every:
             self._processes.put(one)
         self._hub = HubClient(spec.endpoint, limiter=self._limiter)

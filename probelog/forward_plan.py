@@ -1,15 +1,16 @@
 """How the models of one architecture are best run on one device: batch size, memory layout, precision.
 
 Found on the first models of each architecture, from their own batches, and remembered for as long as the process
-lives. None of it may change an answer: a layout is kept only where it gives the same logits within rounding, and
+lives; processes that are set up alike can tell each other (`Plans.told`, `Plans.learn`). None of it may change an answer: a layout is kept only where it gives the same logits within rounding, and
 lower precision is tried only where the operator allows it and checked on every model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from probelog.device_memory import free_memory
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "auto"]
 Layout = Literal["contiguous", "channels_last"]
 
+_PRECISIONS = ("float32", "bfloat16", "float16")
+_ODD = (TypeError, ValueError, KeyError, OverflowError)
 _PROCESSORS = Path("/proc/cpuinfo")
 
 #: Input values of a batch on a CPU. At 224 pixels 16 images are 0 to 12 % slower than these 32, and larger batches gain
@@ -43,15 +46,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of one kind of model: images a batch, the best variant so far and its seconds an image, and
-    those not tried yet. ``measured``: its need of memory is known, or nothing bounds it.
+    """What is known of one kind of model: images a batch, the best variant so far, and those not tried yet.
+    ``measured``: its need of memory is known, or nothing bounds it.
     """
 
     batch_size: int
     measured: bool
     variant: Variant
     untried: tuple[Variant, ...]
-    seconds: float | None = None
 
 
 class Plans:
@@ -67,16 +69,33 @@ class Plans:
         self.batch_size = batch_size
         self.memory_bytes = memory_bytes
         self.precision = precision
-        self._known: dict[tuple[object, ...], Plan] = {}
+        self._known: dict[str, Plan] = {}
 
     def plan(self, classifier: Classifier, device: str) -> Plan:
         """What is known about a model's kind; for a new kind, what to begin with."""
-        found = self._known.get(_kind(classifier, device))
+        found = self._known.get(kind(classifier, device))
         return found if found is not None else self._first(classifier, device)
 
     def remember(self, classifier: Classifier, device: str, plan: Plan) -> None:
         """For the next model of the same kind."""
-        self._known[_kind(classifier, device)] = plan
+        self._known[kind(classifier, device)] = plan
+
+    def told(self, kind: str) -> dict[str, Any] | None:
+        """What is known about a kind, for another process: numbers and words."""
+        plan = self._known.get(kind)
+        return None if plan is None else asdict(plan)
+
+    def learn(self, kind: str, facts: object) -> None:
+        """Take over what another process was ``told``, if nothing is known here. What makes no sense is ignored."""
+        if kind in self._known:
+            return
+        try:
+            plan = _plan(facts)
+        except _ODD:
+            return
+        lower = any(one.precision != "float32" for one in (plan.variant, *plan.untried))
+        if 1 <= plan.batch_size <= self.batch_size and (self.precision == "auto" or not lower):
+            self._known[kind] = plan
 
     def sized(self, plan: Plan, bytes_an_image: float, classifier: Classifier, device: str) -> Plan:
         """The plan with the largest batch that fits into memory if an image takes so much, then a power of two."""
@@ -134,12 +153,19 @@ def _is_convolutional(classifier: Classifier) -> bool:
     return sum(isinstance(module, torch.nn.Conv2d) for module in modules) > 1
 
 
-def _kind(classifier: Classifier, device: str) -> tuple[object, ...]:
+def kind(classifier: Classifier, device: str) -> str:
     """Equal for models that differ in little but the size of their heads."""
-    return (
-        classifier.library,
-        classifier.architecture,
-        classifier.recipe.shape,
-        f"{classifier.parameters:.0e}",
-        device,
-    )
+    size = f"{classifier.parameters:.0e}"
+    return json.dumps([classifier.library, classifier.architecture, *classifier.recipe.shape, size, device])
+
+
+def _plan(facts: Any) -> Plan:
+    """From ``asdict``. Raises one of `_ODD` for anything else."""
+    best, *untried = [_variant(one) for one in (facts["variant"], *facts["untried"])]
+    return Plan(int(facts["batch_size"]), facts["measured"] is True, best, tuple(untried))
+
+
+def _variant(facts: Any) -> Variant:
+    if facts["layout"] not in get_args(Layout) or facts["precision"] not in _PRECISIONS:
+        raise ValueError("no variant")
+    return Variant(facts["layout"], facts["precision"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from probelog import confinement, heap
+from probelog import confinement, forward_plan, heap
 from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import answer
@@ -135,17 +135,20 @@ class _Server:
             "seconds_sketch": made.seconds_sketch,
             "seconds_load": time.perf_counter() - started,
         }
-        return [_stream(layer_table(repo, sha, made.layers))], {"facts": facts}
+        kind = forward_plan.kind(made, self._device)
+        return [_stream(layer_table(repo, sha, made.layers))], {"facts": facts, "kind": kind}
 
     def _prepare(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
         assert self._classifier is not None
         self._cache.pixels(self._classifier.recipe, self._images, indices)
         return [], {}
 
-    def _observe(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
+    def _observe(self, indices: Sequence[int], plan: object) -> tuple[list[bytes], dict[str, Any]]:
         from probelog.observe import observe
 
         assert self._classifier is not None
+        kind = forward_plan.kind(self._classifier, self._device)
+        self._plans.learn(kind, plan)
         found = observe(
             self._classifier,
             self._images,
@@ -154,7 +157,7 @@ class _Server:
             device=self._device,
             cache=self._cache,
         )
-        facts = {"batch_size": found.batch_size, "precision": found.precision}
+        facts = {"batch_size": found.batch_size, "precision": found.precision, "plan": self._plans.told(kind)}
         return [npy(np.ascontiguousarray(found.values, np.float32))], facts
 
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:

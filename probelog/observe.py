@@ -40,7 +40,7 @@ _TRIED_WITH = 64
 # Batch normalisations are folded for so many probes or more, if that leaves the logits of so many images as they are:
 # largest difference over the logits' standard deviation. (Rounding alone makes about a millionth.)
 _FOLDED_FROM = 32
-_FOLDED_CHECKED = 2
+_FOLDED_CHECKED = 4  # as many as a first batch: libraries prepare for every batch size anew
 _FOLDED_TOLERANCE = 1e-4
 
 

@@ -205,7 +205,7 @@ def test_a_model_is_run_folded() -> None:
     model.seen.clear()
     found = observe(classifier(model), Pictures(), indices)
     np.testing.assert_allclose(found.values, wanted, rtol=1e-4, atol=1e-4)
-    assert model.seen[:2] == [(2, 0), (2, 1)]
+    assert model.seen[:2] == [(4, 0), (4, 1)]
     assert {folded for _, folded in model.seen[2:]} == {1}
 
 

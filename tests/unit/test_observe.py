@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import mmap
 import multiprocessing
 import resource
@@ -17,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.forward_plan import FIRST_BATCH, Plans, lower_precision
+from probelog.forward_plan import FIRST_BATCH, Plans, kind, lower_precision
 from probelog.models import Classifier
 from probelog.observations import from_rows, to_rows
 from probelog.observe import Observation, observe
@@ -227,6 +228,44 @@ def test_variants_are_tried_with_small_batches() -> None:
     assert max(sizes[0]) == 64
     assert sum(sizes[0]) <= 3 * 64
     assert max(sizes[1]) == 256
+
+
+def test_processes_tell_each_other_what_they_learnt() -> None:
+    plans = Plans(batch_size=4)
+    many(Sleepy("contiguous"), plans)
+    name = kind(classifier(Sleepy("")), "cpu")
+    told = json.loads(json.dumps(plans.told(name)))
+    other, second = Plans(batch_size=4), Sleepy("contiguous")
+    other.learn(name, told)
+    assert many(second, other).layout == "channels_last"
+    assert {layout for layout, _, _ in second.seen} == {"channels_last"}
+    other.learn(name, {**told, "batch_size": 1})  # it knows better by now
+    assert other.told(name) == plans.told(name)
+    assert Plans().told(name) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0}, {"batch_size": 5}, {"batch_size": "many"}, {"batch_size": None}, {"batch_size": 1e400},
+        {"variant": {}}, {"variant": None}, {"variant": {"layout": "odd", "precision": "float32"}}, {"untried": 3},
+        {"variant": {"layout": "contiguous", "precision": "bfloat16"}},
+        {"untried": [{"layout": ["contiguous"], "precision": "float32"}]},
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_not_learnt(change: dict[str, object]) -> None:
+    right = {
+        "batch_size": 4,
+        "measured": True,
+        "variant": {"layout": "contiguous", "precision": "float32"},
+        "untried": [],
+    }
+    plans = Plans(batch_size=4)
+    for facts in ({**right, **change}, None, [], "plan", {}):
+        plans.learn("kind", facts)
+        assert plans.told("kind") is None
+    plans.learn("kind", right)
+    assert plans.told("kind") == {**right, "untried": ()}
 
 
 def test_a_layout_that_changes_answers_is_not_used() -> None:
