@@ -416,15 +416,15 @@ class Prober:
 
     def _leave(self, seconds: float) -> None:
         """Hand back what does not compute yet at once, and the rest shortly before the end."""
+        end, last = time.monotonic() + seconds, min(5.0, seconds / 3)
         for process in self._every:
             if process is not self._busy:
-                process.close()
-        last = min(5.0, seconds / 3)
-        time.sleep(max(0.0, seconds - last))
+                process.close()  # which may take half a second
+        time.sleep(max(0.0, end - last - time.monotonic()))
         for process in self._every:
             process.close()
         # Some may still wait: for the Hub's next piece, or for a store that refuses.
-        time.sleep(last / 2)
+        time.sleep(max(0.0, end - last / 2 - time.monotonic()))
         self._end.set_result(None)
 
 
