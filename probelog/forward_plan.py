@@ -1,8 +1,9 @@
 """How the models of one architecture are best run on one device: batch size, memory layout, precision.
 
 Found on the first models of each architecture, from their own batches, and remembered for as long as the process
-lives; processes that are set up alike can tell each other (`Plans.told`, `Plans.learn`). None of it may change an answer: a layout is kept only where it gives the same logits within rounding, and
-lower precision is tried only where the operator allows it and checked on every model.
+lives; processes that are set up alike can tell each other (`Plans.told`, `Plans.learn`). None of it may change an
+answer: a layout is kept only where it gives the same logits within rounding, and lower precision is tried only where
+the operator allows it and checked on every model.
 """
 
 from __future__ import annotations

@@ -169,10 +169,11 @@ class _Run:
         result = np.empty((self._classifier.logits, len(pixels)), np.float32)
         start = 0
         while start < len(pixels):
-            batch = pixels.batch(start, self._size())
+            size = self._size()
+            batch = pixels.batch(start, size)
             if start == 0:
                 self._begin(batch, len(pixels))
-            logits = self._run(batch)
+            logits = self._run(batch, size)
             result[:, start : start + len(batch)] = logits.T
             start += len(batch)
             if start < len(pixels):
@@ -187,10 +188,9 @@ class _Run:
         tries = self.plan.measured and self.plan.untried and self._device.startswith("cpu")
         return min(self.plan.batch_size, _TRIED_WITH) if tries else self.plan.batch_size
 
-    def _run(self, batch: npt.NDArray[Any]) -> Floats:
-        """Logits of a batch, (b, L); learns its need of memory and its pace."""
+    def _run(self, batch: npt.NDArray[Any], size: int) -> Floats:
+        """Logits of a batch that was to hold ``size`` images, (b, L); learns its need of memory and its pace."""
         memory = None if self.plan.measured else PeakMemory(self._device)
-        size = self._size()
         begun = self._clock()
         logits, step = _forward(self._classifier, batch, size, self._device, self.variant)
         seconds = self._clock() - begun
