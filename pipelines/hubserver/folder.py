@@ -234,15 +234,16 @@ class HubFolder:
 
     def _read_listing(self) -> None:
         path = self.root / LISTING
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            self._listing, self._listing_stamp = {}, None
-            return
-        stamp = (status.st_size, status.st_mtime_ns)
-        if stamp != self._listing_stamp:
-            self._listing_stamp = stamp
-            self._listing = read_listing(path)
+        with self._lock:  # whoever asks while it is read must not be told what it said before
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                self._listing, self._listing_stamp = {}, None
+                return
+            stamp = (status.st_size, status.st_mtime_ns)
+            if stamp != self._listing_stamp:
+                self._listing_stamp = stamp
+                self._listing = read_listing(path)
 
 
 def read_listing(path: Path) -> dict[str, Mapping[str, Any]]:

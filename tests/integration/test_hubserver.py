@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from pipelines.hubserver import create_app, running
+from pipelines.hubserver.folder import HubFolder
 from probelog.errors import UsageError
 from tests.integration.conftest import TIMM, VIT, Write
 
@@ -297,6 +300,22 @@ def test_metadata_are_derived_where_none_are_listed(tmp_path: Path, write_reposi
         assert httpx.get(f"{endpoint}/api/models/bea/resnet").json()["sha"] != first["sha"]
         stale = httpx.get(f"{endpoint}/bea/resnet/resolve/{first['sha']}/config.json")
         assert (stale.status_code, stale.headers["x-error-code"]) == (404, "RevisionNotFound")
+
+
+def test_whoever_asks_while_a_new_listing_is_read_gets_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "hub.json"
+    file.write_text(json.dumps([{"id": f"a/{number}"} for number in range(20_000)]))
+    hub = HubFolder(tmp_path)
+    asking = threading.Barrier(8)
+
+    def ask(_: int) -> bool:
+        asking.wait()
+        return hub.repository("a/0") is None
+
+    with ThreadPoolExecutor(8) as pool:
+        for kept in range(1, 4):
+            file.write_text(json.dumps([{"id": f"a/{number}"} for number in range(kept - 1, 20_000)]))
+            assert list(pool.map(ask, range(8))) == [kept > 1] * 8
 
 
 @pytest.mark.parametrize(
