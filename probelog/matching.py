@@ -126,13 +126,18 @@ class HeadSpace:
         direct = _unit(shown.mean(axis=0, keepdims=True))
         if len(self._texts) < 2:
             return direct
-        named = self.background
+        total = self.names_of_images(images)
+        weights = np.exp(total - total.max())
+        named = _unit((weights / weights.sum())[None] @ self.background)
+        return _unit(named + self._image_share * direct)
+
+    def names_of_images(self, images: Floats) -> Float64:
+        """Log-evidence, up to a constant, that s images (s, d) all show each of the background concepts: (B,)."""
+        images = np.asarray(images, np.float64)
         evidence = self._sharpness * images @ self._texts.T
         # The directions speak another language than the texts (images'), with less weight: they know only the probes.
-        evidence += shown @ named.T / self._direction_spread
-        total = evidence.sum(axis=0)
-        weights = np.exp(total - total.max())
-        return _unit(_unit((weights / weights.sum())[None] @ named) + self._image_share * direct)
+        evidence += (images - self.centre) @ self.background.T / self._direction_spread
+        return np.asarray(evidence.sum(axis=0))
 
     @cached_property
     def background(self) -> Float64:

@@ -72,9 +72,13 @@ class Probed:
 
 @dataclass(frozen=True)
 class Answers:
-    """The first k hits of C' concepts, k at most ``FIRST``: ``scores``, ``confidences`` and ``right``, all (C', k)."""
+    """The first k hits of C' concepts, k at most ``FIRST``.
+
+    ``scores``, ``margins``, ``confidences`` and ``right`` are all (C', k).
+    """
 
     scores: Float64
+    margins: Float64
     confidences: Float64
     right: Bools
     confidence: Confidence
@@ -88,16 +92,16 @@ def answers(probed: Probed, logits: Ints, concepts: Ints) -> Answers:
     offsets = matching.offsets(directions, background, b)
     statistics = ColumnStatistics.of(directions, background, offsets, b)
     confidence = probed.named.fit(directions, offsets, labels, background, b, statistics)
-    scores, margins, right = [], [], []
+    scores, distances, right = [], [], []
     for concept in concepts.tolist():
         excluded = probed.excluded[concept]
         column = query_scores(directions, offsets, probed.queries[concept], background, b, excluded)
         hits = np.argsort(-column, kind="stable")[:FIRST]
         scores.append(column[hits])
-        margins.append(hit_margins(directions, offsets, column, hits, background, b, statistics, excluded))
+        distances.append(hit_margins(directions, offsets, column, hits, background, b, statistics, excluded))
         right.append(probed.relevant[concept, logits[hits]])
-    found = np.stack(scores)
-    return Answers(found, confidence.of(found, np.stack(margins)), np.stack(right), confidence)
+    found, margins = np.stack(scores), np.stack(distances)
+    return Answers(found, margins, confidence.of(found, margins), np.stack(right), confidence)
 
 
 def reliability(probed: Probed, single: Bools) -> Iterator[Row]:
@@ -147,18 +151,8 @@ def absent(probed: Probed, single: Bools) -> Iterator[Row]:
         probed: the hub.
         single: (C,) which concepts are single classes.
     """
-    classes = np.flatnonzero(single & probed.relevant.any(axis=1))
-    held = min(HELD, len(classes) // 4)
-    if not held:
-        return
     rows = []
-    for draw in range(DRAWS):
-        gone = np.random.default_rng([draw, len(classes)]).choice(classes, held, replace=False)
-        logits = np.flatnonzero(~probed.relevant[gone].any(axis=0))
-        left = np.setdiff1d(classes, gone)
-        present = left[probed.relevant[np.ix_(left, logits)].any(axis=1)]
-        if not len(present):
-            continue  # all others are only known to logits of several classes, which went too
+    for draw, logits, present, gone in without_classes(probed, single):
         found = answers(probed, logits, np.concatenate([present, gone]))
         first, best, score = found.confidences[:, 0], found.confidences.max(axis=1), found.scores[:, 0]
         known = len(present)
@@ -166,7 +160,7 @@ def absent(probed: Probed, single: Bools) -> Iterator[Row]:
         rows.append(
             {
                 "draw": draw,
-                "absent": held,
+                "absent": len(gone),
                 "present": known,
                 "auc": roc_area(first[:known], first[known:]),
                 "auc_best": roc_area(best[:known], best[known:]),
@@ -179,6 +173,19 @@ def absent(probed: Probed, single: Bools) -> Iterator[Row]:
     yield from rows
     if rows:
         yield _mean(rows)
+
+
+def without_classes(probed: Probed, single: Bools) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+    """Galleries without some classes: the draw's number, the logits left, concepts still present, concepts gone."""
+    classes = np.flatnonzero(single & probed.relevant.any(axis=1))
+    held = min(HELD, len(classes) // 4)
+    for draw in range(DRAWS if held else 0):
+        gone = np.random.default_rng([draw, len(classes)]).choice(classes, held, replace=False)
+        logits = np.flatnonzero(~probed.relevant[gone].any(axis=0))
+        left = np.setdiff1d(classes, gone)
+        present = left[probed.relevant[np.ix_(left, logits)].any(axis=1)]
+        if len(present):  # else all others are only known to logits of several classes, which went too
+            yield draw, logits, present, gone
 
 
 def _mean(rows: Sequence[Row]) -> Row:

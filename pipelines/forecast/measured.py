@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.forecast.parts import part_rest
+from pipelines.forecast.parts import part_rest, receipt_rest
 from pipelines.timeline import Run, read_runs
 from probelog.errors import UsageError
 from probelog.ledger import (
@@ -189,7 +189,7 @@ def _part_rests(ledger: Ledger, receipts: Sequence[Receipt]) -> dict[str, float]
     largest = max(receipts, key=lambda receipt: receipt.models.rows)
     found = {kind: part_rest(ledger, largest, kind) for kind in ("observations", "models", "weights")}
     rests = {kind: told for kind, told in found.items() if told is not None}
-    return rests | {"failures": float(len(part_bytes([], FAILURES)))}
+    return rests | {"failures": float(len(part_bytes([], FAILURES))), "receipts": receipt_rest(largest)}
 
 
 def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:

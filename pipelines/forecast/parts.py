@@ -6,12 +6,14 @@ them and the first half of its models, as the ledger would write them.
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from itertools import groupby
 
 import pyarrow as pa
 
 from probelog.ledger import Ledger, Part, Receipt, part_bytes, read_part
 from probelog.schemas import OBSERVATIONS, PROBED_MODELS, WEIGHTS
+from probelog.storage import sealed_json
 
 _SCHEMAS = {"observations": OBSERVATIONS, "models": PROBED_MODELS, "weights": WEIGHTS}
 
@@ -34,6 +36,11 @@ def part_rest(ledger: Ledger, receipt: Receipt, kind: str) -> float | None:
     small, whole = (len(part_bytes(tables, _SCHEMAS[kind])) for tables in (half, models))
     rate = max(0.0, (whole - small) / (part.rows - sum(table.num_rows for table in half)))
     return float(max(0.0, whole - rate * part.rows))
+
+
+def receipt_rest(receipt: Receipt) -> float:
+    """Bytes of a receipt beside those that grow with its items."""
+    return float(len(sealed_json(asdict(replace(receipt, items=[], originals={})))))
 
 
 def _models(table: pa.Table) -> list[pa.Table]:

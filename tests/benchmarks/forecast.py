@@ -8,7 +8,7 @@ the error.
 
 Seconds are wall time inside workers and follow whatever else the machine does. So the same is checked in processor
 seconds: those of the measuring, scaled by what the forecast says that the rest takes more, beside those of the rest;
-what starting takes is known from a first run over one model.
+what starting takes is known from a first run over one model a worker.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def compare(folder: Path, measure: int, workers: int, probes: int) -> list[dict[
         run_crawl(job)
         ready_probes(job, load_encoder(config.encoder))
         with _processor_time() as start:
-            first = run_plan(job, measure=1)
+            first = run_plan(job, measure=workers)
         with _processor_time() as sample:
             plan = run_plan(job, measure=measure)
         before = _measured(job, plan)

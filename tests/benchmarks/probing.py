@@ -1,7 +1,7 @@
 """What probing costs over the bare forward passes, and how much faster it is than the loop that people write.
 
     uv run python -m tests.benchmarks.probing [--set realistic|tiny|both] [--quick] [--json] [--out FOLDER]
-        [--jpeg DIR] [--workers 2] [--loop-models N]
+        [--jpeg DIR] [--workers 2] [--loop-models N] [--auto] [--rounds 3]
 
 Two sets of models: ``realistic`` (random weights at 224 pixels in both libraries' layouts, 400 photographs) and
 ``tiny`` (the bench hub beside the checkout: 77 models of 64 pixels, 4,000 probes). On each:
@@ -15,6 +15,12 @@ Two sets of models: ``realistic`` (random weights at 224 pixels in both librarie
 
 Other programs on the machine disturb wall times: the same ratios are given in processor seconds. What starting the
 workers costs is measured by itself, with models that take no time, and (a) is given with it and without.
+
+The machine's own speed changes from minute to minute. With --rounds 3 our part is measured before the passes, between
+them and the loop, and after the loop; the round of median wall time counts.
+
+With --auto our part is measured once more with ``precision = "auto"``: 16 bits where the processor multiplies them at
+speed and a model's logits bear it, beside the same passes and the same loop, which compute in 32 bits.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from probelog.schemas import ProbedModel
 from tests.benchmarks import probing_world
 from tests.benchmarks.probing_world import World
 from tests.conftest import BENCH
@@ -53,6 +60,8 @@ class Result:
     """One row of the table. Times are in seconds; ``seconds_*`` are sums over models from their sidecar rows."""
 
     set: str
+    precision: str
+    lower: int  # models that were run in 16 bits
     models: int
     run: int
     failed: int
@@ -63,6 +72,7 @@ class Result:
     b_wall: float
     b_cpu: float
     ours_wall: float
+    ours_wall_rounds: str
     ours_cpu: float
     start_wall: float
     start_cpu: float
@@ -95,14 +105,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--models", type=int, default=20, help="how many realistic ones")
     parser.add_argument("--loop-models", type=int, help="run the plain loop on so many models only")
+    parser.add_argument("--auto", action="store_true", help="measure 16 bits too")
+    parser.add_argument("--rounds", type=int, choices=[1, 2, 3], default=1, help="measure our part so often")
     given = parser.parse_args()
-    results = []
+    results: list[Result] = []
+    precisions = ["float32", "auto"] if given.auto else ["float32"]
     with tempfile.TemporaryDirectory(prefix="probelog-bench-") as folder:
         if given.set != "tiny":
             models, probes = (6, 60) if given.quick else (given.models, 400)
             jpegs = given.jpeg if given.jpeg.is_dir() else None
             world = probing_world.realistic(Path(folder) / "realistic", jpegs, models, probes)
-            results.append(measure(world, given.workers, given.loop_models))
+            results += measure(world, given.workers, given.loop_models, precisions, given.rounds)
         if given.set != "realistic":
             if not (BENCH / "hub").is_dir():
                 print(f"the set `tiny` was NOT measured: there is no bench hub at {BENCH}", file=sys.stderr)
@@ -111,7 +124,8 @@ def main() -> None:
                 world = probing_world.tiny(
                     Path(folder) / "tiny", BENCH / "hub", source, 60 if given.quick else 4000
                 )
-                results.append(measure(world, given.workers, given.loop_models or (2 if given.quick else 11)))
+                loop_models = given.loop_models or (2 if given.quick else 11)
+                results += measure(world, given.workers, loop_models, precisions, given.rounds)
     if given.out is not None and results:
         given.out.mkdir(parents=True, exist_ok=True)
         with (given.out / "probing.csv").open("w", newline="") as file:
@@ -125,27 +139,34 @@ def main() -> None:
             print(line)
 
 
-def measure(world: World, workers: int, loop_models: int | None) -> Result:
-    """Everything about one set."""
+def measure(
+    world: World, workers: int, loop_models: int | None, precisions: Sequence[str], rounds: int
+) -> list[Result]:
+    """Everything about one set: a result for each precision of ours."""
     from cluster.session import session
 
     # Ray's workers give way to other programs by default; what they are compared with does not.
     os.environ.setdefault("RAY_worker_niceness", "0")
     root = world.hub.parent if world.name == "realistic" else world.files.parent
+    ours: dict[str, list[Ours]] = {precision: [] for precision in precisions}
+
+    def measure_ours() -> None:
+        for precision, found in ours.items():
+            found.append(_probed(world, world.hub, root / f"{precision}-{len(found)}", workers, precision))
+            print(
+                f"{world.name}: probed {len(found[-1].models)} models in {found[-1].wall:.0f} s ({precision})",
+                file=sys.stderr,
+            )
+
     with session("local", cpus=workers):
-        start = probing_world.smallest(root / "start", workers)
-        _, start_wall, start_cpu = _probed(
-            world, start, root / "start-store", root / "start-scratch", workers
-        )
-        probed, wall, cpu = _probed(world, world.hub, root / "store", root / "scratch", workers)
-    models = probed["models"]
-    run = [model for model in models if model.copy_of_repo is None]
-    print(f"{world.name}: probed {len(models)} models in {wall:.0f} s; now the passes alone", file=sys.stderr)
+        start = _probed(world, probing_world.smallest(root / "start-hub", workers), root / "start", workers)
+        measure_ours()
+    first = ours[precisions[0]][0]
     passes = _in_own_process(
         "pure",
         {
-            "store": str(root / "store"),
-            "probe_set": probed["probe_set"],
+            "store": str(root / f"{precisions[0]}-0" / "store"),
+            "probe_set": first.probe_set,
             "processes": workers,
             "models": [
                 {
@@ -153,11 +174,15 @@ def measure(world: World, workers: int, loop_models: int | None) -> Result:
                     "probes": model.probes,
                     "batch_size": model.batch_size,
                 }
-                for model in run
+                for model in first.models
+                if model.copy_of_repo is None
             ],
         },
     )
-    print(f"{world.name}: passes alone {passes['wall']:.0f} s; now the plain loop", file=sys.stderr)
+    print(f"{world.name}: passes alone {passes['wall']:.0f} s", file=sys.stderr)
+    if rounds > 1:
+        with session("local", cpus=workers):
+            measure_ours()
     every = probing_world.repositories(world.hub)
     some = every if loop_models is None else every[:: max(1, len(every) // loop_models)][:loop_models]
     plain = _in_own_process(
@@ -168,27 +193,52 @@ def measure(world: World, workers: int, loop_models: int | None) -> Result:
             "folders": [str(world.hub / repo) for repo in some],
         },
     )
-    ours_rate, loop_rate = 3600 * len(models) / wall, 3600 * len(some) / plain["wall"]
+    print(f"{world.name}: plain loop {plain['wall']:.0f} s", file=sys.stderr)
+    if rounds > 2:
+        with session("local", cpus=workers):
+            measure_ours()
+    return [
+        _result(world, workers, precision, found, start, passes, {**plain, "models": len(some)})
+        for precision, found in ours.items()
+    ]
+
+
+def _result(
+    world: World,
+    workers: int,
+    precision: str,
+    rounds: Sequence[Ours],
+    start: Ours,
+    passes: dict[str, Any],
+    plain: dict[str, Any],
+) -> Result:
+    ours = sorted(rounds, key=lambda one: one.wall)[len(rounds) // 2]
+    models, looped = ours.models, plain["models"]
+    run = [model for model in models if model.copy_of_repo is None]
+    ours_rate, loop_rate = 3600 * len(models) / ours.wall, 3600 * looped / plain["wall"]
     stages = {name: sum(getattr(model, f"seconds_{name}") for model in models) for name in STAGES}
     result = Result(
         set=world.name,
+        precision=precision,
+        lower=sum(model.precision != "float32" for model in run),
         models=len(models),
         run=len(run),
-        failed=probed["failed"],
+        failed=ours.failed,
         probes=world.count,
-        a_wall=wall / passes["wall"],
-        a_wall_without_start=(wall - start_wall) / passes["wall"],
-        a_cpu=(cpu - start_cpu) / passes["cpu"],
+        a_wall=ours.wall / passes["wall"],
+        a_wall_without_start=(ours.wall - start.wall) / passes["wall"],
+        a_cpu=(ours.cpu - start.cpu) / passes["cpu"],
         b_wall=ours_rate / loop_rate,
-        b_cpu=(plain["cpu"] / len(some)) / (cpu / len(models)),
-        ours_wall=wall,
-        ours_cpu=cpu,
-        start_wall=start_wall,
-        start_cpu=start_cpu,
+        b_cpu=(plain["cpu"] / looped) / (ours.cpu / len(models)),
+        ours_wall=ours.wall,
+        ours_wall_rounds=" ".join(f"{one.wall:.1f}" for one in rounds),
+        ours_cpu=ours.cpu,
+        start_wall=start.wall,
+        start_cpu=start.cpu,
         pure_wall=passes["wall"],
         pure_cpu=passes["cpu"],
         pure_one_process_wall=passes["one_process_wall"],
-        loop_models=len(some),
+        loop_models=looped,
         loop_wall=plain["wall"],
         loop_cpu=plain["cpu"],
         models_per_hour=ours_rate,
@@ -214,8 +264,8 @@ def table(results: Sequence[Result]) -> Iterator[str]:
         most, least = TARGETS[found.set]
         yield (
             f"{found.set}: {found.models} models indexed ({found.run} run, {found.failed} failed), "
-            f"{found.probes:,} probes, each model sees 1/3; {found.workers} workers of 1 thread"
-            + (f"; {found.note}" if found.note else "")
+            f"{found.probes:,} probes, each model sees 1/3; {found.workers} workers of 1 thread; precision "
+            f"{found.precision}, {found.lower} models in 16 bits" + (f"; {found.note}" if found.note else "")
         )
         yield (
             f"  (a) ours / pure forward passes: wall {found.a_wall:.2f}, without the workers' start "
@@ -227,7 +277,7 @@ def table(results: Sequence[Result]) -> Iterator[str]:
         )
         yield f"  {'seconds':<34}{'wall':>9}{'processor':>11}"
         rows = [
-            ("probe stage", found.ours_wall, found.ours_cpu),
+            (f"probe stage ({found.ours_wall_rounds})", found.ours_wall, found.ours_cpu),
             ("  of these: starting the workers", found.start_wall, found.start_cpu),
             ("pure forward passes", found.pure_wall, found.pure_cpu),
             (f"plain loop, {found.loop_models} models", found.loop_wall, found.loop_cpu),
@@ -240,10 +290,18 @@ def table(results: Sequence[Result]) -> Iterator[str]:
         yield f"  models per hour: ours {found.models_per_hour:,.0f}, plain loop {found.loop_models_per_hour:,.0f}"
 
 
-def _probed(
-    world: World, hub: Path, store: Path, scratch: Path, workers: int
-) -> tuple[dict[str, Any], float, float]:
+@dataclass(frozen=True)
+class Ours:
     """The probe stage on a hub: what it found, its wall time, and the processor time of this process and Ray."""
+
+    models: list[ProbedModel]
+    failed: int
+    probe_set: str
+    wall: float
+    cpu: float
+
+
+def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str = "float32") -> Ours:
     from cluster.warm_up import libraries_at_hand
     from pipelines.config import Config
     from pipelines.full import run_crawl
@@ -255,8 +313,9 @@ def _probed(
     from probelog.encoders import load_encoder
     from probelog.ledger import Ledger
 
+    store = folder / "store"
     store.mkdir(parents=True)
-    background = store.parent / "background.txt"
+    background = folder / "background.txt"
     background.write_text("dog\ncat\n")
     config = Config.model_validate(
         {
@@ -268,7 +327,8 @@ def _probed(
             "fraction": FRACTION,
             "workers": workers,
             "top_r": min(50, world.count),
-            "scratch": str(scratch),
+            "scratch": str(folder / "scratch"),
+            "precision": precision,
         }
     )
     job = Job.of(config, Report(io.StringIO()))
@@ -281,7 +341,7 @@ def _probed(
             done = probe(job, table, probe_set, endpoint, retry_failed=False)
             wall = time.perf_counter() - begun
     models = Ledger(job.store, f"observations/{done.key}").models(done.receipts)
-    return {"models": models, "failed": len(done.failures), "probe_set": probe_set.hash}, wall, used.seconds
+    return Ours(models, len(done.failures), probe_set.hash, wall, used.seconds)
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: 
     (folder,) = (f"observations/{path.name}" for path in (tmp_path / "store/observations").iterdir())
     ledger = Ledger(Store(tmp_path / "store"), folder)
     (before,) = ledger.counts(ledger.receipts())
+    receipt_bytes = sum(ledger.store.sizes(f"{folder}/receipts").values())
     assert (basis["source"], basis["models"], basis["runs"]) == ("this configuration", 3, 1)
     assert (plan["catalogue"], plan["done"]["models"], left["models"]) == (len(MODELS), 3, len(MODELS) - 3)
     assert plan["done"]["bytes"] == before.bytes
@@ -72,6 +73,9 @@ def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: 
     assert left["bytes"]["value"] == pytest.approx(after.bytes - before.bytes, rel=0.1)
     busy = sum(after.seconds[part] - before.seconds[part] for part in ("load", "preprocess", "forward"))
     assert busy / 20 < left["busy_hours"]["value"] * 3600 < busy * 20
+
+    receipt_bytes = sum(ledger.store.sizes(f"{folder}/receipts").values()) - receipt_bytes
+    assert left["store_bytes"]["receipts"]["value"] == pytest.approx(receipt_bytes, rel=0.1)
 
     done = told("--config", file)
     grown = done["done"]["store_bytes"] - plan["done"]["store_bytes"]
