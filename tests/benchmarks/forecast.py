@@ -6,9 +6,7 @@ Crawls the bench hub (77 models), measures some of it, keeps the forecast, probe
 with --out writes, a row for each quantity of the models that were left: foretold, the 80 % interval, happened, and
 the error.
 
-Seconds are wall time inside workers and follow whatever else the machine does. So the same is checked in processor
-seconds: those of the measuring, scaled by what the forecast says that the rest takes more, beside those of the rest;
-what starting takes is known from a first run over one model a worker.
+Seconds are wall time inside workers and follow whatever else the machine does: a quiet one tells.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.encoders import load_encoder
-from tests.benchmarks.probing import ProcessorTime
 from tests.conftest import BENCH
 from tests.faults import faulty
 
@@ -82,25 +79,15 @@ def compare(folder: Path, measure: int, workers: int, probes: int) -> list[dict[
         os.environ["HF_ENDPOINT"] = endpoint
         run_crawl(job)
         ready_probes(job, load_encoder(config.encoder))
-        with _processor_time() as start:
-            first = run_plan(job, measure=workers)
-        with _processor_time() as sample:
-            plan = run_plan(job, measure=measure)
+        plan = run_plan(job, measure=measure)
         before = _measured(job, plan)
         asked = len(hub.requests)
         begun = time.monotonic()
-        with _processor_time() as rest:
-            run_probe(job)
+        run_probe(job)
         wall = time.monotonic() - begun
         after = _measured(job, plan)
         addresses = [request.address for request in hub.requests[asked:]]
-    more = plan.left.busy_hours.times(1 / (plan.done.busy_hours - first.done.busy_hours))
-    foretold = more.times(sample.seconds - start.seconds) + start.seconds
-    return _rows(plan, before, after, addresses, wall, (foretold, rest.seconds))
-
-
-def _processor_time() -> ProcessorTime:
-    return ProcessorTime(os.getpid(), without=None)
+    return _rows(plan, before, after, addresses, wall)
 
 
 def _measured(job: Job, plan: Forecast) -> Measured:
@@ -115,7 +102,6 @@ def _rows(
     after: Measured,
     addresses: list[str],
     wall: float,
-    processor: tuple[Estimate, float],
 ) -> list[dict[str, Any]]:
     def grown(part: str) -> float:
         return after.counts.seconds[part] - before.counts.seconds[part]
@@ -144,7 +130,6 @@ def _rows(
         ("worker seconds", left.worker_hours.times(3600), run.workers * run.wall_seconds),
         ("stage seconds", left.wall.total, run.start_seconds + run.wall_seconds),
         ("command seconds", left.wall.total, wall),
-        ("processor seconds", *processor),
     ]
     return [
         {
