@@ -13,7 +13,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from tests import faults
 from tests.faults import FaultyHub, faulty
 from tests.hostile import write_json
 from tests.operator_command import kill_tree, operator_process, wait_until
+from tests.processes import command_of, eventually, parent_of, probers
 from tests.ray_cluster import RayCluster, ray_cluster
 from tests.rogue_models import write_rogue
 from tests.tiny_world import TinyWorld
@@ -116,8 +117,7 @@ class Stage:
 
     def workers(self) -> list[int]:
         """Probing actors that are alive: each has a folder of its own."""
-        folders = (self.scratch / "downloads").glob("*")
-        return sorted(int(path.name) for path in folders if "Prober" in command_of(int(path.name)))
+        return probers(self.scratch)
 
     def worker_of(self, key: str) -> int:
         """Who has an item's files just now."""
@@ -138,28 +138,6 @@ class Stage:
             for pid in pids
             if "probelog.fork_server" in (told := command_of(pid)) and str(self.scratch) in told
         }
-
-
-def command_of(pid: int) -> str:
-    """A living process's command line; empty for others."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-def parent_of(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-    except OSError:
-        return 0
-
-
-def eventually(happened: Callable[[], object], seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while not happened() and time.monotonic() < until:
-        time.sleep(0.05)
-    return bool(happened())
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""Processes as the kernel tells of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def command_of(pid: int) -> str:
+    """A living process's command line; empty for others."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def eventually(happened: Callable[[], object], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.05)
+    return bool(happened())
+
+
+def probers(scratch: Path) -> list[int]:
+    """Probing actors that are alive: each has a folder of its own below the node's scratch folder."""
+    folders = (scratch / "downloads").glob("*")
+    return sorted(int(path.name) for path in folders if "Prober" in command_of(int(path.name)))
