@@ -20,9 +20,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hundreds of processes import the same libraries: they are to find what the first of them compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Tests of the indexed world that mostly publish: about as long as its other tests.
-PUBLISHING = {"test_nightly", "test_operator_cli", "test_publish_checks", "test_quality_gate"}
-
 BENCH = Path(__file__).parents[1].parent / "shared" / "bench"
 
 
@@ -30,15 +27,12 @@ BENCH = Path(__file__).parents[1].parent / "shared" / "bench"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests together that share what takes long to make; the others go wherever there is time.
 
-    Those that need the indexed world are half of the suite: two processes make one each. Those that need a Ray alone go
-    to another.
+    Those that need the indexed world are half of the suite: they go to one process, those that need a Ray alone to another.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "local_ray" in fixtures:
-            publishes = item.path.stem in PUBLISHING
-            indexed = "published" if publishes else "indexed"
-            item.add_marker(pytest.mark.xdist_group(indexed if "indexed" in fixtures else "ray"))
+            item.add_marker(pytest.mark.xdist_group("indexed" if "indexed" in fixtures else "ray"))
 
 
 @pytest.fixture(scope="session")
