@@ -22,10 +22,10 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def eventually(happened: Callable[[], object], seconds: float) -> bool:
+def eventually(happened: Callable[[], object], seconds: float = 10) -> bool:
     until = time.monotonic() + seconds
     while not happened() and time.monotonic() < until:
-        time.sleep(0.05)
+        time.sleep(0.02)
     return bool(happened())
 
 

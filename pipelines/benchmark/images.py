@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +92,13 @@ class QueryImages:
             self._embeddings[encoder] = hub.generation.image_encoder.embed(self.data, mirror=True)
         return self._embeddings[encoder]
 
+    def drawn(self, questions: Questions, seed: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """Every single class's number among the questions, and its images in the seed's order."""
+        for number, wanted in enumerate(questions.classes):
+            if wanted is not None:
+                own = np.flatnonzero(self.classes == wanted)
+                yield number, np.random.default_rng([seed, number]).permutation(own)
+
     def queries(self, hub: ProbedHub, questions: Questions, count: int, seed: int) -> Asked:
         """Every single class that has so many images, asked with the mean of ``count`` of them (unit length).
 
@@ -98,10 +106,9 @@ class QueryImages:
         """
         embeddings = self.embeddings(hub)
         numbers, vectors, shown = [], [], []
-        for number, wanted in enumerate(questions.classes):
-            own = np.flatnonzero(self.classes == wanted) if wanted is not None else np.empty(0, np.int64)
+        for number, own in self.drawn(questions, seed):
             if len(own) >= count:
-                chosen = np.random.default_rng([seed, number]).permutation(own)[:count]
+                chosen = own[:count]
                 mean = embeddings[chosen].mean(axis=0)
                 numbers.append(number)
                 shown.append(embeddings[chosen])

@@ -102,19 +102,20 @@ def searches(probed: Probed, questions: Questions, hub: ProbedHub, images: Query
     for count in COUNTS:
         found = [
             first_right(concept, probed.space.of_images(images.embeddings(hub)[shown])[0])
-            for concept, shown, _ in drawn(questions, images, count)
+            for seed in range(SEEDS)
+            for concept, shown, _ in drawn(questions, images, count, seed)
         ]
         yield row("search", f"by {count} pictures", np.mean(found))
 
 
-def drawn(questions: Questions, images: QueryImages, count: int) -> Iterator[tuple[int, Ints, Ints]]:
-    """Each single class, in ``SEEDS`` draws: its concept, the images shown, and its other ones."""
-    for seed in range(SEEDS):
-        for concept in single_classes(questions):
-            own = np.flatnonzero(images.classes == questions.classes[concept])
-            if len(own) >= count:
-                mixed = np.random.default_rng([seed, concept]).permutation(own)
-                yield concept, mixed[:count], mixed[count:]
+def drawn(questions: Questions, images: QueryImages, count: int, seed: int) -> list[tuple[int, Ints, Ints]]:
+    """Each single class with an answer: its concept, the images shown, and its other ones."""
+    wanted = set(single_classes(questions))
+    return [
+        (concept, own[:count], own[count:])
+        for concept, own in images.drawn(questions, seed)
+        if concept in wanted and len(own) >= count
+    ]
 
 
 def pictures(probed: Probed, questions: Questions, hub: ProbedHub, images: QueryImages) -> Iterator[Row]:
@@ -127,10 +128,11 @@ def pictures(probed: Probed, questions: Questions, hub: ProbedHub, images: Query
     singles = np.array(sorted(set().union(*own.values())))
     for count in COUNTS:
         every, single = [], []
-        for concept, shown, _ in drawn(questions, images, count):
-            evidence = probed.space.names_of_images(vectors[shown])
-            every.append(evidence.argmax() in own[concept])
-            single.append(singles[evidence[singles].argmax()] in own[concept])
+        for seed in range(SEEDS):
+            for concept, shown, _ in drawn(questions, images, count, seed):
+                evidence = probed.space.names_of_images(vectors[shown])
+                every.append(evidence.argmax() in own[concept])
+                single.append(singles[evidence[singles].argmax()] in own[concept])
         yield row("pictures", f"{count} recognised among all names", np.mean(every))
         yield row("pictures", f"{count} recognised among single classes' names", np.mean(single))
     trained = [few_shots(vectors, questions, images, ridge) for ridge in RIDGES]
@@ -140,18 +142,19 @@ def pictures(probed: Probed, questions: Questions, hub: ProbedHub, images: Query
 def few_shots(vectors: Floats, questions: Questions, images: QueryImages, ridge: float) -> float:
     """How often ``SHOTS`` images are given their class by least squares on as many others of every class."""
     found = []
-    split = [(concept, shown, rest[:SHOTS]) for concept, shown, rest in drawn(questions, images, SHOTS)]
-    for start in range(0, len(split), len(split) // SEEDS):
-        part = [item for item in split[start : start + len(split) // SEEDS] if len(item[2])]
-        seen = np.concatenate([others for _, _, others in part])
-        owner = np.repeat(np.arange(len(part)), [len(others) for _, _, others in part])
+    for seed in range(SEEDS):
+        part = [
+            (shown, rest[:SHOTS]) for _, shown, rest in drawn(questions, images, SHOTS, seed) if len(rest)
+        ]
+        seen = np.concatenate([others for _, others in part])
+        owner = np.repeat(np.arange(len(part)), [len(others) for _, others in part])
         centre = vectors[seen].mean(axis=0)
         x = np.asarray(vectors[seen] - centre, np.float64)
         scale = ridge * np.square(x).sum() / x.shape[1]
         weights = np.linalg.solve(x.T @ x + scale * np.eye(x.shape[1]), x.T @ np.eye(len(part))[owner])
         found += [
             ((vectors[shown] - centre) @ weights).sum(axis=0).argmax() == number
-            for number, (_, shown, _) in enumerate(part)
+            for number, (shown, _) in enumerate(part)
         ]
     return float(np.mean(found))
 
@@ -171,37 +174,36 @@ def neighbours(probed: Probed, hub: ProbedHub, truth: Truth) -> Iterator[Row]:
 
 def absence(probed: Probed, questions: Questions) -> Iterator[Row]:
     """Areas under the ROC curve, mean over draws."""
-    draws = [
-        (
-            answers(probed, logits, np.concatenate([present, gone])),
-            np.concatenate([present, gone]),
-            len(present),
-        )
-        for _, logits, present, gone in without_classes(probed, questions.single)
-    ]
-    if not draws:
+    told: list[dict[str, Float64]] = []
+    present, halves, draws = [], [], []
+    for draw, logits, known, gone in without_classes(probed, questions.single):
+        concepts = np.concatenate([known, gone])
+        told.append(evidence_of(answers(probed, logits, concepts)))
+        present.append(np.arange(len(concepts)) < len(known))
+        halves.append(questions.halves[concepts])
+        draws.append(np.full(len(concepts), draw))
+    if not told:
         return
-    for what, values in evidence_of(draws[0][0]).items():
-        areas = []
-        for found, _, known in draws:
-            values = evidence_of(found)[what]
-            areas.append(roc_area(values[:known], values[known:]))
-        yield row("absent", what, np.mean(areas))
-    for trained, asked in ((DEVELOPMENT, TEST), (TEST, DEVELOPMENT)):
-        x, present, halves, draw = [], [], [], []
-        for number, (found, concepts, known) in enumerate(draws):
-            x.append(np.stack(list(evidence_of(found).values()), axis=1))
-            present.append(np.arange(len(concepts)) < known)
-            halves.append(questions.halves[concepts])
-            draw.append(np.full(len(concepts), number))
-        told = fitted(np.concatenate(x), np.concatenate(present), np.concatenate(halves) == trained)
-        truth, half, numbers = map(np.concatenate, (present, halves, draw))
+    truth, half, number = map(np.concatenate, (present, halves, draws))
+
+    def area(values: Float64, among: Bools) -> float:
+        chosen = [among & (number == draw) for draw in np.unique(number)]
         areas = [
-            roc_area(told[chosen & truth], told[chosen & ~truth])
-            for chosen in ((half == asked) & (numbers == number) for number in range(len(draws)))
-            if truth[chosen].any() and not truth[chosen].all()
+            roc_area(values[rows & truth], values[rows & ~truth])
+            for rows in chosen
+            if truth[rows].any() and not truth[rows].all()
         ]
-        yield row("absent", f"all of it, fitted on the truth of the {trained} half", np.mean(areas))
+        return float(np.mean(areas))
+
+    evidence = {what: np.concatenate([found[what] for found in told]) for what in told[0]}
+    for what, values in evidence.items():
+        yield row("absent", what, area(values, np.ones_like(truth)))
+    features = np.stack(list(evidence.values()), axis=1)
+    for trained, asked in ((DEVELOPMENT, TEST), (TEST, DEVELOPMENT)):
+        combined = fitted(features, truth, half == trained)
+        yield row(
+            "absent", f"all of it, fitted on the truth of the {trained} half", area(combined, half == asked)
+        )
 
 
 def evidence_of(found: Answers) -> dict[str, Float64]:

@@ -302,6 +302,7 @@ class Ours:
 
 
 def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str = "float32") -> Ours:
+    """Probe a hub into a folder of its own."""
     from cluster.warm_up import libraries_at_hand
     from pipelines.config import Config
     from pipelines.full import run_crawl

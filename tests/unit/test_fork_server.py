@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from probelog.errors import ProbeLogError
 from probelog.fork_server import Child, ForkServer, ProcessLostError, bare_environment, writable_home
+from tests.processes import eventually
 
 HERE = "tests.unit.rogue"
 TOKEN = "hf_a-secret-that-nobody-may-see"
@@ -54,13 +54,6 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z"
     except FileNotFoundError:
         return True
-
-
-def eventually(check: object, seconds: float = 10) -> bool:
-    until = time.monotonic() + seconds
-    while not check() and time.monotonic() < until:  # type: ignore[operator]
-        time.sleep(0.02)
-    return bool(check())  # type: ignore[operator]
 
 
 def test_plain_values_and_bytes_go_both_ways(child: Child) -> None:
