@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from probelog.completion import Float32, HeldOutError
-from probelog.storage import Store, npy
+from probelog.encoding import npy
+from probelog.storage import Store
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probelog import command
+from probelog import terminal
 
 if TYPE_CHECKING:
     from pipelines.stages import Job
@@ -42,7 +42,7 @@ FAILED_SHARE_STATUS = 3
 
 def main() -> None:
     """Run the command line."""
-    command.run(app, "probelog-index")
+    terminal.run(app, "probelog-index")
 
 
 def _job(config: Path | None, overrides: list[str] | None, store: str | None) -> Job:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,46 +14,27 @@ from cluster.describer import describe_parts, forget_described
 from cluster.fits import Checkpoint, Fit, Fitted
 from cluster.session import session, worker_count
 from cluster.shard import ShardSpec
+from pipelines.completion_record import (
+    DESCRIPTORS_VERSION,
+    Completed,
+    measure_file,
+    write_record,
+    completed,
+    read_columns,
+)
 from pipelines.stages import Job
 from probelog.completion import HeldOutError, working_bytes
-from probelog.errors import StoreError, UsageError
-from probelog.ledger import Part, Receipt
+from probelog.encoding import npy, short_key
+from probelog.errors import UsageError
+from probelog.ledger import Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
-from probelog.schemas import check_version
-from probelog.storage import Store, digest, from_npy, npy, short_key
 
-DESCRIPTORS_VERSION = 3
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
 RANKS = (8, 16, 32, 64)
 REGULARISATIONS = (0.01, 0.03, 0.1)
 # Twelve fits on more logits than this would tell nothing new and cost as much as the final one twelve times.
 CHOICE_LOGITS = 50_000
-
-
-@dataclass(frozen=True)
-class Completed:
-    """The finished stage: the error that chose its columns (``columns.npy``), and a descriptor part for each receipt."""
-
-    key: str
-    rank: int
-    regularisation: float
-    rmse: float
-    top_rmse: float
-    models: int
-    logits: int
-    dropped: int
-    parts: dict[str, Part]
-
-    def facts(self) -> dict[str, Any]:
-        """What the index says about its completion."""
-        return {
-            "rank": self.rank,
-            "regularisation": self.regularisation,
-            "held_out_rmse": self.rmse,
-            "held_out_top_rmse": self.top_rmse,
-            "constant_logits_dropped": self.dropped,
-        }
 
 
 def complete(
@@ -126,16 +106,10 @@ def complete(
         dropped=loaded.dropped,
         parts=parts,
     )
-    files = {name: _measured(job.store, f"{folder}/{name}") for name in ("choice.json", "columns.npy")}
-    _write(job.store, done, files, observations, sweeps=sweeps)
+    files = {name: measure_file(job.store, f"{folder}/{name}") for name in ("choice.json", "columns.npy")}
+    write_record(job.store, done, files, observations, sweeps=sweeps)
     _tidy(checkpoint, job, folder)
     return done
-
-
-def completed(store: Store, key: str) -> Completed | None:
-    """A finished completion of a store, if it is there."""
-    facts = store.read_json_or_none(f"completion/{key}/receipt.json")
-    return None if facts is None else _read(store, key, facts)
 
 
 def fold_in(
@@ -183,61 +157,9 @@ def fold_in(
         dropped=sum(receipt.observations.rows for receipt in indexed) - logits,
         parts=parts,
     )
-    _write(store, done, {}, observations)
+    write_record(store, done, {}, observations)
     forget_described(store, folder)
     return done
-
-
-def joined(store: Store, base: Completed, more: Completed, observations: str) -> Completed:
-    """A completion and what was folded in since, as one; its columns are the completion's.
-
-    Args:
-        store: holds both, and gets this.
-        base: the completion.
-        more: what `fold_in` made with its columns.
-        observations: key of a ledger that has the receipts of both.
-    """
-    key = short_key("completion", DESCRIPTORS_VERSION, "joined", base.key, *sorted(more.parts))
-    folder = f"completion/{key}"
-    store.write(f"{folder}/columns.npy", npy(read_columns(store, base)))
-    done = replace(
-        base,
-        key=key,
-        models=base.models + more.models,
-        logits=base.logits + more.logits,
-        dropped=base.dropped + more.dropped,
-        parts={**base.parts, **more.parts},
-    )
-    _write(store, done, {"columns.npy": _measured(store, f"{folder}/columns.npy")}, observations)
-    return done
-
-
-def _write(
-    store: Store, done: Completed, files: dict[str, Any], observations: str, **further: object
-) -> None:
-    """A completion's receipt, with further facts."""
-    facts = {name: value for name, value in asdict(done).items() if name != "key"}
-    store.write_json(
-        f"completion/{done.key}/receipt.json",
-        {**facts, **further, "files": files, "observations": observations, "version": DESCRIPTORS_VERSION},
-    )
-
-
-def read_columns(store: Store, done: Completed) -> npt.NDArray[np.float32]:
-    """A completion's columns V (n, k).
-
-    Raises:
-        StoreError: they are not there, or not those that the completion wrote.
-    """
-    name = f"completion/{done.key}/columns.npy"
-    facts = store.read_json(f"completion/{done.key}/receipt.json")
-    try:
-        data = store.read(name)
-    except FileNotFoundError:
-        raise StoreError(f"{store.path(name)} is gone: run `probelog-index full`") from None
-    if digest(data) != facts["files"]["columns.npy"]["sha256"]:
-        raise StoreError(f"{store.path(name)} is damaged: its digest is not the one in its receipt")
-    return from_npy(data)
 
 
 def _tidy(checkpoint: Checkpoint, job: Job, folder: str) -> None:
@@ -296,28 +218,6 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
         REGULARISATIONS if config.regularisation is None else (config.regularisation,),
         tried,
         progress,
-    )
-
-
-def _measured(store: Store, path: str) -> dict[str, int | str]:
-    """Size and digest of a file that is no part, for the receipt."""
-    size, sha256 = store.measure(path)
-    return {"size": size, "sha256": sha256}
-
-
-def _read(store: Store, key: str, facts: dict[str, Any]) -> Completed:
-    where = store.path(f"completion/{key}/receipt.json")
-    check_version(facts.get("version", 1), DESCRIPTORS_VERSION, where, "completion")
-    return Completed(
-        key=key,
-        rank=int(facts["rank"]),
-        regularisation=float(facts["regularisation"]),
-        rmse=float(facts["rmse"]),
-        top_rmse=float(facts["top_rmse"]),
-        models=int(facts["models"]),
-        logits=int(facts["logits"]),
-        dropped=int(facts["dropped"]),
-        parts={name: Part(**part) for name, part in facts["parts"].items()},
     )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from pipelines.labels import Meaning, imagenet_lexicon, names_in
 from probelog import confidence, matching
+from probelog.arrays import Floats, Ints
 from probelog.confidence import ColumnStatistics, Confidence
-from probelog.gallery import Floats, Ints
 from probelog.matching import Float64, HeadSpace
 
 # The cost of the fit stays the same however large the hub is: so many concepts are asked of so many logits.

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipelines.complete import Completed
+from pipelines.completion_record import Completed
 from pipelines.described import Descriptors, same_logits
 from probelog import matching
 from probelog.completion import (
@@ -28,9 +28,9 @@ from probelog.completion import (
     standardised,
 )
 from probelog.confidence import ColumnStatistics
+from probelog.encoding import digest
 from probelog.generation import Generation
 from probelog.ledger import observed_models
-from probelog.storage import digest
 
 _HELD_SHARE = 0.1
 # New models that are predicted: enough for a mean, however large the night.

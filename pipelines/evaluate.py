@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
-from pipelines.complete import completed
+from pipelines.completion_record import completed
 from probelog import scoring
 from probelog.client import open_index
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation
-from probelog.ledger import read_part
 from probelog.methods.calibration import calibrated
+from probelog.parquet_parts import read_part
 from probelog.pointer import find_index, read_pointer
 from probelog.question import background_numbers, text_vectors
 from probelog.schemas import DESCRIPTORS

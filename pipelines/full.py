@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cluster.session import session
 from cluster.warm_up import libraries_at_hand
-from pipelines.complete import Completed, complete
+from pipelines.complete import complete
+from pipelines.completion_record import Completed
 from pipelines.crawl import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.going_live import Published
 from pipelines.plan import COLUMNS

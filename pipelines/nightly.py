@@ -29,7 +29,8 @@ from cluster.session import session
 from cluster.warm_up import libraries_at_hand
 from pipelines.background import background_names
 from pipelines.changes import listed_since
-from pipelines.complete import Completed, completed, fold_in, joined, read_columns
+from pipelines.complete import fold_in
+from pipelines.completion_record import Completed, completed, joined, read_columns
 from pipelines.config import Nightly
 from pipelines.crawl import hub_endpoint
 from pipelines.described import Descriptors
@@ -45,6 +46,7 @@ from pipelines.reconcile import reconcile
 from pipelines.stages import Job
 from pipelines.update import NightWork, publish_update
 from probelog.encoders import load_encoder
+from probelog.encoding import from_npy
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.ledger import Counts, Ledger, item_key, key_numbers
@@ -52,7 +54,6 @@ from probelog.pointer import Pointer, read_pointer
 from probelog.probes import ProbeSet
 from probelog.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, to_table
 from probelog.shortlist import EXACT_LOGITS
-from probelog.storage import from_npy
 
 LEASE = "nightly/lease.json"
 # What the catalogue says of a model and the index keeps.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.background import background_names
-from pipelines.complete import Completed
+from pipelines.completion_record import Completed
 from pipelines.confidence import MAX_LOGITS, fit_confidence
 from pipelines.crawl import Catalogue
 from pipelines.described import Described, Descriptors, drawn, same_logits
@@ -24,11 +24,14 @@ from pipelines.publish_checks import Expected, check_generation
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog import __version__, matching
+from probelog.arrow import fixed_lists
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
+from probelog.encoding import npy, short_key
 from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.generation import Generation
-from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
+from probelog.generation_writer import GenerationWriter
+from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.matching import Background
@@ -43,7 +46,7 @@ from probelog.pointer import Pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
 from probelog.schemas import CatalogueRow, ProbedModel
-from probelog.storage import Store, npy, short_key
+from probelog.storage import Store
 
 # Logits that the temperature and the basis are learnt from: enough, however large the hub.
 _SAMPLE_LOGITS = 20_000

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from pipelines.described import Described, Key, distinct, same_logits, some_logits
 from probelog import matching
 from probelog.client import Index
+from probelog.encoding import from_npy
 from probelog.errors import StoreError
 from probelog.generation import Generation
 from probelog.index import connect
@@ -31,7 +32,6 @@ from probelog.prompts import name_vectors
 from probelog.question import background_numbers
 from probelog.results import Hit
 from probelog.schemas import ProbedModel
-from probelog.storage import from_npy
 
 # Names of the background that are asked, and logits: enough to notice a broken index, too few to cost anything.
 _NAMES = 5

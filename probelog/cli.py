@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probelog import __version__, command
+from probelog import __version__, terminal
 from probelog.errors import QueryError
 from probelog.terminal import printable
 
@@ -43,7 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object
 
 def main() -> None:
     """Run the command line."""
-    command.run(app, "probelog")
+    terminal.run(app, "probelog")
 
 
 def _version(asked: bool) -> None:

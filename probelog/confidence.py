@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 
 from probelog import matching
+from probelog.arrays import Floats, Ints
 from probelog.errors import StoreError
-from probelog.gallery import Floats, Ints
 from probelog.matching import Float64
 
 DECLARED_LABELS: Literal["declared labels"] = "declared labels"

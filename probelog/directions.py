@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from probelog.gallery import Floats
+from probelog.arrays import Floats
 from probelog.matching import Background
 
 # Coordinates in float16. With the offset they make 64 numbers; RaBitQ (IVF_RQ) would fill up any to a power of two.

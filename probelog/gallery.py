@@ -8,27 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from probelog.schemas import Head
-
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.integer]
-
-
-class Observed(NamedTuple):
-    """The observations of one model: its ``head``, ``probes`` (m,) ascending, raw logit ``values`` (L, m).
-
-    Constant logits are left out before (``scoring.is_constant``). A one-logit head has two rows: the logit and
-    its negative, for the opposite concept.
-    """
-
-    head: Head
-    probes: Ints
-    values: Floats
+from probelog.arrays import Floats, Ints
+from probelog.matching import Observed
 
 
 @dataclass(frozen=True)

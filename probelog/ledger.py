@@ -21,27 +21,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from probelog.encoding import digest, short_key
 from probelog.errors import StoreError
 from probelog.observations import from_rows
+from probelog.parquet_parts import Part, open_part, part_bytes, read_part
 from probelog.schemas import (
-    DESCRIPTORS,
     FAILURES,
     OBSERVATIONS,
     PROBED_MODELS,
     WEIGHTS,
     Failure,
     ProbedModel,
-    check_schema,
-    check_version,
     from_table,
     to_table,
 )
-from probelog.storage import Store, digest, short_key
+from probelog.storage import Store
+from probelog.versions import check_version
 
-# Row groups of fewer rows cost space; whole models per group, so that a reader of one model reads one group.
-_ROWS_PER_GROUP = 400
 _READERS = 16
 RECEIPT_VERSION = 3
 # Of ``manifest.json``, which says what a ledger is for.
@@ -49,16 +46,6 @@ LEDGER_VERSION = 1
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
 PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
 _COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One Parquet object as its receipt describes it."""
-
-    path: str
-    rows: int
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -422,33 +409,6 @@ def open_failures(failures: pa.Table, sealed: npt.NDArray[np.uint64]) -> pa.Tabl
     return ordered.filter(pa.array(~np.isin(following, sealed)))
 
 
-def count_rows(parts: Iterable[Mapping[str, Any]]) -> int:
-    """Rows of some parts, as a receipt's JSON lists them."""
-    return sum(int(part["rows"]) for part in parts)
-
-
-def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one part, checked against its receipt and against the schema's version.
-
-    Of ``columns`` those that are there are read; by default all.
-
-    Raises:
-        StoreError: the bytes are not those that the receipt was written for.
-    """
-    file = _opened(store, part, schema)
-    there = file.schema_arrow.names
-    return file.read(None if columns is None else [name for name in columns if name in there])
-
-
-def _opened(store: Store, part: Part, schema: pa.Schema) -> pq.ParquetFile:
-    data = store.read(part.path)
-    if len(data) != part.size or digest(data) != part.sha256:
-        raise StoreError(f"{store.path(part.path)} is damaged: its digest is not the one in its receipt")
-    file = pq.ParquetFile(pa.BufferReader(data))
-    check_schema(file.schema_arrow, schema, store.path(part.path))
-    return file
-
-
 def observed_models(
     store: Store, receipt: Receipt
 ) -> Iterator[tuple[ProbedModel, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
@@ -459,7 +419,7 @@ def observed_models(
     Raises:
         StoreError: the observations are not those that the sidecar speaks of.
     """
-    file = _opened(store, receipt.observations, OBSERVATIONS)
+    file = open_part(store, receipt.observations, OBSERVATIONS)
     groups = iter(range(file.num_row_groups))
     rows = OBSERVATIONS.empty_table()
     for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
@@ -474,59 +434,6 @@ def observed_models(
                 f"{store.path(receipt.observations.path)} does not hold {model.repo} as recorded"
             )
         yield model, own["logit"].to_numpy(), values
-
-
-def part_bytes(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:
-    """Tables (whole models each) as one Parquet file: zstd, byte-stream split for values, no dictionary on them.
-
-    Smaller than Parquet's defaults by a tenth on logits (PLATFORM, Parquet); probe numbers are delta-packed.
-    """
-    sink = pa.BufferOutputStream()
-    options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-    if schema is OBSERVATIONS:
-        options |= {
-            "use_dictionary": ["repo", "sha"],
-            "use_byte_stream_split": ["values.list.element"],
-            "write_statistics": False,
-        }
-    if schema is WEIGHTS:
-        options |= {"use_dictionary": ["repo", "sha", "tensor", "dtype"], "write_statistics": False}
-    if schema is DESCRIPTORS:
-        options |= {
-            "use_dictionary": ["repo", "sha", "observed"],
-            "use_byte_stream_split": [
-                *("mean", "std", "z_mean", "z_std"),
-                *(
-                    f"{name}.list.element"
-                    for name in schema.names
-                    if pa.types.is_list(schema.field(name).type)
-                ),
-            ],
-            "write_statistics": False,
-        }
-    if schema is PROBED_MODELS:
-        options |= {
-            "use_dictionary": ["library", "architecture", "recipe", "dtype", "device", "head"],
-            "column_encoding": {"probes.list.element": "DELTA_BINARY_PACKED"},
-        }
-    with pq.ParquetWriter(sink, schema, **options) as writer:
-        for group in row_groups(tables):
-            writer.write_table(pa.concat_tables(group).cast(schema))
-    return bytes(sink.getvalue())
-
-
-def row_groups(tables: Sequence[pa.Table]) -> Iterator[list[pa.Table]]:
-    """Neighbouring tables in groups of at least 400 rows each (the last may be smaller)."""
-    group: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        group.append(table)
-        count += table.num_rows
-        if count >= _ROWS_PER_GROUP:
-            yield group
-            group, count = [], 0
-    if group:
-        yield group
 
 
 def _order(result: Spooled) -> tuple[str, str]:

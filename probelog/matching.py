@@ -28,11 +28,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from probelog.gallery import Floats, Ints, Observed
+from probelog.arrays import Floats, Ints
 from probelog.schemas import Head
 
 Float64 = npt.NDArray[np.float64]
@@ -45,6 +46,18 @@ IMAGE_SHARE = 0.5
 _FLAT = 1e-12
 # Bounds the working copy of similarities to the background: 2^24 float64 values are 128 MB.
 _AT_ONCE = 1 << 24
+
+
+class Observed(NamedTuple):
+    """The observations of one model: its ``head``, ``probes`` (m,) ascending, raw logit ``values`` (L, m).
+
+    Constant logits are left out before (``scoring.is_constant``). A one-logit head has two rows: the logit and
+    its negative, for the opposite concept.
+    """
+
+    head: Head
+    probes: Ints
+    values: Floats
 
 
 def probabilities(values: Floats, head: Head) -> Float64:

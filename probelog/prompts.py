@@ -5,6 +5,7 @@ Averaging over prompts is the zero-shot ensembling of CLIP (Radford et al. 2021,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -33,3 +34,9 @@ def name_vectors(
         return np.empty((0, 0), np.float32)
     vectors = np.asarray(embed(texts), np.float32).reshape(len(names), len(prompts), -1).mean(axis=1)
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def normal_name(name: str) -> str:
+    """A concept's name for comparison: case folded, separators and repeated blanks as one blank."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

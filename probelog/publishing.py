@@ -28,25 +28,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from probelog.checksummed_json import sealed_json, unsealed_json
+from probelog.encoding import digest
 from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
+from probelog.layout import FILES, FILES_VERSION, HOLD, folder_of
 from probelog.pointer import POINTER, Pointer, read_pointer
-from probelog.schemas import check_version
-from probelog.storage import Store, digest, sealed_json, unsealed_json
+from probelog.storage import Store
+from probelog.versions import check_version
 
-FILES = "files.json"
-FILES_VERSION = 1
-HOLD = "hold.json"
 # Renewed before every table and once a minute while one is written; indexing one, or checking all, takes hours at worst.
 BUILDING = dt.timedelta(hours=24)
 # Twenty times what a reader takes to notice (30 s).
 GRACE = dt.timedelta(minutes=10)
 _READERS = 8
 _ATTEMPTS = 20
-
-
-def folder_of(generation: str) -> str:
-    """Where a generation lies below its index."""
-    return f"generations/{generation}"
 
 
 # Building

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from probelog import confidence, matching
 from probelog.confidence import Moments
 from probelog.errors import QueryError
-from probelog.prompts import name_vectors
+from probelog.prompts import name_vectors, normal_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -175,12 +174,6 @@ def text_direction(generation: Generation, texts: Sequence[str], excluded: npt.N
 def text_vectors(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unit vectors of names in the index's prompts: (C, d)."""
     return name_vectors(generation.text_encoder.embed, generation.settings["prompts"], names)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def normal_name(name: str) -> str:
-    """A concept's name for comparison: case folded, separators and repeated blanks as one blank."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def background_numbers(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -17,10 +17,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from probelog.errors import FailureReason, SchemaVersionError, StoreError
-
-NAME_KEY = b"probelog.schema"
-VERSION_KEY = b"probelog.version"
+from probelog.errors import FailureReason
+from probelog.versions import NAME_KEY, VERSION_KEY
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _STRINGS = pa.list_(pa.string())
@@ -329,35 +327,3 @@ def _nested_records(record: type) -> dict[str, type]:
         if inner and isinstance(inner[0], type) and dataclasses.is_dataclass(inner[0]):
             found[name] = inner[0]
     return found
-
-
-def check_version(found: object, known: int, where: str, what: str) -> int:
-    """The version of a JSON file, refused where it is newer than the one that is known.
-
-    Raises:
-        SchemaVersionError: written by a newer ProbeLog.
-        StoreError: no version at all.
-    """
-    if not isinstance(found, int) or isinstance(found, bool):
-        raise StoreError(f"{where} is damaged: {found!r} is not the version of a {what}")
-    if found > known:
-        raise SchemaVersionError(
-            f"{where}: {what} version {found} is newer than this ProbeLog knows ({known}). Upgrade ProbeLog."
-        )
-    return found
-
-
-def check_schema(found: pa.Schema, wanted: pa.Schema, where: str) -> None:
-    """Refuse a table of another kind or of a newer version.
-
-    Raises:
-        SchemaVersionError: written by a newer ProbeLog.
-        StoreError: not the kind of table that was expected.
-    """
-    have, want = found.metadata or {}, wanted.metadata
-    if have.get(NAME_KEY) != want[NAME_KEY]:
-        raise StoreError(
-            f"{where}: expected {want[NAME_KEY].decode()} rows, found {have.get(NAME_KEY, b'something else').decode()}"
-        )
-    version, known = int(have.get(VERSION_KEY, b"0")), int(want[VERSION_KEY])
-    check_version(version, known, where, want[NAME_KEY].decode())

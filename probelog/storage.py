@@ -11,8 +11,6 @@ import contextlib
 import datetime as dt
 import fcntl
 import hashlib
-import io
-import json
 import logging
 import os
 import random
@@ -26,11 +24,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from probelog.checksummed_json import sealed_json, unsealed_json
 from probelog.errors import ConflictError, SchemaVersionError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
@@ -40,78 +38,6 @@ _CHUNK = 4 << 20
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
-
-
-def digest(data: bytes | memoryview) -> str:
-    """SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def short_key(*parts: object) -> str:
-    """A 16-digit key of what a result depends on. Parts are joined through JSON, so that none run together."""
-    return digest(json.dumps([str(part) for part in parts]).encode())[:16]
-
-
-def npy(array: np.ndarray[Any, Any]) -> bytes:
-    """An array as the bytes of a ``.npy`` file."""
-    sink = io.BytesIO()
-    np.save(sink, array, allow_pickle=False)
-    return sink.getvalue()
-
-
-def from_npy(data: bytes) -> np.ndarray[Any, Any]:
-    """The array of a ``.npy`` file's bytes; never unpickles.
-
-    Raises:
-        ValueError: not such a file, or one of Python objects.
-    """
-    array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
-
-
-def sealed_json(value: object, indent: int | None = 1) -> bytes:
-    """A value as JSON with sorted keys. An object ends with a *seal*, the SHA-256 of its file without that entry.
-
-    So a JSON file that says what other files must hold can itself be checked; a program that knows nothing of seals
-    reads one key more. What is no object, or an empty one, is written without.
-    """
-    body = json.dumps(value, indent=indent, sort_keys=True).encode()
-    if not isinstance(value, dict) or not value:
-        return body + b"\n"
-    body = body[:-1].rstrip() + _END
-    return body[: -len(_END)] + _seal(body)
-
-
-def unsealed_json(data: bytes, where: str) -> tuple[Any, bool]:
-    """The value of a JSON file, and whether a seal protects it (files of older versions have none).
-
-    Raises:
-        StoreError: it is not JSON, or not what its seal was made for.
-    """
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where} is damaged: {error}") from error
-    body = data[:-_SEAL_BYTES] + _END
-    seal = _seal(body)
-    if data.endswith(seal) and isinstance(value, dict):
-        del value["seal"]
-        return value, True
-    # The right digest in another frame is one that was damaged.
-    framed = digest(body).encode() in data[-_SEAL_BYTES:]
-    if framed or (isinstance(value, dict) and "seal" in value):
-        raise StoreError(f"{where} is damaged: its content is not what it was sealed with")
-    return value, False
-
-
-_END = b"\n}\n"
-
-
-def _seal(body: bytes) -> bytes:
-    return b',\n "seal": "%s"%s' % (digest(body).encode(), _END)
-
-
-_SEAL_BYTES = len(_seal(b""))
 
 
 def patiently(call: Callable[[], Result], seconds: float) -> Result:
@@ -474,10 +400,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
-    """A table as a Parquet file in memory (zstd; further options as for ``pyarrow.parquet.write_table``)."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=1, **options)
-    return bytes(sink.getvalue())

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from probelog.errors import StoreError
 from probelog.index import connect
-from probelog.publishing import folder_of
+from probelog.layout import folder_of
 from probelog.storage import Store
 
 # What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.

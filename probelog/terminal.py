@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import unicodedata
+from typing import TYPE_CHECKING
+
+from probelog.errors import ProbeLogError
+
+if TYPE_CHECKING:
+    import typer
 
 # Control and format characters (escapes, carriage returns, bidirectional overrides, zero-width joiners), private
 # use and surrogates: none of them belongs in a label, each can disguise or hijack a terminal line.
@@ -18,3 +26,27 @@ def printable(text: object, limit: int = 200) -> str:
     raw = str(text)
     clean = "".join("\ufffd" if unicodedata.category(char) in _UNSAFE else char for char in raw[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def run(app: typer.Typer, name: str) -> None:
+    """Run a Typer application; expected errors end with their message on stderr and their exit status.
+
+    0 done; 2 bad usage or configuration; 3 worse than a configured limit; 1 anything else. Ctrl-C ends with 130; a closed pipe, quietly, with 1.
+    """
+    import typer
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a label in a script that the terminal's encoding lacks
+    try:
+        app(prog_name=name, standalone_mode=True)
+    except ProbeLogError as error:
+        message = "\n".join(printable(line, limit=2000) for line in str(error).splitlines())
+        sys.stderr.write(f"{name}: {message}\n")
+        raise SystemExit(error.exit_status) from None
+    except OSError as error:  # a folder in the way, a full disk, no permission: the system's words say it
+        sys.stderr.write(f"{name}: {printable(str(error), limit=2000)}\n")
+        raise SystemExit(1) from None
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write(f"{name}: interrupted\n")
+        raise SystemExit(130) from None

@@ -13,17 +13,20 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog import matching, scoring
+from probelog.arrow import fixed_lists
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.directions import Basis
-from probelog.gallery import Observed
-from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, fixed_lists, probes_schema
+from probelog.encoding import npy
+from probelog.generation_writer import GenerationWriter
+from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
+from probelog.matching import Observed
 from probelog.pointer import Pointer
 from probelog.prompts import name_vectors
 from probelog.publishing import go_live
 from probelog.schemas import Head
 from probelog.shortlist import EXACT_LOGITS
-from probelog.storage import Store, npy
+from probelog.storage import Store
 from probelog.text_encoder import TextEncoder
 
 PROMPT = "a photo of a {}"

@@ -26,7 +26,8 @@ from pipelines.stages import Job
 from probelog.encoders import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation import precision_recall_area
-from probelog.ledger import Part, observed_models, read_part
+from probelog.ledger import observed_models
+from probelog.parquet_parts import Part, read_part
 from probelog.schemas import CATALOGUE, CatalogueRow, from_table, to_table
 
 

@@ -16,9 +16,9 @@ from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
 from pipelines.confidence import LabelledConcepts, query_scores
 from probelog import matching
+from probelog.arrays import Ints
 from probelog.confidence import ColumnStatistics, Confidence, hit_margins
 from probelog.evaluation import bootstrap, roc_area
-from probelog.gallery import Ints
 from probelog.matching import Float64, HeadSpace
 
 METHOD = "matched heads"

@@ -24,7 +24,7 @@ from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.errors import FailureReason, UsageError
 from probelog.generation import Generation
-from probelog.ledger import count_rows
+from probelog.parquet_parts import count_rows
 from probelog.pointer import POINTER, Pointer
 from probelog.probes import ProbeSet, find_probe_set
 from probelog.ratelimit import hub_account

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from probelog.gallery import Concepts, Floats, Gallery
+from probelog.arrays import Floats
+from probelog.gallery import Concepts, Gallery
 from probelog.methods import completed, directions, dissect, matched, truncated
 
 Method = Callable[[Gallery, Concepts], Floats]

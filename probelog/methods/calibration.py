@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from probelog import scoring
-from probelog.gallery import Floats, Ints
+from probelog.arrays import Floats, Ints
 
 # How many of the nearest background concepts count. The paper does not publish its choice.
 NEAREST = 20

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog import scoring
+from probelog.arrays import Floats
 from probelog.completion import (
     Block,
     Bools,
@@ -28,7 +29,8 @@ from probelog.completion import (
     initial_columns,
     row_step,
 )
-from probelog.gallery import Concepts, Floats, Gallery, Observed
+from probelog.gallery import Concepts, Gallery
+from probelog.matching import Observed
 from probelog.methods.directions import Ridge
 from probelog.methods.truncated import TOP, second_version
 from probelog.schemas import Head

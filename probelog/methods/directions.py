@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog import scoring
-from probelog.gallery import Concepts, Floats, Gallery, Ints, Observed
+from probelog.arrays import Floats, Ints
+from probelog.gallery import Concepts, Gallery
+from probelog.matching import Observed
 from probelog.methods.calibration import NEAREST, calibrated
 from probelog.schemas import Head
 

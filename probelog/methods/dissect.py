@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog import scoring
-from probelog.gallery import Concepts, Floats, Gallery
+from probelog.arrays import Floats
+from probelog.gallery import Concepts, Gallery
 
 Float64 = npt.NDArray[np.float64]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from probelog import matching
-from probelog.gallery import Concepts, Floats, Gallery
+from probelog.arrays import Floats
+from probelog.gallery import Concepts, Gallery
 
 
 def matched_heads(

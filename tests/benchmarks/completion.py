@@ -51,7 +51,8 @@ from probelog.completion import (
     standardised,
     working_bytes,
 )
-from probelog.ledger import Receipt, observed_models, read_part
+from probelog.ledger import Receipt, observed_models
+from probelog.parquet_parts import read_part
 from probelog.schemas import OBSERVATIONS, PROBED_MODELS
 from probelog.storage import Store
 from tests.benchmarks.completion_world import make

@@ -29,9 +29,11 @@ from pipelines.config import Quality
 from pipelines.labels import imagenet_lexicon
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import measure
+from probelog.arrow import fixed_binary, structured
 from probelog.errors import UsageError
 from probelog.generation import Generation
-from probelog.index import META, MODELS, GenerationWriter, connect, fixed_binary, logit_facts, structured
+from probelog.generation_writer import GenerationWriter
+from probelog.index import META, MODELS, connect, logit_facts
 from probelog.pointer import Pointer, find_index, read_pointer
 from probelog.storage import Store
 

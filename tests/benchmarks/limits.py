@@ -33,8 +33,8 @@ from pipelines.benchmark.questions import Bools, Questions, from_truth
 from pipelines.benchmark.trust import Answers, Probed, answers, without_classes
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from probelog import matching
+from probelog.arrays import Floats, Ints
 from probelog.evaluation import DEVELOPMENT, TEST, roc_area
-from probelog.gallery import Floats, Ints
 from probelog.matching import Float64
 
 SEEDS = 3

@@ -38,8 +38,10 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog import matching
+from probelog.arrow import matrix_of, structured
 from probelog.generation import Generation
-from probelog.index import MODEL_FACTS, GenerationWriter, logit_facts, matrix_of, probes_schema, structured
+from probelog.generation_writer import GenerationWriter
+from probelog.index import MODEL_FACTS, logit_facts, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.pointer import find_index, read_pointer
 from probelog.publishing import go_live

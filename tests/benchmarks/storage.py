@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from probelog.errors import IndexNotFoundError, UsageError
 from probelog.generation import Generation
+from probelog.layout import folder_of
 from probelog.ledger import Ledger
 from probelog.pointer import find_index, read_pointer
-from probelog.publishing import folder_of
 from probelog.storage import Store
 
 _READERS = 8

@@ -17,7 +17,8 @@ import pytest
 import probelog
 from probelog import client, publishing
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.index import MODELS, GenerationWriter
+from probelog.generation_writer import GenerationWriter
+from probelog.index import MODELS
 from probelog.pointer import POINTER, read_pointer
 from probelog.publishing import GRACE, discard, go_live, roll_back, sweep
 from probelog.storage import Store

@@ -12,7 +12,7 @@ import pytest
 from probelog.client import Index
 from probelog.errors import QueryError
 from probelog.generation import Generation
-from probelog.index import GenerationWriter
+from probelog.generation_writer import GenerationWriter
 from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
 from probelog.pointer import Pointer

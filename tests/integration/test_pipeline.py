@@ -11,14 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from pipelines.complete import Completed
+from pipelines.completion_record import Completed
 from pipelines.full import run_full
 from pipelines.status import status
 from probelog.client import open_index
 from probelog.encoders import load_encoder
 from probelog.generation import Generation
 from probelog.index import MODEL_FACTS
-from probelog.ledger import observed_models, read_part
+from probelog.ledger import observed_models
+from probelog.parquet_parts import read_part
 from probelog.pointer import find_index, read_pointer
 from probelog.probes import ProbeSet, subset
 from probelog.publishing import roll_back

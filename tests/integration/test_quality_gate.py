@@ -212,7 +212,7 @@ def test_strangers_text_is_escaped(tmp_path: Path) -> None:
     live = generation(index, "live", models, live=True, describe=describes(names))
     night = Night(store, live)
     _, told, page = night.refused(night.build("mixed", models, describe=describes(mixed)))
-    assert hostile[:10] in told, "the command line makes it printable (probelog.command)"
+    assert hostile[:10] in told, "the command line makes it printable (probelog.terminal)"
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     assert not any(text in page for text in ("<img", "<b>", "\x1b"))
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from probelog.encoding import digest, parquet_bytes, short_key
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.storage import Store, digest, parquet_bytes, short_key
+from probelog.storage import Store
 from tests.s3 import s3_server
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from pipelines.progress import Report
 from pipelines.verify import Verified, verify
+from probelog.checksummed_json import sealed_json
 from probelog.errors import StoreError, UsageError
 from probelog.ledger import Ledger, Spooled
 from probelog.publishing import roll_back
-from probelog.storage import Store, sealed_json
+from probelog.storage import Store
 from tests.operator_command import operator
 from tests.s3 import s3_server
 from tests.tiny_world import Indexed

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog import matching
+from probelog.arrow import structured
 from probelog.directions import BYTES, PRECISE, Basis
-from probelog.index import MODEL_FACTS, GenerationWriter, logit_facts, structured
+from probelog.generation_writer import GenerationWriter
+from probelog.index import MODEL_FACTS, logit_facts
 from probelog.index_writer import LogitBatch, same_weights, write_tables
 from probelog.matching import Background
 from probelog.storage import Store

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from probelog.arrow import fixed_lists, matrix_of
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
-from probelog.index import MODELS, GenerationWriter, connect, fixed_lists, matrix_of
+from probelog.generation_writer import GenerationWriter
+from probelog.index import MODELS, connect
 from probelog.pointer import POINTER, POINTER_VERSION, Pointer, find_index, read_pointer
 from probelog.publishing import go_live
 from probelog.storage import Store

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from probelog.errors import FailureReason, StoreError
-from probelog.ledger import Ledger, Spooled, item_key, observed_models, read_part
+from probelog.ledger import Ledger, Spooled, item_key, observed_models
 from probelog.observations import to_rows
+from probelog.parquet_parts import read_part
 from probelog.schemas import FAILURES, OBSERVATIONS, Failure, ProbedModel
 from probelog.storage import Store
 

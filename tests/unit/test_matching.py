@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog import matching
-from probelog.gallery import Concepts, Gallery, Observed
+from probelog.gallery import Concepts, Gallery
+from probelog.matching import Observed
 from probelog.methods.matched import matched_heads
 from probelog.schemas import Head
 from tests import naive

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from probelog import scoring
 from probelog.completion import Block
-from probelog.gallery import Concepts, Gallery, Observed
+from probelog.gallery import Concepts, Gallery
+from probelog.matching import Observed
 from probelog.methods import METHODS, completed, directions, dissect, truncated
 from probelog.schemas import Head
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from probelog.encoding import parquet_bytes
 from probelog.errors import FailureReason, ItemFailure
 from probelog.forward_plan import FIRST_BATCH, Plans, kind, lower_precision
 from probelog.models import Classifier
@@ -24,7 +25,6 @@ from probelog.observations import from_rows, to_rows
 from probelog.observe import Observation, observe
 from probelog.preprocess import Recipe, timm_recipe
 from probelog.schemas import OBSERVATIONS, Head
-from probelog.storage import parquet_bytes
 
 torch = pytest.importorskip("torch")
 

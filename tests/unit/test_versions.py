@@ -10,21 +10,24 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.complete import _read
+from pipelines.completion_record import read_record
 from pipelines.config import Config
 from pipelines.crawl import Catalogue
 from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.status import status
 from probelog import probes, schemas
+from probelog.encoding import digest
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.generation import Generation
-from probelog.index import INDEX_VERSION, GenerationWriter
-from probelog.ledger import Ledger, Part, part_bytes, read_part
+from probelog.generation_writer import GenerationWriter
+from probelog.index import INDEX_VERSION
+from probelog.ledger import Ledger
+from probelog.parquet_parts import Part, part_bytes, read_part
 from probelog.pointer import Pointer, read_pointer
 from probelog.publishing import go_live, read_files
-from probelog.schemas import NAME_KEY, VERSION_KEY, check_schema, check_version
-from probelog.storage import Store, digest
+from probelog.storage import Store
+from probelog.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
 
 NEWER = "version 99 is newer than this ProbeLog knows .*Upgrade ProbeLog"
 SCHEMAS = [
@@ -102,7 +105,7 @@ def catalogue(store: Store) -> None:
 
 
 def completion(store: Store) -> None:
-    _read(store, "k", {"version": 99})
+    read_record(store, "k", {"version": 99})
 
 
 def ledger(store: Store) -> None:

@@ -1,0 +1,122 @@
+"""What a completion left in the store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probelog.encoding import digest, from_npy, npy, short_key
+from probelog.errors import StoreError
+from probelog.parquet_parts import Part
+from probelog.storage import Store
+from probelog.versions import check_version
+
+DESCRIPTORS_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The finished stage: the error that chose its columns (``columns.npy``), and a descriptor part for each receipt."""
+
+    key: str
+    rank: int
+    regularisation: float
+    rmse: float
+    top_rmse: float
+    models: int
+    logits: int
+    dropped: int
+    parts: dict[str, Part]
+
+    def facts(self) -> dict[str, Any]:
+        """What the index says about its completion."""
+        return {
+            "rank": self.rank,
+            "regularisation": self.regularisation,
+            "held_out_rmse": self.rmse,
+            "held_out_top_rmse": self.top_rmse,
+            "constant_logits_dropped": self.dropped,
+        }
+
+
+def completed(store: Store, key: str) -> Completed | None:
+    """A finished completion of a store, if it is there."""
+    facts = store.read_json_or_none(f"completion/{key}/receipt.json")
+    return None if facts is None else read_record(store, key, facts)
+
+
+def joined(store: Store, base: Completed, more: Completed, observations: str) -> Completed:
+    """A completion and what was folded in since, as one; its columns are the completion's.
+
+    Args:
+        store: holds both, and gets this.
+        base: the completion.
+        more: what `fold_in` made with its columns.
+        observations: key of a ledger that has the receipts of both.
+    """
+    key = short_key("completion", DESCRIPTORS_VERSION, "joined", base.key, *sorted(more.parts))
+    folder = f"completion/{key}"
+    store.write(f"{folder}/columns.npy", npy(read_columns(store, base)))
+    done = replace(
+        base,
+        key=key,
+        models=base.models + more.models,
+        logits=base.logits + more.logits,
+        dropped=base.dropped + more.dropped,
+        parts={**base.parts, **more.parts},
+    )
+    write_record(store, done, {"columns.npy": measure_file(store, f"{folder}/columns.npy")}, observations)
+    return done
+
+
+def write_record(
+    store: Store, done: Completed, files: dict[str, Any], observations: str, **further: object
+) -> None:
+    """A completion's receipt, with further facts."""
+    facts = {name: value for name, value in asdict(done).items() if name != "key"}
+    store.write_json(
+        f"completion/{done.key}/receipt.json",
+        {**facts, **further, "files": files, "observations": observations, "version": DESCRIPTORS_VERSION},
+    )
+
+
+def read_columns(store: Store, done: Completed) -> npt.NDArray[np.float32]:
+    """A completion's columns V (n, k).
+
+    Raises:
+        StoreError: they are not there, or not those that the completion wrote.
+    """
+    name = f"completion/{done.key}/columns.npy"
+    facts = store.read_json(f"completion/{done.key}/receipt.json")
+    try:
+        data = store.read(name)
+    except FileNotFoundError:
+        raise StoreError(f"{store.path(name)} is gone: run `probelog-index full`") from None
+    if digest(data) != facts["files"]["columns.npy"]["sha256"]:
+        raise StoreError(f"{store.path(name)} is damaged: its digest is not the one in its receipt")
+    return from_npy(data)
+
+
+def measure_file(store: Store, path: str) -> dict[str, int | str]:
+    """Size and digest of a file that is no part, for the receipt."""
+    size, sha256 = store.measure(path)
+    return {"size": size, "sha256": sha256}
+
+
+def read_record(store: Store, key: str, facts: dict[str, Any]) -> Completed:
+    where = store.path(f"completion/{key}/receipt.json")
+    check_version(facts.get("version", 1), DESCRIPTORS_VERSION, where, "completion")
+    return Completed(
+        key=key,
+        rank=int(facts["rank"]),
+        regularisation=float(facts["regularisation"]),
+        rmse=float(facts["rmse"]),
+        top_rmse=float(facts["top_rmse"]),
+        models=int(facts["models"]),
+        logits=int(facts["logits"]),
+        dropped=int(facts["dropped"]),
+        parts={name: Part(**part) for name, part in facts["parts"].items()},
+    )

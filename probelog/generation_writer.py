@@ -1,0 +1,76 @@
+"""Writes the tables of one generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from probelog.errors import StoreError
+from probelog.handover import handed_over
+from probelog.index import META, connect
+from probelog.publishing import list_files, renew, reserve
+from probelog.storage import Store
+
+_RENEW_SECONDS = 60.0
+
+
+class GenerationWriter:
+    """Builds one generation's tables. Nothing is live before ``go_live`` is called with its name.
+
+    Raises:
+        StoreError: there is a generation of this name already.
+    """
+
+    def __init__(self, index: Store, name: str) -> None:
+        self.index = index
+        self.name = name
+        reserve(index, name)
+        self._renewed = time.monotonic()
+        self._connection = connect(index, name)
+
+    def write(self, table: str, schema: pa.Schema, batches: Iterable[pa.Table]) -> int:
+        """Stream batches into a table; returns its number of rows.
+
+        Raises:
+            StoreError: LanceDB counts other rows than were written.
+        """
+        rows = 0
+        renew(self.index, self.name)
+
+        def counted() -> Iterator[pa.RecordBatch]:
+            nonlocal rows
+            for batch in batches:
+                rows += batch.num_rows
+                self._stay()
+                yield from batch.to_batches()
+
+        def written(received: Iterator[pa.RecordBatch]) -> Any:
+            # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
+            reader = pa.RecordBatchReader.from_batches(schema, received)
+            return self._connection.create_table(table, data=reader, schema=schema)
+
+        opened = handed_over(counted(), written)
+        if opened.count_rows() != rows:
+            raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
+        return rows
+
+    def open(self, table: str) -> Any:
+        """A table that was written."""
+        return self._connection.open_table(table)
+
+    def write_meta(self, values: dict[str, bytes]) -> None:
+        """Write the ``meta`` table: named byte strings."""
+        self.write("meta", META, [pa.table({"key": list(values), "value": list(values.values())}, META)])
+
+    def finish(self) -> str:
+        """Write down which files there are; returns the digest of that list. Nothing may be written after it."""
+        renew(self.index, self.name)
+        return list_files(self.index, self.name)
+
+    def _stay(self) -> None:
+        if time.monotonic() - self._renewed > _RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            renew(self.index, self.name)
