@@ -17,10 +17,10 @@ from cluster.shard import ShardSpec
 from pipelines.completion_record import (
     DESCRIPTORS_VERSION,
     Completed,
-    measure_file,
-    write_record,
     completed,
+    measure_file,
     read_columns,
+    write_record,
 )
 from pipelines.stages import Job
 from probelog.completion import HeldOutError, working_bytes

@@ -1,45 +1,28 @@
-"""Imports the libraries that models need, for `probelog.fork_server` to have them in memory when it forks."""
+"""Imports what models need, for `probelog.fork_server` to have it in memory when it forks."""
 
 from __future__ import annotations
 
-import PIL.Image
-import timm
-import torch
-import transformers
-from timm.data import create_transform
-from transformers.image_processing_utils import BaseImageProcessor
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto import image_processing_auto, modeling_auto
+from importlib import import_module
 
-from probelog import (
-    forward_plan,
-    models,
-    models_timm,
-    models_transformers,
-    observe,
-    pixel_cache,
-    preprocess,
-    probes,
-    weights,
-)
-
-__all__ = [
-    "PIL",
-    "BaseImageProcessor",
-    "PreTrainedModel",
-    "create_transform",
-    "forward_plan",
-    "image_processing_auto",
-    "modeling_auto",
-    "models",
-    "models_timm",
-    "models_transformers",
-    "observe",
-    "pixel_cache",
-    "preprocess",
-    "probes",
+# The submodules are those that transformers would otherwise import for the first model.
+for _name in (
+    "PIL.Image",
     "timm",
+    "timm.data",
     "torch",
     "transformers",
-    "weights",
-]
+    "transformers.image_processing_utils",
+    "transformers.modeling_utils",
+    "transformers.models.auto.image_processing_auto",
+    "transformers.models.auto.modeling_auto",
+    "probelog.forward_plan",
+    "probelog.models",
+    "probelog.models_timm",
+    "probelog.models_transformers",
+    "probelog.observe",
+    "probelog.pixel_cache",
+    "probelog.preprocess",
+    "probelog.probes",
+    "probelog.weights",
+):
+    import_module(_name)

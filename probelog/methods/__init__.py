@@ -11,7 +11,7 @@ from probelog.methods import completed, directions, dissect, matched, truncated
 Method = Callable[[Gallery, Concepts], Floats]
 
 METHODS: Mapping[str, Method] = {
-    "matched heads": matched.matched_heads,
+    "matched heads": matched.rank_by_matched_heads,
     "version 1": truncated.first_version,
     "version 2": truncated.second_version,
     "version 2, uncalibrated": truncated.second_version_uncalibrated,

@@ -9,7 +9,7 @@ from probelog.arrays import Floats
 from probelog.gallery import Concepts, Gallery
 
 
-def matched_heads(
+def rank_by_matched_heads(
     gallery: Gallery,
     concepts: Concepts,
     ridge: float = matching.RIDGE,

@@ -27,7 +27,7 @@ from pipelines.evaluate import LEFT_OUT_KINDS
 from probelog import matching
 from probelog.evaluation import DEVELOPMENT, accuracy, half_of
 from probelog.gallery import Concepts
-from probelog.methods.matched import matched_heads
+from probelog.methods.matched import rank_by_matched_heads
 
 SWEEPS = {
     "ridge": [0.00125, 0.0025, 0.005, 0.01, 0.02],
@@ -116,7 +116,7 @@ def _measured(
     names = [questions.synonyms[i] if asked.images is None else [] for i in asked.numbers]
     concepts: Concepts = hub.concepts(asked.vectors, names)
     concepts = Concepts(concepts.queries, concepts.background, concepts.excluded, asked.images)
-    scores = partial(matched_heads, **constants)(gallery, concepts)
+    scores = partial(rank_by_matched_heads, **constants)(gallery, concepts)
     relevant = questions.relevant[asked.numbers][:, kept]
     chosen = wanted[asked.numbers] & relevant.any(axis=1)
     found = accuracy(scores[chosen], relevant[chosen])

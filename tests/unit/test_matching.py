@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from probelog import matching
 from probelog.gallery import Concepts, Gallery
 from probelog.matching import Observed
-from probelog.methods.matched import matched_heads
+from probelog.methods.matched import rank_by_matched_heads
 from probelog.schemas import Head
 from tests import naive
 
@@ -112,7 +112,7 @@ def test_the_method_is_the_formulas(seed: int, seen: int) -> None:
     ]
     queries = unit(world.random.normal(size=(3, 8)))
     excluded = [np.array(numbers, np.int64) for numbers in ([], [2], [0, 5])]
-    found = matched_heads(Gallery(models, world.embeddings), Concepts(queries, world.texts, excluded))
+    found = rank_by_matched_heads(Gallery(models, world.embeddings), Concepts(queries, world.texts, excluded))
     gallery = np.concatenate(
         [naive.model_directions(m.values, m.head, world.embeddings, m.probes.tolist()) for m in models]
     )
@@ -145,13 +145,13 @@ def test_planted_logits_are_found(head: Head) -> None:
     world = World(0, probes=300, d=16, background=9)
     gallery = Gallery([planted(world, head)], world.embeddings)
     excluded = [np.array([i]) for i in range(9)]
-    by_text = matched_heads(gallery, Concepts(world.texts, world.texts, excluded))
+    by_text = rank_by_matched_heads(gallery, Concepts(world.texts, world.texts, excluded))
     assert by_text.argmax(axis=1).tolist() == list(range(9))
     images = [unit(text + 0.05 * world.random.normal(size=(3, 16))) for text in world.texts]
     shown = Concepts(
         np.stack([i.mean(axis=0) for i in images]), world.texts, [np.empty(0, np.int64)] * 9, images
     )
-    assert matched_heads(gallery, shown).argmax(axis=1).tolist() == list(range(9))
+    assert rank_by_matched_heads(gallery, shown).argmax(axis=1).tolist() == list(range(9))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,9 @@ def test_a_background_of_next_to_nothing(size: int) -> None:
     model = world.model(Head.SOFTMAX, 3)
     queries = unit(world.random.normal(size=(2, 8)))
     excluded = [np.empty(0, np.int64), np.arange(size)]
-    found = matched_heads(Gallery([model], world.embeddings), Concepts(queries, world.texts, excluded))
+    found = rank_by_matched_heads(
+        Gallery([model], world.embeddings), Concepts(queries, world.texts, excluded)
+    )
     assert found.shape == (2, 3)
     assert np.isfinite(found).all()
     assert np.isfinite(world.space.of_images(queries)).all()
