@@ -29,8 +29,8 @@ from cluster.fits import Checkpoint, Fit, Fitted, State
 from cluster.shard import Loaded, Shard, ShardSpec, dealt
 from probelog.completion import Float32, HeldOutError, SweepSums, column_step, initial_columns
 from probelog.errors import ProbeLogError
-from probelog.ledger import Receipt
-from probelog.storage import Store
+from probelog.storage.ledger import Receipt
+from probelog.storage.store import Store
 
 # Two sums at a time keep the driver and any one node at two matrices of (n, k, k).
 _FAN_IN = 2

@@ -10,12 +10,12 @@ import ray
 
 from probelog.completion import Float32
 from probelog.descriptors import describe
-from probelog.encoding import digest
-from probelog.ledger import Receipt, observed_models
 from probelog.matching import HeadSpace
-from probelog.parquet_parts import Part, part_bytes
-from probelog.schemas import DESCRIPTORS
-from probelog.storage import Store
+from probelog.storage.encoding import digest
+from probelog.storage.ledger import Receipt, observed_models
+from probelog.storage.parquet_parts import Part, part_bytes
+from probelog.storage.schemas import DESCRIPTORS
+from probelog.storage.store import Store
 
 # Parts that are described at a time, for each CPU: one is under way while the next one is handed out.
 _PARTS_IN_FLIGHT = 2

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from probelog.completion import Float32, HeldOutError
-from probelog.encoding import npy
-from probelog.storage import Store
+from probelog.storage.encoding import npy
+from probelog.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ from cluster.scheduler import kill
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub import HubClient
-from probelog.ledger import Ledger, Spooled
 from probelog.model_process import Learnt, ModelProcess, ProcessSpec, fork_server
-from probelog.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
-from probelog.storage import Store, patiently
+from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
+from probelog.storage.store import Store, patiently
 
 _STAGE = "probe"
 #: One loads while the other computes.
@@ -291,8 +291,8 @@ class Prober:
     def _observe(
         self, process: ModelProcess, item: Item, folder: Path, size: int, clock: _Clock
     ) -> tuple[Spooled, ItemReport]:
-        from probelog.observations import to_rows
         from probelog.probes import subset
+        from probelog.storage.observations import to_rows
 
         row, spec = item.row, self._spec
         with clock.part("load", counts=True):

@@ -17,7 +17,7 @@ class ItemReport:
         bytes: downloaded.
         logits: how many the model has; 0 for a failure.
         parameters: of the model; 0 for a failure.
-        identity: what its logits follow from (`probelog.schemas.ProbedModel`); None for a failure.
+        identity: what its logits follow from (`probelog.storage.schemas.ProbedModel`); None for a failure.
         copy_of: the repository whose observations it shares, where it is a copy.
         worker: host name and process number.
         spooled: whether the item's result lies in the spool; if not, the store refused it for longer than the worker

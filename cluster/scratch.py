@@ -10,7 +10,7 @@ from pathlib import Path
 
 from probelog.errors import UsageError
 from probelog.model_process import downloads_folder
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 
 def scratch_folder(folder: str | os.PathLike[str] | None) -> Path:

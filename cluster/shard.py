@@ -24,9 +24,9 @@ from probelog.completion import (
     row_step,
     standardised,
 )
-from probelog.ledger import Receipt, observed_models
-from probelog.schemas import ProbedModel
-from probelog.storage import Store
+from probelog.storage.ledger import Receipt, observed_models
+from probelog.storage.schemas import ProbedModel
+from probelog.storage.store import Store
 
 # Of a worker's share of its machine, where no bound is set: the rest is for the operating system's cache of files.
 _MEMORY_SHARE = 0.5

@@ -16,7 +16,7 @@ from pipelines.stages import Job
 from probelog.hub import PATIENT, Retry
 from probelog.listing import ListingFilters, iter_pages
 from probelog.ratelimit import Limiter
-from probelog.schemas import CatalogueRow, Failure
+from probelog.storage.schemas import CatalogueRow, Failure
 
 _FIRST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

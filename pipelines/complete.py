@@ -24,11 +24,11 @@ from pipelines.completion_record import (
 )
 from pipelines.stages import Job
 from probelog.completion import HeldOutError, working_bytes
-from probelog.encoding import npy, short_key
 from probelog.errors import UsageError
-from probelog.ledger import Receipt
 from probelog.matching import RIDGE
 from probelog.probes import ProbeSet
+from probelog.storage.encoding import npy, short_key
+from probelog.storage.ledger import Receipt
 
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
 RANKS = (8, 16, 32, 64)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog.encoding import digest, from_npy, npy, short_key
 from probelog.errors import StoreError
-from probelog.parquet_parts import Part
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.encoding import digest, from_npy, npy, short_key
+from probelog.storage.parquet_parts import Part
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 DESCRIPTORS_VERSION = 3
 

@@ -14,7 +14,7 @@ from pipelines.quality.canaries import read_canaries
 from pipelines.stages import read_repos
 from probelog.errors import ConfigError, ProbeLogError
 from probelog.probe_sources import HUB, source_files
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 
 def check_config(file: Path, overrides: Sequence[str] = (), store: str | None = None) -> Config:

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from pipelines.config import Filters
 from pipelines.stages import Job, read_repos
-from probelog.encoding import digest, parquet_bytes
 from probelog.errors import UsageError
 from probelog.listing import ListingFilters, Page, iter_pages
-from probelog.parquet_parts import Part, count_rows, read_part
-from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.encoding import digest, parquet_bytes
+from probelog.storage.parquet_parts import Part, count_rows, read_part
+from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 CRAWL_VERSION = 1
 _PART_ROWS = 5000

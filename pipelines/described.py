@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.encoding import digest
 from probelog.errors import StoreError
 from probelog.index_writer import LogitBatch
-from probelog.ledger import Receipt
-from probelog.parquet_parts import Part, read_part
-from probelog.schemas import DESCRIPTORS, PROBED_MODELS, Head, ProbedModel, from_table
-from probelog.storage import Store
+from probelog.storage.encoding import digest
+from probelog.storage.ledger import Receipt
+from probelog.storage.parquet_parts import Part, read_part
+from probelog.storage.schemas import DESCRIPTORS, PROBED_MODELS, Head, ProbedModel, from_table
+from probelog.storage.store import Store
 
 Key = tuple[str, int, bool]
 """What a hit is known by: repository, logit, whether it is the opposite of a one-logit head's concept."""

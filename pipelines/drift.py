@@ -28,9 +28,9 @@ from probelog.completion import (
     standardised,
 )
 from probelog.confidence import ColumnStatistics
-from probelog.encoding import digest
 from probelog.generation import Generation
-from probelog.ledger import observed_models
+from probelog.storage.encoding import digest
+from probelog.storage.ledger import observed_models
 
 _HELD_SHARE = 0.1
 # New models that are predicted: enough for a mean, however large the night.

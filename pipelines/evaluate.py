@@ -18,11 +18,11 @@ from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation
 from probelog.methods.calibration import calibrated
-from probelog.parquet_parts import read_part
 from probelog.pointer import find_index, read_pointer
 from probelog.question import background_numbers, text_vectors
-from probelog.schemas import DESCRIPTORS
-from probelog.storage import Store
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import DESCRIPTORS
+from probelog.storage.store import Store
 
 
 @dataclass(frozen=True)

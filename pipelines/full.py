@@ -19,7 +19,7 @@ from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog.encoders import load_encoder
 from probelog.errors import UsageError
-from probelog.ledger import Counts, Ledger
+from probelog.storage.ledger import Counts, Ledger
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.generation import Generation
 from probelog.pointer import Pointer, read_pointer
 from probelog.publishing import discard, go_live, sweep
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 
 @dataclass(frozen=True)

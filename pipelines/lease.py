@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from probelog.checksummed_json import sealed_json, unsealed_json
 from probelog.errors import ConflictError, ProbeLogError, StoreError, UsageError
-from probelog.storage import Store
+from probelog.storage.checksummed_json import sealed_json, unsealed_json
+from probelog.storage.store import Store
 
 _log = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from probelog.encoding import digest, parquet_bytes
 from probelog.errors import StoreError
-from probelog.ledger import Ledger
-from probelog.parquet_parts import Part, read_part
-from probelog.schemas import CATALOGUE, CatalogueRow, from_table, to_table
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.encoding import digest, parquet_bytes
+from probelog.storage.ledger import Ledger
+from probelog.storage.parquet_parts import Part, read_part
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_table
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 NIGHT_VERSION = 1
 NIGHT = "night.json"

@@ -46,14 +46,14 @@ from pipelines.reconcile import reconcile
 from pipelines.stages import Job
 from pipelines.update import NightWork, publish_update
 from probelog.encoders import load_encoder
-from probelog.encoding import from_npy
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.generation import Generation
-from probelog.ledger import Counts, Ledger, item_key, key_numbers
 from probelog.pointer import Pointer, read_pointer
 from probelog.probes import ProbeSet
-from probelog.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, to_table
 from probelog.shortlist import EXACT_LOGITS
+from probelog.storage.encoding import from_npy
+from probelog.storage.ledger import Counts, Ledger, item_key, key_numbers
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, to_table
 
 LEASE = "nightly/lease.json"
 # What the catalogue says of a model and the index keeps.

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog.ledger import item_key, key_numbers
-from probelog.schemas import CATALOGUE, CatalogueRow, from_table
+from probelog.storage.ledger import item_key, key_numbers
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 
 # All that probing may want to know of a model. Labels (a thousand names a model) and tags are not among it.
 COLUMNS = [name for name in CATALOGUE.names if name not in ("labels", "tags")]
@@ -129,7 +129,7 @@ def make_plan(
         table: the catalogue, each (repo, sha) once.
         keys: first attempts' keys of its rows (`first_keys`).
         sealed: keys of the items that are sealed.
-        failures: `probelog.ledger.open_failures`.
+        failures: `probelog.storage.ledger.open_failures`.
         batch_models: items of a batch.
         retry_failed: also retry failures that a retry is not expected to cure.
     """

@@ -29,10 +29,10 @@ from pipelines.stages import Job
 from pipelines.summary import Running, Summary
 from pipelines.timeline import Timeline
 from probelog.errors import FailureReason
-from probelog.ledger import LEDGER_VERSION, Ledger, Receipt, Spooled, key_numbers, open_failures
 from probelog.probes import ProbeSet
-from probelog.schemas import Failure, from_table
-from probelog.storage import patiently
+from probelog.storage.ledger import LEDGER_VERSION, Ledger, Receipt, Spooled, key_numbers, open_failures
+from probelog.storage.schemas import Failure, from_table
+from probelog.storage.store import patiently
 
 STAGE = "probe"
 # Parts of a worker's time that lie inside other parts, or that it spent on other models.

@@ -27,13 +27,11 @@ from probelog import __version__, matching
 from probelog.arrow import fixed_lists
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders import Encoder
-from probelog.encoding import npy, short_key
 from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
-from probelog.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.matching import Background
 from probelog.onnx_export import (
     UnsupportedExportError,
@@ -45,8 +43,10 @@ from probelog.onnx_export import (
 from probelog.pointer import Pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted
-from probelog.schemas import CatalogueRow, ProbedModel
-from probelog.storage import Store
+from probelog.storage.encoding import npy, short_key
+from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
+from probelog.storage.schemas import CatalogueRow, ProbedModel
+from probelog.storage.store import Store
 
 # Logits that the temperature and the basis are learnt from: enough, however large the hub.
 _SAMPLE_LOGITS = 20_000

@@ -24,14 +24,14 @@ import pyarrow.compute as pc
 from pipelines.described import Described, Key, distinct, same_logits, some_logits
 from probelog import matching
 from probelog.client import Index
-from probelog.encoding import from_npy
 from probelog.errors import StoreError
 from probelog.generation import Generation
 from probelog.index import connect
 from probelog.prompts import name_vectors
 from probelog.question import background_numbers
 from probelog.results import Hit
-from probelog.schemas import ProbedModel
+from probelog.storage.encoding import from_npy
+from probelog.storage.schemas import ProbedModel
 
 # Names of the background that are asked, and logits: enough to notice a broken index, too few to cost anything.
 _NAMES = 5

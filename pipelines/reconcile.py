@@ -26,7 +26,7 @@ from probelog.hub import PATIENT, Answer, HubClient, HubError, HubRefusalError, 
 from probelog.listing import EXPAND, ListingFilters, item_failure, iter_pages
 from probelog.modelinfo import read_row
 from probelog.ratelimit import Limiter
-from probelog.schemas import CatalogueRow
+from probelog.storage.schemas import CatalogueRow
 
 #: Fewer than this may always disappear, whatever their share: a small index is not kept from shrinking.
 FEWEST_ALARMING = 10

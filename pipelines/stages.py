@@ -18,9 +18,9 @@ from pathlib import Path
 
 from pipelines.config import Config
 from pipelines.progress import Report
-from probelog.encoding import short_key
 from probelog.errors import UsageError
-from probelog.storage import Store
+from probelog.storage.encoding import short_key
+from probelog.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pipelines.pace import duration
 from pipelines.quality.report import FOLDER, last_report
 from pipelines.summary import Summary
 from probelog.errors import UsageError
-from probelog.ledger import LEDGER_VERSION, PARTS, Ledger
-from probelog.parquet_parts import count_rows
 from probelog.pointer import POINTER, Pointer
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.ledger import LEDGER_VERSION, PARTS, Ledger
+from probelog.storage.parquet_parts import count_rows
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 # A driver writes every ten seconds; one that has been silent for so long is gone, and its estimate with it.
 _STALE_SECONDS = 120.0

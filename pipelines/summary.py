@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from probelog.checksummed_json import sealed_json
 from probelog.errors import StoreError
-from probelog.ledger import Counts, Ledger, Receipt
+from probelog.storage.checksummed_json import sealed_json
+from probelog.storage.ledger import Counts, Ledger, Receipt
 
 _WRITE_SECONDS = 10.0
 _HOUR = 3600.0

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.results import ItemReport
 from pipelines.config import Config
-from probelog.ledger import Ledger
+from probelog.storage.ledger import Ledger
 
 #: Parts of a model's time in which a worker is busy with it. Downloads happen beside them.
 BUSY = ("load", "preprocess", "forward")

@@ -20,14 +20,14 @@ from pipelines.quality.samples import Version
 from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.client import Index
-from probelog.encoding import short_key
 from probelog.errors import QueryError, StoreError
 from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
 from probelog.pointer import Pointer
-from probelog.schemas import CatalogueRow
+from probelog.storage.encoding import short_key
+from probelog.storage.schemas import CatalogueRow
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,16 @@ from pipelines.night import NIGHT, NIGHT_VERSION
 from pipelines.progress import Report
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog import probes
-from probelog.checksummed_json import unsealed_json
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.layout import FILES, HOLD, folder_of
-from probelog.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Receipt, Spooled
-from probelog.parquet_parts import Part
 from probelog.pointer import POINTER, Pointer, read_pointer
 from probelog.publishing import read_files
-from probelog.schemas import CATALOGUE, DESCRIPTORS, FAILURES, OBSERVATIONS, PROBED_MODELS, WEIGHTS
-from probelog.storage import Store
-from probelog.versions import check_schema, check_version
+from probelog.storage.checksummed_json import unsealed_json
+from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Receipt, Spooled
+from probelog.storage.parquet_parts import Part
+from probelog.storage.schemas import CATALOGUE, DESCRIPTORS, FAILURES, OBSERVATIONS, PROBED_MODELS, WEIGHTS
+from probelog.storage.store import Store
+from probelog.storage.versions import check_schema, check_version
 
 _READERS = 8
 _WAITING = 64

@@ -22,7 +22,7 @@ from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 from probelog.search import Filter, best, best_models
 
 if TYPE_CHECKING:
-    from probelog.storage import Store
+    from probelog.storage.store import Store
 
 # How long a client answers from the generation that it has open before it looks at the pointer again.
 POLL_SECONDS = 30.0

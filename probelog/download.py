@@ -37,7 +37,7 @@ from probelog.hub import (
 )
 from probelog.listing import item_failure, tree
 from probelog.modelinfo import INDEX, PICKLE, SAFETENSORS
-from probelog.schemas import CatalogueRow, RepoFile
+from probelog.storage.schemas import CatalogueRow, RepoFile
 
 CONFIG = "config.json"
 OPTIONAL = ("preprocessor_config.json", "processor_config.json")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from probelog.errors import ProbeLogError, UsageError
 from probelog.images import to_rgb
-from probelog.schemas import clean_unicode
+from probelog.storage.schemas import clean_unicode
 from probelog.text_encoder import unit_rows
 
 if TYPE_CHECKING:

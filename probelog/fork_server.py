@@ -34,8 +34,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from probelog.encoding import short_key
 from probelog.errors import ProbeLogError
+from probelog.storage.encoding import short_key
 
 _FORK, _REAP = 0, 1
 _REQUEST = struct.Struct("<Bq")  # what, and of which process

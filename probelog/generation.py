@@ -26,16 +26,16 @@ from probelog import shortlist
 from probelog.arrow import matrix_of, structured
 from probelog.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.directions import Basis, Stored
-from probelog.encoding import from_npy
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
 from probelog.matching import Float64, HeadSpace
 from probelog.pointer import Pointer
+from probelog.storage.encoding import from_npy
 from probelog.tables import Tables, first_line, one_of, quoted, sayable
 
 if TYPE_CHECKING:
     from probelog.image_encoder import ImageEncoder
-    from probelog.storage import Store
+    from probelog.storage.store import Store
     from probelog.text_encoder import TextEncoder
 
 T = TypeVar("T")

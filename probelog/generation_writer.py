@@ -12,7 +12,7 @@ from probelog.errors import StoreError
 from probelog.handover import handed_over
 from probelog.index import META, connect
 from probelog.publishing import list_files, renew, reserve
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 _RENEW_SECONDS = 60.0
 

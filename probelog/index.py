@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from probelog.directions import Basis
 from probelog.layout import folder_of
-from probelog.storage import Store, lance_options
+from probelog.storage.store import Store, lance_options
 
 # Of a generation, in its settings; the pointer has a version of its own.
 INDEX_VERSION = 4

@@ -19,11 +19,11 @@ from probelog import shortlist
 from probelog.arrays import Floats
 from probelog.arrow import fixed_binary, fixed_lists
 from probelog.directions import Basis
-from probelog.encoding import npy
 from probelog.generation_writer import GenerationWriter
 from probelog.index import MODELS, SHOWN_PROBES, logit_facts, logits_schema
 from probelog.matching import Background, Float64
 from probelog.shortlist import EXACT_LOGITS
+from probelog.storage.encoding import npy
 
 # Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.confidence``).
 _GALLERY_SAMPLE = 4096

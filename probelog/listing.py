@@ -26,7 +26,7 @@ from probelog.hub import (
 )
 from probelog.modelinfo import excerpt, read_files, read_row
 from probelog.ratelimit import Limiter
-from probelog.schemas import CatalogueRow, Failure, RepoFile
+from probelog.storage.schemas import CatalogueRow, Failure, RepoFile
 
 log = logging.getLogger(__name__)
 

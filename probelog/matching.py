@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 
 Float64 = npt.NDArray[np.float64]
 

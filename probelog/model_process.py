@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.encoding import from_npy
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import Child, ForkServer, ProcessLostError, writable_home
-from probelog.schemas import WEIGHTS
+from probelog.storage.encoding import from_npy
+from probelog.storage.schemas import WEIGHTS
 
 SERVER = "probelog.model_server:serve"
 #: What takes seconds to import and is the same for every model.

@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from probelog import confinement, forward_plan, heap
 from probelog.device_memory import out_of_memory
-from probelog.encoding import npy
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import answer
 from probelog.model_process import ProcessSpec, pixels_folder
-from probelog.storage import Store
+from probelog.storage.encoding import npy
+from probelog.storage.store import Store
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,7 @@ from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub import SHA_PATTERN, is_repo_id
-from probelog.schemas import CatalogueRow, RepoFile, clean_unicode
+from probelog.storage.schemas import CatalogueRow, RepoFile, clean_unicode
 
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probelog.device_memory import out_of_memory
-from probelog.encoding import short_key
 from probelog.errors import FailureReason, ItemFailure
 from probelog.model_config import LoadLimits, read_config
-from probelog.schemas import Head
+from probelog.storage.encoding import short_key
+from probelog.storage.schemas import Head
 from probelog.weights import LayerFacts, Weights
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from probelog.model_config import (
     tidy_labels,
 )
 from probelog.preprocess import Recipe, transformers_recipe
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 from probelog.weights import WeightFacts, Weights
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from probelog.encoding import short_key
 from probelog.preprocess import Recipe
+from probelog.storage.encoding import short_key
 
 _CLAIM = 16  # probes claimed at a time: few, so that workers meet at the last few only
 _HEADER_BYTES = 512

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-from probelog.checksummed_json import sealed_json, unsealed_json
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.checksummed_json import sealed_json, unsealed_json
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 POINTER = "current.json"
 POINTER_VERSION = 3

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from probelog.encoding import short_key
 from probelog.errors import FailureReason, ItemFailure
 from probelog.snapshot import read_json, walk
+from probelog.storage.encoding import short_key
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from probelog.encoding import digest
 from probelog.images import UnreadableImageError, decode
 from probelog.probe_sources import LeftOut, ProbeReport
+from probelog.storage.encoding import digest
 
 THUMBNAIL_SIDE = 96
 

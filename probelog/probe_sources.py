@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from probelog.errors import ProbeLogError, UsageError
 from probelog.images import looks_like_image
-from probelog.schemas import clean_unicode
+from probelog.storage.schemas import clean_unicode
 
 MAX_IMAGE_BYTES = 64 << 20
 HUB = "hf://datasets/"

@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from probelog.encoding import digest, parquet_bytes, short_key
 from probelog.errors import StoreError, UsageError
 from probelog.images import UnreadableImageError, decode
 from probelog.probe_choice import Chosen, Selection
 from probelog.probe_sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
-from probelog.storage import Store
-from probelog.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
+from probelog.storage.encoding import digest, parquet_bytes, short_key
+from probelog.storage.store import Store
+from probelog.storage.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
 
 if TYPE_CHECKING:
     from probelog.encoders import Encoder

@@ -28,13 +28,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from probelog.checksummed_json import sealed_json, unsealed_json
-from probelog.encoding import digest
 from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
 from probelog.layout import FILES, FILES_VERSION, HOLD, folder_of
 from probelog.pointer import POINTER, Pointer, read_pointer
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.checksummed_json import sealed_json, unsealed_json
+from probelog.storage.encoding import digest
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 # Renewed before every table and once a minute while one is written; indexing one, or checking all, takes hours at worst.
 BUILDING = dt.timedelta(hours=24)

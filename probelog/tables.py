@@ -14,7 +14,7 @@ import pyarrow as pa
 from probelog.errors import StoreError
 from probelog.index import connect
 from probelog.layout import folder_of
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 # What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
 _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from probelog.errors import SchemaVersionError, StoreError
-from probelog.schemas import clean_unicode
+from probelog.storage.schemas import clean_unicode
 
 if TYPE_CHECKING:
     import onnxruntime

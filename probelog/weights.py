@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.safetensors_file import ITEM_SIZES, ContentDigest, read_headers, read_into, weight_files
-from probelog.schemas import WEIGHTS, clean_unicode
 from probelog.snapshot import member
+from probelog.storage.schemas import WEIGHTS, clean_unicode
 from probelog.weight_sketch import BLOCK, Moments, Summary
 
 if TYPE_CHECKING:

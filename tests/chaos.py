@@ -24,9 +24,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from probelog.ledger import Ledger, Receipt, item_key
-from probelog.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, Receipt, item_key
+from probelog.storage.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS
+from probelog.storage.store import Store
 from tests.operator_command import CHECKOUT, kill_tree
 from tests.ray_cluster import ray_cluster
 from tests.stub_prober import IN_FLIGHT, WORKERS, catalogue

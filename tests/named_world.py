@@ -11,7 +11,7 @@ import numpy.typing as npt
 from probelog import matching
 from probelog.generation import Generation
 from probelog.prompts import name_vectors
-from probelog.storage import Store
+from probelog.storage.store import Store
 from probelog.text_encoder import TextEncoder
 from tests.small_index import PROMPT, Model, build
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from probelog.errors import IndexNotFoundError, ProbeLogError
 from probelog.pointer import Pointer, read_pointer
 from probelog.publishing import discard, go_live, sweep
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.small_index import Model, TextFiles, build
 
 MODELS = 3

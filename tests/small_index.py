@@ -16,7 +16,6 @@ from probelog import matching, scoring
 from probelog.arrow import fixed_lists
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.directions import Basis
-from probelog.encoding import npy
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
@@ -24,9 +23,10 @@ from probelog.matching import Observed
 from probelog.pointer import Pointer
 from probelog.prompts import name_vectors
 from probelog.publishing import go_live
-from probelog.schemas import Head
 from probelog.shortlist import EXACT_LOGITS
-from probelog.storage import Store
+from probelog.storage.encoding import npy
+from probelog.storage.schemas import Head
+from probelog.storage.store import Store
 from probelog.text_encoder import TextEncoder
 
 PROMPT = "a photo of a {}"

@@ -27,13 +27,13 @@ from cluster.prober import Probers, ProberSpec
 from cluster.results import HandedBack, ItemReport
 from cluster.scheduler import kill
 from pipelines.plan import COLUMNS, Item
-from probelog.encoding import short_key
 from probelog.errors import FailureReason
-from probelog.ledger import Ledger, Spooled
-from probelog.observations import to_rows
 from probelog.probes import ProbeSet
-from probelog.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, RepoFile, to_table
-from probelog.storage import Store
+from probelog.storage.encoding import short_key
+from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.observations import to_rows
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, RepoFile, to_table
+from probelog.storage.store import Store
 
 WORKERS, IN_FLIGHT = 3, 2
 LONGEST = 0.25  # seconds of an item

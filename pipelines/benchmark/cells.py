@@ -21,12 +21,12 @@ from pipelines.benchmark import questions as questions_module
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
 from pipelines.progress import Report
-from probelog.encoding import short_key
 from probelog.evaluation import PerQuery, per_query
 from probelog.gallery import Concepts
 from probelog.methods import METHODS, Method
 from probelog.methods.truncated import second_version
-from probelog.storage import Store
+from probelog.storage.encoding import short_key
+from probelog.storage.store import Store
 
 TEXT = "text"
 # So many answers of every query are kept.

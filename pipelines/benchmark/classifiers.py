@@ -26,9 +26,9 @@ from pipelines.stages import Job
 from probelog.encoders import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation import precision_recall_area
-from probelog.ledger import observed_models
-from probelog.parquet_parts import Part, read_part
-from probelog.schemas import CATALOGUE, CatalogueRow, from_table, to_table
+from probelog.storage.ledger import observed_models
+from probelog.storage.parquet_parts import Part, read_part
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_table
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pipelines.benchmark.cells import Asked
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
-from probelog.encoding import digest
 from probelog.errors import UsageError
 from probelog.probe_sources import ProbeReport, candidates, source_files
+from probelog.storage.encoding import digest
 
 # How many images stand for a concept, as in the paper's second version.
 COUNTS = (1, 5, 10)

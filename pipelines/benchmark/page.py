@@ -16,7 +16,7 @@ from pipelines.benchmark.tables import BOTH, Finished, Row
 from pipelines.pages import rendered
 from probelog import __version__
 from probelog.evaluation import DEVELOPMENT, TEST
-from probelog.storage import Store
+from probelog.storage.store import Store
 from probelog.terminal import printable
 
 _EXAMPLES = 20

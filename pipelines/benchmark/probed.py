@@ -13,17 +13,17 @@ import numpy.typing as npt
 
 from pipelines.benchmark.questions import LogitName
 from probelog import scoring
-from probelog.encoding import short_key
 from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery
 from probelog.generation import Generation
-from probelog.ledger import Ledger, observed_models
 from probelog.matching import Observed
 from probelog.pointer import find_index, read_pointer
 from probelog.probes import subset
 from probelog.question import background_numbers, text_vectors
-from probelog.schemas import Head, ProbedModel
-from probelog.storage import Store
+from probelog.storage.encoding import short_key
+from probelog.storage.ledger import Ledger, observed_models
+from probelog.storage.schemas import Head, ProbedModel
+from probelog.storage.store import Store
 
 # Why a model is left out, or None; asked for the index's models in order.
 Verdict = Callable[[ProbedModel], str | None]

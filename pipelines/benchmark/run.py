@@ -23,11 +23,11 @@ from pipelines.benchmark.questions import Questions, agreement, from_labels, fro
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from pipelines.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from pipelines.progress import Report
-from probelog.encoding import parquet_bytes
 from probelog.errors import QueryError, UsageError
 from probelog.methods import METHODS
-from probelog.schemas import ProbedModel
-from probelog.storage import Store
+from probelog.storage.encoding import parquet_bytes
+from probelog.storage.schemas import ProbedModel
+from probelog.storage.store import Store
 
 BUDGETS = (1.0, 0.25, 0.125, 0.0625)
 TRUNCATIONS = (5, 10, 25, 50, 100, 200, 400, 800, 1600)

@@ -14,7 +14,7 @@ from pipelines.plan import weight_bytes
 from probelog.download import check_access, needed_files
 from probelog.errors import FailureReason, ItemFailure
 from probelog.modelinfo import INDEX, weights
-from probelog.schemas import CATALOGUE, CatalogueRow, RepoFile, from_table
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, from_table
 
 # Without labels, of which only the number is wanted, and tags.
 _ROW = [name for name in CATALOGUE.names if name not in ("labels", "tags")]

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 
 from pipelines.forecast.parts import part_rest, receipt_rest
 from pipelines.timeline import Run, read_runs
-from probelog.encoding import short_key
 from probelog.errors import UsageError
-from probelog.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
-from probelog.parquet_parts import part_bytes, read_part
-from probelog.schemas import FAILURES, PROBED_MODELS
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.encoding import short_key
+from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
+from probelog.storage.parquet_parts import part_bytes, read_part
+from probelog.storage.schemas import FAILURES, PROBED_MODELS
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 #: A model's time is measured in these parts.
 PARTS = ("download", "load", "preprocess", "forward")

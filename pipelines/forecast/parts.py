@@ -11,10 +11,10 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from probelog.checksummed_json import sealed_json
-from probelog.ledger import Ledger, Receipt
-from probelog.parquet_parts import Part, part_bytes, read_part
-from probelog.schemas import OBSERVATIONS, PROBED_MODELS, WEIGHTS
+from probelog.storage.checksummed_json import sealed_json
+from probelog.storage.ledger import Ledger, Receipt
+from probelog.storage.parquet_parts import Part, part_bytes, read_part
+from probelog.storage.schemas import OBSERVATIONS, PROBED_MODELS, WEIGHTS
 
 _SCHEMAS = {"observations": OBSERVATIONS, "models": PROBED_MODELS, "weights": WEIGHTS}
 

@@ -24,12 +24,12 @@ from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.errors import FailureReason, UsageError
 from probelog.generation import Generation
-from probelog.parquet_parts import count_rows
 from probelog.pointer import POINTER, Pointer
 from probelog.probes import ProbeSet, find_probe_set
 from probelog.ratelimit import hub_account
-from probelog.schemas import CATALOGUE, FAILURES
-from probelog.storage import Store
+from probelog.storage.parquet_parts import count_rows
+from probelog.storage.schemas import CATALOGUE, FAILURES
+from probelog.storage.store import Store
 
 _HOUR = 3600.0
 # Failures that the catalogue may foretell, for ledgers whose models this catalogue does not list.

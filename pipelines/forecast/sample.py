@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.forecast.known import SIZE_CLASSES, Known, size_class
-from probelog.encoding import short_key
-from probelog.ledger import key_numbers
+from probelog.storage.encoding import short_key
+from probelog.storage.ledger import key_numbers
 
 UNKNOWN = -1
 

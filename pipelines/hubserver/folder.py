@@ -16,7 +16,7 @@ from typing import Any
 
 from probelog.errors import ConfigError, UsageError
 from probelog.hub import is_repo_id
-from probelog.schemas import clean_unicode
+from probelog.storage.schemas import clean_unicode
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pipelines.quality.report import Verdict, write_report
 from pipelines.quality.samples import Version, added_versions
 from probelog.errors import QualityError, StoreError
 from probelog.generation import Generation
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 # What decides how a logit is described and asked. Where one of these changed, so should the answers.
 _METHOD = ("encoder_digest", "prompts", "probe_set", "fraction", "seed", "method")

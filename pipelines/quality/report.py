@@ -14,10 +14,10 @@ from typing import Any
 from pipelines.pages import rendered
 from pipelines.quality.measure import Measure
 from probelog import __version__
-from probelog.encoding import digest
-from probelog.storage import Store
+from probelog.storage.encoding import digest
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 from probelog.terminal import printable
-from probelog.versions import check_version
 
 FOLDER = "quality"
 REPORT_VERSION = 1

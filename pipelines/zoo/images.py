@@ -21,7 +21,7 @@ from probelog.errors import UsageError
 from probelog.images import UnreadableImageError, decode
 from probelog.preprocess import timm_recipe
 from probelog.probe_sources import HUB, LeftOut, ProbeReport, SourceFile, candidates, source_files
-from probelog.schemas import clean_unicode
+from probelog.storage.schemas import clean_unicode
 
 LABEL_COLUMNS = ("label", "class", "class_name")
 MAX_SIZE = 512

@@ -33,7 +33,7 @@ from probelog.gallery import Concepts, Gallery
 from probelog.matching import Observed
 from probelog.methods.directions import Ridge
 from probelog.methods.truncated import TOP, second_version
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 
 Float64 = npt.NDArray[np.float64]
 

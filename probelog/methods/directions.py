@@ -16,7 +16,7 @@ from probelog.arrays import Floats, Ints
 from probelog.gallery import Concepts, Gallery
 from probelog.matching import Observed
 from probelog.methods.calibration import NEAREST, calibrated
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 
 Float64 = npt.NDArray[np.float64]
 

@@ -51,10 +51,10 @@ from probelog.completion import (
     standardised,
     working_bytes,
 )
-from probelog.ledger import Receipt, observed_models
-from probelog.parquet_parts import read_part
-from probelog.schemas import OBSERVATIONS, PROBED_MODELS
-from probelog.storage import Store
+from probelog.storage.ledger import Receipt, observed_models
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import OBSERVATIONS, PROBED_MODELS
+from probelog.storage.store import Store
 from tests.benchmarks.completion_world import make
 
 LAMBDA = 0.03

@@ -13,12 +13,12 @@ from dataclasses import asdict
 
 import numpy as np
 
-from probelog.encoding import digest
-from probelog.ledger import Counts, Ledger, Receipt
-from probelog.observations import to_rows
-from probelog.parquet_parts import Part, part_bytes
-from probelog.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS, ProbedModel, to_table
-from probelog.storage import Store
+from probelog.storage.encoding import digest
+from probelog.storage.ledger import Counts, Ledger, Receipt
+from probelog.storage.observations import to_rows
+from probelog.storage.parquet_parts import Part, part_bytes
+from probelog.storage.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS, ProbedModel, to_table
+from probelog.storage.store import Store
 
 RANK, NOISE = 48, 0.5
 MODELS_A_PART = 32

@@ -32,7 +32,7 @@ def pure(spec: dict[str, Any]) -> dict[str, Any]:
 
     from probelog.models import load_classifier
     from probelog.probes import ProbeSet
-    from probelog.storage import Store
+    from probelog.storage.store import Store
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so that no pool of threads exists when processes are forked

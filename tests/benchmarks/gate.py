@@ -35,7 +35,7 @@ from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index import META, MODELS, connect, logit_facts
 from probelog.pointer import Pointer, find_index, read_pointer
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 WAYS = ("mixed", "turned", "labels")
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -41,7 +41,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from probelog.schemas import ProbedModel
+from probelog.storage.schemas import ProbedModel
 from tests.benchmarks import probing_world
 from tests.benchmarks.probing_world import World
 from tests.conftest import BENCH
@@ -312,7 +312,7 @@ def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str 
     from pipelines.progress import Report
     from pipelines.stages import Job
     from probelog.encoders import load_encoder
-    from probelog.ledger import Ledger
+    from probelog.storage.ledger import Ledger
 
     store = folder / "store"
     store.mkdir(parents=True)

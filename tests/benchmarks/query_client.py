@@ -147,7 +147,7 @@ def once(command: Path, uri: str, text: str) -> float:
 
 def make_random_index(folder: str) -> None:
     sys.path.insert(0, str(ROOT))
-    from probelog.storage import Store
+    from probelog.storage.store import Store
     from tests.small_index import Model, build
 
     labels = tuple(f"class {i}" for i in range(20))

@@ -47,7 +47,7 @@ from probelog.pointer import find_index, read_pointer
 from probelog.publishing import go_live
 from probelog.question import background_numbers, text_direction
 from probelog.search import first_length
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
 SIZES = (100_000, 1_000_000, 5_000_000)

@@ -26,11 +26,11 @@ import pyarrow as pa
 from pipelines.plan import COLUMNS, first_keys, make_plan
 from pipelines.status import status
 from pipelines.summary import Summary
-from probelog.encoding import short_key
-from probelog.ledger import PARTS, Counts, Ledger, Receipt, item_key, key_numbers, open_failures
-from probelog.parquet_parts import Part
-from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, RepoFile, to_table
-from probelog.storage import Store
+from probelog.storage.encoding import short_key
+from probelog.storage.ledger import PARTS, Counts, Ledger, Receipt, item_key, key_numbers, open_failures
+from probelog.storage.parquet_parts import Part
+from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, RepoFile, to_table
+from probelog.storage.store import Store
 
 SHA = "a" * 40
 FOLDER = "observations/0123456789abcdef"

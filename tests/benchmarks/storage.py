@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from probelog.errors import IndexNotFoundError, UsageError
 from probelog.generation import Generation
 from probelog.layout import folder_of
-from probelog.ledger import Ledger
 from probelog.pointer import find_index, read_pointer
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger
+from probelog.storage.store import Store
 
 _READERS = 8
 _LEAST = 2  # bytes a value

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from pipelines.benchmark.probed import ProbedHub
 from probelog import matching
 from probelog.matching import HeadSpace
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 
 Float32s = npt.NDArray[np.float32]
 

@@ -29,8 +29,8 @@ from probelog.evaluation import per_query
 from probelog.methods import METHODS
 from probelog.methods.truncated import second_version
 from probelog.probes import subset
-from probelog.schemas import ProbedModel
-from probelog.storage import Store
+from probelog.storage.schemas import ProbedModel
+from probelog.storage.store import Store
 from tests.operator_command import operator
 from tests.tiny_world import LOGITS, MODELS, PROBES, Indexed, write_probes
 

@@ -17,7 +17,7 @@ from probelog.confidence import Confidence
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.pointer import read_pointer
 from probelog.results import Hit
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests import naive
 from tests.small_index import BACKGROUND, PROMPT, Model, SmallIndex, build
 from tests.unit import tiny_encoders

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from probelog import __version__, cli
 from probelog.index import INDEX_VERSION
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.small_index import Model, SmallIndex, build
 from tests.unit.tiny_encoders import photo
 

@@ -24,8 +24,8 @@ import pytest
 from pipelines.full import run_crawl
 from pipelines.progress import Report
 from pipelines.stages import Job
-from probelog.ledger import Ledger, item_key, observed_models
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, item_key, observed_models
+from probelog.storage.store import Store
 from tests import faults
 from tests.faults import FaultyHub, faulty
 from tests.hostile import write_json

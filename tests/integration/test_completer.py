@@ -18,12 +18,12 @@ from cluster.fits import Checkpoint, Fit
 from cluster.shard import ShardSpec, dealt
 from probelog.completion import Block, HeldOutError, complete_rows, row_step
 from probelog.errors import ProbeLogError, StoreError
-from probelog.ledger import Ledger, Receipt, Spooled, item_key, observed_models
-from probelog.observations import to_rows
-from probelog.parquet_parts import read_part
-from probelog.schemas import DESCRIPTORS
 from probelog.scoring import standardise, top_pairs
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, Receipt, Spooled, item_key, observed_models
+from probelog.storage.observations import to_rows
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import DESCRIPTORS
+from probelog.storage.store import Store
 from tests.naive import model_directions
 from tests.unit.test_ledger import model
 

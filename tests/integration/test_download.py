@@ -17,7 +17,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.hub import HubClient, Retry
 from probelog.listing import ListingFilters, iter_pages
 from probelog.ratelimit import Limiter
-from probelog.schemas import CatalogueRow, RepoFile
+from probelog.storage.schemas import CatalogueRow, RepoFile
 from tests import faults
 from tests.faults import FaultyHub, faulty
 from tests.integration.conftest import TIMM, Write

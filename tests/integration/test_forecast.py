@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from probelog.ledger import Ledger
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger
+from probelog.storage.store import Store
 from tests.faults import FaultyHub, faulty
 from tests.operator_command import operator
 from tests.tiny_world import MODELS, Indexed, TinyWorld

@@ -16,8 +16,8 @@ import pytest
 from pipelines.full import run_crawl, run_probe
 from pipelines.progress import Report
 from pipelines.stages import Job
-from probelog.ledger import Ledger
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger
+from probelog.storage.store import Store
 from tests.faults import FaultyHub, faulty
 from tests.hostile import write_json
 from tests.rogue_models import write_rogue

@@ -21,7 +21,7 @@ from probelog.generation_writer import GenerationWriter
 from probelog.index import MODELS
 from probelog.pointer import POINTER, read_pointer
 from probelog.publishing import GRACE, discard, go_live, roll_back, sweep
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.s3 import s3_server
 from tests.small_index import Model, build
 

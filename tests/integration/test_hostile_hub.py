@@ -13,7 +13,7 @@ from pipelines.stages import Job
 from pipelines.status import status
 from probelog.client import open_index
 from probelog.errors import FailureReason
-from probelog.schemas import Failure
+from probelog.storage.schemas import Failure
 from tests import faults
 from tests.faults import FaultyHub, faulty
 from tests.hostile import REPOSITORIES, trap, write_json

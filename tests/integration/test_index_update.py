@@ -16,7 +16,7 @@ from probelog.generation_writer import GenerationWriter
 from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
 from probelog.pointer import Pointer
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests import small_index
 from tests.small_index import Model, SmallIndex
 

@@ -19,7 +19,7 @@ from probelog.generation import Generation
 from probelog.index import connect
 from probelog.pointer import read_pointer
 from probelog.results import Hit
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.s3 import s3_server
 from tests.small_index import Model, SmallIndex, build
 from tests.unit.tiny_encoders import photo
@@ -299,7 +299,7 @@ from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, probes_
 from probelog.publishing import go_live
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.matching import Background
-from probelog.storage import Store, npy
+from probelog.storage.store import Store, npy
 from probelog.confidence import Confidence
 import json
 import pyarrow as pa

@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.lease import Lease, LeaseHeldError, LeaseLostError, hold_lease
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.s3 import s3_server
 
 NAME = "nightly/lease.json"
@@ -27,7 +27,7 @@ SECONDS = 2.0
 HOLDER = f"""
 import sys
 from pipelines.lease import LeaseLostError, hold_lease
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 with hold_lease(Store(sys.argv[1]), "{NAME}", seconds=float(sys.argv[3]), holder=sys.argv[2]) as lease:
     print("held", flush=True)

@@ -20,7 +20,7 @@ from probelog.hub import HubError, HubUnavailableError, Retry, parse_json
 from probelog.listing import ListingFilters, Page, fetch_files, iter_pages
 from probelog.modelinfo import read_row
 from probelog.ratelimit import TokenBucket
-from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, from_table, to_table
+from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, from_table, to_table
 from tests import faults
 from tests.faults import faulty
 from tests.integration.conftest import TIMM, Write

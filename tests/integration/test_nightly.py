@@ -25,10 +25,10 @@ from pipelines.stages import Job
 from pipelines.verify import verify
 from probelog.client import Index, open_index
 from probelog.errors import QueryError, UsageError
-from probelog.ledger import Ledger
 from probelog.pointer import Pointer, read_pointer
 from probelog.publishing import roll_back
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger
+from probelog.storage.store import Store
 from tests.faults import FaultyHub, faulty
 from tests.operator_command import kill_tree, operator, operator_process
 from tests.s3 import s3_server

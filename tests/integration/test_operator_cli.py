@@ -16,7 +16,7 @@ import pytest
 from probelog.client import open_index
 from probelog.hub import Retry
 from probelog.publishing import go_live
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.faults import faulty
 from tests.hostile import REPOSITORIES
 from tests.operator_command import CHECKOUT, operator, operator_process

@@ -18,13 +18,13 @@ from probelog.client import open_index
 from probelog.encoders import load_encoder
 from probelog.generation import Generation
 from probelog.index import MODEL_FACTS
-from probelog.ledger import observed_models
-from probelog.parquet_parts import read_part
 from probelog.pointer import find_index, read_pointer
 from probelog.probes import ProbeSet, subset
 from probelog.publishing import roll_back
-from probelog.schemas import DESCRIPTORS
-from probelog.storage import Store
+from probelog.storage.ledger import observed_models
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import DESCRIPTORS
+from probelog.storage.store import Store
 from tests import naive
 from tests.faults import faulty
 from tests.operator_command import operator

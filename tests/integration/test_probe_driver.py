@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.full import run_probe
 from pipelines.status import status
-from probelog.ledger import Ledger, item_key
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, item_key
+from probelog.storage.store import Store
 from tests.processes import eventually, probers
 from tests.tiny_world import MODELS, Indexed
 

@@ -23,7 +23,7 @@ from probelog.index_writer import LogitBatch
 from probelog.pointer import read_pointer
 from probelog.probes import ProbeSet
 from probelog.publishing import go_live
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.operator_command import operator
 from tests.s3 import s3_server
 from tests.tiny_world import LOGITS, Indexed

@@ -20,7 +20,7 @@ import probelog
 from probelog import client
 from probelog.pointer import POINTER, read_pointer
 from probelog.publishing import roll_back, sweep
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.operator_command import CHECKOUT
 from tests.publisher import load_encoder, publish, save_encoder
 from tests.reader import Reader

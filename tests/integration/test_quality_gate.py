@@ -20,7 +20,7 @@ from pipelines.quality.samples import added_versions, draw, rows_of, sampled_mod
 from probelog.errors import QualityError, StoreError
 from probelog.generation import Generation
 from probelog.pointer import read_pointer
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.benchmarks.gate import WAYS, trial
 from tests.named_world import NAMES, Directions, generation, recognised, some_models
 from tests.operator_command import operator

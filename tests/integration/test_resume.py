@@ -14,10 +14,10 @@ import pytest
 from pipelines.full import run_crawl, run_full
 from pipelines.status import status
 from probelog.client import open_index
-from probelog.ledger import Ledger, Spooled
 from probelog.publishing import sweep
-from probelog.schemas import PROBED_MODELS, ProbedModel, from_table
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.schemas import PROBED_MODELS, ProbedModel, from_table
+from probelog.storage.store import Store
 from tests import faults
 from tests.faults import faulty
 from tests.operator_command import kill_tree, operator, operator_process, wait_until

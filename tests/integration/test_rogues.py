@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.full import run_crawl, run_probe
-from probelog.ledger import Ledger, observed_models
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, observed_models
+from probelog.storage.store import Store
 from tests.faults import faulty
 from tests.hostile import write_json
 from tests.rogue_models import write_rogue

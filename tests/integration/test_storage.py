@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from probelog.encoding import digest, parquet_bytes, short_key
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.storage import Store
+from probelog.storage.encoding import digest, parquet_bytes, short_key
+from probelog.storage.store import Store
 from tests.s3 import s3_server
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.hubserver import running
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.operator_command import CHECKOUT, kill_tree
 from tests.s3 import s3_server
 from tests.tiny_world import MODELS, TinyWorld

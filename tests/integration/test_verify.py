@@ -12,11 +12,11 @@ import pytest
 
 from pipelines.progress import Report
 from pipelines.verify import Verified, verify
-from probelog.checksummed_json import sealed_json
 from probelog.errors import StoreError, UsageError
-from probelog.ledger import Ledger, Spooled
 from probelog.publishing import roll_back
-from probelog.storage import Store
+from probelog.storage.checksummed_json import sealed_json
+from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.store import Store
 from tests.operator_command import operator
 from tests.s3 import s3_server
 from tests.tiny_world import Indexed
@@ -189,7 +189,7 @@ def test_a_store_of_an_early_probelog(store: Path) -> None:
 
 def test_a_spooled_result_waits(store: Path) -> None:
     from probelog.errors import FailureReason
-    from probelog.schemas import Failure
+    from probelog.storage.schemas import Failure
 
     folder = next(store.glob("observations/*")).relative_to(store).as_posix()
     failure = Failure.of("a/b", "1", "probe", FailureReason.TIMEOUT, "")

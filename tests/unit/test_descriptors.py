@@ -12,10 +12,10 @@ import pytest
 from probelog.completion import Float32, complete_rows, fold_in, initial_columns
 from probelog.descriptors import describe
 from probelog.matching import HeadSpace, Observed
-from probelog.parquet_parts import part_bytes
-from probelog.schemas import DESCRIPTORS, Head
 from probelog.scoring import standardise, top_pairs
-from probelog.versions import check_schema
+from probelog.storage.parquet_parts import part_bytes
+from probelog.storage.schemas import DESCRIPTORS, Head
+from probelog.storage.versions import check_schema
 from tests.unit.test_ledger import model
 
 PROBES, DIMENSION, TOP = 200, 16, 10

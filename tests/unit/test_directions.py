@@ -17,7 +17,7 @@ from probelog.generation_writer import GenerationWriter
 from probelog.index import MODEL_FACTS, logit_facts
 from probelog.index_writer import LogitBatch, same_weights, write_tables
 from probelog.matching import Background
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 
 def unit(seed: int, count: int, dimension: int) -> np.ndarray:

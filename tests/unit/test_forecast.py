@@ -17,7 +17,7 @@ from pipelines.forecast.regression import NEVER, Shape, choose, non_negative, re
 from pipelines.forecast.sample import stratified
 from pipelines.timeline import Timeline
 from probelog.ratelimit import HUB_LIMITS, TokenBucket, hub_account
-from probelog.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
 
 SHA = "a" * 40
 NONE = np.zeros(0)

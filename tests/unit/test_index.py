@@ -18,7 +18,7 @@ from probelog.generation_writer import GenerationWriter
 from probelog.index import MODELS, connect
 from probelog.pointer import POINTER, POINTER_VERSION, Pointer, find_index, read_pointer
 from probelog.publishing import go_live
-from probelog.storage import Store
+from probelog.storage.store import Store
 
 names = st.text(min_size=1, max_size=20)
 

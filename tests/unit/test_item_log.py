@@ -11,7 +11,7 @@ from cluster.results import ItemReport
 from pipelines.item_log import ItemLog
 from pipelines.plan import Item
 from probelog.errors import UsageError
-from probelog.schemas import CatalogueRow
+from probelog.storage.schemas import CatalogueRow
 
 
 def test_a_line_each(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from probelog.errors import FailureReason, StoreError
-from probelog.ledger import Ledger, Spooled, item_key, observed_models
-from probelog.observations import to_rows
-from probelog.parquet_parts import read_part
-from probelog.schemas import FAILURES, OBSERVATIONS, Failure, ProbedModel
-from probelog.storage import Store
+from probelog.storage.ledger import Ledger, Spooled, item_key, observed_models
+from probelog.storage.observations import to_rows
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import FAILURES, OBSERVATIONS, Failure, ProbedModel
+from probelog.storage.store import Store
 
 
 def model(repo: str, logits: int = 3, probes: int = 7, **facts) -> ProbedModel:

@@ -13,7 +13,7 @@ from probelog import matching
 from probelog.gallery import Concepts, Gallery
 from probelog.matching import Observed
 from probelog.methods.matched import rank_by_matched_heads
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 from tests import naive
 
 HEADS = st.sampled_from([Head.SOFTMAX, Head.SIGMOID, Head.SINGLE])

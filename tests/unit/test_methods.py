@@ -14,7 +14,7 @@ from probelog.completion import Block
 from probelog.gallery import Concepts, Gallery
 from probelog.matching import Observed
 from probelog.methods import METHODS, completed, directions, dissect, truncated
-from probelog.schemas import Head
+from probelog.storage.schemas import Head
 
 COMPLETIONS = [name for name in METHODS if name.startswith("version 2 + ")]
 # Methods that compare the logits of one model before they standardise.

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from probelog.encoding import parquet_bytes
 from probelog.errors import FailureReason, ItemFailure
 from probelog.forward_plan import FIRST_BATCH, Plans, kind, lower_precision
 from probelog.models import Classifier
-from probelog.observations import from_rows, to_rows
 from probelog.observe import Observation, observe
 from probelog.preprocess import Recipe, timm_recipe
-from probelog.schemas import OBSERVATIONS, Head
+from probelog.storage.encoding import parquet_bytes
+from probelog.storage.observations import from_rows, to_rows
+from probelog.storage.schemas import OBSERVATIONS, Head
 
 torch = pytest.importorskip("torch")
 

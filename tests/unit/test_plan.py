@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipelines.plan import Plan, first_keys, make_plan, weight_bytes, work_order
 from probelog.errors import FailureReason
-from probelog.ledger import item_key, key_numbers, open_failures
-from probelog.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, RepoFile, to_table
+from probelog.storage.ledger import item_key, key_numbers, open_failures
+from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, RepoFile, to_table
 
 SHA = "a" * 40
 MB = 1 << 20

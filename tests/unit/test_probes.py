@@ -22,7 +22,7 @@ from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.probe_choice import THUMBNAIL_SIDE, Selection
 from probelog.probe_sources import LeftOut, ProbeReport
 from probelog.probes import ProbeSet, make_probe_set, subset
-from probelog.storage import Store
+from probelog.storage.store import Store
 from tests.unit import tiny_encoders
 from tests.unit.test_images import bomb, encoded
 from tests.unit.tiny_encoders import photo

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probelog.checksummed_json import sealed_json, unsealed_json
 from probelog.errors import StoreError
+from probelog.storage.checksummed_json import sealed_json, unsealed_json
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

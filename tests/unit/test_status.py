@@ -17,10 +17,10 @@ from pipelines.plan import Plan, first_keys, make_plan
 from pipelines.status import LedgerStatus, status
 from pipelines.summary import Running, Summary
 from probelog.errors import FailureReason
-from probelog.ledger import PARTS, Ledger, Spooled, key_numbers, open_failures
-from probelog.observations import to_rows
-from probelog.schemas import CATALOGUE, CatalogueRow, Failure, to_table
-from probelog.storage import Store
+from probelog.storage.ledger import PARTS, Ledger, Spooled, key_numbers, open_failures
+from probelog.storage.observations import to_rows
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, to_table
+from probelog.storage.store import Store
 from tests.unit.test_ledger import model
 
 SHA = "s" * 40

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from probelog.errors import ConflictError, StoreError
-from probelog.storage import Store, patiently
+from probelog.storage.store import Store, patiently
 
 
 def test_a_store_that_comes_back(tmp_path: Path) -> None:

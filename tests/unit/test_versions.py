@@ -16,18 +16,19 @@ from pipelines.crawl import Catalogue
 from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.status import status
-from probelog import probes, schemas
-from probelog.encoding import digest
+from probelog import probes
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION
-from probelog.ledger import Ledger
-from probelog.parquet_parts import Part, part_bytes, read_part
 from probelog.pointer import Pointer, read_pointer
 from probelog.publishing import go_live, read_files
-from probelog.storage import Store
-from probelog.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
+from probelog.storage import schemas
+from probelog.storage.encoding import digest
+from probelog.storage.ledger import Ledger
+from probelog.storage.parquet_parts import Part, part_bytes, read_part
+from probelog.storage.store import Store
+from probelog.storage.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
 
 NEWER = "version 99 is newer than this ProbeLog knows .*Upgrade ProbeLog"
 SCHEMAS = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from probelog.encoding import digest
 from probelog.errors import StoreError
+from probelog.storage.encoding import digest
 
 
 def sealed_json(value: object, indent: int | None = 1) -> bytes:

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probelog.encoding import digest
 from probelog.errors import StoreError
-from probelog.schemas import DESCRIPTORS, OBSERVATIONS, PROBED_MODELS, WEIGHTS
-from probelog.storage import Store
-from probelog.versions import check_schema
+from probelog.storage.encoding import digest
+from probelog.storage.schemas import DESCRIPTORS, OBSERVATIONS, PROBED_MODELS, WEIGHTS
+from probelog.storage.store import Store
+from probelog.storage.versions import check_schema
 
 # Row groups of fewer rows cost space; whole models per group, so that a reader of one model reads one group.
 _ROWS_PER_GROUP = 400

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.schemas import OBSERVATIONS
+from probelog.storage.schemas import OBSERVATIONS
 
 Floats = npt.NDArray[np.float32]
 

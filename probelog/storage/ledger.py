@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog.encoding import digest, short_key
 from probelog.errors import StoreError
-from probelog.observations import from_rows
-from probelog.parquet_parts import Part, open_part, part_bytes, read_part
-from probelog.schemas import (
+from probelog.storage.encoding import digest, short_key
+from probelog.storage.observations import from_rows
+from probelog.storage.parquet_parts import Part, open_part, part_bytes, read_part
+from probelog.storage.schemas import (
     FAILURES,
     OBSERVATIONS,
     PROBED_MODELS,
@@ -36,8 +36,8 @@ from probelog.schemas import (
     from_table,
     to_table,
 )
-from probelog.storage import Store
-from probelog.versions import check_version
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
 
 _READERS = 16
 RECEIPT_VERSION = 3

@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from probelog.checksummed_json import sealed_json, unsealed_json
 from probelog.errors import ConflictError, SchemaVersionError, StoreError, UsageError
+from probelog.storage.checksummed_json import sealed_json, unsealed_json
 
 _TEMPORARY = ".tmp-"
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from probelog.errors import FailureReason
-from probelog.versions import NAME_KEY, VERSION_KEY
+from probelog.storage.versions import NAME_KEY, VERSION_KEY
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _STRINGS = pa.list_(pa.string())
