@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ray
 
 from cluster.placement import beside_the_driver
-from probelog.ratelimit import TokenBucket
+from probelog.hub.rate_limit import TokenBucket
 
 Kind = Literal["api", "file"]
 
@@ -36,7 +36,7 @@ def start_limit(endpoint: str, with_token: bool) -> Any:
 
 
 class SharedLimiter:
-    """A worker's side of the shared limit (``probelog.ratelimit.Limiter``).
+    """A worker's side of the shared limit (``probelog.hub.rate_limit.Limiter``).
 
     ``check`` is called before every request and while waiting; what it raises ends the waiting.
     """

@@ -34,7 +34,7 @@ from cluster.results import HandedBack, ItemReport
 from cluster.scheduler import kill
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
-from probelog.hub import HubClient
+from probelog.hub.client import HubClient
 from probelog.model_process import Learnt, ModelProcess, ProcessSpec, fork_server
 from probelog.storage.ledger import Ledger, Spooled
 from probelog.storage.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
@@ -235,7 +235,7 @@ class Prober:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _download(self, row: CatalogueRow, folder: Path) -> int:
-        from probelog.download import DownloadLimits, download_model
+        from probelog.hub.download import DownloadLimits, download_model
 
         until = time.monotonic() + self._spec.item_seconds
         earlier = self._limiter.waited  # by this thread, for other models

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from pipelines.crawl import listing_filters
 from pipelines.stages import Job
-from probelog.hub import PATIENT, Retry
-from probelog.listing import ListingFilters, iter_pages
-from probelog.ratelimit import Limiter
+from probelog.hub.client import PATIENT, Retry
+from probelog.hub.listing import ListingFilters, iter_pages
+from probelog.hub.rate_limit import Limiter
 from probelog.storage.schemas import CatalogueRow, Failure
 
 _FIRST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -59,7 +59,7 @@ def listed_since(
         endpoint: the Hub's address.
         watermark: that of the last good night; None: everything.
         known: pairs of repository and commit that need no work: what the index holds, and what cannot be indexed.
-        limiter: as for `probelog.listing.iter_pages`.
+        limiter: as for `probelog.hub.listing.iter_pages`.
         retry: likewise.
         page_size: likewise.
 

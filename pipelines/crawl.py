@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipelines.config import Filters
 from pipelines.stages import Job, read_repos
 from probelog.errors import UsageError
-from probelog.listing import ListingFilters, Page, iter_pages
+from probelog.hub.listing import ListingFilters, Page, iter_pages
 from probelog.storage.encoding import digest, parquet_bytes
 from probelog.storage.parquet_parts import Part, count_rows, read_part
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table

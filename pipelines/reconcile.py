@@ -20,12 +20,20 @@ from urllib.parse import quote
 
 from pipelines.crawl import listing_filters
 from pipelines.stages import Job
-from probelog.download import CONFIG
 from probelog.errors import FailureReason, ItemFailure, ProbeLogError
-from probelog.hub import PATIENT, Answer, HubClient, HubError, HubRefusalError, HubUnavailableError, Retry
-from probelog.listing import EXPAND, ListingFilters, item_failure, iter_pages
-from probelog.modelinfo import read_row
-from probelog.ratelimit import Limiter
+from probelog.hub.client import (
+    PATIENT,
+    Answer,
+    HubClient,
+    HubError,
+    HubRefusalError,
+    HubUnavailableError,
+    Retry,
+)
+from probelog.hub.download import CONFIG
+from probelog.hub.listing import EXPAND, ListingFilters, item_failure, iter_pages
+from probelog.hub.model_info import read_row
+from probelog.hub.rate_limit import Limiter
 from probelog.storage.schemas import CatalogueRow
 
 #: Fewer than this may always disappear, whatever their share: a small index is not kept from shrinking.

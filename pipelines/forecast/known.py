@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.plan import weight_bytes
-from probelog.download import check_access, needed_files
 from probelog.errors import FailureReason, ItemFailure
-from probelog.modelinfo import INDEX, weights
+from probelog.hub.download import check_access, needed_files
+from probelog.hub.model_info import INDEX, weights
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, from_table
 
 # Without labels, of which only the number is wanted, and tags.

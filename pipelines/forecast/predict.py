@@ -22,7 +22,7 @@ from pipelines.forecast.known import SIZE_CLASSES, Known, size_class
 from pipelines.forecast.measured import PARTS, Measured
 from pipelines.forecast.regression import NEVER, Fitted, Shape, choose, resampled
 from pipelines.timeline import BUSY, Run
-from probelog.ratelimit import HUB_LIMITS, WINDOW_SECONDS
+from probelog.hub.rate_limit import HUB_LIMITS, WINDOW_SECONDS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

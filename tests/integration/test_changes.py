@@ -15,7 +15,7 @@ from pipelines.config import Config
 from pipelines.progress import Report
 from pipelines.stages import Job
 from probelog.errors import FailureReason
-from probelog.hub import HubError, HubUnavailableError, Retry
+from probelog.hub.client import HubError, HubUnavailableError, Retry
 from tests import faults
 from tests.live_hub import BEGINNING, LiveHub, live_hub
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from pipelines.hubserver import serving
-from probelog.download import Downloaded, DownloadLimits, download_model, read_shards
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub import HubClient, Retry
-from probelog.listing import ListingFilters, iter_pages
-from probelog.ratelimit import Limiter
+from probelog.hub.client import HubClient, Retry
+from probelog.hub.download import Downloaded, DownloadLimits, download_model, read_shards
+from probelog.hub.listing import ListingFilters, iter_pages
+from probelog.hub.rate_limit import Limiter
 from probelog.storage.schemas import CatalogueRow, RepoFile
 from tests import faults
 from tests.faults import FaultyHub, faulty
@@ -347,7 +347,7 @@ def test_a_redirect_to_another_host_never_sees_the_token(
 def test_a_redirect_without_encryption_is_refused() -> None:
     import httpx
 
-    from probelog.hub import HubError
+    from probelog.hub.client import HubError
 
     asked = "https://hub.example/a/b/resolve/x/model.safetensors"
     with HubClient("https://hub.example") as client:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from pipelines.hubserver import running
 from probelog.errors import FailureReason, ItemFailure, UsageError
-from probelog.hub import HubError, HubUnavailableError, Retry, parse_json
-from probelog.listing import ListingFilters, Page, fetch_files, iter_pages
-from probelog.modelinfo import read_row
-from probelog.ratelimit import TokenBucket
+from probelog.hub.client import HubError, HubUnavailableError, Retry, parse_json
+from probelog.hub.listing import ListingFilters, Page, fetch_files, iter_pages
+from probelog.hub.model_info import read_row
+from probelog.hub.rate_limit import TokenBucket
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, from_table, to_table
 from tests import faults
 from tests.faults import faulty
@@ -106,7 +106,7 @@ def test_filters(write_listing: Listing, write_repository: Write, server_filters
 def crawl_json(endpoint: str) -> Any:
     import httpx
 
-    from probelog.listing import EXPAND
+    from probelog.hub.listing import EXPAND
 
     return httpx.get(f"{endpoint}/api/models", params={"expand": list(EXPAND), "sort": "lastModified"}).json()
 

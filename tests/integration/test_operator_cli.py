@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from probelog.client import open_index
-from probelog.hub import Retry
+from probelog.hub.client import Retry
 from probelog.publishing import go_live
 from probelog.storage.store import Store
 from tests.faults import faulty

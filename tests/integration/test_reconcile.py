@@ -13,7 +13,7 @@ from pipelines.config import Config
 from pipelines.progress import Report
 from pipelines.reconcile import GoneReason, Reconciliation, TooManyGoneError, reconcile
 from pipelines.stages import Job
-from probelog.hub import HubError, Retry
+from probelog.hub.client import HubError, Retry
 from tests import faults
 from tests.live_hub import LiveHub, live_hub
 

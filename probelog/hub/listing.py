@@ -15,17 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 from probelog.errors import FailureReason, ItemFailure, UsageError
-from probelog.hub import (
-    PATIENT,
-    SHA_PATTERN,
-    HubClient,
-    HubError,
-    HubRefusalError,
-    Retry,
-    is_repo_id,
-)
-from probelog.modelinfo import excerpt, read_files, read_row
-from probelog.ratelimit import Limiter
+from probelog.hub.client import PATIENT, SHA_PATTERN, HubClient, HubError, HubRefusalError, Retry, is_repo_id
+from probelog.hub.model_info import excerpt, read_files, read_row
+from probelog.hub.rate_limit import Limiter
 from probelog.storage.schemas import CatalogueRow, Failure, RepoFile
 
 log = logging.getLogger(__name__)
@@ -135,7 +127,7 @@ def iter_pages(
         filters: which models.
         start_url: a ``next_url`` of an earlier run with the same filters; None: from the beginning.
         already: rows that the earlier run has, counted against ``filters.limit``.
-        endpoint: the Hub's address, as for `probelog.hub.HubClient`.
+        endpoint: the Hub's address, as for `probelog.hub.client.HubClient`.
         limiter: shared with whoever else asks the same Hub.
         retry: how patient to be.
         page_size: models asked for at a time. Smaller than the Hub allows: long pages deep in a listing time out.

@@ -24,7 +24,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub import (
+from probelog.hub.client import (
     MEBIBYTE,
     SHA_PATTERN,
     Answer,
@@ -35,8 +35,8 @@ from probelog.hub import (
     chunks,
     is_repo_id,
 )
-from probelog.listing import item_failure, tree
-from probelog.modelinfo import INDEX, PICKLE, SAFETENSORS
+from probelog.hub.listing import item_failure, tree
+from probelog.hub.model_info import INDEX, PICKLE, SAFETENSORS
 from probelog.storage.schemas import CatalogueRow, RepoFile
 
 CONFIG = "config.json"

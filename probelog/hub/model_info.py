@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub import SHA_PATTERN, is_repo_id
+from probelog.hub.client import SHA_PATTERN, is_repo_id
 from probelog.storage.schemas import CatalogueRow, RepoFile, clean_unicode
 
 SAFETENSORS = "model.safetensors"

@@ -1,6 +1,6 @@
 """Requests to the Hub: where it is, how often it may be asked, and what to do when it does not answer.
 
-`probelog.listing` and `probelog.download` are built on this. It pages and downloads with its own HTTP client in
+`probelog.hub.listing` and `probelog.hub.download` are built on this. It pages and downloads with its own HTTP client in
 place of `huggingface_hub`'s, because that one raises on the first malformed row of a listing, retries only some
 calls, has no read timeout by default and knows nothing of a rate limit that many workers share. The address and
 the token are the library's (``HF_ENDPOINT``, ``HF_TOKEN``). ``HF_HUB_OFFLINE`` is not looked at: workers set it so
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from probelog.errors import ProbeLogError, UsageError
-from probelog.ratelimit import Kind, Limiter, TokenBucket, is_loopback
+from probelog.hub.rate_limit import Kind, Limiter, TokenBucket, is_loopback
 
 if TYPE_CHECKING:
     import httpx
