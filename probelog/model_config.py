@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.snapshot import read_json, walk
 from probelog.storage.schemas import Head, clean_unicode
+from probelog.weights.repository import read_json, walk
 
 MAX_LABEL_CHARACTERS = 300
 

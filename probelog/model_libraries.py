@@ -23,6 +23,6 @@ for _name in (
     "probelog.pixel_cache",
     "probelog.preprocess",
     "probelog.probes",
-    "probelog.weights",
+    "probelog.weights.reader",
 ):
     import_module(_name)

@@ -106,7 +106,7 @@ class _Server:
 
     def _load(self, folder: str, repo: str, sha: str) -> tuple[list[bytes], dict[str, Any]]:
         from probelog.models import LoadLimits, load_classifier
-        from probelog.weights import layer_table
+        from probelog.weights.reader import layer_table
 
         self._release()
         heap.keep_freed()  # the one before may have run out of memory

@@ -19,7 +19,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.model_config import LoadLimits, read_config
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import Head
-from probelog.weights import LayerFacts, Weights
+from probelog.weights.reader import LayerFacts, Weights
 
 if TYPE_CHECKING:
     import torch

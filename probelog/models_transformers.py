@@ -22,7 +22,7 @@ from probelog.model_config import (
 )
 from probelog.preprocess import Recipe, transformers_recipe
 from probelog.storage.schemas import Head
-from probelog.weights import WeightFacts, Weights
+from probelog.weights.reader import WeightFacts, Weights
 
 if TYPE_CHECKING:
     import torch

@@ -26,8 +26,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.snapshot import read_json, walk
 from probelog.storage.encoding import short_key
+from probelog.weights.repository import read_json, walk
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from PIL import Image
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models import load_classifier
 from probelog.storage.schemas import WEIGHTS, Head
-from probelog.weights import MAX_LAYERS, Weights, layer_table
+from probelog.weights.reader import MAX_LAYERS, Weights, layer_table
 from tests import hostile
 
 torch = pytest.importorskip("torch")

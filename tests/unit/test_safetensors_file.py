@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.safetensors_file import (
+from probelog.weights.safetensors import (
     ContentDigest,
     TensorInfo,
     read_header,

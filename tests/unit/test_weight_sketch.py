@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from probelog.weight_sketch import BLOCK, WIDTH, Moments, Summary, exact_moments  # noqa: E402
+from probelog.weights.sketch import BLOCK, WIDTH, Moments, Summary, exact_moments  # noqa: E402
 
 # The beginning of one sketch, computed once with version 1.
 PINNED = [-890.0, -3162.0, 4862.0, 4876.0, 8915.0, 12839.0]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.snapshot import member, parse_object, read_json
+from probelog.weights.repository import member, parse_object, read_json
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

@@ -1,7 +1,7 @@
 """The weights of one model: known by their headers first, then read once.
 
 While a piece of them is in the processor's cache, everything is done that looks at it: the digest, the check for NaN
-and infinities, the moments of its tensor and, of matrices, the sketch (see `probelog.weight_sketch`).
+and infinities, the moments of its tensor and, of matrices, the sketch (see `probelog.weights.sketch`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.safetensors_file import ITEM_SIZES, ContentDigest, read_headers, read_into, weight_files
-from probelog.snapshot import member
 from probelog.storage.schemas import WEIGHTS, clean_unicode
-from probelog.weight_sketch import BLOCK, Moments, Summary
+from probelog.weights.repository import member
+from probelog.weights.safetensors import ITEM_SIZES, ContentDigest, read_headers, read_into, weight_files
+from probelog.weights.sketch import BLOCK, Moments, Summary
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ class Weights:
     restricted unpickler runs, and storages stay on disk).
 
     Raises:
-        ItemFailure: as `probelog.safetensors_file.weight_files` and ``read_header``; TOO_LARGE for more than
+        ItemFailure: as `probelog.weights.safetensors.weight_files` and ``read_header``; TOO_LARGE for more than
             ``MAX_TENSORS`` tensors.
     """
 

@@ -1,0 +1,1 @@
+"""Weight files read as data: repositories on disk, safetensors, digests and sketches."""
