@@ -107,7 +107,7 @@ def probes(
     from pipelines.config import load_config
     from pipelines.probes import ready_probes
     from pipelines.stages import Job
-    from probelog.encoders import load_encoder
+    from probelog.encoders.torch_encoder import load_encoder
 
     wanted = [f"probes={json.dumps(source)}", f"encoder={json.dumps(encoder)}", f"seed={seed}", "top_r=1"]
     config = load_config(None, wanted, store).model_copy(update={"probe_count": count})

@@ -17,7 +17,7 @@ from pipelines.probes import ready_probes
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.storage.ledger import Counts, Ledger
 

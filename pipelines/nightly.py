@@ -45,7 +45,7 @@ from pipelines.quality.samples import Version
 from pipelines.reconcile import reconcile
 from pipelines.stages import Job
 from pipelines.update import NightWork, publish_update
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.pointer import Pointer, read_pointer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from pipelines.stages import Job
-from probelog.encoders import Encoder
+from probelog.encoders.torch_encoder import Encoder
 from probelog.probes import ProbeSet, make_probe_set
 
 _QUIET_SECONDS = 5.0

@@ -26,20 +26,20 @@ from pipelines.stages import Job
 from probelog import __version__, matching
 from probelog.arrow import fixed_lists
 from probelog.confidence import ColumnStatistics, Confidence
-from probelog.encoders import Encoder
-from probelog.errors import SchemaVersionError, StoreError, UsageError
-from probelog.generation import Generation
-from probelog.generation_writer import GenerationWriter
-from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
-from probelog.index_writer import LogitBatch, write_tables
-from probelog.matching import Background
-from probelog.onnx_export import (
+from probelog.encoders.onnx_export import (
     UnsupportedExportError,
     check_image_encoder,
     check_text_encoder,
     export_image_encoder,
     export_text_encoder,
 )
+from probelog.encoders.torch_encoder import Encoder
+from probelog.errors import SchemaVersionError, StoreError, UsageError
+from probelog.generation import Generation
+from probelog.generation_writer import GenerationWriter
+from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index_writer import LogitBatch, write_tables
+from probelog.matching import Background
 from probelog.pointer import Pointer
 from probelog.probes import ProbeSet
 from probelog.prompts import name_vectors, prompted

@@ -34,9 +34,9 @@ from probelog.storage.encoding import from_npy
 from probelog.tables import Tables, first_line, one_of, quoted, sayable
 
 if TYPE_CHECKING:
-    from probelog.image_encoder import ImageEncoder
+    from probelog.encoders.image import ImageEncoder
+    from probelog.encoders.text import TextEncoder
     from probelog.storage.store import Store
-    from probelog.text_encoder import TextEncoder
 
 T = TypeVar("T")
 
@@ -442,7 +442,7 @@ class Generation:
     @_Once
     def text_encoder(self) -> TextEncoder:
         """The encoder for texts that travels with the index."""
-        from probelog.text_encoder import TextEncoder
+        from probelog.encoders.text import TextEncoder
 
         return TextEncoder(
             self.meta("text_encoder.onnx"),
@@ -453,7 +453,7 @@ class Generation:
     @_Once
     def image_encoder(self) -> ImageEncoder:
         """The encoder for images that travels with the index, where it could be exported."""
-        from probelog.image_encoder import ImageEncoder
+        from probelog.encoders.image import ImageEncoder
 
         if self.settings.get("image_encoder") is None:
             raise QueryError(

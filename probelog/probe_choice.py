@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from probelog.images import UnreadableImageError, decode
+from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.probe_sources import LeftOut, ProbeReport
 from probelog.storage.encoding import digest
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from probelog.encoders.decoding import looks_like_image
 from probelog.errors import ProbeLogError, UsageError
-from probelog.images import looks_like_image
 from probelog.storage.schemas import clean_unicode
 
 MAX_IMAGE_BYTES = 64 << 20

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import StoreError, UsageError
-from probelog.images import UnreadableImageError, decode
 from probelog.probe_choice import Chosen, Selection
 from probelog.probe_sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.storage.encoding import digest, parquet_bytes, short_key
@@ -36,7 +36,7 @@ from probelog.storage.store import Store
 from probelog.storage.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
 
 if TYPE_CHECKING:
-    from probelog.encoders import Encoder
+    from probelog.encoders.torch_encoder import Encoder
 
 FOLDER = "probes"
 VERSION = 1

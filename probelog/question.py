@@ -187,7 +187,7 @@ def background_numbers(generation: Generation, names: Sequence[str]) -> npt.NDAr
 def _check_words(generation: Generation, text: str, notes: list[str]) -> None:
     if not text.strip():
         raise QueryError("the query is empty: name a concept, for example: probelog search dog --index URI")
-    from probelog.text_encoder import words
+    from probelog.encoders.text import words
 
     unknown = generation.text_encoder.unknown_words(text)
     if unknown and set(words(text)) <= set(unknown):

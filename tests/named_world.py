@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog import matching
+from probelog.encoders.text import TextEncoder
 from probelog.generation import Generation
 from probelog.prompts import name_vectors
 from probelog.storage.store import Store
-from probelog.text_encoder import TextEncoder
 from tests.small_index import PROMPT, Model, build
 
 NAMES = [

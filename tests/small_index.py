@@ -16,6 +16,7 @@ from probelog import matching, scoring
 from probelog.arrow import fixed_lists
 from probelog.confidence import ColumnStatistics, Confidence
 from probelog.directions import Basis
+from probelog.encoders.text import TextEncoder
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
@@ -27,7 +28,6 @@ from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import npy
 from probelog.storage.schemas import Head
 from probelog.storage.store import Store
-from probelog.text_encoder import TextEncoder
 
 PROMPT = "a photo of a {}"
 CONFIDENCE = Confidence(1.0, 0.5, 0.25, "declared labels", 100, 50)

@@ -23,7 +23,7 @@ from pipelines.probe import probe
 from pipelines.probes import ready_probes
 from pipelines.progress import Report
 from pipelines.stages import Job
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation import precision_recall_area
 from probelog.storage.ledger import observed_models

@@ -180,7 +180,7 @@ def run_plan(
 
 def _measure(job: Job, table: Any, chosen: npt.NDArray[np.bool_], endpoint: str) -> ProbeSet:
     """Probe some rows of the catalogue, as `run_probe` does; what is done already is not done again."""
-    from probelog.encoders import load_encoder
+    from probelog.encoders.torch_encoder import load_encoder
 
     probe_set = ready_probes(job, load_encoder(job.config.encoder))
     with session(job.config.ray_address):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipelines.networks import IMAGENET
 from pipelines.progress import Report
+from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import UsageError
-from probelog.images import UnreadableImageError, decode
 from probelog.preprocess import timm_recipe
 from probelog.probe_sources import HUB, LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.storage.schemas import clean_unicode

@@ -30,7 +30,7 @@ from pipelines.probes import ready_probes
 from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.timeline import BUSY
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from tests.conftest import BENCH
 from tests.faults import faulty
 

@@ -311,7 +311,7 @@ def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str 
     from pipelines.probes import ready_probes
     from pipelines.progress import Report
     from pipelines.stages import Job
-    from probelog.encoders import load_encoder
+    from probelog.encoders.torch_encoder import load_encoder
     from probelog.storage.ledger import Ledger
 
     store = folder / "store"

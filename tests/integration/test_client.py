@@ -170,7 +170,7 @@ def test_scores_of_many_texts_are_those_of_each(small: SmallIndex, index: probel
 
 def picture_direction(small: SmallIndex, pictures: Sequence[Image.Image]) -> np.ndarray:
     """Of pictures, each averaged with its mirror image."""
-    from probelog.image_encoder import ImageEncoder
+    from probelog.encoders.image import ImageEncoder
 
     files = tiny_encoders.image_files("siglip")
     encoder = ImageEncoder(files.onnx, files.settings)

@@ -15,7 +15,7 @@ from pipelines.completion_record import Completed
 from pipelines.full import run_full
 from pipelines.status import status
 from probelog.client import open_index
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.generation import Generation
 from probelog.index import MODEL_FACTS
 from probelog.pointer import find_index, read_pointer

@@ -17,7 +17,7 @@ from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog.client import open_index
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
 from probelog.index_writer import LogitBatch
 from probelog.pointer import read_pointer

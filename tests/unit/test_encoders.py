@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probelog.encoders import load_encoder
-from probelog.errors import UsageError
-from probelog.onnx_export import (
+from probelog.encoders.onnx_export import (
     ExportMismatchError,
     ImageEncoderFiles,
     TextEncoderFiles,
@@ -21,6 +19,8 @@ from probelog.onnx_export import (
     export_image_encoder,
     export_text_encoder,
 )
+from probelog.encoders.torch_encoder import load_encoder
+from probelog.errors import UsageError
 from tests.unit import tiny_encoders
 from tests.unit.tiny_encoders import CONCEPTS, KINDS, photo
 from tests.unit.tiny_hub import environment_for, serving
@@ -233,7 +233,7 @@ def test_towers_of_different_dimensions_are_refused(tmp_path):
 
 _LOAD = """
 import sys
-from probelog.encoders import load_encoder
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import ProbeLogError
 try:
     print(load_encoder(sys.argv[1], "cpu").digest)

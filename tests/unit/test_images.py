@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from probelog.images import MAX_PIXELS, UnreadableImageError, decode, looks_like_image, to_rgb
+from probelog.encoders.decoding import MAX_PIXELS, UnreadableImageError, decode, looks_like_image, to_rgb
 from tests.unit.tiny_encoders import photo
 
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from probelog.encoders.image import ImageEncoder, ImageSettings, pixels
+from probelog.encoders.text import TextEncoder, unit_rows
 from probelog.errors import QueryError, SchemaVersionError, StoreError
-from probelog.image_encoder import ImageEncoder, ImageSettings, pixels
-from probelog.text_encoder import TextEncoder, unit_rows
 from tests.unit import tiny_encoders
 from tests.unit.test_images import bomb, encoded
 from tests.unit.tiny_encoders import CONCEPTS, KINDS, photo
@@ -151,8 +151,8 @@ _CLIENT = """
 import json, sys
 from pathlib import Path
 from PIL import Image
-from probelog.image_encoder import ImageEncoder
-from probelog.text_encoder import TextEncoder
+from probelog.encoders.image import ImageEncoder
+from probelog.encoders.text import TextEncoder
 folder = Path(sys.argv[1])
 settings = json.loads((folder / "settings.json").read_text())
 text = TextEncoder(folder / "text.onnx", (folder / "tokenizer.json").read_text(), settings["text"])

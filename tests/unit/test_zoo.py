@@ -85,7 +85,7 @@ def test_the_files_of_chosen_images_come_back_as_they_are(tmp_path: Path) -> Non
     files = {path.read_bytes() for path in source.rglob("*.png")}
     found = images.encoded(chosen)
     assert set(found) < files
-    from probelog.images import decode
+    from probelog.encoders.decoding import decode
 
     for i, data in zip(chosen, found, strict=True):
         halved = np.asarray(decode(data).resize((16, 16), 3), float)

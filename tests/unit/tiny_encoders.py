@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from probelog.encoders import Encoder, load_encoder
-from probelog.onnx_export import (
+from probelog.encoders.onnx_export import (
     ImageEncoderFiles,
     TextEncoderFiles,
     export_image_encoder,
     export_text_encoder,
 )
+from probelog.encoders.torch_encoder import Encoder, load_encoder
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from probelog.encoders.decoding import UnreadableImageError, decode, to_rgb
+from probelog.encoders.text import open_session, read_settings, unit_rows
 from probelog.errors import QueryError
-from probelog.images import UnreadableImageError, decode, to_rgb
-from probelog.text_encoder import open_session, read_settings, unit_rows
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from probelog.encoders import Encoder, pooled
+from probelog.encoders.image import ImageEncoder, ImageSettings
+from probelog.encoders.text import TextEncoder, TextSettings
+from probelog.encoders.torch_encoder import Encoder, pooled
 from probelog.errors import ProbeLogError
-from probelog.image_encoder import ImageEncoder, ImageSettings
-from probelog.text_encoder import TextEncoder, TextSettings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -37,7 +37,7 @@ class ExportMismatchError(ProbeLogError):
 
 @dataclass(frozen=True, slots=True)
 class TextEncoderFiles:
-    """What `probelog.text_encoder.TextEncoder` is made of."""
+    """What `probelog.encoders.text.TextEncoder` is made of."""
 
     onnx: bytes
     tokenizer_json: str
@@ -46,7 +46,7 @@ class TextEncoderFiles:
 
 @dataclass(frozen=True, slots=True)
 class ImageEncoderFiles:
-    """What `probelog.image_encoder.ImageEncoder` is made of."""
+    """What `probelog.encoders.image.ImageEncoder` is made of."""
 
     onnx: bytes
     settings: dict[str, Any]

@@ -1,6 +1,6 @@
 """The query side's text encoder: ONNX and a tokenizer file, with neither torch nor the Hub.
 
-An index carries these files (see `probelog.onnx_export`), so that a text is embedded on an analyst's machine
+An index carries these files (see `probelog.encoders.onnx_export`), so that a text is embedded on an analyst's machine
 exactly as the encoder that embedded the probes would have done.
 """
 

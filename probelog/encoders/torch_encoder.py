@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from probelog.encoders.decoding import to_rgb
+from probelog.encoders.text import unit_rows
 from probelog.errors import ProbeLogError, UsageError
-from probelog.images import to_rgb
 from probelog.storage.schemas import clean_unicode
-from probelog.text_encoder import unit_rows
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Text-image encoders: in torch for building an index, as ONNX for asking it."""
