@@ -10,7 +10,7 @@ import ray
 
 from probelog.completion import Float32
 from probelog.descriptors import describe
-from probelog.matching import HeadSpace
+from probelog.ranking.matched_heads import HeadSpace
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import Receipt, observed_models
 from probelog.storage.parquet_parts import Part, part_bytes

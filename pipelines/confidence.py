@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.labels import Meaning, imagenet_lexicon, names_in
-from probelog import confidence, matching
 from probelog.arrays import Floats, Ints
-from probelog.confidence import ColumnStatistics, Confidence
-from probelog.matching import Float64, HeadSpace
+from probelog.ranking import confidence, matched_heads
+from probelog.ranking.confidence import ColumnStatistics, Confidence
+from probelog.ranking.matched_heads import Float64, HeadSpace
 
 # The cost of the fit stays the same however large the hub is: so many concepts are asked of so many logits.
 MAX_CONCEPTS = 300
@@ -145,4 +145,4 @@ def query_scores(
 ) -> Float64:
     """Scores (N,) of one query's direction (d,) over a gallery."""
     gallery = np.asarray(directions, np.float64)
-    return matching.scores(gallery @ query, gallery, offsets, background, b, excluded)
+    return matched_heads.scores(gallery @ query, gallery, offsets, background, b, excluded)

@@ -5,9 +5,9 @@ run. That is exact for what a full run would leave as it is, and drifts as the h
 
 - *held-out error*: a tenth of each new model's observations is predicted from the others with the published columns
   (METHOD section 5). Columns that do not know the new models predict them worse than those that they were fitted on.
-- *temperature*: ``b`` (`probelog.matching.sharpness`) over the index as it is now against the published one.
+- *temperature*: ``b`` (`probelog.ranking.matched_heads.sharpness`) over the index as it is now against the published one.
 - *background*: how much the background concepts' mean scores over the index have moved, in their standard deviations
-  (`probelog.confidence.ColumnStatistics`): what confidences rest on.
+  (`probelog.ranking.confidence.ColumnStatistics`): what confidences rest on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from pipelines.completion_record import Completed
 from pipelines.described import Descriptors, same_logits
-from probelog import matching
 from probelog.completion import (
     Float32,
     HeldOutError,
@@ -27,8 +26,9 @@ from probelog.completion import (
     row_step,
     standardised,
 )
-from probelog.confidence import ColumnStatistics
 from probelog.generation import Generation
+from probelog.ranking import matched_heads
+from probelog.ranking.confidence import ColumnStatistics
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import observed_models
 
@@ -95,13 +95,15 @@ def measure_drift(
     # Of what came as large a share as the sample is of the base.
     drawn = np.random.default_rng(0).random(len(came)) < len(before) / max(1, base.size)
     after = np.concatenate([before.coordinates, came[drawn]])
-    compared = matching.Background(background.astype(np.float64), b)
+    compared = matched_heads.Background(background.astype(np.float64), b)
     old = ColumnStatistics.of(before.coordinates, background, before.offsets, b)
     new = ColumnStatistics.of(
         after, background, np.concatenate([before.offsets, compared.offsets(came[drawn])]), b
     )
     shifts = (new.means - old.means) / np.maximum(old.stds, 1e-12)
-    temperature = matching.sharpness(after, background) / matching.sharpness(before.coordinates, background)
+    temperature = matched_heads.sharpness(after, background) / matched_heads.sharpness(
+        before.coordinates, background
+    )
     return Drift(
         models=models,
         held_out_rmse=rmse,

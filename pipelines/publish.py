@@ -23,9 +23,8 @@ from pipelines.plan import first_keys
 from pipelines.publish_checks import Expected, check_generation
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
-from probelog import __version__, matching
+from probelog import __version__
 from probelog.arrow import fixed_lists
-from probelog.confidence import ColumnStatistics, Confidence
 from probelog.encoders.onnx_export import (
     UnsupportedExportError,
     check_image_encoder,
@@ -39,10 +38,12 @@ from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
-from probelog.matching import Background
 from probelog.pointer import Pointer
 from probelog.probes import ProbeSet
-from probelog.prompts import name_vectors, prompted
+from probelog.ranking import matched_heads
+from probelog.ranking.confidence import ColumnStatistics, Confidence
+from probelog.ranking.matched_heads import Background
+from probelog.ranking.names import name_vectors, prompted
 from probelog.storage.encoding import npy, short_key
 from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import CatalogueRow, ProbedModel
@@ -125,7 +126,7 @@ class _Inputs:
         return short_key(
             "generation",
             INDEX_VERSION,
-            matching.SHARPNESS,
+            matched_heads.SHARPNESS,
             self.completed.key,
             self.probe_set.hash,
             self.encoder.digest,
@@ -246,9 +247,9 @@ def _build(
             f"publish: the background holds {len(given.background)} names only: answers will be worse than they could "
             "be; some hundreds of names of all sorts are better"
         )
-    space = matching.HeadSpace(embeddings, given.vectors)
+    space = matched_heads.HeadSpace(embeddings, given.vectors)
     some = given.descriptors.some_directions(_SAMPLE_LOGITS)
-    background = Background(space.background, matching.sharpness(some, space.background))
+    background = Background(space.background, matched_heads.sharpness(some, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
@@ -351,7 +352,7 @@ class _Sample:
         ]
 
     def fit(
-        self, given: _Inputs, space: matching.HeadSpace, background: Background
+        self, given: _Inputs, space: matched_heads.HeadSpace, background: Background
     ) -> tuple[ColumnStatistics, Confidence]:
         """Statistics of the background over the sample, and the confidence fitted on its declared labels."""
         config, b = given.job.config, background.sharpness

@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.described import Described, Key, distinct, same_logits, some_logits
-from probelog import matching
 from probelog.client import Index
 from probelog.errors import StoreError
 from probelog.generation import Generation
 from probelog.index import connect
-from probelog.prompts import name_vectors
 from probelog.question import background_numbers
+from probelog.ranking import matched_heads
+from probelog.ranking.names import name_vectors
 from probelog.results import Hit
 from probelog.storage.encoding import from_npy
 from probelog.storage.schemas import ProbedModel
@@ -243,7 +243,7 @@ class _Canary:
 
 def _answers(generation: Generation, expected: Expected) -> Iterator[str]:
     """The encoder and the client's answers, against the descriptors."""
-    space = matching.HeadSpace(expected.embeddings, expected.vectors)
+    space = matched_heads.HeadSpace(expected.embeddings, expected.vectors)
     index = Index(generation.index, pinned=generation)
     step = max(1, len(expected.background) // _NAMES)
     names = [*expected.background[::step][:_NAMES], *_STRANGERS]
@@ -285,7 +285,7 @@ def _answers(generation: Generation, expected: Expected) -> Iterator[str]:
 def _named(
     generation: Generation,
     index: Index,
-    space: matching.HeadSpace,
+    space: matched_heads.HeadSpace,
     expected: Expected,
     name: str,
     same: Mapping[str, str],
@@ -317,7 +317,7 @@ def _scan(
     canaries: Sequence[_Canary],
     shifts: Float64,
     expected: Expected,
-    space: matching.HeadSpace,
+    space: matched_heads.HeadSpace,
     b: float,
 ) -> Float64:
     """Score every logit exactly, and find by how much each of some shifts of a direction moves any cosine at most."""
@@ -334,7 +334,7 @@ def _scan(
 
 
 class _Offsets:
-    """The score's second term (`probelog.matching`, step 4) for some logits, from its definition."""
+    """The score's second term (`probelog.ranking.matched_heads`, step 4) for some logits, from its definition."""
 
     def __init__(self, gallery: Float64, background: Float64, b: float) -> None:
         self._exponents = b * (gallery @ background.T)

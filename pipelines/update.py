@@ -18,7 +18,7 @@ from pipelines.publish_checks import ASKED_LOGITS, COSINE
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from pipelines.stages import Job
-from probelog import __version__, matching
+from probelog import __version__
 from probelog.client import Index
 from probelog.errors import QueryError, StoreError
 from probelog.generation import Generation
@@ -26,6 +26,7 @@ from probelog.generation_writer import GenerationWriter
 from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
 from probelog.pointer import Pointer
+from probelog.ranking import matched_heads
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
 
@@ -198,7 +199,7 @@ def _numbers(generation: Generation) -> Iterator[str]:
 def _answers(generation: Generation, work: NightWork) -> Iterator[str]:
     index = Index(generation.index, pinned=generation)
     elsewhere = Index(generation.index, pinned=generation)
-    background = matching.Background(work.base.space.background, work.base.sharpness)
+    background = matched_heads.Background(work.base.space.background, work.base.sharpness)
     # What the base holds of the same logits was seen on other probes: its directions are others.
     own = (one for one in work.descriptors.stream() if same_logits(one.model) not in work.known)
     for described, place in some_logits(own, len(work.descriptors.models), ASKED_LOGITS):

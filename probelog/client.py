@@ -16,8 +16,8 @@ import numpy as np
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.generation import Generation, Logits
 from probelog.pointer import find_index, read_pointer
-from probelog.prompts import normal_name
 from probelog.question import Pictures, Question, ask, background_numbers, text_direction
+from probelog.ranking.names import normal_name
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 from probelog.search import Filter, best, best_models
 

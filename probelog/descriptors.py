@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from probelog import scoring
 from probelog.completion import Block, Float32, FoldedIn, complete_rows, fold_in, row_moments
-from probelog.matching import HeadSpace, Observed
+from probelog.ranking.matched_heads import HeadSpace, Observed
 from probelog.storage.schemas import DESCRIPTORS, Head, ProbedModel
 
 # Bounds the completed rows that are in memory at a time: 2^21 float64 values are 16 MB, and a few such copies live.

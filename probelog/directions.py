@@ -1,6 +1,6 @@
 """Directions as the index stores them: coordinates in an orthonormal basis, the telling ones more exactly.
 
-The score ``s(l, c) = b w_l.w_c - o_l`` (``probelog.matching``) is linear in the query, so that the logits that score
+The score ``s(l, c) = b w_l.w_c - o_l`` (``probelog.ranking.matched_heads``) is linear in the query, so that the logits that score
 best are those of largest inner product of ``[w_l, -o_l / b]`` and ``[w_c, 1]`` (maximum inner-product search). A
 rotation changes no inner product, and a few dozen coordinates of a good one hold nearly all of each: those along the
 principal components of what is stored *and* of what is asked. The logits' own (PCA) do not do, for logits differ
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats
-from probelog.matching import Background
+from probelog.ranking.matched_heads import Background
 
 # Coordinates in float16. With the offset they make 64 numbers; RaBitQ (IVF_RQ) would fill up any to a power of two.
 PRECISE = 63

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.matching import Observed
+from probelog.ranking.matched_heads import Observed
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ import pyarrow as pa
 
 from probelog import shortlist
 from probelog.arrow import matrix_of, structured
-from probelog.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.directions import Basis, Stored
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
-from probelog.matching import Float64, HeadSpace
 from probelog.pointer import Pointer
+from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
+from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
 from probelog.tables import Tables, first_line, one_of, quoted, sayable
 
@@ -417,7 +417,7 @@ class Generation:
     def names(self, logits: Logits, count: int) -> tuple[list[list[str]], list[list[float]]]:
         """The background concepts that some logits stand for most likely, best first, and their scores.
 
-        In the order of ``z`` (``probelog.confidence``): plain scores would name concepts that score high everywhere.
+        In the order of ``z`` (``probelog.ranking.confidence``): plain scores would name concepts that score high everywhere.
         """
         background = self.background_coordinates
         if not len(background) or not len(logits):

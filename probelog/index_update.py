@@ -29,7 +29,7 @@ from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index import MODELS, logits_schema
 from probelog.index_writer import LogitBatch, Numbering, Written, logit_tables, same_weights
-from probelog.matching import Background
+from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 from probelog.tables import one_of
 

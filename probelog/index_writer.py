@@ -21,11 +21,11 @@ from probelog.arrow import fixed_binary, fixed_lists
 from probelog.directions import Basis
 from probelog.generation_writer import GenerationWriter
 from probelog.index import MODELS, SHOWN_PROBES, logit_facts, logits_schema
-from probelog.matching import Background, Float64
+from probelog.ranking.matched_heads import Background, Float64
 from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import npy
 
-# Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.confidence``).
+# Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.ranking.confidence``).
 _GALLERY_SAMPLE = 4096
 # From this many models on, looking one up by name or by weights needs an index.
 _INDEXED_MODELS = 10_000

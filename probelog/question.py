@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog import confidence, matching
-from probelog.confidence import Moments
 from probelog.errors import QueryError
-from probelog.prompts import name_vectors, normal_name
+from probelog.ranking import confidence, matched_heads
+from probelog.ranking.confidence import Moments
+from probelog.ranking.names import name_vectors, normal_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +67,7 @@ class Question:
             similarities: (n,) their cosines to what is looked for.
         """
         background, b = generation.background_coordinates, generation.sharpness
-        return matching.scores(similarities, gallery, offsets, background, b, self.excluded)
+        return matched_heads.scores(similarities, gallery, offsets, background, b, self.excluded)
 
     def scores(
         self,

@@ -14,9 +14,9 @@ class Hit:
     """One logit that answers a query.
 
     ``score`` is higher for better answers: the log-odds of the query against an average background concept, given
-    the logit (``probelog.matching``; above zero: the logit looks more like the query than like the background).
+    the logit (``probelog.ranking.matched_heads``; above zero: the logit looks more like the query than like the background).
     ``confidence`` is the probability that the logit recognises the query, as far as the index's own declared labels
-    tell (``probelog.confidence``); none for questions by a logit. ``distance`` is the cosine distance of their
+    tell (``probelog.ranking.confidence``); none for questions by a logit. ``distance`` is the cosine distance of their
     directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept. ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
     the uploader declared: text of a stranger, as it was written.
     """

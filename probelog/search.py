@@ -1,6 +1,6 @@
 """Which logits answer a question best: all of a small index are scored, a large one is asked for a shortlist first.
 
-Scores and order are always those of the formulas (``probelog.matching``) on the stored directions. The shortlist only
+Scores and order are always those of the formulas (``probelog.ranking.matched_heads``) on the stored directions. The shortlist only
 says which logits are worth scoring. It is taken longer where it did not hold enough: because of a filter, of what is
 not wanted, or of many answers asked for; and where even a long one does not, all logits are streamed through. So there
 are never fewer answers than the index holds.
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from probelog.confidence import Moments
 from probelog.errors import QueryError
 from probelog.generation import ROWS_AT_ONCE, Generation, Logits
-from probelog.matching import Float64
 from probelog.question import Question
+from probelog.ranking.confidence import Moments
+from probelog.ranking.matched_heads import Float64
 
 # A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
 # try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997. In a larger index more

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog import matching
 from probelog.encoders.text import TextEncoder
 from probelog.generation import Generation
-from probelog.prompts import name_vectors
+from probelog.ranking import matched_heads
+from probelog.ranking.names import name_vectors
 from probelog.storage.store import Store
 from tests.small_index import PROMPT, Model, build
 
@@ -39,7 +39,7 @@ def some_models(count: int, seed: int = 0, owner: str = "old") -> list[Model]:
     ]
 
 
-def recognised(model: Model, space: matching.HeadSpace, encoder: TextEncoder) -> Directions:
+def recognised(model: Model, space: matched_heads.HeadSpace, encoder: TextEncoder) -> Directions:
     """Directions (L, d) of logits that recognise what they declare, each with an error of its own."""
     exact = space.of_texts(name_vectors(encoder.embed, [PROMPT], model.labels))
     random = np.random.default_rng(list(model.repo.encode()))
@@ -53,7 +53,7 @@ def generation(
     name: str,
     models: Sequence[Model],
     live: bool = False,
-    describe: Callable[[Model, matching.HeadSpace, TextEncoder], Directions] = recognised,
+    describe: Callable[[Model, matched_heads.HeadSpace, TextEncoder], Directions] = recognised,
     settings: dict[str, Any] | None = None,
 ) -> Generation:
     """Write a generation of some models and open it."""

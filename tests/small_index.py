@@ -12,18 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog import matching, scoring
+from probelog import scoring
 from probelog.arrow import fixed_lists
-from probelog.confidence import ColumnStatistics, Confidence
 from probelog.directions import Basis
 from probelog.encoders.text import TextEncoder
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, same_weights, write_tables
-from probelog.matching import Observed
 from probelog.pointer import Pointer
-from probelog.prompts import name_vectors
 from probelog.publishing import go_live
+from probelog.ranking import matched_heads
+from probelog.ranking.confidence import ColumnStatistics, Confidence
+from probelog.ranking.matched_heads import Observed
+from probelog.ranking.names import name_vectors
 from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import npy
 from probelog.storage.schemas import Head
@@ -95,7 +96,7 @@ class TextFiles(Protocol):
     settings: dict[str, Any]
 
 
-Describe = Callable[[Model, matching.HeadSpace, TextEncoder], npt.NDArray[np.float64]]
+Describe = Callable[[Model, matched_heads.HeadSpace, TextEncoder], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,7 @@ def build(
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     made: dict[str, npt.NDArray[np.float64]] = {}
     background = name_vectors(encoder.embed, [PROMPT], names)
-    space = matching.HeadSpace(embeddings, background)
+    space = matched_heads.HeadSpace(embeddings, background)
     blocks, owners, vectors = [], [], []
     for number, model in enumerate(models):
         key = model.digest or model.repo
@@ -166,7 +167,9 @@ def build(
     everything, gallery = np.concatenate(blocks), np.concatenate(vectors).astype(np.float32)
     writer = GenerationWriter(index, name)
     learnt_from = gallery if like is None else like.learnt_from
-    compared = matching.Background(space.background, matching.sharpness(learnt_from, space.background))
+    compared = matched_heads.Background(
+        space.background, matched_heads.sharpness(learnt_from, space.background)
+    )
     first = same_weights([model.digest for model in models])
     kept = [owner for owner in owners if first[owner[0]] == owner[0]]
     distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]

@@ -16,10 +16,10 @@ from probelog import scoring
 from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery
 from probelog.generation import Generation
-from probelog.matching import Observed
 from probelog.pointer import find_index, read_pointer
 from probelog.probes import subset
 from probelog.question import background_numbers, text_vectors
+from probelog.ranking.matched_heads import Observed
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import Ledger, observed_models
 from probelog.storage.schemas import Head, ProbedModel

@@ -15,11 +15,11 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
 from pipelines.confidence import LabelledConcepts, query_scores
-from probelog import matching
 from probelog.arrays import Ints
-from probelog.confidence import ColumnStatistics, Confidence, hit_margins
 from probelog.evaluation import bootstrap, roc_area
-from probelog.matching import Float64, HeadSpace
+from probelog.ranking import matched_heads
+from probelog.ranking.confidence import ColumnStatistics, Confidence, hit_margins
+from probelog.ranking.matched_heads import Float64, HeadSpace
 
 METHOD = "matched heads"
 FIRST = 10
@@ -88,8 +88,8 @@ def answers(probed: Probed, logits: Ints, concepts: Ints) -> Answers:
     """Ask concepts of a gallery of only these logits, with the confidence that is fitted on them."""
     directions, background = probed.directions[logits], probed.space.background
     labels = [probed.labels[number] for number in logits.tolist()]
-    b = matching.sharpness(directions, background)
-    offsets = matching.offsets(directions, background, b)
+    b = matched_heads.sharpness(directions, background)
+    offsets = matched_heads.offsets(directions, background, b)
     statistics = ColumnStatistics.of(directions, background, offsets, b)
     confidence = probed.named.fit(directions, offsets, labels, background, b, statistics)
     scores, distances, right = [], [], []

@@ -28,7 +28,7 @@ from pipelines.stages import read_names
 from probelog.client import Index
 from probelog.errors import QueryError, UsageError
 from probelog.generation import Generation
-from probelog.prompts import normal_name
+from probelog.ranking.names import normal_name
 from probelog.results import Hit
 
 # What a reader sees of an answer.

@@ -30,9 +30,9 @@ from probelog.completion import (
     row_step,
 )
 from probelog.gallery import Concepts, Gallery
-from probelog.matching import Observed
 from probelog.methods.directions import Ridge
 from probelog.methods.truncated import TOP, second_version
+from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 
 Float64 = npt.NDArray[np.float64]

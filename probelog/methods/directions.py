@@ -14,8 +14,8 @@ import numpy.typing as npt
 from probelog import scoring
 from probelog.arrays import Floats, Ints
 from probelog.gallery import Concepts, Gallery
-from probelog.matching import Observed
 from probelog.methods.calibration import NEAREST, calibrated
+from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 
 Float64 = npt.NDArray[np.float64]

@@ -24,10 +24,10 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions, from_truth
 from pipelines.benchmark.truth import Truth
 from pipelines.evaluate import LEFT_OUT_KINDS
-from probelog import matching
 from probelog.evaluation import DEVELOPMENT, accuracy, half_of
 from probelog.gallery import Concepts
 from probelog.methods.matched import rank_by_matched_heads
+from probelog.ranking import matched_heads
 
 SWEEPS = {
     "ridge": [0.00125, 0.0025, 0.005, 0.01, 0.02],
@@ -36,10 +36,10 @@ SWEEPS = {
 }
 IMAGE_SWEEP = {"image_share": [0.0, 0.25, 0.5, 1.0, 2.0]}
 DEFAULTS = {
-    "ridge": matching.RIDGE,
-    "text_units": matching.SHARPNESS,
-    "score_units": matching.SHARPNESS,
-    "image_share": matching.IMAGE_SHARE,
+    "ridge": matched_heads.RIDGE,
+    "text_units": matched_heads.SHARPNESS,
+    "score_units": matched_heads.SHARPNESS,
+    "image_share": matched_heads.IMAGE_SHARE,
 }
 BUDGETS = [1.0, 1 / 8, 1 / 16]
 

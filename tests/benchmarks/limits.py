@@ -32,10 +32,10 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Bools, Questions, from_truth
 from pipelines.benchmark.trust import Answers, Probed, answers, without_classes
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
-from probelog import matching
 from probelog.arrays import Floats, Ints
 from probelog.evaluation import DEVELOPMENT, TEST, roc_area
-from probelog.matching import Float64
+from probelog.ranking import matched_heads
+from probelog.ranking.matched_heads import Float64
 
 SEEDS = 3
 SHOTS = 5
@@ -91,8 +91,8 @@ def single_classes(questions: Questions) -> list[int]:
 def searches(probed: Probed, questions: Questions, hub: ProbedHub, images: QueryImages) -> Iterator[Row]:
     """Top-1 of single classes, by name and by pictures, as the index answers."""
     directions, background = probed.directions, probed.space.background
-    b = matching.sharpness(directions, background)
-    offsets = matching.offsets(directions, background, b)
+    b = matched_heads.sharpness(directions, background)
+    offsets = matched_heads.offsets(directions, background, b)
 
     def first_right(concept: int, direction: Float64) -> bool:
         return bool(probed.relevant[concept, (b * directions @ direction - offsets).argmax()])
@@ -163,7 +163,7 @@ def neighbours(probed: Probed, hub: ProbedHub, truth: Truth) -> Iterator[Row]:
     """How often the most similar logit of another model shares a class."""
     classes = [set() if item.negated else truth.logits[item.repo][item.logit] for item in hub.logits]
     repos = np.array([item.repo for item in hub.logits])
-    responses = np.concatenate([matching.standardised_responses(model) for model in hub.observed])
+    responses = np.concatenate([matched_heads.standardised_responses(model) for model in hub.observed])
     for what, rows in (("directions", probed.directions), ("responses", responses)):
         alike = rows @ rows.T
         alike[repos[:, None] == repos] = -np.inf

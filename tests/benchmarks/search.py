@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog import matching
 from probelog.arrow import matrix_of, structured
 from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
@@ -46,6 +45,7 @@ from probelog.index_writer import LogitBatch, write_tables
 from probelog.pointer import find_index, read_pointer
 from probelog.publishing import go_live
 from probelog.question import background_numbers, text_direction
+from probelog.ranking import matched_heads
 from probelog.search import first_length
 from probelog.storage.store import Store
 
@@ -157,7 +157,9 @@ def made(given: argparse.Namespace, size: int, folder: Path) -> Iterator[Row]:
     random = np.random.default_rng(SEED)
     first = next(synthesis.batches(size, SEED)).directions
     space = real.space
-    background = matching.Background(space.background, matching.sharpness(first[:8192], space.background))
+    background = matched_heads.Background(
+        space.background, matched_heads.sharpness(first[:8192], space.background)
+    )
     questions = Questions(real, given.questions, given.pictures, first, random)
     names = questions.directions[: questions.names]
     for name, directions in (("real", synthesis.real_directions()), ("synthetic", first)):
@@ -334,7 +336,7 @@ def _pictures(file: Path, count: int) -> list[bytes]:
 class Truth:
     """The ten best answers to every question, by the exact scores of whatever directions pass."""
 
-    def __init__(self, questions: Questions, background: matching.Background, facts: Facts) -> None:
+    def __init__(self, questions: Questions, background: matched_heads.Background, facts: Facts) -> None:
         self._questions, self._background, self._facts = questions, background, facts
         count = len(questions.asked)
         self._scores = np.full((count, KNOWN), -np.inf)
@@ -353,7 +355,7 @@ class Truth:
         everything = directions @ self._questions.directions.T.astype(np.float32)
         known = directions @ rivals.T.astype(np.float32)
         for number, asked in enumerate(self._questions.asked):
-            own = matching.without(offsets, known[:, self._questions.excluded[number]], b, len(rivals))
+            own = matched_heads.without(offsets, known[:, self._questions.excluded[number]], b, len(rivals))
             scores = b * everything[:, number].astype(np.float64) - own
             if asked["kind"] == "logit":
                 scores[(model == asked["model"]) & (logit == asked["logit"])] = -np.inf

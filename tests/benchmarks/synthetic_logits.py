@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.benchmark.probed import ProbedHub
-from probelog import matching
-from probelog.matching import HeadSpace
+from probelog.ranking import matched_heads
+from probelog.ranking.matched_heads import HeadSpace
 from probelog.storage.schemas import Head
 
 Float32s = npt.NDArray[np.float32]
@@ -96,10 +96,10 @@ class Synthesis:
         return rng.choice(n, round(SHARE * n), replace=False)
 
     def _operator(self, probes: npt.NDArray[np.int64]) -> Float32s:
-        """The ridge of ``probelog.matching`` on some probes as a matrix: (m, d)."""
+        """The ridge of ``probelog.ranking.matched_heads`` on some probes as a matrix: (m, d)."""
         seen = self._centred[probes]
         m, d = seen.shape
-        penalty = matching.RIDGE * m * self._spread
+        penalty = matched_heads.RIDGE * m * self._spread
         return np.linalg.solve(seen.T @ seen + penalty * np.eye(d), seen.T).T.astype(np.float32)
 
     def batches(self, logits: int, seed: int) -> Iterator[Models]:
@@ -159,8 +159,8 @@ def likeness(
     """
     centred = directions - directions.mean(axis=0)
     spectrum = np.linalg.eigvalsh(np.cov(centred.T.astype(np.float64)))[::-1]
-    b = matching.sharpness(directions, background)
-    offsets = matching.offsets(directions, background, b)
+    b = matched_heads.sharpness(directions, background)
+    offsets = matched_heads.offsets(directions, background, b)
     scores = b * (directions @ queries.T.astype(np.float32)).T - offsets
     top = np.argsort(-scores, axis=1)[:, :10]
     best = np.take_along_axis(scores, top, axis=1)
@@ -177,7 +177,7 @@ def likeness(
 
 
 def _responses(values: npt.NDArray[Any], head: Head, sharpness: float) -> Float32s:
-    return np.power(matching.probabilities(values, head), 0.5 * sharpness).astype(np.float32)
+    return np.power(matched_heads.probabilities(values, head), 0.5 * sharpness).astype(np.float32)
 
 
 def _standardise(rows: Float32s) -> Float32s:

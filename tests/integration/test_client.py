@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageOps
 
 import probelog
-from probelog.confidence import Confidence
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.pointer import read_pointer
+from probelog.ranking.confidence import Confidence
 from probelog.results import Hit
 from probelog.storage.store import Store
 from tests import naive
@@ -256,7 +256,7 @@ def naive_confidence(
     excluded: Sequence[str],
     synonyms: Sequence[str],
 ) -> list[float]:
-    """By the formulas of probelog.confidence, loop by loop; synonyms are no rivals of the margin."""
+    """By the formulas of probelog.ranking.confidence, loop by loop; synonyms are no rivals of the margin."""
     named, everything = parts(small)[1], distinct(small)
 
     def z(of: np.ndarray, left_out: Sequence[str]) -> np.ndarray:

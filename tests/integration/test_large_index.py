@@ -298,9 +298,9 @@ import numpy as np
 from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
 from probelog.publishing import go_live
 from probelog.index_writer import LogitBatch, write_tables
-from probelog.matching import Background
+from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store, npy
-from probelog.confidence import Confidence
+from probelog.ranking.confidence import Confidence
 import json
 import pyarrow as pa
 

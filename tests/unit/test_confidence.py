@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.confidence import BEST, MAX_CONCEPTS, fit_confidence, query_scores
-from probelog import confidence, matching
-from probelog.confidence import (
+from probelog.errors import StoreError
+from probelog.ranking import confidence, matched_heads
+from probelog.ranking.confidence import (
     DECLARED_LABELS,
     FEWEST_POSITIVES,
     POSTERIOR,
@@ -22,8 +23,7 @@ from probelog.confidence import (
     fit,
     margins,
 )
-from probelog.errors import StoreError
-from probelog.matching import Float64, HeadSpace
+from probelog.ranking.matched_heads import Float64, HeadSpace
 
 FITTED = Confidence(-2.5, 3.0, 0.5, DECLARED_LABELS, 400, 60)
 
@@ -36,8 +36,8 @@ def unit(rng: np.random.Generator, rows: int, d: int) -> Float64:
 def world(seed: int, logits: int, background: int, d: int = 6) -> tuple[Float64, Float64, Float64, float]:
     rng = np.random.default_rng(seed)
     directions, rivals = unit(rng, logits, d), unit(rng, background, d)
-    b = matching.sharpness(directions, rivals)
-    return directions, rivals, matching.offsets(directions, rivals, b), b
+    b = matched_heads.sharpness(directions, rivals)
+    return directions, rivals, matched_heads.offsets(directions, rivals, b), b
 
 
 def literal_score(direction: Float64, concept: Float64, rivals: Float64, b: float) -> float:
@@ -206,8 +206,8 @@ class Planted:
         return np.stack([self._texts[name] for name in names])
 
     def fit(self, labels: list[str] | None = None) -> Confidence:
-        b = matching.sharpness(self.directions, self.space.background)
-        offsets = matching.offsets(self.directions, self.space.background, b)
+        b = matched_heads.sharpness(self.directions, self.space.background)
+        offsets = matched_heads.offsets(self.directions, self.space.background, b)
         statistics = ColumnStatistics.of(self.directions, self.space.background, offsets, b)
         return fit_confidence(
             self.directions, offsets, self.labels if labels is None else labels, self.space, b, self.embed,

@@ -11,7 +11,7 @@ import pytest
 
 from probelog.completion import Float32, complete_rows, fold_in, initial_columns
 from probelog.descriptors import describe
-from probelog.matching import HeadSpace, Observed
+from probelog.ranking.matched_heads import HeadSpace, Observed
 from probelog.scoring import standardise, top_pairs
 from probelog.storage.parquet_parts import part_bytes
 from probelog.storage.schemas import DESCRIPTORS, Head

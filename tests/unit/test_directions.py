@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog import matching
 from probelog.arrow import structured
 from probelog.directions import BYTES, PRECISE, Basis
 from probelog.generation_writer import GenerationWriter
 from probelog.index import MODEL_FACTS, logit_facts
 from probelog.index_writer import LogitBatch, same_weights, write_tables
-from probelog.matching import Background
+from probelog.ranking import matched_heads
+from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store
 
 
@@ -61,7 +61,7 @@ def test_scores_of_stored_directions_are_right_to_a_hundredth(dimension: int) ->
     assert sum(values[0].nbytes for values in stored) <= BYTES
     found, asked = basis.decoded(stored), basis.coordinates(background.directions)
     scores = [
-        9.0 * rows @ queries.T - matching.offsets(rows, queries, 9.0)[:, None]
+        9.0 * rows @ queries.T - matched_heads.offsets(rows, queries, 9.0)[:, None]
         for rows, queries in ((gallery, background.directions), (found, asked))
     ]
     assert np.abs(scores[0] - scores[1]).max() < 0.01

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog import matching
 from probelog.gallery import Concepts, Gallery
-from probelog.matching import Observed
 from probelog.methods.matched import rank_by_matched_heads
+from probelog.ranking import matched_heads
+from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 from tests import naive
 
@@ -31,7 +31,7 @@ class World:
         self.random = np.random.default_rng(seed)
         self.embeddings = unit(self.random.normal(size=(probes, d)) + 0.5)
         self.texts = unit(self.random.normal(size=(background, d)))
-        self.space = matching.HeadSpace(self.embeddings, self.texts)
+        self.space = matched_heads.HeadSpace(self.embeddings, self.texts)
 
     def model(self, head: Head, logits: int, seen: int | None = None) -> Observed:
         n = len(self.embeddings)
@@ -43,14 +43,14 @@ class World:
 @given(SEEDS, HEADS, st.integers(1, 5))
 def test_probabilities_are_the_formulas(seed: int, head: Head, logits: int) -> None:
     values = np.random.default_rng(seed).normal(size=(logits, 9)) * 3
-    found = matching.probabilities(values, head)
+    found = matched_heads.probabilities(values, head)
     np.testing.assert_allclose(np.sqrt(found), naive.responses(values, head), rtol=1e-9)
     assert (found > 0).all()
     assert (found < 1).all()
     if head == Head.SOFTMAX:
         assert (found.sum(axis=0) < 1).all()
         # A softmax head is fixed only up to a constant.
-        np.testing.assert_allclose(matching.probabilities(values + 1234.5, head), found, rtol=1e-9)
+        np.testing.assert_allclose(matched_heads.probabilities(values + 1234.5, head), found, rtol=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,12 +93,12 @@ def test_offsets_without_some_concepts(seed: int, excluded: list[int]) -> None:
     world = World(seed)
     gallery = unit(world.random.normal(size=(11, 8)))
     named, numbers = world.space.background, np.unique(np.array(excluded, np.int64))
-    b = matching.sharpness(gallery, named)
+    b = matched_heads.sharpness(gallery, named)
     assert b == pytest.approx(naive.sharpness(gallery, named))
-    every = matching.offsets(gallery, named, b)
+    every = matched_heads.offsets(gallery, named, b)
     expected = [naive.offset(w, named, b, excluded) for w in gallery]
-    np.testing.assert_allclose(matching.offsets(gallery, named, b, numbers), expected, atol=1e-9)
-    found = matching.without(every, gallery @ named[numbers].T, b, len(named))
+    np.testing.assert_allclose(matched_heads.offsets(gallery, named, b, numbers), expected, atol=1e-9)
+    found = matched_heads.without(every, gallery @ named[numbers].T, b, len(named))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -129,8 +129,8 @@ def test_the_ranking_does_not_care_whether_the_query_is_in_its_own_background() 
     world = World(3)
     gallery = unit(world.random.normal(size=(50, 8)))
     named = world.space.background
-    with_itself = 9.0 * gallery @ named[2] - matching.offsets(gallery, named, 9.0)
-    alone = 9.0 * gallery @ named[2] - matching.offsets(gallery, named, 9.0, [2])
+    with_itself = 9.0 * gallery @ named[2] - matched_heads.offsets(gallery, named, 9.0)
+    alone = 9.0 * gallery @ named[2] - matched_heads.offsets(gallery, named, 9.0, [2])
     assert np.argsort(with_itself).tolist() == np.argsort(alone).tolist()
 
 
@@ -196,8 +196,8 @@ def test_a_background_of_next_to_nothing(size: int) -> None:
 def test_large_galleries_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(4)
     gallery = unit(world.random.normal(size=(40, 8)))
-    whole = matching.offsets(gallery, world.space.background, 5.0)
-    b = matching.sharpness(gallery, world.space.background)
-    monkeypatch.setattr(matching, "_AT_ONCE", 16)
-    np.testing.assert_allclose(matching.offsets(gallery, world.space.background, 5.0), whole)
-    assert matching.sharpness(gallery, world.space.background) == pytest.approx(b)
+    whole = matched_heads.offsets(gallery, world.space.background, 5.0)
+    b = matched_heads.sharpness(gallery, world.space.background)
+    monkeypatch.setattr(matched_heads, "_AT_ONCE", 16)
+    np.testing.assert_allclose(matched_heads.offsets(gallery, world.space.background, 5.0), whole)
+    assert matched_heads.sharpness(gallery, world.space.background) == pytest.approx(b)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from probelog import scoring
 from probelog.completion import Block
 from probelog.gallery import Concepts, Gallery
-from probelog.matching import Observed
 from probelog.methods import METHODS, completed, directions, dissect, truncated
+from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 
 COMPLETIONS = [name for name in METHODS if name.startswith("version 2 + ")]

@@ -1,7 +1,7 @@
 """How probable it is that a logit which was found is right: calibrated confidence, and "nothing here knows this".
 
 A score alone does not tell an absent concept from a present one: whatever the gallery holds, some logit is first.
-What tells them apart is whether the logit prefers another concept. With the score ``s(l, c)`` of ``probelog.matching``
+What tells them apart is whether the logit prefers another concept. With the score ``s(l, c)`` of ``probelog.ranking.matched_heads``
 (its offset without the concepts excluded for c; a background concept excludes itself):
 
 1. ``z(l, c) = (s(l, c) - mean over l of s(., c)) / std over l of s(., c)``: some concepts score high everywhere.
@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from probelog import matching
 from probelog.arrays import Floats, Ints
 from probelog.errors import StoreError
-from probelog.matching import Float64
+from probelog.ranking import matched_heads
+from probelog.ranking.matched_heads import Float64
 
 DECLARED_LABELS: Literal["declared labels"] = "declared labels"
 POSTERIOR: Literal["posterior"] = "posterior"
@@ -81,7 +81,9 @@ def background_scores(directions: Floats, background: Floats, offsets: Floats, b
     """Scores of every background concept, each without itself among its rivals: (m, B) for logits (m, d)."""
     cosines = np.asarray(directions, np.float64) @ np.asarray(background, np.float64).T
     size = cosines.shape[1]
-    own = matching.without(np.repeat(np.asarray(offsets, np.float64), size), cosines.reshape(-1, 1), b, size)
+    own = matched_heads.without(
+        np.repeat(np.asarray(offsets, np.float64), size), cosines.reshape(-1, 1), b, size
+    )
     return np.asarray(b * cosines - own.reshape(cosines.shape))
 
 
