@@ -2,7 +2,7 @@
 
 Each shard holds the standardised observations of some models. In a sweep it runs its row step, adds up
 ``U^T U`` and ``U^T x`` for the probes that its models saw, and hands those sums to a tree of additions; the driver
-solves the column step and sends the new columns out again (masked ALS, see ``probelog.completion``).
+solves the column step and sends the new columns out again (masked ALS, see ``probelog.completion.als``).
 
 A shard can be lost with its machine: its parts are read again by another worker, and the sweep is repeated. A driver
 can be lost: the columns are kept in the store after every sweep, and the next one goes on from there.
@@ -27,7 +27,7 @@ from ray.exceptions import (
 
 from cluster.fits import Checkpoint, Fit, Fitted, State
 from cluster.shard import Loaded, Shard, ShardSpec, dealt
-from probelog.completion import Float32, HeldOutError, SweepSums, column_step, initial_columns
+from probelog.completion.als import Float32, HeldOutError, SweepSums, column_step, initial_columns
 from probelog.errors import ProbeLogError
 from probelog.storage.ledger import Receipt
 from probelog.storage.store import Store

@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
-from probelog.completion import Float32
-from probelog.descriptors import describe
+from probelog.completion.als import Float32
+from probelog.completion.descriptors import describe
 from probelog.ranking.matched_heads import HeadSpace
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import Receipt, observed_models

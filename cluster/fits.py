@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from probelog.completion import Float32, HeldOutError
+from probelog.completion.als import Float32, HeldOutError
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
 

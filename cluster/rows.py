@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from probelog.completion import Block, Float32
+from probelog.completion.als import Block, Float32
 from probelog.errors import UsageError
 
 # What is read from disk at a time. Large enough for a disk, small beside any memory.

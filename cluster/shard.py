@@ -13,7 +13,7 @@ from cluster.fits import Fit
 from cluster.node import memory_share
 from cluster.rows import RowStore, StoredModel
 from cluster.scratch import scratch_folder
-from probelog.completion import (
+from probelog.completion.als import (
     Bools,
     Float32,
     HeldOutError,

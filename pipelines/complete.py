@@ -23,7 +23,7 @@ from pipelines.completion_record import (
     write_record,
 )
 from pipelines.stages import Job
-from probelog.completion import HeldOutError, working_bytes
+from probelog.completion.als import HeldOutError, working_bytes
 from probelog.errors import UsageError
 from probelog.probes import ProbeSet
 from probelog.ranking.matched_heads import RIDGE

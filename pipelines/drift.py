@@ -18,7 +18,7 @@ import numpy as np
 
 from pipelines.completion_record import Completed
 from pipelines.described import Descriptors, same_logits
-from probelog.completion import (
+from probelog.completion.als import (
     Float32,
     HeldOutError,
     held_out_error,

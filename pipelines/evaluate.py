@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from pipelines.completion_record import completed
-from probelog import scoring
 from probelog.client import open_index
+from probelog.completion import scoring
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.generation import Generation

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog import scoring
 from probelog.arrow import fixed_lists
+from probelog.completion import scoring
 from probelog.directions import Basis
 from probelog.encoders.text import TextEncoder
 from probelog.generation_writer import GenerationWriter

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.benchmark.questions import LogitName
-from probelog import scoring
+from probelog.completion import scoring
 from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery
 from probelog.generation import Generation

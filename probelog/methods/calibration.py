@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from probelog import scoring
 from probelog.arrays import Floats, Ints
+from probelog.completion import scoring
 
 # How many of the nearest background concepts count. The paper does not publish its choice.
 NEAREST = 20

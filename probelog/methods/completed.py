@@ -14,9 +14,9 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from probelog import scoring
 from probelog.arrays import Floats
-from probelog.completion import (
+from probelog.completion import scoring
+from probelog.completion.als import (
     Block,
     Bools,
     Float32,

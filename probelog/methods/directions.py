@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from probelog import scoring
 from probelog.arrays import Floats, Ints
+from probelog.completion import scoring
 from probelog.gallery import Concepts, Gallery
 from probelog.methods.calibration import NEAREST, calibrated
 from probelog.ranking.matched_heads import Observed

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from probelog import scoring
 from probelog.arrays import Floats
+from probelog.completion import scoring
 from probelog.gallery import Concepts, Gallery
 
 Float64 = npt.NDArray[np.float64]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from probelog import scoring
 from probelog.arrays import Floats, Ints
+from probelog.completion import scoring
 from probelog.gallery import Concepts, Gallery
 from probelog.methods.calibration import NEAREST, calibrated
 

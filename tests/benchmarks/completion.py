@@ -39,7 +39,7 @@ import numpy as np
 from cluster.completer import Completion
 from cluster.fits import Fit
 from cluster.shard import Loaded, Shard, ShardSpec
-from probelog.completion import (
+from probelog.completion.als import (
     Block,
     HeldOutError,
     SumsOverModels,

@@ -16,9 +16,9 @@ from cluster.completer import Completion
 from cluster.describer import describe_parts
 from cluster.fits import Checkpoint, Fit
 from cluster.shard import ShardSpec, dealt
-from probelog.completion import Block, HeldOutError, complete_rows, row_step
+from probelog.completion.als import Block, HeldOutError, complete_rows, row_step
+from probelog.completion.scoring import standardise, top_pairs
 from probelog.errors import ProbeLogError, StoreError
-from probelog.scoring import standardise, top_pairs
 from probelog.storage.ledger import Ledger, Receipt, Spooled, item_key, observed_models
 from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import read_part

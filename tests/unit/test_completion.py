@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog import completion
-from probelog.completion import Block, ColumnSums, HeldOutError
+from probelog.completion import als
+from probelog.completion.als import Block, ColumnSums, HeldOutError
 from probelog.errors import UsageError
 
 
@@ -29,36 +29,36 @@ def low_rank_blocks(
 
 
 def sweep(blocks, columns, lam):
-    return completion.column_step(sums_of(blocks, columns, lam), lam)
+    return als.column_step(sums_of(blocks, columns, lam), lam)
 
 
 def sums_of(blocks, columns, lam):
-    models = ((block, completion.row_step(block, columns, lam)) for block in blocks)
+    models = ((block, als.row_step(block, columns, lam)) for block in blocks)
     return ColumnSums.of(*columns.shape, models)
 
 
 def test_exact_low_rank_data_is_recovered() -> None:
     blocks, full = low_rank_blocks()
-    columns = completion.initial_columns(120, 3, seed=0)
+    columns = als.initial_columns(120, 3, seed=0)
     for _ in range(40):
         columns = sweep(blocks, columns, 1e-5)
     for block, row in zip(blocks, full, strict=True):
-        completed = completion.complete_rows(block, completion.row_step(block, columns, 1e-5), columns)
+        completed = als.complete_rows(block, als.row_step(block, columns, 1e-5), columns)
         np.testing.assert_allclose(completed, row, atol=2e-2)
 
 
 def test_row_and_column_steps_solve_the_normal_equations() -> None:
     blocks, _ = low_rank_blocks(models=4, logits=3, probes=15)
-    columns = completion.initial_columns(15, 2, seed=1)
+    columns = als.initial_columns(15, 2, seed=1)
     lam = 0.05
     rows = []
     for block in blocks:
         seen = columns[block.probes]
         expected = block.values @ seen @ np.linalg.inv(seen.T @ seen + lam * len(block.probes) * np.eye(2))
-        rows.append(completion.row_step(block, columns, lam))
+        rows.append(als.row_step(block, columns, lam))
         np.testing.assert_allclose(rows[-1], expected, atol=1e-5)
     sums = ColumnSums.of(15, 2, zip(blocks, rows, strict=True))
-    found = completion.column_step(sums, lam)
+    found = als.column_step(sums, lam)
     for probe in range(15):
         gram, target, count = np.zeros((2, 2)), np.zeros(2), 0
         for block, factors in zip(blocks, rows, strict=True):
@@ -83,13 +83,13 @@ def test_a_sweep_never_raises_the_regularised_loss() -> None:
         total = 0.0
         counts = np.zeros(len(columns))
         for block in blocks:
-            factors = completion.row_step(block, columns, lam)
+            factors = als.row_step(block, columns, lam)
             total += np.square(block.values - factors @ columns[block.probes].T).sum()
             total += lam * len(block.probes) * np.square(factors).sum()
             counts[block.probes] += len(factors)
         return total + lam * (counts * np.square(columns).sum(axis=1)).sum()
 
-    columns = completion.initial_columns(120, 4, seed=0)
+    columns = als.initial_columns(120, 4, seed=0)
     losses = []
     for _ in range(8):
         losses.append(loss(columns))
@@ -101,39 +101,37 @@ def test_a_sweep_never_raises_the_regularised_loss() -> None:
 @given(st.integers(0, 1000), st.integers(2, 5))
 def test_sums_do_not_depend_on_how_models_are_sharded(seed: int, shards: int) -> None:
     blocks, _ = low_rank_blocks(models=9, seed=seed)
-    columns = completion.initial_columns(120, 3, seed)
-    models = [(block, completion.row_step(block, columns, 0.1)) for block in blocks]
+    columns = als.initial_columns(120, 3, seed)
+    models = [(block, als.row_step(block, columns, 0.1)) for block in blocks]
     whole = ColumnSums.of(120, 3, models)
     parts = [ColumnSums.of(120, 3, models[i::shards]) for i in range(shards)]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    np.testing.assert_allclose(
-        completion.column_step(total, 0.1), completion.column_step(whole, 0.1), atol=1e-5
-    )
+    np.testing.assert_allclose(als.column_step(total, 0.1), als.column_step(whole, 0.1), atol=1e-5)
 
 
 def test_observed_values_are_never_changed() -> None:
     blocks, _ = low_rank_blocks(share=1.0)
-    columns = completion.initial_columns(120, 2, seed=0)
-    factors = completion.row_step(blocks[0], columns, 0.5)
-    np.testing.assert_array_equal(completion.complete_rows(blocks[0], factors, columns), blocks[0].values)
+    columns = als.initial_columns(120, 2, seed=0)
+    factors = als.row_step(blocks[0], columns, 0.5)
+    np.testing.assert_array_equal(als.complete_rows(blocks[0], factors, columns), blocks[0].values)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 5), st.sampled_from([0.01, 0.1]))
 def test_sweeps_do_not_depend_on_how_models_are_sharded(seed: int, shards: int, lam: float) -> None:
-    blocks = [completion.standardised(*block).block for block in low_rank_blocks(models=9, seed=seed)[0]]
-    whole = parted = completion.initial_columns(120, 4, seed)
+    blocks = [als.standardised(*block).block for block in low_rank_blocks(models=9, seed=seed)[0]]
+    whole = parted = als.initial_columns(120, 4, seed)
     for _ in range(10):
         whole = sweep(blocks, whole, lam)
         total, *rest = (sums_of(blocks[i::shards], parted, lam) for i in range(shards))
         for other in rest:
             total = total + other
-        parted = completion.column_step(total, lam)
+        parted = als.column_step(total, lam)
     for block in blocks:
         completed = [
-            completion.complete_rows(block, completion.row_step(block, columns, lam), columns)
+            als.complete_rows(block, als.row_step(block, columns, lam), columns)
             for columns in (whole, parted)
         ]
         np.testing.assert_allclose(*completed, atol=1e-4)
@@ -143,7 +141,7 @@ def test_single_precision_is_enough() -> None:
     """The same sweeps in float64 throughout give the same completed rows, to the digits that matter."""
     blocks, _ = low_rank_blocks(models=40, rank=6)
     lam = 0.01
-    columns = completion.initial_columns(120, 8, seed=0)
+    columns = als.initial_columns(120, 8, seed=0)
     exact = columns.astype(np.float64)
 
     def factors(block, columns):
@@ -161,19 +159,19 @@ def test_single_precision_is_enough() -> None:
             count[block.probes] += len(own)
         exact = np.linalg.solve(gram + lam * count[:, None, None] * np.eye(8), target)[:, :, 0]
     for block in blocks:
-        found = completion.row_step(block, columns, lam) @ columns.T
+        found = als.row_step(block, columns, lam) @ columns.T
         np.testing.assert_allclose(found, factors(block, exact) @ exact.T, atol=2e-4)
 
 
 def test_entries_that_do_not_count_are_as_if_they_were_not_there() -> None:
     blocks, _ = low_rank_blocks(models=5)
-    columns = completion.initial_columns(120, 3, seed=0)
-    masked, without = completion.SumsOverModels(120, 3), completion.SumsOverModels(120, 3)
+    columns = als.initial_columns(120, 3, seed=0)
+    masked, without = als.SumsOverModels(120, 3), als.SumsOverModels(120, 3)
     for number, block in enumerate(blocks):
-        training = ~completion.held_positions(len(block.probes), 0.25, np.random.default_rng(number))
+        training = ~als.held_positions(len(block.probes), 0.25, np.random.default_rng(number))
         less = Block(block.probes[training], block.values[:, training])
-        rows = completion.row_step(block, columns, 0.1, training)
-        np.testing.assert_allclose(rows, completion.row_step(less, columns, 0.1), atol=1e-5)
+        rows = als.row_step(block, columns, 0.1, training)
+        np.testing.assert_allclose(rows, als.row_step(less, columns, 0.1), atol=1e-5)
         masked.add(block, rows, training)
         without.add(less, rows)
     for found, expected in zip(vars(masked.total()).values(), vars(without.total()).values(), strict=True):
@@ -182,14 +180,12 @@ def test_entries_that_do_not_count_are_as_if_they_were_not_there() -> None:
 
 def test_a_new_model_is_folded_in_where_it_would_have_been() -> None:
     blocks, full = low_rank_blocks(models=60)
-    columns = completion.initial_columns(
-        120, 4, seed=0
-    )  # one more than the rows had: their means were taken out
-    known = [completion.standardised(*block).block for block in blocks[1:]]
+    columns = als.initial_columns(120, 4, seed=0)  # one more than the rows had: their means were taken out
+    known = [als.standardised(*block).block for block in blocks[1:]]
     for _ in range(40):
         columns = sweep(known, columns, 1e-4)
     raw = 5 * full[0] + 3
-    folded = completion.fold_in(blocks[0].probes, raw[:, blocks[0].probes], columns, 1e-4)
+    folded = als.fold_in(blocks[0].probes, raw[:, blocks[0].probes], columns, 1e-4)
     predicted = (folded.factors @ columns.T) * folded.moments.std[:, None] + folded.moments.mean[:, None]
     assert np.abs(predicted - raw).max() < 0.05 * raw.std()
 
@@ -197,12 +193,12 @@ def test_a_new_model_is_folded_in_where_it_would_have_been() -> None:
 def test_equations_without_a_stable_solution_are_refused() -> None:
     block = Block(np.arange(4, dtype=np.int32), np.ones((2, 4), np.float32))
     with pytest.raises(UsageError, match="larger `regularisation`"):
-        completion.row_step(block, np.zeros((4, 2), np.float32), 0.0)
+        als.row_step(block, np.zeros((4, 2), np.float32), 0.0)
 
 
 @given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 99))
 def test_some_probes_are_held_out_and_some_are_not(probes: int, share: float, seed: int) -> None:
-    held = completion.held_positions(probes, share, np.random.default_rng(seed))
+    held = als.held_positions(probes, share, np.random.default_rng(seed))
     assert held.shape == (probes,)
     assert 1 <= held.sum() <= probes - 1
 
@@ -210,10 +206,10 @@ def test_some_probes_are_held_out_and_some_are_not(probes: int, share: float, se
 def test_held_out_error_counts_what_it_says() -> None:
     blocks, _ = low_rank_blocks(models=1)
     block = blocks[0]
-    held = completion.held_positions(len(block.probes), 0.25, np.random.default_rng(0))
+    held = als.held_positions(len(block.probes), 0.25, np.random.default_rng(0))
     columns = np.zeros((120, 2), np.float32)
-    factors = completion.row_step(block, columns, 0.1, ~held)
-    error = completion.held_out_error(block, held, factors, columns, top_share=0.1)
+    factors = als.row_step(block, columns, 0.1, ~held)
+    error = als.held_out_error(block, held, factors, columns, top_share=0.1)
     values = block.values[:, held]
     assert error.entries == values.size
     assert error.rmse == pytest.approx(np.sqrt(np.square(values).mean()), rel=1e-5)

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from probelog.completion import Float32, complete_rows, fold_in, initial_columns
-from probelog.descriptors import describe
+from probelog.completion.als import Float32, complete_rows, fold_in, initial_columns
+from probelog.completion.descriptors import describe
+from probelog.completion.scoring import standardise, top_pairs
 from probelog.ranking.matched_heads import HeadSpace, Observed
-from probelog.scoring import standardise, top_pairs
 from probelog.storage.parquet_parts import part_bytes
 from probelog.storage.schemas import DESCRIPTORS, Head
 from probelog.storage.versions import check_schema
@@ -78,7 +78,7 @@ def test_constant_logits_have_none() -> None:
 def test_pieces_of_a_large_head_are_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     observed, columns, space = world(Head.SOFTMAX, 23)
     (whole,) = describe(observed, columns, space, LAM, TOP)
-    monkeypatch.setattr("probelog.descriptors._AT_ONCE", 5 * PROBES)
+    monkeypatch.setattr("probelog.completion.descriptors._AT_ONCE", 5 * PROBES)
     (pieces,) = describe(observed, columns, space, LAM, TOP)
     assert pieces["top_probes"] == whole["top_probes"]
     assert pieces["direction"] == whole["direction"]

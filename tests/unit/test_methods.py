@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog import scoring
-from probelog.completion import Block
+from probelog.completion import scoring
+from probelog.completion.als import Block
 from probelog.gallery import Concepts, Gallery
 from probelog.methods import METHODS, completed, directions, dissect, truncated
 from probelog.ranking.matched_heads import Observed

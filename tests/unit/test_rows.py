@@ -13,7 +13,7 @@ import pytest
 
 from cluster import rows
 from cluster.rows import RowStore
-from probelog.completion import Block, standardised
+from probelog.completion.als import Block, standardised
 from probelog.errors import UsageError
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from probelog import scoring
-from probelog.scoring import NearestBackground
+from probelog.completion import scoring
+from probelog.completion.scoring import NearestBackground
 
 
 def rows(count: int, probes: int, seed: int = 0) -> np.ndarray:

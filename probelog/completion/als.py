@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
+from probelog.completion.scoring import CONSTANT_FLOOR
 from probelog.errors import UsageError
-from probelog.scoring import CONSTANT_FLOOR
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog import scoring
-from probelog.completion import Block, Float32, FoldedIn, complete_rows, fold_in, row_moments
+from probelog.completion import scoring
+from probelog.completion.als import Block, Float32, FoldedIn, complete_rows, fold_in, row_moments
 from probelog.ranking.matched_heads import HeadSpace, Observed
 from probelog.storage.schemas import DESCRIPTORS, Head, ProbedModel
 

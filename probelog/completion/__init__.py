@@ -1,0 +1,1 @@
+"""Completion of partly observed matrices by alternating least squares, and what describes a completed row."""
