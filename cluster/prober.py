@@ -291,7 +291,7 @@ class Prober:
     def _observe(
         self, process: ModelProcess, item: Item, folder: Path, size: int, clock: _Clock
     ) -> tuple[Spooled, ItemReport]:
-        from probelog.probes import subset
+        from probelog.probes.probe_set import subset
         from probelog.storage.observations import to_rows
 
         row, spec = item.row, self._spec

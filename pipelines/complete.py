@@ -25,7 +25,7 @@ from pipelines.completion_record import (
 from pipelines.stages import Job
 from probelog.completion.als import HeldOutError, working_bytes
 from probelog.errors import UsageError
-from probelog.probes import ProbeSet
+from probelog.probes.probe_set import ProbeSet
 from probelog.ranking.matched_heads import RIDGE
 from probelog.storage.encoding import npy, short_key
 from probelog.storage.ledger import Receipt

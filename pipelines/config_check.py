@@ -13,7 +13,7 @@ from pipelines.config import Config, load_config
 from pipelines.quality.canaries import read_canaries
 from pipelines.stages import read_repos
 from probelog.errors import ConfigError, ProbeLogError
-from probelog.probe_sources import HUB, source_files
+from probelog.probes.sources import HUB, source_files
 from probelog.storage.store import Store
 
 

@@ -49,7 +49,7 @@ from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.generation import Generation
 from probelog.pointer import Pointer, read_pointer
-from probelog.probes import ProbeSet
+from probelog.probes.probe_set import ProbeSet
 from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import from_npy
 from probelog.storage.ledger import Counts, Ledger, item_key, key_numbers

@@ -29,7 +29,7 @@ from pipelines.stages import Job
 from pipelines.summary import Running, Summary
 from pipelines.timeline import Timeline
 from probelog.errors import FailureReason
-from probelog.probes import ProbeSet
+from probelog.probes.probe_set import ProbeSet
 from probelog.storage.ledger import LEDGER_VERSION, Ledger, Receipt, Spooled, key_numbers, open_failures
 from probelog.storage.schemas import Failure, from_table
 from probelog.storage.store import patiently

@@ -6,7 +6,7 @@ import time
 
 from pipelines.stages import Job
 from probelog.encoders.torch_encoder import Encoder
-from probelog.probes import ProbeSet, make_probe_set
+from probelog.probes.probe_set import ProbeSet, make_probe_set
 
 _QUIET_SECONDS = 5.0
 

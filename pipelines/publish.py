@@ -39,7 +39,7 @@ from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.pointer import Pointer
-from probelog.probes import ProbeSet
+from probelog.probes.probe_set import ProbeSet
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Background

@@ -27,10 +27,10 @@ from pipelines.crawl import CRAWL_VERSION
 from pipelines.night import NIGHT, NIGHT_VERSION
 from pipelines.progress import Report
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
-from probelog import probes
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.layout import FILES, HOLD, folder_of
 from probelog.pointer import POINTER, Pointer, read_pointer
+from probelog.probes import probe_set
 from probelog.publishing import read_files
 from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Receipt, Spooled
@@ -157,10 +157,10 @@ class _Verifier:
 
     def _probe_sets(self) -> Iterator[Check]:
         for name in self._listed:
-            if name.startswith(f"{probes.FOLDER}/made/") and name.endswith(".json"):
+            if name.startswith(f"{probe_set.FOLDER}/made/") and name.endswith(".json"):
                 self._json(name)
-        for name in self._names(probes.FOLDER, "manifest.json"):
-            content = self._json(name, probes.VERSION, "probe set")
+        for name in self._names(probe_set.FOLDER, "manifest.json"):
+            content = self._json(name, probe_set.VERSION, "probe set")
             folder = name.rsplit("/", 1)[0]
             if content is None:
                 self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
@@ -169,12 +169,12 @@ class _Verifier:
                 item | {"path": f"{folder}/{item['name']}"} for item in _objects(content.get("files", []))
             ]
             for item in items:
-                schema = probes.THUMBNAILS if "thumbnail" in item["path"] else probes.IMAGES
+                schema = probe_set.THUMBNAILS if "thumbnail" in item["path"] else probe_set.IMAGES
                 yield from self._parts(name, [item], schema)
             for receipt in [p for p in self._listed if p.startswith(f"{folder}/embeddings-")]:
                 if receipt.endswith(".json") and (facts := self._json(receipt)) is not None:
                     part = facts | {"path": receipt.removesuffix(".json") + ".parquet"}
-                    schema = probes.embeddings_schema(int(facts.get("dimension", 0)))
+                    schema = probe_set.embeddings_schema(int(facts.get("dimension", 0)))
                     yield from self._parts(receipt, [part], schema)
 
     def _ledgers(self) -> Iterator[Check]:

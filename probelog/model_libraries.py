@@ -22,7 +22,7 @@ for _name in (
     "probelog.observe",
     "probelog.pixel_cache",
     "probelog.preprocess",
-    "probelog.probes",
+    "probelog.probes.probe_set",
     "probelog.weights.reader",
 ):
     import_module(_name)

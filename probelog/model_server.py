@@ -78,7 +78,7 @@ class _Server:
 
         from probelog.forward_plan import Plans, Precision
         from probelog.pixel_cache import PixelCache
-        from probelog.probes import ProbeSet
+        from probelog.probes.probe_set import ProbeSet
 
         spec = self._spec
         confined = {

@@ -28,7 +28,7 @@ from cluster.results import HandedBack, ItemReport
 from cluster.scheduler import kill
 from pipelines.plan import COLUMNS, Item
 from probelog.errors import FailureReason
-from probelog.probes import ProbeSet
+from probelog.probes.probe_set import ProbeSet
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import Ledger, Spooled
 from probelog.storage.observations import to_rows

@@ -16,7 +16,7 @@ from pipelines.benchmark.cells import Asked
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
 from probelog.errors import UsageError
-from probelog.probe_sources import ProbeReport, candidates, source_files
+from probelog.probes.sources import ProbeReport, candidates, source_files
 from probelog.storage.encoding import digest
 
 # How many images stand for a concept, as in the paper's second version.

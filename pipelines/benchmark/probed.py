@@ -17,7 +17,7 @@ from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery
 from probelog.generation import Generation
 from probelog.pointer import find_index, read_pointer
-from probelog.probes import subset
+from probelog.probes.probe_set import subset
 from probelog.question import background_numbers, text_vectors
 from probelog.ranking.matched_heads import Observed
 from probelog.storage.encoding import short_key

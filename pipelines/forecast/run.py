@@ -26,7 +26,7 @@ from probelog.errors import FailureReason, UsageError
 from probelog.generation import Generation
 from probelog.hub.rate_limit import hub_account
 from probelog.pointer import POINTER, Pointer
-from probelog.probes import ProbeSet, find_probe_set
+from probelog.probes.probe_set import ProbeSet, find_probe_set
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.schemas import CATALOGUE, FAILURES
 from probelog.storage.store import Store

@@ -20,7 +20,7 @@ from pipelines.progress import Report
 from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import UsageError
 from probelog.preprocess import timm_recipe
-from probelog.probe_sources import HUB, LeftOut, ProbeReport, SourceFile, candidates, source_files
+from probelog.probes.sources import HUB, LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.storage.schemas import clean_unicode
 
 LABEL_COLUMNS = ("label", "class", "class_name")

@@ -31,7 +31,7 @@ def pure(spec: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from probelog.models import load_classifier
-    from probelog.probes import ProbeSet
+    from probelog.probes.probe_set import ProbeSet
     from probelog.storage.store import Store
 
     threads = torch.get_num_threads()

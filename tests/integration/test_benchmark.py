@@ -28,7 +28,7 @@ from probelog.errors import UsageError
 from probelog.evaluation import per_query
 from probelog.methods import METHODS
 from probelog.methods.truncated import second_version
-from probelog.probes import subset
+from probelog.probes.probe_set import subset
 from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store
 from tests.operator_command import operator

@@ -19,7 +19,7 @@ from probelog.encoders.torch_encoder import load_encoder
 from probelog.generation import Generation
 from probelog.index import MODEL_FACTS
 from probelog.pointer import find_index, read_pointer
-from probelog.probes import ProbeSet, subset
+from probelog.probes.probe_set import ProbeSet, subset
 from probelog.publishing import roll_back
 from probelog.storage.ledger import observed_models
 from probelog.storage.parquet_parts import read_part

@@ -21,7 +21,7 @@ from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
 from probelog.index_writer import LogitBatch
 from probelog.pointer import read_pointer
-from probelog.probes import ProbeSet
+from probelog.probes.probe_set import ProbeSet
 from probelog.publishing import go_live
 from probelog.storage.store import Store
 from tests.operator_command import operator

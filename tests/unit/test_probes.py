@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from probelog import probes
 from probelog.errors import SchemaVersionError, StoreError, UsageError
-from probelog.probe_choice import THUMBNAIL_SIDE, Selection
-from probelog.probe_sources import LeftOut, ProbeReport
-from probelog.probes import ProbeSet, make_probe_set, subset
+from probelog.probes import probe_set
+from probelog.probes.probe_set import ProbeSet, make_probe_set, subset
+from probelog.probes.selection import THUMBNAIL_SIDE, Selection
+from probelog.probes.sources import LeftOut, ProbeReport
 from probelog.storage.store import Store
 from tests.unit import tiny_encoders
 from tests.unit.test_images import bomb, encoded
@@ -104,7 +104,7 @@ def test_indices(pictures, store, encoder):
 
 def test_images_lie_in_parts(pictures, store, encoder, monkeypatch):
     whole = make_probe_set(str(pictures), None, 0, store, encoder)
-    monkeypatch.setattr(probes, "_PART_BYTES", 5000)
+    monkeypatch.setattr(probe_set, "_PART_BYTES", 5000)
     other = Store(store.path("other"))
     parts = make_probe_set(str(pictures), None, 0, other, encoder)
     names = [name for name in other.names("probes", ".parquet") if "images-" in name]
@@ -491,7 +491,7 @@ def test_bench_probes(store):
 _READ = """
 import hashlib, sys
 from probelog.errors import ProbeLogError
-from probelog.probe_sources import candidates, source_files
+from probelog.probes.sources import candidates, source_files
 for source in sys.argv[1:]:
     try:
         print(*sorted(hashlib.sha256(data).hexdigest() for _, data in candidates(source_files(source)[0])))

@@ -16,12 +16,12 @@ from pipelines.crawl import Catalogue
 from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.status import status
-from probelog import probes
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
 from probelog.index import INDEX_VERSION
 from probelog.pointer import Pointer, read_pointer
+from probelog.probes import probe_set
 from probelog.publishing import go_live, read_files
 from probelog.storage import schemas
 from probelog.storage.encoding import digest
@@ -38,9 +38,9 @@ SCHEMAS = [
     schemas.PROBED_MODELS,
     schemas.WEIGHTS,
     schemas.DESCRIPTORS,
-    probes.IMAGES,
-    probes.THUMBNAILS,
-    probes.embeddings_schema(3),
+    probe_set.IMAGES,
+    probe_set.THUMBNAILS,
+    probe_set.embeddings_schema(3),
 ]
 
 
@@ -116,7 +116,7 @@ def ledger(store: Store) -> None:
 
 def probe_set(store: Store) -> None:
     store.write_json("probes/0123456789abcdef/manifest.json", {"kind": "probe-set", "version": 99})
-    probes.ProbeSet.open(store, "0123456789abcdef")
+    probe_set.ProbeSet.open(store, "0123456789abcdef")
 
 
 READERS = [

@@ -29,8 +29,8 @@ from PIL import Image
 
 from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import StoreError, UsageError
-from probelog.probe_choice import Chosen, Selection
-from probelog.probe_sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
+from probelog.probes.selection import Chosen, Selection
+from probelog.probes.sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.storage.encoding import digest, parquet_bytes, short_key
 from probelog.storage.store import Store
 from probelog.storage.versions import NAME_KEY, VERSION_KEY, check_schema, check_version

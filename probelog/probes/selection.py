@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from probelog.encoders.decoding import UnreadableImageError, decode
-from probelog.probe_sources import LeftOut, ProbeReport
+from probelog.probes.sources import LeftOut, ProbeReport
 from probelog.storage.encoding import digest
 
 THUMBNAIL_SIDE = 96

@@ -1,0 +1,1 @@
+"""The fixed set of probe images, and which of them a model sees."""
