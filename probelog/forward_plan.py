@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from probelog.device_memory import free_memory
+from probelog.models.memory import free_memory
 
 if TYPE_CHECKING:
-    from probelog.models import Classifier
+    from probelog.models.loading import Classifier
 
 Precision = Literal["float32", "auto"]
 Layout = Literal["contiguous", "channels_last"]

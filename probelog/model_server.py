@@ -16,17 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from probelog import confinement, forward_plan, heap
-from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import answer
 from probelog.model_process import ProcessSpec, pixels_folder
+from probelog.models.memory import out_of_memory
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from probelog.models import Classifier
+    from probelog.models.loading import Classifier
 
 
 def serve(connection: Connection) -> None:
@@ -105,7 +105,7 @@ class _Server:
         return confined
 
     def _load(self, folder: str, repo: str, sha: str) -> tuple[list[bytes], dict[str, Any]]:
-        from probelog.models import LoadLimits, load_classifier
+        from probelog.models.loading import LoadLimits, load_classifier
         from probelog.weights.reader import layer_table
 
         self._release()

@@ -14,16 +14,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from probelog import heap
-from probelog.device_memory import PeakMemory, out_of_memory
 from probelog.errors import FailureReason, ItemFailure
 from probelog.folding import Folding, has_norms, pairs_seen
 from probelog.forward_plan import WORTH, Plan, Plans, Variant
+from probelog.models.memory import PeakMemory, out_of_memory
 from probelog.pixel_cache import PixelCache
 
 if TYPE_CHECKING:
     import torch
 
-    from probelog.models import Classifier
+    from probelog.models.loading import Classifier
 
 Floats = npt.NDArray[np.float32]
 Images = Callable[[Sequence[int]], Sequence[Image.Image]]

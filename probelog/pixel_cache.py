@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from probelog.preprocess import Recipe
+from probelog.models.preprocessing import Recipe
 from probelog.storage.encoding import short_key
 
 _CLAIM = 16  # probes claimed at a time: few, so that workers meet at the last few only

@@ -19,7 +19,7 @@ from pipelines.networks import IMAGENET
 from pipelines.progress import Report
 from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import UsageError
-from probelog.preprocess import timm_recipe
+from probelog.models.preprocessing import timm_recipe
 from probelog.probes.sources import HUB, LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.storage.schemas import clean_unicode
 

@@ -30,7 +30,7 @@ def pure(spec: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from probelog.models import load_classifier
+    from probelog.models.loading import load_classifier
     from probelog.probes.probe_set import ProbeSet
     from probelog.storage.store import Store
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.evaluate import Truth
 from pipelines.hubserver.folder import HubFolder
-from probelog.models import load_classifier
+from probelog.models.loading import load_classifier
 from tests.operator_command import Ended, kill_tree, operator, operator_process, wait_until
 from tests.shapes import CLASSES, write_folder
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.models import LoadLimits, load_classifier
+from probelog.models.loading import LoadLimits, load_classifier
 from probelog.observe import observe
 from tests import hostile
 
@@ -77,7 +77,7 @@ def test_bombs_cost_neither_time_nor_memory(tmp_path: Path) -> None:
     program = """
 import json, resource, sys, time
 from probelog.errors import ItemFailure
-from probelog.models import load_classifier
+from probelog.models.loading import load_classifier
 load_classifier(sys.argv[1])
 for folder in sys.argv[2:]:
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()

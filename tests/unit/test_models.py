@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.models import load_classifier
+from probelog.models.loading import load_classifier
 from probelog.storage.schemas import WEIGHTS, Head
 from probelog.weights.reader import MAX_LAYERS, Weights, layer_table
 from tests import hostile

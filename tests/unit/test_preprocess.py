@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.preprocess import Recipe, as_rgb, timm_recipe, transformers_recipe
+from probelog.models.preprocessing import Recipe, as_rgb, timm_recipe, transformers_recipe
 from tests.hostile import write_json
 
 torch = pytest.importorskip("torch")

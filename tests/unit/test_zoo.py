@@ -21,7 +21,7 @@ from pipelines.zoo.build import Request, build_zoo, truth
 from pipelines.zoo.images import read_images, split_names
 from pipelines.zoo.plan import Spec, last_word_groups, plan, read_groups
 from probelog.errors import UsageError
-from probelog.models import load_classifier
+from probelog.models.loading import load_classifier
 from tests.shapes import CLASSES, encoded, write_folder
 
 ANIMALS = [

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
-from probelog.model_config import (
+from probelog.models.config import (
     LoadLimits,
     bound_numbers,
     bounded_construction,
@@ -19,7 +18,8 @@ from probelog.model_config import (
     head_of,
     tidy_labels,
 )
-from probelog.preprocess import Recipe, timm_recipe
+from probelog.models.memory import out_of_memory
+from probelog.models.preprocessing import Recipe, timm_recipe
 from probelog.storage.schemas import Head
 from probelog.weights.reader import WeightFacts, Weights
 
@@ -91,7 +91,7 @@ class TimmPlan:
             ItemFailure: CONFIG_MISMATCH where weights and configuration differ, UNSUPPORTED where timm cannot
                 build the model as described, NON_FINITE.
         """
-        from probelog.construction import constructed, with_weights
+        from probelog.models.construction import constructed, with_weights
 
         shapes = {name.removeprefix(_WRAPPER_PREFIX): shape for name, shape in weights.shapes.items()}
         bound_numbers(self.arguments, shapes, weights.elements, self.limits)

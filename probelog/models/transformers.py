@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
-from probelog.model_config import (
+from probelog.models.config import (
     LoadLimits,
     bound_numbers,
     bounded_construction,
@@ -20,7 +19,8 @@ from probelog.model_config import (
     head_of,
     tidy_labels,
 )
-from probelog.preprocess import Recipe, transformers_recipe
+from probelog.models.memory import out_of_memory
+from probelog.models.preprocessing import Recipe, transformers_recipe
 from probelog.storage.schemas import Head
 from probelog.weights.reader import WeightFacts, Weights
 
@@ -262,7 +262,7 @@ def _without_memory() -> Iterator[None]:
     import torch
     from transformers.initialization import meta_device_safe_creation_ops
 
-    from probelog.construction import Construction
+    from probelog.models.construction import Construction
 
     with torch.device("meta"), meta_device_safe_creation_ops(), Construction():
         yield

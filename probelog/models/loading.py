@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probelog.device_memory import out_of_memory
 from probelog.errors import FailureReason, ItemFailure
-from probelog.model_config import LoadLimits, read_config
+from probelog.models.config import LoadLimits, read_config
+from probelog.models.memory import out_of_memory
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import Head
 from probelog.weights.reader import LayerFacts, Weights
@@ -24,9 +24,9 @@ from probelog.weights.reader import LayerFacts, Weights
 if TYPE_CHECKING:
     import torch
 
-    from probelog.models_timm import TimmPlan
-    from probelog.models_transformers import TransformersPlan
-    from probelog.preprocess import Recipe
+    from probelog.models.preprocessing import Recipe
+    from probelog.models.timm import TimmPlan
+    from probelog.models.transformers import TransformersPlan
 
 __all__ = ["Classifier", "LoadLimits", "load_classifier"]
 
@@ -107,13 +107,13 @@ def load_classifier(
     config = read_config(folder)
     timm_kind = "architecture" in config and config.get("model_type") in (None, "timm_wrapper")
     if timm_kind:
-        from probelog import models_timm
+        from probelog.models import timm
 
-        plan: TimmPlan | TransformersPlan = models_timm.plan(config, limits)
+        plan: TimmPlan | TransformersPlan = timm.plan(config, limits)
     else:
-        from probelog import models_transformers
+        from probelog.models import transformers
 
-        plan = models_transformers.plan(folder, config, limits)
+        plan = transformers.plan(folder, config, limits)
     weights = Weights(folder, allow_pickle=allow_pickle)
     if weights.elements > limits.max_parameters:
         raise ItemFailure(

@@ -1,0 +1,1 @@
+"""Classifiers from untrusted files: configuration as data, construction, preprocessing."""
