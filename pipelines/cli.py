@@ -376,7 +376,7 @@ def rollback(
     ] = None,
 ) -> None:
     """Return to the generation before the live one, or to another that is kept."""
-    from probelog.pointer import find_index
+    from probelog.index.pointer import find_index
     from probelog.publishing import roll_back
 
     pointer = roll_back(find_index(store), to)

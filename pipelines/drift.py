@@ -26,7 +26,7 @@ from probelog.completion.als import (
     row_step,
     standardised,
 )
-from probelog.generation import Generation
+from probelog.index.generation import Generation
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics
 from probelog.storage.encoding import digest

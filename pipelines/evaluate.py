@@ -16,9 +16,9 @@ from probelog.client import open_index
 from probelog.completion import scoring
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
-from probelog.generation import Generation
+from probelog.index.generation import Generation
+from probelog.index.pointer import find_index, read_pointer
 from probelog.methods.calibration import calibrated
-from probelog.pointer import find_index, read_pointer
 from probelog.question import background_numbers, text_vectors
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS

@@ -14,8 +14,8 @@ from pipelines.quality.gate import pass_gate
 from pipelines.quality.samples import Version
 from pipelines.stages import Job
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
-from probelog.generation import Generation
-from probelog.pointer import Pointer, read_pointer
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer, read_pointer
 from probelog.publishing import discard, go_live, sweep
 from probelog.storage.store import Store
 

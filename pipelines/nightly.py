@@ -47,10 +47,10 @@ from pipelines.stages import Job
 from pipelines.update import NightWork, publish_update
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
-from probelog.generation import Generation
-from probelog.pointer import Pointer, read_pointer
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer, read_pointer
+from probelog.index.shortlist import EXACT_LOGITS
 from probelog.probes.probe_set import ProbeSet
-from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import from_npy
 from probelog.storage.ledger import Counts, Ledger, item_key, key_numbers
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, to_table

@@ -24,7 +24,6 @@ from pipelines.publish_checks import Expected, check_generation
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
 from probelog import __version__
-from probelog.arrow import fixed_lists
 from probelog.encoders.onnx_export import (
     UnsupportedExportError,
     check_image_encoder,
@@ -34,11 +33,12 @@ from probelog.encoders.onnx_export import (
 )
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import SchemaVersionError, StoreError, UsageError
-from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
-from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.arrow import fixed_lists
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index_writer import LogitBatch, write_tables
-from probelog.pointer import Pointer
 from probelog.probes.probe_set import ProbeSet
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence

@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 from pipelines.described import Described, Key, distinct, same_logits, some_logits
 from probelog.client import Index
 from probelog.errors import StoreError
-from probelog.generation import Generation
-from probelog.index import connect
+from probelog.index.generation import Generation
+from probelog.index.schema import connect
 from probelog.question import background_numbers
 from probelog.ranking import matched_heads
 from probelog.ranking.names import name_vectors

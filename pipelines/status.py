@@ -10,7 +10,7 @@ from pipelines.pace import duration
 from pipelines.quality.report import FOLDER, last_report
 from pipelines.summary import Summary
 from probelog.errors import UsageError
-from probelog.pointer import POINTER, Pointer
+from probelog.index.pointer import POINTER, Pointer
 from probelog.storage.ledger import LEDGER_VERSION, PARTS, Ledger
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.store import Store

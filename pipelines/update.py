@@ -21,11 +21,11 @@ from pipelines.stages import Job
 from probelog import __version__
 from probelog.client import Index
 from probelog.errors import QueryError, StoreError
-from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer
 from probelog.index_update import Changes, write_update
 from probelog.index_writer import LogitBatch
-from probelog.pointer import Pointer
 from probelog.ranking import matched_heads
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow

@@ -28,8 +28,8 @@ from pipelines.night import NIGHT, NIGHT_VERSION
 from pipelines.progress import Report
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
-from probelog.layout import FILES, HOLD, folder_of
-from probelog.pointer import POINTER, Pointer, read_pointer
+from probelog.index.layout import FILES, HOLD, folder_of
+from probelog.index.pointer import POINTER, Pointer, read_pointer
 from probelog.probes import probe_set
 from probelog.publishing import read_files
 from probelog.storage.checksummed_json import unsealed_json

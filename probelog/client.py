@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from probelog.errors import ProbeLogError, QueryError, StoreError
-from probelog.generation import Generation, Logits
-from probelog.pointer import find_index, read_pointer
+from probelog.index.generation import Generation, Logits
+from probelog.index.pointer import find_index, read_pointer
 from probelog.question import Pictures, Question, ask, background_numbers, text_direction
 from probelog.ranking.names import normal_name
 from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results

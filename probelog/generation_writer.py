@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from probelog.errors import StoreError
 from probelog.handover import handed_over
-from probelog.index import META, connect
+from probelog.index.schema import META, connect
 from probelog.publishing import list_files, renew, reserve
 from probelog.storage.store import Store
 

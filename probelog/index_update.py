@@ -5,7 +5,7 @@ of its models only those are looked up that share their weights with one that ca
 encoder, basis and vector index stay the base's. An update lists *all* changes since its base, so that no generation
 rests on more than one other.
 
-How it is told (the reader is `probelog.generation.Generation`):
+How it is told (the reader is `probelog.index.generation.Generation`):
 
 - The rows of its ``models`` and ``logits`` tables go on with the base's numbers.
 - ``replaced.npy`` in its ``meta`` lists the base's models that do not count any more. One that is listed and has a row
@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
-from probelog.index import MODELS, logits_schema
+from probelog.index.generation import Generation
+from probelog.index.schema import MODELS, logits_schema
+from probelog.index.tables import one_of
 from probelog.index_writer import LogitBatch, Numbering, Written, logit_tables, same_weights
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
-from probelog.tables import one_of
 
 # Values of one SQL condition.
 _AT_ONCE = 500

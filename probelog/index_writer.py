@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog import shortlist
 from probelog.arrays import Floats
-from probelog.arrow import fixed_binary, fixed_lists
-from probelog.directions import Basis
 from probelog.generation_writer import GenerationWriter
-from probelog.index import MODELS, SHOWN_PROBES, logit_facts, logits_schema
+from probelog.index import shortlist
+from probelog.index.arrow import fixed_binary, fixed_lists
+from probelog.index.basis import Basis
+from probelog.index.schema import MODELS, SHOWN_PROBES, logit_facts, logits_schema
+from probelog.index.shortlist import EXACT_LOGITS
 from probelog.ranking.matched_heads import Background, Float64
-from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import npy
 
 # Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.ranking.confidence``).

@@ -29,8 +29,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
-from probelog.layout import FILES, FILES_VERSION, HOLD, folder_of
-from probelog.pointer import POINTER, Pointer, read_pointer
+from probelog.index.layout import FILES, FILES_VERSION, HOLD, folder_of
+from probelog.index.pointer import POINTER, Pointer, read_pointer
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
 from probelog.storage.encoding import digest
 from probelog.storage.store import Store

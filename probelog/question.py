@@ -18,7 +18,7 @@ from probelog.ranking.names import name_vectors, normal_name
 if TYPE_CHECKING:
     from PIL import Image
 
-    from probelog.generation import Generation, Logits
+    from probelog.index.generation import Generation, Logits
 
 # Measured with superclasses of the bench without one of their classes ("cat" but not "Egyptian cat", 189 pairs):
 # share of right first answers 0.37 without, 0.60 with 0.5, 0.67 with 0.7, 0.59 with 1.
@@ -30,7 +30,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Question:
-    """One query as directions, in coordinates of the asked index's basis (``probelog.directions``).
+    """One query as directions, in coordinates of the asked index's basis (``probelog.index.basis``).
 
     Attributes:
         coordinates: (p,) what is looked for.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.errors import QueryError
-from probelog.generation import ROWS_AT_ONCE, Generation, Logits
+from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.question import Question
 from probelog.ranking.confidence import Moments
 from probelog.ranking.matched_heads import Float64

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.encoders.text import TextEncoder
-from probelog.generation import Generation
+from probelog.index.generation import Generation
 from probelog.ranking import matched_heads
 from probelog.ranking.names import name_vectors
 from probelog.storage.store import Store

@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.arrow import fixed_lists
 from probelog.completion import scoring
-from probelog.directions import Basis
 from probelog.encoders.text import TextEncoder
 from probelog.generation_writer import GenerationWriter
-from probelog.index import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.arrow import fixed_lists
+from probelog.index.basis import Basis
+from probelog.index.pointer import Pointer
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.shortlist import EXACT_LOGITS
 from probelog.index_writer import LogitBatch, same_weights, write_tables
-from probelog.pointer import Pointer
 from probelog.publishing import go_live
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Observed
 from probelog.ranking.names import name_vectors
-from probelog.shortlist import EXACT_LOGITS
 from probelog.storage.encoding import npy
 from probelog.storage.schemas import Head
 from probelog.storage.store import Store

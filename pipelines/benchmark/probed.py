@@ -15,8 +15,8 @@ from pipelines.benchmark.questions import LogitName
 from probelog.completion import scoring
 from probelog.errors import StoreError, UsageError
 from probelog.gallery import Concepts, Gallery
-from probelog.generation import Generation
-from probelog.pointer import find_index, read_pointer
+from probelog.index.generation import Generation
+from probelog.index.pointer import find_index, read_pointer
 from probelog.probes.probe_set import subset
 from probelog.question import background_numbers, text_vectors
 from probelog.ranking.matched_heads import Observed

@@ -23,9 +23,9 @@ from pipelines.probes import ready_probes
 from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.errors import FailureReason, UsageError
-from probelog.generation import Generation
 from probelog.hub.rate_limit import hub_account
-from probelog.pointer import POINTER, Pointer
+from probelog.index.generation import Generation
+from probelog.index.pointer import POINTER, Pointer
 from probelog.probes.probe_set import ProbeSet, find_probe_set
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.schemas import CATALOGUE, FAILURES

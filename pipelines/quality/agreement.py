@@ -24,7 +24,7 @@ from pipelines.quality.canaries import EXAMPLES, FIRST, first
 from pipelines.quality.intervals import least_paired_fall, least_rise
 from pipelines.quality.measure import Measure
 from pipelines.quality.samples import Sampled, Version, draw, hashed, rows_of, sampled_models
-from probelog.generation import Generation
+from probelog.index.generation import Generation
 from probelog.results import Hit
 
 # Enough to be sure of a fall by 12 points; two generations answer 400 questions in seconds.

@@ -27,7 +27,7 @@ from pipelines.quality.samples import Sampled, Version, draw, rows_of
 from pipelines.stages import read_names
 from probelog.client import Index
 from probelog.errors import QueryError, UsageError
-from probelog.generation import Generation
+from probelog.index.generation import Generation
 from probelog.ranking.names import normal_name
 from probelog.results import Hit
 

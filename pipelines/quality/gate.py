@@ -15,7 +15,7 @@ from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, write_report
 from pipelines.quality.samples import Version, added_versions
 from probelog.errors import QualityError, StoreError
-from probelog.generation import Generation
+from probelog.index.generation import Generation
 from probelog.storage.store import Store
 
 # What decides how a logit is described and asked. Where one of these changed, so should the answers.

@@ -6,7 +6,7 @@ from pipelines.quality.canaries import EXAMPLES
 from pipelines.quality.intervals import wilson
 from pipelines.quality.measure import Measure
 from pipelines.quality.samples import rows_of, sampled_models
-from probelog.generation import Generation
+from probelog.index.generation import Generation
 
 _MODELS = 400
 

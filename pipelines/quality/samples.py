@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probelog.tables import sayable
+from probelog.index.tables import sayable
 
 if TYPE_CHECKING:
-    from probelog.generation import Generation
+    from probelog.index.generation import Generation
 
 _COLUMNS = ["repo", "sha", "weights", "weight_digest", "head", "labels", "first_row", "rows"]
 

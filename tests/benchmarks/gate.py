@@ -29,12 +29,12 @@ from pipelines.config import Quality
 from pipelines.labels import imagenet_lexicon
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import measure
-from probelog.arrow import fixed_binary, structured
 from probelog.errors import UsageError
-from probelog.generation import Generation
 from probelog.generation_writer import GenerationWriter
-from probelog.index import META, MODELS, connect, logit_facts
-from probelog.pointer import Pointer, find_index, read_pointer
+from probelog.index.arrow import fixed_binary, structured
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer, find_index, read_pointer
+from probelog.index.schema import META, MODELS, connect, logit_facts
 from probelog.storage.store import Store
 
 WAYS = ("mixed", "turned", "labels")

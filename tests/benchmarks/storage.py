@@ -22,9 +22,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from probelog.errors import IndexNotFoundError, UsageError
-from probelog.generation import Generation
-from probelog.layout import folder_of
-from probelog.pointer import find_index, read_pointer
+from probelog.index.generation import Generation
+from probelog.index.layout import folder_of
+from probelog.index.pointer import find_index, read_pointer
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 

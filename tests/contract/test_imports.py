@@ -44,7 +44,7 @@ HEAVY = ["torch", "ray", "transformers", "timm", "huggingface_hub", "torchvision
         "import probelog",
         "import probelog; probelog.open_index",
         "import probelog.cli",
-        "import probelog.encoders.text, probelog.encoders.image, probelog.generation, probelog.storage.store",
+        "import probelog.encoders.text, probelog.encoders.image, probelog.index.generation, probelog.storage.store",
         "from typer.testing import CliRunner; import probelog.cli as c; r = CliRunner().invoke(c.app, ['--help']); "
         "assert r.exit_code == 0 and 'search' in r.output, r.output",
     ],

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 import probelog
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
-from probelog.pointer import read_pointer
+from probelog.index.pointer import read_pointer
 from probelog.ranking.confidence import Confidence
 from probelog.results import Hit
 from probelog.storage.store import Store

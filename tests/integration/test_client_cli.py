@@ -20,7 +20,7 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from probelog import __version__, cli
-from probelog.index import INDEX_VERSION
+from probelog.index.schema import INDEX_VERSION
 from probelog.storage.store import Store
 from tests.small_index import Model, SmallIndex, build
 from tests.unit.tiny_encoders import photo

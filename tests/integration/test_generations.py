@@ -18,8 +18,8 @@ import probelog
 from probelog import client, publishing
 from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.generation_writer import GenerationWriter
-from probelog.index import MODELS
-from probelog.pointer import POINTER, read_pointer
+from probelog.index.pointer import POINTER, read_pointer
+from probelog.index.schema import MODELS
 from probelog.publishing import GRACE, discard, go_live, roll_back, sweep
 from probelog.storage.store import Store
 from tests.s3 import s3_server

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import probelog
-from probelog import search, shortlist
+from probelog import search
 from probelog.errors import QueryError, StoreError
-from probelog.generation import Generation
-from probelog.index import connect
-from probelog.pointer import read_pointer
+from probelog.index import shortlist
+from probelog.index.generation import Generation
+from probelog.index.pointer import read_pointer
+from probelog.index.schema import connect
 from probelog.results import Hit
 from probelog.storage.store import Store
 from tests.s3 import s3_server
@@ -228,7 +229,7 @@ def test_a_mistyped_name(
     exact: probelog.Index, large: probelog.Index, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     for compared in (10_000, 100):
-        monkeypatch.setattr("probelog.generation._COMPARED_NAMES", compared)
+        monkeypatch.setattr("probelog.index.generation._COMPARED_NAMES", compared)
         with pytest.raises(QueryError, match=r"did you mean .*owner-1/model-1\b"):
             large.show(asked)
 
@@ -236,7 +237,7 @@ def test_a_mistyped_name(
 @pytest.mark.parametrize("asked", ["", "x", "it's", "\x00", "\ud800", "%", "a/" + "b" * 5000])
 def test_a_name_that_is_none(large: probelog.Index, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     for compared in (10_000, 100):
-        monkeypatch.setattr("probelog.generation._COMPARED_NAMES", compared)
+        monkeypatch.setattr("probelog.index.generation._COMPARED_NAMES", compared)
         with pytest.raises(QueryError, match="the index does not hold"):
             large.show(asked)
 
@@ -295,7 +296,7 @@ def test_a_damaged_table_is_a_store_error(tmp_path: Path, table: str) -> None:
 MAKE = """
 import sys
 import numpy as np
-from probelog.index import INDEX_VERSION, MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
 from probelog.publishing import go_live
 from probelog.index_writer import LogitBatch, write_tables
 from probelog.ranking.matched_heads import Background

@@ -16,9 +16,9 @@ from pipelines.full import run_full
 from pipelines.status import status
 from probelog.client import open_index
 from probelog.encoders.torch_encoder import load_encoder
-from probelog.generation import Generation
-from probelog.index import MODEL_FACTS
-from probelog.pointer import find_index, read_pointer
+from probelog.index.generation import Generation
+from probelog.index.pointer import find_index, read_pointer
+from probelog.index.schema import MODEL_FACTS
 from probelog.probes.probe_set import ProbeSet, subset
 from probelog.publishing import roll_back
 from probelog.storage.ledger import observed_models

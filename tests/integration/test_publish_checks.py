@@ -19,8 +19,8 @@ from pipelines.stages import Job
 from probelog.client import open_index
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
+from probelog.index.pointer import read_pointer
 from probelog.index_writer import LogitBatch
-from probelog.pointer import read_pointer
 from probelog.probes.probe_set import ProbeSet
 from probelog.publishing import go_live
 from probelog.storage.store import Store

@@ -18,7 +18,7 @@ import pytest
 
 import probelog
 from probelog import client
-from probelog.pointer import POINTER, read_pointer
+from probelog.index.pointer import POINTER, read_pointer
 from probelog.publishing import roll_back, sweep
 from probelog.storage.store import Store
 from tests.operator_command import CHECKOUT

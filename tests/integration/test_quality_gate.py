@@ -18,8 +18,8 @@ from pipelines.quality.gate import pass_gate
 from pipelines.quality.report import Verdict
 from pipelines.quality.samples import added_versions, draw, rows_of, sampled_models
 from probelog.errors import QualityError, StoreError
-from probelog.generation import Generation
-from probelog.pointer import read_pointer
+from probelog.index.generation import Generation
+from probelog.index.pointer import read_pointer
 from probelog.storage.store import Store
 from tests.benchmarks.gate import WAYS, trial
 from tests.named_world import NAMES, Directions, generation, recognised, some_models

@@ -10,7 +10,7 @@ covariances, each divided by its trace.
 The first coordinates are float16. The others are small: a byte each (symmetric linear quantisation; Jacob et al. 2018,
 section 2.1, with a zero point of 0), by a scale of each direction's own. Together they give scores to some
 thousandths. A vector index over the first ones, less their mean, which ranks no logit before another, and the offset
-as one more, finds the logits worth scoring (``probelog.shortlist``).
+as one more, finds the logits worth scoring (``probelog.index.shortlist``).
 """
 
 from __future__ import annotations

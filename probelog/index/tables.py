@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from probelog.errors import StoreError
-from probelog.index import connect
-from probelog.layout import folder_of
+from probelog.index.layout import folder_of
+from probelog.index.schema import connect
 from probelog.storage.store import Store
 
 # What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.

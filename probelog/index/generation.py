@@ -22,16 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog import shortlist
-from probelog.arrow import matrix_of, structured
-from probelog.directions import Basis, Stored
 from probelog.errors import QueryError, SchemaVersionError, StoreError
-from probelog.index import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
-from probelog.pointer import Pointer
+from probelog.index import shortlist
+from probelog.index.arrow import matrix_of, structured
+from probelog.index.basis import Basis, Stored
+from probelog.index.pointer import Pointer
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
+from probelog.index.tables import Tables, first_line, one_of, quoted, sayable
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
-from probelog.tables import Tables, first_line, one_of, quoted, sayable
 
 if TYPE_CHECKING:
     from probelog.encoders.image import ImageEncoder
@@ -81,7 +81,7 @@ class Logits:
         logit: (n,) their places in their models' heads.
         negated: (n,) which are the opposite of a one-logit head's concept.
         offsets: (n,) over the whole background.
-        coordinates: (n, p) their directions in the index's basis (``probelog.directions``), unit vectors.
+        coordinates: (n, p) their directions in the index's basis (``probelog.index.basis``), unit vectors.
         probes: (n, r) numbers of the probes that fire them most, descending.
     """
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from probelog.directions import Basis
-from probelog.layout import folder_of
+from probelog.index.basis import Basis
+from probelog.index.layout import folder_of
 from probelog.storage.store import Store, lance_options
 
 # Of a generation, in its settings; the pointer has a version of its own.
