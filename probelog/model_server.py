@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from probelog import confinement, forward_plan, heap
+from probelog import confinement, heap
 from probelog.errors import FailureReason, ItemFailure
 from probelog.fork_server import answer
+from probelog.inference import execution_plan
 from probelog.model_process import ProcessSpec, pixels_folder
 from probelog.models.memory import out_of_memory
 from probelog.storage.encoding import npy
@@ -76,8 +77,8 @@ class _Server:
         """Give up rights, then get ready to work; returns what the platform allowed."""
         import torch
 
-        from probelog.forward_plan import Plans, Precision
-        from probelog.pixel_cache import PixelCache
+        from probelog.inference.execution_plan import Plans, Precision
+        from probelog.inference.pixel_cache import PixelCache
         from probelog.probes.probe_set import ProbeSet
 
         spec = self._spec
@@ -136,7 +137,7 @@ class _Server:
             "seconds_sketch": made.seconds_sketch,
             "seconds_load": time.perf_counter() - started,
         }
-        kind = forward_plan.kind(made, self._device)
+        kind = execution_plan.kind(made, self._device)
         return [_stream(layer_table(repo, sha, made.layers))], {"facts": facts, "kind": kind}
 
     def _prepare(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
@@ -145,10 +146,10 @@ class _Server:
         return [], {}
 
     def _observe(self, indices: Sequence[int], plan: object) -> tuple[list[bytes], dict[str, Any]]:
-        from probelog.observe import observe
+        from probelog.inference.observe import observe
 
         assert self._classifier is not None
-        kind = forward_plan.kind(self._classifier, self._device)
+        kind = execution_plan.kind(self._classifier, self._device)
         self._plans.learn(kind, plan)
         found = observe(
             self._classifier,

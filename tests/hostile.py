@@ -467,5 +467,5 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     ),
 }
 
-#: These load; `probelog.observe.observe` refuses them.
+#: These load; `probelog.inference.observe.observe` refuses them.
 FOUND_BY_RUNNING = frozenset({"overflow", "zero-head", "negative-pixels", "timm-negative-variance"})

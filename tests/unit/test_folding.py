@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog.folding import Folding, Pair, has_norms, pairs_seen
-from probelog.observe import observe
+from probelog.inference.folding import Folding, Pair, has_norms, pairs_seen
+from probelog.inference.observe import observe
 from tests.unit.test_observe import Pictures, classifier, recipe
 
 torch = pytest.importorskip("torch")

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.inference.observe import observe
 from probelog.models.loading import LoadLimits, load_classifier
-from probelog.observe import observe
 from tests import hostile
 
 torch = pytest.importorskip("torch")

@@ -18,10 +18,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.forward_plan import FIRST_BATCH, Plans, kind, lower_precision
+from probelog.inference.execution_plan import FIRST_BATCH, Plans, kind, lower_precision
+from probelog.inference.observe import Observation, observe
 from probelog.models.loading import Classifier
 from probelog.models.preprocessing import Recipe, timm_recipe
-from probelog.observe import Observation, observe
 from probelog.storage.encoding import parquet_bytes
 from probelog.storage.observations import from_rows, to_rows
 from probelog.storage.schemas import OBSERVATIONS, Head

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog import pixel_cache
-from probelog.observe import observe
-from probelog.pixel_cache import PixelCache
+from probelog.inference import pixel_cache
+from probelog.inference.observe import observe
+from probelog.inference.pixel_cache import PixelCache
 from tests.unit.test_observe import COUNT, Pictures, classifier, linear, make, recipe
 
 ALL = list(range(COUNT))

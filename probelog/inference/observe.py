@@ -15,10 +15,10 @@ from PIL import Image
 
 from probelog import heap
 from probelog.errors import FailureReason, ItemFailure
-from probelog.folding import Folding, has_norms, pairs_seen
-from probelog.forward_plan import WORTH, Plan, Plans, Variant
+from probelog.inference.execution_plan import WORTH, Plan, Plans, Variant
+from probelog.inference.folding import Folding, has_norms, pairs_seen
+from probelog.inference.pixel_cache import PixelCache
 from probelog.models.memory import PeakMemory, out_of_memory
-from probelog.pixel_cache import PixelCache
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""Forward passes of a classifier over probe images."""
