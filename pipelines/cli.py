@@ -377,7 +377,7 @@ def rollback(
 ) -> None:
     """Return to the generation before the live one, or to another that is kept."""
     from probelog.index.pointer import find_index
-    from probelog.publishing import roll_back
+    from probelog.publication.lifecycle import roll_back
 
     pointer = roll_back(find_index(store), to)
     typer.echo(f"generation {pointer.generation} is live again")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import StoreError
-from probelog.index_writer import LogitBatch
+from probelog.publication.rows import LogitBatch
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import Receipt
 from probelog.storage.parquet_parts import Part, read_part

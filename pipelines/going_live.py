@@ -16,7 +16,7 @@ from pipelines.stages import Job
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
-from probelog.publishing import discard, go_live, sweep
+from probelog.publication.lifecycle import discard, go_live, sweep
 from probelog.storage.store import Store
 
 

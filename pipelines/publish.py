@@ -33,13 +33,13 @@ from probelog.encoders.onnx_export import (
 )
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import SchemaVersionError, StoreError, UsageError
-from probelog.generation_writer import GenerationWriter
 from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
-from probelog.index_writer import LogitBatch, write_tables
 from probelog.probes.probe_set import ProbeSet
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.rows import LogitBatch, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Background

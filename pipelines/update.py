@@ -21,11 +21,11 @@ from pipelines.stages import Job
 from probelog import __version__
 from probelog.client import Index
 from probelog.errors import QueryError, StoreError
-from probelog.generation_writer import GenerationWriter
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
-from probelog.index_update import Changes, write_update
-from probelog.index_writer import LogitBatch
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.rows import LogitBatch
+from probelog.publication.update import Changes, write_update
 from probelog.ranking import matched_heads
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow

@@ -31,7 +31,7 @@ from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.layout import FILES, HOLD, folder_of
 from probelog.index.pointer import POINTER, Pointer, read_pointer
 from probelog.probes import probe_set
-from probelog.publishing import read_files
+from probelog.publication.lifecycle import read_files
 from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Receipt, Spooled
 from probelog.storage.parquet_parts import Part

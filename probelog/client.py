@@ -158,7 +158,7 @@ class Index:
     ) -> np.ndarray[Any, Any]:
         """Scores of every logit for many texts at once: (C, N), higher is better, a column for each row of the index.
 
-        Models with the same weights share their rows (``probelog.index_writer``).
+        Models with the same weights share their rows (``probelog.publication.rows``).
 
         Args:
             texts: concept names.

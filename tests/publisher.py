@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from probelog.errors import IndexNotFoundError, ProbeLogError
 from probelog.index.pointer import Pointer, read_pointer
-from probelog.publishing import discard, go_live, sweep
+from probelog.publication.lifecycle import discard, go_live, sweep
 from probelog.storage.store import Store
 from tests.small_index import Model, TextFiles, build
 

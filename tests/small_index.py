@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from probelog.completion import scoring
 from probelog.encoders.text import TextEncoder
-from probelog.generation_writer import GenerationWriter
 from probelog.index.arrow import fixed_lists
 from probelog.index.basis import Basis
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index.shortlist import EXACT_LOGITS
-from probelog.index_writer import LogitBatch, same_weights, write_tables
-from probelog.publishing import go_live
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import go_live
+from probelog.publication.rows import LogitBatch, same_weights, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Observed

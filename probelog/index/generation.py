@@ -3,7 +3,7 @@
 What a small index (below ``shortlist.EXACT_LOGITS``) is searched by is read into memory once. Of a large one nothing
 is held whose size grows with it: logits are taken from the table as a query needs them, or streamed through.
 
-A generation is whole, or an *update* of a whole one, its *base* (``probelog.index_update``): it holds what came since,
+A generation is whole, or an *update* of a whole one, its *base* (``probelog.publication.update``): it holds what came since,
 says which of the base's models are gone, and leaves probes, background, encoder and vector index to the base. To the
 reader both look alike.
 """

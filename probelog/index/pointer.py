@@ -2,7 +2,7 @@
 
 Everything that decides about generations is in this one file, which is replaced in one atomic step: readers and
 publishers see one state or the next, and of two publishers that replace the same state one is refused.
-`probelog.publishing` has the rules.
+`probelog.publication.lifecycle` has the rules.
 """
 
 from __future__ import annotations

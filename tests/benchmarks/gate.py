@@ -30,11 +30,11 @@ from pipelines.labels import imagenet_lexicon
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import measure
 from probelog.errors import UsageError
-from probelog.generation_writer import GenerationWriter
 from probelog.index.arrow import fixed_binary, structured
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, find_index, read_pointer
 from probelog.index.schema import META, MODELS, connect, logit_facts
+from probelog.publication.generation_writer import GenerationWriter
 from probelog.storage.store import Store
 
 WAYS = ("mixed", "turned", "labels")

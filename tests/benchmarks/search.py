@@ -37,13 +37,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog.generation_writer import GenerationWriter
 from probelog.index.arrow import matrix_of, structured
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.index.schema import MODEL_FACTS, logit_facts, probes_schema
-from probelog.index_writer import LogitBatch, write_tables
-from probelog.publishing import go_live
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import go_live
+from probelog.publication.rows import LogitBatch, write_tables
 from probelog.question import background_numbers, text_direction
 from probelog.ranking import matched_heads
 from probelog.search import first_length

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 import probelog
-from probelog import client, publishing
+from probelog import client
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.generation_writer import GenerationWriter
 from probelog.index.pointer import POINTER, read_pointer
 from probelog.index.schema import MODELS
-from probelog.publishing import GRACE, discard, go_live, roll_back, sweep
+from probelog.publication import lifecycle
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import GRACE, discard, go_live, roll_back, sweep
 from probelog.storage.store import Store
 from tests.s3 import s3_server
 from tests.small_index import Model, build
@@ -171,7 +172,7 @@ def test_a_sweep_takes_what_a_dead_publisher_left(index: Store, monkeypatch: pyt
     index.write("generations/no-hold/meta.lance/data/x", b"{")
     assert sweep(index) == []
     assert list(read_pointer(index)[0].retired) == ["no-hold"]
-    monkeypatch.setattr(publishing, "BUILDING", NO_GRACE)
+    monkeypatch.setattr(lifecycle, "BUILDING", NO_GRACE)
     assert sweep(index) == []
     assert sorted(read_pointer(index)[0].retired) == ["dead", "no-hold"]
     assert sweep(index, NO_GRACE) == ["dead", "no-hold"]
@@ -187,7 +188,7 @@ def test_a_publisher_that_was_taken_for_dead_does_not_go_live(
     writers[1].write_meta({"settings": b"{}"})
     writers[1].finish()
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "BUILDING", NO_GRACE)
+        patch.setattr(lifecycle, "BUILDING", NO_GRACE)
         sweep(index)
     with pytest.raises(StoreError, match="was given up by a sweep"):
         go_live(index, "c", "s")

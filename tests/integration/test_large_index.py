@@ -297,8 +297,8 @@ MAKE = """
 import sys
 import numpy as np
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, GenerationWriter, probes_schema, fixed_lists
-from probelog.publishing import go_live
-from probelog.index_writer import LogitBatch, write_tables
+from probelog.publication.lifecycle import go_live
+from probelog.publication.rows import LogitBatch, write_tables
 from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store, npy
 from probelog.ranking.confidence import Confidence

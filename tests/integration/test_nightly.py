@@ -26,7 +26,7 @@ from pipelines.verify import verify
 from probelog.client import Index, open_index
 from probelog.errors import QueryError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
-from probelog.publishing import roll_back
+from probelog.publication.lifecycle import roll_back
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.faults import FaultyHub, faulty

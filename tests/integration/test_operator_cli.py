@@ -15,7 +15,7 @@ import pytest
 
 from probelog.client import open_index
 from probelog.hub.client import Retry
-from probelog.publishing import go_live
+from probelog.publication.lifecycle import go_live
 from probelog.storage.store import Store
 from tests.faults import faulty
 from tests.hostile import REPOSITORIES

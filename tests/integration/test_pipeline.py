@@ -20,7 +20,7 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.index.schema import MODEL_FACTS
 from probelog.probes.probe_set import ProbeSet, subset
-from probelog.publishing import roll_back
+from probelog.publication.lifecycle import roll_back
 from probelog.storage.ledger import observed_models
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS

@@ -20,9 +20,9 @@ from probelog.client import open_index
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
 from probelog.index.pointer import read_pointer
-from probelog.index_writer import LogitBatch
 from probelog.probes.probe_set import ProbeSet
-from probelog.publishing import go_live
+from probelog.publication.lifecycle import go_live
+from probelog.publication.rows import LogitBatch
 from probelog.storage.store import Store
 from tests.operator_command import operator
 from tests.s3 import s3_server

@@ -19,7 +19,7 @@ import pytest
 import probelog
 from probelog import client
 from probelog.index.pointer import POINTER, read_pointer
-from probelog.publishing import roll_back, sweep
+from probelog.publication.lifecycle import roll_back, sweep
 from probelog.storage.store import Store
 from tests.operator_command import CHECKOUT
 from tests.publisher import load_encoder, publish, save_encoder
@@ -175,14 +175,14 @@ def test_a_publisher_is_killed_at_every_step(index: Store, encoder: Path) -> Non
 def test_nothing_of_killed_publishers_stays(
     index: Store, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from probelog import publishing
+    from probelog.publication import lifecycle
 
     files = load_encoder(encoder)
     publish(index, files, "g0")
     with started("tests.publisher", index.uri, encoder, 1, 1, "--ask") as process:
         assert line(process) == "built"
     assert len(generations(index)) == 2
-    monkeypatch.setattr(publishing, "BUILDING", dt.timedelta(0))
+    monkeypatch.setattr(lifecycle, "BUILDING", dt.timedelta(0))
     publish(index, files, "g2")
     assert len(sweep(index, dt.timedelta(0))) == 1
     assert generations(index) == set(read_pointer(index)[0].named)

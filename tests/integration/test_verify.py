@@ -13,7 +13,7 @@ import pytest
 from pipelines.progress import Report
 from pipelines.verify import Verified, verify
 from probelog.errors import StoreError, UsageError
-from probelog.publishing import roll_back
+from probelog.publication.lifecycle import roll_back
 from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.ledger import Ledger, Spooled
 from probelog.storage.store import Store

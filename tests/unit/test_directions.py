@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog.generation_writer import GenerationWriter
 from probelog.index.arrow import structured
 from probelog.index.basis import BYTES, PRECISE, Basis
 from probelog.index.schema import MODEL_FACTS, logit_facts
-from probelog.index_writer import LogitBatch, same_weights, write_tables
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.rows import LogitBatch, same_weights, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store

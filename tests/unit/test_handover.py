@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog.handover import handed_over
+from probelog.publication.stream import handed_over
 
 
 @settings(max_examples=25, deadline=None)

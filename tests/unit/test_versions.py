@@ -17,12 +17,12 @@ from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.status import status
 from probelog.errors import SchemaVersionError, StoreError
-from probelog.generation_writer import GenerationWriter
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.schema import INDEX_VERSION
 from probelog.probes import probe_set
-from probelog.publishing import go_live, read_files
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import go_live, read_files
 from probelog.storage import schemas
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import Ledger

@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.generation_writer import GenerationWriter
 from probelog.index.generation import Generation
 from probelog.index.schema import MODELS, logits_schema
 from probelog.index.tables import one_of
-from probelog.index_writer import LogitBatch, Numbering, Written, logit_tables, same_weights
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.rows import LogitBatch, Numbering, Written, logit_tables, same_weights
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from probelog.errors import StoreError
-from probelog.handover import handed_over
 from probelog.index.schema import META, connect
-from probelog.publishing import list_files, renew, reserve
+from probelog.publication.lifecycle import list_files, renew, reserve
+from probelog.publication.stream import handed_over
 from probelog.storage.store import Store
 
 _RENEW_SECONDS = 60.0

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Floats
-from probelog.generation_writer import GenerationWriter
 from probelog.index import shortlist
 from probelog.index.arrow import fixed_binary, fixed_lists
 from probelog.index.basis import Basis
 from probelog.index.schema import MODELS, SHOWN_PROBES, logit_facts, logits_schema
 from probelog.index.shortlist import EXACT_LOGITS
+from probelog.publication.generation_writer import GenerationWriter
 from probelog.ranking.matched_heads import Background, Float64
 from probelog.storage.encoding import npy
 

@@ -1,0 +1,1 @@
+"""Writing generations of an index: rows, updates, and the step that makes one live."""
