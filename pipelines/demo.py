@@ -98,7 +98,7 @@ def _show_failures(job: Any, report: Report) -> None:
 
 def _ask(index_uri: str, report: Report) -> None:
     from pipelines.benchmark.truth import Truth
-    from probelog.client import open_index
+    from probelog.search.client import open_index
 
     truth = Truth.read(WORLD / "truth.json")
     index = open_index(index_uri)

@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from pipelines.completion_record import completed
-from probelog.client import open_index
 from probelog.completion import scoring
 from probelog.errors import UsageError
 from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.methods.calibration import calibrated
-from probelog.question import background_numbers, text_vectors
+from probelog.search.client import open_index
+from probelog.search.query import background_numbers, text_vectors
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS
 from probelog.storage.store import Store

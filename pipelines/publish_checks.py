@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.described import Described, Key, distinct, same_logits, some_logits
-from probelog.client import Index
 from probelog.errors import StoreError
 from probelog.index.generation import Generation
 from probelog.index.schema import connect
-from probelog.question import background_numbers
 from probelog.ranking import matched_heads
 from probelog.ranking.names import name_vectors
-from probelog.results import Hit
+from probelog.search.client import Index
+from probelog.search.query import background_numbers
+from probelog.search.results import Hit
 from probelog.storage.encoding import from_npy
 from probelog.storage.schemas import ProbedModel
 

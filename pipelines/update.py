@@ -19,7 +19,6 @@ from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from pipelines.stages import Job
 from probelog import __version__
-from probelog.client import Index
 from probelog.errors import QueryError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
@@ -27,6 +26,7 @@ from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch
 from probelog.publication.update import Changes, write_update
 from probelog.ranking import matched_heads
+from probelog.search.client import Index
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
 

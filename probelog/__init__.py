@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from probelog.client import Index, open_index
     from probelog.errors import ProbeLogError
-    from probelog.results import Hit, Results
+    from probelog.search.client import Index, open_index
+    from probelog.search.results import Hit, Results
 
 _WHERE = {
-    "Hit": "probelog.results",
-    "Index": "probelog.client",
+    "Hit": "probelog.search.results",
+    "Index": "probelog.search.client",
     "ProbeLogError": "probelog.errors",
-    "Results": "probelog.results",
-    "open_index": "probelog.client",
+    "Results": "probelog.search.results",
+    "open_index": "probelog.search.client",
 }
 
 __all__ = ["Hit", "Index", "ProbeLogError", "Results", "__version__", "open_index"]

@@ -19,8 +19,8 @@ from probelog.terminal import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from probelog.client import Index
-    from probelog.results import Hit, ModelHit
+    from probelog.search.client import Index
+    from probelog.search.results import Hit, ModelHit
 
 app = typer.Typer(
     add_completion=False,
@@ -179,7 +179,7 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
 
 
 def _open(uri: str) -> Index:
-    from probelog.client import open_index
+    from probelog.search.client import open_index
 
     return open_index(uri)
 

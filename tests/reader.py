@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import probelog
-from probelog import client
+from probelog.search import client
 
 # Of the generations that tests.publisher makes.
 HITS = 6

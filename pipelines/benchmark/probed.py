@@ -18,8 +18,8 @@ from probelog.gallery import Concepts, Gallery
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.probes.probe_set import subset
-from probelog.question import background_numbers, text_vectors
 from probelog.ranking.matched_heads import Observed
+from probelog.search.query import background_numbers, text_vectors
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import Ledger, observed_models
 from probelog.storage.schemas import Head, ProbedModel

@@ -25,7 +25,7 @@ from pipelines.quality.intervals import least_paired_fall, least_rise
 from pipelines.quality.measure import Measure
 from pipelines.quality.samples import Sampled, Version, draw, hashed, rows_of, sampled_models
 from probelog.index.generation import Generation
-from probelog.results import Hit
+from probelog.search.results import Hit
 
 # Enough to be sure of a fall by 12 points; two generations answer 400 questions in seconds.
 NAMES = 200

@@ -25,11 +25,11 @@ from pathlib import Path
 from pipelines.quality.measure import Measure
 from pipelines.quality.samples import Sampled, Version, draw, rows_of
 from pipelines.stages import read_names
-from probelog.client import Index
 from probelog.errors import QueryError, UsageError
 from probelog.index.generation import Generation
 from probelog.ranking.names import normal_name
-from probelog.results import Hit
+from probelog.search.client import Index
+from probelog.search.results import Hit
 
 # What a reader sees of an answer.
 FIRST = 10

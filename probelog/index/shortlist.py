@@ -1,7 +1,7 @@
 """The shortlist of a large index: about the best logits for a question, looked up by their vectors.
 
 The vectors' inner product with a question's (``probelog.index.basis``) is nearly the score, but for a constant and a
-factor, so that a vector index finds the best. It leaves order and scores to an exact re-ranking (``probelog.search``);
+factor, so that a vector index finds the best. It leaves order and scores to an exact re-ranking (``probelog.search.ranking``);
 it must hold the best, no more.
 """
 

@@ -36,8 +36,8 @@ def lap(name):
     start = time.perf_counter()
 import probelog
 lap("import probelog")
-import probelog.client
-lap("import probelog.client")
+import probelog.search.client
+lap("import probelog.search.client")
 import lancedb
 lap("import lancedb")
 index = probelog.open_index(uri)

@@ -44,9 +44,9 @@ from probelog.index.schema import MODEL_FACTS, logit_facts, probes_schema
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
 from probelog.publication.rows import LogitBatch, write_tables
-from probelog.question import background_numbers, text_direction
 from probelog.ranking import matched_heads
-from probelog.search import first_length
+from probelog.search.query import background_numbers, text_direction
+from probelog.search.ranking import first_length
 from probelog.storage.store import Store
 
 ROOT = Path(__file__).parents[2]

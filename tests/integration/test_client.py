@@ -16,7 +16,7 @@ import probelog
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.index.pointer import read_pointer
 from probelog.ranking.confidence import Confidence
-from probelog.results import Hit
+from probelog.search.results import Hit
 from probelog.storage.store import Store
 from tests import naive
 from tests.small_index import BACKGROUND, PROMPT, Model, SmallIndex, build

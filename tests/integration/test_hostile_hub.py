@@ -11,8 +11,8 @@ import pytest
 from pipelines.full import FullRun, run_crawl, run_full
 from pipelines.stages import Job
 from pipelines.status import status
-from probelog.client import open_index
 from probelog.errors import FailureReason
+from probelog.search.client import open_index
 from probelog.storage.schemas import Failure
 from tests import faults
 from tests.faults import FaultyHub, faulty

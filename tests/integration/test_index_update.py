@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probelog.client import Index
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch
 from probelog.publication.update import Changes, write_update
+from probelog.search.client import Index
 from probelog.storage.store import Store
 from tests import small_index
 from tests.small_index import Model, SmallIndex

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import probelog
-from probelog import search
 from probelog.errors import QueryError, StoreError
 from probelog.index import shortlist
 from probelog.index.generation import Generation
 from probelog.index.pointer import read_pointer
 from probelog.index.schema import connect
-from probelog.results import Hit
+from probelog.search import ranking
+from probelog.search.results import Hit
 from probelog.storage.store import Store
 from tests.s3 import s3_server
 from tests.small_index import Model, SmallIndex, build
@@ -117,7 +117,7 @@ def same(found: probelog.Results, expected: probelog.Results) -> None:
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
 def test_texts(exact: probelog.Index, large: probelog.Index, taken: list[int], text: str | list[str]) -> None:
     found = large.search(text)
-    assert taken == [search.FIRST]
+    assert taken == [ranking.FIRST]
     same(found, exact.search(text))
 
 
@@ -141,7 +141,7 @@ def test_what_is_unwanted_makes_a_longer_shortlist(
 ) -> None:
     for against in ("dog", ["chair", "a dog"], "violin"):
         same(large.search("dog", unwanted=against), exact.search("dog", unwanted=against))
-    assert max(taken) > search.FIRST or 0 in taken, "all that is most like a dog is unwanted"
+    assert max(taken) > ranking.FIRST or 0 in taken, "all that is most like a dog is unwanted"
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_filters(
     in_full: int,
 ) -> None:
     expected = exact.search("dog", where=where), exact.models_like("owner-0/model-0", where=where)
-    monkeypatch.setattr(search, "_LISTED_MODELS", listed)
-    monkeypatch.setattr(search, "_FILTERED", in_full)
-    monkeypatch.setattr(search, "_SHORTLIST_ROWS", in_full)
+    monkeypatch.setattr(ranking, "_LISTED_MODELS", listed)
+    monkeypatch.setattr(ranking, "_FILTERED", in_full)
+    monkeypatch.setattr(ranking, "_SHORTLIST_ROWS", in_full)
     same(large.search("dog", where=where), expected[0])
     found = large.models_like("owner-0/model-0", where=where)
     assert [(hit.repo, hit.duplicates) for hit in found] == [
@@ -264,7 +264,7 @@ def test_what_a_shortlist_misses(built: tuple[SmallIndex, SmallIndex], exact: pr
     for coordinates in asked:
         scores = generation.sharpness * whole.coordinates @ coordinates - whole.offsets
         best = np.argsort(-scores)[:10]
-        found = np.concatenate([logits.rows for logits in generation.shortlisted(coordinates, search.FIRST)])
+        found = np.concatenate([logits.rows for logits in generation.shortlisted(coordinates, ranking.FIRST)])
         shares.append(np.isin(best, found).mean())
     assert np.mean(shares) >= 0.97
 

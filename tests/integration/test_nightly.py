@@ -23,10 +23,10 @@ from pipelines.nightly import LEASE, NightlyRun, run_nightly
 from pipelines.progress import Report
 from pipelines.stages import Job
 from pipelines.verify import verify
-from probelog.client import Index, open_index
 from probelog.errors import QueryError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.publication.lifecycle import roll_back
+from probelog.search.client import Index, open_index
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.faults import FaultyHub, faulty

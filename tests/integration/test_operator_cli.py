@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from probelog.client import open_index
 from probelog.hub.client import Retry
 from probelog.publication.lifecycle import go_live
+from probelog.search.client import open_index
 from probelog.storage.store import Store
 from tests.faults import faulty
 from tests.hostile import REPOSITORIES

@@ -14,13 +14,13 @@ import pytest
 from pipelines.completion_record import Completed
 from pipelines.full import run_full
 from pipelines.status import status
-from probelog.client import open_index
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.index.schema import MODEL_FACTS
 from probelog.probes.probe_set import ProbeSet, subset
 from probelog.publication.lifecycle import roll_back
+from probelog.search.client import open_index
 from probelog.storage.ledger import observed_models
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS

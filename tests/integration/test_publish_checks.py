@@ -16,13 +16,13 @@ from pipelines.progress import Report
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.stages import Job
-from probelog.client import open_index
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
 from probelog.index.pointer import read_pointer
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.lifecycle import go_live
 from probelog.publication.rows import LogitBatch
+from probelog.search.client import open_index
 from probelog.storage.store import Store
 from tests.operator_command import operator
 from tests.s3 import s3_server

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 import probelog
-from probelog import client
 from probelog.index.pointer import POINTER, read_pointer
 from probelog.publication.lifecycle import roll_back, sweep
+from probelog.search import client
 from probelog.storage.store import Store
 from tests.operator_command import CHECKOUT
 from tests.publisher import load_encoder, publish, save_encoder

@@ -13,8 +13,8 @@ import pytest
 
 from pipelines.full import run_crawl, run_full
 from pipelines.status import status
-from probelog.client import open_index
 from probelog.publication.lifecycle import sweep
+from probelog.search.client import open_index
 from probelog.storage.ledger import Ledger, Spooled
 from probelog.storage.schemas import PROBED_MODELS, ProbedModel, from_table
 from probelog.storage.store import Store

@@ -17,7 +17,7 @@ from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, last_report, write_report
 from pipelines.quality.samples import Sampled, draw, hashed
 from probelog.errors import UsageError
-from probelog.results import Hit
+from probelog.search.results import Hit
 from probelog.storage.store import Store
 
 COUNTS = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

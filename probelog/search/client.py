@@ -16,10 +16,10 @@ import numpy as np
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import find_index, read_pointer
-from probelog.question import Pictures, Question, ask, background_numbers, text_direction
 from probelog.ranking.names import normal_name
-from probelog.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
-from probelog.search import Filter, best, best_models
+from probelog.search.query import Pictures, Question, ask, background_numbers, text_direction
+from probelog.search.ranking import Filter, best, best_models
+from probelog.search.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 
 if TYPE_CHECKING:
     from probelog.storage.store import Store

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from probelog.errors import QueryError
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
-from probelog.question import Question
 from probelog.ranking.confidence import Moments
 from probelog.ranking.matched_heads import Float64
+from probelog.search.query import Question
 
 # A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
 # try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997. In a larger index more

@@ -1,0 +1,1 @@
+"""The query client: queries, ranking and results."""
