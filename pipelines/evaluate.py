@@ -14,10 +14,10 @@ from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from pipelines.completion_record import completed
 from probelog.completion import scoring
 from probelog.errors import UsageError
-from probelog.evaluation import Accuracy, Hubness, accuracy, hubness
+from probelog.evaluation.accuracy import Accuracy, Hubness, accuracy, hubness
+from probelog.evaluation.calibration import calibrated
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
-from probelog.methods.calibration import calibrated
 from probelog.search.client import open_index
 from probelog.search.query import background_numbers, text_vectors
 from probelog.storage.parquet_parts import read_part

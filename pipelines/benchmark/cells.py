@@ -21,10 +21,10 @@ from pipelines.benchmark import questions as questions_module
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
 from pipelines.progress import Report
-from probelog.evaluation import PerQuery, per_query
-from probelog.gallery import Concepts
-from probelog.methods import METHODS, Method
-from probelog.methods.truncated import second_version
+from probelog.evaluation import METHODS, Method
+from probelog.evaluation.accuracy import PerQuery, per_query
+from probelog.evaluation.gallery import Concepts
+from probelog.evaluation.truncated import second_version
 from probelog.storage.encoding import short_key
 from probelog.storage.store import Store
 

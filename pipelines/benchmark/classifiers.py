@@ -25,7 +25,7 @@ from pipelines.progress import Report
 from pipelines.stages import Job
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
-from probelog.evaluation import precision_recall_area
+from probelog.evaluation.accuracy import precision_recall_area
 from probelog.storage.ledger import observed_models
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_table

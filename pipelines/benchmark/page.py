@@ -15,7 +15,7 @@ from pipelines.benchmark.questions import ALL, SINGLE
 from pipelines.benchmark.tables import BOTH, Finished, Row
 from pipelines.pages import rendered
 from probelog import __version__
-from probelog.evaluation import DEVELOPMENT, TEST
+from probelog.evaluation.accuracy import DEVELOPMENT, TEST
 from probelog.storage.store import Store
 from probelog.terminal import printable
 

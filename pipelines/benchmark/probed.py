@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipelines.benchmark.questions import LogitName
 from probelog.completion import scoring
 from probelog.errors import StoreError, UsageError
-from probelog.gallery import Concepts, Gallery
+from probelog.evaluation.gallery import Concepts, Gallery
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.probes.probe_set import subset

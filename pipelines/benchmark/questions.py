@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipelines.benchmark.truth import Truth
 from pipelines.labels import Lexicon, names_in
 from probelog.errors import UsageError
-from probelog.evaluation import half_of
+from probelog.evaluation.accuracy import half_of
 from probelog.storage.encoding import short_key
 
 Bools = npt.NDArray[np.bool_]

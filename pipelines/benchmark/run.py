@@ -24,7 +24,7 @@ from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from pipelines.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from pipelines.progress import Report
 from probelog.errors import QueryError, UsageError
-from probelog.methods import METHODS
+from probelog.evaluation import METHODS
 from probelog.storage.encoding import parquet_bytes
 from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store

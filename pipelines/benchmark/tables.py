@@ -14,7 +14,7 @@ from pipelines.benchmark.cells import TEXT, Cell, Outcome
 from pipelines.benchmark.classifiers import Classifiers
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Questions
-from probelog.evaluation import DEVELOPMENT, TEST, bootstrap, chance, hub_curve, hubness_of
+from probelog.evaluation.accuracy import DEVELOPMENT, TEST, bootstrap, chance, hub_curve, hubness_of
 
 Row = dict[str, Any]
 PARTS = (SINGLE, SUPER, ALL)

@@ -16,7 +16,7 @@ from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
 from pipelines.confidence import LabelledConcepts, query_scores
 from probelog.arrays import Ints
-from probelog.evaluation import bootstrap, roc_area
+from probelog.evaluation.accuracy import bootstrap, roc_area
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence, hit_margins
 from probelog.ranking.matched_heads import Float64, HeadSpace

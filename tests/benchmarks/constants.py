@@ -24,9 +24,9 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions, from_truth
 from pipelines.benchmark.truth import Truth
 from pipelines.evaluate import LEFT_OUT_KINDS
-from probelog.evaluation import DEVELOPMENT, accuracy, half_of
-from probelog.gallery import Concepts
-from probelog.methods.matched import rank_by_matched_heads
+from probelog.evaluation.accuracy import DEVELOPMENT, accuracy, half_of
+from probelog.evaluation.gallery import Concepts
+from probelog.evaluation.matched import rank_by_matched_heads
 from probelog.ranking import matched_heads
 
 SWEEPS = {

@@ -33,7 +33,7 @@ from pipelines.benchmark.questions import Bools, Questions, from_truth
 from pipelines.benchmark.trust import Answers, Probed, answers, without_classes
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from probelog.arrays import Floats, Ints
-from probelog.evaluation import DEVELOPMENT, TEST, roc_area
+from probelog.evaluation.accuracy import DEVELOPMENT, TEST, roc_area
 from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Float64
 

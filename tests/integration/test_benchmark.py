@@ -25,9 +25,9 @@ from pipelines.benchmark.truth import Truth
 from pipelines.labels import Lexicon
 from pipelines.progress import Report
 from probelog.errors import UsageError
-from probelog.evaluation import per_query
-from probelog.methods import METHODS
-from probelog.methods.truncated import second_version
+from probelog.evaluation import METHODS
+from probelog.evaluation.accuracy import per_query
+from probelog.evaluation.truncated import second_version
 from probelog.probes.probe_set import subset
 from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store

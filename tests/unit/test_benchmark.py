@@ -14,7 +14,7 @@ from pipelines.benchmark.questions import SINGLE, LogitName, agreement, from_lab
 from pipelines.benchmark.truth import Truth
 from pipelines.labels import Lexicon, imagenet_synonyms, names_in, read_hierarchy
 from probelog.errors import UsageError
-from probelog.gallery import Concepts
+from probelog.evaluation.gallery import Concepts
 
 
 def logits(*labels: str) -> list[LogitName]:

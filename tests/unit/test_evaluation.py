@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from probelog.evaluation import (
+from probelog.evaluation.accuracy import (
     DEVELOPMENT,
     TEST,
     accuracy,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from probelog.completion import scoring
 from probelog.completion.als import Block
-from probelog.gallery import Concepts, Gallery
-from probelog.methods import METHODS, completed, directions, dissect, truncated
+from probelog.evaluation import METHODS, completed, dissect, ridge, truncated
+from probelog.evaluation.gallery import Concepts, Gallery
 from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 
@@ -238,14 +238,14 @@ def test_ridge(seed: int, lam: float, k: int, root: bool) -> None:
         calibrated(distance, gallery, concepts, k),
         values_of=root_probabilities if root else lambda model: model.values,
     )
-    method = directions.ridge_probability if root else directions.ridge
+    method = ridge.ridge_probability if root else ridge.ridge
     np.testing.assert_allclose(method(gallery, concepts, lam, k), expected, atol=1e-5)
 
 
 def test_probabilities_that_do_not_vary_leave_the_logit() -> None:
     values = np.array([[0.0, 1, 2, 5], [9000, 9001, 9002, 9003]], np.float32)
     for head, kept in ((Head.SOFTMAX, [0, 1]), (Head.SIGMOID, [1]), (Head.REGRESSION, [0, 1])):
-        found = directions.root_probabilities(Observed(head, np.arange(4), values))
+        found = ridge.root_probabilities(Observed(head, np.arange(4), values))
         np.testing.assert_allclose(found[kept], scoring.standardise(values)[kept])
 
 
@@ -253,7 +253,7 @@ def test_probabilities_that_do_not_vary_leave_the_logit() -> None:
 @given(worlds, st.floats(0.1, 1000))
 def test_left_out_errors_are_those_of_fits_without(seed: int, lam: float) -> None:
     rng = np.random.default_rng(seed)
-    fit = directions.Ridge(unit(rng.standard_normal((20, 4))), lam)
+    fit = ridge.Ridge(unit(rng.standard_normal((20, 4))), lam)
     probes = np.sort(rng.choice(20, 9, replace=False))
     rows, seen = rng.standard_normal((3, 9)), fit.centred[probes]
     expected = np.empty((3, 9))

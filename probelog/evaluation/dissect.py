@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from probelog.arrays import Floats
 from probelog.completion import scoring
-from probelog.gallery import Concepts, Gallery
+from probelog.evaluation.gallery import Concepts, Gallery
 
 Float64 = npt.NDArray[np.float64]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from probelog.arrays import Floats, Ints
 from probelog.completion import scoring
-from probelog.gallery import Concepts, Gallery
-from probelog.methods.calibration import NEAREST, calibrated
+from probelog.evaluation.calibration import NEAREST, calibrated
+from probelog.evaluation.gallery import Concepts, Gallery
 
 # The papers' truncation.
 TOP = 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from probelog.arrays import Floats
-from probelog.gallery import Concepts, Gallery
+from probelog.evaluation.gallery import Concepts, Gallery
 from probelog.ranking import matched_heads
 
 

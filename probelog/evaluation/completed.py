@@ -29,9 +29,9 @@ from probelog.completion.als import (
     initial_columns,
     row_step,
 )
-from probelog.gallery import Concepts, Gallery
-from probelog.methods.directions import Ridge
-from probelog.methods.truncated import TOP, second_version
+from probelog.evaluation.gallery import Concepts, Gallery
+from probelog.evaluation.ridge import Ridge
+from probelog.evaluation.truncated import TOP, second_version
 from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 

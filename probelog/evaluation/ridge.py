@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
 from probelog.completion import scoring
-from probelog.gallery import Concepts, Gallery
-from probelog.methods.calibration import NEAREST, calibrated
+from probelog.evaluation.calibration import NEAREST, calibrated
+from probelog.evaluation.gallery import Concepts, Gallery
 from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from probelog.arrays import Floats
-from probelog.gallery import Concepts, Gallery
-from probelog.methods import completed, directions, dissect, matched, truncated
+from probelog.evaluation import completed, dissect, matched, ridge, truncated
+from probelog.evaluation.gallery import Concepts, Gallery
 
 Method = Callable[[Gallery, Concepts], Floats]
 
@@ -19,8 +19,8 @@ METHODS: Mapping[str, Method] = {
     "all probes, calibrated": truncated.all_probes_calibrated,
     "WPMI": dissect.wpmi,
     "SoftWPMI": dissect.soft_wpmi,
-    "ridge": directions.ridge,
-    "ridge, square-root probability": directions.ridge_probability,
+    "ridge": ridge.ridge,
+    "ridge, square-root probability": ridge.ridge_probability,
     "version 2 + ALS": completed.second_version_als,
     "version 2 + ALS, text rows": completed.second_version_als_text_rows,
     "version 2 + ridge": completed.second_version_ridge,
