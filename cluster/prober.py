@@ -35,7 +35,7 @@ from cluster.scheduler import kill
 from cluster.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
-from probelog.model_process import Learnt, ModelProcess, ProcessSpec, fork_server
+from probelog.sandbox.process import Learnt, ModelProcess, ProcessSpec, fork_server
 from probelog.storage.ledger import Ledger, Spooled
 from probelog.storage.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage.store import Store, patiently
@@ -267,7 +267,7 @@ class Prober:
             self._wait(min(5.0, max(0.1, self._spec.disk_patience / 4)))
 
     def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[Spooled, ItemReport]:
-        from probelog.fork_server import ProcessLostError
+        from probelog.sandbox.fork_server import ProcessLostError
 
         with clock.part("wait"):
             process = self._process()

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.scratch import scratch_folder
 from cluster.session import is_local
 from probelog.errors import ProbeLogError
-from probelog.model_process import fork_server
+from probelog.sandbox.process import fork_server
 
 # Ray's own default: its workers, and what they start, give way to other programs.
 _NICENESS, _RAYS_NICENESS = 15, "RAY_worker_niceness"

@@ -428,7 +428,7 @@ def _fork_servers() -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"probelog.fork_server" in (folder / "cmdline").read_bytes():
+            if b"probelog.sandbox.fork_server" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
 

@@ -136,7 +136,7 @@ class Stage:
         return {
             pid
             for pid in pids
-            if "probelog.fork_server" in (told := command_of(pid)) and str(self.scratch) in told
+            if "probelog.sandbox.fork_server" in (told := command_of(pid)) and str(self.scratch) in told
         }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probelog.model_process import Learnt, ModelProcess, ProcessSpec, downloads_folder, fork_server
+from probelog.sandbox.process import Learnt, ModelProcess, ProcessSpec, downloads_folder, fork_server
 from tests.tiny_world import Indexed
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.warm_up import libraries_at_hand
-from probelog.model_process import home_folder
+from probelog.sandbox.process import home_folder
 
 
 def servers(scratch: Path) -> list[Path]:
@@ -24,8 +24,8 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
         """Asks for the server of model processes as a probing actor does."""
 
         def __init__(self, home: Path) -> None:
-            from probelog.fork_server import ForkServer
-            from probelog.model_process import LIBRARIES, SERVER
+            from probelog.sandbox.fork_server import ForkServer
+            from probelog.sandbox.process import LIBRARIES, SERVER
 
             self.server = ForkServer(SERVER, LIBRARIES, home)
 

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from probelog import confinement
-from probelog.fork_server import answer
+from probelog.sandbox import confinement
+from probelog.sandbox.fork_server import answer
 
 
 def serve(connection: Connection) -> None:

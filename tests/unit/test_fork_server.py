@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from probelog.errors import ProbeLogError
-from probelog.fork_server import Child, ForkServer, ProcessLostError, bare_environment, writable_home
+from probelog.sandbox.fork_server import Child, ForkServer, ProcessLostError, bare_environment, writable_home
 from tests.processes import eventually
 
 HERE = "tests.unit.rogue"
@@ -150,7 +150,7 @@ def test_another_thread_can_end_the_waiting(server: ForkServer) -> None:
 
 def test_everything_ends_with_whoever_needed_it(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from probelog.fork_server import ForkServer\n"
+        "import sys, time; from pathlib import Path; from probelog.sandbox.fork_server import ForkServer\n"
         f"server = ForkServer('{HERE}:serve', [], Path(sys.argv[1]), idle_seconds=1)\n"
         "made = [server.fork() for _ in range(2)]\n"
         'hung = server.fork(); hung._connection.send_bytes(b\'{"command": "hang"}\'); made.append(hung)\n'

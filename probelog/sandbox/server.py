@@ -1,4 +1,4 @@
-"""What runs inside a model's process: commands over a pipe, one model at a time (`probelog.model_process`)."""
+"""What runs inside a model's process: commands over a pipe, one model at a time (`probelog.sandbox.process`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from probelog import confinement, heap
+from probelog import heap
 from probelog.errors import FailureReason, ItemFailure
-from probelog.fork_server import answer
 from probelog.inference import execution_plan
-from probelog.model_process import ProcessSpec, pixels_folder
 from probelog.models.memory import out_of_memory
+from probelog.sandbox import confinement
+from probelog.sandbox.fork_server import answer
+from probelog.sandbox.process import ProcessSpec, pixels_folder
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
 

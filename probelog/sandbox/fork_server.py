@@ -412,7 +412,7 @@ def _child(
     """Never returns: the server's own loop must not go on twice."""
     status = 1
     try:
-        from probelog import confinement
+        from probelog.sandbox import confinement
 
         confinement.die_with_parent(parent)
         for one in inherited:
@@ -434,7 +434,7 @@ def _child(
 
 def _main(address: Path, idle_seconds: float, entry: str, preload: Sequence[str]) -> int:
     """Get ready, then go on as a grandchild; returns in the process that was started, when that is so."""
-    from probelog import confinement
+    from probelog.sandbox import confinement
 
     confinement.without_network()
     for name in preload:

@@ -1,7 +1,7 @@
 """A stranger's model in a process of its own: without token, network, other people's files or endless memory.
 
 What the model does there can only cost that process. Its answers are checked for shape and read as plain values.
-See `probelog.fork_server` for how processes are made and `probelog.model_server` for what runs inside.
+See `probelog.sandbox.fork_server` for how processes are made and `probelog.sandbox.server` for what runs inside.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.fork_server import Child, ForkServer, ProcessLostError, writable_home
+from probelog.sandbox.fork_server import Child, ForkServer, ProcessLostError, writable_home
 from probelog.storage.encoding import from_npy
 from probelog.storage.schemas import WEIGHTS
 
-SERVER = "probelog.model_server:serve"
+SERVER = "probelog.sandbox.server:serve"
 #: What takes seconds to import and is the same for every model.
-LIBRARIES = ("probelog.model_libraries",)
+LIBRARIES = ("probelog.sandbox.preload",)
 
 _SYSTEM = (
     "/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/etc", "/sys", "/proc/self", "/proc/cpuinfo",

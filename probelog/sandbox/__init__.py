@@ -1,0 +1,1 @@
+"""Processes in which untrusted models run, confined."""
