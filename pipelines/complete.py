@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 import numpy as np
 import numpy.typing as npt
 
-from cluster.completer import Completion
-from cluster.describer import describe_parts, forget_described
-from cluster.fits import Checkpoint, Fit, Fitted
+from cluster.completion.describe import describe_parts, forget_described
+from cluster.completion.driver import Completion
+from cluster.completion.fit import Checkpoint, Fit, Fitted
+from cluster.completion.shard import ShardSpec
 from cluster.session import session, worker_count
-from cluster.shard import ShardSpec
 from pipelines.completion_record import (
     DESCRIPTORS_VERSION,
     Completed,

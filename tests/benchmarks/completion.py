@@ -36,9 +36,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.completer import Completion
-from cluster.fits import Fit
-from cluster.shard import Loaded, Shard, ShardSpec
+from cluster.completion.driver import Completion
+from cluster.completion.fit import Fit
+from cluster.completion.shard import Loaded, Shard, ShardSpec
 from probelog.completion.als import (
     Block,
     HeldOutError,

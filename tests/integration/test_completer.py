@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.completer import Completion
-from cluster.describer import describe_parts
-from cluster.fits import Checkpoint, Fit
-from cluster.shard import ShardSpec, dealt
+from cluster.completion.describe import describe_parts
+from cluster.completion.driver import Completion
+from cluster.completion.fit import Checkpoint, Fit
+from cluster.completion.shard import ShardSpec, dealt
 from probelog.completion.als import Block, HeldOutError, complete_rows, row_step
 from probelog.completion.scoring import standardise, top_pairs
 from probelog.errors import ProbeLogError, StoreError
@@ -226,7 +226,7 @@ def test_a_lost_shard_is_read_again_and_the_sweep_repeated(tmp_path: Path) -> No
 def test_without_a_place_for_a_lost_shard_the_others_take_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.completer._PLACE_SECONDS", 3.0)
+    monkeypatch.setattr("cluster.completion.driver._PLACE_SECONDS", 3.0)
     store, receipts = ledger_of(tmp_path, share=0.5)
     completion = Completion(store, receipts, 3, spec(store))
     undisturbed = completion.fit(fit(), held_out=False)

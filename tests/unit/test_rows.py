@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster import rows
-from cluster.rows import RowStore
+from cluster.completion import rows
+from cluster.completion.rows import RowStore
 from probelog.completion.als import Block, standardised
 from probelog.errors import UsageError
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cluster.fits import Fit
+from cluster.completion.fit import Fit
+from cluster.completion.rows import RowStore, StoredModel
 from cluster.node import memory_share
-from cluster.rows import RowStore, StoredModel
 from cluster.scratch import scratch_folder
 from probelog.completion.als import (
     Bools,

@@ -25,8 +25,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.fits import Checkpoint, Fit, Fitted, State
-from cluster.shard import Loaded, Shard, ShardSpec, dealt
+from cluster.completion.fit import Checkpoint, Fit, Fitted, State
+from cluster.completion.shard import Loaded, Shard, ShardSpec, dealt
 from probelog.completion.als import Float32, HeldOutError, SweepSums, column_step, initial_columns
 from probelog.errors import ProbeLogError
 from probelog.storage.ledger import Receipt

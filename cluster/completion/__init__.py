@@ -1,0 +1,1 @@
+"""Completion spread over shards."""
