@@ -29,7 +29,7 @@ def libraries_at_hand(
 
     Args:
         address: as `cluster.session.session` is given it.
-        scratch: as the probing actors are given it (`cluster.prober.ProberSpec`).
+        scratch: as the probing actors are given it (`cluster.probing.prober.ProberSpec`).
         preload: likewise.
     """
     if not is_local(address):

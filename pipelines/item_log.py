@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from types import TracebackType
 
-from cluster.results import ItemReport
+from cluster.probing.results import ItemReport
 from pipelines.plan import Item
 from probelog.errors import UsageError
 

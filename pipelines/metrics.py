@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from cluster.results import ItemReport
+from cluster.probing.results import ItemReport
 from pipelines.item_log import result_of
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.originals import Original, shared_originals
-from cluster.prober import ProberSpec, probers
-from cluster.results import ItemReport
-from cluster.scheduler import Outcome, Policy, Scheduler
+from cluster.probing.originals import Original, shared_originals
+from cluster.probing.prober import ProberSpec, probers
+from cluster.probing.results import ItemReport
+from cluster.probing.scheduler import Outcome, Policy, Scheduler
 from cluster.scratch import scratch_folder
 from cluster.session import worker_count
 from pipelines.item_log import ItemLog

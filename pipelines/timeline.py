@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.results import ItemReport
+from cluster.probing.results import ItemReport
 from pipelines.config import Config
 from probelog.storage.ledger import Ledger
 

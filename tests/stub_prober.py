@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.drain import Drain
-from cluster.prober import Probers, ProberSpec
-from cluster.results import HandedBack, ItemReport
-from cluster.scheduler import kill
+from cluster.probing.drain import Drain
+from cluster.probing.prober import Probers, ProberSpec
+from cluster.probing.results import HandedBack, ItemReport
+from cluster.probing.scheduler import kill
 from pipelines.plan import COLUMNS, Item
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
@@ -107,7 +107,7 @@ class StubProber:
 
 @contextlib.contextmanager
 def stub_probers(log: str, spec: ProberSpec, originals: Any) -> Iterator[Probers]:
-    """In place of `cluster.prober.probers`."""
+    """In place of `cluster.probing.prober.probers`."""
     import ray
 
     actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT + 1)(

@@ -55,7 +55,7 @@ def driver(items: int, workers: int, mean: float) -> list[tuple[str, str, str]]:
     """Run the scheduler over stub workers."""
     import ray
 
-    from cluster.scheduler import Scheduler
+    from cluster.probing.scheduler import Scheduler
     from cluster.session import session
 
     drawn_seconds = np.random.default_rng(0).lognormal(np.log(mean / 2) - _SIGMA**2 / 2, _SIGMA, items)
@@ -145,7 +145,7 @@ def _host() -> Any:
 
     import ray
 
-    from cluster.results import ItemReport
+    from cluster.probing.results import ItemReport
 
     class Host:
         """Many workers in one process: each sleeps through its items one after the other."""

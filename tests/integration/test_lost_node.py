@@ -18,7 +18,7 @@ PROGRAM = """
 import json, logging, time
 import ray
 from ray.cluster_utils import Cluster
-from cluster.scheduler import Policy, Scheduler
+from cluster.probing.scheduler import Policy, Scheduler
 from cluster.session import worker_count
 
 health = {

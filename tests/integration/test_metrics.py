@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 import ray
 
-from cluster.results import ItemReport
+from cluster.probing.results import ItemReport
 from pipelines.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from tests.tiny_world import MODELS, Indexed
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.results import HandedBack
-from cluster.scheduler import Outcome, Policy, Scheduler
+from cluster.probing.results import HandedBack
+from cluster.probing.scheduler import Outcome, Policy, Scheduler
 from probelog.errors import FailureReason, ProbeLogError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -128,7 +128,7 @@ def test_workers_without_a_place_are_waited_for_by_nobody(tmp_path) -> None:
 
 
 def test_the_number_of_workers_follows_the_cluster(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.scheduler._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("cluster.probing.scheduler._LOOK_SECONDS", 0.2)
     wanted = 1
     scheduler: Scheduler[str] = Scheduler(lambda: Stub.remote(str(tmp_path / "log")), lambda: wanted)
     most = 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.results import ItemReport
+from cluster.probing.results import ItemReport
 from pipelines.config import Config
 from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.heads import logits_by_parameters

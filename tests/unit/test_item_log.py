@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.results import ItemReport
+from cluster.probing.results import ItemReport
 from pipelines.item_log import ItemLog
 from pipelines.plan import Item
 from probelog.errors import UsageError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.originals import Claim, Original, Originals
+from cluster.probing.originals import Claim, Original, Originals
 
 
 def test_one_runs_and_the_others_wait() -> None:

@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError
 
-from cluster.results import HandedBack
+from cluster.probing.results import HandedBack
 from probelog.errors import FailureReason, ProbeLogError
 
 Item = TypeVar("Item")

@@ -1,0 +1,1 @@
+"""Probing spread over workers."""
