@@ -13,7 +13,7 @@ from cluster.completion.describe import describe_parts, forget_described
 from cluster.completion.driver import Completion
 from cluster.completion.fit import Checkpoint, Fit, Fitted
 from cluster.completion.shard import ShardSpec
-from cluster.session import session, worker_count
+from cluster.runtime.session import session, worker_count
 from pipelines.completion_record import (
     DESCRIPTORS_VERSION,
     Completed,

@@ -38,7 +38,7 @@ def run_demo(out: Path, compare: bool = True) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"  # noqa: S105 - a switch
 
-    from cluster.session import session
+    from cluster.runtime.session import session
     from pipelines.hubserver import running
 
     started = time.monotonic()

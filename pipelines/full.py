@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from cluster.session import session
-from cluster.warm_up import libraries_at_hand
+from cluster.runtime.session import session
+from cluster.runtime.warm_up import libraries_at_hand
 from pipelines.complete import complete
 from pipelines.completion_record import Completed
 from pipelines.crawl import Catalogue, crawl, hub_endpoint, is_crawled

@@ -25,8 +25,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from cluster.session import session
-from cluster.warm_up import libraries_at_hand
+from cluster.runtime.session import session
+from cluster.runtime.warm_up import libraries_at_hand
 from pipelines.background import background_names
 from pipelines.changes import listed_since
 from pipelines.complete import fold_in

@@ -19,8 +19,8 @@ from cluster.probing.originals import Original, shared_originals
 from cluster.probing.prober import ProberSpec, probers
 from cluster.probing.results import ItemReport
 from cluster.probing.scheduler import Outcome, Policy, Scheduler
-from cluster.scratch import scratch_folder
-from cluster.session import worker_count
+from cluster.runtime.scratch import scratch_folder
+from cluster.runtime.session import worker_count
 from pipelines.item_log import ItemLog
 from pipelines.metrics import Metrics
 from pipelines.pace import Pace

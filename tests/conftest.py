@@ -48,7 +48,7 @@ def local_ray() -> Iterator[None]:
     """One real Ray for the whole run."""
     import ray
 
-    from cluster.session import session
+    from cluster.runtime.session import session
 
     with session("local", cpus=4):
         yield

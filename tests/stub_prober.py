@@ -119,7 +119,7 @@ def stub_probers(log: str, spec: ProberSpec, originals: Any) -> Iterator[Probers
 def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bool) -> None:
     """One run of the stage over a store below ``root``."""
     import pipelines.probe
-    from cluster.session import session
+    from cluster.runtime.session import session
     from pipelines.config import Config
     from pipelines.progress import Report
     from pipelines.stages import Job

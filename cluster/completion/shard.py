@@ -11,8 +11,8 @@ import numpy as np
 
 from cluster.completion.fit import Fit
 from cluster.completion.rows import RowStore, StoredModel
-from cluster.node import memory_share
-from cluster.scratch import scratch_folder
+from cluster.runtime.node import memory_share
+from cluster.runtime.scratch import scratch_folder
 from probelog.completion.als import (
     Bools,
     Float32,

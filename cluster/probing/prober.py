@@ -26,13 +26,13 @@ from typing import Any, Protocol
 
 import ray
 
-from cluster.node import memory_share
 from cluster.probing.drain import Drain
 from cluster.probing.limiter import SharedLimiter, start_limit
 from cluster.probing.originals import Claim, Original
 from cluster.probing.results import HandedBack, ItemReport
 from cluster.probing.scheduler import kill
-from cluster.scratch import local_probes, own_downloads, scratch_folder
+from cluster.runtime.node import memory_share
+from cluster.runtime.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
 from probelog.sandbox.process import Learnt, ModelProcess, ProcessSpec, fork_server

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.session import session
+from cluster.runtime.session import session
 from pipelines.benchmark.images import QueryImages
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from cluster.session import session
+from cluster.runtime.session import session
 from pipelines.benchmark import tables, trust
 from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
 from pipelines.benchmark.classifiers import Classifiers, classifiers

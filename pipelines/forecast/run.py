@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.session import session
+from cluster.runtime.session import session
 from pipelines.crawl import Catalogue, hub_endpoint
 from pipelines.forecast.estimates import Estimate, Left
 from pipelines.forecast.known import Known

@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.families import run_families
-from cluster.session import session, worker_count
+from cluster.runtime.session import session, worker_count
+from cluster.runtime.task_graph import run_families
 from pipelines import networks
 from pipelines.progress import Report
 from pipelines.zoo import lessons

@@ -415,7 +415,7 @@ def _rmse(values: np.ndarray, found: np.ndarray, held: np.ndarray) -> float:
 
 def shards(setting: Setting) -> Figures:
     """Sweeps on Ray; the first, which starts workers for the additions, is left out."""
-    from cluster.session import session
+    from cluster.runtime.session import session
 
     receipts = setting.receipts()
     store = Store(setting.store)

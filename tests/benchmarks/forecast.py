@@ -60,7 +60,7 @@ def main() -> None:
 
 def compare(folder: Path, measure: int, workers: int, probes: int) -> list[dict[str, Any]]:
     """One row for each quantity."""
-    from cluster.session import session
+    from cluster.runtime.session import session
 
     config = Config.model_validate(
         {

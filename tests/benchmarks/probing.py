@@ -143,7 +143,7 @@ def measure(
     world: World, workers: int, loop_models: int | None, precisions: Sequence[str], rounds: int
 ) -> list[Result]:
     """Everything about one set: a result for each precision of ours."""
-    from cluster.session import session
+    from cluster.runtime.session import session
 
     # Ray's workers give way to other programs by default; what they are compared with does not.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -303,7 +303,7 @@ class Ours:
 
 def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str = "float32") -> Ours:
     """Probe a hub into a folder of its own."""
-    from cluster.warm_up import libraries_at_hand
+    from cluster.runtime.warm_up import libraries_at_hand
     from pipelines.config import Config
     from pipelines.full import run_crawl
     from pipelines.plan import COLUMNS

@@ -56,7 +56,7 @@ def driver(items: int, workers: int, mean: float) -> list[tuple[str, str, str]]:
     import ray
 
     from cluster.probing.scheduler import Scheduler
-    from cluster.session import session
+    from cluster.runtime.session import session
 
     drawn_seconds = np.random.default_rng(0).lognormal(np.log(mean / 2) - _SIGMA**2 / 2, _SIGMA, items)
     seconds = mean / 2 + drawn_seconds[np.argsort(-np.floor(np.log2(drawn_seconds)), kind="stable")]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.families import Finished, run_families
+from cluster.runtime.task_graph import Finished, run_families
 
 
 def add(amount: int, before: int | None) -> int:

@@ -19,7 +19,7 @@ import json, logging, time
 import ray
 from ray.cluster_utils import Cluster
 from cluster.probing.scheduler import Policy, Scheduler
-from cluster.session import worker_count
+from cluster.runtime.session import worker_count
 
 health = {
     "health_check_initial_delay_ms": 1000, "health_check_period_ms": 500,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.warm_up import libraries_at_hand
+from cluster.runtime.warm_up import libraries_at_hand
 from probelog.sandbox.process import home_folder
 
 

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cluster.scratch import scratch_folder
-from cluster.session import is_local
+from cluster.runtime.scratch import scratch_folder
+from cluster.runtime.session import is_local
 from probelog.errors import ProbeLogError
 from probelog.sandbox.process import fork_server
 
@@ -28,7 +28,7 @@ def libraries_at_hand(
     Only where the job's Ray is this machine: those of a cluster start theirs with their first worker.
 
     Args:
-        address: as `cluster.session.session` is given it.
+        address: as `cluster.runtime.session.session` is given it.
         scratch: as the probing actors are given it (`cluster.probing.prober.ProberSpec`).
         preload: likewise.
     """
