@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
 from pipelines.crawl import listing_filters
-from pipelines.stages import Job
+from pipelines.job.job import Job
 from probelog.hub.client import PATIENT, Retry
 from probelog.hub.listing import ListingFilters, iter_pages
 from probelog.hub.rate_limit import Limiter

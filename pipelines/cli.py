@@ -12,7 +12,7 @@ import typer
 from probelog import terminal
 
 if TYPE_CHECKING:
-    from pipelines.stages import Job
+    from pipelines.job.job import Job
 
 app = typer.Typer(
     add_completion=False,
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _job(config: Path | None, overrides: list[str] | None, store: str | None) -> Job:
     from pipelines.config import load_config
-    from pipelines.stages import Job
+    from pipelines.job.job import Job
 
     return Job.of(load_config(config, overrides or (), store))
 
@@ -105,8 +105,8 @@ def probes(
 ) -> None:
     """Make a probe set and embed it."""
     from pipelines.config import load_config
+    from pipelines.job.job import Job
     from pipelines.probes import ready_probes
-    from pipelines.stages import Job
     from probelog.encoders.torch_encoder import load_encoder
 
     wanted = [f"probes={json.dumps(source)}", f"encoder={json.dumps(encoder)}", f"seed={seed}", "top_r=1"]
@@ -328,7 +328,7 @@ def evaluate(
     """Accuracy of text queries beside chance and simpler methods; with --out the full benchmark."""
     from pipelines.benchmark.run import BASELINE, SEEDS, Plan, run_benchmark
     from pipelines.evaluate import evaluate as run_evaluate
-    from pipelines.progress import Report
+    from pipelines.job.progress import Report
     from probelog.errors import UsageError
     from probelog.terminal import printable
 
@@ -389,7 +389,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Re-read everything in a store against receipts and digests; exit status 1 where anything is damaged."""
-    from pipelines.progress import Report
+    from pipelines.job.progress import Report
     from pipelines.verify import verify as run_verify
     from probelog.terminal import printable
 

@@ -22,7 +22,7 @@ from pipelines.completion_record import (
     read_columns,
     write_record,
 )
-from pipelines.stages import Job
+from pipelines.job.job import Job
 from probelog.completion.als import HeldOutError, working_bytes
 from probelog.errors import UsageError
 from probelog.probes.probe_set import ProbeSet

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipelines.background import background_names
 from pipelines.config import Config, load_config
+from pipelines.job.background import background_names
+from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries
-from pipelines.stages import read_repos
 from probelog.errors import ConfigError, ProbeLogError
 from probelog.probes.sources import HUB, source_files
 from probelog.storage.store import Store

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import Filters
-from pipelines.stages import Job, read_repos
+from pipelines.job.job import Job, read_repos
 from probelog.errors import UsageError
 from probelog.hub.listing import ListingFilters, Page, iter_pages
 from probelog.storage.encoding import digest, parquet_bytes

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.pace import duration
-from pipelines.progress import Report
+from pipelines.job.eta import duration
+from pipelines.job.progress import Report
 from probelog.errors import ProbeLogError
 from probelog.terminal import printable
 
@@ -67,7 +67,7 @@ def run_demo(out: Path, compare: bool = True) -> None:
 def _index(store: Path, fraction: float, report: Report) -> Any:
     from pipelines.config import Config
     from pipelines.full import run_full
-    from pipelines.stages import Job
+    from pipelines.job.job import Job
 
     config = Config(
         store=str(store),

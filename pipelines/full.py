@@ -11,12 +11,12 @@ from pipelines.complete import complete
 from pipelines.completion_record import Completed
 from pipelines.crawl import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.going_live import Published
+from pipelines.job.job import Job
 from pipelines.plan import COLUMNS
 from pipelines.probe import Probed, probe
 from pipelines.probes import ready_probes
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
-from pipelines.stages import Job
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.storage.ledger import Counts, Ledger

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.job.job import Job
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import pass_gate
 from pipelines.quality.samples import Version
-from pipelines.stages import Job
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer

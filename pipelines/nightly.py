@@ -27,7 +27,6 @@ import numpy.typing as npt
 
 from cluster.runtime.session import session
 from cluster.runtime.warm_up import libraries_at_hand
-from pipelines.background import background_names
 from pipelines.changes import listed_since
 from pipelines.complete import fold_in
 from pipelines.completion_record import Completed, completed, joined, read_columns
@@ -36,14 +35,15 @@ from pipelines.crawl import hub_endpoint
 from pipelines.described import Descriptors
 from pipelines.drift import Drift, measure_drift
 from pipelines.going_live import Published
-from pipelines.lease import Lease, hold_lease
+from pipelines.job.background import background_names
+from pipelines.job.job import Job
+from pipelines.job.lease import Lease, hold_lease
 from pipelines.night import NightFiles, NightRecord
 from pipelines.probe import Probed, anything_left, probe
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from pipelines.reconcile import reconcile
-from pipelines.stages import Job
 from pipelines.update import NightWork, publish_update
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError

@@ -22,10 +22,10 @@ from cluster.probing.scheduler import Outcome, Policy, Scheduler
 from cluster.runtime.scratch import scratch_folder
 from cluster.runtime.session import worker_count
 from pipelines.item_log import ItemLog
+from pipelines.job.eta import Pace
+from pipelines.job.job import Job
 from pipelines.metrics import Metrics
-from pipelines.pace import Pace
 from pipelines.plan import Item, Plan, first_keys, make_plan
-from pipelines.stages import Job
 from pipelines.summary import Running, Summary
 from pipelines.timeline import Timeline
 from probelog.errors import FailureReason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipelines.stages import Job
+from pipelines.job.job import Job
 from probelog.encoders.torch_encoder import Encoder
 from probelog.probes.probe_set import ProbeSet, make_probe_set
 

@@ -19,7 +19,7 @@ from enum import StrEnum
 from urllib.parse import quote
 
 from pipelines.crawl import listing_filters
-from pipelines.stages import Job
+from pipelines.job.job import Job
 from probelog.errors import FailureReason, ItemFailure, ProbeLogError
 from probelog.hub.client import (
     PATIENT,

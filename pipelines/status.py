@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.pace import duration
+from pipelines.job.eta import duration
 from pipelines.quality.report import FOLDER, last_report
 from pipelines.summary import Summary
 from probelog.errors import UsageError

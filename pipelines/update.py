@@ -13,11 +13,11 @@ import numpy as np
 from pipelines.described import Descriptors, same_logits, some_logits
 from pipelines.drift import Drift
 from pipelines.going_live import Published, bring_live
+from pipelines.job.job import Job
 from pipelines.publish import model_table
 from pipelines.publish_checks import ASKED_LOGITS, COSINE
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
-from pipelines.stages import Job
 from probelog import __version__
 from probelog.errors import QueryError, StoreError
 from probelog.index.generation import Generation

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from pipelines.completion_record import DESCRIPTORS_VERSION
 from pipelines.crawl import CRAWL_VERSION
+from pipelines.job.progress import Report
 from pipelines.night import NIGHT, NIGHT_VERSION
-from pipelines.progress import Report
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.layout import FILES, HOLD, folder_of

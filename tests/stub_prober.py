@@ -121,8 +121,8 @@ def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bo
     import pipelines.probe
     from cluster.runtime.session import session
     from pipelines.config import Config
-    from pipelines.progress import Report
-    from pipelines.stages import Job
+    from pipelines.job.job import Job
+    from pipelines.job.progress import Report
 
     config = Config.model_validate(
         {

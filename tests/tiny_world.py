@@ -21,8 +21,8 @@ import pytest
 
 from pipelines.config import Config
 from pipelines.full import FullRun, run_full
-from pipelines.progress import Report
-from pipelines.stages import Job
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from tests.faults import FaultyHub, faulty
 from tests.hostile import write_json
 from tests.unit import tiny_encoders

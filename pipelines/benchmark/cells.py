@@ -20,7 +20,7 @@ from pipelines.benchmark import probed
 from pipelines.benchmark import questions as questions_module
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
-from pipelines.progress import Report
+from pipelines.job.progress import Report
 from probelog.evaluation import METHODS, Method
 from probelog.evaluation.accuracy import PerQuery, per_query
 from probelog.evaluation.gallery import Concepts

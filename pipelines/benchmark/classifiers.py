@@ -19,10 +19,10 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
 from pipelines.config import Config
 from pipelines.crawl import hub_endpoint
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from pipelines.probe import probe
 from pipelines.probes import ready_probes
-from pipelines.progress import Report
-from pipelines.stages import Job
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import precision_recall_area

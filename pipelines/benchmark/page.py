@@ -13,7 +13,7 @@ from pipelines.benchmark.cells import TEXT, Cell
 from pipelines.benchmark.plots import Bins, Line, hub_plot, line_plot, reliability_plot
 from pipelines.benchmark.questions import ALL, SINGLE
 from pipelines.benchmark.tables import BOTH, Finished, Row
-from pipelines.pages import rendered
+from pipelines.job.templates import rendered
 from probelog import __version__
 from probelog.evaluation.accuracy import DEVELOPMENT, TEST
 from probelog.storage.store import Store

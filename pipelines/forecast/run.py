@@ -17,10 +17,10 @@ from pipelines.forecast.known import Known
 from pipelines.forecast.measured import Measured, find_measured
 from pipelines.forecast.predict import Settings, StoreRates, predict
 from pipelines.forecast.sample import stratified
+from pipelines.job.job import Job
 from pipelines.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe import probe
 from pipelines.probes import ready_probes
-from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.rate_limit import hub_account

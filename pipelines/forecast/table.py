@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.run import Forecast
-from pipelines.pace import duration
+from pipelines.job.eta import duration
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 

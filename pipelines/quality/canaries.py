@@ -22,9 +22,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.job.job import read_names
 from pipelines.quality.measure import Measure
 from pipelines.quality.samples import Sampled, Version, draw, rows_of
-from pipelines.stages import read_names
 from probelog.errors import QueryError, UsageError
 from probelog.index.generation import Generation
 from probelog.ranking.names import normal_name

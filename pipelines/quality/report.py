@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.pages import rendered
+from pipelines.job.templates import rendered
 from pipelines.quality.measure import Measure
 from probelog import __version__
 from probelog.storage.encoding import digest

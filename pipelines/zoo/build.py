@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from cluster.runtime.session import session, worker_count
 from cluster.runtime.task_graph import run_families
 from pipelines import networks
-from pipelines.progress import Report
+from pipelines.job.progress import Report
 from pipelines.zoo import lessons
 from pipelines.zoo.images import MAX_SIZE, LabelledImages, read_images
 from pipelines.zoo.lessons import FEWEST_IMAGES, Material, Split, Trained

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.job.progress import Report
 from pipelines.networks import IMAGENET
-from pipelines.progress import Report
 from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import UsageError
 from probelog.models.preprocessing import timm_recipe

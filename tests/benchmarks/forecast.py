@@ -26,9 +26,9 @@ from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.measured import Measured, find_measured
 from pipelines.forecast.run import Forecast, run_plan
 from pipelines.full import run_crawl, run_probe
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from pipelines.probes import ready_probes
-from pipelines.progress import Report
-from pipelines.stages import Job
 from pipelines.timeline import BUSY
 from probelog.encoders.torch_encoder import load_encoder
 from tests.conftest import BENCH

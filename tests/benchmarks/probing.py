@@ -306,11 +306,11 @@ def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str 
     from cluster.runtime.warm_up import libraries_at_hand
     from pipelines.config import Config
     from pipelines.full import run_crawl
+    from pipelines.job.job import Job
+    from pipelines.job.progress import Report
     from pipelines.plan import COLUMNS
     from pipelines.probe import probe
     from pipelines.probes import ready_probes
-    from pipelines.progress import Report
-    from pipelines.stages import Job
     from probelog.encoders.torch_encoder import load_encoder
     from probelog.storage.ledger import Ledger
 

@@ -22,8 +22,8 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import from_labels, from_truth
 from pipelines.benchmark.run import Plan, run_benchmark
 from pipelines.benchmark.truth import Truth
+from pipelines.job.progress import Report
 from pipelines.labels import Lexicon
-from pipelines.progress import Report
 from probelog.errors import UsageError
 from probelog.evaluation import METHODS
 from probelog.evaluation.accuracy import per_query

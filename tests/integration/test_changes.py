@@ -12,8 +12,8 @@ import pytest
 
 from pipelines.changes import Changes, listed_since
 from pipelines.config import Config
-from pipelines.progress import Report
-from pipelines.stages import Job
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from probelog.errors import FailureReason
 from probelog.hub.client import HubError, HubUnavailableError, Retry
 from tests import faults

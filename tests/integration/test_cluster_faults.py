@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pytest
 
 from pipelines.full import run_crawl
-from pipelines.progress import Report
-from pipelines.stages import Job
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from probelog.storage.ledger import Ledger, item_key, observed_models
 from probelog.storage.store import Store
 from tests import faults

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pipelines.full import run_crawl, run_probe
-from pipelines.progress import Report
-from pipelines.stages import Job
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.faults import FaultyHub, faulty

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.full import FullRun, run_crawl, run_full
-from pipelines.stages import Job
+from pipelines.job.job import Job
 from pipelines.status import status
 from probelog.errors import FailureReason
 from probelog.search.client import open_index

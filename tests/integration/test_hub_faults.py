@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.full import run_crawl, run_probe
-from pipelines.progress import Report
-from pipelines.stages import Job
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from tests import faults
 from tests.faults import Fault, faulty
 from tests.hostile import write_json

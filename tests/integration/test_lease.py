@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.lease import Lease, LeaseHeldError, LeaseLostError, hold_lease
+from pipelines.job.lease import Lease, LeaseHeldError, LeaseLostError, hold_lease
 from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.storage.store import Store
 from tests.s3 import s3_server
@@ -26,7 +26,7 @@ NAME = "nightly/lease.json"
 SECONDS = 2.0
 HOLDER = f"""
 import sys
-from pipelines.lease import LeaseLostError, hold_lease
+from pipelines.job.lease import LeaseLostError, hold_lease
 from probelog.storage.store import Store
 
 with hold_lease(Store(sys.argv[1]), "{NAME}", seconds=float(sys.argv[3]), holder=sys.argv[2]) as lease:

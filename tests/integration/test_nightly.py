@@ -18,10 +18,10 @@ import pytest
 
 from pipelines.crawl import crawl
 from pipelines.full import run_full
-from pipelines.lease import LeaseHeldError, hold_lease
+from pipelines.job.job import Job
+from pipelines.job.lease import LeaseHeldError, hold_lease
+from pipelines.job.progress import Report
 from pipelines.nightly import LEASE, NightlyRun, run_nightly
-from pipelines.progress import Report
-from pipelines.stages import Job
 from pipelines.verify import verify
 from probelog.errors import QueryError, UsageError
 from probelog.index.pointer import Pointer, read_pointer

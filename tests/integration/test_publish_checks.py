@@ -12,10 +12,10 @@ import pytest
 from pipelines import going_live, publish_checks
 from pipelines import publish as publish_module
 from pipelines.going_live import Published
-from pipelines.progress import Report
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
-from pipelines.stages import Job
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
 from probelog.index.pointer import read_pointer

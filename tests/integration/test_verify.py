@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.progress import Report
+from pipelines.job.progress import Report
 from pipelines.verify import Verified, verify
 from probelog.errors import StoreError, UsageError
 from probelog.publication.lifecycle import roll_back

@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 
-from pipelines.pace import Pace, duration
-from pipelines.progress import Report
+from pipelines.job.eta import Pace, duration
+from pipelines.job.progress import Report
 
 
 class Clock:

@@ -13,8 +13,8 @@ import pytest
 from pipelines.completion_record import read_record
 from pipelines.config import Config
 from pipelines.crawl import Catalogue
-from pipelines.progress import Report
-from pipelines.stages import Job
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from pipelines.status import status
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.index.generation import Generation

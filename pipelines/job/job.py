@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import Config
-from pipelines.progress import Report
+from pipelines.job.progress import Report
 from probelog.errors import UsageError
 from probelog.storage.encoding import short_key
 from probelog.storage.store import Store

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import TextIO
 
-from pipelines.pace import Pace, duration
+from pipelines.job.eta import Pace, duration
 from probelog.terminal import printable
 
 _LOG_SECONDS = 15.0

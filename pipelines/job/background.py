@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from pipelines.stages import read_names
+from pipelines.job.job import read_names
 from probelog.errors import UsageError
 
 IMAGENET_21K = "imagenet-21k"

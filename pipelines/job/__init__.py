@@ -1,0 +1,1 @@
+"""What every stage needs: the job, its progress, its lease."""
