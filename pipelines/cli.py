@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _job(config: Path | None, overrides: list[str] | None, store: str | None) -> Job:
-    from pipelines.config import load_config
+    from pipelines.config.model import load_config
     from pipelines.job.job import Job
 
     return Job.of(load_config(config, overrides or (), store))
@@ -104,7 +104,7 @@ def probes(
     ] = "openai/clip-vit-base-patch32",
 ) -> None:
     """Make a probe set and embed it."""
-    from pipelines.config import load_config
+    from pipelines.config.model import load_config
     from pipelines.job.job import Job
     from pipelines.probes import ready_probes
     from probelog.encoders.torch_encoder import load_encoder
@@ -421,8 +421,8 @@ def show_config(
     """Print a configuration file with every key, its default and its meaning; or check one."""
     if context.invoked_subcommand is not None:
         return
-    from pipelines.config import template
-    from pipelines.config_page import config_page
+    from pipelines.config.model import template
+    from pipelines.config.page import config_page
 
     typer.echo(config_page() if markdown else template(), nl=False)
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipelines.config import Config, load_config
+from pipelines.config.model import Config, load_config
 from pipelines.job.background import background_names
 from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import Filters
+from pipelines.config.model import Filters
 from pipelines.job.job import Job, read_repos
 from probelog.errors import UsageError
 from probelog.hub.listing import ListingFilters, Page, iter_pages

@@ -65,7 +65,7 @@ def run_demo(out: Path, compare: bool = True) -> None:
 
 
 def _index(store: Path, fraction: float, report: Report) -> Any:
-    from pipelines.config import Config
+    from pipelines.config.model import Config
     from pipelines.full import run_full
     from pipelines.job.job import Job
 

@@ -30,7 +30,7 @@ from cluster.runtime.warm_up import libraries_at_hand
 from pipelines.changes import listed_since
 from pipelines.complete import fold_in
 from pipelines.completion_record import Completed, completed, joined, read_columns
-from pipelines.config import Nightly
+from pipelines.config.model import Nightly
 from pipelines.crawl import hub_endpoint
 from pipelines.described import Descriptors
 from pipelines.drift import Drift, measure_drift

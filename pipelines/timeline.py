@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.probing.results import ItemReport
-from pipelines.config import Config
+from pipelines.config.model import Config
 from probelog.storage.ledger import Ledger
 
 #: Parts of a model's time in which a worker is busy with it. Downloads happen beside them.

@@ -120,7 +120,7 @@ def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bo
     """One run of the stage over a store below ``root``."""
     import pipelines.probe
     from cluster.runtime.session import session
-    from pipelines.config import Config
+    from pipelines.config.model import Config
     from pipelines.job.job import Job
     from pipelines.job.progress import Report
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.full import FullRun, run_full
 from pipelines.job.job import Job
 from pipelines.job.progress import Report

@@ -17,7 +17,7 @@ from cluster.runtime.session import session
 from pipelines.benchmark.images import QueryImages
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.crawl import hub_endpoint
 from pipelines.job.job import Job
 from pipelines.job.progress import Report

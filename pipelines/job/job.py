@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.job.progress import Report
 from probelog.errors import UsageError
 from probelog.storage.encoding import short_key

@@ -6,7 +6,7 @@ import datetime as dt
 import time
 from collections.abc import Sequence
 
-from pipelines.config import Quality
+from pipelines.config.model import Quality
 from pipelines.quality.agreement import declared_measures, named_measures
 from pipelines.quality.canaries import background_canaries, known_answers, lost_answers, read_canaries
 from pipelines.quality.failures import Outcome, failure_measures

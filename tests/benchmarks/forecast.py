@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.measured import Measured, find_measured
 from pipelines.forecast.run import Forecast, run_plan

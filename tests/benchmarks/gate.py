@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.config import Quality
+from pipelines.config.model import Quality
 from pipelines.labels import imagenet_lexicon
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import measure

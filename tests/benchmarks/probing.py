@@ -304,7 +304,7 @@ class Ours:
 def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str = "float32") -> Ours:
     """Probe a hub into a folder of its own."""
     from cluster.runtime.warm_up import libraries_at_hand
-    from pipelines.config import Config
+    from pipelines.config.model import Config
     from pipelines.full import run_crawl
     from pipelines.job.job import Job
     from pipelines.job.progress import Report

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines.changes import Changes, listed_since
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from probelog.errors import FailureReason

@@ -111,7 +111,7 @@ def test_unknown_or_missing_arguments(arguments: list[str]) -> None:
 
 
 def test_the_template_is_a_configuration(tmp_path: Path) -> None:
-    from pipelines.config import Config, load_config
+    from pipelines.config.model import Config, load_config
 
     ended = operator("config")
     assert ended.status == 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.config import Quality
+from pipelines.config.model import Quality
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import pass_gate
 from pipelines.quality.report import Verdict

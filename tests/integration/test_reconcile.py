@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.reconcile import GoneReason, Reconciliation, TooManyGoneError, reconcile

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import Config, load_config, template
+from pipelines.config.model import Config, load_config, template
 from probelog.errors import ConfigError, UsageError
 
 

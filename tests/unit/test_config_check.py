@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.config import Config, Filters
+from pipelines.config.model import Config, Filters
+from pipelines.config.page import config_page
 from pipelines.config_check import check_config
-from pipelines.config_page import config_page
 from probelog.errors import ConfigError, UsageError
 from tests.operator_command import operator
 

@@ -15,7 +15,7 @@ import typer.main
 import yaml
 
 from pipelines.cli import app
-from pipelines.config import Config, load_config
+from pipelines.config.model import Config, load_config
 from pipelines.metrics import COUNTERS, GAUGES
 from probelog.errors import FailureReason
 from tests.kubernetes_schema import schema_of

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.probing.results import ItemReport
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.heads import logits_by_parameters
 from pipelines.forecast.known import Known, size_class

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.completion_record import read_record
-from pipelines.config import Config
+from pipelines.config.model import Config
 from pipelines.crawl import Catalogue
 from pipelines.job.job import Job
 from pipelines.job.progress import Report

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipelines.config import Config
+from pipelines.config.model import Config
 
 _HEAD = """\
 # Configuration
