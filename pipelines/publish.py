@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.completion_record import Completed
-from pipelines.confidence import MAX_LOGITS, fit_confidence
 from pipelines.crawl import Catalogue
 from pipelines.described import Described, Descriptors, drawn, same_logits
 from pipelines.going_live import Published, bring_live, live_pointer
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
+from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
 from pipelines.plan import first_keys
 from pipelines.publish_checks import Expected, check_generation
 from pipelines.quality.failures import Outcome

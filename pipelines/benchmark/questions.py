@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.benchmark.truth import Truth
-from pipelines.labels import Lexicon, names_in
+from pipelines.labels.labels import Lexicon, names_in
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import half_of
 from probelog.storage.encoding import short_key

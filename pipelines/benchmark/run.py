@@ -22,7 +22,7 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions, agreement, from_labels, from_truth
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from pipelines.job.progress import Report
-from pipelines.labels import Lexicon, imagenet_synonyms, read_hierarchy
+from pipelines.labels.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from probelog.errors import QueryError, UsageError
 from probelog.evaluation import METHODS
 from probelog.storage.encoding import parquet_bytes

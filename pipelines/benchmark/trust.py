@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
-from pipelines.confidence import LabelledConcepts, query_scores
+from pipelines.labels.confidence import LabelledConcepts, query_scores
 from probelog.arrays import Ints
 from probelog.evaluation.accuracy import bootstrap, roc_area
 from probelog.ranking import matched_heads

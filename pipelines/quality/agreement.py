@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.labels import Lexicon, Meaning, imagenet_lexicon, names_in
+from pipelines.labels.labels import Lexicon, Meaning, imagenet_lexicon, names_in
 from pipelines.quality.canaries import EXAMPLES, FIRST, first
 from pipelines.quality.intervals import least_paired_fall, least_rise
 from pipelines.quality.measure import Measure

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.config.model import Quality
-from pipelines.labels import imagenet_lexicon
+from pipelines.labels.labels import imagenet_lexicon
 from pipelines.quality.failures import Outcome
 from pipelines.quality.gate import measure
 from probelog.errors import UsageError

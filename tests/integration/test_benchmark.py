@@ -23,7 +23,7 @@ from pipelines.benchmark.questions import from_labels, from_truth
 from pipelines.benchmark.run import Plan, run_benchmark
 from pipelines.benchmark.truth import Truth
 from pipelines.job.progress import Report
-from pipelines.labels import Lexicon
+from pipelines.labels.labels import Lexicon
 from probelog.errors import UsageError
 from probelog.evaluation import METHODS
 from probelog.evaluation.accuracy import per_query

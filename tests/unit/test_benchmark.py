@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.benchmark.cells import with_background
 from pipelines.benchmark.questions import SINGLE, LogitName, agreement, from_labels, from_truth
 from pipelines.benchmark.truth import Truth
-from pipelines.labels import Lexicon, imagenet_synonyms, names_in, read_hierarchy
+from pipelines.labels.labels import Lexicon, imagenet_synonyms, names_in, read_hierarchy
 from probelog.errors import UsageError
 from probelog.evaluation.gallery import Concepts
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.confidence import BEST, MAX_CONCEPTS, fit_confidence, query_scores
+from pipelines.labels.confidence import BEST, MAX_CONCEPTS, fit_confidence, query_scores
 from probelog.errors import StoreError
 from probelog.ranking import confidence, matched_heads
 from probelog.ranking.confidence import (
@@ -235,8 +235,8 @@ def test_without_names_there_is_the_posterior() -> None:
 
 
 def test_a_large_hub_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.confidence.MAX_LOGITS", 70)
-    monkeypatch.setattr("pipelines.confidence.MAX_CONCEPTS", 12)
+    monkeypatch.setattr("pipelines.labels.confidence.MAX_LOGITS", 70)
+    monkeypatch.setattr("pipelines.labels.confidence.MAX_CONCEPTS", 12)
     gallery = Planted(NAMES, [NAMES[i % 20] for i in range(200)])
     found = gallery.fit()
     assert found.pairs <= 12 * BEST

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.labels import Lexicon
+from pipelines.labels.labels import Lexicon
 from pipelines.quality.agreement import agreed, declared_names
 from pipelines.quality.canaries import Canary, Known, background_canaries, compare, read_canaries
 from pipelines.quality.failures import Outcome, failure_measures

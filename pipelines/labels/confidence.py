@@ -1,7 +1,7 @@
 """Fits the confidence of hits on what uploaders declare: no truth is needed, and labels that lie only blunt it.
 
 Declared labels that name something are asked as concepts, as a user would ask them; their best-scored logits are
-right or wrong by the label rule of ``pipelines.labels``. Labels say too little rather than too much ("puppy" on a
+right or wrong by the label rule of ``pipelines.labels.labels``. Labels say too little rather than too much ("puppy" on a
 logit that is asked for "dog"), so that the confidence errs towards caution.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.labels import Meaning, imagenet_lexicon, names_in
+from pipelines.labels.labels import Meaning, imagenet_lexicon, names_in
 from probelog.arrays import Floats, Ints
 from probelog.ranking import confidence, matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
