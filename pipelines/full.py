@@ -9,7 +9,7 @@ from cluster.runtime.session import session
 from cluster.runtime.warm_up import libraries_at_hand
 from pipelines.complete import complete
 from pipelines.completion_record import Completed
-from pipelines.crawl import Catalogue, crawl, hub_endpoint, is_crawled
+from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.going_live import Published
 from pipelines.job.job import Job
 from pipelines.plan import COLUMNS

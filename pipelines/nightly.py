@@ -27,11 +27,12 @@ import numpy.typing as npt
 
 from cluster.runtime.session import session
 from cluster.runtime.warm_up import libraries_at_hand
-from pipelines.changes import listed_since
 from pipelines.complete import fold_in
 from pipelines.completion_record import Completed, completed, joined, read_columns
 from pipelines.config.model import Nightly
-from pipelines.crawl import hub_endpoint
+from pipelines.crawl.changes import listed_since
+from pipelines.crawl.reconcile import reconcile
+from pipelines.crawl.stage import hub_endpoint
 from pipelines.described import Descriptors
 from pipelines.drift import Drift, measure_drift
 from pipelines.going_live import Published
@@ -43,7 +44,6 @@ from pipelines.probe import Probed, anything_left, probe
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
-from pipelines.reconcile import reconcile
 from pipelines.update import NightWork, publish_update
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.completion_record import DESCRIPTORS_VERSION
-from pipelines.crawl import CRAWL_VERSION
+from pipelines.crawl.stage import CRAWL_VERSION
 from pipelines.job.progress import Report
 from pipelines.night import NIGHT, NIGHT_VERSION
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of

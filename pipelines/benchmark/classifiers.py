@@ -18,7 +18,7 @@ from pipelines.benchmark.images import QueryImages
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Questions
 from pipelines.config.model import Config
-from pipelines.crawl import hub_endpoint
+from pipelines.crawl.stage import hub_endpoint
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.probe import probe

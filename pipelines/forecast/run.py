@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.runtime.session import session
-from pipelines.crawl import Catalogue, hub_endpoint
+from pipelines.crawl.stage import Catalogue, hub_endpoint
 from pipelines.forecast.estimates import Estimate, Left
 from pipelines.forecast.known import Known
 from pipelines.forecast.measured import Measured, find_measured

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.changes import Changes, listed_since
 from pipelines.config.model import Config
+from pipelines.crawl.changes import Changes, listed_since
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from probelog.errors import FailureReason

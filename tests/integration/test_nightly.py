@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.crawl import crawl
+from pipelines.crawl.stage import crawl
 from pipelines.full import run_full
 from pipelines.job.job import Job
 from pipelines.job.lease import LeaseHeldError, hold_lease

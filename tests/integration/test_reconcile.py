@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipelines.config.model import Config
+from pipelines.crawl.reconcile import GoneReason, Reconciliation, TooManyGoneError, reconcile
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.reconcile import GoneReason, Reconciliation, TooManyGoneError, reconcile
 from probelog.hub.client import HubError, Retry
 from tests import faults
 from tests.live_hub import LiveHub, live_hub

@@ -139,9 +139,7 @@ def test_killed_while_crawling(indexed: Indexed, tmp_path: Path, monkeypatch: py
     names.write_text("\n".join([*list(MODELS)[:5], *ghosts, *list(MODELS)[5:]]))
     store = tmp_path / "store"
     file = indexed.world.config_file(tmp_path / "job.toml", store, filters={"list": str(names)})
-    at_every_page = (
-        "import pipelines.crawl as crawl; crawl._PART_SECONDS = 0; import pipelines.cli as cli; cli.main()"
-    )
+    at_every_page = "import pipelines.crawl.stage as crawl; crawl._PART_SECONDS = 0; import pipelines.cli as cli; cli.main()"
     with faulty(indexed.world.hub) as (endpoint, hub):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         hub.spoil(f"/{ghosts[25]}", faults.slow(60, 1))

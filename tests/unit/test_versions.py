@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.completion_record import read_record
 from pipelines.config.model import Config
-from pipelines.crawl import Catalogue
+from pipelines.crawl.stage import Catalogue
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.status import status

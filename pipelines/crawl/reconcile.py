@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import quote
 
-from pipelines.crawl import listing_filters
+from pipelines.crawl.stage import listing_filters
 from pipelines.job.job import Job
 from probelog.errors import FailureReason, ItemFailure, ProbeLogError
 from probelog.hub.client import (
@@ -73,7 +73,7 @@ class Reconciliation:
         renamed: of those, the new names by the old ones. The new name is in ``missed`` where the filters accept it.
         changed: indexed repositories with another commit than the indexed one, at that commit.
         missed: repositories that the filters accept and that are neither indexed nor known. (A rename, or a
-            repository made public, does not show in `pipelines.changes`: its ``lastModified`` stays.)
+            repository made public, does not show in `pipelines.crawl.changes`: its ``lastModified`` stays.)
         unconfirmed: indexed repositories that the listing leaves out, and what the Hub said when it was asked for
             them. They stay.
     """

@@ -2,7 +2,7 @@
 
 The Hub has no "since": its listing is read from the newest row down to the newest change that the last night saw,
 less an overlap. All times are the Hub's own. What changes without a new ``lastModified`` (a rename, a repository
-made public) is not seen here; `pipelines.reconcile` finds it.
+made public) is not seen here; `pipelines.crawl.reconcile` finds it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import datetime as dt
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
-from pipelines.crawl import listing_filters
+from pipelines.crawl.stage import listing_filters
 from pipelines.job.job import Job
 from probelog.hub.client import PATIENT, Retry
 from probelog.hub.listing import ListingFilters, iter_pages

@@ -1,0 +1,1 @@
+"""Listing the Hub into a catalogue."""
