@@ -106,7 +106,7 @@ def probes(
     """Make a probe set and embed it."""
     from pipelines.config.model import load_config
     from pipelines.job.job import Job
-    from pipelines.probes import ready_probes
+    from pipelines.probe.probe_set import ready_probes
     from probelog.encoders.torch_encoder import load_encoder
 
     wanted = [f"probes={json.dumps(source)}", f"encoder={json.dumps(encoder)}", f"seed={seed}", "top_r=1"]

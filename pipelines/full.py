@@ -12,9 +12,9 @@ from pipelines.completion_record import Completed
 from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.going_live import Published
 from pipelines.job.job import Job
-from pipelines.plan import COLUMNS
-from pipelines.probe import Probed, probe
-from pipelines.probes import ready_probes
+from pipelines.probe.plan import COLUMNS
+from pipelines.probe.probe_set import ready_probes
+from pipelines.probe.stage import Probed, probe
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from probelog.encoders.torch_encoder import load_encoder

@@ -40,7 +40,7 @@ from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.job.lease import Lease, hold_lease
 from pipelines.night import NightFiles, NightRecord
-from pipelines.probe import Probed, anything_left, probe
+from pipelines.probe.stage import Probed, anything_left, probe
 from pipelines.publish import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version

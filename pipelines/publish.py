@@ -20,7 +20,7 @@ from pipelines.going_live import Published, bring_live, live_pointer
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
-from pipelines.plan import first_keys
+from pipelines.probe.plan import first_keys
 from pipelines.publish_checks import Expected, check_generation
 from pipelines.quality.failures import Outcome
 from probelog import __version__

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.job.eta import duration
+from pipelines.probe.summary import Summary
 from pipelines.quality.report import FOLDER, last_report
-from pipelines.summary import Summary
 from probelog.errors import UsageError
 from probelog.index.pointer import POINTER, Pointer
 from probelog.storage.ledger import LEDGER_VERSION, PARTS, Ledger

@@ -26,7 +26,7 @@ from cluster.probing.drain import Drain
 from cluster.probing.prober import Probers, ProberSpec
 from cluster.probing.results import HandedBack, ItemReport
 from cluster.probing.scheduler import kill
-from pipelines.plan import COLUMNS, Item
+from pipelines.probe.plan import COLUMNS, Item
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.encoding import short_key
@@ -118,7 +118,7 @@ def stub_probers(log: str, spec: ProberSpec, originals: Any) -> Iterator[Probers
 
 def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bool) -> None:
     """One run of the stage over a store below ``root``."""
-    import pipelines.probe
+    import pipelines.probe.stage
     from cluster.runtime.session import session
     from pipelines.config.model import Config
     from pipelines.job.job import Job
@@ -141,8 +141,6 @@ def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bo
 
 def _main() -> None:
     import ray  # noqa: F401 - once, not in every driver
-
-    import pipelines.probe  # noqa: F401
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -21,8 +21,8 @@ from pipelines.config.model import Config
 from pipelines.crawl.stage import hub_endpoint
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.probe import probe
-from pipelines.probes import ready_probes
+from pipelines.probe.probe_set import ready_probes
+from pipelines.probe.stage import probe
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import precision_recall_area

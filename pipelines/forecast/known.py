@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.plan import weight_bytes
+from pipelines.probe.plan import weight_bytes
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.download import check_access, needed_files
 from probelog.hub.model_info import INDEX, weights

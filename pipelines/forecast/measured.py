@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.forecast.parts import part_rest, receipt_rest
-from pipelines.timeline import Run, read_runs
+from pipelines.probe.timeline import Run, read_runs
 from probelog.errors import UsageError
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures

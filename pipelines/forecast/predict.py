@@ -21,7 +21,7 @@ from pipelines.forecast.heads import logits_by_parameters
 from pipelines.forecast.known import SIZE_CLASSES, Known, size_class
 from pipelines.forecast.measured import PARTS, Measured
 from pipelines.forecast.regression import NEVER, Fitted, Shape, choose, resampled
-from pipelines.timeline import BUSY, Run
+from pipelines.probe.timeline import BUSY, Run
 from probelog.hub.rate_limit import HUB_LIMITS, WINDOW_SECONDS
 
 Floats = npt.NDArray[np.float64]

@@ -18,10 +18,10 @@ from pipelines.forecast.measured import Measured, find_measured
 from pipelines.forecast.predict import Settings, StoreRates, predict
 from pipelines.forecast.sample import stratified
 from pipelines.job.job import Job
-from pipelines.plan import COLUMNS, first_keys, make_plan
-from pipelines.probe import probe
-from pipelines.probes import ready_probes
-from pipelines.timeline import BUSY
+from pipelines.probe.plan import COLUMNS, first_keys, make_plan
+from pipelines.probe.probe_set import ready_probes
+from pipelines.probe.stage import probe
+from pipelines.probe.timeline import BUSY
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.rate_limit import hub_account
 from probelog.index.generation import Generation

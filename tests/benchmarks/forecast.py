@@ -28,8 +28,8 @@ from pipelines.forecast.run import Forecast, run_plan
 from pipelines.full import run_crawl, run_probe
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.probes import ready_probes
-from pipelines.timeline import BUSY
+from pipelines.probe.probe_set import ready_probes
+from pipelines.probe.timeline import BUSY
 from probelog.encoders.torch_encoder import load_encoder
 from tests.conftest import BENCH
 from tests.faults import faulty

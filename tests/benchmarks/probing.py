@@ -308,9 +308,9 @@ def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str 
     from pipelines.full import run_crawl
     from pipelines.job.job import Job
     from pipelines.job.progress import Report
-    from pipelines.plan import COLUMNS
-    from pipelines.probe import probe
-    from pipelines.probes import ready_probes
+    from pipelines.probe.plan import COLUMNS
+    from pipelines.probe.probe_set import ready_probes
+    from pipelines.probe.stage import probe
     from probelog.encoders.torch_encoder import load_encoder
     from probelog.storage.ledger import Ledger
 

@@ -11,7 +11,7 @@ driver's items ran out. The ideal wall time is the drawn seconds over the worker
 start is in the wall time too.
 
 Second part, ``order``, computed without Ray: the wall time of the same workers over models of skewed sizes
-(lognormal, sigma 1.5, and a second), given to whoever is free, largest first (the order of ``pipelines.plan``: by classes of a factor two) and in random order.
+(lognormal, sigma 1.5, and a second), given to whoever is free, largest first (the order of ``pipelines.probe.plan``: by classes of a factor two) and in random order.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster.probing.results import ItemReport
-from pipelines.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from pipelines.probe.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from tests.tiny_world import MODELS, Indexed
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from pipelines.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from pipelines.probe.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 DASHBOARD = Path(__file__).parents[2] / "deploy/grafana/probelog.json"
 

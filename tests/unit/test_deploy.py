@@ -16,7 +16,7 @@ import yaml
 
 from pipelines.cli import app
 from pipelines.config.model import Config, load_config
-from pipelines.metrics import COUNTERS, GAUGES
+from pipelines.probe.metrics import COUNTERS, GAUGES
 from probelog.errors import FailureReason
 from tests.kubernetes_schema import schema_of
 

@@ -15,7 +15,7 @@ from pipelines.forecast.known import Known, size_class
 from pipelines.forecast.predict import _limited
 from pipelines.forecast.regression import NEVER, Shape, choose, non_negative, resampled
 from pipelines.forecast.sample import stratified
-from pipelines.timeline import Timeline
+from pipelines.probe.timeline import Timeline
 from probelog.hub.rate_limit import HUB_LIMITS, TokenBucket, hub_account
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
 

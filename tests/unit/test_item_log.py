@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.probing.results import ItemReport
-from pipelines.item_log import ItemLog
-from pipelines.plan import Item
+from pipelines.probe.item_log import ItemLog
+from pipelines.probe.plan import Item
 from probelog.errors import UsageError
 from probelog.storage.schemas import CatalogueRow
 

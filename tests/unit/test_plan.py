@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pyarrow as pa
 
-from pipelines.plan import Plan, first_keys, make_plan, weight_bytes, work_order
+from pipelines.probe.plan import Plan, first_keys, make_plan, weight_bytes, work_order
 from probelog.errors import FailureReason
 from probelog.storage.ledger import item_key, key_numbers, open_failures
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, RepoFile, to_table

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cluster.probing.results import ItemReport
-from pipelines.plan import Item
+from pipelines.probe.plan import Item
 from probelog.errors import UsageError
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from cluster.probing.results import ItemReport
-from pipelines.item_log import result_of
+from pipelines.probe.item_log import result_of
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probelog_items_total": ("Models that are through, by result.", ("result",)),

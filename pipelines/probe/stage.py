@@ -21,13 +21,13 @@ from cluster.probing.results import ItemReport
 from cluster.probing.scheduler import Outcome, Policy, Scheduler
 from cluster.runtime.scratch import scratch_folder
 from cluster.runtime.session import worker_count
-from pipelines.item_log import ItemLog
 from pipelines.job.eta import Pace
 from pipelines.job.job import Job
-from pipelines.metrics import Metrics
-from pipelines.plan import Item, Plan, first_keys, make_plan
-from pipelines.summary import Running, Summary
-from pipelines.timeline import Timeline
+from pipelines.probe.item_log import ItemLog
+from pipelines.probe.metrics import Metrics
+from pipelines.probe.plan import Item, Plan, first_keys, make_plan
+from pipelines.probe.summary import Running, Summary
+from pipelines.probe.timeline import Timeline
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.ledger import LEDGER_VERSION, Ledger, Receipt, Spooled, key_numbers, open_failures
@@ -102,7 +102,7 @@ def probe(
 
     Args:
         job: what is asked for, and where it is kept.
-        table: the catalogue (`pipelines.plan.COLUMNS` at the least), each (repo, sha) once.
+        table: the catalogue (`pipelines.probe.plan.COLUMNS` at the least), each (repo, sha) once.
         probe_set: the images.
         endpoint: the Hub's address.
         retry_failed: also retry failures that a retry is not expected to cure.

@@ -1,0 +1,1 @@
+"""Running every model on its probes."""
