@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipelines.completion_record import Completed
-from pipelines.described import Descriptors, same_logits
+from pipelines.complete.descriptors import Descriptors, same_logits
+from pipelines.complete.record import Completed
 from probelog.completion.als import (
     Float32,
     HeldOutError,

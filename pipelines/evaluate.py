@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
-from pipelines.completion_record import completed
+from pipelines.complete.record import completed
 from probelog.completion import scoring
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import Accuracy, Hubness, accuracy, hubness

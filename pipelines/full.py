@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cluster.runtime.session import session
 from cluster.runtime.warm_up import libraries_at_hand
-from pipelines.complete import complete
-from pipelines.completion_record import Completed
+from pipelines.complete.record import Completed
+from pipelines.complete.stage import complete
 from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.going_live import Published
 from pipelines.job.job import Job

@@ -27,13 +27,13 @@ import numpy.typing as npt
 
 from cluster.runtime.session import session
 from cluster.runtime.warm_up import libraries_at_hand
-from pipelines.complete import fold_in
-from pipelines.completion_record import Completed, completed, joined, read_columns
+from pipelines.complete.descriptors import Descriptors
+from pipelines.complete.record import Completed, completed, joined, read_columns
+from pipelines.complete.stage import fold_in
 from pipelines.config.model import Nightly
 from pipelines.crawl.changes import listed_since
 from pipelines.crawl.reconcile import reconcile
 from pipelines.crawl.stage import hub_endpoint
-from pipelines.described import Descriptors
 from pipelines.drift import Drift, measure_drift
 from pipelines.going_live import Published
 from pipelines.job.background import background_names

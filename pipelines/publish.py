@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.completion_record import Completed
+from pipelines.complete.descriptors import Described, Descriptors, drawn, same_logits
+from pipelines.complete.record import Completed
 from pipelines.crawl.stage import Catalogue
-from pipelines.described import Described, Descriptors, drawn, same_logits
 from pipelines.going_live import Published, bring_live, live_pointer
 from pipelines.job.background import background_names
 from pipelines.job.job import Job

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.described import Described, Key, distinct, same_logits, some_logits
+from pipelines.complete.descriptors import Described, Key, distinct, same_logits, some_logits
 from probelog.errors import StoreError
 from probelog.index.generation import Generation
 from probelog.index.schema import connect

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.described import Descriptors, same_logits, some_logits
+from pipelines.complete.descriptors import Descriptors, same_logits, some_logits
 from pipelines.drift import Drift
 from pipelines.going_live import Published, bring_live
 from pipelines.job.job import Job

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.completion_record import DESCRIPTORS_VERSION
+from pipelines.complete.record import DESCRIPTORS_VERSION
 from pipelines.crawl.stage import CRAWL_VERSION
 from pipelines.job.progress import Report
 from pipelines.night import NIGHT, NIGHT_VERSION

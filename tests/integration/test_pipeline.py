@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from pipelines.completion_record import Completed
+from pipelines.complete.record import Completed
 from pipelines.full import run_full
 from pipelines.status import status
 from probelog.encoders.torch_encoder import load_encoder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.completion_record import read_record
+from pipelines.complete.record import read_record
 from pipelines.config.model import Config
 from pipelines.crawl.stage import Catalogue
 from pipelines.job.job import Job

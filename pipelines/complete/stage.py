@@ -14,7 +14,7 @@ from cluster.completion.driver import Completion
 from cluster.completion.fit import Checkpoint, Fit, Fitted
 from cluster.completion.shard import ShardSpec
 from cluster.runtime.session import session, worker_count
-from pipelines.completion_record import (
+from pipelines.complete.record import (
     DESCRIPTORS_VERSION,
     Completed,
     completed,

@@ -1,0 +1,1 @@
+"""Completing what was observed."""
