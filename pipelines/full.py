@@ -10,12 +10,12 @@ from cluster.runtime.warm_up import libraries_at_hand
 from pipelines.complete.record import Completed
 from pipelines.complete.stage import complete
 from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
-from pipelines.going_live import Published
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import Probed, probe
-from pipelines.publish import Listed, publish
+from pipelines.publish.release import Published
+from pipelines.publish.stage import Listed, publish
 from pipelines.quality.failures import Outcome
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError

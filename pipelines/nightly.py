@@ -35,13 +35,13 @@ from pipelines.crawl.changes import listed_since
 from pipelines.crawl.reconcile import reconcile
 from pipelines.crawl.stage import hub_endpoint
 from pipelines.drift import Drift, measure_drift
-from pipelines.going_live import Published
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.job.lease import Lease, hold_lease
 from pipelines.night import NightFiles, NightRecord
 from pipelines.probe.stage import Probed, anything_left, probe
-from pipelines.publish import Listed, publish
+from pipelines.publish.release import Published
+from pipelines.publish.stage import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from pipelines.update import NightWork, publish_update

@@ -12,10 +12,10 @@ import numpy as np
 
 from pipelines.complete.descriptors import Descriptors, same_logits, some_logits
 from pipelines.drift import Drift
-from pipelines.going_live import Published, bring_live
 from pipelines.job.job import Job
-from pipelines.publish import model_table
-from pipelines.publish_checks import ASKED_LOGITS, COSINE
+from pipelines.publish.checks import ASKED_LOGITS, COSINE
+from pipelines.publish.release import Published, bring_live
+from pipelines.publish.stage import model_table
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
 from probelog import __version__

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import going_live, publish_checks
-from pipelines import publish as publish_module
-from pipelines.going_live import Published
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.publish import Listed, publish
+from pipelines.publish import checks, release
+from pipelines.publish import stage as publish_module
+from pipelines.publish.release import Published
+from pipelines.publish.stage import Listed, publish
 from pipelines.quality.failures import Outcome
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
@@ -151,23 +151,23 @@ def test_descriptors_that_lack_logits(
 
 def test_answers_that_lose_recall(indexed: Indexed, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that gives every second of the right answers."""
-    real = publish_checks.Index.search
+    real = checks.Index.search
 
     def search(self: Any, *given: Any, **named: Any) -> Any:
         return list(real(self, *given, **named))[::2]
 
-    monkeypatch.setattr(publish_checks.Index, "search", search)
+    monkeypatch.setattr(checks.Index, "search", search)
     with pytest.raises(StoreError, match="its answers hold 50% of the exact first 10, less than 95%"):
         published(indexed, store)
 
 
 def test_a_logit_that_is_not_found(indexed: Indexed, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = publish_checks.Index.search
+    real = checks.Index.search
 
     def search(self: Any, *given: Any, **named: Any) -> Any:
         return [hit for hit in real(self, *given, **named) if hit.distance > 1e-3]
 
-    monkeypatch.setattr(publish_checks.Index, "search", search)
+    monkeypatch.setattr(checks.Index, "search", search)
     with pytest.raises(StoreError, match=r"asked for the direction of .* it does not find that logit"):
         published(indexed, store)
 
@@ -214,7 +214,7 @@ def test_an_interrupted_publisher_cleans_up(
             go_live(*given, **named)
             raise KeyboardInterrupt
 
-        patch.setattr(going_live, "go_live", late)
+        patch.setattr(release, "go_live", late)
         with pytest.raises(KeyboardInterrupt):
             published(indexed, store)
     assert open_index(store.uri).generation == read_pointer(store.child("index"))[0].generation

@@ -16,12 +16,12 @@ import pyarrow as pa
 from pipelines.complete.descriptors import Described, Descriptors, drawn, same_logits
 from pipelines.complete.record import Completed
 from pipelines.crawl.stage import Catalogue
-from pipelines.going_live import Published, bring_live, live_pointer
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
 from pipelines.probe.plan import first_keys
-from pipelines.publish_checks import Expected, check_generation
+from pipelines.publish.checks import Expected, check_generation
+from pipelines.publish.release import Published, bring_live, live_pointer
 from pipelines.quality.failures import Outcome
 from probelog import __version__
 from probelog.encoders.onnx_export import (
