@@ -266,7 +266,7 @@ def full(
 @app.command()
 def nightly(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
     """Add what is new on the Hub to the published index, and take out what is gone. Nothing new: nothing published."""
-    from pipelines.nightly import run_nightly
+    from pipelines.nightly.run import run_nightly
 
     job = _job(config, overrides, store)
     _end(job, run_nightly(job).failed_share)

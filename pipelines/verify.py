@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.complete.record import DESCRIPTORS_VERSION
 from pipelines.crawl.stage import CRAWL_VERSION
 from pipelines.job.progress import Report
-from pipelines.night import NIGHT, NIGHT_VERSION
+from pipelines.nightly.record import NIGHT, NIGHT_VERSION
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.layout import FILES, HOLD, folder_of

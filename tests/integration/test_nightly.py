@@ -21,7 +21,7 @@ from pipelines.full import run_full
 from pipelines.job.job import Job
 from pipelines.job.lease import LeaseHeldError, hold_lease
 from pipelines.job.progress import Report
-from pipelines.nightly import LEASE, NightlyRun, run_nightly
+from pipelines.nightly.run import LEASE, NightlyRun, run_nightly
 from pipelines.verify import verify
 from probelog.errors import QueryError, UsageError
 from probelog.index.pointer import Pointer, read_pointer

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.complete.descriptors import Descriptors, same_logits, some_logits
-from pipelines.drift import Drift
 from pipelines.job.job import Job
+from pipelines.nightly.drift import Drift
 from pipelines.publish.checks import ASKED_LOGITS, COSINE
 from pipelines.publish.release import Published, bring_live
 from pipelines.publish.stage import model_table

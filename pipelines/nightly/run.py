@@ -3,7 +3,7 @@
 1. One night at a time: a lease in the store.
 2. The Hub's listing, newest first, down to a watermark. Every some days the whole listing is compared with the index
    instead, to find what was removed, renamed or gated.
-3. New commits are probed, in a ledger of their own (`pipelines.night`).
+3. New commits are probed, in a ledger of their own (`pipelines.nightly.record`).
 4. They are folded in with the published columns, and compared with the published background.
 5. An update of the live generation's base holds all that came since the base, and says what is gone.
 6. Checks, the quality gate, and one swap of the pointer.
@@ -34,17 +34,17 @@ from pipelines.config.model import Nightly
 from pipelines.crawl.changes import listed_since
 from pipelines.crawl.reconcile import reconcile
 from pipelines.crawl.stage import hub_endpoint
-from pipelines.drift import Drift, measure_drift
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.job.lease import Lease, hold_lease
-from pipelines.night import NightFiles, NightRecord
+from pipelines.nightly.drift import Drift, measure_drift
+from pipelines.nightly.record import NightFiles, NightRecord
+from pipelines.nightly.update import NightWork, publish_update
 from pipelines.probe.stage import Probed, anything_left, probe
 from pipelines.publish.release import Published
 from pipelines.publish.stage import Listed, publish
 from pipelines.quality.failures import Outcome
 from pipelines.quality.samples import Version
-from pipelines.update import NightWork, publish_update
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.generation import Generation
