@@ -278,7 +278,7 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """What a store holds and what is left, read from receipts alone."""
-    from pipelines.status import status as read_status
+    from pipelines.inspect.status import status as read_status
     from probelog.terminal import printable
 
     found = read_status(store)
@@ -389,8 +389,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Re-read everything in a store against receipts and digests; exit status 1 where anything is damaged."""
+    from pipelines.inspect.verify import verify as run_verify
     from pipelines.job.progress import Report
-    from pipelines.verify import verify as run_verify
     from probelog.terminal import printable
 
     found = run_verify(store, Report())
@@ -434,7 +434,7 @@ def check(
     overrides: SetOption = None,
 ) -> None:
     """Say everything that is wrong with a configuration file, and with what it points at."""
-    from pipelines.config_check import check_config
+    from pipelines.inspect.config_check import check_config
     from probelog.terminal import printable
 
     config = check_config(file, overrides or (), store)

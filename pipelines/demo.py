@@ -85,7 +85,7 @@ def _index(store: Path, fraction: float, report: Report) -> Any:
 
 def _show_failures(job: Any, report: Report) -> None:
     """What was refused, and why: strangers' files are the normal case on a Hub."""
-    from pipelines.status import status
+    from pipelines.inspect.status import status
     from probelog.storage.ledger import Ledger
 
     report.say("\nrefused, each with its reason:")

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipelines.inspect.status import status
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.summary import Summary
-from pipelines.status import status
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import PARTS, Counts, Ledger, Receipt, item_key, key_numbers, open_failures
 from probelog.storage.parquet_parts import Part

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.full import FullRun, run_crawl, run_full
+from pipelines.inspect.status import status
 from pipelines.job.job import Job
-from pipelines.status import status
 from probelog.errors import FailureReason
 from probelog.search.client import open_index
 from probelog.storage.schemas import Failure

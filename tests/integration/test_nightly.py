@@ -18,11 +18,11 @@ import pytest
 
 from pipelines.crawl.stage import crawl
 from pipelines.full import run_full
+from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
 from pipelines.job.lease import LeaseHeldError, hold_lease
 from pipelines.job.progress import Report
 from pipelines.nightly.run import LEASE, NightlyRun, run_nightly
-from pipelines.verify import verify
 from probelog.errors import QueryError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.publication.lifecycle import roll_back

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.complete.record import Completed
 from pipelines.full import run_full
-from pipelines.status import status
+from pipelines.inspect.status import status
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.full import run_probe
-from pipelines.status import status
+from pipelines.inspect.status import status
 from probelog.storage.ledger import Ledger, item_key
 from probelog.storage.store import Store
 from tests.processes import eventually, probers

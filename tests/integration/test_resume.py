@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines.full import run_crawl, run_full
-from pipelines.status import status
+from pipelines.inspect.status import status
 from probelog.publication.lifecycle import sweep
 from probelog.search.client import open_index
 from probelog.storage.ledger import Ledger, Spooled

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.inspect.verify import Verified, verify
 from pipelines.job.progress import Report
-from pipelines.verify import Verified, verify
 from probelog.errors import StoreError, UsageError
 from probelog.publication.lifecycle import roll_back
 from probelog.storage.checksummed_json import sealed_json

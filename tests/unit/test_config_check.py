@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from pipelines.config.model import Config, Filters
 from pipelines.config.page import config_page
-from pipelines.config_check import check_config
+from pipelines.inspect.config_check import check_config
 from probelog.errors import ConfigError, UsageError
 from tests.operator_command import operator
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.inspect.status import LedgerStatus, status
 from pipelines.probe.plan import Plan, first_keys, make_plan
 from pipelines.probe.summary import Running, Summary
-from pipelines.status import LedgerStatus, status
 from probelog.errors import FailureReason
 from probelog.storage.ledger import PARTS, Ledger, Spooled, key_numbers, open_failures
 from probelog.storage.observations import to_rows

@@ -13,9 +13,9 @@ import pytest
 from pipelines.complete.record import read_record
 from pipelines.config.model import Config
 from pipelines.crawl.stage import Catalogue
+from pipelines.inspect.status import status
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.status import status
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer

@@ -1,0 +1,1 @@
+"""Reading a configuration or a store without changing it."""
