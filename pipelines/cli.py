@@ -71,7 +71,7 @@ def demo(
     ] = False,
 ) -> None:
     """Everything on this machine, offline: serve a small hub, index it, ask it."""
-    from pipelines.demo import run_demo
+    from pipelines.demo.run import run_demo
 
     run_demo(out, compare=not quick)
 

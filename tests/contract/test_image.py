@@ -70,7 +70,10 @@ def test_the_entry_point_of_the_image(tmp_path: Path) -> None:
     for stage in ("crawl", "probe", "complete", "publish", "status"):
         assert stage in helped.stdout
     imported = run(
-        "python", "-c", "import cluster, pipelines.demo, probelog; print(cluster.__file__)", folder=tmp_path
+        "python",
+        "-c",
+        "import cluster, pipelines.demo.run, probelog; print(cluster.__file__)",
+        folder=tmp_path,
     )
     assert imported.stdout.strip() == str(app / "cluster/__init__.py"), imported.stderr
     assert run("deploy/install.sh", "tpu").returncode == 2

@@ -1,0 +1,1 @@
+"""The demonstration: a small hub, indexed and asked."""
