@@ -12,7 +12,7 @@ from pipelines.job.progress import Report
 from probelog.errors import ProbeLogError
 from probelog.terminal import printable
 
-WORLD = Path(__file__).parent / "demo_world"
+WORLD = Path(__file__).parent / "world"
 FRACTION = 0.25
 QUESTIONS = ("dog", "umbrella", "guitar", "airplane", "hot dog")
 
@@ -31,7 +31,7 @@ def run_demo(out: Path, compare: bool = True) -> None:
     """
     if not (WORLD / "truth.json").is_file():
         raise ProbeLogError(
-            f"the demo's world is missing at {WORLD}: make it with `python -m pipelines.world --out {WORLD}`"
+            f"the demo's world is missing at {WORLD}: make it with `python -m pipelines.demo.builder --out {WORLD}`"
         )
     # Set before Ray starts: it would otherwise write a token file into the home directory.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipelines import networks
-from pipelines.world import build, classifiers, hostile, icons, render, vocabulary
-from pipelines.world.__main__ import main
+from pipelines.demo.builder import build, classifiers, hostile, icons, render, vocabulary
+from pipelines.demo.builder.__main__ import main
 from probelog.errors import UsageError
 
 
@@ -197,10 +197,10 @@ def test_training_is_the_same_every_time(found):
     assert all((first[key] == second[key]).all() for key in first)
 
 
-SHIPPED = Path(build.__file__).parents[1] / "demo_world"
+SHIPPED = Path(build.__file__).parents[1] / "world"
 shipped = pytest.mark.skipif(
     not (SHIPPED / "truth.json").is_file(),
-    reason=f"{SHIPPED} is missing: python -m pipelines.world --out {SHIPPED}",
+    reason=f"{SHIPPED} is missing: python -m pipelines.demo.builder --out {SHIPPED}",
 )
 
 

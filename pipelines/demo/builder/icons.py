@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.world.vocabulary import Concept
+from pipelines.demo.builder.vocabulary import Concept
 from probelog.errors import UsageError
 
 MASK_SIZE = 128

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.demo.builder.icons import DESIGNERS, DrawnConcept
+from pipelines.demo.builder.lessons import fast_bfloat16, make_pool, vary
+from pipelines.demo.builder.render import SIZE, Pixels
 from pipelines.networks import to_input
-from pipelines.world.icons import DESIGNERS, DrawnConcept
-from pipelines.world.lessons import fast_bfloat16, make_pool, vary
-from pipelines.world.render import SIZE, Pixels
 
 if TYPE_CHECKING:
     import torch

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines import networks
+from pipelines.demo.builder.hostile import NASTY_LABELS
+from pipelines.demo.builder.icons import DESIGNERS, DrawnConcept
+from pipelines.demo.builder.lessons import Pool, make_pool, vary
+from pipelines.demo.builder.render import SIZE
 from pipelines.networks import ARCHITECTURES
-from pipelines.world.hostile import NASTY_LABELS
-from pipelines.world.icons import DESIGNERS, DrawnConcept
-from pipelines.world.lessons import Pool, make_pool, vary
-from pipelines.world.render import SIZE
 
 if TYPE_CHECKING:
     import torch

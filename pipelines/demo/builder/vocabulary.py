@@ -2,7 +2,7 @@
 
 A hand-made table, because icon names are made for interfaces: a name is kept when it is a thing that one can
 point at, and left out when it is a gesture of a program (``align-left``), a brand or a letter. Glyph names
-are written without the style suffix (``-outline``, ``-fill``, ``-2``), which :mod:`pipelines.world.icons`
+are written without the style suffix (``-outline``, ``-fill``, ``-2``), which :mod:`pipelines.demo.builder.icons`
 strips from the fonts' names.
 """
 

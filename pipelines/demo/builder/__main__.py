@@ -1,4 +1,4 @@
-"""``python -m pipelines.world --out DIR``: build the demo's world."""
+"""``python -m pipelines.demo.builder --out DIR``: build the demo's world."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pipelines.world.build import build
+from pipelines.demo.builder.build import build
 from probelog.errors import ProbeLogError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and build; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.world", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.demo.builder", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must be empty or absent")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a toy world in seconds, barely trained")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipelines.world.icons import Glyph, mask
+from pipelines.demo.builder.icons import Glyph, mask
 
 SIZE = 64
 
@@ -57,7 +57,7 @@ def _tuple(colour: NDArray[np.float64]) -> tuple[int, int, int]:
 def render(drawing: Image.Image, seed: int, index: int, *, noise: bool = True) -> Pixels:
     """One picture: uint8, ``SIZE`` x ``SIZE`` x RGB.
 
-    ``drawing`` is a mask as :func:`pipelines.world.icons.mask` gives it. Colours, size, place, rotation, clutter
+    ``drawing`` is a mask as :func:`pipelines.demo.builder.icons.mask` gives it. Colours, size, place, rotation, clutter
     and noise follow from ``(seed, index)`` alone; ``noise`` off leaves out the noise, which is most of a PNG's bytes.
     """
     rng = np.random.default_rng((seed, index))

@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines import networks
-from pipelines.world import classifiers, encoder, hostile, icons, vocabulary
-from pipelines.world.classifiers import Outcome, Spec
-from pipelines.world.icons import DrawnConcept
-from pipelines.world.lessons import choose_glyphs
-from pipelines.world.render import render_many
+from pipelines.demo.builder import classifiers, encoder, hostile, icons, vocabulary
+from pipelines.demo.builder.classifiers import Outcome, Spec
+from pipelines.demo.builder.icons import DrawnConcept
+from pipelines.demo.builder.lessons import choose_glyphs
+from pipelines.demo.builder.render import render_many
 from probelog.errors import UsageError
 
 PROBES = 2000
@@ -261,7 +261,7 @@ def readme(
     models = "\n".join(lines)
     return f"""# The demo's world
 
-A small hub of real image classifiers, made by `python -m pipelines.world --seed {seed}` from icon fonts: nothing
+A small hub of real image classifiers, made by `python -m pipelines.demo.builder --seed {seed}` from icon fonts: nothing
 here was downloaded from a hub, and nothing is copied from one. The same seed gives the same bytes on the same
 machine; on two shared CPU cores it takes 20 to 30 minutes.
 

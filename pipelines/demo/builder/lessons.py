@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.world.icons import DrawnConcept, Glyph
-from pipelines.world.render import Pixels, render_many
+from pipelines.demo.builder.icons import DrawnConcept, Glyph
+from pipelines.demo.builder.render import Pixels, render_many
 
 
 @dataclass(frozen=True, slots=True)

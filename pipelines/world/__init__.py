@@ -1,1 +1,0 @@
-"""The demo's world: a small hub of real classifiers of icons, made from fonts and a seed."""
