@@ -27,9 +27,8 @@ import pyarrow.parquet as pq
 
 from cluster.runtime.session import session, worker_count
 from cluster.runtime.task_graph import run_families
-from pipelines import networks
 from pipelines.job.progress import Report
-from pipelines.zoo import lessons
+from pipelines.zoo import lessons, networks
 from pipelines.zoo.images import MAX_SIZE, LabelledImages, read_images
 from pipelines.zoo.lessons import FEWEST_IMAGES, Material, Split, Trained
 from pipelines.zoo.plan import Groups, Spec, last_word_groups, plan, read_groups
@@ -55,7 +54,7 @@ class Request:
         seed: of the plan, the split and the training.
         size: pixels, height and width, of the models' inputs.
         epochs: passes of a model over its images; None: a fixed number of batches.
-        architectures: names known to `pipelines.networks` or to timm.
+        architectures: names known to `pipelines.zoo.networks` or to timm.
         names: file with class names, one a line, for numbered classes without names.
         groups: JSON file, superclass -> class names; None: last words that names share.
         probes: how many probes at the most; None: what is left over, up to 4,000.

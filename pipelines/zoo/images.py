@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.job.progress import Report
-from pipelines.networks import IMAGENET
+from pipelines.zoo.networks import IMAGENET
 from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import UsageError
 from probelog.models.preprocessing import timm_recipe

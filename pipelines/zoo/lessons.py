@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import networks
-from pipelines.networks import ARCHITECTURES, NORMALISATIONS, Architecture
+from pipelines.zoo import networks
+from pipelines.zoo.networks import ARCHITECTURES, NORMALISATIONS, Architecture
 from pipelines.zoo.plan import Spec
 from probelog.errors import UsageError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.networks import declared_label
+from pipelines.zoo.networks import declared_label
 from probelog.errors import UsageError
 
 Groups = Mapping[str, tuple[int, ...]]

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import networks
 from pipelines.demo.builder import build, classifiers, hostile, icons, render, vocabulary
 from pipelines.demo.builder.__main__ import main
+from pipelines.zoo import networks
 from probelog.errors import UsageError
 
 

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines import networks
 from pipelines.demo.builder import classifiers, encoder, hostile, icons, vocabulary
 from pipelines.demo.builder.classifiers import Outcome, Spec
 from pipelines.demo.builder.icons import DrawnConcept
 from pipelines.demo.builder.lessons import choose_glyphs
 from pipelines.demo.builder.render import render_many
+from pipelines.zoo import networks
 from probelog.errors import UsageError
 
 PROBES = 2000

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import networks
 from pipelines.demo.builder.hostile import NASTY_LABELS
 from pipelines.demo.builder.icons import DESIGNERS, DrawnConcept
 from pipelines.demo.builder.lessons import Pool, make_pool, vary
 from pipelines.demo.builder.render import SIZE
-from pipelines.networks import ARCHITECTURES
+from pipelines.zoo import networks
+from pipelines.zoo.networks import ARCHITECTURES
 
 if TYPE_CHECKING:
     import torch

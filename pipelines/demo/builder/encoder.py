@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.demo.builder.icons import DESIGNERS, DrawnConcept
 from pipelines.demo.builder.lessons import fast_bfloat16, make_pool, vary
 from pipelines.demo.builder.render import SIZE, Pixels
-from pipelines.networks import to_input
+from pipelines.zoo.networks import to_input
 
 if TYPE_CHECKING:
     import torch
