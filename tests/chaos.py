@@ -27,9 +27,9 @@ import pyarrow as pa
 from probelog.storage.ledger import Ledger, Receipt, item_key
 from probelog.storage.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS
 from probelog.storage.store import Store
-from tests.operator_command import CHECKOUT, kill_tree
-from tests.ray_cluster import ray_cluster
-from tests.stub_prober import IN_FLIGHT, WORKERS, catalogue
+from tests.support.processes.operator_command import CHECKOUT, kill_tree
+from tests.support.processes.ray_cluster import ray_cluster
+from tests.support.processes.stub_prober import IN_FLIGHT, WORKERS, catalogue
 
 MODELS = 60
 _MOST_EVENTS = 6
@@ -65,7 +65,7 @@ class Drivers:
     def __init__(self, address: str) -> None:
         self._address = address
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.stub_prober"],
+            [sys.executable, "-m", "tests.support.processes.stub_prober"],
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

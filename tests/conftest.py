@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.paths import BENCH
+
 if TYPE_CHECKING:
-    from tests.tiny_world import Indexed, TinyWorld
+    from tests.support.worlds.tiny_world import Indexed, TinyWorld
+
+pytest_plugins = ["tests.support.hub.repositories"]
 
 # A local Ray would otherwise write a token file into the home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -19,8 +23,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hundreds of processes import the same libraries: they are to find what the first of them compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-BENCH = Path(__file__).parents[1].parent / "shared" / "bench"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -58,7 +60,7 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     """A hub of tiny classifiers with everything that indexing it needs; not to be changed."""
-    from tests.tiny_world import make_tiny_world
+    from tests.support.worlds.tiny_world import make_tiny_world
 
     return make_tiny_world(tmp_path_factory.mktemp("tiny-world"))
 
@@ -68,7 +70,7 @@ def indexed(
     tiny_world: TinyWorld, local_ray: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Indexed]:
     """The tiny world, served for as long as tests run, and indexed once with all probes; not to be changed."""
-    from tests.tiny_world import index_tiny_world
+    from tests.support.worlds.tiny_world import index_tiny_world
 
     with index_tiny_world(tiny_world, tmp_path_factory.mktemp("indexed") / "store") as done:
         yield done

@@ -32,7 +32,7 @@ from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.timeline import BUSY
 from probelog.encoders.torch_encoder import load_encoder
 from tests.conftest import BENCH
-from tests.faults import faulty
+from tests.support.hub.faults import faulty
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import CHECKOUT
+
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--scratch", help="Folder to work in; kept. By default one that is removed.")
     parser.add_argument("--csv", help="By default docs/benchmark/nightly-PART.csv.")
     given = parser.parse_args()
-    given.csv = given.csv or str(ROOT / f"docs/benchmark/nightly-{given.part}.csv")
+    given.csv = given.csv or str(CHECKOUT / f"docs/benchmark/nightly-{given.part}.csv")
     with _folder(given.scratch) as folder:
         if given.part == "equality":
             equality(given, folder)
@@ -93,7 +94,7 @@ class GrowingHub:
     def served(self) -> Iterator[str]:
         """Its address, for as long as the block runs."""
         command = [sys.executable, "-m", "pipelines", "hub", str(self.folder), "--port", "0"]
-        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        server = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
         try:
             assert server.stdout is not None
             for line in server.stdout:
@@ -122,7 +123,7 @@ def _configuration(given: argparse.Namespace, store: Path) -> Path:
 def _run(endpoint: str, *arguments: str) -> str:
     command = [sys.executable, "-m", "pipelines", *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "HF_ENDPOINT": endpoint}, capture_output=True, text=True
+        command, cwd=CHECKOUT, env={**os.environ, "HF_ENDPOINT": endpoint}, capture_output=True, text=True
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -245,7 +246,7 @@ def _measured(endpoint: str, file: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "pipelines", "nightly", "--config", str(file)]
     environment = {**os.environ, "HF_ENDPOINT": endpoint}
     run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     root = psutil.Process(run.pid)
     peak, cpu, probing = 0, {}, [0.0, 0.0]

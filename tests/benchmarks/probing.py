@@ -45,13 +45,13 @@ from probelog.storage.schemas import ProbedModel
 from tests.benchmarks import probing_world
 from tests.benchmarks.probing_world import World
 from tests.conftest import BENCH
+from tests.support.paths import CHECKOUT
 
 FRACTION = 1 / 3
 # What people write; ours chooses its own, which the passes alone take over.
 LOOP_BATCH_SIZE = 64
 TARGETS = {"realistic": (1.15, 3.0), "tiny": (1.5, 8.0)}
 STAGES = ("download", "load", "preprocess", "forward")
-CHECKOUT = Path(__file__).parents[2]
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.conftest import BENCH
-from tests.hostile import write_json
-from tests.unit import tiny_encoders
+from tests.support.hub.hostile import write_json
+from tests.support.worlds import tiny_encoders
 
 JPEG_QUALITY = 90
 _TIMM = ("resnet18", "resnet50", "vit_small_patch16_224", "mobilenetv3_large_100", "convnext_tiny")
@@ -101,7 +101,7 @@ def tiny(folder: Path, hub: Path, source: Path, probes: int) -> World:
 
 def smallest(folder: Path, models: int) -> Path:
     """A hub whose models take no time, to measure what starting the workers takes."""
-    from tests.tiny_world import timm_model
+    from tests.support.worlds.tiny_world import timm_model
 
     for number in range(models):
         timm_model(folder / f"start/model-{number}", "test_resnet", 3, number)

@@ -21,7 +21,8 @@ from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import CHECKOUT
+
 UNWANTED = ("torch", "torchvision", "ray", "transformers", "timm", "boto3", "onnx")
 
 # One fresh process: each step as an analyst's notebook would meet it.
@@ -103,11 +104,11 @@ def environment(folder: Path) -> Path:
     if uv is None:
         raise SystemExit("uv is needed: run this with `uv run python tests/benchmarks/query_client.py`")
     python = folder / "bin" / "python"
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, cwd=ROOT)
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True, cwd=CHECKOUT)
     subprocess.run(
-        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, ROOT],
+        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, CHECKOUT],
         check=True,
-        cwd=ROOT,
+        cwd=CHECKOUT,
     )
     return python
 
@@ -146,9 +147,9 @@ def once(command: Path, uri: str, text: str) -> float:
 
 
 def make_random_index(folder: str) -> None:
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(CHECKOUT))
     from probelog.storage.store import Store
-    from tests.small_index import Model, build
+    from tests.support.worlds.small_index import Model, build
 
     labels = tuple(f"class {i}" for i in range(20))
     models = [Model(f"someone/model-{i}", labels) for i in range(50)]

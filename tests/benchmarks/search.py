@@ -48,8 +48,8 @@ from probelog.ranking import matched_heads
 from probelog.search.query import background_numbers, text_direction
 from probelog.search.ranking import first_length
 from probelog.storage.store import Store
+from tests.support.paths import CHECKOUT
 
-ROOT = Path(__file__).parents[2]
 SIZES = (100_000, 1_000_000, 5_000_000)
 PARTS = ("index", "disk", "client", "shortlist", "scan")
 FIELDS = [
@@ -90,8 +90,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100, help="of every kind")
     parser.add_argument("--pictures", type=Path, help="Parquet file with a column of images to ask with")
     parser.add_argument("--scratch", type=Path, help="folder for the indexes, which are kept there")
-    parser.add_argument("--csv", type=Path, default=ROOT / "docs" / "benchmark" / "search.csv")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "benchmark" / "search-recall.png")
+    parser.add_argument("--csv", type=Path, default=CHECKOUT / "docs" / "benchmark" / "search.csv")
+    parser.add_argument("--plot", type=Path, default=CHECKOUT / "docs" / "benchmark" / "search-recall.png")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="that the client gets")
     parser.add_argument("--again", action="store_true", help="measure sizes that the CSV file holds, too")
     parser.add_argument("--kept", action="store_true", help="ask the indexes that --scratch holds once more")

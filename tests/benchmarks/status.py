@@ -31,6 +31,7 @@ from probelog.storage.ledger import PARTS, Counts, Ledger, Receipt, item_key, ke
 from probelog.storage.parquet_parts import Part
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, RepoFile, to_table
 from probelog.storage.store import Store
+from tests.support.paths import CHECKOUT
 
 SHA = "a" * 40
 FOLDER = "observations/0123456789abcdef"
@@ -117,7 +118,7 @@ def catalogue(items: int) -> pa.Table:
 
 def run(command: list[str]) -> None:
     """A command, to its end."""
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=CHECKOUT)
 
 
 def seconds(call) -> float:

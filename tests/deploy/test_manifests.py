@@ -1,0 +1,156 @@
+"""What an operator deploys: the manifests are what Kubernetes accepts, and name what exists."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer.main
+import yaml
+
+from pipelines.cli import app
+from pipelines.config.model import Config, load_config
+from pipelines.probe.metrics import COUNTERS, GAUGES
+from probelog.errors import FailureReason
+from tests.deploy.kubernetes_schema import schema_of
+from tests.support.paths import CHECKOUT
+
+DEPLOY = CHECKOUT / "deploy"
+MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
+
+
+def documents(file: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+
+
+def ray_jobs() -> dict[str, Any]:
+    full = documents(DEPLOY / "kuberay/full.yaml")[0]["spec"]
+    nightly = documents(DEPLOY / "kuberay/nightly-raycronjob.yaml")[0]["spec"]["jobTemplate"]
+    return {"full": full, "nightly": nightly}
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.stem)
+def test_a_manifest_is_what_its_kind_allows(file: Path) -> None:
+    for document in documents(file):
+        jsonschema.validate(document, schema_of(document))
+
+
+def test_the_schema_refuses_a_misspelt_field() -> None:
+    document = documents(DEPLOY / "kuberay/full.yaml")[0]
+    document["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.validate(document, schema_of(document))
+
+
+def test_both_ray_jobs_run_the_same_cluster_but_for_its_size() -> None:
+    full, nightly = (copy.deepcopy(job["rayClusterSpec"]) for job in ray_jobs().values())
+    for cluster in (full, nightly):
+        del cluster["workerGroupSpecs"][0]["maxReplicas"]
+    assert full == nightly
+
+
+def test_spot_workers_have_time_to_hand_back() -> None:
+    config = Config.model_validate(tomllib.loads((DEPLOY / "kuberay/job.toml").read_text()))
+    for job in ray_jobs().values():
+        cluster = job["rayClusterSpec"]
+        assert cluster["autoscalerOptions"]["version"] == "v2"
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        head = cluster["headGroupSpec"]["template"]["spec"]
+        assert "nodeSelector" not in head
+        (group,) = cluster["workerGroupSpecs"]
+        pod = group["template"]["spec"]
+        (worker,) = pod["containers"]
+        ray_drains = next(item for item in worker["env"] if "DRAIN" in item["name"])["value"]
+        assert config.drain_seconds < float(ray_drains) < pod["terminationGracePeriodSeconds"]
+        assert pod["automountServiceAccountToken"] is False
+        mounts = {mount["name"]: mount["mountPath"] for mount in worker["volumeMounts"]}
+        assert mounts["scratch"] == str(config.scratch)
+        assert {"secretRef": {"name": "probelog-secrets"}} in worker["envFrom"]
+
+
+def test_actors_fit_their_machines() -> None:
+    config = Config.model_validate(tomllib.loads((DEPLOY / "kuberay/job.toml").read_text()))
+    (group,) = ray_jobs()["full"]["rayClusterSpec"]["workerGroupSpecs"]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    actors = min(
+        float(resources["requests"]["cpu"]) / config.cpus_per_worker,
+        float(resources["limits"]["nvidia.com/gpu"]) / config.gpus_per_worker,
+    )
+    assert config.workers == actors * group["maxReplicas"]
+
+
+def commands() -> list[list[str]]:
+    """Every operator's command line in the manifests and in the operators' page."""
+    found = [shlex.split(job["entrypoint"]) for job in ray_jobs().values()]
+    cron = documents(DEPLOY / "kuberay/nightly-cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
+    found += [container["command"] for container in cron["spec"]["containers"]]
+    for block in re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            for start in ("probelog-index", "pipelines"):
+                if start in words:
+                    found.append(words[words.index(start) :])
+    return found
+
+
+def test_every_command_exists_with_its_options() -> None:
+    assert len(commands()) >= 10
+    for words in commands():
+        command: Any = typer.main.get_command(app)
+        arguments = words[1:]
+        while arguments and hasattr(command, "commands") and arguments[0] in command.commands:
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        if hasattr(command, "commands"):
+            assert set(arguments) <= {"--help", ">", "job.toml"}, words
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word for word in arguments if word.startswith("--")} <= options, words
+
+
+def test_files_that_the_page_names_are_there() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (DEPLOY / target).exists(), target
+    for path in re.findall(r"deploy/[\w./-]+\w", text):
+        assert (CHECKOUT / path).exists(), path
+
+
+def test_alarms_ask_for_metrics_that_exist_and_the_page_says_what_to_do() -> None:
+    rules = documents(DEPLOY / "kuberay/monitoring.yaml")[1]["spec"]["groups"][0]["rules"]
+    exported = {f"ray_{name}" for name in (*COUNTERS, *GAUGES)}
+    reasons = {reason.value for reason in FailureReason} | {"indexed", "copy"}
+    page = (DEPLOY / "README.md").read_text()
+    for rule in rules:
+        assert set(re.findall(r"ray_\w+", rule["expr"])) <= exported
+        for value in re.findall(r'result!?=~?"([^"]+)"', rule["expr"]):
+            assert set(value.split("|")) <= reasons
+        assert f"| `{rule['alert']}` |" in page
+
+
+def test_the_configuration_is_one(tmp_path: Path) -> None:
+    assert load_config(DEPLOY / "kuberay/job.toml").store.startswith("s3://")
+    generated = documents(DEPLOY / "kuberay/kustomization.yaml")[0]
+    for name in [*generated["resources"], *generated["configMapGenerator"][0]["files"]]:
+        assert (DEPLOY / "kuberay" / name).is_file()
+
+
+def test_no_secret_is_written_down() -> None:
+    (secret,) = documents(DEPLOY / "kuberay/secret.example.yaml")
+    assert not any(secret["stringData"].values())
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    assert not re.search(r"(?i)(ENV|ARG)\s+\S*(token|secret|key)", dockerfile)
+    assert re.search(r"(?m)^USER probelog$", dockerfile)
+
+
+def test_the_launcher_file_is_what_ray_accepts() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    validate_config(prepare_config(copy.deepcopy(config)))
+    assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    assert "InstanceMarketOptions" not in config["available_node_types"]["head"]["node_config"]

@@ -1,0 +1,202 @@
+"""An index compared with a Hub from which things were taken away."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config.model import Config
+from pipelines.crawl.reconcile import GoneReason, Reconciliation, TooManyGoneError, reconcile
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
+from probelog.hub.client import HubError, Retry
+from tests.support.hub import faults
+from tests.support.hub.live_hub import LiveHub, live_hub
+
+FAST = Retry(attempts=2, first_wait=0.01, longest_wait=0.02, read_timeout=1.0)
+MODELS = 30
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LiveHub]:
+    with live_hub(tmp_path / "hub", MODELS) as running:
+        yield running
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of-a-test")
+
+
+def compare(hub: LiveHub, tmp_path: Path, indexed: dict[str, str], **settings: Any) -> Reconciliation:
+    content = {"store": str(tmp_path / "store"), "probes": "unused", **settings}
+    job = Job.of(Config.model_validate(content), Report(io.StringIO()))
+    return reconcile(job, hub.endpoint, indexed.items(), retry=FAST)
+
+
+def reasons(found: Reconciliation) -> dict[str, GoneReason]:
+    return {repo.removeprefix("owner/"): gone.reason for repo, gone in found.gone.items()}
+
+
+def test_nothing_changed(hub: LiveHub, tmp_path: Path) -> None:
+    assert compare(hub, tmp_path, hub.state()) == Reconciliation()
+    assert not hub.faults.asked("/api/models/")
+
+
+def test_every_way_to_disappear(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = hub.state()
+    hub.remove("owner/model-0")
+    hub.rename("owner/model-1", "other/renamed")
+    hub.set("owner/model-2", private=True)
+    hub.set("owner/model-3", gated="auto")
+    hub.set("owner/model-4", disabled=True)
+    hub.set("owner/model-5", pipeline_tag="text-generation")
+    hub.put("owner/model-6", 100)
+    hub.put("owner/added", 0)
+    found = compare(hub, tmp_path, indexed)
+    assert reasons(found) == {
+        "model-0": GoneReason.REMOVED,
+        "model-1": GoneReason.RENAMED,
+        "model-2": GoneReason.REMOVED,
+        "model-3": GoneReason.GATED,
+        "model-4": GoneReason.DISABLED,
+        "model-5": GoneReason.FILTERED,
+    }
+    assert found.renamed == {"owner/model-1": "other/renamed"}
+    assert "text-generation" in found.gone["owner/model-5"].detail
+    assert [(row.repo, row.sha) for row in found.changed] == [("owner/model-6", hub.state()["owner/model-6"])]
+    assert sorted(row.repo for row in found.missed) == ["other/renamed", "owner/added"]
+    assert found.unconfirmed == {}
+    # Whoever is there and open is not asked for.
+    assert len(hub.faults.asked("/api/models/owner/")) == 6
+
+
+def test_known_repositories_are_not_missed_again(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = hub.state()
+    failed = hub.put("owner/failed", 0)
+    content = {"store": str(tmp_path / "store"), "probes": "unused"}
+    job = Job.of(Config.model_validate(content), Report(io.StringIO()))
+    known = {("owner/failed", failed)}
+    assert reconcile(job, hub.endpoint, indexed.items(), known, retry=FAST) == Reconciliation()
+
+
+def test_a_renamed_repository_whose_old_name_lives_on_is_a_changed_one(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = hub.state()
+    hub.rename("owner/model-1", "owner/moved")
+    hub.put("owner/model-1", 3)
+    found = compare(hub, tmp_path, indexed)
+    assert found.gone == {}
+    assert [row.repo for row in found.changed] == ["owner/model-1"]
+    assert [row.repo for row in found.missed] == ["owner/moved"]
+
+
+def test_a_gated_repository_stays_for_whom_it_opens(hub: LiveHub, tmp_path: Path, token: None) -> None:
+    indexed = hub.state()
+    for number in range(4):
+        hub.set(f"owner/model-{number}", gated="manual")
+    hub.faults.spoil("/owner/model-0/resolve/", faults.answer(200, body=b"{}"))
+    hub.faults.spoil("/owner/model-1/resolve/", faults.answer(404, {"x-error-code": "EntryNotFound"}))
+    hub.faults.spoil("/owner/model-2/resolve/", faults.answer(503))
+    found = compare(hub, tmp_path, indexed)
+    assert reasons(found) == {"model-3": GoneReason.GATED}
+    assert "503" in found.unconfirmed["owner/model-2"]
+    assert {request.headers["authorization"] for request in hub.faults.requests} == {"Bearer hf_of-a-test"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (faults.answer(500), "answered 500"),
+        (faults.slow(2.0, 10), "did not answer in time"),
+        (faults.cut(20), "broke off"),
+        (faults.answer(401, {"x-error-message": "Invalid credentials in Authorization header"}), "HF_TOKEN"),
+        (faults.answer(403), "403"),
+        (faults.answer(307, {"location": "https://elsewhere.example/api/models/x"}), "elsewhere"),
+        (faults.answer(200, body=b"[]"), "in place of a model"),
+        (faults.answer(200, body=b'{"id": "../x", "sha": "1"}'), "repository's id"),
+        (faults.answer(200, body=b"<html>"), "broken JSON"),
+    ],
+)
+def test_what_cannot_be_confirmed_stays(hub: LiveHub, tmp_path: Path, fault: faults.Fault, said: str) -> None:
+    indexed = hub.state()
+    hub.remove("owner/model-0")
+    without = faults.rows(lambda rows: [row for row in rows if row["id"] != "owner/model-1"])
+    hub.faults.spoil("/api/models?", without)
+    hub.faults.spoil("/api/models/owner/model-1?", fault)
+    found = compare(hub, tmp_path, indexed)
+    assert reasons(found) == {"model-0": GoneReason.REMOVED}
+    assert list(found.unconfirmed) == ["owner/model-1"]
+    assert said in found.unconfirmed["owner/model-1"]
+
+
+def test_a_listing_that_leaves_repositories_out_removes_none(hub: LiveHub, tmp_path: Path) -> None:
+    """Rows that are hostile, or missing, of repositories that are there."""
+    indexed = hub.state()
+    hub.faults.spoil(
+        "/api/models?", faults.rows(lambda rows: [None, {"id": "owner/model-0", "sha": 3}, 7, *rows[:5]])
+    )
+    found = compare(hub, tmp_path, indexed)
+    assert found == Reconciliation()
+    assert len(hub.faults.asked("/api/models/owner/")) == MODELS - 5
+
+
+def test_a_listing_that_breaks_off_is_no_comparison(hub: LiveHub, tmp_path: Path) -> None:
+    hub.faults.spoil("/api/models?", faults.answer(500))
+    with pytest.raises(HubError):
+        compare(hub, tmp_path, hub.state())
+
+
+def test_too_many_are_not_believed(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = hub.state()
+    hub.remove(*[f"owner/model-{number}" for number in range(9)])
+    assert len(compare(hub, tmp_path, indexed).gone) == 9  # fewer than ten may always go
+    hub.remove("owner/model-9")
+    with pytest.raises(TooManyGoneError, match=r"10 of 30 .*removed 10.*nightly.max_removed_share") as caught:
+        compare(hub, tmp_path, indexed)
+    assert caught.value.exit_status == 1
+    found = compare(hub, tmp_path, indexed, nightly={"max_removed_share": 0.4})
+    assert len(found.gone) == 10
+
+
+def test_a_wrong_hub_is_noticed_before_everything_was_asked_for(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = {f"someone/else-{number}": f"{number:040x}" for number in range(1000)}
+    with pytest.raises(TooManyGoneError, match="or more"):
+        compare(hub, tmp_path, indexed)
+    assert len(hub.faults.asked("/api/models/")) < 400
+
+
+def test_a_hub_that_stops_answering_is_not_asked_a_thousand_times(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = {f"someone/else-{number}": f"{number:040x}" for number in range(1000)}
+    hub.faults.spoil("/api/models/someone", faults.answer(500))
+    found = compare(hub, tmp_path, indexed)
+    assert found.gone == {}
+    assert len(found.unconfirmed) == 1000
+    assert len(hub.faults.asked("/api/models/someone")) == 64 * FAST.attempts
+
+
+def test_with_a_limit_older_ones_stay(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = hub.state()
+    hub.remove("owner/model-2")
+    found = compare(hub, tmp_path, indexed, filters={"limit": 3})
+    assert reasons(found) == {"model-2": GoneReason.REMOVED}
+
+
+def test_of_an_explicit_list_the_names_count(hub: LiveHub, tmp_path: Path) -> None:
+    indexed = {f"owner/model-{number}": sha for number, sha in enumerate(hub.state().values()) if number < 6}
+    (tmp_path / "list.txt").write_text("".join(f"owner/model-{number}\n" for number in range(1, 6)))
+    hub.rename("owner/model-1", "owner/moved")
+    hub.remove("owner/model-2")
+    hub.faults.spoil("/api/models/owner/model-3?", faults.answer(500))
+    hub.put("owner/model-4", 70)
+    found = compare(hub, tmp_path, indexed, filters={"list": tmp_path / "list.txt"})
+    assert reasons(found) == {"model-0": GoneReason.FILTERED, "model-2": GoneReason.REMOVED}
+    assert found.renamed == {}
+    assert list(found.unconfirmed) == ["owner/model-3"]
+    assert [row.repo for row in found.changed] == ["owner/model-4"]

@@ -1,0 +1,396 @@
+"""Nights over a real Hub on loopback that grows, changes and shrinks, merged into an index that readers hold."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import io
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.crawl.stage import crawl
+from pipelines.full import run_full
+from pipelines.inspect.verify import verify
+from pipelines.job.job import Job
+from pipelines.job.lease import LeaseHeldError, hold_lease
+from pipelines.job.progress import Report
+from pipelines.nightly.run import LEASE, NightlyRun, run_nightly
+from probelog.errors import QueryError, UsageError
+from probelog.index.pointer import Pointer, read_pointer
+from probelog.publication.lifecycle import roll_back
+from probelog.search.client import Index, open_index
+from probelog.storage.ledger import Ledger
+from probelog.storage.store import Store
+from tests.support.hub.faults import FaultyHub, faulty
+from tests.support.processes.operator_command import kill_tree, operator, operator_process
+from tests.support.processes.s3 import s3_server
+from tests.support.worlds.tiny_world import CONCEPTS, MODELS, Indexed, timm_model
+
+_START = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
+
+
+class Night:
+    """A store of its own beside a Hub of its own, on which things happen."""
+
+    def __init__(self, indexed: Indexed, root: Path, endpoint: str, faults: FaultyHub) -> None:
+        self._indexed = indexed
+        self.hub = root / "hub"
+        self.endpoint = endpoint
+        self.faults = faults
+        self.store = indexed.copy_store(root / "store")
+        self._commits = 0
+        self.entries: dict[str, dict[str, Any]] = {
+            entry["id"]: entry for entry in json.loads((self.hub / "hub.json").read_text())
+        }
+
+    def commit(self, repo: str, **facts: Any) -> str:
+        """Say that a repository's files are new; returns the commit."""
+        self._commits += 1
+        sha = f"{self._commits:040x}"
+        time = (_START + dt.timedelta(hours=self._commits)).isoformat()
+        self.entries[repo] = {"license": "mit", **self.entries.get(repo, {}), "id": repo, "sha": sha, "lastModified": time} | facts  # fmt: skip
+        self.list()
+        return sha
+
+    def new(self, repo: str, seed: int, logits: int = 3) -> str:
+        shutil.rmtree(self.hub / repo, ignore_errors=True)
+        timm_model(self.hub / repo, "test_resnet", logits, seed)
+        return self.commit(repo)
+
+    def copy(self, repo: str, to: str) -> str:
+        shutil.copytree(self.hub / repo, self.hub / to)
+        return self.commit(to)
+
+    def remove(self, *repos: str) -> None:
+        for repo in repos:
+            del self.entries[repo]
+            shutil.rmtree(self.hub / repo)
+        self.list()
+
+    def rename(self, old: str, to: str) -> None:
+        entry = self.entries.pop(old)
+        (self.hub / to).parent.mkdir(exist_ok=True)
+        shutil.move(self.hub / old, self.hub / to)
+        self.entries[to] = {**entry, "id": to, "formerly": [old]}
+        self.list()
+
+    def list(self) -> None:
+        (self.hub / ".new.json").write_text(json.dumps([*self.entries.values()]))
+        os.replace(self.hub / ".new.json", self.hub / "hub.json")
+
+    def job(self, store: Path | str | None = None, **changes: Any) -> Job:
+        # The tiny index is small: a few models more are much of it.
+        nightly = {"max_drift": 100.0, "rebuild_share": 1.0} | changes.pop("nightly", {})
+        quality = {"enforce": False} | changes.pop("quality", {})
+        # The world's scratch folder: the process that forks model processes is started once for all nights.
+        config = self._indexed.world.config(store or self.store, nightly=nightly, quality=quality, **changes)
+        self.told = io.StringIO()
+        return Job.of(config, Report(self.told))
+
+    def run(self, **changes: Any) -> NightlyRun:
+        return run_nightly(self.job(**changes))
+
+    @property
+    def pointer(self) -> Pointer:
+        return read_pointer(Store(self.store / "index"))[0]
+
+    @property
+    def index(self) -> Index:
+        return open_index(self.store)
+
+    def observed(self) -> set[tuple[str, str]]:
+        """Models of the main ledger, as the next full run finds them."""
+        (main,) = [name for name in os.listdir(self.store / "observations") if "-" not in name]
+        ledger = Ledger(Store(self.store), f"observations/{main}")
+        return {(model.repo, model.sha) for model in ledger.models(ledger.receipts())}
+
+
+@pytest.fixture
+def night(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+    indexed.world.copy_hub(tmp_path / "hub")
+    with faulty(tmp_path / "hub") as (endpoint, faults):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        yield Night(indexed, tmp_path, endpoint, faults)
+
+
+def directions(index: Index) -> dict[tuple[str, int, bool], np.ndarray]:
+    """Every logit's direction, by repository and place."""
+    generation = index._generation
+    found = {}
+    for model in generation.models_table(["repo", "first_row", "rows"]).to_pylist():
+        logits = generation.logits(np.arange(model["first_row"], model["first_row"] + model["rows"]))
+        for place, direction in enumerate(generation.basis.directions(logits.coordinates)):
+            key = (model["repo"], int(logits.logit[place]), bool(logits.negated[place]))
+            found[key] = direction
+    return found
+
+
+def test_nothing_new_is_nothing_published(night: Night) -> None:
+    before = night.pointer
+    asked = len(night.faults.requests)
+    done = night.run()
+    assert not done.published.fresh
+    assert night.pointer == before
+    assert len(night.faults.requests) - asked == 1  # a page of the listing
+    assert (done.added, done.gone) == (0, 0)
+
+
+def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
+    before = night.pointer
+    crawl(night.job(), night.endpoint)
+    night.new("zed/new", 21)
+    night.copy("ada/resnet", "zed/copy")
+    night.new("cleo/timm-half", 22, logits=2)  # other weights, another head
+    readme = night.commit("bob/one-logit")  # the same files at another commit
+    (night.hub / "zed/broken").mkdir()
+    (night.hub / "zed/broken/config.json").write_text("{")
+    night.commit("zed/broken", library="timm", pipeline_tag="image-classification")
+
+    done = night.run()
+    assert done.published.fresh
+    assert (done.tried, done.added, done.gone) == (5, 4, 2)
+    assert [failure.repo for failure in done.failures] == ["zed/broken"]
+    assert done.drift is not None
+    assert done.drift.models >= 2
+    assert (night.pointer.base, night.pointer.generation) == (
+        before.generation,
+        done.published.pointer.generation,
+    )
+    index = night.index
+    assert index.models == len(MODELS) + 2
+    assert index._generation.model("bob/one-logit")["sha"] == readme
+    assert index.show("cleo/timm-half").logits[-1].logit == 1
+    assert sorted(index.show("zed/copy").same_weights) == ["ada/resnet", "ada/resnet-again"]
+    (hit, *_) = [hit for hit in index.search("dog", k=50) if hit.repo == "ada/resnet"]
+    assert hit.duplicates == 2
+
+    # A second night adds to the first; what it does not touch stays.
+    night.new("zed/second", 23)
+    again = night.run()
+    assert (again.tried, again.added) == (6, 1)
+    assert night.pointer.base == before.generation
+    assert night.index.models == len(MODELS) + 3
+    assert "drift" in night.index.settings
+    assert not night.run().published.fresh
+
+    probed, models, ours = night.observed(), night.index.models, directions(night.index)
+    first = {concept: night.index.search(concept)[0] for concept in CONCEPTS}
+    # A full run with the catalogue from before the nights would take what they added away.
+    with pytest.raises(UsageError, match="older than the nightly run"):
+        run_full(night.job())
+    full = run_full(night.job(), refresh=True)
+    assert night.observed() == probed
+    assert night.pointer.base is None
+    assert night.index.models == full.probed.models == models
+    theirs = directions(night.index)
+    assert ours.keys() == theirs.keys()
+    for key, direction in ours.items():
+        assert direction @ theirs[key] > 0.999, key
+    for concept, mine in first.items():
+        other = night.index.search(concept)[0]
+        assert (mine.repo, mine.logit) == (other.repo, other.logit) or abs(mine.score - other.score) < 0.2
+    assert verify(str(night.store), Report(io.StringIO())).clean
+
+
+def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
+    night.new("zed/new", 21)
+    night.run()
+    night.remove("cleo/timm-bfloat", "zed/new")
+    night.rename("ada/resnet", "ada/renamed")
+    night.entries["timm-without-owner"]["gated"] = "auto"
+    night.list()
+    assert not night.run().published.fresh  # the listing's newest page does not tell
+    done = night.run(nightly={"reconcile_days": 0})
+    assert done.published.fresh
+    index = night.index
+    for repo in ("cleo/timm-bfloat", "zed/new", "ada/resnet", "timm-without-owner"):
+        with pytest.raises(QueryError, match="does not hold"):
+            index.show(repo)
+        assert all(hit.repo != repo for hit in index.search("dog", k=100))
+    assert index.show("ada/renamed").same_weights == ["ada/resnet-again"]
+    assert index.models == len(MODELS) - 2
+    night.new("cleo/timm-bfloat", 30)  # it comes back
+    night.run(nightly={"overlap_hours": 1e6})  # the gated one is listed still
+    assert night.index.show("cleo/timm-bfloat").logits
+    assert night.index.models == len(MODELS) - 1
+
+
+def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
+    base = night.pointer.generation
+    night.new("zed/new", 21)
+    night.remove("cleo/timm-bfloat")
+    done = night.run(nightly={"rebuild_share": 0.01, "reconcile_days": 0})
+    assert done.published.fresh
+    assert night.pointer.base is None
+    assert night.pointer.choice == [done.published.pointer.generation, base]
+    index = night.index
+    assert index.models == len(MODELS)
+    assert index.show("zed/new").logits
+    assert index._generation.model("bob/one-logit")["licence"] == night.entries["bob/one-logit"]["license"]
+    assert not night.run().published.fresh  # the new base knows all of it
+    night.new("zed/second", 23)
+    night.run()
+    assert night.pointer.base == done.published.pointer.generation
+    assert night.index.models == len(MODELS) + 1
+    with pytest.raises(UsageError, match="fraction"):
+        night.run(fraction=0.5)
+    report = verify(str(night.store), Report(io.StringIO()))
+    assert report.clean, report.lines()
+
+
+def test_a_copy_that_saw_other_probes(night: Night) -> None:
+    """Its own directions are others than those that the base holds of the same weights; the base's are kept."""
+    store = night.store.parent / "half"
+    run_full(night.job(store, fraction=0.5))
+    night.copy("ada/resnet", "zed/copy")
+    night.copy("cleo/timm-half", "zed/another")
+    done = run_nightly(night.job(store, fraction=0.5))
+    assert done.published.fresh
+    index = open_index(store)
+    assert sorted(index.show("zed/copy").same_weights) == ["ada/resnet", "ada/resnet-again"]
+    assert len(index._generation.recent) == 0
+
+
+def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
+    night.new("zed/new", 21)
+    night.run()
+    index = Store(night.store / "index")
+    roll_back(index)
+    assert night.index.models == len(MODELS)
+    probed = len(night.faults.asked("zed/new"))
+    done = night.run(nightly={"max_drift": 0.0})
+    assert done.published.fresh
+    assert done.drift is not None
+    assert done.refit_due is not None
+    assert done.drift.largest()[0] in done.refit_due
+    assert "a full run is due" in night.told.getvalue()
+    assert night.index.settings["drift"]["share"] == done.drift.share > 0
+    assert night.index.models == len(MODELS) + 1
+    assert len(night.faults.asked("zed/new")) == probed  # nothing was probed again
+
+
+def test_one_night_at_a_time(night: Night, tmp_path: Path) -> None:
+    with hold_lease(Store(night.store), LEASE, seconds=60), pytest.raises(LeaseHeldError, match="at work"):
+        night.run()
+    assert not night.run().published.fresh
+
+
+def test_settings_of_another_index(night: Night) -> None:
+    with pytest.raises(UsageError, match=r"fraction and seed.*prompt"):
+        night.run(fraction=0.5, prompt="{}")
+    with pytest.raises(UsageError, match="run `probelog-index full` first"):
+        run_nightly(night.job(night.store.parent / "empty"))
+
+
+def test_the_command_says_what_is_wrong(night: Night, tmp_path: Path) -> None:
+    file = night._indexed.world.config_file(tmp_path / "job.toml", tmp_path / "none")
+    ended = operator("nightly", "--config", file)
+    assert ended.status == 2
+    assert "run `probelog-index full` first" in ended.err
+
+
+def test_verify_finds_what_is_damaged(night: Night) -> None:
+    night.new("zed/new", 21)
+    night.run()
+    report = verify(str(night.store), Report(io.StringIO()))
+    assert report.clean, report.lines()
+    assert not report.unexpected
+    (folder,) = [path for path in (night.store / "observations").iterdir() if "-" in path.name]
+    files = [folder / "night.json", *folder.glob("catalogue-*.parquet")]
+    base = night.store / "index/generations" / str(night.pointer.base)
+    files.append(next(base.glob("logits.lance/data/*")))
+    own = night.store / "index/generations" / night.pointer.generation
+    files.append(next(own.glob("logits.lance/data/*")))
+    assert len(files) == 4
+    for file in files:
+        data = file.read_bytes()
+        file.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+        found = verify(str(night.store), Report(io.StringIO()))
+        assert [item["path"] for item in found.damaged] == [str(file.relative_to(night.store))]
+        file.write_bytes(data)
+
+
+def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
+    before = night.pointer
+    night.new("zed/new", 21)
+    for number in range(60):
+        (night.hub / f"zed/broken-{number}").mkdir()
+        (night.hub / f"zed/broken-{number}/config.json").write_text("{")
+        night.commit(f"zed/broken-{number}", library="timm", pipeline_tag="image-classification")
+    settings: dict[str, Any] = {"quality": {"max_failure_rise": 0.05}, "nightly": {"rebuild_share": 1.0}}
+    file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
+    ended = operator("nightly", "--config", file)
+    assert ended.status == 3, ended.err
+    assert "was not published" in ended.err
+    assert night.pointer == before
+    told = json.loads(max((night.store / "quality").glob("*.json")).read_text())
+    assert told["live"] == before.generation
+    refused = [item["name"] for item in told["measures"] if not item["passed"]]
+    assert "failed models" in refused
+    # What was probed is kept: published all the same, it is not probed again.
+    asked = len(night.faults.asked("zed/new"))
+    ended = operator(
+        "nightly", "--config", file, "--set", "quality.enforce=false", "--set", "max_failed_share=1"
+    )
+    assert ended.status == 0, ended.err
+    assert night.index.models == len(MODELS) + 1
+    assert len(night.faults.asked("zed/new")) == asked
+
+
+@pytest.mark.slow
+def test_a_night_on_s3(night: Night, tmp_path: Path) -> None:
+    with s3_server() as bucket:
+        remote = Store(f"{bucket}/{tmp_path.name}")
+        local = Store(night.store)
+        for name in local.names(""):
+            remote.write(name, local.read(name))
+        night.new("zed/new", 21)
+        settings = {"nightly": {"rebuild_share": 1.0}, "quality": {"enforce": False}}
+        file = night._indexed.world.config_file(tmp_path / "job.toml", remote.uri, **settings)
+        # A Ray of its own: the workers of this one were started before there was a bucket.
+        for told in ("is live", "nothing new"):
+            with operator_process("nightly", "--config", file) as process:
+                out, _ = process.communicate(timeout=250)
+            assert process.returncode == 0, out
+            assert told in out
+        assert read_pointer(remote.child("index"))[0].base == night.pointer.generation
+        index = open_index(remote.uri)
+        assert index.models == len(MODELS) + 1
+        assert index.show("zed/new").logits
+        assert verify(remote.uri, Report(io.StringIO())).clean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment(night: Night, tmp_path: Path, seed: int) -> None:
+    """SIGKILL for the whole process tree, at a random moment; the next run does what is left."""
+    for number in range(6):
+        night.new(f"zed/new-{number}", 30 + number)
+    settings = {
+        "nightly": {"lease_seconds": 2.0, "lease_wait": 30.0, "rebuild_share": 1.0, "max_drift": 100.0}
+    }
+    settings |= {"quality": {"enforce": False}, "scratch": str(tmp_path / "scratch")}
+    file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
+    moments = np.random.default_rng(seed).uniform(3.0, 30.0, size=2)
+    for moment in moments.tolist():
+        with operator_process("nightly", "--config", file) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+            kill_tree(process)
+        assert night.index.search("dog")  # readers never notice
+    done = operator("nightly", "--config", file)
+    assert done.status == 0, done.err
+    index = night.index
+    assert index.models == len(MODELS) + 6
+    for number in range(6):
+        assert index.show(f"zed/new-{number}").logits
+    assert len([version for version in night.observed() if version[0].startswith("zed/")]) == 6
+    assert verify(str(night.store), Report(io.StringIO())).clean

@@ -1,0 +1,48 @@
+"""Processes of models on real models: what they tell each other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probelog.sandbox.process import Learnt, ModelProcess, ProcessSpec, downloads_folder, fork_server
+from tests.support.worlds.tiny_world import Indexed
+
+
+def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Path) -> None:
+    folder = downloads_folder(tmp_path) / "model"
+    shutil.copytree(indexed.world.hub / "ada" / "resnet", folder)
+    spec = ProcessSpec(str(indexed.store), indexed.probe_set, str(tmp_path), 10**8, memory_bytes=2 * 10**9)
+    server, learnt, indices = fork_server(tmp_path, ()), Learnt(), range(12)
+
+    def run(process: ModelProcess) -> tuple[np.ndarray, int]:
+        loaded = process.load(folder, "ada/resnet", "0" * 40, 60)
+        seen = process.observe(indices, int(loaded.facts["logits"]), 60)
+        process.release()
+        return seen.values, seen.batch_size
+
+    first, second = (ModelProcess(server, spec, learnt=learnt) for _ in range(2))
+    try:
+        values, batch = run(first)
+        assert batch > 4, "after four images the need of memory is known"
+        (kind,) = learnt._plans
+        plan = learnt.get(kind)
+        assert plan["measured"]
+        learnt.put(kind, {**plan, "batch_size": 3})
+        again, batch = run(second)
+        assert batch == 3, "it was told"
+        assert run(first)[1] > 4, "the other knows better"
+        np.testing.assert_allclose(again, values, rtol=1e-4, atol=1e-4)
+    finally:
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize("kind", ["kind", "k" * 3000])
+def test_no_end_of_learning(kind: str) -> None:
+    learnt = Learnt()
+    learnt.put(kind, {"plan": "p" * 3000})
+    assert learnt.get(kind) is None

@@ -1,0 +1,711 @@
+"""The query client on real indexes: its answers against naive ones, its filters, and what it says to bad input."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import probelog
+from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
+from probelog.index.pointer import read_pointer
+from probelog.ranking.confidence import Confidence
+from probelog.search.results import Hit
+from probelog.storage.store import Store
+from tests.probelog.encoders.test_decoding import bomb, encoded
+from tests.support.worlds import naive, tiny_encoders
+from tests.support.worlds.small_index import BACKGROUND, PROMPT, Model, SmallIndex, build
+from tests.support.worlds.tiny_encoders import photo
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallIndex:
+    return build(Store(tmp_path_factory.mktemp("small") / "index"))
+
+
+@pytest.fixture(scope="module")
+def index(small: SmallIndex) -> probelog.Index:
+    return probelog.open_index(small.store.uri)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> probelog.Index:
+    """An index whose encoder knows a dozen English words and no images."""
+    store = Store(tmp_path_factory.mktemp("words") / "index")
+    return probelog.open_index(build(store, kind="dual", images=False).store.uri)
+
+
+# The naive answers: plain loops over what was written.
+
+
+@functools.cache
+def parts(small: SmallIndex) -> tuple[np.ndarray, np.ndarray, float]:
+    """Directions of all logits (N, d), as they are stored, those of the background (B, d), and the sharpness."""
+    embeddings = small.embeddings.astype(float)
+    gallery = np.concatenate(
+        [
+            naive.model_directions(np.stack([small.z[row] for row, owner in enumerate(small.owners) if owner[0] == number and owner[2] == sign]), model.head, embeddings)
+            for number, model in enumerate(small.models)
+            for sign in ((1, -1) if model.head == "single" else (1,))
+        ]
+    )  # fmt: skip
+    named = naive.background_directions(embeddings, small.background_vectors.astype(float))
+    steps = np.abs(gallery).max(axis=1, keepdims=True) / 127
+    assert (np.abs(small.gallery - gallery) <= steps).all()
+    return small.gallery.astype(float), named, naive.sharpness(gallery, named)
+
+
+def numbers(small: SmallIndex, names: Sequence[str]) -> list[int]:
+    return [small.background.index(name) for name in names]
+
+
+def text_direction(small: SmallIndex, text: str, excluded: Sequence[str] = ()) -> np.ndarray:
+    vector = small.encoder.embed([PROMPT.replace("{}", text)])[0].astype(float)
+    return naive.text_direction(
+        vector,
+        small.embeddings.astype(float),
+        small.background_vectors.astype(float),
+        numbers(small, excluded),
+    )
+
+
+def cosine(small: SmallIndex, row: int, direction: np.ndarray) -> float:
+    return float(parts(small)[0][row] @ direction)
+
+
+def score(small: SmallIndex, row: int, direction: np.ndarray, excluded: Sequence[str] = ()) -> float:
+    gallery, named, b = parts(small)
+    return naive.score(gallery[row], direction, named, b, numbers(small, excluded))
+
+
+def ranked(small: SmallIndex, direction: np.ndarray, excluded: Sequence[str] = ()) -> list[tuple[int, float]]:
+    """(row, score), best first, equal weights folded."""
+    scores = [(row, score(small, row, direction, excluded)) for row in range(len(small.z))]
+    return folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
+
+
+def folded(small: SmallIndex, ranking: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    seen = set()
+    kept = []
+    for row, score in ranking:
+        model, logit, sign = small.owners[row]
+        key = (small.models[model].digest, logit, sign)
+        if key not in seen:
+            seen.add(key)
+            kept.append((row, score))
+    return kept
+
+
+def distinct(small: SmallIndex) -> list[int]:
+    """The rows of the first model of each weights."""
+    first = {model.digest: number for number, model in reversed([*enumerate(small.models)])}
+    return [
+        row for row, (model, _, _) in enumerate(small.owners) if first[small.models[model].digest] == model
+    ]
+
+
+def names(small: SmallIndex, rows: Sequence[tuple[int, float]]) -> list[tuple[str, int, bool]]:
+    owners = [small.owners[row] for row, _ in rows]
+    return [(small.models[model].repo, logit, sign < 0) for model, logit, sign in owners]
+
+
+def called(hits: Sequence[Hit]) -> list[tuple[str, int, bool]]:
+    return [(hit.repo, hit.logit, hit.negated) for hit in hits]
+
+
+@pytest.mark.parametrize("text", ["dog", "husky", "a hot dog"])
+def test_text_search_equals_the_naive_one(small: SmallIndex, index: probelog.Index, text: str) -> None:
+    direction = text_direction(small, text)
+    expected = ranked(small, direction)
+    found = index.search(text, k=1000)
+    assert called(found) == names(small, expected)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    assert [hit.rank for hit in found] == list(range(1, len(expected) + 1))
+    assert called(index.search(text, k=3)) == called(found[:3])
+    for hit, (row, _) in zip(found, expected, strict=True):
+        assert hit.distance == pytest.approx(1 - cosine(small, row, direction), abs=1e-5)
+        assert hit.probes == np.argsort(-small.z[row], kind="stable")[:8].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cat", "cat"),
+        ("CAT", "cat"),
+        ("golden_retriever", "Golden Retriever"),
+        ("  Golden  retriever ", "Golden Retriever"),
+        ("Sea-Lion", "sea_lion"),
+    ],
+)
+def test_a_query_is_left_out_of_its_own_background(
+    small: SmallIndex, index: probelog.Index, text: str, name: str
+) -> None:
+    expected = ranked(small, text_direction(small, text.strip(), [name]), [name])
+    kept = ranked(small, text_direction(small, text.strip()))
+    found = index.search(text, k=1000)
+    np.testing.assert_allclose(
+        [hit.score for hit in found], [score for _, score in expected], rtol=1e-4, atol=1e-4
+    )
+    assert called(found) == names(small, expected)
+    assert not np.allclose([score for _, score in expected], [score for _, score in kept])
+
+
+def test_scores_of_many_texts_are_those_of_each(small: SmallIndex, index: probelog.Index) -> None:
+    found = index.scores(["dog", "cat"], [[], ["sea lion"]])
+    rows = distinct(small)
+    assert found.shape == (2, len(rows))
+    both = ["cat", "sea_lion"]
+    dog, cat = text_direction(small, "dog"), text_direction(small, "cat", both)
+    for column, row in enumerate(rows):
+        expected = [score(small, row, dog), score(small, row, cat, both)]
+        np.testing.assert_allclose(found[:, column], expected, atol=1e-4)
+
+
+def picture_direction(small: SmallIndex, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Of pictures, each averaged with its mirror image."""
+    from probelog.encoders.image import ImageEncoder
+
+    files = tiny_encoders.image_files("siglip")
+    encoder = ImageEncoder(files.onnx, files.settings)
+    both = encoder.embed(pictures) + encoder.embed([ImageOps.mirror(picture) for picture in pictures])
+    vectors = both.astype(float) / np.linalg.norm(both, axis=1, keepdims=True)
+    return naive.image_direction(
+        vectors, small.embeddings.astype(float), small.background_vectors.astype(float)
+    )
+
+
+def test_image_search_equals_the_naive_one(small: SmallIndex, index: probelog.Index, tmp_path: Path) -> None:
+    pictures = [photo(32, 32, 1), photo(64, 64, 2)]
+    pictures[0].save(tmp_path / "one.png")
+    expected = ranked(small, picture_direction(small, pictures))
+    given = [tmp_path / "one.png", encoded(pictures[1], "PNG")]
+    found = index.search(images=given, k=1000)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=2e-3)
+    assert called(index.search(images=pictures, k=5)) == called(found[:5])
+    assert called(index.search(images=[str(tmp_path / "one.png")])) != called(found[:10])
+
+
+def test_like_is_asked_with_the_logits_own_direction(small: SmallIndex, index: probelog.Index) -> None:
+    query = next(i for i, owner in enumerate(small.owners) if owner == (4, 3, 1))
+    direction = parts(small)[0][query]
+    scores = [(row, score(small, row, direction)) for row in range(len(small.z)) if row != query]
+    expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
+    found = index.search(like="emil/things#3", k=1000)
+    assert called(found) == names(small, expected)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+
+
+def test_like_takes_a_logit_of_another_index(
+    small: SmallIndex, index: probelog.Index, tmp_path: Path
+) -> None:
+    there = build(Store(tmp_path / "there"), models=[Model("far/away", ("x", "y", "z"))], seed=7, probes=30)
+    other = probelog.open_index(there.store.uri)
+    direction = parts(there)[0][1]
+    expected = ranked(small, direction)
+    found = index.search(like="far/away#y", like_index=other, k=1000)
+    assert called(found) == names(small, expected)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    same = index.search(like="emil/things#3", like_index=index)
+    assert called(same) == called(index.search(like="emil/things#3"))
+    with pytest.raises(QueryError, match="does not hold"):
+        index.search(like="emil/things#3", like_index=other)
+    with pytest.raises(QueryError, match="name the logit"):
+        index.search("dog", like_index=other)
+    foreign = build(Store(tmp_path / "foreign"), settings={"encoder_digest": "of another"})
+    with pytest.raises(QueryError, match="different encoders"):
+        index.search(like="emil/things#3", like_index=probelog.open_index(foreign.store.uri))
+
+
+def test_several_names_are_one_concept(small: SmallIndex, index: probelog.Index) -> None:
+    texts = ["cat", "dog"]
+    vectors = small.encoder.embed([PROMPT.replace("{}", text) for text in texts]).astype(float)
+    mean = vectors.mean(axis=0)
+    direction = naive.text_direction(
+        mean / np.linalg.norm(mean), small.embeddings.astype(float), small.background_vectors.astype(float), numbers(small, ["cat"])
+    )  # fmt: skip
+    expected = ranked(small, direction, ["cat"])
+    found = index.search(texts, k=1000)
+    assert called(found) == names(small, expected)
+    assert called(index.search(["dog"])) == called(index.search("dog"))
+
+
+def test_mixtures_add_directions(small: SmallIndex, index: probelog.Index) -> None:
+    picture = photo(32, 32, 5)
+    row = next(i for i, owner in enumerate(small.owners) if owner == (4, 3, 1))
+    parts_of_it = [text_direction(small, "dog"), picture_direction(small, [picture]), parts(small)[0][row]]
+    direction = np.sum(parts_of_it, axis=0)
+    scores = [
+        (i, score(small, i, direction / np.linalg.norm(direction))) for i in range(len(small.z)) if i != row
+    ]
+    expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
+    found = index.search("dog", images=[picture], like="emil/things#3", k=1000)
+    np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=2e-3)
+
+
+def naive_confidence(
+    small: SmallIndex,
+    rows: Sequence[int],
+    direction: np.ndarray,
+    excluded: Sequence[str],
+    synonyms: Sequence[str],
+) -> list[float]:
+    """By the formulas of probelog.ranking.confidence, loop by loop; synonyms are no rivals of the margin."""
+    named, everything = parts(small)[1], distinct(small)
+
+    def z(of: np.ndarray, left_out: Sequence[str]) -> np.ndarray:
+        column = np.array([score(small, row, of, left_out) for row in range(len(small.z))])
+        return (column - column[everything].mean()) / column[everything].std()
+
+    own = z(direction, excluded)
+    rivals = [z(named[i], [name]) for i, name in enumerate(BACKGROUND) if name not in synonyms]
+    evidence = [
+        1.0
+        + 0.5 * (own[row] - max(rival[row] for rival in rivals))
+        + 0.25 * score(small, row, direction, excluded)
+        for row in rows
+    ]
+    return [1 / (1 + np.exp(-value)) for value in evidence]
+
+
+@pytest.mark.parametrize(("text", "excluded"), [("dog", []), ("cat", ["cat"])])
+def test_confidences_are_the_formulas(
+    small: SmallIndex, index: probelog.Index, text: str, excluded: list[str]
+) -> None:
+    direction = text_direction(small, text, excluded)
+    rows = [row for row, _ in ranked(small, direction, excluded)[:6]]
+    found = index.search(text, k=6)
+    np.testing.assert_allclose(
+        [hit.confidence for hit in found],
+        naive_confidence(small, rows, direction, excluded, excluded),
+        atol=1e-3,
+    )
+
+
+def test_pictures_take_the_nearest_name_for_their_own(small: SmallIndex, index: probelog.Index) -> None:
+    direction = picture_direction(small, [photo(32, 32, 1)])
+    nearest = BACKGROUND[int(np.argmax(parts(small)[1] @ direction))]
+    rows = [row for row, _ in ranked(small, direction)[:4]]
+    expected = naive_confidence(small, rows, direction, [], [nearest])
+    found = [hit.confidence for hit in index.search(images=[photo(32, 32, 1)], k=4)]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_questions_by_a_logit_have_no_confidence(index: probelog.Index) -> None:
+    assert {hit.confidence for hit in index.search(like="emil/things#3")} == {None}
+    assert {hit.confidence for hit in index.search("dog", like="emil/things#3")} == {None}
+
+
+def test_nothing_here_is_an_answer(tmp_path: Path) -> None:
+    unsure = Confidence(-6.0, 0.0, 0.0, "declared labels", 100, 50)
+    index = probelog.open_index(build(Store(tmp_path), settings={"confidence": unsure.to_dict()}).store.uri)
+    found = index.search("dog", k=3)
+    assert len(found) == 3
+    assert found.notes == ["no answer is surer than 0%: perhaps nothing in this index recognises this"]
+    assert index.search(like="anna/pets#1").notes == []
+    assert index.search("dog", where="false").notes == []
+
+
+def test_what_is_unwanted_loses(small: SmallIndex, index: probelog.Index) -> None:
+    wanted, unwanted = text_direction(small, "dog"), text_direction(small, "cat", ["cat"])
+    scores = [
+        (row, score(small, row, wanted) - 0.7 * max(0.0, score(small, row, unwanted)))
+        for row in range(len(small.z))
+    ]
+    expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
+    for asked in ("cat", ["cat"]):
+        found = index.search("dog", unwanted=asked, k=1000)
+        assert called(found) == names(small, expected)
+        np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
+    with pytest.raises(QueryError, match="query is empty"):
+        index.search("dog", unwanted=" ")
+
+
+def test_models_that_do_what_one_does(small: SmallIndex, index: probelog.Index) -> None:
+    gallery = parts(small)[0]
+    of = [
+        [row for row, owner in enumerate(small.owners) if owner[0] == number]
+        for number in range(len(small.models))
+    ]
+    expected = {}
+    for number, model in enumerate(small.models):
+        best = [max(score(small, row, gallery[asked]) for row in of[number]) for asked in of[4]]
+        expected.setdefault(model.digest, (float(np.mean(best)), model.repo))
+    del expected[small.models[4].digest]
+    order = sorted(expected.values(), reverse=True)
+    found = index.models_like("emil/things", k=100)
+    assert [hit.repo for hit in found] == [repo for _, repo in order]
+    np.testing.assert_allclose([hit.score for hit in found], [value for value, _ in order], atol=1e-4)
+    assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
+    assert {hit.repo: hit.duplicates for hit in found}["anna/pets"] == 2
+    assert [hit.repo for hit in index.models_like("emil/things", k=100, where="licence = 'apache-2.0'")] == [
+        "dora/hot-dog"
+    ]
+    assert "anna/pets" not in {hit.repo for hit in index.models_like("bert/pets-copy", k=100)}
+    with pytest.raises(QueryError, match="does not hold"):
+        index.models_like("nobody/nothing")
+    with pytest.raises(QueryError, match="at least 1"):
+        index.models_like("emil/things", k=0)
+
+
+def test_like_takes_numbers_and_labels(index: probelog.Index) -> None:
+    by_number = called(index.search(like="anna/pets#2"))
+    for name in ("Golden_Retriever", "golden retriever"):
+        assert called(index.search(like=f"anna/pets#{name}")) == by_number
+    # A label that is a number gives way to the number that results show.
+    assert called(index.search(like="emil/things#thing 4")) == called(index.search(like="emil/things#4"))
+    assert called(index.search(like="fake/no-labels#LABEL_1")) == called(
+        index.search(like="fake/no-labels#1")
+    )
+
+
+def test_like_does_not_answer_with_the_logit_itself_or_its_copies(index: probelog.Index) -> None:
+    found = index.search(like="bert/pets-copy#cat", k=1000)
+    assert not [hit for hit in found if "pets" in hit.repo and hit.logit == 0]
+    assert [hit for hit in found if "pets" in hit.repo and hit.logit == 1]
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ("anna/pet#1", "did you mean anna/pets"),
+        ("PETS#1", "did you mean anna/pets"),
+        ("zzzz/zzzz#1", "does not hold 'zzzz/zzzz'$"),
+        ("anna/pets#17", "no indexed logit '17'; it has 0, 1, 2, 3$"),
+        ("anna/pets#poodle", "no indexed logit 'poodle'"),
+        ("anna/pets#" + "9" * 5000, "no indexed logit"),
+        ("anna/pets#-1", "no indexed logit"),
+        ("anna/pets", "REPO#NUMBER"),
+        ("anna/pets#", "REPO#NUMBER"),
+        ("#3", "REPO#NUMBER"),
+        ("", "REPO#NUMBER"),
+    ],
+)
+def test_a_logit_that_is_not_there(index: probelog.Index, like: str, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        index.search(like=like)
+
+
+def test_equal_weights_are_folded_with_a_count(small: SmallIndex, index: probelog.Index) -> None:
+    found = index.search("dog", k=1000)
+    pets = [hit for hit in found if "pets" in hit.repo]
+    assert len(pets) == 4
+    assert {hit.duplicates for hit in pets} == {2}
+    assert {hit.repo for hit in pets} == {"anna/pets"}
+    assert {hit.duplicates for hit in found if "pets" not in hit.repo} == {0}
+    # Only what the filter lets through is counted, and answers.
+    some = index.search("dog", k=1000, where="repo LIKE '%copy'")
+    assert {(hit.repo, hit.duplicates) for hit in some} == {("bert/pets-copy", 1)}
+
+
+def test_models_without_a_digest_are_not_folded(tmp_path: Path) -> None:
+    twins = [Model("a/a", ("x", "y")), Model("b/b", ("x", "y"))]
+    store = Store(tmp_path / "index")
+    small = build(store, models=twins)
+    import lancedb
+
+    table = lancedb.connect(store.path(f"generations/{small.pointer.generation}")).open_table("models")
+    table.update(values_sql={"weight_digest": "NULL"})
+    index = probelog.open_index(tmp_path)
+    assert len(index.search("dog", k=100)) == 4
+    assert index.show("a/a").same_weights == []
+
+
+def test_the_opposite_of_a_one_logit_head_is_found(small: SmallIndex, index: probelog.Index) -> None:
+    both = [hit for hit in index.search("dog", k=1000) if hit.repo == "dora/hot-dog"]
+    assert {hit.negated for hit in both} == {True, False}
+    assert {hit.logit for hit in both} == {0}
+    assert {hit.label for hit in both} == {"hot dog"}
+
+
+def test_labels_are_what_the_uploader_wrote(small: SmallIndex, index: probelog.Index) -> None:
+    hostile = next(model for model in small.models if model.repo == "eve/hostile")
+    found = {hit.logit: hit for hit in index.search("dog", k=1000) if hit.repo == "eve/hostile"}
+    assert [found[i].label for i in range(len(hostile.labels))] == list(hostile.labels)
+    assert found[0].licence == hostile.licence
+    unnamed = [hit for hit in index.search("dog", k=1000) if hit.repo == "fake/no-labels"]
+    assert {hit.label for hit in unnamed} == {"LABEL_0", "LABEL_1"}
+
+
+# Filters
+
+
+@pytest.mark.parametrize(
+    ("where", "repos"),
+    [
+        ("licence = 'apache-2.0'", {"dora/hot-dog"}),
+        ("licence IS NULL AND downloads IS NULL", {"carl/pets-copy"}),
+        ("downloads > 5000000000", {"emil/things"}),
+        ("downloads BETWEEN 1 AND 5 OR repo = 'fake/no-labels'", {"dora/hot-dog", "fake/no-labels"}),
+        ("array_has(tags, 'y')", {"dora/hot-dog"}),
+        ("array_has(labels, 'thing 3')", {"emil/things"}),
+        ("repo LIKE 'anna/%' -- her own", {"anna/pets"}),
+        ("licence = 'it''s'", set()),
+        ("false", set()),
+    ],
+)
+def test_filters(index: probelog.Index, where: str, repos: set[str]) -> None:
+    found = index.search("dog", k=1000, where=where)
+    assert {hit.repo for hit in found} == repos
+    unfiltered = [hit for hit in index.search("dog", k=1000) if hit.repo in repos]
+    if "pets" not in str(repos):
+        assert called(found) == called(unfiltered)
+        assert [hit.score for hit in found] == [hit.score for hit in unfiltered]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "licence =",
+        "license = 'mit'",
+        "downloads",
+        "1",
+        "licence = 3",
+        'licence = "mit"',
+        "downloads / 0 > 1",
+        "regexp_like(repo, '(')",
+        "sleep(10)",
+        "id IN (SELECT id FROM models)",
+        "1=1; DROP TABLE models",
+        # Lance alone would read these up to the mistake and drop the rest.
+        "licence = 'mit' ANDD downloads > 5",
+        "licence = 'mit' nonsense",
+        "downloads > 5 LIMIT 1",
+        "(" * 1000 + "true" + ")" * 1000,
+        "\x00",
+        "\ud800",
+        "licence = '\x1b[31m' oops",
+    ],
+)
+def test_filters_that_are_not_understood(index: probelog.Index, where: str) -> None:
+    with pytest.raises(QueryError, match="not understood") as caught:
+        index.search("dog", where=where)
+    assert "repo, sha, library" in str(caught.value)
+    assert "licence = 'mit' AND downloads > 100" in str(caught.value)
+    assert ".rs:" not in str(caught.value)
+    assert caught.value.exit_status == 2
+    assert index.search("dog"), "the index still answers"
+
+
+@pytest.mark.parametrize("where", ["", "  \n"])
+def test_an_empty_filter(index: probelog.Index, where: str) -> None:
+    with pytest.raises(QueryError, match="filter is empty"):
+        index.search("dog", where=where)
+
+
+# Bad questions
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
+def test_an_empty_text(index: probelog.Index, text: str) -> None:
+    with pytest.raises(QueryError, match="query is empty"):
+        index.search(text)
+
+
+def test_nothing_was_asked(index: probelog.Index) -> None:
+    for nothing in (None, []):
+        with pytest.raises(QueryError, match="nothing was asked"):
+            index.search(nothing)
+    with pytest.raises(QueryError, match="nothing was asked"):
+        index.search(unwanted="dog")
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_is_a_number_of_answers(index: probelog.Index, k: int) -> None:
+    with pytest.raises(QueryError, match="k must be at least 1"):
+        index.search("dog", k=k)
+
+
+@pytest.mark.parametrize("text", ["허스키", "시베리안 허스키", "zebra-okapi", "zebra zebra", "🐶"])
+def test_words_that_the_encoder_does_not_know(words: probelog.Index, text: str) -> None:
+    with pytest.raises(QueryError, match=r"does not know .* try English, or search by image") as caught:
+        words.search(text)
+    assert "tiny dual" in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("text", ["zebra dog", "dog zebra zebra okapi", "zebra-dog"])
+def test_words_of_which_the_encoder_knows_some(words: probelog.Index, text: str) -> None:
+    found = words.search(text)
+    assert len(found) == 10
+    assert len(found.notes) == 1
+    assert "'zebra'" in found.notes[0]
+    assert "other words" in found.notes[0]
+
+
+def test_known_words_need_no_note(index: probelog.Index, words: probelog.Index) -> None:
+    assert words.search("husky, dog!").notes == []
+    assert index.search("a dog").notes == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none.png", "none.png: No such file"),
+        (lambda folder: folder, "not a file"),
+        (lambda folder: _file(folder, b"not a picture"), "not an image"),
+        (lambda folder: _file(folder, b""), "not an image"),
+        (lambda folder: _file(folder, encoded(photo(50, 50), "JPEG")[:300]), "a.png: "),
+        (lambda folder: bomb(), "decompression bomb"),
+        (lambda folder: b"\x89PNG\r\n\x1a\n", "image number 1"),
+        (lambda folder: Image.new("F", (8, 8)), "floating-point"),
+    ],
+)
+def test_images_that_cannot_be_read(index: probelog.Index, tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(QueryError, match=message):
+        index.search(images=[make(tmp_path)])
+
+
+def _file(folder: Path, data: bytes) -> Path:
+    (folder / "a.png").write_bytes(data)
+    return folder / "a.png"
+
+
+@pytest.mark.parametrize("images", [[], "a.png", b"\x89PNG", Path("a.png"), Image.new("RGB", (8, 8)), 3])
+def test_images_are_a_list(index: probelog.Index, images: object) -> None:
+    with pytest.raises(QueryError, match="list of at least one picture"):
+        index.search(images=images)  # type: ignore[arg-type]
+
+
+def test_an_index_without_image_encoder(words: probelog.Index) -> None:
+    with pytest.raises(QueryError, match="cannot be searched by image: it cannot be exported"):
+        words.search(images=[photo(8, 8)])
+    assert words.search("dog")
+
+
+# Answers as values
+
+
+def test_results_are_a_sequence(index: probelog.Index) -> None:
+    found = index.search("dog", k=4)
+    assert isinstance(found, probelog.Results)
+    assert len(found) == 4
+    assert isinstance(found[0], Hit)
+    assert found[-1].rank == 4
+    assert [hit.rank for hit in found[1:3]] == [2, 3]
+    assert found[0] in found
+    assert next(reversed(found)) == found[3]
+    assert repr(found).startswith("Results([Hit(rank=1")
+    with pytest.raises(IndexError):
+        found[4]
+
+
+def test_results_as_an_arrow_table(index: probelog.Index) -> None:
+    found = index.search("dog", k=1000)
+    table = found.to_arrow()
+    assert table.to_pylist() == [asdict(hit) for hit in found]
+    empty = index.search("dog", where="false")
+    assert not empty
+    assert empty.to_arrow().num_rows == 0
+    assert empty.to_arrow().schema == table.schema
+    assert table.schema.names == [
+        "rank",
+        "repo",
+        "sha",
+        "logit",
+        "label",
+        "score",
+        "confidence",
+        "distance",
+        "negated",
+        "duplicates",
+        "head",
+        "library",
+        "architecture",
+        "licence",
+        "downloads",
+        "likes",
+        "probes",
+    ]
+
+
+def test_show(small: SmallIndex, index: probelog.Index) -> None:
+    found = index.show("anna/pets", concepts=3)
+    assert (found.repo, found.downloads, found.head) == ("anna/pets", 1200, "softmax")
+    assert found.same_weights == ["bert/pets-copy", "carl/pets-copy"]
+    assert [item.label for item in found.logits] == ["cat", "dog", "Golden_Retriever", "3"]
+    for row, item in enumerate(found.logits):
+        named, everything = parts(small)[1], distinct(small)
+        own = []
+        for i, name in enumerate(BACKGROUND):
+            column = np.array([score(small, other, named[i], [name]) for other in everything])
+            place = everything.index(row)
+            own.append(((column[place] - column.mean()) / column.std(), column[place], name))
+        best = sorted(own, reverse=True)[:3]
+        assert item.concepts == [name for _, _, name in best]
+        np.testing.assert_allclose(item.scores, [value for _, value, _ in best], atol=1e-4)
+    assert [item.negated for item in index.show("dora/hot-dog").logits] == [False, True]
+    with pytest.raises(QueryError, match="did you mean anna/pets"):
+        index.show("Anna/Pets")
+    with pytest.raises(QueryError, match="at least 1"):
+        index.show("anna/pets", concepts=0)
+
+
+def test_thumbnails(index: probelog.Index) -> None:
+    assert index.thumbnail(3) == b"picture 3"
+    for probe in (1, 40, -1):
+        with pytest.raises(QueryError, match="no picture"):
+            index.thumbnail(probe)
+
+
+def test_what_an_index_says_of_itself(small: SmallIndex, index: probelog.Index) -> None:
+    assert index.uri == small.store.uri
+    assert index.generation == small.pointer.generation
+    assert (index.models, index.logits) == (len(small.models), len(small.z))
+    assert "8 models" in repr(index)
+    index.settings["models"] = 0
+    assert index.models == len(small.models)
+
+
+def test_threads_share_an_index(small: SmallIndex, index: probelog.Index) -> None:
+    want = called(index.search("dog"))
+    fresh = probelog.open_index(small.store.uri)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: fresh.search("dog", where="downloads >= 0 OR true"), range(40)):
+            assert called(found) == want
+
+
+# Opening
+
+
+def test_an_index_is_found_below_its_store(small: SmallIndex) -> None:
+    below = str(Path(small.store.uri).parent)
+    for uri in (below, small.store.uri, Path(below), f"file://{below}", below + "/"):
+        assert probelog.open_index(uri).logits == len(small.z)
+
+
+def test_there_is_no_index(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "store" / "observations").mkdir(parents=True)
+    for place in ("none", "file", "store"):
+        with pytest.raises(IndexNotFoundError, match=r"no published index at .*publish one first"):
+            probelog.open_index(tmp_path / place)
+    for uri in ("", "http://example.org/index", "gs://bucket"):
+        with pytest.raises(UsageError):
+            probelog.open_index(uri)
+
+
+def test_opening_writes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "index")
+    store.write(
+        "current.json", b'{"version": 2, "generation": "x", "source": "s", "published": "p", "previous": []}'
+    )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match=r"generation x cannot be read.*publish again or roll back"):
+        probelog.open_index(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_damaged_table_is_a_store_error(tmp_path: Path) -> None:
+    small = build(Store(tmp_path / "index"))
+    index = probelog.open_index(tmp_path)
+    for file in (tmp_path / "index/generations/first/models.lance/data").iterdir():
+        file.unlink()
+    with pytest.raises(StoreError, match="generation first cannot be read"):
+        index.search("dog", where="downloads > 3")
+    assert read_pointer(small.store)[0].generation == "first"

@@ -1,0 +1,207 @@
+"""Stores on local disk and on a real S3 server behave alike."""
+
+from __future__ import annotations
+
+import datetime as dt
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from probelog.errors import ConflictError, StoreError, UsageError
+from probelog.storage.encoding import digest, parquet_bytes, short_key
+from probelog.storage.store import Store
+from tests.support.processes.s3 import s3_server
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(tmp_path / "a store")
+    return Store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    store.write("a/b/c.bin", b"one")
+    store.write("a/b/c.bin", b"two")
+    assert store.read("a/b/c.bin") == b"two"
+    assert store.exists("a/b/c.bin")
+    assert not store.exists("a/b")
+    assert store.read_or_none("a/none") is None
+    with pytest.raises(FileNotFoundError):
+        store.read("a/none")
+
+
+def test_names_are_listed_sorted_below_a_folder(store: Store) -> None:
+    for name in ("x/2.json", "x/1.json", "x/deep/3.json", "x/4.txt", "xy/5.json"):
+        store.write(name, b"{}")
+    assert store.names("x", suffix=".json") == ["x/1.json", "x/2.json", "x/deep/3.json"]
+    assert store.names("nowhere") == []
+    assert store.child("x").names("deep") == ["deep/3.json"]
+
+
+def test_create_never_overwrites(store: Store) -> None:
+    assert store.create("once", b"first")
+    assert not store.create("once", b"second")
+    assert store.read("once") == b"first"
+
+
+def test_swap_takes_only_what_was_expected(store: Store) -> None:
+    store.swap("pointer", b"1", None)
+    with pytest.raises(ConflictError):
+        store.swap("pointer", b"2", None)
+    store.swap("pointer", b"2", b"1")
+    with pytest.raises(ConflictError):
+        store.swap("pointer", b"3", b"1")
+    assert store.read("pointer") == b"2"
+    with pytest.raises(ConflictError):
+        store.swap("missing", b"1", b"0")
+
+
+def test_of_many_swaps_one_wins(store: Store) -> None:
+    store.write("pointer", b"start")
+    won: list[int] = []
+    barrier = threading.Barrier(6)
+
+    def publisher(number: int) -> None:
+        barrier.wait()
+        try:
+            store.swap("pointer", f"by {number}".encode(), b"start")
+            won.append(number)
+        except ConflictError:
+            pass
+
+    threads = [threading.Thread(target=publisher, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.read("pointer") == f"by {won[0]}".encode()
+
+
+@pytest.mark.parametrize("expected", [None, b"1"])
+def test_a_swap_whose_answer_was_lost_counts(
+    bucket: str, tmp_path: Path, expected: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The put arrived; the library sent it again, and that was refused because the object had changed."""
+    store = Store(f"{bucket}/{tmp_path.name}")
+    if expected is not None:
+        store.write("pointer", expected)
+    real = Store._put_if
+
+    def twice(self: Store, name: str, data: bytes, **condition: str) -> bool:
+        assert real(self, name, data, **condition)
+        return real(self, name, data, **condition)
+
+    monkeypatch.setattr(Store, "_put_if", twice)
+    store.swap("pointer", b"2", expected)
+    assert store.read("pointer") == b"2"
+    with pytest.raises(ConflictError):
+        store.swap("pointer", b"3", expected)
+
+
+def test_a_swap_is_tried_again_while_somebody_else_is_writing(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may answer 409 to a conditional put while another one is under way, which may then fail."""
+    store = Store(f"{bucket}/{tmp_path.name}")
+    refusals = iter([True, True])
+    real = Store._put_if
+
+    def refused(self: Store, name: str, data: bytes, **condition: str) -> bool:
+        return False if next(refusals, False) else real(self, name, data, **condition)
+
+    monkeypatch.setattr(Store, "_put_if", refused)
+    store.swap("pointer", b"1", None)
+    assert store.read("pointer") == b"1"
+
+
+def test_times_and_digests(store: Store) -> None:
+    before = store.time()
+    store.write("a", bytes(9_000_000))
+    assert store.measure("a") == (9_000_000, digest(bytes(9_000_000)))
+    with pytest.raises(FileNotFoundError):
+        store.measure("b")
+    written = store.modified("a")
+    assert written is not None
+    # An object store's clock ticks in seconds.
+    assert before - dt.timedelta(seconds=1) <= written <= store.time() + dt.timedelta(seconds=1)
+    assert store.modified("b") is None
+    assert store.names("") == ["a"]
+
+
+def test_json_is_sealed(store: Store) -> None:
+    store.write_json("a.json", {"b": [1, 2.5], "a": "é"})
+    assert store.read_json("a.json") == store.read_json_or_none("a.json") == {"b": [1, 2.5], "a": "é"}
+    assert store.read_json_or_none("b.json") is None
+    store.write("a.json", store.read("a.json").replace(b"2.5", b"2.6"))
+    with pytest.raises(StoreError, match="is damaged"):
+        store.read_json("a.json")
+    store.write("a.json", b'{"b": 1}')
+    assert store.read_json("a.json") == {"b": 1}, "of an early ProbeLog"
+
+
+def test_delete(store: Store) -> None:
+    store.write("a/1", b"")
+    store.write("a/2", b"")
+    store.delete("a/1")
+    store.delete("a/1")
+    assert store.names("a") == ["a/2"]
+    store.delete_folder("a")
+    store.delete_folder("a")
+    assert store.names("a") == []
+    with pytest.raises(StoreError):
+        store.delete_folder("")
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/etc/passwd"])
+def test_names_cannot_climb_out(store: Store, name: str) -> None:
+    with pytest.raises(StoreError):
+        store.read(name)
+    with pytest.raises(StoreError):
+        store.write(name, b"")
+
+
+def test_stores_travel(store: Store) -> None:
+    store.write("x", b"1")
+    assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
+
+
+def test_tables_and_json(store: Store) -> None:
+    table = pa.table({"a": [1, 2], "b": ["x", "y"]})
+    store.write("t.parquet", parquet_bytes(table))
+    assert store.read_table("t.parquet", ["b"]).to_pydict() == {"b": ["x", "y"]}
+    store.write_json("j.json", {"a": 1})
+    assert store.read_json("j.json") == {"a": 1}
+    store.write("broken.json", b"{")
+    with pytest.raises(StoreError, match="damaged"):
+        store.read_json("broken.json")
+
+
+def test_interrupted_writes_leave_nothing_that_is_listed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("a/1", b"")
+    (tmp_path / "a" / ".tmp-1-99-aaaa").write_bytes(b"half")
+    assert store.names("a") == ["a/1"]
+
+
+@pytest.mark.parametrize("address", ["", "  ", "gs://bucket/x", "http://host/x"])
+def test_unusable_addresses_are_refused(address: str) -> None:
+    with pytest.raises(UsageError):
+        Store(address)
+
+
+def test_keys_do_not_run_together() -> None:
+    assert short_key("a", "bc") != short_key("ab", "c")
+    assert short_key("a", 1) == short_key("a", 1)
+    assert len(short_key()) == 16

@@ -1,0 +1,441 @@
+"""The analyst's command line: readable tables, stable JSON, exit statuses, and no stranger's bytes on the terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from rich.cells import cell_len
+from typer.testing import CliRunner
+
+from probelog import __version__, cli
+from probelog.index.schema import INDEX_VERSION
+from probelog.storage.store import Store
+from tests.support.worlds.small_index import Model, SmallIndex, build
+from tests.support.worlds.tiny_encoders import photo
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Run:
+    """Runs the command in this process, as its entry point does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Ended:
+        self._monkeypatch.setattr(sys, "argv", ["probelog", *map(str, arguments)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 0, *self._capsys.readouterr())
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.delenv("PROBELOG_INDEX", raising=False)
+    return Run(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallIndex:
+    return build(Store(tmp_path_factory.mktemp("small") / "index"))
+
+
+@pytest.fixture
+def uri(small: SmallIndex, monkeypatch: pytest.MonkeyPatch) -> str:
+    return small.store.uri
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return build(Store(tmp_path_factory.mktemp("words") / "index"), kind="dual", images=False).store.uri
+
+
+def harmless(text: str) -> bool:
+    return not any(
+        unicodedata.category(char) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"} for char in text.replace("\n", "")
+    )
+
+
+def test_the_table(run: Run, uri: str) -> None:
+    done = run("search", "dog", "--index", uri, "-k", "1000")
+    assert (done.status, done.err) == (0, "")
+    head, *rows = done.out.splitlines()
+    assert re.split(r"\s{2,}", head.strip()) == [
+        "#",
+        "repository",
+        "class",
+        "declared label",
+        "sure",
+        "score",
+        "licence",
+        "downloads",
+    ]
+    assert len(rows) == 32, "one line an answer: nothing is folded in a pipe"
+    pets = next(row for row in rows if "anna/pets" in row and "Golden" in row)
+    cells = re.split(r"\s{2,}", pets.strip())
+    assert cells[1:4] == ["anna/pets (+2 copies)", "2", "Golden_Retriever"]
+    assert cells[4].endswith("%")
+    assert cells[6:] == ["mit", "1,200"]
+    assert float(cells[5]) == pytest.approx(float(cells[5]), abs=10)
+    unknown = next(row for row in rows if "[red]name[/red]" in row)
+    assert unknown.rstrip().endswith("7")
+    assert " -  " in unknown
+    assert any("not hot dog" in row for row in rows)
+    assert any("고양이" in row for row in rows)
+
+
+def test_a_query_by_image_and_by_logit(run: Run, uri: str, tmp_path: Path) -> None:
+    photo(40, 30).save(tmp_path / "a.png")
+    photo(30, 40).save(tmp_path / "b.png")
+    one = run("search", "--image", tmp_path / "a.png", "--index", uri)
+    both = run("search", "--image", tmp_path / "a.png", "--image", tmp_path / "b.png", "--index", uri)
+    like = run("search", "--like", "anna/pets#1", "--index", uri)
+    assert [done.status for done in (one, both, like)] == [0, 0, 0]
+    assert len({one.out, both.out, like.out}) == 3
+
+
+def test_json_is_an_object_a_line(run: Run, uri: str, small: SmallIndex) -> None:
+    done = run("search", "dog", "--index", uri, "-k", "1000", "--json")
+    assert (done.status, done.err) == (0, "")
+    hits = [json.loads(line) for line in done.out.splitlines()]
+    assert [hit["rank"] for hit in hits] == list(range(1, 33))
+    assert {"repo", "sha", "logit", "label", "score", "rank"} <= set(hits[0])
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    hostile = next(model for model in small.models if model.repo == "eve/hostile")
+    labels = {hit["logit"]: hit["label"] for hit in hits if hit["repo"] == "eve/hostile"}
+    assert [labels[i] for i in range(len(labels))] == list(hostile.labels), "JSON loses nothing"
+    assert done.out.isascii()
+
+
+def test_nothing_found(run: Run, uri: str) -> None:
+    done = run("search", "dog", "--index", uri, "--where", "false")
+    assert (done.status, done.out) == (0, "nothing in this index meets the filter\n")
+    done = run("search", "dog", "--index", uri, "--where", "false", "--json")
+    assert (done.status, done.out) == (0, "")
+
+
+def test_show(run: Run, uri: str) -> None:
+    done = run("show", "anna/pets", "--index", uri)
+    assert done.status == 0
+    assert "1,200 downloads" in done.out
+    assert "the same weights: bert/pets-copy, carl/pets-copy" in done.out
+    assert "Golden_Retriever" in done.out
+    summary = json.loads(run("show", "dora/hot-dog", "--index", uri, "--json", "-c", "2").out)
+    assert [item["negated"] for item in summary["logits"]] == [False, True]
+    assert len(summary["logits"][0]["concepts"]) == 2
+
+
+def test_info(run: Run, uri: str) -> None:
+    done = run("info", "--index", uri)
+    assert (done.status, done.err) == (0, "")
+    assert re.search(r"^models +8$", done.out, re.MULTILINE)
+    assert json.loads(run("info", "--index", uri, "--json").out)["logits"] == 40
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("search", "dog", "-k", "1000"),
+        ("search", "\x1b[2Jdog\x07"),
+        ("search", "--like", "eve/hostile#3", "-k", "1000"),
+        ("search", "--like", "eve/hostile#\x1b[2J"),
+        ("search", "--like", "eve/red#0"),
+        ("search", "--like", "\x1b]0;owned\x07#1"),
+        ("search", "--like", "\x9b2J\u202e"),
+        ("search", "--image", "\x1b[2J\u202e.png"),
+        ("search", "dog", "--where", "licence = '\x1b[2J\u202e'"),
+        ("search", "dog", "--where", "\x1b[2J\x9b \u202e"),
+        ("search", "dog", "--where", "\x1b[31m = 1"),
+        ("show", "eve/hostile"),
+        ("show", "eve/[red]name[/red]\x1b[31m"),
+        ("show", "eve/[red]name[/red]\x1b[31"),
+        ("show", "\x1b[2J\u202e"),
+        ("info",),
+    ],
+)
+def test_no_control_characters_get_through(
+    run: Run, uri: str, command: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    done = run(*command, *more, "--index", uri)
+    assert harmless(done.out)
+    assert harmless(done.err)
+    assert done.status in (0, 2)
+    assert "Traceback" not in done.err
+
+
+def test_markup_is_not_interpreted(run: Run, uri: str) -> None:
+    shown = run("show", "eve/hostile", "--index", uri).out
+    assert "[red]x[/red]" in shown
+    assert "[link=http://example.org]y[/link]" in shown
+    assert "\ufffd[31mred\ufffd[0m" in shown
+    assert "x" * 59 + "…" in shown
+
+
+def test_hostile_addresses_and_options(run: Run, tmp_path: Path) -> None:
+    for arguments in (
+        ("search", "dog", "--index", f"{tmp_path}/\x1b[2J\u202e"),
+        ("search", "dog", "--index", "\x1b[2J://x"),
+        ("search", "--\x1b[2J"),
+        ("search", "dog", "-k", "\x1b[2J"),
+        ("\x1b[2J",),
+    ):
+        done = run(*arguments)
+        assert done.status == 2
+        assert "\x1b" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Usage: probelog"),
+        (("search",), "Missing option"),
+        (("search", "dog"), "PROBELOG_INDEX"),
+        (("search", "dog", "--bogus"), "No such option"),
+        (("bogus",), "No such command"),
+        (("search", "dog", "-k", "0"), "greater than or equal to 1"),
+        (("search", "dog", "-k", "many"), "integer"),
+        (("show", "--index", "x"), "Missing argument"),
+    ],
+)
+def test_wrong_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments)
+    assert done.status == 2
+    assert message in done.err + done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search",), "nothing was asked"),
+        (("search", "--not", "dog"), "nothing was asked"),
+        (("search", "dog", "--not", " "), "the query is empty"),
+        (("search", "dog", "--model", "anna/pets"), "--model asks for models"),
+        (("search", "--model", "anna/pet"), "did you mean anna/pets"),
+        (("search", ""), "the query is empty"),
+        (("search", "  "), "the query is empty"),
+        (("search", "dog", "--where", "license = 'mit'"), "licence, tags"),
+        (("search", "dog", "--where", ""), "the filter is empty"),
+        (("search", "--like", "anna/pet#1"), "did you mean anna/pets"),
+        (("search", "--image", "none.png"), "none.png: No such file"),
+        (("show", "anna/pet"), "did you mean anna/pets"),
+    ],
+)
+def test_questions_without_meaning(run: Run, uri: str, arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments, "--index", uri)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.startswith("probelog: ")
+
+
+def test_unknown_words(run: Run, words: str) -> None:
+    done = run("search", "허스키", "--index", words)
+    assert (done.status, done.out) == (2, "")
+    assert "'허스키'" in done.err
+    assert "try English" in done.err
+    done = run("search", "zebra dog", "--index", words, "--json")
+    assert done.status == 0
+    assert done.err == "note: the text encoder does not know 'zebra'; the answer rests on the other words\n"
+    assert all(json.loads(line) for line in done.out.splitlines())
+    done = run("search", "--image", "a.png", "--index", words)
+    assert (done.status, "cannot be searched by image" in done.err) == (2, True)
+
+
+def test_the_index_comes_from_the_environment(run: Run, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROBELOG_INDEX", uri)
+    assert run("search", "dog").status == 0
+    assert run("info").status == 0
+    monkeypatch.setenv("PROBELOG_INDEX", "/nowhere")
+    assert run("search", "dog").status == 2
+    assert run("search", "dog", "--index", uri).status == 0
+
+
+def pointer(**changes: object) -> bytes:
+    facts = {"version": 1, "generation": "x", "source": "s", "published": "p", "previous": []}
+    return json.dumps(facts | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        (None, 2, "no published index at"),
+        (b"", 1, "is damaged"),
+        (b"{", 1, "is damaged"),
+        (b"[]", 1, "is damaged"),
+        (b"null", 1, "is damaged"),
+        (b"\xff\xfe", 1, "is damaged"),
+        (b"[" * 100_000, 1, "is damaged"),
+        (pointer(version="x"), 1, "is damaged"),
+        (pointer(version=1e400), 1, "is damaged"),
+        (pointer(generation=3), 1, "is damaged"),
+        (pointer(generation=""), 1, "is damaged"),
+        (pointer(previous=[3]), 1, "is damaged"),
+        (pointer(previous=[{"generation": "x"}]), 1, "is damaged"),
+        (pointer(generation="../../x"), 1, "not a path inside the store"),
+        (pointer(generation="\x1b[2J"), 1, "publish again or roll back"),
+        (pointer(), 1, "publish again or roll back"),
+        (pointer(version=INDEX_VERSION + 1), 1, "Upgrade ProbeLog"),
+    ],
+)
+def test_an_index_that_cannot_be_opened(
+    run: Run, tmp_path: Path, content: bytes | None, status: int, message: str
+) -> None:
+    store = Store(tmp_path / "index")
+    store.write("observations/part.parquet", b"x")
+    if content is not None:
+        store.write("current.json", content)
+    done = run("search", "dog", "--index", tmp_path)
+    assert (done.status, done.out) == (status, "")
+    assert message in done.err
+    assert harmless(done.err)
+    assert "Traceback" not in done.err
+
+
+def test_a_generation_of_a_newer_version(run: Run, tmp_path: Path) -> None:
+    build(Store(tmp_path / "index"), settings={"version": INDEX_VERSION + 1})
+    done = run("search", "dog", "--index", tmp_path)
+    assert done.status == 1
+    assert "Upgrade ProbeLog" in done.err
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == Ended(0, f"probelog {__version__}\n", "")
+
+
+def test_with_typers_own_runner(uri: str) -> None:
+    done = CliRunner().invoke(cli.app, ["search", "dog", "--index", uri, "-k", "2"])
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 3
+    done = CliRunner().invoke(cli.app, ["search", "--help"])
+    for option in ("--index", "--image", "--like", "--where", "--json", "PROBELOG_INDEX"):
+        assert option in done.stdout
+
+
+# In processes of their own
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from probelog.cli import main; main()", *arguments]
+
+
+def test_a_closed_pipe_is_no_error(uri: str) -> None:
+    """As in `probelog search dog --json | head -1`."""
+    for more in (["--json"], []):
+        process = subprocess.Popen(
+            command("search", "dog", "-k", "1000", *more, "--index", uri),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+def test_a_pipe_in_another_encoding(uri: str) -> None:
+    done = subprocess.run(
+        command("search", "dog", "-k", "1000", "--index", uri),
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert b"???" in done.stdout
+    assert done.stderr == b""
+
+
+def test_models_like_one(run: Run, uri: str) -> None:
+    done = run("search", "--model", "emil/things", "--index", uri, "-k", "3")
+    assert (done.status, done.err) == (0, "")
+    head, *rows = done.out.splitlines()
+    assert re.split(r"\s{2,}", head.strip()) == [
+        "#",
+        "repository",
+        "classes",
+        "score",
+        "licence",
+        "downloads",
+    ]
+    assert len(rows) == 3
+    found = [
+        json.loads(line)
+        for line in run("search", "--model", "emil/things", "--index", uri, "--json").out.splitlines()
+    ]
+    assert [hit["rank"] for hit in found] == list(range(1, len(found) + 1))
+    assert {"repo", "sha", "score", "logits", "duplicates"} <= found[0].keys()
+    none = run("search", "--model", "emil/things", "--where", "false", "--index", uri)
+    assert (none.status, none.out) == (0, "no other model in this index meets the filter\n")
+
+
+def test_several_names_and_what_is_unwanted(run: Run, uri: str) -> None:
+    def asked(*arguments: str) -> list[tuple[str, int]]:
+        done = run("search", *arguments, "--json", "-k", "1000", "--index", uri)
+        assert done.status == 0
+        return [(hit["repo"], hit["logit"]) for hit in map(json.loads, done.out.splitlines())]
+
+    plain = asked("dog")
+    assert asked("dog", "--not", "cat") != plain
+    assert asked("dog", "husky") != plain
+    mixed = asked("dog", "husky", "--like", "anna/pets#1")
+    assert len(mixed) == len(plain) - 1
+    assert ("anna/pets", 1) not in mixed
+
+
+def test_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    models = [
+        Model("google/vit-base-patch16-224", ("Labrador retriever", "Siberian husky"), downloads=4_123_208),
+        Model("someone/" + "long-name-" * 8, ("\x1b[2Ja" * 20, "고양이" * 10), licence="x" * 50),
+    ]
+    build(Store(tmp_path / "ordinary"), models=models[:1])
+    build(Store(tmp_path / "index"), models=models)
+    for arguments in (("search", "dog"), ("show", models[1].repo)):
+        shown = on_terminal(command(*arguments, "--index", str(tmp_path)), columns=80)
+        plain = re.sub(r"\x1b\[[01]m", "", shown)
+        assert plain != shown, "the head of the table is bold"
+        start = next(i for i, line in enumerate(plain.splitlines()) if "declared label" in line)
+        lines = plain.splitlines()[start:]
+        assert all(harmless(line) for line in lines)
+        assert max(cell_len(line.rstrip()) for line in lines) <= 80
+    shown = on_terminal(command("search", "dog", "--index", str(tmp_path / "ordinary")), columns=80)
+    assert "google/vit-base-patch16-224" in shown
+    assert "4,123,208" in shown
+
+
+def on_terminal(arguments: list[str], columns: int) -> str:
+    """What a program prints on a terminal of that width."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(arguments, stdout=its, stderr=its, env={**environment, "TERM": "xterm"})
+    os.close(its)
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # the other end was closed
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(ours)
+    assert process.wait(60) == 0
+    return b"".join(chunks).decode().replace("\r\n", "\n")

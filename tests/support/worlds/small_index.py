@@ -1,0 +1,275 @@
+"""Small indexes built straight through the writer: random descriptors, odd facts, a real encoder of random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog.completion import scoring
+from probelog.encoders.text import TextEncoder
+from probelog.index.arrow import fixed_lists
+from probelog.index.basis import Basis
+from probelog.index.pointer import Pointer
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.shortlist import EXACT_LOGITS
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import go_live
+from probelog.publication.rows import LogitBatch, same_weights, write_tables
+from probelog.ranking import matched_heads
+from probelog.ranking.confidence import ColumnStatistics, Confidence
+from probelog.ranking.matched_heads import Observed
+from probelog.ranking.names import name_vectors
+from probelog.storage.encoding import npy
+from probelog.storage.schemas import Head
+from probelog.storage.store import Store
+
+PROMPT = "a photo of a {}"
+CONFIDENCE = Confidence(1.0, 0.5, 0.25, "declared labels", 100, 50)
+TOP_R = 12
+BACKGROUND = ["cat", "Golden Retriever", "sea_lion", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
+
+ESCAPES = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;owned\x07",
+    "two\nlines",
+    "back\rwards",
+    "\x9b2J",
+    "gnp\u202eexe",
+    "zero\u200bwidth",
+    "tab\tbed",
+    "[red]x[/red]",
+    "[link=http://example.org]y[/link]",
+    "고양이",
+    "x" * 300,
+    "",
+]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model to index. Models of equal ``weights`` get equal descriptors."""
+
+    repo: str
+    labels: tuple[str, ...]
+    head: str = "softmax"
+    weights: str | None = None
+    licence: str | None = "mit"
+    downloads: int | None = 10
+    likes: int | None = 0
+    tags: tuple[str, ...] = ()
+
+    @property
+    def logits(self) -> int:
+        return len(self.labels) or 2
+
+    @property
+    def digest(self) -> str | None:
+        return self.weights if self.weights is not None else f"digest of {self.repo}"
+
+
+MODELS_OF_ALL_SORTS = (
+    Model("anna/pets", ("cat", "dog", "Golden_Retriever", "3"), licence="mit", downloads=1200),
+    Model("bert/pets-copy", ("cat", "dog", "Golden_Retriever", "3"), weights="digest of anna/pets"),
+    Model(
+        "carl/pets-copy", ("a", "b", "c", "d"), weights="digest of anna/pets", licence=None, downloads=None
+    ),
+    Model("dora/hot-dog", ("hot dog",), head="single", licence="apache-2.0", downloads=3, tags=("x", "y")),
+    Model("emil/things", tuple(f"thing {i}" for i in range(9)), licence="other", downloads=9_876_543_210),
+    Model("fake/no-labels", (), licence="cc-by-nc-4.0", downloads=0),
+    Model("eve/hostile", tuple(ESCAPES), licence="mit\x1b[2J", downloads=7),
+    Model("eve/[red]name[/red]\x1b[31m", ("a", "b"), licence=None, downloads=7),
+)
+
+
+class TextFiles(Protocol):
+    """A text encoder as it travels with an index (``TextEncoderFiles``)."""
+
+    onnx: bytes
+    tokenizer_json: str
+    settings: dict[str, Any]
+
+
+Describe = Callable[[Model, matched_heads.HeadSpace, TextEncoder], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class SmallIndex:
+    """What was written, to compute the expected answers from."""
+
+    store: Store
+    pointer: Pointer
+    models: tuple[Model, ...]
+    owners: list[tuple[int, int, int]]  # (model, logit, sign) of every row
+    z: npt.NDArray[np.float64]
+    gallery: npt.NDArray[np.float32]  # directions as they are stored
+    embeddings: npt.NDArray[np.float32]
+    background: list[str]
+    background_vectors: npt.NDArray[np.float32]
+    encoder: TextEncoder
+    batch: LogitBatch  # all logits, those of copies too
+    learnt_from: npt.NDArray[np.float32]  # directions that basis and temperature come from
+    statistics: ColumnStatistics
+
+
+def build(
+    index: Store,
+    name: str = "first",
+    models: Sequence[Model] = MODELS_OF_ALL_SORTS,
+    kind: str = "siglip",
+    images: bool = True,
+    probes: int = 40,
+    seed: int = 0,
+    live: bool = True,
+    settings: dict[str, Any] | None = None,
+    exact_logits: int = EXACT_LOGITS,
+    files: TextFiles | None = None,
+    names: Sequence[str] = BACKGROUND,
+    describe: Describe | None = None,
+    like: SmallIndex | None = None,
+) -> SmallIndex:
+    """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
+
+    A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
+    directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
+    """
+    if files is None:
+        from tests.support.worlds import tiny_encoders
+
+        files = tiny_encoders.text_files(kind)
+    encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
+    random = np.random.default_rng(seed)
+    embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    made: dict[str, npt.NDArray[np.float64]] = {}
+    background = name_vectors(encoder.embed, [PROMPT], names)
+    space = matched_heads.HeadSpace(embeddings, background)
+    blocks, owners, vectors = [], [], []
+    for number, model in enumerate(models):
+        key = model.digest or model.repo
+        if key not in made:
+            own = np.random.default_rng([seed, *key.encode()])
+            directions = own.normal(size=(model.logits, encoder.dimension))
+            noise = own.normal(size=(model.logits, probes)) * 0.3
+            made[key] = scoring.standardise(directions @ embeddings.T + noise)
+        for sign in (1, -1) if model.head == "single" else (1,):
+            blocks.append(sign * made[key])
+            observed = Observed(Head(model.head), np.arange(probes), sign * made[key])
+            vector = space.of_model(observed) if describe is None else describe(model, space, encoder)
+            vectors.append(vector)
+            owners += [(number, i, sign) for i in range(model.logits)]
+    everything, gallery = np.concatenate(blocks), np.concatenate(vectors).astype(np.float32)
+    writer = GenerationWriter(index, name)
+    learnt_from = gallery if like is None else like.learnt_from
+    compared = matched_heads.Background(
+        space.background, matched_heads.sharpness(learnt_from, space.background)
+    )
+    first = same_weights([model.digest for model in models])
+    kept = [owner for owner in owners if first[owner[0]] == owner[0]]
+    distinct = gallery[[first[owner[0]] == owner[0] for owner in owners]]
+    statistics = (
+        ColumnStatistics.of(distinct, space.background, compared.offsets(distinct), compared.sharpness)
+        if like is None
+        else like.statistics
+    )
+    pairs = scoring.top_pairs(everything, TOP_R)
+    numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
+    batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)
+    written = write_tables(writer, [batch], model_facts(models), compared, learnt_from, probes, exact_logits)
+    basis = Basis.learnt(learnt_from, compared)
+    place = {owner: i for i, owner in enumerate(kept)}
+    stored = basis.directions(basis.decoded(basis.stored(distinct)))
+    stored = stored[[place[int(first[model]), logit, sign] for model, logit, sign in owners]]
+    thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
+    probe_schema = probes_schema(encoder.dimension)
+    writer.write(
+        "probes",
+        probe_schema,
+        [
+            pa.table(
+                {
+                    "id": np.arange(probes, dtype=np.int32),
+                    "name": [f"{i}.png" for i in range(probes)],
+                    "sha256": ["0" * 64] * probes,
+                    "thumbnail": pa.array(thumbnails, pa.binary()),
+                    "embedding": fixed_lists(embeddings, pa.float32()),
+                }
+            ).cast(probe_schema)
+        ],
+    )
+    facts: dict[str, Any] = {
+        "version": INDEX_VERSION,
+        "models": len(models),
+        "logits": written.logits,
+        "probes": probes,
+        "encoder": f"tiny {kind}",
+        "encoder_digest": f"digest of tiny {kind}",
+        "prompts": [PROMPT],
+        "sharpness": compared.sharpness,
+        "confidence": CONFIDENCE.to_dict(),
+        "top_r": TOP_R,
+        "text_encoder": files.settings,
+        "image_encoder": tiny_encoders.image_files(kind).settings if images else None,
+        "image_encoder_missing": None if images else "it cannot be exported",
+        "name": name,
+        **written.settings,
+        **(settings or {}),
+    }
+    meta = {
+        "settings": json.dumps(facts).encode(),
+        "background": json.dumps(list(names)).encode(),
+        "background_vectors.npy": npy(background),
+        "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
+        "text_encoder.onnx": files.onnx,
+        "tokenizer.json": files.tokenizer_json.encode(),
+        **written.meta,
+    }
+    if images:
+        meta["image_encoder.onnx"] = tiny_encoders.image_files(kind).onnx
+    writer.write_meta(meta)
+    writer.finish()
+    pointer = go_live(index, name, f"source of {name}") if live else Pointer(name, f"source of {name}", "")
+    return SmallIndex(
+        index,
+        pointer,
+        tuple(models),
+        owners,
+        everything,
+        stored,
+        embeddings,
+        list(names),
+        background,
+        encoder,
+        batch,
+        learnt_from,
+        statistics,
+    )
+
+
+def model_facts(models: Sequence[Model]) -> pa.Table:
+    """What the ``models`` table says of them."""
+    rows = [
+        {
+            "repo": model.repo,
+            "sha": hashlib.sha1(model.repo.encode()).hexdigest(),
+            "library": "timm",
+            "architecture": "resnet18",
+            "head": model.head,
+            "logits": model.logits,
+            "labels": list(model.labels) or None,
+            "licence": model.licence,
+            "tags": list(model.tags),
+            "downloads": model.downloads,
+            "likes": model.likes,
+            "weight_digest": model.digest,
+            "observed": 10,
+        }
+        for model in models
+    ]
+    return pa.Table.from_pylist(rows, MODEL_FACTS).drop_columns(["copies"])
