@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 
-def beside_the_driver() -> dict[str, Any]:
+def driver_node_affinity() -> dict[str, Any]:
     """Options for an actor that must live as long as the driver does. Call it in the driver."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

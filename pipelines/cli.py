@@ -326,7 +326,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy of text queries beside chance and simpler methods; with --out the full benchmark."""
-    from pipelines.benchmark.run import BASELINE, SEEDS, Plan, run_benchmark
+    from pipelines.benchmark.run import BASELINE, SEEDS, BenchmarkPlan, run_benchmark
     from pipelines.evaluate import evaluate as run_evaluate
     from pipelines.job.progress import Report
     from probelog.errors import UsageError
@@ -334,7 +334,7 @@ def evaluate(
 
     found: Any
     if out is not None:
-        plan = Plan(
+        plan = BenchmarkPlan(
             indexes=index,
             out=out,
             truth=truth,

@@ -6,17 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from cluster.runtime.session import session
-from cluster.runtime.warm_up import libraries_at_hand
-from pipelines.complete.record import Completed
+from cluster.runtime.warm_up import preloaded_libraries
+from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import complete
 from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
-from pipelines.probe.stage import Probed, probe
-from pipelines.publish.release import Published
-from pipelines.publish.stage import Listed, publish
-from pipelines.quality.failures import Outcome
+from pipelines.probe.stage import ProbeResult, probe
+from pipelines.publish.release import PublishResult
+from pipelines.publish.stage import ListingSnapshot, publish
+from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.storage.ledger import Counts, Ledger
@@ -27,9 +27,9 @@ class FullRun:
     """What a full run did."""
 
     catalogue: Catalogue
-    probed: Probed
-    completed: Completed
-    published: Published
+    probed: ProbeResult
+    completed: CompletionRecord
+    published: PublishResult
 
 
 def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
@@ -37,7 +37,7 @@ def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
     return crawl(job, hub_endpoint(), refresh)
 
 
-def run_probe(job: Job, retry_failed: bool = False) -> Probed:
+def run_probe(job: Job, retry_failed: bool = False) -> ProbeResult:
     """The probe stage alone, over the catalogue that the crawl stage left."""
     endpoint = hub_endpoint()
     catalogue = Catalogue.open(job, endpoint)
@@ -47,7 +47,7 @@ def run_probe(job: Job, retry_failed: bool = False) -> Probed:
         return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
 
 
-def run_complete(job: Job) -> Completed:
+def run_complete(job: Job) -> CompletionRecord:
     """The complete stage alone, over what the probe stage left."""
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
@@ -59,7 +59,7 @@ def run_complete(job: Job) -> Completed:
         return complete(job, key, receipts, probe_set, encoder.digest)
 
 
-def run_publish(job: Job) -> Published:
+def run_publish(job: Job) -> PublishResult:
     """The publish stage alone; completes first where that was not done."""
     catalogue = Catalogue.open(job, hub_endpoint())
     encoder = load_encoder(job.config.encoder)
@@ -73,8 +73,8 @@ def run_publish(job: Job) -> Published:
         completed = complete(job, key, receipts, probe_set, encoder.digest)
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
     counts = sum(ledger.counts(receipts), Counts())
-    run = Outcome(counts.indexed + sum(counts.failures.values()), counts.failures)
-    return publish(job, Listed.of(catalogue), probe_set, encoder, key, receipts, completed, run)
+    run = FailureCounts(counts.indexed + sum(counts.failures.values()), counts.failures)
+    return publish(job, ListingSnapshot.of(catalogue), probe_set, encoder, key, receipts, completed, run)
 
 
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
@@ -93,9 +93,9 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
         with session(job.config.ray_address):
             probed = probe(job, table, probe_set, endpoint, retry_failed)
             completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
-    run = Outcome(probed.tried, probed.reasons)
+    run = FailureCounts(probed.tried, probed.reasons)
     published = publish(
-        job, Listed.of(catalogue), probe_set, encoder, probed.key, probed.receipts, completed, run
+        job, ListingSnapshot.of(catalogue), probe_set, encoder, probed.key, probed.receipts, completed, run
     )
     return FullRun(catalogue, probed, completed, published)
 
@@ -104,4 +104,4 @@ def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager
     """What goes on beside all else. Where the Hub is listed already, perhaps no model is left to run."""
     if is_crawled(job, endpoint) and not refresh:
         return nullcontext()
-    return libraries_at_hand(job.config.ray_address, job.config.scratch, job.config.preload)
+    return preloaded_libraries(job.config.ray_address, job.config.scratch, job.config.preload)

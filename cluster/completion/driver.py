@@ -26,7 +26,7 @@ from ray.exceptions import (
 )
 
 from cluster.completion.fit import Checkpoint, Fit, Fitted, State
-from cluster.completion.shard import Loaded, Shard, ShardSpec, dealt
+from cluster.completion.shard import Loaded, Shard, ShardSpec, partition_by_rows
 from probelog.completion.als import Float32, HeldOutError, SweepSums, column_step, initial_columns
 from probelog.errors import ProbeLogError
 from probelog.storage.ledger import Receipt
@@ -77,7 +77,7 @@ class Completion:
             raise ProbeLogError("there is nothing to complete: no model was probed with success")
         self._spec, self._checkpoint = spec, checkpoint
         self.shards: list[Any] = _placed(spec, min(shards, len(receipts)))
-        self._groups = dealt(receipts, len(self.shards))
+        self._groups = partition_by_rows(receipts, len(self.shards))
         self._loads: list[list[Any]] = [
             [shard.load.remote(group)] for shard, group in zip(self.shards, self._groups, strict=True)
         ]
@@ -218,7 +218,7 @@ class Completion:
             ray.kill(fresh)
             orphans += self._groups[number]
             del self.shards[number], self._loads[number], self._groups[number]
-        for number, group in enumerate(dealt(orphans, len(self.shards))):
+        for number, group in enumerate(partition_by_rows(orphans, len(self.shards))):
             if group:
                 self._groups[number] += group
                 self._loads[number].append(self.shards[number].load.remote(group))

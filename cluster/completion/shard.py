@@ -146,7 +146,7 @@ def _key(facts: ProbedModel, seed: int) -> int:
     return int.from_bytes(key[:8], "little")
 
 
-def dealt(receipts: Sequence[Receipt], shards: int) -> list[list[Receipt]]:
+def partition_by_rows(receipts: Sequence[Receipt], shards: int) -> list[list[Receipt]]:
     """Receipts for each shard: the same ones every time, and about equally many rows.
 
     The largest first, each to the shard that holds least (Graham 1969): none holds a third more than the best deal.

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import ray
 
-from cluster.placement import beside_the_driver
-from probelog.hub.rate_limit import TokenBucket
+from cluster.placement import driver_node_affinity
+from probelog.hub.rate_limit import SlidingWindowLimit
 
 Kind = Literal["api", "file"]
 
@@ -19,7 +19,7 @@ class Limit:
     """An actor's state: one token bucket. Calls return at once, so that no worker blocks another."""
 
     def __init__(self, endpoint: str, with_token: bool) -> None:
-        self._bucket = TokenBucket.for_endpoint(endpoint, with_token=with_token)
+        self._bucket = SlidingWindowLimit.for_endpoint(endpoint, with_token=with_token)
 
     def try_acquire(self, kind: Kind) -> float:
         """Take a token and return 0, or say in how many seconds to ask again."""
@@ -32,7 +32,7 @@ class Limit:
 
 def start_limit(endpoint: str, with_token: bool) -> Any:
     """The actor, on the driver's node."""
-    return ray.remote(num_cpus=0)(Limit).options(**beside_the_driver()).remote(endpoint, with_token)
+    return ray.remote(num_cpus=0)(Limit).options(**driver_node_affinity()).remote(endpoint, with_token)
 
 
 class SharedLimiter:

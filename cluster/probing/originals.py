@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from cluster.placement import beside_the_driver
+from cluster.placement import driver_node_affinity
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Originals:
 @contextmanager
 def shared_originals(known: Mapping[str, Original], patience: float) -> Iterator[Any]:
     """The actor, on the driver's node, for as long as the block runs."""
-    actor = ray.remote(num_cpus=0)(Originals).options(**beside_the_driver()).remote(dict(known), patience)
+    actor = ray.remote(num_cpus=0)(Originals).options(**driver_node_affinity()).remote(dict(known), patience)
     try:
         yield actor
     finally:

@@ -29,16 +29,16 @@ import ray
 from cluster.probing.drain import Drain
 from cluster.probing.limiter import SharedLimiter, start_limit
 from cluster.probing.originals import Claim, Original
-from cluster.probing.results import HandedBack, ItemReport
+from cluster.probing.results import ItemReport, Requeued
 from cluster.probing.scheduler import kill
 from cluster.runtime.node import memory_share
 from cluster.runtime.scratch import local_probes, own_downloads, scratch_folder
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
-from probelog.sandbox.process import Learnt, ModelProcess, ProcessSpec, fork_server
-from probelog.storage.ledger import Ledger, Spooled
+from probelog.sandbox.process import ModelProcess, PlanCache, ProcessSpec, fork_server
+from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
-from probelog.storage.store import Store, patiently
+from probelog.storage.store import Store, retry_with_backoff
 
 _STAGE = "probe"
 #: One loads while the other computes.
@@ -59,8 +59,8 @@ class ProberSpec:
             for the Hub's rate limit, does not count.
         memory_bytes: that the models of one actor may use; None for its share of the node.
         drain_seconds: how long an actor goes on after it was told that its machine goes away.
-        store_patience: for so many seconds a write that the store refuses is tried again.
-        disk_patience: for so many seconds a download waits for room on a full disk.
+        store_retry_seconds: for so many seconds a write that the store refuses is tried again.
+        disk_retry_seconds: for so many seconds a download waits for room on a full disk.
         preload: further modules for model processes to import (architectures of one's own, registered with timm).
         (the others as in the configuration)
     """
@@ -85,8 +85,8 @@ class ProberSpec:
     precision: str = "float32"
     memory_bytes: int | None = None
     drain_seconds: float = 25.0
-    store_patience: float = 600.0
-    disk_patience: float = 60.0
+    store_retry_seconds: float = 600.0
+    disk_retry_seconds: float = 60.0
     preload: tuple[str, ...] = ()
 
 
@@ -160,7 +160,7 @@ class Prober:
             allow_pickle=spec.allow_pickle,
         )
         self._processes: queue.SimpleQueue[ModelProcess] = queue.SimpleQueue()
-        learnt = Learnt()
+        learnt = PlanCache()
         self._every = [ModelProcess(self._server, process, learnt=learnt) for _ in range(_PROCESSES)]
         for one in self._every:
             self._processes.put(one)
@@ -176,7 +176,7 @@ class Prober:
         """Returns when the actor can work: the node it is on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def run(self, item: Item) -> ItemReport | HandedBack:
+    def run(self, item: Item) -> ItemReport | Requeued:
         """Probe one model and spool its result; nothing that the model does makes this raise.
 
         When the machine goes away it returns in time, whatever the item is waiting for.
@@ -184,9 +184,9 @@ class Prober:
         done = self._threads.submit(self._attempt, item)
         either: list[Future[Any]] = [done, self._end]
         wait(either, return_when=FIRST_COMPLETED)
-        return done.result() if done.done() else HandedBack()
+        return done.result() if done.done() else Requeued()
 
-    def _attempt(self, item: Item) -> ItemReport | HandedBack:
+    def _attempt(self, item: Item) -> ItemReport | Requeued:
         row = item.row
         clock = _Clock(self._spec.item_seconds)
         report = ItemReport(worker=self._name)
@@ -194,7 +194,7 @@ class Prober:
             self._check()
             result, report = self._probe(item, clock)
         except _LeavingError:
-            return HandedBack()
+            return Requeued()
         except ItemFailure as failure:
             report = replace(report, reason=failure.reason.value, detail=failure.detail)
         except MemoryError as error:
@@ -205,13 +205,15 @@ class Prober:
             report = replace(report, reason=FailureReason.INTERNAL.value, detail=detail)
         if report.reason is not None:
             if self._drain.noticed:
-                return HandedBack()  # the end of the machine may look like a fault of the model
+                return Requeued()  # the end of the machine may look like a fault of the model
             reason = FailureReason(report.reason)
             failure_row = Failure.of(row.repo, row.sha, _STAGE, reason, report.detail, item.attempt)
-            result = Spooled.failure(failure_row)
+            result = ItemResult.failure(failure_row)
         with clock.part("write"):
             try:
-                patiently(lambda: self._ledger.spool(item.key, result), self._spec.store_patience)
+                retry_with_backoff(
+                    lambda: self._ledger.spool(item.key, result), self._spec.store_retry_seconds
+                )
             except (OSError, StoreError) as error:
                 # Handed back it would be probed and refused again, for ever. The driver tries to write the failure.
                 reason = FailureReason.STORE_FAILED
@@ -225,7 +227,7 @@ class Prober:
 
     # One model
 
-    def _probe(self, item: Item, clock: _Clock) -> tuple[Spooled, ItemReport]:
+    def _probe(self, item: Item, clock: _Clock) -> tuple[ItemResult, ItemReport]:
         folder = self._own / item.key
         try:
             with clock.part("download"):
@@ -247,7 +249,7 @@ class Prober:
                     FailureReason.DOWNLOAD_FAILED, f"not through after {self._spec.item_seconds:g} seconds"
                 )
 
-        patient_until = time.monotonic() + self._spec.disk_patience
+        patient_until = time.monotonic() + self._spec.disk_retry_seconds
         while True:
             try:
                 return download_model(
@@ -264,9 +266,9 @@ class Prober:
                 if not full or time.monotonic() > patient_until:
                     raise
             shutil.rmtree(folder, ignore_errors=True)  # what it had so far may be what others lack
-            self._wait(min(5.0, max(0.1, self._spec.disk_patience / 4)))
+            self._wait(min(5.0, max(0.1, self._spec.disk_retry_seconds / 4)))
 
-    def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[Spooled, ItemReport]:
+    def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[ItemResult, ItemReport]:
         from probelog.sandbox.fork_server import ProcessLostError
 
         with clock.part("wait"):
@@ -290,7 +292,7 @@ class Prober:
 
     def _observe(
         self, process: ModelProcess, item: Item, folder: Path, size: int, clock: _Clock
-    ) -> tuple[Spooled, ItemReport]:
+    ) -> tuple[ItemResult, ItemReport]:
         from probelog.probes.probe_set import subset
         from probelog.storage.observations import to_rows
 
@@ -335,7 +337,7 @@ class Prober:
         except BaseException:
             self._tell("give_up", loaded.identity, item.key)
             raise
-        return Spooled.success(model, rows, loaded.weights), self._report(facts, size, None)
+        return ItemResult.success(model, rows, loaded.weights), self._report(facts, size, None)
 
     def _report(self, facts: dict[str, Any], size: int, copy_of: str | None) -> ItemReport:
         return ItemReport(
@@ -366,7 +368,7 @@ class Prober:
 
     def _copy(
         self, original: Original, row: CatalogueRow, facts: dict[str, Any], size: int
-    ) -> Spooled | None:
+    ) -> ItemResult | None:
         """The original's observations under this repository's name; None where they cannot be found."""
         found = None
         spooled = None if original.item is None else self._ledger.spooled_result(original.item)
@@ -392,7 +394,7 @@ class Prober:
             return None
         for name, value in (("repo", row.repo), ("sha", row.sha)):
             rows = rows.set_column(rows.schema.get_field_index(name), name, [[value] * rows.num_rows])
-        return Spooled.success(own, rows.cast(OBSERVATIONS))
+        return ItemResult.success(own, rows.cast(OBSERVATIONS))
 
     def _tell(self, method: str, *arguments: Any) -> Any:
         """Ask the shared memory of weights. Without it (its actor is gone) every model is run, and nothing is lost."""

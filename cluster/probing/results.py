@@ -37,7 +37,7 @@ class ItemReport:
 
 
 @dataclass(frozen=True)
-class HandedBack:
+class Requeued:
     """The worker's machine is going away and the item was not begun or not finished: somebody else is to do it.
 
     Costs the item neither an attempt nor a blame.

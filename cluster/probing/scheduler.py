@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError
 
-from cluster.probing.results import HandedBack
+from cluster.probing.results import Requeued
 from probelog.errors import FailureReason, ProbeLogError
 
 Item = TypeVar("Item")
@@ -40,7 +40,7 @@ _AT_ONCE = 256
 class Worker(Protocol):
     """What an actor must offer: ``ready`` returns when it can work, ``run`` does one item.
 
-    ``run`` reports an item's own failure in its result, never as an exception; ``HandedBack`` says that the worker
+    ``run`` reports an item's own failure in its result, never as an exception; ``Requeued`` says that the worker
     is going away and somebody else is to do the item.
     """
 
@@ -92,7 +92,7 @@ class Task(Generic[Item]):
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Item]):
+class ItemOutcome(Generic[Item]):
     """An item that is through: its worker's result, or the reason why it was given up."""
 
     item: Item
@@ -152,7 +152,7 @@ class Scheduler(Generic[Item]):
         self._free: deque[_Slot[Item]] = deque()
         self._queue: deque[Task[Item]] = deque()
         self._suspects: deque[Task[Item]] = deque()
-        self._given_up: deque[Outcome[Item]] = deque()
+        self._given_up: deque[ItemOutcome[Item]] = deque()
         self._arrived: SimpleQueue[_Answer[Item]] = SimpleQueue()
         self._source: Iterator[Item] = iter(())
         self._exhausted = False
@@ -170,7 +170,7 @@ class Scheduler(Generic[Item]):
 
     def run(
         self, items: Iterable[Item], tick: Callable[[int], None] | None = None
-    ) -> Generator[Outcome[Item], None, None]:
+    ) -> Generator[ItemOutcome[Item], None, None]:
         """Every item's outcome, in the order in which they come. Closing it ends the workers.
 
         Args:
@@ -217,7 +217,9 @@ class Scheduler(Generic[Item]):
                     self._retire(slot)
         for slot in list(self._slots):
             if slot.flying and now - next(iter(slot.flying.values())) > self._policy.silence:
-                self._lose(slot, FailureReason.TIMEOUT, f"no answer within {self._policy.silence:g} seconds")
+                self._mark_lost(
+                    slot, FailureReason.TIMEOUT, f"no answer within {self._policy.silence:g} seconds"
+                )
 
     def _feed(self) -> None:
         """Give free workers what there is, and start workers for what remains."""
@@ -291,7 +293,7 @@ class Scheduler(Generic[Item]):
 
     # Taking results
 
-    def _collect(self, timeout: float) -> Iterator[Outcome[Item]]:
+    def _collect(self, timeout: float) -> Iterator[ItemOutcome[Item]]:
         """Wait for an answer, then take all that are there."""
         try:
             answer = self._arrived.get(timeout=min(timeout, self._policy.silence / 4))
@@ -304,7 +306,7 @@ class Scheduler(Generic[Item]):
 
     def _take(
         self, slot: _Slot[Item], task: Task[Item] | None, future: Future[Any]
-    ) -> Iterator[Outcome[Item]]:
+    ) -> Iterator[ItemOutcome[Item]]:
         if slot.gone:
             return  # it died a moment ago and its items are already queued again
         error = future.exception()
@@ -312,7 +314,7 @@ class Scheduler(Generic[Item]):
             self._welcome(slot, error)
             return
         if error is not None:
-            self._lose(
+            self._mark_lost(
                 slot, FailureReason.CRASHED_WORKER, _first_line(error), blameless=_machine_is_gone(error)
             )
             return
@@ -320,7 +322,7 @@ class Scheduler(Generic[Item]):
         self.in_flight -= 1
         slot.served += 1
         result = future.result()
-        if isinstance(result, HandedBack):
+        if isinstance(result, Requeued):
             self._again(task)
             self._retire(slot)
             return
@@ -328,7 +330,7 @@ class Scheduler(Generic[Item]):
             self._retire(slot)
         else:
             self._free.append(slot)
-        yield Outcome(task.item, result, attempts=task.losses + 1)
+        yield ItemOutcome(task.item, result, attempts=task.losses + 1)
 
     def _welcome(self, slot: _Slot[Item], error: BaseException | None) -> None:
         if error is None:
@@ -346,7 +348,9 @@ class Scheduler(Generic[Item]):
                 f"{self._failed_starts} workers in a row failed to start; the last one said: {_cause(error)}"
             ) from error
 
-    def _lose(self, slot: _Slot[Item], reason: FailureReason, detail: str, blameless: bool = False) -> None:
+    def _mark_lost(
+        self, slot: _Slot[Item], reason: FailureReason, detail: str, blameless: bool = False
+    ) -> None:
         """A worker is gone: queue what it had, and give up what has been blamed too often."""
         tasks = list(slot.flying)
         self._drop(slot)
@@ -356,7 +360,7 @@ class Scheduler(Generic[Item]):
                 task.blames += len(tasks) == 1
                 task.suspect = True
             if task.blames >= self._policy.blames or task.losses >= self._policy.losses:
-                self._given_up.append(Outcome(task.item, None, reason, detail, task.losses))
+                self._given_up.append(ItemOutcome(task.item, None, reason, detail, task.losses))
             else:
                 self._again(task)
 

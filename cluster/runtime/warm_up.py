@@ -20,7 +20,7 @@ _NICENESS, _RAYS_NICENESS = 15, "RAY_worker_niceness"
 
 
 @contextlib.contextmanager
-def libraries_at_hand(
+def preloaded_libraries(
     address: str | None, scratch: Path | None, preload: Sequence[str] = ()
 ) -> Iterator[None]:
     """Have this machine's fork server start now, and stay for as long as the block runs. Returns at once.

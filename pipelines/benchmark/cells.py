@@ -57,7 +57,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellResult:
     """What a cell gave.
 
     Attributes:
@@ -86,7 +86,7 @@ class Outcome:
         return sink.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Outcome:
+    def from_bytes(cls, data: bytes) -> CellResult:
         """Read what ``to_bytes`` wrote. Raises ValueError, KeyError or BadZipFile where it is something else."""
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             answers = PerQuery(*(found[name] for name in PerQuery._fields))
@@ -117,7 +117,7 @@ def run_cells(
     inputs: str,
     out: Store,
     report: Report,
-) -> Iterator[tuple[Cell, Outcome]]:
+) -> Iterator[tuple[Cell, CellResult]]:
     """Run every cell that ``out`` does not hold yet; killed, the same call goes on where it was.
 
     Args:
@@ -174,7 +174,7 @@ def _run(
     asked: Asked,
     gallery: Any,
     kept: npt.NDArray[np.int64],
-) -> Outcome:
+) -> CellResult:
     # Who asks with images gives no name that could be left out of the background.
     synonyms = [questions.synonyms[number] if asked.images is None else [] for number in asked.numbers]
     concepts = replace(hub.concepts(asked.vectors, synonyms), images=asked.images)
@@ -193,7 +193,7 @@ def _run(
     named = np.empty(0, np.int64)
     if cell.asked == TEXT:
         named = per_query(scores.T[questions.nameable], relevant.T[questions.nameable], keep=1).rank
-    return Outcome(
+    return CellResult(
         asked.numbers[answerable],
         per_query(scores[answerable], relevant[answerable], keep=FIRST),
         named,
@@ -215,12 +215,12 @@ def with_background(concepts: Concepts, size: int, seed: int) -> Concepts:
     )
 
 
-def _finished(out: Store, key: str) -> Outcome | None:
+def _finished(out: Store, key: str) -> CellResult | None:
     data = out.read_or_none(_name(key))
     if data is None:
         return None
     try:
-        return Outcome.from_bytes(data)
+        return CellResult.from_bytes(data)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
         return None  # damaged: measured again
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cluster.runtime.session import session
-from pipelines.benchmark import tables, trust
+from pipelines.benchmark import confidence_evaluation, tables
 from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
 from pipelines.benchmark.classifiers import Classifiers, classifiers
 from pipelines.benchmark.images import QueryImages, asked_with, counts_at_hand
@@ -41,7 +41,7 @@ BASELINE = "version 2"
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """What is measured.
 
     Attributes:
@@ -137,7 +137,7 @@ def _per_cent(row: tables.Row | None, name: str) -> str:
     return "-" if row is None else f"{100 * row[name]:.1f}"
 
 
-def run_benchmark(plan: Plan, report: Report) -> Benchmark:
+def run_benchmark(plan: BenchmarkPlan, report: Report) -> Benchmark:
     """Run everything that is not there yet, and write tables, plots and the page to ``plan.out``.
 
     Raises:
@@ -198,7 +198,7 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
             for name, hub in hubs.items()
             for item in agreement(questions[name], hub.logits, lexicon)
         ]
-        if trust.METHOD in (plan.methods or METHODS):
+        if confidence_evaluation.METHOD in (plan.methods or METHODS):
             written |= _trust(plan, hubs, questions, report)
     for name, content in written.items():
         _write_csv(out, f"{name}.csv", content)
@@ -210,7 +210,7 @@ def run_benchmark(plan: Plan, report: Report) -> Benchmark:
 
 
 def _trust(
-    plan: Plan, hubs: Mapping[str, ProbedHub], questions: Mapping[str, Questions], report: Report
+    plan: BenchmarkPlan, hubs: Mapping[str, ProbedHub], questions: Mapping[str, Questions], report: Report
 ) -> dict[str, list[tables.Row]]:
     """The tables on the confidence of hits, at the largest budget and at ``TRUST_BUDGET`` where it is measured."""
     places = [
@@ -222,16 +222,21 @@ def _trust(
     counter = report.counter("trust", len(places), "galleries", 0)
     written: dict[str, list[tables.Row]] = {"reliability": [], "absent": []}
     for hub, share in places:
-        probed, asked = trust.Probed.of(hub, questions[hub.name], share), questions[hub.name]
-        place = {"probe_set": hub.name, "method": trust.METHOD, "budget": share}
-        written["reliability"] += [place | row for row in trust.reliability(probed, asked.single)]
-        written["absent"] += [place | row for row in trust.absent(probed, asked.single)]
+        probed, asked = (
+            confidence_evaluation.ProbedConfidence.of(hub, questions[hub.name], share),
+            questions[hub.name],
+        )
+        place = {"probe_set": hub.name, "method": confidence_evaluation.METHOD, "budget": share}
+        written["reliability"] += [
+            place | row for row in confidence_evaluation.reliability(probed, asked.single)
+        ]
+        written["absent"] += [place | row for row in confidence_evaluation.absent(probed, asked.single)]
         counter.add()
     counter.show(final=True)
     return written
 
 
-def _opened(plan: Plan, truth: Truth | None) -> dict[str, ProbedHub]:
+def _opened(plan: BenchmarkPlan, truth: Truth | None) -> dict[str, ProbedHub]:
     """The hubs by the names that tables use: their stores' folders, told apart by their keys where equal."""
     found: dict[str, ProbedHub] = {}
     for uri in plan.indexes:
@@ -268,12 +273,12 @@ def _verdict(truth: Truth | None) -> Any:
     return first
 
 
-def _budgets(plan: Plan, hub: ProbedHub) -> list[float]:
+def _budgets(plan: BenchmarkPlan, hub: ProbedHub) -> list[float]:
     return list(dict.fromkeys(plan.budgets)) or list(BUDGETS if hub.fraction == 1 else [hub.fraction])
 
 
 def _cells(
-    plan: Plan, name: str, hub: ProbedHub, questions: Questions, images: QueryImages | None
+    plan: BenchmarkPlan, name: str, hub: ProbedHub, questions: Questions, images: QueryImages | None
 ) -> list[Cell]:
     methods = list(plan.methods) or list(METHODS)
     budgets = _budgets(plan, hub)

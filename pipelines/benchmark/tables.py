@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.benchmark.cells import TEXT, Cell, Outcome
+from pipelines.benchmark.cells import TEXT, Cell, CellResult
 from pipelines.benchmark.classifiers import Classifiers
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Questions
@@ -31,7 +31,7 @@ class Finished:
 
     hubs: Mapping[str, ProbedHub]
     questions: Mapping[str, Questions]
-    outcomes: Mapping[Cell, Outcome]
+    outcomes: Mapping[Cell, CellResult]
 
     def groups(self) -> dict[tuple[str, str, str, float, int | None, int | None], list[Cell]]:
         """Cells that differ by their seed only, by (probe set, asked, method, share, r, background)."""
@@ -366,5 +366,5 @@ def _oracle(questions: Questions, asked: str, part: str, half: str) -> float:
     return float(questions.relevant[chosen].any(axis=1).mean()) if chosen.any() else 0.0
 
 
-def _first_relevant(outcome: Outcome) -> dict[int, int]:
+def _first_relevant(outcome: CellResult) -> dict[int, int]:
     return dict(zip(outcome.concepts.tolist(), outcome.answers.first_relevant.tolist(), strict=True))

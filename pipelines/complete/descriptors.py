@@ -36,7 +36,7 @@ def drawn(model: ProbedModel, share: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Described:
+class ModelDescriptors:
     """One model's logits as its descriptors say.
 
     Attributes:
@@ -91,7 +91,7 @@ class Descriptors:
         """The models' places, by repository and commit."""
         return {(model.repo, model.sha): number for number, model in enumerate(self.models)}
 
-    def stream(self, receipts: Sequence[Receipt] | None = None) -> Iterator[Described]:
+    def stream(self, receipts: Sequence[Receipt] | None = None) -> Iterator[ModelDescriptors]:
         """Every model that is asked for, or those of some receipts. One all of whose logits are constant has none.
 
         Raises:
@@ -132,7 +132,7 @@ class Descriptors:
         return directions[np.isfinite(directions).all(axis=1)]
 
 
-def distinct(described: Iterable[Described]) -> Iterator[Described]:
+def distinct(described: Iterable[ModelDescriptors]) -> Iterator[ModelDescriptors]:
     """The first of all models with the same logits: theirs are those that an index keeps."""
     seen: set[str] = set()
     for item in described:
@@ -142,7 +142,9 @@ def distinct(described: Iterable[Described]) -> Iterator[Described]:
             yield item
 
 
-def some_logits(described: Iterable[Described], models: int, count: int) -> Iterator[tuple[Described, int]]:
+def some_logits(
+    described: Iterable[ModelDescriptors], models: int, count: int
+) -> Iterator[tuple[ModelDescriptors, int]]:
     """At most ``count`` logits of distinct models from everywhere, to be asked for: a model and a place in it.
 
     Args:
@@ -163,7 +165,7 @@ def some_logits(described: Iterable[Described], models: int, count: int) -> Iter
             return
 
 
-def _described(model: ProbedModel, number: int, rows: pa.Table) -> Described:
+def _described(model: ProbedModel, number: int, rows: pa.Table) -> ModelDescriptors:
     logits = rows["logit"].to_numpy()
     negated = np.zeros(len(logits), bool)
     directions, probes = _lists(rows["direction"]), _lists(rows["top_probes"])
@@ -172,7 +174,7 @@ def _described(model: ProbedModel, number: int, rows: pa.Table) -> Described:
         negated = np.concatenate([negated, ~negated])
         directions = np.concatenate([directions, _lists(rows["opposite_direction"])])
         probes = np.concatenate([probes, _lists(rows["bottom_probes"])])
-    return Described(model, number, logits, negated, directions.astype(np.float32), probes)
+    return ModelDescriptors(model, number, logits, negated, directions.astype(np.float32), probes)
 
 
 def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ DESCRIPTORS_VERSION = 3
 
 
 @dataclass(frozen=True)
-class Completed:
+class CompletionRecord:
     """The finished stage: the error that chose its columns (``columns.npy``), and a descriptor part for each receipt."""
 
     key: str
@@ -42,13 +42,15 @@ class Completed:
         }
 
 
-def completed(store: Store, key: str) -> Completed | None:
+def completed(store: Store, key: str) -> CompletionRecord | None:
     """A finished completion of a store, if it is there."""
     facts = store.read_json_or_none(f"completion/{key}/receipt.json")
     return None if facts is None else read_record(store, key, facts)
 
 
-def joined(store: Store, base: Completed, more: Completed, observations: str) -> Completed:
+def joined(
+    store: Store, base: CompletionRecord, more: CompletionRecord, observations: str
+) -> CompletionRecord:
     """A completion and what was folded in since, as one; its columns are the completion's.
 
     Args:
@@ -73,7 +75,7 @@ def joined(store: Store, base: Completed, more: Completed, observations: str) ->
 
 
 def write_record(
-    store: Store, done: Completed, files: dict[str, Any], observations: str, **further: object
+    store: Store, done: CompletionRecord, files: dict[str, Any], observations: str, **further: object
 ) -> None:
     """A completion's receipt, with further facts."""
     facts = {name: value for name, value in asdict(done).items() if name != "key"}
@@ -83,7 +85,7 @@ def write_record(
     )
 
 
-def read_columns(store: Store, done: Completed) -> npt.NDArray[np.float32]:
+def read_columns(store: Store, done: CompletionRecord) -> npt.NDArray[np.float32]:
     """A completion's columns V (n, k).
 
     Raises:
@@ -106,10 +108,10 @@ def measure_file(store: Store, path: str) -> dict[str, int | str]:
     return {"size": size, "sha256": sha256}
 
 
-def read_record(store: Store, key: str, facts: dict[str, Any]) -> Completed:
+def read_record(store: Store, key: str, facts: dict[str, Any]) -> CompletionRecord:
     where = store.path(f"completion/{key}/receipt.json")
     check_version(facts.get("version", 1), DESCRIPTORS_VERSION, where, "completion")
-    return Completed(
+    return CompletionRecord(
         key=key,
         rank=int(facts["rank"]),
         regularisation=float(facts["regularisation"]),

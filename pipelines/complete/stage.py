@@ -16,7 +16,7 @@ from cluster.completion.shard import ShardSpec
 from cluster.runtime.session import session, worker_count
 from pipelines.complete.record import (
     DESCRIPTORS_VERSION,
-    Completed,
+    CompletionRecord,
     completed,
     measure_file,
     read_columns,
@@ -39,7 +39,7 @@ CHOICE_LOGITS = 50_000
 
 def complete(
     job: Job, observations: str, receipts: Sequence[Receipt], probe_set: ProbeSet, encoder_digest: str
-) -> Completed:
+) -> CompletionRecord:
     """Complete one state of a ledger; needs a running Ray session. A no-op when that was done before."""
     probes = probe_set.count
     config = job.config
@@ -52,7 +52,7 @@ def complete(
     done = completed(job.store, key)
     if done is not None:
         _tidy(checkpoint, job, folder)
-        job.report.say(f"complete: {_told(done)}; nothing was left to do")
+        job.report.say(f"complete: {_format(done)}; nothing was left to do")
         return done
     # All shards work at once: more of them than CPUs would wait for each other for ever.
     shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))
@@ -95,7 +95,7 @@ def complete(
         progress=lambda done: job.report.line(f"complete: {done:,} of {len(receipts):,} parts described"),
     )
     job.store.write(f"{folder}/columns.npy", npy(final.columns))
-    done = Completed(
+    done = CompletionRecord(
         key=key,
         rank=fit.rank,
         regularisation=fit.regularisation,
@@ -114,12 +114,12 @@ def complete(
 
 def fold_in(
     job: Job,
-    base: Completed,
+    base: CompletionRecord,
     key: str,
     observations: str,
     receipts: Sequence[Receipt],
     embeddings: npt.NDArray[np.float32],
-) -> Completed:
+) -> CompletionRecord:
     """Describe models that came after a completion, with its columns as they are.
 
     Only what is new is described: ``completion/KEY`` grows with every call.
@@ -221,7 +221,7 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
     )
 
 
-def _told(completed: Completed) -> str:
+def _format(completed: CompletionRecord) -> str:
     return (
         f"{completed.logits:,} logits, rank {completed.rank}, lambda {completed.regularisation:g}, "
         f"held-out RMSE {completed.rmse:.3f}"

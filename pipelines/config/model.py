@@ -241,10 +241,10 @@ class Config(_Strict):
     item_log: Path | None = Field(
         None, description="JSON lines, one for every model probed; none: a file in the scratch folder."
     )
-    store_patience: float = Field(
+    store_retry_seconds: float = Field(
         600.0, ge=0, description="Seconds for which refused writes to the store are tried again."
     )
-    disk_patience: float = Field(
+    disk_retry_seconds: float = Field(
         60.0, ge=0, description="Seconds for which a download waits for room on a full disk."
     )
     allow_pickle: bool = Field(

@@ -23,10 +23,10 @@ from pipelines.job.job import Job
 from probelog.errors import FailureReason, ItemFailure, ProbeLogError
 from probelog.hub.client import (
     PATIENT,
-    Answer,
     HubClient,
     HubError,
     HubRefusalError,
+    HubResponse,
     HubUnavailableError,
     Retry,
 )
@@ -163,7 +163,7 @@ class _Comparison:
                         self.found.missed.append(row)
                 elif not row.gated and not row.disabled:
                     doubtful.discard(row.repo)
-                    self._there(row)
+                    self._is_present(row)
         return doubtful
 
     def confirm(self, repos: Sequence[str]) -> None:
@@ -189,7 +189,7 @@ class _Comparison:
     def _take(self, repo: str, answer: CatalogueRow | Gone | HubError | ItemFailure | _Renamed) -> None:
         match answer:
             case CatalogueRow():
-                self._there(answer)
+                self._is_present(answer)
             case Gone():
                 self.found.gone[repo] = answer
             case _Renamed(new):
@@ -198,7 +198,7 @@ class _Comparison:
             case _:
                 self.found.unconfirmed[repo] = str(answer)
 
-    def _there(self, row: CatalogueRow) -> None:
+    def _is_present(self, row: CatalogueRow) -> None:
         if row.sha != self.held[row.repo]:
             self.found.changed.append(row)
 
@@ -233,7 +233,7 @@ class _Comparison:
         """Ask for a file that every model has, to see whether the token opens the repository."""
         url = f"{self.client.endpoint}/{quote(row.repo)}/resolve/{row.sha}/{CONFIG}"
 
-        def read(answer: Answer) -> None:
+        def read(answer: HubResponse) -> None:
             # One that lacks the file says so only to those who are let in.
             if answer.response.status_code != 200 and answer.headers.get("x-error-code") != "EntryNotFound":
                 raise answer.refusal()

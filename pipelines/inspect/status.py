@@ -11,7 +11,7 @@ from pipelines.probe.summary import Summary
 from pipelines.quality.report import FOLDER, last_report
 from probelog.errors import UsageError
 from probelog.index.pointer import POINTER, Pointer
-from probelog.storage.ledger import LEDGER_VERSION, PARTS, Ledger
+from probelog.storage.ledger import LEDGER_VERSION, TIMED_PHASES, Ledger
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
@@ -200,7 +200,7 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
         unsealed=unsealed,
         left=left,
         models_an_hour=rate,
-        seconds_a_model={part: counts.seconds.get(part, 0.0) / counts.indexed for part in PARTS}
+        seconds_a_model={part: counts.seconds.get(part, 0.0) / counts.indexed for part in TIMED_PHASES}
         if counts.indexed
         else {},
         copies=counts.copies,

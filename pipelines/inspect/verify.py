@@ -33,7 +33,7 @@ from probelog.index.pointer import POINTER, Pointer, read_pointer
 from probelog.probes import probe_set
 from probelog.publication.lifecycle import read_files
 from probelog.storage.checksummed_json import unsealed_json
-from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, Ledger, Receipt, Spooled
+from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, ItemResult, Ledger, Receipt
 from probelog.storage.parquet_parts import Part
 from probelog.storage.schemas import CATALOGUE, DESCRIPTORS, FAILURES, OBSERVATIONS, PROBED_MODELS, WEIGHTS
 from probelog.storage.store import Store
@@ -228,7 +228,7 @@ class _Verifier:
             return
         self._count(len(data))
         try:
-            Spooled.from_bytes(data)
+            ItemResult.from_bytes(data)
         except StoreError as error:
             self._note("damaged", name, str(error))
 

@@ -100,26 +100,26 @@ class Lease:
     def _renew(self) -> None:
         # A renewal that hangs in the store's library must not hang `check` beyond the lease's end.
         if not self._turn.acquire(timeout=max(0.0, self._until - _now())):
-            self._lose("the store did not answer in time")
+            self._mark_lost("the store did not answer in time")
         try:
             if self._lost is not None:
-                self._lose(self._lost)
+                self._mark_lost(self._lost)
             asked = _now()
             if asked >= self._until:
-                self._lose(f"it was not renewed for {self._seconds:.0f} seconds")
+                self._mark_lost(f"it was not renewed for {self._seconds:.0f} seconds")
             state = {**self._state, "number": self._state["number"] + 1}
             content = sealed_json(state)
             try:
                 self._store.swap(self._name, content, self._content)
             except ConflictError:
-                self._lose("another run has taken it")
+                self._mark_lost("another run has taken it")
             if _now() >= self._until:
-                self._lose(f"it was not renewed for {self._seconds:.0f} seconds")
+                self._mark_lost(f"it was not renewed for {self._seconds:.0f} seconds")
             self._state, self._content, self._until = state, content, asked + self._seconds
         finally:
             self._turn.release()
 
-    def _lose(self, why: str) -> None:
+    def _mark_lost(self, why: str) -> None:
         self._lost = why
         raise LeaseLostError(
             f"{self._store.path(self._name)}: this run no longer holds its lease ({why}), so it must not publish. "

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from pipelines.complete.descriptors import Descriptors, same_logits
-from pipelines.complete.record import Completed
+from pipelines.complete.record import CompletionRecord
 from probelog.completion.als import (
     Float32,
     HeldOutError,
@@ -76,7 +76,7 @@ class Drift:
 
 
 def measure_drift(
-    base: Generation, descriptors: Descriptors, completed: Completed, columns: Float32, top_r: int
+    base: Generation, descriptors: Descriptors, completed: CompletionRecord, columns: Float32, top_r: int
 ) -> Drift:
     """Compare what nights have brought with the base.
 

@@ -26,9 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.runtime.session import session
-from cluster.runtime.warm_up import libraries_at_hand
+from cluster.runtime.warm_up import preloaded_libraries
 from pipelines.complete.descriptors import Descriptors
-from pipelines.complete.record import Completed, completed, joined, read_columns
+from pipelines.complete.record import CompletionRecord, completed, joined, read_columns
 from pipelines.complete.stage import fold_in
 from pipelines.config.model import Nightly
 from pipelines.crawl.changes import listed_since
@@ -40,10 +40,10 @@ from pipelines.job.lease import Lease, hold_lease
 from pipelines.nightly.drift import Drift, measure_drift
 from pipelines.nightly.record import NightFiles, NightRecord
 from pipelines.nightly.update import NightWork, publish_update
-from pipelines.probe.stage import Probed, anything_left, probe
-from pipelines.publish.release import Published
-from pipelines.publish.stage import Listed, publish
-from pipelines.quality.failures import Outcome
+from pipelines.probe.stage import ProbeResult, anything_left, probe
+from pipelines.publish.release import PublishResult
+from pipelines.publish.stage import ListingSnapshot, publish
+from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
@@ -84,7 +84,7 @@ class NightlyRun:
         refit_due: why a full run is due, if it is.
     """
 
-    published: Published
+    published: PublishResult
     tried: int
     added: int
     gone: int
@@ -209,7 +209,9 @@ class _Night:
 
     # What it does
 
-    def _probed(self, rows: Sequence[CatalogueRow], held: contextlib.ExitStack) -> tuple[Probed, Outcome]:
+    def _probed(
+        self, rows: Sequence[CatalogueRow], held: contextlib.ExitStack
+    ) -> tuple[ProbeResult, FailureCounts]:
         """The ledger after this night's probing, and what became of what was tried in it.
 
         ``held`` keeps the Ray session, where one is needed.
@@ -217,12 +219,12 @@ class _Night:
         job, files = self._job, self._files
         before = set(files.ledger.receipt_names())
         if not rows and not before:
-            return Probed(files.key, [], 0, []), Outcome(0)
+            return ProbeResult(files.key, [], 0, []), FailureCounts(0)
         table = to_table(rows, CATALOGUE)
         with contextlib.ExitStack() as meanwhile:
             if anything_left(job, table, files.key):
                 config = job.config
-                warm = libraries_at_hand(config.ray_address, config.scratch, config.preload)
+                warm = preloaded_libraries(config.ray_address, config.scratch, config.preload)
                 meanwhile.enter_context(warm)
                 held.enter_context(session(config.ray_address))
             probed = probe(job, table, self._probe_set, self._endpoint, False, key=files.key)
@@ -230,16 +232,16 @@ class _Night:
         fresh = [receipt for receipt in probed.receipts if receipt.name not in before]
         counts = sum(files.ledger.counts(fresh, earlier=probed.receipts), Counts())
         tried = counts.indexed + sum(counts.failed.values())
-        return probed, Outcome(tried, dict(counts.failed))
+        return probed, FailureCounts(tried, dict(counts.failed))
 
-    def _described(self, probed: Probed) -> Completed:
+    def _described(self, probed: ProbeResult) -> CompletionRecord:
         """Descriptors of all that was probed by night, with the base's columns."""
         key = f"{self._fitted.key}-{self._files.base}"
         embeddings = self._base.probe_embeddings
         return fold_in(self._job, self._fitted, key, self._files.key, probed.receipts, embeddings)
 
     @cached_property
-    def _fitted(self) -> Completed:
+    def _fitted(self) -> CompletionRecord:
         """The base's completion."""
         store, key = self._job.store, str(self._base.settings["completion"])
         done = completed(store, key)
@@ -267,7 +269,12 @@ class _Night:
     # What readers see of it
 
     def _published(
-        self, work: NightWork, record: NightRecord, probed: Probed, described: Completed, fresh: Outcome
+        self,
+        work: NightWork,
+        record: NightRecord,
+        probed: ProbeResult,
+        described: CompletionRecord,
+        fresh: FailureCounts,
     ) -> NightlyRun:
         job, live = self._job, self._live
         opened = Generation(self._index, live)
@@ -277,7 +284,7 @@ class _Night:
             for row in opened.models_named("repo", {repo for repo, _ in came}, ["repo", "sha"])
         }
         done = NightlyRun(
-            Published(live, False, opened.settings["models"], opened.settings["logits"]),
+            PublishResult(live, False, opened.settings["models"], opened.settings["logits"]),
             tried=len(work.rows),
             added=len(came - there),
             gone=len(work.gone),
@@ -288,7 +295,7 @@ class _Night:
             return done
         columns = read_columns(job.store, self._fitted)
         drift = measure_drift(self._base, work.descriptors, self._fitted, columns, job.config.top_r)
-        if self._much(drift):
+        if self._needs_rebuild(drift):
             published = self._rebuilt(work, record, described, fresh)
         else:
             published = publish_update(job, live, work, fresh, drift, sorted(came - there), self._lease.check)
@@ -301,14 +308,14 @@ class _Night:
             job.report.say(f"nightly: a full run is due: {due}")
         return replace(done, published=published, drift=drift, refit_due=due)
 
-    def _much(self, drift: Drift) -> bool:
+    def _needs_rebuild(self, drift: Drift) -> bool:
         """Whether so much came that an update would cost readers more than a whole generation."""
         # A reader scores all of an update's own logits for every question.
         return drift.share > self._job.config.nightly.rebuild_share or drift.logits > EXACT_LOGITS
 
     def _rebuilt(
-        self, work: NightWork, record: NightRecord, described: Completed, fresh: Outcome
-    ) -> Published:
+        self, work: NightWork, record: NightRecord, described: CompletionRecord, fresh: FailureCounts
+    ) -> PublishResult:
         """A whole generation of all that the index holds, with the columns as they are."""
         job, key = self._job, str(self._base.settings["observations"])
         job.report.say("nightly: much of the index has come by night: it is built anew as a whole")
@@ -320,7 +327,7 @@ class _Night:
         ]
         return publish(
             job,
-            Listed([*rows, *work.rows.values()], record.watermark, record.reconciled, work.at),
+            ListingSnapshot([*rows, *work.rows.values()], record.watermark, record.reconciled, work.at),
             self._probe_set,
             load_encoder(job.config.encoder),
             key,

@@ -14,9 +14,9 @@ from pipelines.complete.descriptors import Descriptors, same_logits, some_logits
 from pipelines.job.job import Job
 from pipelines.nightly.drift import Drift
 from pipelines.publish.checks import ASKED_LOGITS, COSINE
-from pipelines.publish.release import Published, bring_live
+from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
-from pipelines.quality.failures import Outcome
+from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
 from probelog import __version__
 from probelog.errors import QueryError, StoreError
@@ -85,11 +85,11 @@ def publish_update(
     job: Job,
     live: Pointer,
     work: NightWork,
-    run: Outcome,
+    run: FailureCounts,
     drift: Drift,
     added: Sequence[Version],
     allowed: Callable[[], None],
-) -> Published:
+) -> PublishResult:
     """Build an update, check it, and make it live.
 
     Args:
@@ -102,7 +102,7 @@ def publish_update(
         allowed: raises where this run may not publish any more.
 
     Raises:
-        QualityError, StoreError, ConflictError: as `bring_live`.
+        QualityError, StoreError, ConflictError: as `release_generation`.
     """
     index, base = job.store.child("index"), work.base
 
@@ -127,7 +127,7 @@ def publish_update(
         writer.finish()
         return settings
 
-    return bring_live(
+    return release_generation(
         job,
         live,
         work.source,

@@ -50,7 +50,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProbingPlan:
     """Items in the order of work, cut into batches; N items, B batches.
 
     Attributes:
@@ -119,7 +119,7 @@ def make_plan(
     failures: pa.Table,
     batch_models: int,
     retry_failed: bool,
-) -> Plan:
+) -> ProbingPlan:
     """What is left to do, in batches whose boundaries do not move when a run is resumed.
 
     Fresh items and retries are cut apart: sealed batches are whole ones, so what remains of the fresh items falls
@@ -164,7 +164,7 @@ def make_plan(
     batch = np.concatenate(batches)
     rows = np.concatenate([first, second])
     known = sizes[~np.isnan(sizes)]
-    return Plan(
+    return ProbingPlan(
         table=table,
         rows=rows,
         attempts=attempts,

@@ -18,21 +18,21 @@ import pyarrow as pa
 from cluster.probing.originals import Original, shared_originals
 from cluster.probing.prober import ProberSpec, probers
 from cluster.probing.results import ItemReport
-from cluster.probing.scheduler import Outcome, Policy, Scheduler
+from cluster.probing.scheduler import ItemOutcome, Policy, Scheduler
 from cluster.runtime.scratch import scratch_folder
 from cluster.runtime.session import worker_count
 from pipelines.job.eta import Pace
 from pipelines.job.job import Job
 from pipelines.probe.item_log import ItemLog
 from pipelines.probe.metrics import Metrics
-from pipelines.probe.plan import Item, Plan, first_keys, make_plan
+from pipelines.probe.plan import Item, ProbingPlan, first_keys, make_plan
 from pipelines.probe.summary import Running, Summary
 from pipelines.probe.timeline import Timeline
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
-from probelog.storage.ledger import LEDGER_VERSION, Ledger, Receipt, Spooled, key_numbers, open_failures
+from probelog.storage.ledger import LEDGER_VERSION, ItemResult, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import Failure, from_table
-from probelog.storage.store import patiently
+from probelog.storage.store import retry_with_backoff
 
 STAGE = "probe"
 # Parts of a worker's time that lie inside other parts, or that it spent on other models.
@@ -40,7 +40,7 @@ _NOT_ADDED = ("wait", "weights", "sketch")
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """State of the ledger after the stage: its receipts, and what the catalogue's models came to."""
 
     key: str
@@ -95,7 +95,7 @@ def probe(
     retry_failed: bool,
     only: npt.NDArray[np.bool_] | None = None,
     key: str | None = None,
-) -> Probed:
+) -> ProbeResult:
     """Probe what the ledger does not hold yet; needs a running Ray session.
 
     Failures that a retry can cure are tried again; the others only with ``retry_failed``.
@@ -121,7 +121,9 @@ def probe(
         "planned": table.num_rows,
         "version": LEDGER_VERSION,
     }
-    patiently(lambda: job.store.write_json(f"{folder}/manifest.json", manifest), config.store_patience)
+    retry_with_backoff(
+        lambda: job.store.write_json(f"{folder}/manifest.json", manifest), config.store_retry_seconds
+    )
     receipts = ledger.receipts()
     known = {
         identity: Original(repo, sha, receipt=receipt.name)
@@ -156,7 +158,7 @@ def probe(
         + (f", {failures.num_rows:,} failed ({told})" if reasons else "")
         + ("" if len(plan) else "; nothing was left to do")
     )
-    return Probed(key, state.receipts, models, from_table(failures, Failure))
+    return ProbeResult(key, state.receipts, models, from_table(failures, Failure))
 
 
 def anything_left(job: Job, table: pa.Table, key: str) -> bool:
@@ -197,8 +199,8 @@ def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> Probe
         precision=config.precision,
         memory_bytes=config.memory_per_worker,
         drain_seconds=config.drain_seconds,
-        store_patience=config.store_patience,
-        disk_patience=config.disk_patience,
+        store_retry_seconds=config.store_retry_seconds,
+        disk_retry_seconds=config.disk_retry_seconds,
         preload=tuple(config.preload),
     )
 
@@ -206,10 +208,10 @@ def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> Probe
 class _Run:
     """One run over a plan: what is through, what is sealed, and who is told."""
 
-    def __init__(self, job: Job, ledger: Ledger, plan: Plan, summary: Summary, log: ItemLog) -> None:
+    def __init__(self, job: Job, ledger: Ledger, plan: ProbingPlan, summary: Summary, log: ItemLog) -> None:
         self._job, self._ledger, self._plan = job, ledger, plan
         self._summary, self._log = summary, log
-        self._patience = job.config.store_patience
+        self._patience = job.config.store_retry_seconds
         self._metrics = Metrics()
         spooled = key_numbers(ledger.spooled())
         self._spooled = np.isin(plan.keys, spooled)
@@ -227,7 +229,7 @@ class _Run:
         """Do all of it; returns the receipts that are new. ``known``: weights that were met before, by identity.
 
         Raises:
-            OSError, StoreError: the store refused for longer than ``store_patience``. Nothing is lost: another run
+            OSError, StoreError: the store refused for longer than ``store_retry_seconds``. Nothing is lost: another run
                 goes on from there.
         """
         config = self._job.config
@@ -262,7 +264,7 @@ class _Run:
         config = self._job.config
         return config.workers or worker_count(config.cpus_per_worker, config.gpus_per_worker)
 
-    def _take(self, outcome: Outcome[Item]) -> None:
+    def _take(self, outcome: ItemOutcome[Item]) -> None:
         """Count one item and tell of it; where no worker could write its failure down, that is done here."""
         item, report = outcome.item, outcome.result
         if outcome.reason is not None:
@@ -270,7 +272,9 @@ class _Run:
         if not report.spooled:
             reason = FailureReason(report.reason)
             failure = Failure.of(item.row.repo, item.row.sha, STAGE, reason, report.detail, item.attempt)
-            patiently(lambda: self._ledger.spool(item.key, Spooled.failure(failure)), self._patience)
+            retry_with_backoff(
+                lambda: self._ledger.spool(item.key, ItemResult.failure(failure)), self._patience
+            )
         seconds = sum(spent for part, spent in report.seconds.items() if part not in _NOT_ADDED)
         self._pace.add(item.size, seconds)
         self._metrics.add(report, seconds)
@@ -287,7 +291,7 @@ class _Run:
 
     def _seal(self, batch: int) -> Receipt:
         items, replaced = self._plan.batch(batch), self._plan.replaced(batch)
-        return patiently(lambda: self._ledger.seal(items, replaced), self._patience)
+        return retry_with_backoff(lambda: self._ledger.seal(items, replaced), self._patience)
 
     def _collect(self, wait: bool = False) -> None:
         """Take in the receipts of batches that are sealed."""

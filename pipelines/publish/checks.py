@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.complete.descriptors import Described, Key, distinct, same_logits, some_logits
+from pipelines.complete.descriptors import Key, ModelDescriptors, distinct, same_logits, some_logits
 from probelog.errors import StoreError
 from probelog.index.generation import Generation
 from probelog.index.schema import connect
@@ -65,7 +65,7 @@ class Expected:
     """
 
     models: Sequence[ProbedModel]
-    described: Callable[[], Iterator[Described]]
+    described: Callable[[], Iterator[ModelDescriptors]]
     missing: int
     dropped: int
     embeddings: npt.NDArray[np.float32]
@@ -220,7 +220,7 @@ class _Canary:
         for hit in hits:
             self._asked.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
 
-    def take(self, block: Sequence[Described], scores: Float64) -> None:
+    def take(self, block: Sequence[ModelDescriptors], scores: Float64) -> None:
         """Take some models' scores in: (N,), of all their logits."""
         starts = np.cumsum([0, *(len(described.negated) for described in block)])
         for described, start in zip(block, starts[:-1].tolist(), strict=True):
@@ -351,9 +351,9 @@ class _Offsets:
         return np.asarray(np.log(rivals.mean(axis=1)) + self._top[:, 0])
 
 
-def _blocks(described: Iterable[Described]) -> Iterator[list[Described]]:
+def _blocks(described: Iterable[ModelDescriptors]) -> Iterator[list[ModelDescriptors]]:
     """Neighbouring models, some thousand logits at a time."""
-    block: list[Described] = []
+    block: list[ModelDescriptors] = []
     rows = 0
     for item in described:
         block.append(item)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.job.job import Job
-from pipelines.quality.failures import Outcome
-from pipelines.quality.gate import pass_gate
+from pipelines.quality.failures import FailureCounts
+from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.samples import Version
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.generation import Generation
@@ -21,7 +21,7 @@ from probelog.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishResult:
     """The generation that is live now, and whether this run made it."""
 
     pointer: Pointer
@@ -38,17 +38,17 @@ def live_pointer(index: Store) -> Pointer | None:
         return None
 
 
-def bring_live(
+def release_generation(
     job: Job,
     live: Pointer | None,
     source: str,
     build: Callable[[str], dict[str, Any]],
     check: Callable[[Generation], None],
-    run: Outcome,
+    run: FailureCounts,
     base: str | None = None,
     added: Sequence[Version] | None = None,
     allowed: Callable[[], None] | None = None,
-) -> Published:
+) -> PublishResult:
     """Build a generation, check it, and make it the live one; what fails on the way is removed.
 
     Args:
@@ -91,11 +91,11 @@ def bring_live(
     job.report.say(
         f"publish: generation {name} is live: {settings['models']:,} models, {settings['logits']:,} logits"
     )
-    return Published(pointer, True, settings["models"], settings["logits"])
+    return PublishResult(pointer, True, settings["models"], settings["logits"])
 
 
 def _pass_gate(
-    job: Job, candidate: Generation, live: Pointer | None, run: Outcome, added: Sequence[Version] | None
+    job: Job, candidate: Generation, live: Pointer | None, run: FailureCounts, added: Sequence[Version] | None
 ) -> None:
     """Let the quality gate see a generation, beside the live one where that can be read."""
     job.report.line("publish: asking canaries")
@@ -111,8 +111,8 @@ def _pass_gate(
                     f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
                 ) from error
             job.report.say(f"publish: the new generation is compared with no other: {error}")
-    last = None if opened is None else Outcome.of_settings(opened.settings)
-    verdict = pass_gate(job.store, candidate, opened, run, last, job.config.quality, added)
+    last = None if opened is None else FailureCounts.of_settings(opened.settings)
+    verdict = run_quality_gate(job.store, candidate, opened, run, last, job.config.quality, added)
     if not verdict.passed:
         job.report.say(
             "publish: worse than its limits in "

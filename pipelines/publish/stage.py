@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.complete.descriptors import Described, Descriptors, drawn, same_logits
-from pipelines.complete.record import Completed
+from pipelines.complete.descriptors import Descriptors, ModelDescriptors, drawn, same_logits
+from pipelines.complete.record import CompletionRecord
 from pipelines.crawl.stage import Catalogue
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
 from pipelines.probe.plan import first_keys
 from pipelines.publish.checks import Expected, check_generation
-from pipelines.publish.release import Published, bring_live, live_pointer
-from pipelines.quality.failures import Outcome
+from pipelines.publish.release import PublishResult, live_pointer, release_generation
+from pipelines.quality.failures import FailureCounts
 from probelog import __version__
 from probelog.encoders.onnx_export import (
     UnsupportedExportError,
@@ -56,7 +56,7 @@ _FEW_NAMES = 50
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListingSnapshot:
     """Which models there are on the Hub.
 
     Attributes:
@@ -72,7 +72,7 @@ class Listed:
     finished: str
 
     @classmethod
-    def of(cls, catalogue: Catalogue) -> Listed:
+    def of(cls, catalogue: Catalogue) -> ListingSnapshot:
         """What one crawl found."""
         rows = catalogue.rows()
         # A commit carries its author's clock: one from the future would hide all that happens until then.
@@ -88,10 +88,10 @@ class _Inputs:
     job: Job
     probe_set: ProbeSet
     encoder: Encoder
-    completed: Completed
+    completed: CompletionRecord
     receipts: list[Receipt]
     failed: npt.NDArray[np.uint64]
-    listed: Listed
+    listed: ListingSnapshot
     rows: dict[tuple[str, str], CatalogueRow]
     background: list[str]
 
@@ -141,16 +141,16 @@ class _Inputs:
 
 def publish(
     job: Job,
-    listed: Listed,
+    listed: ListingSnapshot,
     probe_set: ProbeSet,
     encoder: Encoder,
     observations: str,
     receipts: Sequence[Receipt],
-    completed: Completed,
-    run: Outcome,
+    completed: CompletionRecord,
+    run: FailureCounts,
     allowed: Callable[[], None] | None = None,
     night: str | None = None,
-) -> Published:
+) -> PublishResult:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same.
 
     Args:
@@ -189,8 +189,8 @@ def publish(
     if live is not None and live.source == given.source:
         opened = Generation(index, live)
         job.report.say(f"publish: generation {live.generation} is live already; nothing was left to do")
-        return Published(live, False, opened.settings["models"], opened.settings["logits"])
-    return bring_live(
+        return PublishResult(live, False, opened.settings["models"], opened.settings["logits"])
+    return release_generation(
         job,
         live,
         given.source,
@@ -201,7 +201,7 @@ def publish(
     )
 
 
-def _not_older(listed: Listed, index: Store, live: Pointer | None) -> None:
+def _not_older(listed: ListingSnapshot, index: Store, live: Pointer | None) -> None:
     """Refuse to take away what nights have added since the Hub was listed.
 
     Raises:
@@ -227,7 +227,7 @@ def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint6
 
 
 def _build(
-    given: _Inputs, index: Store, name: str, observations: str, run: Outcome, night: str | None
+    given: _Inputs, index: Store, name: str, observations: str, run: FailureCounts, night: str | None
 ) -> dict[str, Any]:
     job, config, completed = given.job, given.job.config, given.completed
     embeddings = given.embeddings
@@ -338,7 +338,7 @@ class _Sample:
         self._offsets: list[npt.NDArray[np.float64]] = []
         self._labels: list[str] = []
 
-    def add(self, described: Described, offsets: npt.NDArray[np.float64]) -> None:
+    def add(self, described: ModelDescriptors, offsets: npt.NDArray[np.float64]) -> None:
         """Look at one model and its logits' offsets (L,)."""
         model = described.model
         # The first one is kept whatever its hash: a sample of nothing has no statistics.

@@ -14,7 +14,7 @@ LEAST_MODELS = 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FailureCounts:
     """What a run's models came to.
 
     Attributes:
@@ -26,7 +26,7 @@ class Outcome:
     failures: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any]) -> Outcome | None:
+    def of_settings(cls, settings: Mapping[str, Any]) -> FailureCounts | None:
         """That of the run which made a generation, from its settings (key ``run``); early ones do not say."""
         told = settings.get("run")
         return None if told is None else cls(int(told["models"]), dict(told["failures"]))
@@ -44,7 +44,7 @@ class Outcome:
         return sum(self.failures.values()) if reason is None else self.failures.get(reason, 0)
 
 
-def failure_measures(run: Outcome, last: Outcome | None, limit: float) -> list[Measure]:
+def failure_measures(run: FailureCounts, last: FailureCounts | None, limit: float) -> list[Measure]:
     """All failures together, and each reason's, most frequent first."""
     reasons = sorted(
         {*run.failures, *(last.failures if last is not None else ())},
@@ -53,7 +53,7 @@ def failure_measures(run: Outcome, last: Outcome | None, limit: float) -> list[M
     return [_measure(run, last, limit, reason) for reason in (None, *reasons)]
 
 
-def _measure(run: Outcome, last: Outcome | None, limit: float, reason: str | None) -> Measure:
+def _measure(run: FailureCounts, last: FailureCounts | None, limit: float, reason: str | None) -> Measure:
     worse, note = None, ""
     if last is None or not last.models:
         note = "no run to compare with"

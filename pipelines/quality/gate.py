@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pipelines.config.model import Quality
 from pipelines.quality.agreement import declared_measures, named_measures
 from pipelines.quality.canaries import background_canaries, known_answers, lost_answers, read_canaries
-from pipelines.quality.failures import Outcome, failure_measures
+from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.gone import gone_measure
 from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, write_report
@@ -22,12 +22,12 @@ from probelog.storage.store import Store
 _METHOD = ("encoder_digest", "prompts", "probe_set", "fraction", "seed", "method")
 
 
-def pass_gate(
+def run_quality_gate(
     store: Store,
     candidate: Generation,
     live: Generation | None,
-    run: Outcome,
-    last: Outcome | None,
+    run: FailureCounts,
+    last: FailureCounts | None,
     quality: Quality,
     added: Sequence[Version] | None = None,
 ) -> Verdict:
@@ -38,7 +38,7 @@ def pass_gate(
         candidate: built, checked, and not live.
         live: what readers have now; None for the first generation.
         run: what this run's models came to.
-        last: likewise for the run that made the live generation (`Outcome.of_settings`), where it is known.
+        last: likewise for the run that made the live generation (`FailureCounts.of_settings`), where it is known.
         quality: the limits.
         added: (repo, sha) of the models that the candidate holds and the live generation does not, where the
             publisher knows them; otherwise both are compared.
@@ -68,19 +68,19 @@ def pass_gate(
     )
     page = write_report(store, verdict)
     if verdict.refused:
-        raise QualityError(_told(verdict, store.path(page)))
+        raise QualityError(_format(verdict, store.path(page)))
     return verdict
 
 
 def measure(
     candidate: Generation,
     live: Generation | None,
-    run: Outcome,
-    last: Outcome | None,
+    run: FailureCounts,
+    last: FailureCounts | None,
     quality: Quality,
     added: Sequence[Version] | None = None,
 ) -> list[Measure]:
-    """All measures, in the order of the report; arguments as for `pass_gate`."""
+    """All measures, in the order of the report; arguments as for `run_quality_gate`."""
     own = read_canaries(quality.canaries)
     asked = [*own, *background_canaries(candidate.background, quality.background_canaries)]
     if added is None:
@@ -102,7 +102,7 @@ def changed_settings(candidate: Generation, live: Generation) -> list[str]:
     return changed + (["background"] if candidate.background != live.background else [])
 
 
-def _told(verdict: Verdict, page: str) -> str:
+def _format(verdict: Verdict, page: str) -> str:
     lines = [f"generation {verdict.generation} was not published: it is worse than the live one allows"]
     for item in verdict.failed:
         share = "" if item.value is None else f"{item.value:.1%}"

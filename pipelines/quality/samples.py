@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from probelog.index.tables import sayable
+from probelog.index.tables import is_valid_sql_text
 
 if TYPE_CHECKING:
     from probelog.index.generation import Generation
@@ -68,7 +68,7 @@ def sampled_models(generation: Generation, count: int) -> list[Sampled]:
 
 def rows_of(generation: Generation, repos: Iterable[str]) -> list[Sampled]:
     """Those of some repositories that a generation holds, in the order of their names."""
-    wanted = (repo for repo in repos if sayable(repo))
+    wanted = (repo for repo in repos if is_valid_sql_text(repo))
     rows = map(Sampled.of, generation.models_named("repo", wanted, _COLUMNS))
     return sorted(rows, key=lambda row: row.version)
 

@@ -43,7 +43,7 @@ class Block(NamedTuple):
     values: Float32
 
 
-class Moments(NamedTuple):
+class RowMoments(NamedTuple):
     """Mean and standard deviation of each row over its observed entries, both (L,)."""
 
     mean: Float64
@@ -169,10 +169,10 @@ class SweepSums:
         return SweepSums(self.columns + other.columns, self.error + other.error)
 
 
-def row_moments(values: npt.NDArray[np.floating]) -> Moments:
+def row_moments(values: npt.NDArray[np.floating]) -> RowMoments:
     """Mean and standard deviation of every row of a (L, m) matrix of observed values."""
     values = np.asarray(values, np.float64)
-    return Moments(values.mean(axis=1), values.std(axis=1))
+    return RowMoments(values.mean(axis=1), values.std(axis=1))
 
 
 def initial_columns(probes: int, rank: int, seed: int) -> Float32:
@@ -198,7 +198,7 @@ class Standardised(NamedTuple):
     """
 
     block: Block
-    moments: Moments
+    moments: RowMoments
     kept: Bools
 
 
@@ -206,7 +206,7 @@ class FoldedIn(NamedTuple):
     """A model beside those that V was fitted on: ``standardised`` and its factors (L, k)."""
 
     block: Block
-    moments: Moments
+    moments: RowMoments
     kept: Bools
     factors: Float32
 
@@ -221,7 +221,7 @@ def standardised(probes: Ints, values: npt.NDArray[np.floating]) -> Standardised
     if not kept.all():
         rows, mean, std = rows[kept], mean[kept], std[kept]
     z = np.divide(rows, std[:, None], dtype=np.float32, casting="same_kind")
-    return Standardised(Block(np.asarray(probes, np.int32), z), Moments(mean, std), kept)
+    return Standardised(Block(np.asarray(probes, np.int32), z), RowMoments(mean, std), kept)
 
 
 def fold_in(probes: Ints, values: npt.NDArray[np.floating], columns: Float32, lam: float) -> FoldedIn:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from probelog.errors import ProbeLogError, UsageError
-from probelog.hub.rate_limit import Kind, Limiter, TokenBucket, is_loopback
+from probelog.hub.rate_limit import Kind, Limiter, SlidingWindowLimit, is_loopback
 
 if TYPE_CHECKING:
     import httpx
@@ -105,7 +105,7 @@ PATIENT = Retry()
 
 
 @dataclass(frozen=True)
-class Answer:
+class HubResponse:
     """An open answer.
 
     ``url`` is what was asked for (a redirect may have led on). ``headers`` (lower-case names) are the answer's own,
@@ -127,7 +127,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Json:
+class JsonResponse:
     """A JSON answer.
 
     ``next_url`` is the address of the next page, if there is one (on the client's own endpoint); ``date`` when it was
@@ -169,7 +169,7 @@ class HubClient:
         token: str | None = get_token_to_send(None)
         self.has_token = token is not None
         self._authorization = {"authorization": f"Bearer {token}"} if token else {}
-        self.limiter = limiter or TokenBucket.for_endpoint(self.endpoint, with_token=self.has_token)
+        self.limiter = limiter or SlidingWindowLimit.for_endpoint(self.endpoint, with_token=self.has_token)
         self._origin = httpx.URL(self.endpoint)
         self._http = httpx.Client(
             headers={"user-agent": f"probelog/{probelog.__version__}"},
@@ -185,7 +185,7 @@ class HubClient:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def json(self, url: str, params: Mapping[str, Any] | None = None) -> Json:
+    def json(self, url: str, params: Mapping[str, Any] | None = None) -> JsonResponse:
         """Get one JSON document. ``url`` is absolute or a path on the endpoint.
 
         Raises:
@@ -195,7 +195,7 @@ class HubClient:
         """
         full = self.url(url, params or {})
 
-        def read(answer: Answer) -> Json:
+        def read(answer: HubResponse) -> JsonResponse:
             if answer.response.status_code != 200:
                 raise answer.refusal()
             body = bytearray()
@@ -204,7 +204,7 @@ class HubClient:
                 if len(body) > _MAX_JSON:
                     raise HubError(f"{full} answered with more than {_MAX_JSON // MEBIBYTE} MiB of JSON")
             following = answer.response.links.get("next", {}).get("url")
-            return Json(
+            return JsonResponse(
                 parse_json(bytes(body)),
                 self.reroot(following) if following else None,
                 _date(answer.headers),
@@ -223,7 +223,7 @@ class HubClient:
         self,
         kind: Kind,
         url: str,
-        read: Callable[[Answer], T],
+        read: Callable[[HubResponse], T],
         headers: Callable[[], Mapping[str, str]] = dict,
     ) -> T:
         """Send a GET request until ``read`` makes something of the answer.
@@ -307,7 +307,7 @@ class HubClient:
         return f"{base.scheme}://{base.netloc}{path}" + (f"?{target.query}" if target.query else "")
 
     @contextlib.contextmanager
-    def _opened(self, kind: Kind, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+    def _opened(self, kind: Kind, url: str, headers: Mapping[str, str]) -> Iterator[HubResponse]:
         import httpx
 
         current, seen = httpx.URL(url), dict[str, str]()
@@ -320,7 +320,7 @@ class HubClient:
                 for name, value in response.headers.items():
                     seen.setdefault(name, value)
                 if not response.has_redirect_location:
-                    yield Answer(url, response, {**response.headers, **_linked(seen)})
+                    yield HubResponse(url, response, {**response.headers, **_linked(seen)})
                     return
                 current = self._redirected(kind, url, current, response.headers["location"])
             finally:

@@ -27,10 +27,10 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.client import (
     MEBIBYTE,
     SHA_PATTERN,
-    Answer,
     BrokenAnswerError,
     HubClient,
     HubError,
+    HubResponse,
     Retry,
     chunks,
     is_repo_id,
@@ -237,7 +237,7 @@ class _Transfer:
                 sent["if-range"] = self.etag
         return sent
 
-    def receive(self, answer: Answer) -> None:
+    def receive(self, answer: HubResponse) -> None:
         """Take what an answer brings; returns when the file is whole and what it should be."""
         response = answer.response
         if response.status_code == 416 or (response.status_code == 206 and not self._continues(answer)):
@@ -266,7 +266,7 @@ class _Transfer:
             raise BrokenAnswerError(f"brought {got} bytes of {size}")
         self._verify(answer)
 
-    def _continues(self, answer: Answer) -> bool:
+    def _continues(self, answer: HubResponse) -> bool:
         """Whether a partial answer begins where the last one ended."""
         found = _CONTENT_RANGE.fullmatch(answer.response.headers.get("content-range", ""))
         return found is not None and int(found[1]) == self.received
@@ -277,14 +277,14 @@ class _Transfer:
         self.received = 0
         self.digest = hashlib.sha256()
 
-    def _check_commit(self, answer: Answer) -> None:
+    def _check_commit(self, answer: HubResponse) -> None:
         commit = answer.headers.get("x-repo-commit", self.sha)
         if commit != self.sha:
             raise ItemFailure(
                 FailureReason.WRONG_DIGEST, f"{self.file.path} came from commit {commit[:40]!r}"
             )
 
-    def _size(self, answer: Answer) -> int | None:
+    def _size(self, answer: HubResponse) -> int | None:
         """Bytes of the whole file, from the listing or else as announced; refused here if they are too many."""
         announced = _announced_size(answer)
         if self.file.size is not None and announced not in (None, self.file.size):
@@ -297,7 +297,7 @@ class _Transfer:
             raise _too_large(f"{self.file.path} has {size} bytes", self.bound)
         return size
 
-    def _verify(self, answer: Answer) -> None:
+    def _verify(self, answer: HubResponse) -> None:
         """Compare with the digest in the listing, else with the Hub's own name for the file (LFS: its SHA-256)."""
         wanted = self.file.sha256 or _announced_digest(answer)
         found = self.digest.hexdigest()
@@ -348,7 +348,7 @@ def _part(target: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def _announced_size(answer: Answer) -> int | None:
+def _announced_size(answer: HubResponse) -> int | None:
     """Bytes of the whole file by the headers, where they say."""
     headers = answer.response.headers
     if found := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
@@ -360,7 +360,7 @@ def _announced_size(answer: Answer) -> int | None:
     return int(said) if re.fullmatch(r"\d{1,18}", said, re.ASCII) else None
 
 
-def _announced_digest(answer: Answer) -> str | None:
+def _announced_digest(answer: HubResponse) -> str | None:
     """SHA-256 by the Hub's headers: a linked ETag, or the ETag of an answer that the Hub gave itself.
 
     A CDN's own ETag means something else; that of a file in git is 40 digits long.

@@ -44,7 +44,7 @@ class Limiter(Protocol):
         """Let nobody send a request of this kind for so long: the Hub said so."""
 
 
-class TokenBucket:
+class SlidingWindowLimit:
     """A limiter within one process, safe to share between threads.
 
     Every request takes a token that comes back one ``window`` later: no span of that length, wherever it begins,
@@ -74,7 +74,7 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     @classmethod
-    def for_endpoint(cls, endpoint: str, *, with_token: bool) -> TokenBucket:
+    def for_endpoint(cls, endpoint: str, *, with_token: bool) -> SlidingWindowLimit:
         """The public Hub's limits per five minutes, without or with a token of a free account; none on loopback."""
         account = hub_account(endpoint, with_token=with_token)
         return cls(HUB_LIMITS[account] if account is not None else {})

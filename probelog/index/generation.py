@@ -28,7 +28,7 @@ from probelog.index.arrow import matrix_of, structured
 from probelog.index.basis import Basis, Stored
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
-from probelog.index.tables import Tables, first_line, one_of, quoted, sayable
+from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
@@ -185,7 +185,7 @@ class Generation:
         """The models that have one of some texts in a column, by ``id``."""
         wanted, found = sorted(set(values)), []
         for start in range(0, len(wanted), _TEXTS_AT_ONCE):
-            condition = one_of(column, wanted[start : start + _TEXTS_AT_ONCE])
+            condition = sql_in(column, wanted[start : start + _TEXTS_AT_ONCE])
             found += self.models_table(columns, condition).to_pylist()
         return sorted(found, key=lambda row: int(row["id"]))
 
@@ -203,7 +203,7 @@ class Generation:
             if self.is_update and "copies" in columns:
                 parts[-1] = self._recounted(parts[-1])
         if len(own):
-            parts.append(self._own.rows("models", names, one_of("id", own.tolist())))
+            parts.append(self._own.rows("models", names, sql_in("id", own.tolist())))
         if not parts:
             return self._base.rows("models", names, limit=1).slice(0, 0)
         found = pa.concat_tables(parts)
@@ -483,7 +483,7 @@ class Generation:
         # In brackets, because Lance reads the first expression only: it would drop whatever follows a mistake.
         whole = f"({condition}\n)"
         if among is not None:
-            whole += f" AND {one_of('weights', among)}"
+            whole += f" AND {sql_in('weights', among)}"
         with self._understood(condition):
             found = self.models_table(columns, whole, limit)
         return {name: found[name].to_numpy() for name in found.column_names}
@@ -498,7 +498,7 @@ class Generation:
         with self._understood(condition):
             count = self._base.count("models", whole)
             if self.is_update:
-                replaced = one_of("id", self._replaced.tolist())
+                replaced = sql_in("id", self._replaced.tolist())
                 count += self._own.count("models", whole) - self._base.count(
                     "models", f"{whole} AND {replaced}"
                 )
@@ -523,11 +523,15 @@ class Generation:
         Raises:
             QueryError: the index does not hold it; names similar ones.
         """
-        found = self.models_table(MODELS.names, f"repo = {quoted(repo)}", limit=1) if sayable(repo) else None
+        found = (
+            self.models_table(MODELS.names, f"repo = {sql_literal(repo)}", limit=1)
+            if is_valid_sql_text(repo)
+            else None
+        )
         if found is not None and found.num_rows:
             row: dict[str, Any] = found.to_pylist()[0]
             return row
-        close = self._similar(repo) if sayable(repo) else []
+        close = self._similar(repo) if is_valid_sql_text(repo) else []
         raise QueryError(
             f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
@@ -541,7 +545,7 @@ class Generation:
             # Nobody mistypes the beginning of both the owner's and the model's name.
             owner, _, name = wanted.rpartition("/")
             starts = [f"{owner or name}%", f"%/{name}%", f"%/{name[:4]}%", f"{(owner or name)[:4]}%"]
-            condition = " OR ".join(f"lower(repo) LIKE {quoted(start)}" for start in starts)
+            condition = " OR ".join(f"lower(repo) LIKE {sql_literal(start)}" for start in starts)
         found = self.models_table(["repo"], condition, limit=_COMPARED_NAMES)
         repos = [str(name) for name in found["repo"].to_pylist()]
         alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]

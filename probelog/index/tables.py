@@ -61,7 +61,7 @@ class Tables:
 
     def meta(self, key: str) -> bytes | None:
         """One value of the ``meta`` table, if it is there."""
-        found = self.rows("meta", ["value"], f"key = {quoted(key)}", limit=1)
+        found = self.rows("meta", ["value"], f"key = {sql_literal(key)}", limit=1)
         return bytes(found["value"][0].as_py()) if found.num_rows else None
 
     @contextlib.contextmanager
@@ -83,19 +83,19 @@ class Tables:
         return StoreError(f"{self._index.uri}: the {name} table of generation {self._generation} has gaps")
 
 
-def quoted(text: str) -> str:
+def sql_literal(text: str) -> str:
     """A text in SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def sayable(text: str) -> bool:
+def is_valid_sql_text(text: str) -> bool:
     """Whether SQL can hold a text: no repository's name has what it cannot."""
     return "\x00" not in text and text.encode("utf-8", "replace").decode() == text
 
 
-def one_of(column: str, values: Iterable[int | str]) -> str:
+def sql_in(column: str, values: Iterable[int | str]) -> str:
     """An SQL condition: the column holds one of these numbers or texts."""
-    listed = ", ".join(quoted(value) if isinstance(value, str) else str(int(value)) for value in values)
+    listed = ", ".join(sql_literal(value) if isinstance(value, str) else str(int(value)) for value in values)
     return f"{column} IN ({listed})" if listed else "false"
 
 

@@ -46,7 +46,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """What is known of one kind of model: images a batch, the best variant so far, and those not tried yet.
     ``measured``: its need of memory is known, or nothing bounds it.
     """
@@ -70,14 +70,14 @@ class Plans:
         self.batch_size = batch_size
         self.memory_bytes = memory_bytes
         self.precision = precision
-        self._known: dict[str, Plan] = {}
+        self._known: dict[str, ExecutionPlan] = {}
 
-    def plan(self, classifier: Classifier, device: str) -> Plan:
+    def plan(self, classifier: Classifier, device: str) -> ExecutionPlan:
         """What is known about a model's kind; for a new kind, what to begin with."""
         found = self._known.get(kind(classifier, device))
         return found if found is not None else self._first(classifier, device)
 
-    def remember(self, classifier: Classifier, device: str, plan: Plan) -> None:
+    def remember(self, classifier: Classifier, device: str, plan: ExecutionPlan) -> None:
         """For the next model of the same kind."""
         self._known[kind(classifier, device)] = plan
 
@@ -98,7 +98,9 @@ class Plans:
         if 1 <= plan.batch_size <= self.batch_size and (self.precision == "auto" or not lower):
             self._known[kind] = plan
 
-    def sized(self, plan: Plan, bytes_an_image: float, classifier: Classifier, device: str) -> Plan:
+    def sized(
+        self, plan: ExecutionPlan, bytes_an_image: float, classifier: Classifier, device: str
+    ) -> ExecutionPlan:
         """The plan with the largest batch that fits into memory if an image takes so much, then a power of two."""
         most = self._most(classifier, device)
         free = free_memory(device, self.memory_bytes)
@@ -107,10 +109,10 @@ class Plans:
             most = min(most, 1 << (fits.bit_length() - 1))
         return replace(plan, batch_size=most, measured=True)
 
-    def _first(self, classifier: Classifier, device: str) -> Plan:
+    def _first(self, classifier: Classifier, device: str) -> ExecutionPlan:
         most = self._most(classifier, device)
         bounded = free_memory(device, self.memory_bytes) is not None
-        return Plan(
+        return ExecutionPlan(
             batch_size=min(most, FIRST_BATCH) if bounded else most,
             measured=not bounded,
             variant=Variant(),
@@ -160,10 +162,10 @@ def kind(classifier: Classifier, device: str) -> str:
     return json.dumps([classifier.library, classifier.architecture, *classifier.recipe.shape, size, device])
 
 
-def _plan(facts: Any) -> Plan:
+def _plan(facts: Any) -> ExecutionPlan:
     """From ``asdict``. Raises one of `_ODD` for anything else."""
     best, *untried = [_variant(one) for one in (facts["variant"], *facts["untried"])]
-    return Plan(int(facts["batch_size"]), facts["measured"] is True, best, tuple(untried))
+    return ExecutionPlan(int(facts["batch_size"]), facts["measured"] is True, best, tuple(untried))
 
 
 def _variant(facts: Any) -> Variant:

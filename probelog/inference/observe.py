@@ -15,7 +15,7 @@ from PIL import Image
 
 from probelog import heap
 from probelog.errors import FailureReason, ItemFailure
-from probelog.inference.execution_plan import WORTH, Plan, Plans, Variant
+from probelog.inference.execution_plan import WORTH, ExecutionPlan, Plans, Variant
 from probelog.inference.folding import Folding, has_norms, pairs_seen
 from probelog.inference.pixel_cache import PixelCache
 from probelog.models.memory import PeakMemory, out_of_memory
@@ -156,7 +156,7 @@ class _Run:
         self._clock = (
             time.thread_time if device.startswith("cpu") else time.perf_counter
         )  # blind to other programs
-        self.plan: Plan = plans.plan(classifier, device)
+        self.plan: ExecutionPlan = plans.plan(classifier, device)
         self.variant = Variant()
         self.largest = 0
         self._pace: float | None = None  # seconds an image of the last batch, None for one that says nothing

@@ -11,7 +11,7 @@ import pyarrow as pa
 from probelog.errors import StoreError
 from probelog.index.schema import META, connect
 from probelog.publication.lifecycle import list_files, renew, reserve
-from probelog.publication.stream import handed_over
+from probelog.publication.stream import run_consumer_in_thread
 from probelog.storage.store import Store
 
 _RENEW_SECONDS = 60.0
@@ -52,7 +52,7 @@ class GenerationWriter:
             reader = pa.RecordBatchReader.from_batches(schema, received)
             return self._connection.create_table(table, data=reader, schema=schema)
 
-        opened = handed_over(counted(), written)
+        opened = run_consumer_in_thread(counted(), written)
         if opened.count_rows() != rows:
             raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
         return rows

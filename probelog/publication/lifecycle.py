@@ -188,10 +188,10 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
         )
     place = names.index(wanted)
     try:
-        _there(index, wanted, line[place]["files"])
+        _check_is_present(index, wanted, line[place]["files"])
         base = line[place].get("base")
         if base is not None:
-            _there(index, base, line[place].get("base_files"))
+            _check_is_present(index, base, line[place].get("base_files"))
     except StoreError as error:
         raise StoreError(
             f"{error}. Publish again" + (f", or go back to {' or '.join(others)} (--to)" if others else "")
@@ -342,7 +342,7 @@ def _whole(index: Store, generation: str, expected: str | None = None) -> str:
     return found
 
 
-def _there(index: Store, generation: str, files: str | None) -> None:
+def _check_is_present(index: Store, generation: str, files: str | None) -> None:
     """Raises StoreError where a generation that was published is not whole; early ones have no list to tell by."""
     if files is not None:
         _whole(index, generation, files)

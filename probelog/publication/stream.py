@@ -29,7 +29,7 @@ class _Failed:
     error: BaseException
 
 
-def handed_over(items: Iterable[T], consume: Callable[[Iterator[T]], R]) -> R:
+def run_consumer_in_thread(items: Iterable[T], consume: Callable[[Iterator[T]], R]) -> R:
     """Consume items in another thread while they are made in this one; returns what ``consume`` does.
 
     Raises:

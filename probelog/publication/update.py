@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from probelog.index.generation import Generation
 from probelog.index.schema import MODELS, logits_schema
-from probelog.index.tables import one_of
+from probelog.index.tables import sql_in
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, Numbering, Written, logit_tables, same_weights
 from probelog.ranking.matched_heads import Background
@@ -227,7 +227,7 @@ class _Came:
         found: dict[int, int | None] = dict.fromkeys(weights)
         copied = [number for number in weights if self._groups[number]["copies"] > 1]
         for start in range(0, len(copied), _AT_ONCE):
-            rows = self._base.models_table(["weights"], one_of("weights", copied[start : start + _AT_ONCE]))
+            rows = self._base.models_table(["weights"], sql_in("weights", copied[start : start + _AT_ONCE]))
             for row in rows.to_pylist():
                 if row["id"] not in gone and found[row["weights"]] is None:
                     found[row["weights"]] = int(row["id"])

@@ -115,14 +115,14 @@ def margins(
 
 
 @dataclass(frozen=True)
-class Moments:
+class ScoreMoments:
     """Mean and standard deviation of one query's scores over a gallery, or over a random sample of it."""
 
     mean: float
     std: float
 
     @classmethod
-    def of(cls, scores: Float64) -> Moments:
+    def of(cls, scores: Float64) -> ScoreMoments:
         """Of scores (N,)."""
         return cls(float(scores.mean()), float(scores.std()))
 
@@ -142,7 +142,7 @@ def hit_margins(
     excluded: Ints | Sequence[int],
 ) -> Float64:
     """Margins (k,) of some logits (k,) for a query whose scores (N,) over the whole gallery are known."""
-    own = Moments.of(scores).standardise(scores[hits])
+    own = ScoreMoments.of(scores).standardise(scores[hits])
     return margins(directions[hits], own, background, offsets[hits], b, statistics, excluded)
 
 

@@ -90,7 +90,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ForwardResult:
     """A model's logits (L, m) on its probes and how they were computed."""
 
     values: npt.NDArray[np.float32] = field(repr=False)
@@ -98,7 +98,7 @@ class Seen:
     precision: str
 
 
-class Learnt:
+class PlanCache:
     """What processes that are set up alike found out about kinds of models (``forward_plan.Plans.told``), to spare each
     other the trials. It comes from processes that ran strangers' models: whoever uses it checks it.
     """
@@ -127,11 +127,11 @@ class ModelProcess:
     """
 
     def __init__(
-        self, server: ForkServer, spec: ProcessSpec, recycle_after: int = 200, learnt: Learnt | None = None
+        self, server: ForkServer, spec: ProcessSpec, recycle_after: int = 200, learnt: PlanCache | None = None
     ) -> None:
         """``learnt``: shared with other processes of the same spec."""
         self._server, self._spec, self._recycle_after = server, spec, recycle_after
-        self._learnt, self._kind = learnt or Learnt(), ""
+        self._learnt, self._kind = learnt or PlanCache(), ""
         pixels_folder(Path(spec.scratch)).mkdir(parents=True, exist_ok=True)
         self._child: Child | None = None
         self._served = 0
@@ -148,7 +148,7 @@ class ModelProcess:
         answer, blobs = self._ask(until, command="load", folder=str(folder), repo=repo, sha=sha)
         table = pa.ipc.open_stream(blobs[0]).read_all()
         if table.schema != WEIGHTS:
-            raise _odd("another table than that of the weights")
+            raise _protocol_error("another table than that of the weights")
         self._kind = str(answer.get("kind"))
         return Loaded(dict(answer["facts"]), table)
 
@@ -156,15 +156,15 @@ class ModelProcess:
         """Have the probes preprocessed as the model needs them, where they can be kept."""
         self._ask(time.monotonic() + timeout, command="prepare", indices=[int(i) for i in indices])
 
-    def observe(self, indices: Sequence[int], logits: int, timeout: float) -> Seen:
+    def observe(self, indices: Sequence[int], logits: int, timeout: float) -> ForwardResult:
         """Run the model on probes."""
         until, known = time.monotonic() + timeout, self._learnt.get(self._kind)
         answer, blobs = self._ask(until, command="observe", indices=[int(i) for i in indices], plan=known)
         self._learnt.put(self._kind, answer.get("plan"))
         values = from_npy(blobs[0])
         if values.dtype != np.float32 or values.shape != (logits, len(indices)):
-            raise _odd(f"{values.dtype} of shape {values.shape}")
-        return Seen(values, int(answer["batch_size"]), str(answer["precision"]))
+            raise _protocol_error(f"{values.dtype} of shape {values.shape}")
+        return ForwardResult(values, int(answer["batch_size"]), str(answer["precision"]))
 
     def release(self) -> None:
         """Forget the model and free what it held."""
@@ -214,7 +214,7 @@ class ModelProcess:
             raise
         except (ValueError, RecursionError) as error:
             self.close()
-            raise _odd(str(error)) from None
+            raise _protocol_error(str(error)) from None
         if reason is not None:
             if answer.get("worn"):
                 self.close()
@@ -222,7 +222,7 @@ class ModelProcess:
         return answer, blobs
 
 
-def _odd(what: str) -> ItemFailure:
+def _protocol_error(what: str) -> ItemFailure:
     return ItemFailure(FailureReason.INTERNAL, f"the model's process answered with {what[:300]}")
 
 

@@ -17,7 +17,7 @@ from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import find_index, read_pointer
 from probelog.ranking.names import normal_name
-from probelog.search.query import Pictures, Question, ask, background_numbers, text_direction
+from probelog.search.query import Pictures, Query, ask, background_numbers, text_direction
 from probelog.search.ranking import Filter, best, best_models
 from probelog.search.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
 
@@ -171,7 +171,7 @@ class Index:
                 names = [text, *(excluded[i] if excluded is not None else ())]
                 own = background_numbers(generation, names)
                 asked = generation.basis.coordinates(text_direction(generation, [text], own))
-                questions.append(Question(asked, own, np.empty((0, 0), np.float32)))
+                questions.append(Query(asked, own, np.empty((0, 0), np.float32)))
             out = np.full((len(texts), generation.size), -np.inf)  # of models that are gone
             for logits in generation.blocks():
                 for i, question in enumerate(questions):
@@ -366,7 +366,7 @@ def _label(labels: Sequence[str] | None, logit: int) -> str:
     return labels[logit] if labels is not None and logit < len(labels) else f"LABEL_{logit}"
 
 
-def _hits(generation: Generation, question: Question, k: int, chosen: Filter, skip: int | None) -> list[Hit]:
+def _hits(generation: Generation, question: Query, k: int, chosen: Filter, skip: int | None) -> list[Hit]:
     """The k best logits. Those of equal weights are one, shown as the first model's that may answer."""
     found = best(generation, question, k, chosen, skip)
     logits = found.logits

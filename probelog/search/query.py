@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from probelog.errors import QueryError
 from probelog.ranking import confidence, matched_heads
-from probelog.ranking.confidence import Moments
+from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.names import name_vectors, normal_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """One query as directions, in coordinates of the asked index's basis (``probelog.index.basis``).
 
     Attributes:
@@ -90,7 +90,7 @@ class Question:
         return scores
 
     def confidences(
-        self, generation: Generation, logits: Logits, scores: Float64, gallery: Moments
+        self, generation: Generation, logits: Logits, scores: Float64, gallery: ScoreMoments
     ) -> Float64 | None:
         """Probability that each of some logits is relevant: (n,). None for questions by a logit.
 
@@ -126,7 +126,7 @@ def ask(
     like: npt.NDArray[np.floating[Any]] | None,
     unwanted: Sequence[str],
     notes: list[str],
-) -> Question:
+) -> Query:
     """Turn a query into directions, in coordinates.
 
     Args:
@@ -156,7 +156,7 @@ def ask(
         text_direction(generation, [text], background_numbers(generation, [text])) for text in unwanted
     ]
     basis = generation.basis
-    return Question(
+    return Query(
         basis.coordinates(direction / length if length > 0 else direction),
         excluded,
         basis.coordinates(np.reshape(against, (-1, len(direction)))),

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from probelog.errors import QueryError
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
-from probelog.ranking.confidence import Moments
+from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64
-from probelog.search.query import Question
+from probelog.search.query import Query
 
 # A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
 # try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997. In a larger index more
@@ -140,12 +140,10 @@ class Found:
     logits: Logits
     scores: Float64
     similarities: Float64
-    gallery: Moments
+    gallery: ScoreMoments
 
 
-def best(
-    generation: Generation, question: Question, k: int, chosen: Filter, skip: int | None = None
-) -> Found:
+def best(generation: Generation, question: Query, k: int, chosen: Filter, skip: int | None = None) -> Found:
     """The k best logits, fewer only where there are no more.
 
     Args:
@@ -159,7 +157,7 @@ def best(
     if not generation.large:
         whole = generation.whole
         scored = ranking.add(whole, chosen.allowed(whole.weights))
-        return ranking.found(Moments.of(scored.scores))
+        return ranking.found(ScoreMoments.of(scored.scores))
     taken = _SHORTLIST_ROWS + _shortest(generation, k, chosen)
     if chosen.count <= taken or not _shortlisted(generation, question, ranking, chosen):
         ranking.clear()
@@ -172,7 +170,7 @@ def best(
     return ranking.found(_sampled(generation, question))
 
 
-def _shortlisted(generation: Generation, question: Question, ranking: _Ranking, chosen: Filter) -> bool:
+def _shortlisted(generation: Generation, question: Query, ranking: _Ranking, chosen: Filter) -> bool:
     """Rank a shortlist that holds the best; False where none short enough does."""
     count, effort = _shortest(generation, ranking.k, chosen), 1
     while count <= min(_LONGEST, max(FIRST, _LARGEST_SHARE * generation.size)):
@@ -210,7 +208,7 @@ class _Scored(NamedTuple):
 class _Ranking:
     """The k best of the logits that were added."""
 
-    def __init__(self, generation: Generation, question: Question, k: int, skip: int | None) -> None:
+    def __init__(self, generation: Generation, question: Query, k: int, skip: int | None) -> None:
         self._generation, self._question, self.k, self._skip = generation, question, k, skip
         self.clear()
 
@@ -248,7 +246,7 @@ class _Ranking:
             return -np.inf
         return float(self._best()[1][-1])
 
-    def found(self, gallery: Moments) -> Found:
+    def found(self, gallery: ScoreMoments) -> Found:
         """The k best, best first."""
         logits, scores, similarities = self._best()
         return Found(logits, scores, similarities, gallery)
@@ -263,11 +261,11 @@ class _Ranking:
         return logits[order], scores[order], similarities[order]
 
 
-def _sampled(generation: Generation, question: Question) -> Moments:
+def _sampled(generation: Generation, question: Query) -> ScoreMoments:
     sample = generation.sample
     gallery, offsets = sample.coordinates, sample.offsets
     wanted = question.wanted(generation, gallery, offsets, question.similarities(gallery))
-    return Moments.of(question.scores(generation, gallery, offsets, wanted))
+    return ScoreMoments.of(question.scores(generation, gallery, offsets, wanted))
 
 
 @dataclass(frozen=True)

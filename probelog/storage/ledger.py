@@ -44,8 +44,8 @@ RECEIPT_VERSION = 3
 # Of ``manifest.json``, which says what a ledger is for.
 LEDGER_VERSION = 1
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
-PARTS = ("download", "load", "preprocess", "forward", "weights", "sketch")
-_COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in PARTS)]
+TIMED_PHASES = ("download", "load", "preprocess", "forward", "weights", "sketch")
+_COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in TIMED_PHASES)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Counts:
         bytes: downloaded for them.
         failed: failures by reason.
         replaced: earlier failures, by reason, in whose place these items' results stand.
-        seconds: spent on the indexed models, by part (``PARTS``).
+        seconds: spent on the indexed models, by part (``TIMED_PHASES``).
     """
 
     indexed: int = 0
@@ -115,7 +115,7 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Spooled:
+class ItemResult:
     """One item's result before its batch is sealed: a probed model with its logits and layers, or a failure."""
 
     observations: pa.Table
@@ -124,7 +124,9 @@ class Spooled:
     weights: pa.Table
 
     @classmethod
-    def success(cls, model: ProbedModel, observations: pa.Table, weights: pa.Table | None = None) -> Spooled:
+    def success(
+        cls, model: ProbedModel, observations: pa.Table, weights: pa.Table | None = None
+    ) -> ItemResult:
         """The result of a model that was run; ``weights`` are the facts of its layers (``WEIGHTS``)."""
         return cls(
             observations,
@@ -134,7 +136,7 @@ class Spooled:
         )
 
     @classmethod
-    def failure(cls, failure: Failure) -> Spooled:
+    def failure(cls, failure: Failure) -> ItemResult:
         """The result of a model that could not be run."""
         return cls(
             OBSERVATIONS.empty_table(),
@@ -152,7 +154,7 @@ class Spooled:
         return sink.getvalue() + bytes.fromhex(digest(sink.getvalue()))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Spooled:
+    def from_bytes(cls, data: bytes) -> ItemResult:
         """Read what ``to_bytes`` wrote (early ones without the digest).
 
         Raises:
@@ -188,14 +190,14 @@ class Ledger:
 
     # Spool
 
-    def spool(self, item: str, result: Spooled) -> None:
+    def spool(self, item: str, result: ItemResult) -> None:
         """Make one item's result durable."""
         self.store.write(self._spool_path(item), result.to_bytes())
 
-    def spooled_result(self, item: str) -> Spooled | None:
+    def spooled_result(self, item: str) -> ItemResult | None:
         """One item's result, None where it is sealed already or was never there."""
         data = self.store.read_or_none(self._spool_path(item))
-        return None if data is None else Spooled.from_bytes(data)
+        return None if data is None else ItemResult.from_bytes(data)
 
     def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[ProbedModel, pa.Table] | None:
         """One probed model out of the parts of a receipt with its observation rows; None where it is not there."""
@@ -235,7 +237,7 @@ class Ledger:
         if receipt is None:
             with ThreadPoolExecutor(_READERS) as pool:
                 results = [
-                    Spooled.from_bytes(data)
+                    ItemResult.from_bytes(data)
                     for data in pool.map(lambda item: self.store.read(self._spool_path(item)), ordered)
                 ]
             results.sort(key=_order)
@@ -255,7 +257,7 @@ class Ledger:
             self.store.delete(self._spool_path(item))
         return receipt
 
-    def _write_part(self, kind: str, name: str, results: Sequence[Spooled]) -> Part:
+    def _write_part(self, kind: str, name: str, results: Sequence[ItemResult]) -> Part:
         schema = {
             "observations": OBSERVATIONS,
             "models": PROBED_MODELS,
@@ -342,7 +344,7 @@ class Ledger:
             ):
                 if (before := reasons.get((repo, sha, attempt - 1))) is not None:
                     replaced[before] += 1
-            none = Spooled(OBSERVATIONS.empty_table(), models, failed, WEIGHTS.empty_table())
+            none = ItemResult(OBSERVATIONS.empty_table(), models, failed, WEIGHTS.empty_table())
             yield replace(_counts([none]), replaced=dict(replaced))
 
     def failure_rows(self, receipts: Sequence[Receipt]) -> pa.Table:
@@ -436,15 +438,15 @@ def observed_models(
         yield model, own["logit"].to_numpy(), values
 
 
-def _order(result: Spooled) -> tuple[str, str]:
+def _order(result: ItemResult) -> tuple[str, str]:
     table = result.models if result.models.num_rows else result.failures
     return (table["repo"][0].as_py(), table["sha"][0].as_py())
 
 
-def _counts(results: Sequence[Spooled]) -> Counts:
+def _counts(results: Sequence[ItemResult]) -> Counts:
     """What some results came to; which failures they replace is not known here."""
     failed: Counter[str] = Counter()
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds = dict.fromkeys(TIMED_PHASES, 0.0)
     indexed = copies = logits = size = 0
     for result in results:
         failed.update(result.failures["reason"].to_pylist())
@@ -456,13 +458,13 @@ def _counts(results: Sequence[Spooled]) -> Counts:
         if "copy_of_repo" in models.column_names:
             copies += models.num_rows - models["copy_of_repo"].null_count
             size += pc.sum(models["bytes"]).as_py() or 0
-        for part in PARTS:
+        for part in TIMED_PHASES:
             if f"seconds_{part}" in models.column_names:
                 seconds[part] += pc.sum(models[f"seconds_{part}"]).as_py() or 0.0
     return Counts(indexed, copies, logits, size, dict(sorted(failed.items())), {}, seconds)
 
 
-def _originals(results: Sequence[Spooled]) -> dict[str, list[str]]:
+def _originals(results: Sequence[ItemResult]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     columns = ("identity", "copy_of_repo", "repo", "sha")
     for result in results:

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 
-def patiently(call: Callable[[], Result], seconds: float) -> Result:
+def retry_with_backoff(call: Callable[[], Result], seconds: float) -> Result:
     """The result of a call that may be repeated, tried again while the store refuses.
 
     Waits grow from a quarter of a second to half a minute, each drawn from the upper half of its range, so that

@@ -25,7 +25,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.storage.schemas import WEIGHTS, clean_unicode
 from probelog.weights.repository import member
 from probelog.weights.safetensors import ITEM_SIZES, ContentDigest, read_headers, read_into, weight_files
-from probelog.weights.sketch import BLOCK, Moments, Summary
+from probelog.weights.sketch import BLOCK, Summary, WeightMoments
 
 if TYPE_CHECKING:
     import torch
@@ -241,7 +241,7 @@ class _Facts:
 
     def __init__(self) -> None:
         self._summary = Summary()
-        self._all = Moments()
+        self._all = WeightMoments()
         self._numbers: Counter[str] = Counter()
         self._layers: list[LayerFacts] = []
         self._seconds = 0.0

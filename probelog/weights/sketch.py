@@ -1,6 +1,6 @@
 """What is kept of every tensor of weights: its moments, and of matrices a sketch that preserves distances.
 
-Moments: mean, standard deviation and kurtosis, merged from blocks by the pairwise formulas of Chan, Golub and
+WeightMoments: mean, standard deviation and kurtosis, merged from blocks by the pairwise formulas of Chan, Golub and
 LeVeque (1983) and Pébay (2008, SAND2008-6212). Kurtosis is Pearson's, 3 for normally distributed weights; it tends
 to move in one direction along a chain of fine-tunings, which MoTHer (arXiv 2405.18432) uses to tell a parent from
 its child.
@@ -56,7 +56,7 @@ _SMALLEST_FOURTH_POWER = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class WeightMoments:
     """Count and mean of some numbers, and the sums of the 2nd, 3rd and 4th powers of their deviations from it."""
 
     count: int = 0
@@ -84,14 +84,14 @@ class Moments:
         """Whether all the numbers were: a NaN or an infinity among them is never lost."""
         return math.isfinite(self.fourth) and math.isfinite(self.mean)
 
-    def merged(self, other: Moments) -> Moments:
+    def merged(self, other: WeightMoments) -> WeightMoments:
         """The moments of both sets of numbers together (Pébay 2008, equations 2.1, 3.1 with p = 2, 3, 4)."""
         if not self.count or not other.count:
             return other if not self.count else self
         n, na, nb = self.count + other.count, self.count, other.count
         delta = other.mean - self.mean
         step = delta / n
-        return Moments(
+        return WeightMoments(
             n,
             self.mean + nb * step,
             self.second + other.second + delta * step * na * nb,
@@ -121,11 +121,11 @@ class Summary:
         self._used = 0
         self._rows = 0
         self._sketched = False
-        self._moments = Moments()
+        self._moments = WeightMoments()
 
     def begin(self, *, sketched: bool) -> None:
         """Start with another tensor."""
-        self._moments, self._sketched, self._rows, self._used = Moments(), sketched, 0, 0
+        self._moments, self._sketched, self._rows, self._used = WeightMoments(), sketched, 0, 0
 
     def add(self, piece: torch.Tensor) -> None:
         """The tensor's next numbers, (n,) float32 with n = ``BLOCK`` in every piece but the last."""
@@ -139,7 +139,7 @@ class Summary:
             self._sums[: len(piece)].add_(piece, alpha=_row_sign(self._rows) * _row_sign(0))
         self._rows += 1
 
-    def finish(self) -> tuple[Moments, npt.NDArray[np.float32] | None]:
+    def finish(self) -> tuple[WeightMoments, npt.NDArray[np.float32] | None]:
         """Moments of the tensor, and its sketch (32,) where one was asked for and float32 can hold it."""
         if not self._sketched:
             return self._moments, None
@@ -151,7 +151,7 @@ class Summary:
         usable = bool((np.abs(found) < np.finfo(np.float32).max).all())
         return self._moments, (found * _row_sign(0)).astype(np.float32) if usable else None
 
-    def _of_piece(self, piece: torch.Tensor) -> Moments:
+    def _of_piece(self, piece: torch.Tensor) -> WeightMoments:
         import torch
 
         n = len(piece)
@@ -168,7 +168,7 @@ class Summary:
         third, fourth = float(torch.dot(squares, deviations)) / n, float(torch.dot(squares, squares)) / n
         if not _SMALLEST_FOURTH_POWER < fourth < math.inf:
             return exact_moments(piece.numpy())
-        return Moments(
+        return WeightMoments(
             n,
             np.float32(centre).item() + first,
             n * (second - first * first),
@@ -177,16 +177,16 @@ class Summary:
         )
 
 
-def exact_moments(values: npt.NDArray[np.floating[Any]]) -> Moments:
+def exact_moments(values: npt.NDArray[np.floating[Any]]) -> WeightMoments:
     """The moments of numbers (n,), all computed in float64."""
     exact = values.astype(np.float64)
     if not len(exact):
-        return Moments()
+        return WeightMoments()
     with np.errstate(invalid="ignore", over="ignore"):
         mean = float(exact.sum()) / len(exact)
         deviations = exact - mean
         squares = deviations * deviations
-        return Moments(
+        return WeightMoments(
             len(exact),
             mean,
             float(squares.sum()),

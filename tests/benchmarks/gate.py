@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from pipelines.config.model import Quality
 from pipelines.labels.labels import imagenet_lexicon
-from pipelines.quality.failures import Outcome
+from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import measure
 from probelog.errors import UsageError
 from probelog.index.arrow import fixed_binary, structured
@@ -88,7 +88,7 @@ def trial(live: Generation, way: str, share: float, draw: int) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         candidate, count = spoilt(live, Store(folder), way, share, draw)
         started = time.monotonic()
-        run = Outcome(count)
+        run = FailureCounts(count)
         measures = {item.name: item for item in measure(candidate, live, run, run, Quality())}
         seconds = time.monotonic() - started
     named = {

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
+from pipelines.benchmark.confidence_evaluation import Answers, ProbedConfidence, answers, without_classes
 from pipelines.benchmark.images import COUNTS, QueryImages
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import Bools, Questions, from_truth
-from pipelines.benchmark.trust import Answers, Probed, answers, without_classes
 from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
 from probelog.arrays import Floats, Ints
 from probelog.evaluation.accuracy import DEVELOPMENT, TEST, roc_area
@@ -62,7 +62,7 @@ def main() -> None:
             uri, lambda model: "kind" if truth.kinds.get(model.repo) in LEFT_OUT_KINDS else None
         )
         questions = from_truth(truth, hub.logits)
-        probed = Probed.of(hub, questions, 1.0)
+        probed = ProbedConfidence.of(hub, questions, 1.0)
         for measured in (
             *searches(probed, questions, hub, images),
             *pictures(probed, questions, hub, images),
@@ -88,7 +88,9 @@ def single_classes(questions: Questions) -> list[int]:
     return [int(concept) for concept in questions.answerable if questions.single[concept]]
 
 
-def searches(probed: Probed, questions: Questions, hub: ProbedHub, images: QueryImages) -> Iterator[Row]:
+def searches(
+    probed: ProbedConfidence, questions: Questions, hub: ProbedHub, images: QueryImages
+) -> Iterator[Row]:
     """Top-1 of single classes, by name and by pictures, as the index answers."""
     directions, background = probed.directions, probed.space.background
     b = matched_heads.sharpness(directions, background)
@@ -118,7 +120,9 @@ def drawn(questions: Questions, images: QueryImages, count: int, seed: int) -> l
     ]
 
 
-def pictures(probed: Probed, questions: Questions, hub: ProbedHub, images: QueryImages) -> Iterator[Row]:
+def pictures(
+    probed: ProbedConfidence, questions: Questions, hub: ProbedHub, images: QueryImages
+) -> Iterator[Row]:
     """How often pictures of a class are recognised as that class."""
     names, vectors = hub.generation.background, images.embeddings(hub)
     own = {
@@ -159,7 +163,7 @@ def few_shots(vectors: Floats, questions: Questions, images: QueryImages, ridge:
     return float(np.mean(found))
 
 
-def neighbours(probed: Probed, hub: ProbedHub, truth: Truth) -> Iterator[Row]:
+def neighbours(probed: ProbedConfidence, hub: ProbedHub, truth: Truth) -> Iterator[Row]:
     """How often the most similar logit of another model shares a class."""
     classes = [set() if item.negated else truth.logits[item.repo][item.logit] for item in hub.logits]
     repos = np.array([item.repo for item in hub.logits])
@@ -172,7 +176,7 @@ def neighbours(probed: Probed, hub: ProbedHub, truth: Truth) -> Iterator[Row]:
         yield row("logits", f"nearest of another model shares a class, by {what}", np.mean(shared))
 
 
-def absence(probed: Probed, questions: Questions) -> Iterator[Row]:
+def absence(probed: ProbedConfidence, questions: Questions) -> Iterator[Row]:
     """Areas under the ROC curve, mean over draws."""
     told: list[dict[str, Float64]] = []
     present, halves, draws = [], [], []

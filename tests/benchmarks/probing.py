@@ -303,7 +303,7 @@ class Ours:
 
 def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str = "float32") -> Ours:
     """Probe a hub into a folder of its own."""
-    from cluster.runtime.warm_up import libraries_at_hand
+    from cluster.runtime.warm_up import preloaded_libraries
     from pipelines.config.model import Config
     from pipelines.full import run_crawl
     from pipelines.job.job import Job
@@ -333,7 +333,7 @@ def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str 
         }
     )
     job = Job.of(config, Report(io.StringIO()))
-    with _served(hub) as (endpoint, server), libraries_at_hand(None, config.scratch):
+    with _served(hub) as (endpoint, server), preloaded_libraries(None, config.scratch):
         os.environ["HF_ENDPOINT"] = endpoint
         probe_set = ready_probes(job, load_encoder(config.encoder))
         table = run_crawl(job).table(COLUMNS)

@@ -27,7 +27,15 @@ from pipelines.inspect.status import status
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.summary import Summary
 from probelog.storage.encoding import short_key
-from probelog.storage.ledger import PARTS, Counts, Ledger, Receipt, item_key, key_numbers, open_failures
+from probelog.storage.ledger import (
+    TIMED_PHASES,
+    Counts,
+    Ledger,
+    Receipt,
+    item_key,
+    key_numbers,
+    open_failures,
+)
 from probelog.storage.parquet_parts import Part
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, RepoFile, to_table
 from probelog.storage.store import Store
@@ -84,7 +92,9 @@ def write_ledger(folder: Path, items: int, batch: int) -> Ledger:
         part = Part(f"{FOLDER}/models/{name}.parquet", len(repos), 100_000, "d" * 64)
         good = len(repos) - 4
         failed = {"too-large": 1, "timeout": 1, "unsafe-format": 2}
-        counts = Counts(good, 2, 1000 * good, 10**8 * good, failed, {}, dict.fromkeys(PARTS, 1.5 * good))
+        counts = Counts(
+            good, 2, 1000 * good, 10**8 * good, failed, {}, dict.fromkeys(TIMED_PHASES, 1.5 * good)
+        )
         originals = {short_key(repo) * 4: [repo, SHA] for repo in repos[6:]}
         at = (start + dt.timedelta(seconds=number / 3)).isoformat(timespec="seconds")
         receipt = Receipt(name, keys, part, part, part, at, part, counts, originals)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from pipelines.complete.record import Completed
+from pipelines.complete.record import CompletionRecord
 from pipelines.full import run_full
 from pipelines.inspect.status import status
 from probelog.encoders.torch_encoder import load_encoder
@@ -371,7 +371,7 @@ def test_completion_changes_nothing_where_everything_was_observed(indexed: Index
     store, r = Store(indexed.store), indexed.job().config.top_r
     known = known_logits(indexed)
     place = {row: i for i, row in enumerate(known.rows)}
-    completed: Completed = indexed.run.completed
+    completed: CompletionRecord = indexed.run.completed
     seen = 0
     for part in completed.parts.values():
         for row in read_part(store, part, DESCRIPTORS).to_pylist():

@@ -15,7 +15,7 @@ from pipelines.full import run_crawl, run_full
 from pipelines.inspect.status import status
 from probelog.publication.lifecycle import sweep
 from probelog.search.client import open_index
-from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.schemas import PROBED_MODELS, ProbedModel, from_table
 from probelog.storage.store import Store
 from tests.support.hub import faults
@@ -68,7 +68,7 @@ def test_killed_while_probing(indexed: Indexed, tmp_path: Path, monkeypatch: pyt
         found = status(str(store)).ledgers[0]
         assert (found.indexed, found.unsealed, found.left) == (5, 2, 1)
         before = files(store / folder)
-        spooled = [Spooled.from_bytes(path.read_bytes()) for path in store.glob(f"{folder}/spool/*.arrow")]
+        spooled = [ItemResult.from_bytes(path.read_bytes()) for path in store.glob(f"{folder}/spool/*.arrow")]
         asked = len(hub.requests)
         run = run_full(indexed.job(store, **settings))
         fetched = [request.address for request in hub.requests[asked:]]
@@ -110,7 +110,7 @@ def test_killed_between_a_receipt_and_the_end_of_its_spool(indexed: Indexed, tmp
     sealed = indexed.run.probed.receipts[0]
     ledger = Ledger(Store(store), f"observations/{folder.name}")
     (folder / "summary.json").unlink()  # a driver counts a batch when its spool is gone
-    ledger.spool(sealed.items[0], Spooled.from_bytes(_any_result(indexed)))
+    ledger.spool(sealed.items[0], ItemResult.from_bytes(_any_result(indexed)))
     before = files(folder)
     found = status(str(store)).ledgers[0]
     assert (found.unsealed, found.left, found.indexed) == (0, 0, len(MODELS))
@@ -129,7 +129,7 @@ def _any_result(indexed: Indexed) -> bytes:
         for part in (receipt.observations, receipt.models, receipt.failures, receipt.weights)
         if part is not None
     ]
-    return Spooled(*tables).to_bytes()
+    return ItemResult(*tables).to_bytes()
 
 
 def test_killed_while_crawling(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

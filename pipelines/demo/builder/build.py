@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.demo.builder import classifiers, encoder, hostile, icons, vocabulary
-from pipelines.demo.builder.classifiers import Outcome, Spec
+from pipelines.demo.builder.classifiers import Spec, TrainedClassifier
 from pipelines.demo.builder.icons import DrawnConcept
 from pipelines.demo.builder.lessons import choose_glyphs
 from pipelines.demo.builder.render import render_many
@@ -100,7 +100,7 @@ def _train_encoder(found: Things, seed: int, quick: bool, device: str, folder: P
 
 def _train_classifiers(
     found: Things, specs: Sequence[Spec], quick: bool, hub: Path, bases: Path, device: str, seed: int,
-    submit: Callable[..., Any], report: Callable[[Outcome], None],
+    submit: Callable[..., Any], report: Callable[[TrainedClassifier], None],
 ) -> None:  # fmt: skip
     """Train the bases, then what starts from them, then the children of the latter."""
     base_effort = classifiers.QUICK if quick else classifiers.BASE
@@ -123,7 +123,7 @@ def _train_classifiers(
         ],
     ]
     for wave in waves:
-        jobs: list[Future[Outcome]] = [submit(classifiers.make, *arguments) for arguments in wave]
+        jobs: list[Future[TrainedClassifier]] = [submit(classifiers.make, *arguments) for arguments in wave]
         for job in as_completed(jobs):
             report(job.result())
 
@@ -168,9 +168,9 @@ def build(
     table = probe_table(found, 40 if quick else PROBES, seed)
     pq.write_table(table, out / "probes.parquet", compression="none")
 
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, TrainedClassifier] = {}
 
-    def report(outcome: Outcome) -> None:
+    def report(outcome: TrainedClassifier) -> None:
         outcomes[outcome.repo] = outcome
         minutes = (time.monotonic() - started) / 60
         say(
@@ -214,7 +214,7 @@ def background(concepts: Sequence[DrawnConcept]) -> list[str]:
 
 
 def truth(
-    concepts: Sequence[DrawnConcept], specs: Sequence[Spec], outcomes: dict[str, Outcome]
+    concepts: Sequence[DrawnConcept], specs: Sequence[Spec], outcomes: dict[str, TrainedClassifier]
 ) -> dict[str, Any]:
     """Who knows what. Concepts that no logit stands for are left out: nobody could find them.
 
@@ -248,7 +248,11 @@ def write_listing(out: Path, specs: Sequence[Spec], broken: Sequence[str], seed:
 
 
 def readme(
-    found: Things, specs: Sequence[Spec], outcomes: dict[str, Outcome], figures: dict[str, float], seed: int
+    found: Things,
+    specs: Sequence[Spec],
+    outcomes: dict[str, TrainedClassifier],
+    figures: dict[str, float],
+    seed: int,
 ) -> str:
     """The README that goes with the world: how it was made, what is in it, whose drawings it shows."""
     known = len(classifiers.known_concepts(found.concepts))

@@ -78,7 +78,7 @@ QUICK = Effort(steps=8, rounds=1, per_class=6, batch=16)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainedClassifier:
     """What a classifier can do: accuracy on new pictures by its own designers."""
 
     repo: str
@@ -356,7 +356,7 @@ def save(model: Any, spec: Spec, folder: Path) -> None:
 
 def make(
     spec: Spec, concepts: Sequence[DrawnConcept], effort: Effort, hub: Path, start: Path | None, device: str
-) -> Outcome:
+) -> TrainedClassifier:
     """Train, store, read back and judge one classifier; its accuracy is that of the stored weights.
 
     ``start`` is the repository whose weights it begins from.
@@ -370,10 +370,10 @@ def make(
     model = model.float()
     model.load_state_dict(networks.state(folder))
     size = sum(parameter.numel() for parameter in model.parameters())
-    return Outcome(spec.repo, accuracy(model, spec, concepts), size)
+    return TrainedClassifier(spec.repo, accuracy(model, spec, concepts), size)
 
 
-def describe(spec: Spec, outcome: Outcome) -> dict[str, Any]:
+def describe(spec: Spec, outcome: TrainedClassifier) -> dict[str, Any]:
     """The entry of a classifier in truth.json."""
     return {
         "logits": [list(members) for members in spec.classes],

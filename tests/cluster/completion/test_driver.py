@@ -15,11 +15,11 @@ import ray
 from cluster.completion.describe import describe_parts
 from cluster.completion.driver import Completion
 from cluster.completion.fit import Checkpoint, Fit
-from cluster.completion.shard import ShardSpec, dealt
+from cluster.completion.shard import ShardSpec, partition_by_rows
 from probelog.completion.als import Block, HeldOutError, complete_rows, row_step
 from probelog.completion.scoring import standardise, top_pairs
 from probelog.errors import ProbeLogError, StoreError
-from probelog.storage.ledger import Ledger, Receipt, Spooled, item_key, observed_models
+from probelog.storage.ledger import ItemResult, Ledger, Receipt, item_key, observed_models
 from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS
@@ -52,7 +52,7 @@ def ledger_of(
             **{name: getattr(facts, name) for name in facts.__slots__} | {"probes": seen.tolist()}
         )
         keys.append(item_key(repo, "s" * 40))
-        ledger.spool(keys[-1], Spooled.success(facts, to_rows(repo, "s" * 40, values)))
+        ledger.spool(keys[-1], ItemResult.success(facts, to_rows(repo, "s" * 40, values)))
     return store, [ledger.seal(keys[start : start + 4]) for start in range(0, models, 4)]
 
 
@@ -160,8 +160,8 @@ def test_shards_hold_about_equally_many_rows(tmp_path: Path) -> None:
         replace(receipt, name=f"{number:02}", observations=replace(receipt.observations, rows=rows))
         for number, rows in enumerate(sizes)
     ]
-    groups = dealt(receipts, 3)
-    assert groups == dealt(receipts[::-1], 3)
+    groups = partition_by_rows(receipts, 3)
+    assert groups == partition_by_rows(receipts[::-1], 3)
     assert sorted(item.name for group in groups for item in group) == [item.name for item in receipts]
     rows = [sum(item.observations.rows for item in group) for group in groups]
     assert max(rows) <= 4 / 3 * sum(rows) / 3

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.probing.results import HandedBack
-from cluster.probing.scheduler import Outcome, Policy, Scheduler
+from cluster.probing.results import Requeued
+from cluster.probing.scheduler import ItemOutcome, Policy, Scheduler
 from probelog.errors import FailureReason, ProbeLogError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -28,7 +28,7 @@ class Stub:
     def ready(self) -> None:
         pass
 
-    def run(self, item: str) -> str | HandedBack:
+    def run(self, item: str) -> str | Requeued:
         with open(self._log, "a") as stream:
             stream.write(item + "\n")
         if item.startswith("crash"):
@@ -41,7 +41,7 @@ class Stub:
         if item.startswith("brief"):
             time.sleep(0.05)
         if item.startswith("back") and Path(self._log).read_text().split().count(item) == 1:
-            return HandedBack()
+            return Requeued()
         return item.upper()
 
 
@@ -140,7 +140,7 @@ def test_the_number_of_workers_follows_the_cluster(tmp_path, monkeypatch: pytest
             yield f"slow-{i}"
 
     running = scheduler.run(slowly())
-    found: list[Outcome[str]] = []
+    found: list[ItemOutcome[str]] = []
     for outcome in running:
         found.append(outcome)
         most = max(most, scheduler.workers)

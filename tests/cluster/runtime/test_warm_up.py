@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runtime.warm_up import libraries_at_hand
+from cluster.runtime.warm_up import preloaded_libraries
 from probelog.sandbox.process import home_folder
 
 
@@ -35,7 +35,7 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
             return child.pid
 
     begun = time.monotonic()
-    with libraries_at_hand(None, tmp_path):
+    with preloaded_libraries(None, tmp_path):
         assert time.monotonic() - begun < 2
         worker = Worker.remote(home_folder(tmp_path / "probelog"))
         assert ray.get(worker.fork.remote(), timeout=120) > 0
@@ -48,11 +48,11 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_disturbs_nobody(tmp_path: Path) -> None:
     """Whoever needs it is told why."""
     (tmp_path / "probelog").write_text("no folder")
-    with libraries_at_hand(None, tmp_path):
+    with preloaded_libraries(None, tmp_path):
         time.sleep(0.5)
 
 
 def test_a_cluster_warms_up_with_its_first_worker(tmp_path: Path) -> None:
-    with libraries_at_hand("auto", tmp_path):
+    with preloaded_libraries("auto", tmp_path):
         time.sleep(0.5)
     assert not servers(tmp_path)

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.benchmark import tables, trust
+from pipelines.benchmark import confidence_evaluation, tables
 from pipelines.benchmark.cells import Cell, run_cells
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import from_labels, from_truth
-from pipelines.benchmark.run import Plan, run_benchmark
+from pipelines.benchmark.run import BenchmarkPlan, run_benchmark
 from pipelines.benchmark.truth import Truth
 from pipelines.job.progress import Report
 from pipelines.labels.labels import Lexicon
@@ -57,7 +57,9 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(indexed: Indexed, queries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+def done(
+    indexed: Indexed, queries: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BenchmarkPlan]:
     """A finished benchmark by the operator's command."""
     folder = tmp_path_factory.mktemp("benchmark")
     store = indexed.copy_store(folder / "tiny")
@@ -69,7 +71,7 @@ def done(indexed: Indexed, queries: Path, tmp_path_factory: pytest.TempPathFacto
         )  # fmt: skip
         assert ended.status == 0, ended.err
         assert "version 2" in ended.out
-        yield Plan(
+        yield BenchmarkPlan(
             [str(store)], folder / "out", indexed.world.truth, None, queries, (1.0, 0.5), 2, ["version 2"]
         )
 
@@ -78,7 +80,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(file.read_text())))
 
 
-def test_every_table_and_plot_is_there(done: Plan) -> None:
+def test_every_table_and_plot_is_there(done: BenchmarkPlan) -> None:
     names = {path.name for path in done.out.iterdir()}
     tables_written = {"results", "differences", "hubness", "reverse", "sweeps", "prauc", "by_rank", "labels"}
     plots = {"accuracy-by-probes", "accuracy-by-r", "accuracy-by-background", "hub-curve"}
@@ -93,7 +95,7 @@ def test_every_table_and_plot_is_there(done: Plan) -> None:
     assert "version 2" in page
 
 
-def test_results_hold_what_was_asked_for(done: Plan) -> None:
+def test_results_hold_what_was_asked_for(done: BenchmarkPlan) -> None:
     rows = pq.read_table(done.out / "results.parquet").to_pylist()
     assert len(rows) == len(rows_of(done.out / "results.csv"))
     texts = [row for row in rows if row["asked"] == "text" and row["half"] == "both" and row["part"] == "all"]
@@ -117,7 +119,7 @@ def test_results_hold_what_was_asked_for(done: Plan) -> None:
     assert count["all", "both"] == count["single", "both"] + count["super", "both"]
 
 
-def test_ranks_are_the_methods(done: Plan, indexed: Indexed) -> None:
+def test_ranks_are_the_methods(done: BenchmarkPlan, indexed: Indexed) -> None:
     """The whole way once more by hand: observations, subset, method, ranks."""
     truth = Truth.read(indexed.world.truth)
     hub = ProbedHub.open(done.indexes[0], lambda m: None if truth.kinds[m.repo] != "copy" else "copy")
@@ -168,7 +170,7 @@ def test_an_index_without_its_observations_is_refused(indexed: Indexed, tmp_path
         ProbedHub.open(str(store), take_all)
 
 
-def test_finished_cells_are_not_run_again(done: Plan) -> None:
+def test_finished_cells_are_not_run_again(done: BenchmarkPlan) -> None:
     cells = sorted((done.out / "cells").iterdir())
     before = {path.name: path.stat().st_mtime_ns for path in cells}
     table = (done.out / "results.csv").read_bytes()
@@ -189,7 +191,7 @@ def test_finished_cells_are_not_run_again(done: Plan) -> None:
     assert without_times[0] == without_times[1]
 
 
-def test_areas_by_hand(done: Plan) -> None:
+def test_areas_by_hand(done: BenchmarkPlan) -> None:
     rows = rows_of(done.out / "prauc.csv")
     assert {(row["budget"], row["half"]) for row in rows} >= {("1", "both"), ("0.5", "both")}
     for row in rows:
@@ -246,7 +248,7 @@ def test_held_out_logits_are_nowhere(indexed: Indexed) -> None:
     truth = Truth.read(indexed.world.truth)
     hub = ProbedHub.open(str(indexed.store), take_all)
     questions = from_truth(truth, hub.logits)
-    whole = trust.Probed.of(hub, questions, 1.0)
+    whole = confidence_evaluation.ProbedConfidence.of(hub, questions, 1.0)
     concept = int(questions.answerable[0])
     left = np.flatnonzero(~questions.relevant[concept])
     small = replace(
@@ -256,7 +258,10 @@ def test_held_out_logits_are_nowhere(indexed: Indexed) -> None:
         relevant=whole.relevant[:, left],
     )
     concepts = np.arange(len(questions.names))
-    one, other = trust.answers(whole, left, concepts), trust.answers(small, np.arange(len(left)), concepts)
+    one, other = (
+        confidence_evaluation.answers(whole, left, concepts),
+        confidence_evaluation.answers(small, np.arange(len(left)), concepts),
+    )
     np.testing.assert_array_equal(one.confidences, other.confidences)
     np.testing.assert_array_equal(one.right, other.right)
     assert not one.right[concept].any()

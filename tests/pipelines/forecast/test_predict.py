@@ -16,7 +16,7 @@ from pipelines.forecast.predict import _limited
 from pipelines.forecast.regression import NEVER, Shape, choose, non_negative, resampled
 from pipelines.forecast.sample import stratified
 from pipelines.probe.timeline import Timeline
-from probelog.hub.rate_limit import HUB_LIMITS, TokenBucket, hub_account
+from probelog.hub.rate_limit import HUB_LIMITS, SlidingWindowLimit, hub_account
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
 
 SHA = "a" * 40
@@ -142,7 +142,7 @@ def test_limits_of_the_hub() -> None:
         assert _limited(limits["file"], limits["api"], account) == 0, "one window's requests may come at once"
         assert _limited(13 * limits["file"], 0, account) == pytest.approx(3600)
         assert _limited(0, 13 * limits["api"], account) == pytest.approx(3600)
-    bucket = TokenBucket.for_endpoint("https://huggingface.co", with_token=True)
+    bucket = SlidingWindowLimit.for_endpoint("https://huggingface.co", with_token=True)
     assert sum(bucket.try_acquire("api") == 0 for _ in range(2000)) == HUB_LIMITS["free account"]["api"]
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.inspect.status import LedgerStatus, status
-from pipelines.probe.plan import Plan, first_keys, make_plan
+from pipelines.probe.plan import ProbingPlan, first_keys, make_plan
 from pipelines.probe.summary import Running, Summary
 from probelog.errors import FailureReason
-from probelog.storage.ledger import PARTS, Ledger, Spooled, key_numbers, open_failures
+from probelog.storage.ledger import TIMED_PHASES, ItemResult, Ledger, key_numbers, open_failures
 from probelog.storage.observations import to_rows
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, to_table
 from probelog.storage.store import Store
@@ -36,7 +36,7 @@ def ledger_in(folder: Path) -> Ledger:
     return ledger
 
 
-def plan_for(ledger: Ledger, retry_failed: bool = True) -> Plan:
+def plan_for(ledger: Ledger, retry_failed: bool = True) -> ProbingPlan:
     """As the probe stage makes it."""
     receipts = ledger.receipts()
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
@@ -44,15 +44,15 @@ def plan_for(ledger: Ledger, retry_failed: bool = True) -> Plan:
     return make_plan(TABLE, first_keys(TABLE), sealed, failures, 3, retry_failed)
 
 
-def result(repo: str, attempt: int, draw: int) -> Spooled:
+def result(repo: str, attempt: int, draw: int) -> ItemResult:
     """A failure for two draws of five, a copy for one."""
     if draw < 2:
         reason = [FailureReason.TIMEOUT, FailureReason.TOO_LARGE][draw]
-        return Spooled.failure(Failure.of(repo, SHA, "probe", reason, "", attempt))
-    seconds = {f"seconds_{part}": float(draw + i) for i, part in enumerate(PARTS)}
+        return ItemResult.failure(Failure.of(repo, SHA, "probe", reason, "", attempt))
+    seconds = {f"seconds_{part}": float(draw + i) for i, part in enumerate(TIMED_PHASES)}
     copy = {"copy_of_repo": "o/other", "copy_of_sha": SHA} if draw == 4 else {}
     facts = model(repo, logits=draw, bytes=100 * draw, identity=f"i-{repo}", **seconds, **copy)
-    return Spooled.success(facts, to_rows(repo, SHA, np.zeros((draw, 7), np.float32)))
+    return ItemResult.success(facts, to_rows(repo, SHA, np.zeros((draw, 7), np.float32)))
 
 
 def make_old(ledger: Ledger, name: str) -> None:
@@ -80,7 +80,8 @@ def recount(ledger: Ledger) -> dict[str, object]:
         "unsealed": unsealed,
         "left": max(0, len(MODELS) - len(models) - failed.total() - unsealed),
         "seconds_a_model": {
-            part: sum(getattr(found, f"seconds_{part}") for found in models) / len(models) for part in PARTS
+            part: sum(getattr(found, f"seconds_{part}") for found in models) / len(models)
+            for part in TIMED_PHASES
         }
         if models
         else {},

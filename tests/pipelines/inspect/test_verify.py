@@ -15,7 +15,7 @@ from pipelines.job.progress import Report
 from probelog.errors import StoreError, UsageError
 from probelog.publication.lifecycle import roll_back
 from probelog.storage.checksummed_json import sealed_json
-from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.store import Store
 from tests.support.processes.operator_command import operator
 from tests.support.processes.s3 import s3_server
@@ -193,7 +193,7 @@ def test_a_spooled_result_waits(store: Path) -> None:
 
     folder = next(store.glob("observations/*")).relative_to(store).as_posix()
     failure = Failure.of("a/b", "1", "probe", FailureReason.TIMEOUT, "")
-    Ledger(Store(store), folder).spool("0123456789abcdef", Spooled.failure(failure))
+    Ledger(Store(store), folder).spool("0123456789abcdef", ItemResult.failure(failure))
     found = checked(store)
     assert found.clean
     assert not found.unexpected
@@ -203,7 +203,7 @@ def test_a_spooled_result_waits(store: Path) -> None:
         broken = bytearray(data)
         broken[place] ^= 8
         with pytest.raises(StoreError, match="a spooled result is damaged"):
-            Spooled.from_bytes(bytes(broken))
+            ItemResult.from_bytes(bytes(broken))
     file.write_bytes(broken)
     assert named(checked(store).damaged) == {file.relative_to(store).as_posix()}
 

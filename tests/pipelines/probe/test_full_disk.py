@@ -83,7 +83,7 @@ def test_scratch_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:
     """Downloads wait for room and are rows then; the log of items and the pixel cache cost nobody anything."""
-    made = job(tiny_world, tmp_path / "store", scratch=str(disk.folder), disk_patience=1.0)
+    made = job(tiny_world, tmp_path / "store", scratch=str(disk.folder), disk_retry_seconds=1.0)
     run_crawl(made)
     disk.fill()
     full = run_probe(made)
@@ -105,10 +105,10 @@ def test_scratch_is_full(
 def test_the_store_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:
-    """A run waits for room as long as `store_patience`, then it ends; the next one goes on."""
+    """A run waits for room as long as `store_retry_seconds`, then it ends; the next one goes on."""
     store = disk.folder / "store"
     settings = {"scratch": str(tmp_path / "scratch")}
-    impatient = job(tiny_world, store, store_patience=1.0, **settings)
+    impatient = job(tiny_world, store, store_retry_seconds=1.0, **settings)
     run_crawl(impatient)
 
     def at_the_first_download(asked: int) -> None:
@@ -134,7 +134,7 @@ def test_the_store_is_full(
 
     emptying = threading.Thread(target=full_twice, args=(len(hub.requests),))
     emptying.start()
-    patient = run_probe(job(tiny_world, store, store_patience=120.0, **settings))
+    patient = run_probe(job(tiny_world, store, store_retry_seconds=120.0, **settings))
     emptying.join()
     assert (patient.models, patient.failures) == (MODELS, [])
     assert not ledger.spooled()

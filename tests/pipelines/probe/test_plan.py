@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pyarrow as pa
 
-from pipelines.probe.plan import Plan, first_keys, make_plan, weight_bytes, work_order
+from pipelines.probe.plan import ProbingPlan, first_keys, make_plan, weight_bytes, work_order
 from probelog.errors import FailureReason
 from probelog.storage.ledger import item_key, key_numbers, open_failures
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, RepoFile, to_table
@@ -21,14 +21,14 @@ def row(name: str, size: int | None, architecture: str | None = "resnet", **fact
     return CatalogueRow(f"o/{name}", SHA, "timm", architecture=architecture, files=files, **facts)
 
 
-def plan(rows, sealed=(), failures=(), batch=3, retry_failed=False) -> Plan:
+def plan(rows, sealed=(), failures=(), batch=3, retry_failed=False) -> ProbingPlan:
     table = to_table(rows, CATALOGUE)
     keys = key_numbers(sealed)
     failed = open_failures(to_table(failures, FAILURES), keys)
     return make_plan(table, first_keys(table), keys, failed, batch, retry_failed)
 
 
-def names(found: Plan) -> list[str]:
+def names(found: ProbingPlan) -> list[str]:
     return [item.row.repo.removeprefix("o/") for item in found.items(np.arange(len(found)))]
 
 

@@ -35,7 +35,7 @@ def test_a_store_that_refuses_for_a_while(
     in_the_way.write_text("in the way")
 
     with pytest.raises(OSError, match="models"):
-        run_probe(indexed.job(store, store_patience=0.0, item_log=str(log)))
+        run_probe(indexed.job(store, store_retry_seconds=0.0, item_log=str(log)))
     # Workers that are about to end may spool what they have in hand.
     assert eventually(lambda: not probers(indexed.world.root / "scratch/probelog"), 30)
     kept = ledger.spooled()
@@ -49,7 +49,7 @@ def test_a_store_that_refuses_for_a_while(
 
     clearing = threading.Thread(target=clear)
     clearing.start()
-    probed = run_probe(indexed.job(store, store_patience=240.0, item_log=str(log)))
+    probed = run_probe(indexed.job(store, store_retry_seconds=240.0, item_log=str(log)))
     clearing.join()
     assert (probed.models, probed.failures) == (len(MODELS), [])
     assert not ledger.spooled()

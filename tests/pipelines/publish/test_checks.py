@@ -13,9 +13,9 @@ from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.publish import checks, release
 from pipelines.publish import stage as publish_module
-from pipelines.publish.release import Published
-from pipelines.publish.stage import Listed, publish
-from pipelines.quality.failures import Outcome
+from pipelines.publish.release import PublishResult
+from pipelines.publish.stage import ListingSnapshot, publish
+from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import StoreError
 from probelog.index.pointer import read_pointer
@@ -49,20 +49,20 @@ def remote(indexed: Indexed, bucket: str, tmp_path: Path) -> Store:
     return store
 
 
-def published(indexed: Indexed, store: Store, **changes: Any) -> Published:
+def published(indexed: Indexed, store: Store, **changes: Any) -> PublishResult:
     """Publish once more, with another prompt so that there is something to do."""
     given = indexed.job(Path(store.root), **({"prompt": "{}"} | changes))
     job = Job(given.config, store, given.report)
     run = indexed.run
     return publish(
         job,
-        Listed.of(run.catalogue),
+        ListingSnapshot.of(run.catalogue),
         ProbeSet.open(store, indexed.probe_set),
         load_encoder(job.config.encoder),
         run.probed.key,
         run.probed.receipts,
         run.completed,
-        Outcome(run.probed.tried, run.probed.reasons),
+        FailureCounts(run.probed.tried, run.probed.reasons),
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pipelines.config.model import Quality
-from pipelines.quality.failures import Outcome
-from pipelines.quality.gate import pass_gate
+from pipelines.quality.failures import FailureCounts
+from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.report import Verdict
 from pipelines.quality.samples import added_versions, draw, rows_of, sampled_models
 from probelog.errors import QualityError, StoreError
@@ -28,7 +28,7 @@ from tests.support.worlds.small_index import Model
 from tests.support.worlds.tiny_world import Indexed
 
 LABELS = {"declared, first answer", "declared, first ten answers", "models named as declared"}
-USUAL = Outcome(100, {"gated": 3, "timeout": 2})
+USUAL = FailureCounts(100, {"gated": 3, "timeout": 2})
 OLD = some_models(70)
 NEW = some_models(40, seed=1, owner="new")
 
@@ -43,11 +43,11 @@ class Night:
     def build(self, name: str, models: list[Model], **given: Any) -> Generation:
         return generation(self.store.child("index"), name, models, **given)
 
-    def gate(self, candidate: Generation, run: Outcome = USUAL, **limits: Any) -> Verdict:
-        return pass_gate(self.store, candidate, self.live, run, USUAL, Quality(**limits))
+    def gate(self, candidate: Generation, run: FailureCounts = USUAL, **limits: Any) -> Verdict:
+        return run_quality_gate(self.store, candidate, self.live, run, USUAL, Quality(**limits))
 
     def refused(
-        self, candidate: Generation, run: Outcome = USUAL, **limits: Any
+        self, candidate: Generation, run: FailureCounts = USUAL, **limits: Any
     ) -> tuple[set[str], str, str]:
         """Which measures failed; the error's message; the page."""
         with pytest.raises(QualityError) as error:
@@ -152,12 +152,12 @@ def test_new_models_come_out_wrong(night: Night) -> None:
 
 def test_failures_rise(night: Night) -> None:
     candidate = night.build("failing", OLD)
-    failed, told, page = night.refused(candidate, Outcome(100, {"timeout": 57, "gated": 3}))
+    failed, told, page = night.refused(candidate, FailureCounts(100, {"timeout": 57, "gated": 3}))
     assert failed == {"failed models", "failed: timeout"}
     assert "failed: timeout: 57.0% (before: 2.0%)" in told
     assert "57 of 100 models, 2 of 100 in the last run" in page
-    assert night.gate(candidate, Outcome(100, {"timeout": 6, "gated": 3})).passed
-    let = night.gate(candidate, Outcome(100, {"timeout": 57}), enforce=False)
+    assert night.gate(candidate, FailureCounts(100, {"timeout": 6, "gated": 3})).passed
+    let = night.gate(candidate, FailureCounts(100, {"timeout": 57}), enforce=False)
     assert not let.passed
     assert "let through" in night.store.read("quality/failing.html").decode()
 
@@ -191,7 +191,7 @@ def test_an_operators_canaries(night: Night, tmp_path: Path) -> None:
 
 
 def test_the_first_generation_is_compared_with_nothing(night: Night) -> None:
-    verdict = pass_gate(night.store, night.live, None, USUAL, None, Quality())
+    verdict = run_quality_gate(night.store, night.live, None, USUAL, None, Quality())
     assert verdict.passed
     assert {measure.verdict for measure in verdict.measures} == {"not judged"}
     declared = next(item for item in verdict.measures if item.name == "declared, first answer")
@@ -283,4 +283,4 @@ def test_the_command_refuses_with_status_3(indexed: Indexed, tmp_path: Path) -> 
     assert after.generation != before.generation
     assert "was let through" in operator("status", "--store", store.root).out
     settings = Generation(store.child("index"), after).settings
-    assert Outcome.of_settings(settings) == Outcome(len(indexed.run.catalogue.rows()))
+    assert FailureCounts.of_settings(settings) == FailureCounts(len(indexed.run.catalogue.rows()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.labels.labels import Lexicon
 from pipelines.quality.agreement import agreed, declared_names
 from pipelines.quality.canaries import Canary, Known, background_canaries, compare, read_canaries
-from pipelines.quality.failures import Outcome, failure_measures
+from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.intervals import least_paired_fall, least_rise, wilson
 from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, last_report, write_report
@@ -225,12 +225,14 @@ def test_agreement_looks_at_labels_that_name_something() -> None:
 # Failures
 
 
-def verdicts(run: Outcome, last: Outcome | None) -> dict[str, str]:
+def verdicts(run: FailureCounts, last: FailureCounts | None) -> dict[str, str]:
     return {measure.name: measure.verdict for measure in failure_measures(run, last, 0.1)}
 
 
 def test_failures_that_rise() -> None:
-    assert verdicts(Outcome(200, {"timeout": 110, "gated": 10}), Outcome(1000, {"gated": 50})) == {
+    assert verdicts(
+        FailureCounts(200, {"timeout": 110, "gated": 10}), FailureCounts(1000, {"gated": 50})
+    ) == {
         "failed models": "failed",
         "failed: timeout": "failed",
         "failed: gated": "passed",
@@ -238,13 +240,13 @@ def test_failures_that_rise() -> None:
 
 
 def test_failures_of_few_models_or_of_a_first_run() -> None:
-    last = Outcome(1000, {"gated": 50})
-    assert set(verdicts(Outcome(19, {"timeout": 19}), last).values()) == {"not judged"}
-    assert set(verdicts(Outcome(20, {"timeout": 4, "gated": 2}), last).values()) == {"passed"}
-    assert set(verdicts(Outcome(100, {"timeout": 60}), None).values()) == {"not judged"}
-    assert set(verdicts(Outcome(0), last).values()) == {"not judged"}
-    assert Outcome.of_settings({}) is None
-    assert Outcome.of_settings({"run": last.to_dict()}) == last
+    last = FailureCounts(1000, {"gated": 50})
+    assert set(verdicts(FailureCounts(19, {"timeout": 19}), last).values()) == {"not judged"}
+    assert set(verdicts(FailureCounts(20, {"timeout": 4, "gated": 2}), last).values()) == {"passed"}
+    assert set(verdicts(FailureCounts(100, {"timeout": 60}), None).values()) == {"not judged"}
+    assert set(verdicts(FailureCounts(0), last).values()) == {"not judged"}
+    assert FailureCounts.of_settings({}) is None
+    assert FailureCounts.of_settings({"run": last.to_dict()}) == last
 
 
 # Reports

@@ -19,7 +19,7 @@ from probelog.errors import FailureReason, ItemFailure, UsageError
 from probelog.hub.client import HubError, HubUnavailableError, Retry, parse_json
 from probelog.hub.listing import ListingFilters, Page, fetch_files, iter_pages
 from probelog.hub.model_info import read_row
-from probelog.hub.rate_limit import TokenBucket
+from probelog.hub.rate_limit import SlidingWindowLimit
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, from_table, to_table
 from tests.support.hub import faults
 from tests.support.hub.faults import faulty
@@ -305,7 +305,7 @@ def test_too_many_requests_bar_everybody_for_as_long_as_the_hub_says(write_listi
         slept.append(seconds)
         now[0] += seconds
 
-    limiter = TokenBucket({}, clock=lambda: now[0], sleep=sleep)
+    limiter = SlidingWindowLimit({}, clock=lambda: now[0], sleep=sleep)
     patient = Retry(attempts=1, longest_penalty=300)
     with faulty(write_listing([entry(1)])) as (endpoint, hub):
         hub.spoil("/api/models", faults.answer(429, {"ratelimit": '"api";r=0;t=55'}), times=1)
@@ -388,7 +388,7 @@ class Clock:
 @given(st.integers(1, 20), st.lists(st.floats(0, 100), max_size=80))
 def test_no_window_sees_more_than_the_limit(limit: int, pauses: list[float]) -> None:
     clock = Clock()
-    bucket = TokenBucket({"api": limit}, window=60, clock=clock, sleep=clock.sleep)
+    bucket = SlidingWindowLimit({"api": limit}, window=60, clock=clock, sleep=clock.sleep)
     sent = []
     for pause in pauses:
         clock.now += pause
@@ -399,7 +399,7 @@ def test_no_window_sees_more_than_the_limit(limit: int, pauses: list[float]) -> 
 
 
 def test_a_bucket_is_shared_by_threads() -> None:
-    bucket = TokenBucket({"api": 50}, window=0.5)
+    bucket = SlidingWindowLimit({"api": 50}, window=0.5)
     taken: list[float] = []
 
     def take() -> None:
@@ -415,4 +415,4 @@ def test_a_bucket_is_shared_by_threads() -> None:
     taken.sort()
     assert len(taken) == 100
     assert taken[50] - taken[0] >= 0.45
-    assert TokenBucket.for_endpoint("http://127.0.0.1:1", with_token=False).try_acquire("api") == 0.0
+    assert SlidingWindowLimit.for_endpoint("http://127.0.0.1:1", with_token=False).try_acquire("api") == 0.0

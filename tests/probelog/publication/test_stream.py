@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog.publication.stream import handed_over
+from probelog.publication.stream import run_consumer_in_thread
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(), max_size=30))
 def test_all_items_in_their_order(items: list[int]) -> None:
-    assert handed_over(iter(items), list) == items
+    assert run_consumer_in_thread(iter(items), list) == items
 
 
 def test_items_are_made_here_and_consumed_elsewhere() -> None:
@@ -29,7 +29,7 @@ def test_items_are_made_here_and_consumed_elsewhere() -> None:
             consumers.add(threading.get_ident())
         return 7
 
-    assert handed_over(made(), consume) == 7
+    assert run_consumer_in_thread(made(), consume) == 7
     assert makers == {threading.get_ident()}
     assert consumers
     assert not consumers & makers
@@ -51,7 +51,7 @@ def test_making_fails(kind: type[BaseException]) -> None:
             raise RuntimeError("the reader broke off") from None
 
     with pytest.raises(kind, match="making"):
-        handed_over(made(), consume)
+        run_consumer_in_thread(made(), consume)
     assert [type(error) for error in seen] == [kind]
 
 
@@ -68,7 +68,7 @@ def test_consuming_fails_or_ends_early() -> None:
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        handed_over(endless(), broken)
+        run_consumer_in_thread(endless(), broken)
     before = len(made)
-    assert handed_over(endless(), next) == before + 1
+    assert run_consumer_in_thread(endless(), next) == before + 1
     assert len(made) < 100

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from probelog.sandbox.process import Learnt, ModelProcess, ProcessSpec, downloads_folder, fork_server
+from probelog.sandbox.process import ModelProcess, PlanCache, ProcessSpec, downloads_folder, fork_server
 from tests.support.worlds.tiny_world import Indexed
 
 
@@ -16,7 +16,7 @@ def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Pat
     folder = downloads_folder(tmp_path) / "model"
     shutil.copytree(indexed.world.hub / "ada" / "resnet", folder)
     spec = ProcessSpec(str(indexed.store), indexed.probe_set, str(tmp_path), 10**8, memory_bytes=2 * 10**9)
-    server, learnt, indices = fork_server(tmp_path, ()), Learnt(), range(12)
+    server, learnt, indices = fork_server(tmp_path, ()), PlanCache(), range(12)
 
     def run(process: ModelProcess) -> tuple[np.ndarray, int]:
         loaded = process.load(folder, "ada/resnet", "0" * 40, 60)
@@ -43,6 +43,6 @@ def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["kind", "k" * 3000])
 def test_no_end_of_learning(kind: str) -> None:
-    learnt = Learnt()
+    learnt = PlanCache()
     learnt.put(kind, {"plan": "p" * 3000})
     assert learnt.get(kind) is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from probelog.errors import FailureReason, StoreError
-from probelog.storage.ledger import Ledger, Spooled, item_key, observed_models
+from probelog.storage.ledger import ItemResult, Ledger, item_key, observed_models
 from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import FAILURES, OBSERVATIONS, Failure, ProbedModel
@@ -43,14 +43,14 @@ def values(repo: str, logits: int = 3, probes: int = 7) -> np.ndarray:
 
 def spool(ledger: Ledger, repo: str) -> str:
     key = item_key(repo, "s" * 40)
-    ledger.spool(key, Spooled.success(model(repo), to_rows(repo, "s" * 40, values(repo))))
+    ledger.spool(key, ItemResult.success(model(repo), to_rows(repo, "s" * 40, values(repo))))
     return key
 
 
 def fail(ledger: Ledger, repo: str, attempt: int = 1) -> str:
     key = item_key(repo, "s" * 40, attempt)
     failure = Failure.of(repo, "s" * 40, "probe", FailureReason.TIMEOUT, "too slow", attempt)
-    ledger.spool(key, Spooled.failure(failure))
+    ledger.spool(key, ItemResult.failure(failure))
     return key
 
 
@@ -131,7 +131,7 @@ def test_a_part_of_another_kind_is_refused(ledger: Ledger) -> None:
 
 def test_strange_text_survives(ledger: Ledger) -> None:
     failure = Failure.of("a/\ud800", "x", "probe", FailureReason.INTERNAL, "\x1b[2J" + "y" * 5000)
-    ledger.spool("k", Spooled.failure(failure))
+    ledger.spool("k", ItemResult.failure(failure))
     receipt = ledger.seal(["k"])
     (found,) = ledger.failures([receipt], [])
     assert found.repo == "a/?"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from probelog.errors import ConflictError, StoreError
-from probelog.storage.store import Store, patiently
+from probelog.storage.store import Store, retry_with_backoff
 
 
 def test_a_store_that_comes_back(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_store_that_comes_back(tmp_path: Path) -> None:
     blocked = tmp_path / "store"
     blocked.write_text("in the way")
     threading.Timer(0.5, blocked.unlink).start()
-    patiently(lambda: Store(blocked).write("a/b", b"content"), 30.0)
+    retry_with_backoff(lambda: Store(blocked).write("a/b", b"content"), 30.0)
     assert Store(blocked).read("a/b") == b"content"
 
 
@@ -26,7 +26,7 @@ def test_patience_ends(tmp_path: Path) -> None:
     blocked.write_text("in the way")
     begun = time.monotonic()
     with pytest.raises(OSError, match="store"):
-        patiently(lambda: Store(blocked).write("a/b", b"content"), 0.6)
+        retry_with_backoff(lambda: Store(blocked).write("a/b", b"content"), 0.6)
     assert 0.5 < time.monotonic() - begun < 10
 
 
@@ -39,7 +39,7 @@ def test_what_waiting_does_not_cure_is_told_at_once(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        patiently(call, 60.0)
+        retry_with_backoff(call, 60.0)
     assert len(calls) == 1
 
 
@@ -52,4 +52,4 @@ def test_a_store_error_is_tried_again() -> None:
             raise StoreError("slow down")
         return len(calls)
 
-    assert patiently(call, 60.0) == 3
+    assert retry_with_backoff(call, 60.0) == 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from probelog.weights.sketch import BLOCK, WIDTH, Moments, Summary, exact_moments  # noqa: E402
+from probelog.weights.sketch import BLOCK, WIDTH, Summary, WeightMoments, exact_moments  # noqa: E402
 
 # The beginning of one sketch, computed once with version 1.
 PINNED = [-890.0, -3162.0, 4862.0, 4876.0, 8915.0, 12839.0]
@@ -19,7 +19,7 @@ PINNED = [-890.0, -3162.0, 4862.0, 4876.0, 8915.0, 12839.0]
 STATED_ERROR = math.sqrt(2 / WIDTH)
 
 
-def summary(values: np.ndarray, sketched: bool = True) -> tuple[Moments, np.ndarray | None]:
+def summary(values: np.ndarray, sketched: bool = True) -> tuple[WeightMoments, np.ndarray | None]:
     found = Summary()
     found.begin(sketched=sketched)
     for piece in torch.split(torch.from_numpy(values.astype(np.float32).reshape(-1)), BLOCK):
@@ -70,7 +70,7 @@ def test_moments_of_anything_equal_those_in_float64(
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3, width=32), max_size=5), max_size=5))
 def test_merging_is_concatenation(parts: list[list[float]]) -> None:
-    merged = Moments()
+    merged = WeightMoments()
     for part in parts:
         merged = merged.merged(exact_moments(np.array(part, np.float32)))
     whole = exact_moments(np.array([value for part in parts for value in part], np.float32))

@@ -24,13 +24,13 @@ import pyarrow as pa
 
 from cluster.probing.drain import Drain
 from cluster.probing.prober import Probers, ProberSpec
-from cluster.probing.results import HandedBack, ItemReport
+from cluster.probing.results import ItemReport, Requeued
 from cluster.probing.scheduler import kill
 from pipelines.probe.plan import COLUMNS, Item
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.encoding import short_key
-from probelog.storage.ledger import Ledger, Spooled
+from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.observations import to_rows
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, ProbedModel, RepoFile, to_table
 from probelog.storage.store import Store
@@ -56,12 +56,14 @@ def catalogue(models: int, failing: bool) -> pa.Table:
     return to_table(rows, CATALOGUE).select(COLUMNS)
 
 
-def result(item: Item) -> tuple[Spooled, FailureReason | None]:
+def result(item: Item) -> tuple[ItemResult, FailureReason | None]:
     """What an item comes to: always the same."""
     row = item.row
     if "never" in row.repo or ("again" in row.repo and item.attempt == 1):
         reason = FailureReason.CORRUPT_WEIGHTS if "never" in row.repo else FailureReason.DOWNLOAD_FAILED
-        return Spooled.failure(Failure.of(row.repo, row.sha, "probe", reason, "a stub", item.attempt)), reason
+        return ItemResult.failure(
+            Failure.of(row.repo, row.sha, "probe", reason, "a stub", item.attempt)
+        ), reason
     rng = np.random.default_rng(int(short_key(row.repo), 16))
     logits = int(rng.integers(1, 5))
     probes = np.sort(rng.permutation(PROBES)[: PROBES // 2]).tolist()
@@ -71,7 +73,7 @@ def result(item: Item) -> tuple[Spooled, FailureReason | None]:
         weight_digest=short_key(row.repo), weight_mean=0.0, weight_std=1.0, identity=short_key(row.repo),
     )  # fmt: skip
     values = rng.standard_normal((logits, len(probes)), np.float32)
-    return Spooled.success(model, to_rows(row.repo, row.sha, values)), None
+    return ItemResult.success(model, to_rows(row.repo, row.sha, values)), None
 
 
 class StubProber:
@@ -87,10 +89,10 @@ class StubProber:
     def ready(self) -> None:
         self._note("ready", "")
 
-    def run(self, item: Item) -> ItemReport | HandedBack:
+    def run(self, item: Item) -> ItemReport | Requeued:
         with self._turn:
             if self._drain.noticed:
-                return HandedBack()
+                return Requeued()
             self._note("begin", item.key)
             time.sleep(self._random.uniform(0, LONGEST))
             made, reason = result(item)
@@ -128,7 +130,7 @@ def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bo
         {
             "store": str(root / "store"), "probes": "none", "encoder": "none", "probe_count": PROBES, "top_r": 5,
             "scratch": str(root / "scratch"), "workers": WORKERS, "in_flight": IN_FLIGHT, "batch_models": 5,
-            "drain_seconds": DRAIN_SECONDS, "store_patience": 5.0,
+            "drain_seconds": DRAIN_SECONDS, "store_retry_seconds": 5.0,
         }
     )  # fmt: skip
     log = str(root / "runs.log")

@@ -31,7 +31,7 @@ AREAS = ("auc", "auc_best", "auc_score", "auc_right")
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbedConfidence:
     """One hub at one budget: what stays the same whichever of its logits are held out.
 
     Attributes:
@@ -53,7 +53,7 @@ class Probed:
     named: LabelledConcepts
 
     @classmethod
-    def of(cls, hub: ProbedHub, questions: Questions, share: float) -> Probed:
+    def of(cls, hub: ProbedHub, questions: Questions, share: float) -> ProbedConfidence:
         """The models of a hub as if each had seen a share of the probes."""
         gallery, kept = hub.gallery(share, seed=0)
         space = HeadSpace(gallery.embeddings, hub.background)
@@ -84,7 +84,7 @@ class Answers:
     confidence: Confidence
 
 
-def answers(probed: Probed, logits: Ints, concepts: Ints) -> Answers:
+def answers(probed: ProbedConfidence, logits: Ints, concepts: Ints) -> Answers:
     """Ask concepts of a gallery of only these logits, with the confidence that is fitted on them."""
     directions, background = probed.directions[logits], probed.space.background
     labels = [probed.labels[number] for number in logits.tolist()]
@@ -104,7 +104,7 @@ def answers(probed: Probed, logits: Ints, concepts: Ints) -> Answers:
     return Answers(found, margins, confidence.of(found, margins), np.stack(right), confidence)
 
 
-def reliability(probed: Probed, single: Bools) -> Iterator[Row]:
+def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
     """Confidence against the share of right hits, over the first hits of every concept that has an answer.
 
     A row for each part of the concepts and each of ``BINS`` equal pieces of [0, 1] that holds hits.
@@ -139,7 +139,7 @@ def reliability(probed: Probed, single: Bools) -> Iterator[Row]:
             }
 
 
-def absent(probed: Probed, single: Bools) -> Iterator[Row]:
+def absent(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
     """How well an absent concept is told from a present one: a row for each draw, then the mean (``draw`` is None).
 
     All areas are under the ROC curve, over the classes held out and those still present. ``auc``: by the first
@@ -175,7 +175,7 @@ def absent(probed: Probed, single: Bools) -> Iterator[Row]:
         yield _mean(rows)
 
 
-def without_classes(probed: Probed, single: Bools) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+def without_classes(probed: ProbedConfidence, single: Bools) -> Iterator[tuple[int, Ints, Ints, Ints]]:
     """Galleries without some classes: the draw's number, the logits left, concepts still present, concepts gone."""
     classes = np.flatnonzero(single & probed.relevant.any(axis=1))
     held = min(HELD, len(classes) // 4)
