@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
+from pipelines.benchmark.questions import LEFT_OUT_KINDS, Truth
 from pipelines.complete.record import completed
 from probelog.completion import scoring
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import Accuracy, Hubness, accuracy, hubness
-from probelog.evaluation.calibration import calibrated
+from probelog.evaluation.truncated import calibrated
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.search.client import open_index

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +12,46 @@ import pytest
 
 from tests.support.paths import CHECKOUT
 
-FLOORS = ["probelog", "cluster", "pipelines"]
 
-
-def imported(file: Path) -> set[str]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module or "")
-    return {name.split(".")[0] for name in names}
-
-
-@pytest.mark.parametrize("floor", FLOORS)
-def test_nothing_imports_a_higher_floor(floor: str) -> None:
-    files = sorted((CHECKOUT / floor).rglob("*.py"))
-    assert files
-    forbidden = (
-        set(FLOORS[FLOORS.index(floor) + 1 :]) | {"tests"} | ({"ray"} if floor == "probelog" else set())
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The contracts of ``pyproject.toml``, held against the packages in a folder."""
+    code = "import sys; sys.path.insert(0, ''); from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, "--no-cache"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    wrong = {str(file): bad for file in files if (bad := imported(file) & forbidden)}
-    assert not wrong
+
+
+def test_imports_keep_the_contracts() -> None:
+    done = lint_imports(CHECKOUT)
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "contract"),
+    [
+        ("probelog/storage/ledger.py", "import cluster.runtime.session", "The three roots"),
+        ("probelog/storage/ledger.py", "from probelog.index import pointer", "The layers inside the library"),
+        ("probelog/search/query.py", "from probelog.publication import rows", "What analysts install"),
+        ("probelog/index/tables.py", "import torch", "What analysts install"),
+        ("probelog/weights/reader.py", "import ray", "The library knows no Ray"),
+    ],
+)  # fmt: skip
+def test_a_wrong_import_breaks_a_contract(module: str, statement: str, contract: str, tmp_path: Path) -> None:
+    for name in ("probelog", "cluster", "pipelines"):
+        shutil.copytree(
+            CHECKOUT / name, tmp_path / name, ignore=shutil.ignore_patterns("world", "__pycache__")
+        )
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
+    file = tmp_path / module
+    file.write_text(f"{file.read_text()}\n\n{statement}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(rf"{contract}.* BROKEN", done.stdout), done.stdout
 
 
 HEAVY = ["torch", "ray", "transformers", "timm", "huggingface_hub", "torchvision", "pydantic", "boto3"]

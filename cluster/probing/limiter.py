@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import ray
 
-from cluster.placement import driver_node_affinity
+from cluster.runtime.node import driver_node_affinity
 from probelog.hub.rate_limit import SlidingWindowLimit
 
 Kind = Literal["api", "file"]

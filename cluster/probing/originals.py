@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from cluster.placement import driver_node_affinity
+from cluster.runtime.node import driver_node_affinity
 
 
 @dataclass(frozen=True)

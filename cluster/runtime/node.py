@@ -39,3 +39,11 @@ def memory_share(cpus: float, gpus: float) -> float:
         if wanted > 0 and held > 0
     ]
     return memory_bytes() * min(1.0, max(shares, default=1.0))
+
+
+def driver_node_affinity() -> dict[str, Any]:
+    """Options for an actor that must live as long as the driver does. Call it in the driver."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}

@@ -15,12 +15,10 @@ import pyarrow.csv
 from cluster.runtime.session import session
 from pipelines.benchmark import confidence_evaluation, tables
 from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
-from pipelines.benchmark.classifiers import Classifiers, classifiers
-from pipelines.benchmark.images import QueryImages, asked_with, counts_at_hand
+from pipelines.benchmark.classifiers import Classifiers, QueryImages, asked_with, classifiers, counts_at_hand
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
-from pipelines.benchmark.questions import Questions, agreement, from_labels, from_truth
-from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
+from pipelines.benchmark.questions import LEFT_OUT_KINDS, Questions, Truth, agreement, from_labels, from_truth
 from pipelines.job.progress import Report
 from pipelines.labels.labels import Lexicon, imagenet_synonyms, read_hierarchy
 from probelog.errors import QueryError, UsageError

@@ -97,7 +97,7 @@ def _show_failures(job: Any, report: Report) -> None:
 
 
 def _ask(index_uri: str, report: Report) -> None:
-    from pipelines.benchmark.truth import Truth
+    from pipelines.benchmark.questions import Truth
     from probelog.search.client import open_index
 
     truth = Truth.read(WORLD / "truth.json")

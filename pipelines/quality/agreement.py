@@ -21,8 +21,7 @@ import numpy as np
 
 from pipelines.labels.labels import Lexicon, Meaning, imagenet_lexicon, names_in
 from pipelines.quality.canaries import EXAMPLES, FIRST, first
-from pipelines.quality.intervals import least_paired_fall, least_rise
-from pipelines.quality.measure import Measure
+from pipelines.quality.measure import Measure, least_paired_fall, least_rise
 from pipelines.quality.samples import Sampled, Version, draw, hashed, rows_of, sampled_models
 from probelog.index.generation import Generation
 from probelog.search.results import Hit

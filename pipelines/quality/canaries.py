@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.job.job import read_names
-from pipelines.quality.measure import Measure
-from pipelines.quality.samples import Sampled, Version, draw, rows_of
+from pipelines.quality.measure import Measure, wilson
+from pipelines.quality.samples import Sampled, Version, draw, rows_of, sampled_models
 from probelog.errors import QueryError, UsageError
 from probelog.index.generation import Generation
 from probelog.ranking.names import normal_name
@@ -282,3 +282,32 @@ def _found(generation: Generation, canary: Canary) -> bool | None:
 
 def _labelled(labels: Sequence[str], wanted: str) -> set[int]:
     return {number for number, label in enumerate(labels) if normal_name(label) == normal_name(wanted)}
+
+
+_MODELS = 400
+
+
+def gone_measure(candidate: Generation, live: Generation | None, limit: float) -> Measure:
+    """Share of the live generation's repositories that the candidate lacks."""
+    value = worse = None
+    note, gone, count = "", [], 0
+    if live is None:
+        note = "there is no live generation to compare with"
+    else:
+        repos = [model.repo for model in sampled_models(live, _MODELS)]
+        there = {row.repo for row in rows_of(candidate, repos)}
+        gone, count = [repo for repo in repos if repo not in there], len(repos)
+        if count:
+            value, worse = len(gone) / count, wilson(len(gone), count)[0]
+    return Measure(
+        name="models gone",
+        meaning="Share of the live generation's repositories that the candidate lacks; and the least that it can be, "
+        "seen from a sample.",
+        value=value,
+        before=None,
+        worse=worse,
+        limit=limit,
+        counted=count,
+        note=note,
+        examples=gone[:EXAMPLES],
+    )

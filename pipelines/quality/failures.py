@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipelines.quality.intervals import least_rise
-from pipelines.quality.measure import Measure
+from pipelines.quality.measure import Measure, least_rise
 
 # Models come in batches: three broken ones of one uploader say nothing about the night. Only many of many do.
 LEAST_MODELS = 20

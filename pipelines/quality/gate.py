@@ -8,9 +8,14 @@ from collections.abc import Sequence
 
 from pipelines.config.model import Quality
 from pipelines.quality.agreement import declared_measures, named_measures
-from pipelines.quality.canaries import background_canaries, known_answers, lost_answers, read_canaries
+from pipelines.quality.canaries import (
+    background_canaries,
+    gone_measure,
+    known_answers,
+    lost_answers,
+    read_canaries,
+)
 from pipelines.quality.failures import FailureCounts, failure_measures
-from pipelines.quality.gone import gone_measure
 from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, write_report
 from pipelines.quality.samples import Version, added_versions

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from probelog.arrays import Floats
-from probelog.evaluation import completed, dissect, matched, ridge, truncated
+from probelog.evaluation import completed, dissect, ridge, truncated
 from probelog.evaluation.gallery import Concepts, Gallery
 
 Method = Callable[[Gallery, Concepts], Floats]
 
 METHODS: Mapping[str, Method] = {
-    "matched heads": matched.rank_by_matched_heads,
+    "matched heads": ridge.rank_by_matched_heads,
     "version 1": truncated.first_version,
     "version 2": truncated.second_version,
     "version 2, uncalibrated": truncated.second_version_uncalibrated,

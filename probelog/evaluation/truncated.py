@@ -5,17 +5,19 @@ A logit is standardised over the probes that its model saw, a concept over all p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from probelog.arrays import Floats, Ints
 from probelog.completion import scoring
-from probelog.evaluation.calibration import NEAREST, calibrated
 from probelog.evaluation.gallery import Concepts, Gallery
 
 # The papers' truncation.
 TOP = 50
+
+# How many of the nearest background concepts count. The paper does not publish its choice.
+NEAREST = 20
 
 
 def first_version(gallery: Gallery, concepts: Concepts, k: int = TOP) -> Floats:
@@ -116,3 +118,22 @@ def _root_mean_square(gallery: Gallery, vectors: Floats) -> Callable[[int], Floa
         return np.asarray(np.sqrt(np.maximum(1.0 + np.square(seen).mean(axis=1) - 2.0 * cross, 0.0)))
 
     return distances
+
+
+def calibrated(
+    distances: Floats, to_background: Floats, excluded: Sequence[Ints], k: int = NEAREST
+) -> Floats:
+    """Scores (C, L) ``h(l, c) - d(l, c)``, ``h`` the mean of the k smallest distances to background concepts.
+
+    A query's excluded background concepts do not count for it; where none is left, ``h`` is 0.
+
+    Args:
+        distances: (L, C), of one model's logits to the queries.
+        to_background: (L, B), of the same logits to the background.
+        excluded: for each query the numbers of its excluded background concepts.
+        k: how many of the nearest count.
+    """
+    spare = max((len(numbers) for numbers in excluded), default=0)
+    nearest = scoring.nearest_background(to_background, k + spare)
+    offsets = [scoring.calibration_offsets(nearest, k, numbers) for numbers in excluded]
+    return np.reshape(offsets, distances.T.shape) - distances.T

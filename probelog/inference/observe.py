@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from probelog import heap
 from probelog.errors import FailureReason, ItemFailure
 from probelog.inference.execution_plan import WORTH, ExecutionPlan, Plans, Variant
 from probelog.inference.folding import Folding, has_norms, pairs_seen
 from probelog.inference.pixel_cache import PixelCache
+from probelog.models import memory
 from probelog.models.memory import PeakMemory, out_of_memory
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def _attempt(
     # Outside the handler: the traceback would keep the activations alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    heap.keep_nothing()
+    memory.keep_nothing()
     return None
 
 

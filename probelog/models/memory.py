@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from pathlib import Path
+from typing import Any
 
-from probelog import heap
+from probelog.models import memory
 
 _SIGNS = (
     "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed",
@@ -41,7 +44,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
         else:
-            heap.give_back()  # what the work before it freed would be hidden in it
+            memory.give_back()  # what the work before it freed would be hidden in it
             _reset_high_water()
             self._before = _resident("VmRSS")
 
@@ -71,7 +74,7 @@ def free_memory(device: str, memory_bytes: int | None) -> int | None:
         return int(torch.cuda.mem_get_info(wanted)[0]) + kept
     if memory_bytes is None:
         return None
-    heap.give_back()
+    memory.give_back()
     return max(0, memory_bytes - _resident("VmRSS"))
 
 
@@ -89,3 +92,45 @@ def _resident(name: str) -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
+# Larger pieces are still the kernel's: they would be hard to place in what others left.
+_LARGEST_KEPT = 1 << 28
+_SMALL = 1 << 20
+#: So much of what is freed is kept, in bytes; more where it does not lie together.
+KEPT = 1 << 29
+
+
+def keep_freed() -> bool:
+    """Keep ``KEPT`` bytes of freed memory in this process; returns whether the C library knows how."""
+    library = _library()
+    if library is None:
+        return False
+    return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and library.mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def keep_nothing() -> None:
+    """Give memory back now, and from now on where it is freed: until ``keep_freed``.
+
+    For a process at its limit: what is kept counts, and code that oneDNN makes cannot be put into it.
+    """
+    library = _library()
+    if library is not None:
+        library.mallopt(_MMAP_THRESHOLD, _SMALL)
+        library.malloc_trim(0)
+
+
+def give_back() -> None:
+    """Give what is freed and whole pages long to the kernel, where it was kept."""
+    library = _library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@functools.cache
+def _library() -> Any:
+    """glibc, or None."""
+    library = ctypes.CDLL(None)
+    known = all(hasattr(library, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim"))
+    return library if known else None

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from probelog import heap
 from probelog.errors import FailureReason, ItemFailure
 from probelog.inference import execution_plan
+from probelog.models import memory
 from probelog.models.memory import out_of_memory
 from probelog.sandbox import confinement
 from probelog.sandbox.fork_server import answer
@@ -111,7 +111,7 @@ class _Server:
         from probelog.weights.reader import layer_table
 
         self._release()
-        heap.keep_freed()  # the one before may have run out of memory
+        memory.keep_freed()  # the one before may have run out of memory
         started = time.perf_counter()
         made = load_classifier(
             folder,
@@ -165,11 +165,11 @@ class _Server:
 
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:
         if self._classifier is not None:
-            large = 4 * self._classifier.parameters > heap.KEPT
+            large = 4 * self._classifier.parameters > memory.KEPT
             self._classifier = None
             gc.collect()  # modules refer to each other in circles
             if large:  # what a small one frees, the next one uses
-                heap.give_back()
+                memory.give_back()
         return [], {}
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:

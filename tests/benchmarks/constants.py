@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from pipelines.benchmark.cells import Asked
-from pipelines.benchmark.images import QueryImages
+from pipelines.benchmark.classifiers import QueryImages
 from pipelines.benchmark.probed import ProbedHub
-from pipelines.benchmark.questions import Questions, from_truth
-from pipelines.benchmark.truth import Truth
+from pipelines.benchmark.questions import Questions, Truth, from_truth
 from pipelines.evaluate import LEFT_OUT_KINDS
 from probelog.evaluation.accuracy import DEVELOPMENT, accuracy, half_of
 from probelog.evaluation.gallery import Concepts
-from probelog.evaluation.matched import rank_by_matched_heads
+from probelog.evaluation.ridge import rank_by_matched_heads
 from probelog.ranking import matched_heads
 
 SWEEPS = {

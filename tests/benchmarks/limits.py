@@ -27,11 +27,10 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
+from pipelines.benchmark.classifiers import COUNTS, QueryImages
 from pipelines.benchmark.confidence_evaluation import Answers, ProbedConfidence, answers, without_classes
-from pipelines.benchmark.images import COUNTS, QueryImages
 from pipelines.benchmark.probed import ProbedHub
-from pipelines.benchmark.questions import Bools, Questions, from_truth
-from pipelines.benchmark.truth import LEFT_OUT_KINDS, Truth
+from pipelines.benchmark.questions import LEFT_OUT_KINDS, Bools, Questions, Truth, from_truth
 from probelog.arrays import Floats, Ints
 from probelog.evaluation.accuracy import DEVELOPMENT, TEST, roc_area
 from probelog.ranking import matched_heads

@@ -23,8 +23,7 @@ from PIL import Image
 from pipelines.demo.builder import classifiers, encoder, hostile, icons, vocabulary
 from pipelines.demo.builder.classifiers import Spec, TrainedClassifier
 from pipelines.demo.builder.icons import DrawnConcept
-from pipelines.demo.builder.lessons import choose_glyphs
-from pipelines.demo.builder.render import render_many
+from pipelines.demo.builder.render import choose_glyphs, render_many
 from pipelines.zoo import networks
 from probelog.errors import UsageError
 

@@ -15,8 +15,7 @@ import numpy as np
 
 from pipelines.demo.builder.hostile import NASTY_LABELS
 from pipelines.demo.builder.icons import DESIGNERS, DrawnConcept
-from pipelines.demo.builder.lessons import Pool, make_pool, vary
-from pipelines.demo.builder.render import SIZE
+from pipelines.demo.builder.render import SIZE, Pool, make_pool, vary
 from pipelines.zoo import networks
 from pipelines.zoo.networks import ARCHITECTURES
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.demo.builder.icons import DESIGNERS, DrawnConcept
-from pipelines.demo.builder.lessons import fast_bfloat16, make_pool, vary
-from pipelines.demo.builder.render import SIZE, Pixels
+from pipelines.demo.builder.render import SIZE, Pixels, fast_bfloat16, make_pool, vary
 from pipelines.zoo.networks import to_input
 
 if TYPE_CHECKING:

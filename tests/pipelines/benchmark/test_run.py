@@ -19,9 +19,8 @@ from pipelines.benchmark import confidence_evaluation, tables
 from pipelines.benchmark.cells import Cell, run_cells
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
-from pipelines.benchmark.questions import from_labels, from_truth
+from pipelines.benchmark.questions import Truth, from_labels, from_truth
 from pipelines.benchmark.run import BenchmarkPlan, run_benchmark
-from pipelines.benchmark.truth import Truth
 from pipelines.job.progress import Report
 from pipelines.labels.labels import Lexicon
 from probelog.errors import UsageError

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.benchmark.cells import with_background
-from pipelines.benchmark.questions import SINGLE, LogitName, agreement, from_labels, from_truth
-from pipelines.benchmark.truth import Truth
+from pipelines.benchmark.questions import SINGLE, LogitName, Truth, agreement, from_labels, from_truth
 from pipelines.labels.labels import Lexicon, imagenet_synonyms, names_in, read_hierarchy
 from probelog.errors import UsageError
 from probelog.evaluation.gallery import Concepts

@@ -12,8 +12,7 @@ from pipelines.labels.labels import Lexicon
 from pipelines.quality.agreement import agreed, declared_names
 from pipelines.quality.canaries import Canary, Known, background_canaries, compare, read_canaries
 from pipelines.quality.failures import FailureCounts, failure_measures
-from pipelines.quality.intervals import least_paired_fall, least_rise, wilson
-from pipelines.quality.measure import Measure
+from pipelines.quality.measure import Measure, least_paired_fall, least_rise, wilson
 from pipelines.quality.report import Verdict, last_report, write_report
 from pipelines.quality.samples import Sampled, draw, hashed
 from probelog.errors import UsageError

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog.evaluation.gallery import Concepts, Gallery
-from probelog.evaluation.matched import rank_by_matched_heads
+from probelog.evaluation.ridge import rank_by_matched_heads
 from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Observed
 from probelog.storage.schemas import Head
