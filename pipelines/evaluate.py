@@ -52,29 +52,29 @@ class Evaluation:
     def lines(self) -> list[str]:
         """The same as a table for a person, in per cent."""
         head = f"{'method':<34}{'class top-1':>12}{'top-5':>7}{'super top-1':>13}{'top-5':>7}{'mAP':>7}{'hubs':>6}"
-        told = [f"{self.index}: {self.models:,} models, {self.logits:,} logits", head]
+        lines = [f"{self.index}: {self.models:,} models, {self.logits:,} logits", head]
         for method in self.methods:
             cells = [
-                f"{100 * found.top1:12.1f}{100 * found.top5:7.1f}"
-                if found is not None
+                f"{100 * accuracy.top1:12.1f}{100 * accuracy.top5:7.1f}"
+                if accuracy is not None
                 else f"{'-':>12}{'-':>7}"
-                for found in (method.single, method.groups)
+                for accuracy in (method.single, method.groups)
             ]
-            told.append(
+            lines.append(
                 f"{method.name:<34}{cells[0]} {cells[1]}{100 * method.every.average_precision:7.1f}"
                 f"{method.hubness.half:6d}"
             )
         first = self.methods[0]
         chance = [
-            f"{100 * found.chance:12.1f}{'':7}" if found is not None else f"{'-':>12}{'':7}"
-            for found in (first.single, first.groups)
+            f"{100 * accuracy.chance:12.1f}{'':7}" if accuracy is not None else f"{'-':>12}{'':7}"
+            for accuracy in (first.single, first.groups)
         ]
-        told.append(f"{'chance':<34}{chance[0]} {chance[1]}")
-        told.append(
+        lines.append(f"{'chance':<34}{chance[0]} {chance[1]}")
+        lines.append(
             f"{first.every.queries} queries with an answer; hubs: logits that take half of the first places "
             "(more is better)"
         )
-        return told
+        return lines
 
 
 def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) -> Evaluation:
@@ -107,7 +107,9 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     if not kept:
         raise UsageError(f"{truth_file} speaks of none of the models in {store.uri}")
     concepts = list(truth.concepts)
-    relevant = np.array([[truth.relevant(concept, own) for own in classes] for concept in concepts])
+    relevant = np.array(
+        [[truth.relevant(concept, class_set) for class_set in classes] for concept in concepts]
+    )
     if not relevant.any():
         raise UsageError(f"{truth_file} names no concept that a model in {store.uri} recognises")
     single = np.array([len(truth.concepts[concept]) == 1 for concept in concepts])
@@ -164,7 +166,7 @@ def _top_pairs(store: Store, keys: Sequence[str], kept: Sequence[_Kept]) -> scor
                 if number is not None:
                     probes[number] = row[f"{end}_probes"]
                     values[number] = sign * np.asarray(row[f"{end}_values"])
-    if any(found is None for found in probes):
+    if any(probe is None for probe in probes):
         return None
     return scoring.TopPairs(np.array(probes, np.int32), np.array(values, np.float32))
 

@@ -88,9 +88,9 @@ class CellResult:
     @classmethod
     def from_bytes(cls, data: bytes) -> CellResult:
         """Read what ``to_bytes`` wrote. Raises ValueError, KeyError or BadZipFile where it is something else."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as found:
-            answers = PerQuery(*(found[name] for name in PerQuery._fields))
-            return cls(found["concepts"], answers, found["named"], float(found["seconds"]))
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            answers = PerQuery(*(arrays[name] for name in PerQuery._fields))
+            return cls(arrays["concepts"], answers, arrays["named"], float(arrays["seconds"]))
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,13 @@ def run_cells(
         )
         for cell in cells
     }
-    before = {cell: found for cell in cells if (found := _finished(out, keys[cell])) is not None}
-    counter = report.counter("evaluate", len(cells), "cells", len(before))
+    finished = {cell: result for cell in cells if (result := _finished(out, keys[cell])) is not None}
+    counter = report.counter("evaluate", len(cells), "cells", len(finished))
     # Neighbours share the gallery: subsets are drawn once for all methods.
     shared: tuple[tuple[str, float, int], Any] | None = None
     texts: dict[str, Asked] = {}
     for cell in cells:
-        if (done := before.get(cell)) is None:
+        if (done := finished.get(cell)) is None:
             hub, asked_of = hubs[cell.probe_set], questions[cell.probe_set]
             place = (cell.probe_set, cell.share, 0 if cell.share == 1 else cell.seed)
             if shared is None or shared[0] != place:
@@ -182,12 +182,12 @@ def _run(
         concepts = with_background(concepts, cell.background, cell.seed)
     method: Method = METHODS[cell.method] if cell.r is None else partial(second_version, r=cell.r)
     begun = time.perf_counter()
-    found = method(gallery, concepts)
+    method_scores = method(gallery, concepts)
     seconds = time.perf_counter() - begun
-    assert not np.isnan(found).any(), f"{cell.method} gave scores that are no numbers"
+    assert not np.isnan(method_scores).any(), f"{cell.method} gave scores that are no numbers"
     # What no method could see is never found.
     scores = np.full((len(asked.numbers), len(hub.logits)), -np.inf)
-    scores[:, kept] = found
+    scores[:, kept] = method_scores
     relevant = questions.relevant[asked.numbers]
     answerable = np.flatnonzero(relevant.any(axis=1))
     named = np.empty(0, np.int64)
@@ -232,7 +232,7 @@ def _name(key: str) -> str:
 def _code() -> str:
     """Digest of the code that scores depend on: a changed method is measured again."""
     digest = hashlib.sha256()
-    own = [Path(str(module.__file__)) for module in (probed, questions_module)]
-    for file in [*sorted(Path(probelog.__file__).parent.rglob("*.py")), *own, Path(__file__)]:
+    sources = [Path(str(module.__file__)) for module in (probed, questions_module)]
+    for file in [*sorted(Path(probelog.__file__).parent.rglob("*.py")), *sources, Path(__file__)]:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

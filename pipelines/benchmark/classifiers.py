@@ -57,11 +57,11 @@ class Classifiers:
     def concepts(self) -> list[int]:
         """Numbers of the single classes that have images and a logit that recognises them and could be run."""
         ran = ~np.isnan(self.values[:, 0])
-        there = set(self.classes.tolist())
+        present = set(self.classes.tolist())
         return [
             number
             for number in self.questions.answerable.tolist()
-            if self.questions.classes[number] in there and (self.questions.relevant[number] & ran).any()
+            if self.questions.classes[number] in present and (self.questions.relevant[number] & ran).any()
         ]
 
     def area(self, concept: int, logit: int) -> float:
@@ -157,17 +157,17 @@ def _values(
 
 def _catalogue_rows(hubs: Iterable[ProbedHub]) -> list[CatalogueRow]:
     """The catalogues' rows of the models that take part."""
-    found: dict[tuple[str, str], CatalogueRow] = {}
+    rows: dict[tuple[str, str], CatalogueRow] = {}
     for hub in hubs:
-        wanted = {(model.repo, model.sha) for model in hub.models}
+        requested = {(model.repo, model.sha) for model in hub.models}
         for name in hub.store.names("catalogue", suffix="receipt.json"):
             for part in hub.store.read_json(name)["rows"]:
                 for row in from_table(read_part(hub.store, Part(**part), CATALOGUE), CatalogueRow):
-                    if (row.repo, row.sha) in wanted:
-                        found[row.repo, row.sha] = row
-    if not found:
+                    if (row.repo, row.sha) in requested:
+                        rows[row.repo, row.sha] = row
+    if not rows:
         raise UsageError("no store holds a catalogue of its index's models: run `probelog-index crawl`")
-    return [found[key] for key in sorted(found)]
+    return [rows[key] for key in sorted(rows)]
 
 
 # How many images stand for a concept, as in the paper's second version.
@@ -245,10 +245,10 @@ class QueryImages:
 
     def drawn(self, questions: Questions, seed: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """Every single class's number among the questions, and its images in the seed's order."""
-        for number, wanted in enumerate(questions.classes):
-            if wanted is not None:
-                own = np.flatnonzero(self.classes == wanted)
-                yield number, np.random.default_rng([seed, number]).permutation(own)
+        for number, number_of_class in enumerate(questions.classes):
+            if number_of_class is not None:
+                candidates = np.flatnonzero(self.classes == number_of_class)
+                yield number, np.random.default_rng([seed, number]).permutation(candidates)
 
     def queries(self, hub: ProbedHub, questions: Questions, count: int, seed: int) -> Asked:
         """Every single class that has so many images, asked with the mean of ``count`` of them (unit length).
@@ -257,9 +257,9 @@ class QueryImages:
         """
         embeddings = self.embeddings(hub)
         numbers, vectors, shown = [], [], []
-        for number, own in self.drawn(questions, seed):
-            if len(own) >= count:
-                chosen = own[:count]
+        for number, images_of_query in self.drawn(questions, seed):
+            if len(images_of_query) >= count:
+                chosen = images_of_query[:count]
                 mean = embeddings[chosen].mean(axis=0)
                 numbers.append(number)
                 shown.append(embeddings[chosen])

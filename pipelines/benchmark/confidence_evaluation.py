@@ -100,8 +100,8 @@ def answers(probed: ProbedConfidence, logits: Ints, concepts: Ints) -> Answers:
         scores.append(column[hits])
         distances.append(hit_margins(directions, offsets, column, hits, background, b, statistics, excluded))
         right.append(probed.relevant[concept, logits[hits]])
-    found, margins = np.stack(scores), np.stack(distances)
-    return Answers(found, margins, confidence.of(found, margins), np.stack(right), confidence)
+    scores_of, margins = np.stack(scores), np.stack(distances)
+    return Answers(scores_of, margins, confidence.of(scores_of, margins), np.stack(right), confidence)
 
 
 def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
@@ -116,13 +116,13 @@ def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
         single: (C,) which concepts are single classes.
     """
     concepts = np.flatnonzero(probed.relevant.any(axis=1))
-    found = answers(probed, np.arange(len(probed.labels)), concepts)
+    answered = answers(probed, np.arange(len(probed.labels)), concepts)
     for part, chosen in ((SINGLE, single[concepts]), (SUPER, ~single[concepts]), (ALL, concepts >= 0)):
-        told, right = found.confidences[chosen].ravel(), found.right[chosen].ravel()
-        places = np.minimum((told * BINS).astype(np.int64), BINS - 1)
+        confidences, right = answered.confidences[chosen].ravel(), answered.right[chosen].ravel()
+        places = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
         counts = np.bincount(places, minlength=BINS)
-        sums = np.bincount(places, told, BINS), np.bincount(places, right, BINS)
-        error = float(np.abs(sums[0] - sums[1]).sum() / max(len(told), 1))
+        sums = np.bincount(places, confidences, BINS), np.bincount(places, right, BINS)
+        error = float(np.abs(sums[0] - sums[1]).sum() / max(len(confidences), 1))
         for place in np.flatnonzero(counts).tolist():
             yield {
                 "part": part,
@@ -133,9 +133,9 @@ def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
                 "right": float(sums[1][place] / counts[place]),
                 "concepts": int(chosen.sum()),
                 "calibration_error": error,
-                "source": found.confidence.source,
-                "pairs": found.confidence.pairs,
-                "positives": found.confidence.positives,
+                "source": answered.confidence.source,
+                "pairs": answered.confidence.pairs,
+                "positives": answered.confidence.positives,
             }
 
 
@@ -152,15 +152,19 @@ def absent(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
         single: (C,) which concepts are single classes.
     """
     rows = []
-    for draw, logits, present, gone in without_classes(probed, single):
-        found = answers(probed, logits, np.concatenate([present, gone]))
-        first, best, score = found.confidences[:, 0], found.confidences.max(axis=1), found.scores[:, 0]
+    for draw, logits, present, held_out in without_classes(probed, single):
+        answered = answers(probed, logits, np.concatenate([present, held_out]))
+        first, best, score = (
+            answered.confidences[:, 0],
+            answered.confidences.max(axis=1),
+            answered.scores[:, 0],
+        )
         known = len(present)
-        right = found.right[:known, 0]
+        right = answered.right[:known, 0]
         rows.append(
             {
                 "draw": draw,
-                "absent": len(gone),
+                "absent": len(held_out),
                 "present": known,
                 "auc": roc_area(first[:known], first[known:]),
                 "auc_best": roc_area(best[:known], best[known:]),
@@ -180,12 +184,12 @@ def without_classes(probed: ProbedConfidence, single: Bools) -> Iterator[tuple[i
     classes = np.flatnonzero(single & probed.relevant.any(axis=1))
     held = min(HELD, len(classes) // 4)
     for draw in range(DRAWS if held else 0):
-        gone = np.random.default_rng([draw, len(classes)]).choice(classes, held, replace=False)
-        logits = np.flatnonzero(~probed.relevant[gone].any(axis=0))
-        left = np.setdiff1d(classes, gone)
-        present = left[probed.relevant[np.ix_(left, logits)].any(axis=1)]
+        held_out = np.random.default_rng([draw, len(classes)]).choice(classes, held, replace=False)
+        logits = np.flatnonzero(~probed.relevant[held_out].any(axis=0))
+        remaining = np.setdiff1d(classes, held_out)
+        present = remaining[probed.relevant[np.ix_(remaining, logits)].any(axis=1)]
         if len(present):  # else all others are only known to logits of several classes, which went too
-            yield draw, logits, present, gone
+            yield draw, logits, present, held_out
 
 
 def _mean(rows: Sequence[Row]) -> Row:
@@ -194,6 +198,6 @@ def _mean(rows: Sequence[Row]) -> Row:
     mean["first_right"] = float(np.mean([row["first_right"] for row in rows]))
     for name in AREAS:
         values = [row[name] for row in rows if row[name] is not None]
-        found = bootstrap(np.array(values)[:, None])[0] if values else (None, None, None)
-        mean |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+        interval = bootstrap(np.array(values)[:, None])[0] if values else (None, None, None)
+        mean |= dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
     return mean

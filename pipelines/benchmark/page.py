@@ -103,21 +103,23 @@ def _facts(hub: Any, done: Finished) -> Row:
 
 def _by_method(rows: Sequence[Row]) -> dict[str, dict[tuple[float, str], dict[str, Row]]]:
     """By probe set, then by (budget, method), then by part."""
-    found: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
+    rows_by_method: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
     for row in sorted(rows, key=lambda row: -row["budget"]):
-        place = found.setdefault(row["probe_set"], {}).setdefault((row["budget"], row["method"]), {})
+        place = rows_by_method.setdefault(row["probe_set"], {}).setdefault((row["budget"], row["method"]), {})
         place[row["part"]] = row
-    return found
+    return rows_by_method
 
 
 def _halves(means: Sequence[Row]) -> dict[str, dict[tuple[float, str], dict[str, Row]]]:
     """All concepts of the tuned half beside those of the untouched one."""
-    found: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
+    rows_by_half: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
     for row in sorted(means, key=lambda row: -row["budget"]):
         if row["asked"] == TEXT and row["part"] == ALL and row["half"] in (DEVELOPMENT, TEST):
-            place = found.setdefault(row["probe_set"], {}).setdefault((row["budget"], row["method"]), {})
+            place = rows_by_half.setdefault(row["probe_set"], {}).setdefault(
+                (row["budget"], row["method"]), {}
+            )
             place[row["half"]] = row
-    return found
+    return rows_by_half
 
 
 def _plots(
@@ -147,9 +149,9 @@ def _plots(
         ("r", "Accuracy of version 2 against its truncation r", "r, probes compared"),
         ("background", "Accuracy against the size of the background", "background concepts"),
     ):
-        own = [row for row in sweeps if row["sweep"] == sweep]
-        if own:
-            panels = {name: _lines(own, name, methods, "value") for name in names}
+        rows_of_sweep = [row for row in sweeps if row["sweep"] == sweep]
+        if rows_of_sweep:
+            panels = {name: _lines(rows_of_sweep, name, methods, "value") for name in names}
             ticks = "{:g}".format
             plots[f"accuracy-by-{sweep}"] = (
                 title,
@@ -169,8 +171,8 @@ def _reliability(rows: Sequence[Row]) -> bytes:
         if row["part"] != ALL:
             title = "single classes" if row["part"] == SINGLE else "superclasses"
             name = f"{row['probe_set']}, {_share(row['budget'])} probes"
-            told, right, hits = panels.setdefault(title, {}).setdefault(name, ([], [], []))
-            told.append(row["confidence"])
+            confidences, right, hits = panels.setdefault(title, {}).setdefault(name, ([], [], []))
+            confidences.append(row["confidence"])
             right.append(row["right"])
             hits.append(row["hits"])
     return reliability_plot(panels)
@@ -185,30 +187,32 @@ def _shown_part(means: Sequence[Row]) -> str:
 def _lines(rows: Sequence[Row], probe_set: str, methods: Sequence[str], x: str) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for method in methods:
-        own = sorted(
+        points = sorted(
             (row for row in rows if (row["probe_set"], row["method"]) == (probe_set, method)),
             key=lambda row: row[x],
         )
-        if own:
-            y, low, high = ([100 * row[name] for row in own] for name in ("top1", "top1_low", "top1_high"))
-            lines[method] = ([row[x] for row in own], y, low, high)
+        if points:
+            y, low, high = ([100 * row[name] for row in points] for name in ("top1", "top1_low", "top1_high"))
+            lines[method] = ([row[x] for row in points], y, low, high)
     return lines
 
 
 def _examples(done: Finished, probe_set: str, baseline: str) -> list[Row]:
     """The first answers to some concepts at the largest budget, each method's beside the others'."""
-    own = [cell for cell in done.outcomes if cell.probe_set == probe_set]
-    largest = max(cell.share for cell in own)
-    cells = {cell.method: cell for cell in own if cell == Cell(probe_set, cell.method, largest, seed=0)}
+    cells_of_set = [cell for cell in done.outcomes if cell.probe_set == probe_set]
+    largest = max(cell.share for cell in cells_of_set)
+    cells = {
+        cell.method: cell for cell in cells_of_set if cell == Cell(probe_set, cell.method, largest, seed=0)
+    }
     hub, questions = done.hubs[probe_set], done.questions[probe_set]
     concepts = done.outcomes[cells[baseline]].concepts
     step = max(1, len(concepts) // _EXAMPLES)
-    found = []
+    examples = []
     for place in range(0, len(concepts), step):
         number = int(concepts[place])
         answers = {}
         for method, cell in cells.items():
             first = int(done.outcomes[cell].answers.first[place, 0])
             answers[method] = (hub.logits[first], bool(questions.relevant[number, first]))
-        found.append({"concept": questions.names[number], "answers": answers})
-    return found[:_EXAMPLES]
+        examples.append({"concept": questions.names[number], "answers": answers})
+    return examples[:_EXAMPLES]

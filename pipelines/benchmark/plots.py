@@ -109,10 +109,10 @@ def reliability_plot(panels: Mapping[str, Mapping[str, Bins]]) -> bytes:
     for (above, below), (title, lines) in zip(grid.T, panels.items(), strict=True):
         above.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
         above.annotate("calibrated", (0.62, 0.60), fontsize=8, color="#555555")
-        for name, (told, right, hits) in lines.items():
+        for name, (confidences, right, hits) in lines.items():
             look = style(names.index(name))
-            (shown[name],) = above.plot(told, right, markersize=5, linewidth=1.6, **look)
-            below.plot(told, hits, markersize=4, linewidth=1.2, **look)
+            (shown[name],) = above.plot(confidences, right, markersize=5, linewidth=1.6, **look)
+            below.plot(confidences, hits, markersize=4, linewidth=1.2, **look)
         above.set_title(title, fontsize=10)
         above.set_ylim(0, 1)
         below.set_yscale("log")

@@ -71,19 +71,19 @@ class ProbedHub:
             )
         listed = generation.models_table(["repo", "sha"])
         published = set(zip(listed["repo"].to_pylist(), listed["sha"].to_pylist(), strict=True))
-        found = {
+        indexed = {
             (model.repo, model.sha): (model, _rows(model, numbers, values))
             for receipt in receipts
             for model, numbers, values in observed_models(store, receipt)
             if (model.repo, model.sha) in published
         }
-        if missing := published - found.keys():
+        if missing := published - indexed.keys():
             raise StoreError(
                 f"{store.uri}: observations of {len(missing)} published models are missing, {min(missing)[0]} for one"
             )
         models, observed, logits, left_out = [], [], [], Counter[str]()
-        for place in sorted(found):
-            model, (rows, names) = found[place]
+        for place in sorted(indexed):
+            model, (rows, names) = indexed[place]
             reason = verdict(model) if names else "all its logits are constant"
             if reason is not None:
                 left_out[reason] += 1

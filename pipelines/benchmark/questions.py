@@ -90,19 +90,19 @@ def from_truth(truth: Truth, logits: Sequence[LogitName]) -> Questions:
         set() if item.negated else truth.logits[item.repo][item.logit] for item in logits
     ]
     sizes = [len(truth.concepts[name]) for name in names]
-    found = Questions(
+    questions = Questions(
         names=names,
         synonyms=[truth.names_of(name) for name in names],
         single=np.array([size == 1 for size in sizes]),
-        relevant=np.array([[truth.relevant(name, own) for own in classes] for name in names]),
+        relevant=np.array([[truth.relevant(name, class_set) for class_set in classes] for name in names]),
         classes=[
             next(iter(truth.concepts[name])) if size == 1 else None
             for name, size in zip(names, sizes, strict=True)
         ],
     )
-    if not found.relevant.any():
+    if not questions.relevant.any():
         raise UsageError("the truth file names no concept that a model of the index recognises")
-    return found
+    return questions
 
 
 def from_labels(logits: Sequence[LogitName], lexicon: Lexicon) -> Questions:
@@ -250,8 +250,12 @@ class Truth:
 
     def relevant(self, concept: str, classes: set[int]) -> bool:
         """Whether a logit of these classes is an answer to a concept."""
-        wanted = self.concepts[concept]
-        return wanted <= classes if len(wanted) == 1 else bool(classes) and classes <= wanted
+        class_numbers = self.concepts[concept]
+        return (
+            class_numbers <= classes
+            if len(class_numbers) == 1
+            else bool(classes) and classes <= class_numbers
+        )
 
     def answers(self, concept: str, repo: str, logit: int) -> bool:
         """Whether one logit of one model is an answer to a concept; False for what the file does not speak of."""

@@ -102,20 +102,20 @@ class Benchmark:
 
     def lines(self) -> list[str]:
         """The text queries' accuracy as a table for a person, in per cent; both halves."""
-        told = []
-        wanted = [
+        lines = []
+        selected = [
             row
             for row in self.results
             if row["seed"] is None and row["asked"] == TEXT and row["half"] == tables.BOTH
         ]
-        for probe_set in dict.fromkeys(row["probe_set"] for row in wanted):
-            told.append(
+        for probe_set in dict.fromkeys(row["probe_set"] for row in selected):
+            lines.append(
                 f"{probe_set:<36}{'probes':>7}{'class top-1':>20}{'top-5':>7}{'super top-1':>13}{'mAP':>7}{'s':>7}"
             )
-            own = [row for row in wanted if row["probe_set"] == probe_set]
-            for method, probes in dict.fromkeys((row["method"], row["probes"]) for row in own):
+            rows = [row for row in selected if row["probe_set"] == probe_set]
+            for method, probes in dict.fromkeys((row["method"], row["probes"]) for row in rows):
                 by_part = {
-                    row["part"]: row for row in own if (row["method"], row["probes"]) == (method, probes)
+                    row["part"]: row for row in rows if (row["method"], row["probes"]) == (method, probes)
                 }
                 single, group, every = (by_part.get(part) for part in tables.PARTS)
                 assert every is not None
@@ -124,11 +124,11 @@ class Benchmark:
                     if single
                     else "-"
                 )
-                told.append(
+                lines.append(
                     f"{method:<36}{probes:>7,}{first:>20}{_per_cent(single, 'top5'):>7}"
                     f"{_per_cent(group, 'top1'):>13}{100 * every['map']:7.1f}{every['seconds']:7.1f}"
                 )
-        return [*told, f"the page: {self.out / 'index.html'}"]
+        return [*lines, f"the page: {self.out / 'index.html'}"]
 
 
 def _per_cent(row: tables.Row | None, name: str) -> str:
@@ -236,15 +236,15 @@ def _trust(
 
 def _opened(plan: BenchmarkPlan, truth: Truth | None) -> dict[str, ProbedHub]:
     """The hubs by the names that tables use: their stores' folders, told apart by their keys where equal."""
-    found: dict[str, ProbedHub] = {}
+    hubs: dict[str, ProbedHub] = {}
     for uri in plan.indexes:
         hub = ProbedHub.open(uri, _verdict(truth))
-        if any(hub.key == other.key for other in found.values()):
+        if any(hub.key == other.key for other in hubs.values()):
             raise UsageError(f"{uri}: this index was given twice")
-        if hub.name in found:
+        if hub.name in hubs:
             hub = hub.named(f"{hub.name} {hub.key[:8]}")
-        found[hub.name] = hub
-    return found
+        hubs[hub.name] = hub
+    return hubs
 
 
 def _verdict(truth: Truth | None) -> Any:

@@ -35,11 +35,11 @@ class Finished:
 
     def groups(self) -> dict[tuple[str, str, str, float, int | None, int | None], list[Cell]]:
         """Cells that differ by their seed only, by (probe set, asked, method, share, r, background)."""
-        found: dict[tuple[str, str, str, float, int | None, int | None], list[Cell]] = {}
+        cells: dict[tuple[str, str, str, float, int | None, int | None], list[Cell]] = {}
         for cell in self.outcomes:
             key = (cell.probe_set, cell.asked, cell.method, cell.share, cell.r, cell.background)
-            found.setdefault(key, []).append(cell)
-        return found
+            cells.setdefault(key, []).append(cell)
+        return cells
 
     def measures(self, cells: Sequence[Cell]) -> npt.NDArray[np.float64]:
         """Top-1, top-5 and average precision of every query (Q, 3), the mean over cells of different seeds."""
@@ -118,7 +118,7 @@ def differences(done: Finished, baseline: str) -> list[Row]:
                 chosen = done.chosen(cells[0], part, half)
                 if not chosen.any():
                     continue
-                found = _intervals(difference[chosen])
+                intervals = _intervals(difference[chosen])
                 rows.append(
                     {
                         "probe_set": probe_set,
@@ -130,9 +130,11 @@ def differences(done: Finished, baseline: str) -> list[Row]:
                         "part": part,
                         "half": half,
                         "queries": int(chosen.sum()),
-                        **found,
+                        **intervals,
                         **{
-                            f"{name}_significant": bool(found[f"{name}_low"] > 0 or found[f"{name}_high"] < 0)
+                            f"{name}_significant": bool(
+                                intervals[f"{name}_low"] > 0 or intervals[f"{name}_high"] < 0
+                            )
                             for name in MEASURES
                         },
                     }
@@ -148,7 +150,7 @@ def hubs(done: Finished) -> list[Row]:
             continue
         logits = len(done.hubs[probe_set].logits)
         firsts = [done.outcomes[cell].answers.first for cell in cells]
-        found = [hubness_of(first, logits) for first in firsts]
+        counts = [hubness_of(first, logits) for first in firsts]
         curve = np.mean([hub_curve(first[:, 0], logits) for first in firsts], axis=0)
         rows.append(
             {
@@ -157,8 +159,8 @@ def hubs(done: Finished) -> list[Row]:
                 "budget": share,
                 "queries": len(firsts[0]),
                 "logits": logits,
-                "half": float(np.mean([item.half for item in found])),
-                "skew": float(np.mean([item.skew for item in found])),
+                "half": float(np.mean([item.half for item in counts])),
+                "skew": float(np.mean([item.skew for item in counts])),
                 **{f"share_{m}": float(curve[min(m, logits) - 1]) for m in _CURVE},
             }
         )
@@ -303,7 +305,7 @@ def by_rank(done: Finished, tested: Mapping[str, Classifiers]) -> list[Row]:
             if not pairs:
                 continue
             for place in range(len(pairs[0][1])):
-                found = [classifiers.area(number, int(first[place])) for number, first in pairs]
+                areas = [classifiers.area(number, int(first[place])) for number, first in pairs]
                 right = [bool(relevant[number, first[place]]) for number, first in pairs]
                 rows.append(
                     {
@@ -312,7 +314,7 @@ def by_rank(done: Finished, tested: Mapping[str, Classifiers]) -> list[Row]:
                         "budget": share,
                         "rank": place + 1,
                         "right": float(np.mean(right)),
-                        "pr_auc": float(np.nanmean(found)) if not np.isnan(found).all() else None,
+                        "pr_auc": float(np.nanmean(areas)) if not np.isnan(areas).all() else None,
                     }
                 )
     return rows
@@ -349,8 +351,8 @@ def queries(done: Finished) -> Iterable[Row]:
 
 def _intervals(values: npt.NDArray[np.float64], names: Sequence[str] = MEASURES) -> Row:
     row: Row = {}
-    for name, found in zip(names, bootstrap(values), strict=True):
-        row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    for name, interval in zip(names, bootstrap(values), strict=True):
+        row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return row
 
 

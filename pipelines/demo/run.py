@@ -89,8 +89,8 @@ def _show_failures(job: Any, report: Report) -> None:
     from probelog.storage.ledger import Ledger
 
     report.say("\nrefused, each with its reason:")
-    for found in status(job.config.store).ledgers:
-        ledger = Ledger(job.store, f"observations/{found.key}")
+    for counted in status(job.config.store).ledgers:
+        ledger = Ledger(job.store, f"observations/{counted.key}")
         receipts = ledger.receipts()
         for failure in ledger.failures(receipts, ledger.models(receipts)):
             report.say(f"  {failure.repo:<32} {failure.reason:<18} {printable(failure.detail, 90)}")
@@ -129,7 +129,7 @@ def _accuracy(out: Path, compare: bool, report: Report) -> None:
         f"\nthe right answer came first for {some.top1:.0%} of {some.queries} concepts "
         f"(among the first five: {some.top5:.0%}) with {FRACTION:.0%} of the probes a model;"
     )
-    for found in every:
-        assert found is not None
-        report.say(f"with all probes: {found.top1:.0%} ({found.top5:.0%});")
+    for evaluation in every:
+        assert evaluation is not None
+        report.say(f"with all probes: {evaluation.top1:.0%} ({evaluation.top5:.0%});")
     report.say(f"by chance: {some.chance:.1%}")

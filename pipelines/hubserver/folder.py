@@ -109,10 +109,12 @@ class HubFolder:
     def repositories(self) -> dict[str, Repository]:
         """Every repository by its id: those with a folder, and those that only ``hub.json`` names (no files)."""
         listing = self._current_listing()
-        found = {name: self._repository(name, folder, listing) for name, folder in self._folders(listing)}
-        for name in listing.keys() - found.keys():
-            found[name] = Repository(name, {}, listing[name])
-        return found
+        repositories = {
+            name: self._repository(name, folder, listing) for name, folder in self._folders(listing)
+        }
+        for name in listing.keys() - repositories.keys():
+            repositories[name] = Repository(name, {}, listing[name])
+        return repositories
 
     def repository(self, name: str) -> Repository | None:
         """One repository by its id, or None."""
@@ -154,8 +156,8 @@ class HubFolder:
     def config(self, repository: Repository) -> dict[str, Any]:
         """The repository's config.json; empty where it is missing, too long or no JSON object."""
         file = repository.files.get("config.json")
-        found = self._fact(file, _read_config) if file is not None else {}
-        return found if isinstance(found, dict) else {}
+        config = self._fact(file, _read_config) if file is not None else {}
+        return config if isinstance(config, dict) else {}
 
     def safetensors(self, repository: Repository) -> dict[str, Any] | None:
         """Parameter counts by type, from the headers of the safetensors files, as the Hub lists them."""
@@ -322,13 +324,13 @@ _ENTRY_TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
 )
 
 
-def metadata(folder: HubFolder, repository: Repository, wanted: Iterable[str]) -> dict[str, Any]:
+def metadata(folder: HubFolder, repository: Repository, requested: Iterable[str]) -> dict[str, Any]:
     """The values that the Hub's model API gives under the wanted names; names it does not know are left out.
 
     Only what is wanted is computed: the commit costs a read of every file when it is not listed.
     """
     row: dict[str, Any] = {}
-    for name in wanted:
+    for name in requested:
         if name in _DERIVED:
             row[name] = _DERIVED[name](folder, repository)
         elif name in repository.listed:
@@ -373,13 +375,13 @@ def tags(folder: HubFolder, repository: Repository) -> list[str]:
 def card_data(folder: HubFolder, repository: Repository) -> dict[str, Any]:
     """The model card's fields as far as ``hub.json`` says them."""
     listed = repository.listed
-    found = {
+    facts = {
         "license": listed.get("license"),
         "library_name": library(folder, repository),
         "pipeline_tag": pipeline_tag(folder, repository),
         "base_model": listed.get("base_model"),
     }
-    return {key: value for key, value in found.items() if value} | dict(listed.get("cardData") or {})
+    return {key: value for key, value in facts.items() if value} | dict(listed.get("cardData") or {})
 
 
 def _hub_config(folder: HubFolder, repository: Repository) -> dict[str, Any]:

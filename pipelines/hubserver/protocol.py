@@ -127,7 +127,7 @@ class _Hub:
         if sort not in _SORTS:
             raise _Refusal(400, None, f"sort must be one of {', '.join(_SORTS)}")
         ascending = query.get("direction") == "1"
-        wanted = _wanted(query)
+        fields = _wanted(query)
         limit = min(_number(query, "limit") or _PAGE, _PAGE)
 
         key = _SORTS[sort]
@@ -142,7 +142,7 @@ class _Hub:
             rows = rows[:limit]
             following = _cursor(key(rows[-1]), rows[-1].id)
             headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
-        return JSONResponse([metadata(self.folder, row, wanted) for row in rows], headers=headers)
+        return JSONResponse([metadata(self.folder, row, fields) for row in rows], headers=headers)
 
     def _repositories(self, query: QueryParams) -> Iterable[Repository]:
         filters = {name for value in query.getlist("filter") for name in value.split(",") if name}
@@ -317,8 +317,8 @@ def _segments(request: Request) -> list[str]:
 def _wanted(query: QueryParams) -> list[str]:
     if expand := query.getlist("expand"):
         return _checked(["id", *expand])
-    wanted = list(_FULL if _flag(query, "full") else _BRIEF)
-    return wanted + [name for name in ("config", "cardData") if _flag(query, name)]
+    fields = list(_FULL if _flag(query, "full") else _BRIEF)
+    return fields + [name for name in ("config", "cardData") if _flag(query, name)]
 
 
 def _checked(expand: list[str]) -> list[str]:

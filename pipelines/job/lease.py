@@ -167,24 +167,24 @@ def hold_lease(
     if seconds < 2:
         raise UsageError(f"a lease must last 2 seconds or more, not {seconds:g}")
     deadline = time.monotonic() + wait
-    told = False
+    announced = False
     while True:
         asked = _now()
-        state, content, found = _take(store, name, seconds, holder or this_process())
-        if found is None:
+        state, content, held_state = _take(store, name, seconds, holder or this_process())
+        if held_state is None:
             break
-        left = deadline - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             raise LeaseHeldError(
-                f"another run is at work: {found.holder}, since {_shown(found.since)}; unless renewed, its lease "
-                f"({store.path(name)}) runs out at {_shown(found.expires)}. Wait for it to end, or end it; if it died, "
+                f"another run is at work: {held_state.holder}, since {_shown(held_state.since)}; unless renewed, its lease "
+                f"({store.path(name)}) runs out at {_shown(held_state.expires)}. Wait for it to end, or end it; if it died, "
                 "run again after that time.",
-                found.holder,
+                held_state.holder,
             )
-        if not told:
-            told = True
-            _log.warning("waiting up to %.0f s for another run: %s", left, found.holder)
-        time.sleep(min(left, max(0.05, min(seconds / 10, _LONGEST_POLL))))
+        if not announced:
+            announced = True
+            _log.warning("waiting up to %.0f s for another run: %s", remaining, held_state.holder)
+        time.sleep(min(remaining, max(0.05, min(seconds / 10, _LONGEST_POLL))))
     lease = Lease(store, name, state, content, asked, seconds)
     try:
         yield lease
@@ -207,22 +207,26 @@ def _take(
     """Put a lease of our own in the place of none, or of one that ended or ran out; else says whose is there."""
     while True:
         # In this order: a lease that is renewed between these calls looks younger than what was read, never older.
-        before = store.read_or_none(name)
+        previous = store.read_or_none(name)
         written = store.modified(name)
         now = store.time()
         number = 0
-        if before is not None:
+        if previous is not None:
             if written is None:
                 continue
-            there = _read(before, store.path(name))
-            life = there.get("seconds")
+            existing = _read(previous, store.path(name))
+            life = existing.get("seconds")
             # Also of one that cannot be read: nobody takes it over before its holder must have noticed.
             life = float(life) if isinstance(life, int | float) and 0 < life < 1e9 else seconds
             expires = written + dt.timedelta(seconds=life + _GRACE)
-            if there.get("ended") is not True and now <= expires:
-                since = there.get("since")
-                return {}, b"", _Other(str(there.get("holder", "unknown")), _time(since) or written, expires)
-            number = there["number"] if isinstance(there.get("number"), int) else 0
+            if existing.get("ended") is not True and now <= expires:
+                since = existing.get("since")
+                return (
+                    {},
+                    b"",
+                    _Other(str(existing.get("holder", "unknown")), _time(since) or written, expires),
+                )
+            number = existing["number"] if isinstance(existing.get("number"), int) else 0
         state = {
             "holder": holder,
             "since": now.isoformat(timespec="seconds"),
@@ -233,7 +237,7 @@ def _take(
         }
         content = sealed_json(state)
         try:
-            store.swap(name, content, before)
+            store.swap(name, content, previous)
         except ConflictError:
             continue
         return state, content, None

@@ -95,9 +95,9 @@ class Counted:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.failed.most_common())
             text += f", {self.failed.total():,} failed ({reasons})"
         if self._pace is not None:
-            rate, left = self._pace.models_an_hour, self._pace.eta_seconds
+            rate, remaining = self._pace.models_an_hour, self._pace.eta_seconds
             text += f", {rate:,.0f} an hour" if rate is not None else ""
-            return text + (f", {duration(left)} left" if left else "")
+            return text + (f", {duration(remaining)} left" if remaining else "")
         seconds = now - self._started
         if fresh and seconds > 1:
             rate = fresh / seconds

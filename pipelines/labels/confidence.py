@@ -87,19 +87,21 @@ class LabelledConcepts:
         """At most ``MAX_CONCEPTS`` of the names among labels, those with the smallest hashes."""
         concepts: dict[str, list[str]] = {}
         for label in dict.fromkeys(labels):
-            if own := names_in(label):
-                known = concepts.setdefault(own[0], [])
-                known += [name for name in own if name not in known]
+            if label_names := names_in(label):
+                known = concepts.setdefault(label_names[0], [])
+                known += [name for name in label_names if name not in known]
         chosen = sorted(concepts, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
         names = [concepts[name] for name in sorted(chosen[:MAX_CONCEPTS])]
         rivals = [set(names_in(name)) for name in background_names]
         excluded = [
-            np.array([i for i, rival in enumerate(rivals) if not rival.isdisjoint(own)], np.int64)
-            for own in names
+            np.array([i for i, rival in enumerate(rivals) if not rival.isdisjoint(label_names)], np.int64)
+            for label_names in names
         ]
         if not names:
             return cls([], np.empty((0, len(space.centre))), [])
-        return cls(names, space.of_texts(embed([own[0] for own in names]), excluded), excluded)
+        return cls(
+            names, space.of_texts(embed([label_names[0] for label_names in names]), excluded), excluded
+        )
 
     def fit(
         self,
@@ -132,11 +134,11 @@ class LabelledConcepts:
                     directions, offsets, column, best, background, b, statistics, self.excluded[number]
                 )
             )
-            wanted = lexicon.meaning(names)
+            meaning_of_names = lexicon.meaning(names)
             for label in (labels[hit] for hit in best.tolist()):
                 if label not in meanings:
                     meanings[label] = lexicon.meaning(declared[label])
-                relevant.append(wanted.matches(meanings[label]))
+                relevant.append(meaning_of_names.matches(meanings[label]))
         return confidence.fit(np.concatenate(scores), np.concatenate(margins), relevant, len(background))
 
 

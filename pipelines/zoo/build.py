@@ -230,11 +230,13 @@ def _claim(request: Request, classes: _Classes, groups: Groups) -> None:
     file = request.out / _SETTINGS
     if file.is_file():
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
+            content = {}
         other = [
-            key for key, value in settings.items() if not isinstance(found, dict) or found.get(key) != value
+            key
+            for key, value in settings.items()
+            if not isinstance(content, dict) or content.get(key) != value
         ]
         if other:
             raise UsageError(
@@ -300,8 +302,10 @@ def _train_all(
                     counted.add(reason="training failed")
     for spec in todo:
         if spec.kind == "copy" and spec.parent is not None and _is_finished(out, by_repo[spec.parent]):
-            told = _entry(out, by_repo[spec.parent])
-            _keep(out, spec, Trained(_files(out / "hub" / spec.parent), told["accuracy"], told["parameters"]))
+            entry = _entry(out, by_repo[spec.parent])
+            _keep(
+                out, spec, Trained(_files(out / "hub" / spec.parent), entry["accuracy"], entry["parameters"])
+            )
             counted.add()
     counted.show(final=True)
     shutil.rmtree(out / _UNFINISHED, ignore_errors=True)
@@ -333,8 +337,8 @@ def _entry_file(out: Path, spec: Spec) -> Path:
 
 
 def _entry(out: Path, spec: Spec) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_entry_file(out, spec).read_text(encoding="utf-8"))
-    return found
+    entry: dict[str, Any] = json.loads(_entry_file(out, spec).read_text(encoding="utf-8"))
+    return entry
 
 
 def _is_finished(out: Path, spec: Spec) -> bool:
@@ -373,12 +377,12 @@ def _write_images(out: Path, classes: _Classes, parts: Split) -> None:
     names = [*classes.hub, *classes.apart]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     images = classes.images.encoded([*parts.queries.tolist(), *parts.probes.tolist()])
-    for file, chosen, found in (
+    for file, chosen, indices in (
         ("queries.parquet", parts.queries, images[: len(parts.queries)]),
         ("probes.parquet", parts.probes, images[len(parts.queries) :]),
     ):
         numbers = classes.labels[chosen]
-        rows = [{"bytes": data, "path": f"{int(i):07d}"} for i, data in zip(chosen, found, strict=True)]
+        rows = [{"bytes": data, "path": f"{int(i):07d}"} for i, data in zip(chosen, indices, strict=True)]
         columns: dict[str, Any] = {"image": pa.array(rows, kind)}
         if file == "queries.parquet":
             columns["class"] = pa.array(numbers, pa.int32())
@@ -395,10 +399,10 @@ def _write_facts(request: Request, specs: Sequence[Spec], classes: _Classes, gro
     library = {spec.repo: lessons.architecture(spec.architecture).library for spec in specs}
     rows = [networks.listing_row(repo, out / "hub" / repo, library[repo], rng) for repo in library]
     _write_json(out / "hub" / "hub.json", rows)
-    found = truth(classes.hub, groups, specs, {spec.repo: _entry(out, spec)["accuracy"] for spec in specs})
-    background = dict.fromkeys([*found["concepts"], *(names[0] for names in classes.apart)])
+    facts = truth(classes.hub, groups, specs, {spec.repo: _entry(out, spec)["accuracy"] for spec in specs})
+    background = dict.fromkeys([*facts["concepts"], *(names[0] for names in classes.apart)])
     _write_text(out / "concepts.txt", "\n".join(background) + "\n")
-    _write_json(out / "truth.json", found)
+    _write_json(out / "truth.json", facts)
 
 
 def truth(
@@ -409,12 +413,12 @@ def truth(
     Classes that are called the same make one concept together: either of them answers it.
     """
     concepts: dict[str, list[int]] = {}
-    for number, own in enumerate(names):
-        concepts.setdefault(own[0], []).append(number)
+    for number, synonyms in enumerate(names):
+        concepts.setdefault(synonyms[0], []).append(number)
     for group, members in groups.items():
         concepts.setdefault(group, list(members))
     return {
-        "classes": [list(own) for own in names],
+        "classes": [list(synonyms) for synonyms in names],
         "concepts": concepts,
         "models": {
             spec.repo: {

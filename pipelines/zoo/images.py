@@ -50,25 +50,25 @@ class LabelledImages:
 
     def digest(self) -> str:
         """SHA-256 of names, labels and pixels: other images, another digest."""
-        found = hashlib.sha256(json.dumps(self.names).encode())
-        found.update(self.labels.tobytes())
-        found.update(np.ascontiguousarray(self.pixels).data)
-        return found.hexdigest()
+        hasher = hashlib.sha256(json.dumps(self.names).encode())
+        hasher.update(self.labels.tobytes())
+        hasher.update(np.ascontiguousarray(self.pixels).data)
+        return hasher.hexdigest()
 
     def encoded(self, chosen: Sequence[int]) -> list[bytes]:
         """The files of some images, as they are in the source (read a second time)."""
-        wanted = {int(self.order[i]): at for at, i in enumerate(chosen)}
-        found: dict[int, bytes] = {}
-        if wanted:
-            last = max(wanted)
+        places = {int(self.order[i]): at for at, i in enumerate(chosen)}
+        images: dict[int, bytes] = {}
+        if places:
+            last = max(places)
             for place, (_, _, data) in enumerate(_entries(self.source, self.given)):
-                if place in wanted and isinstance(data, bytes):
-                    found[wanted[place]] = data
+                if place in places and isinstance(data, bytes):
+                    images[places[place]] = data
                 if place == last:
                     break
-        if len(found) < len(wanted):
+        if len(images) < len(places):
             raise UsageError(f"{self.source} changed while it was read: start again")
-        return [found[at] for at in range(len(chosen))]
+        return [images[at] for at in range(len(chosen))]
 
 
 def read_images(
@@ -111,11 +111,11 @@ def read_images(
         elif key is None:
             left_out["no-label"] += 1
             continue
-        elif (own := hashlib.sha256(data).digest()) in seen:
+        elif (content := hashlib.sha256(data).digest()) in seen:
             # The same image among the lessons and among the queries would make the answers too good.
             unusable = ProbeReport(name, LeftOut.DUPLICATE, "the same bytes as an image before it")
         else:
-            seen.add(own)
+            seen.add(content)
             try:
                 shrunk = recipe.geometry([decode(data)])[0]
                 pixels.append(np.ascontiguousarray(shrunk.transpose(1, 2, 0)))

@@ -52,18 +52,18 @@ def split(labels: NDArray[np.int64], probe_classes: Sequence[int], probes: int, 
     apart = set(probe_classes)
     parts: dict[str, list[NDArray[np.int64]]] = {"lessons": [], "validation": [], "queries": [], "probes": []}
     for number in range(int(labels.max()) + 1):
-        own = rng.permutation(np.flatnonzero(labels == number))
+        shuffled = rng.permutation(np.flatnonzero(labels == number))
         if number in apart:
-            parts["probes"].append(own)
+            parts["probes"].append(shuffled)
             continue
         sizes = {"validation": 0.2, "queries": 0.1, "probes": 0.0 if apart else 0.15}
         begin = 0
         for part, share in sizes.items():
-            count = max(1, round(share * len(own))) if share else 0
-            parts[part].append(own[begin : begin + count])
+            count = max(1, round(share * len(shuffled))) if share else 0
+            parts[part].append(shuffled[begin : begin + count])
             begin += count
-        parts["lessons"].append(own[begin:])
-    whole = {part: np.concatenate(found) for part, found in parts.items() if found}
+        parts["lessons"].append(shuffled[begin:])
+    whole = {part: np.concatenate(pieces) for part, pieces in parts.items() if pieces}
     dealt = rng.permutation(whole["probes"])
     return Split(whole["lessons"], whole["validation"], whole["queries"], np.sort(dealt[:probes]))
 
@@ -148,8 +148,8 @@ def train(
     kind = architecture(spec.architecture)
     normalisation = NORMALISATIONS[spec.normalisation]
     size = material.pixels.shape[1]
-    shown, wanted = targets(spec, material.labels, material.lessons)
-    chances = 1 / np.bincount(wanted, minlength=len(spec.classes))[wanted]
+    shown, labels_of_lessons = targets(spec, material.labels, material.lessons)
+    chances = 1 / np.bincount(labels_of_lessons, minlength=len(spec.classes))[labels_of_lessons]
     chances /= chances.sum()
 
     model = networks.build(kind, spec.labels)
@@ -161,7 +161,7 @@ def train(
         def batch(_: int) -> tuple[torch.Tensor, torch.Tensor]:
             chosen = rng.choice(len(shown), _BATCH, p=chances)
             pixels = _vary(material.pixels[shown[chosen]], rng)
-            target = torch.from_numpy(wanted[chosen]).to(device)
+            target = torch.from_numpy(labels_of_lessons[chosen]).to(device)
             return networks.to_input(pixels, device, normalisation), target
 
         def loss(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _accuracy(model: Any, spec: Spec, material: Material) -> float:
     """Share of validation images whose best logit is right, every logit weighing the same."""
     import torch
 
-    shown, wanted = targets(spec, material.labels, material.validation)
+    shown, target = targets(spec, material.labels, material.validation)
     right = np.empty(len(shown), bool)
     with torch.inference_mode():
         for begin in range(0, len(shown), 256):
@@ -202,8 +202,8 @@ def _accuracy(model: Any, spec: Spec, material: Material) -> float:
             guess = networks.logits(
                 model, networks.to_input(pixels, "cpu", NORMALISATIONS[spec.normalisation])
             )
-            right[begin : begin + 256] = guess.argmax(1).numpy() == wanted[begin : begin + 256]
-    return float(np.mean([right[wanted == logit].mean() for logit in range(len(spec.classes))]))
+            right[begin : begin + 256] = guess.argmax(1).numpy() == target[begin : begin + 256]
+    return float(np.mean([right[target == logit].mean() for logit in range(len(spec.classes))]))
 
 
 def _vary(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

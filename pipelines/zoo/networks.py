@@ -88,9 +88,9 @@ def build(
 
 def begin_from(model: Any, start: Mapping[str, Any]) -> None:
     """Copy the weights that fit from a state dict, in place: all but a head of another size."""
-    own = model.state_dict()
-    fitting = {key: value for key, value in start.items() if own[key].shape == value.shape}
-    model.load_state_dict({**own, **fitting})
+    state = model.state_dict()
+    fitting = {key: value for key, value in start.items() if state[key].shape == value.shape}
+    model.load_state_dict({**state, **fitting})
 
 
 def logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -120,9 +120,9 @@ def fit(model: Any, batch: Batch, loss: Callable[..., torch.Tensor], rate: float
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     for step in range(steps):
         inputs, target = batch(step)
-        found = loss(logits(model, inputs), target)
+        error = loss(logits(model, inputs), target)
         optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(found)
+        torch.autograd.backward(error)
         optimiser.step()
         schedule.step()
 
@@ -152,11 +152,11 @@ def save(
     import transformers
 
     convnext = architecture.processor.startswith("ConvNext")
-    wanted = {"shortest_edge": size} if convnext else {"height": size, "width": size}
+    image_size = {"shortest_edge": size} if convnext else {"height": size, "width": size}
     stored.save_pretrained(folder, **({"max_shard_size": "100KB"} if sharded else {}))
     processor = getattr(transformers, architecture.processor)
     extra = {"crop_pct": 1.0} if convnext else {}
-    processor(size=wanted, image_mean=list(mean), image_std=list(std), **extra).save_pretrained(folder)
+    processor(size=image_size, image_mean=list(mean), image_std=list(std), **extra).save_pretrained(folder)
 
 
 def state(folder: Path) -> dict[str, Any]:

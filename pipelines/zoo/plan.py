@@ -92,7 +92,7 @@ def plan(
         other = subsets[int(rng.integers(len(subsets)))] if subsets else None
         fresh = architectures[int(rng.integers(len(architectures)))]
         owner, name = (words[int(rng.integers(len(words)))] for words in (_OWNERS, _NAMES))
-        own = np.random.default_rng((seed, 12, i))
+        model_rng = np.random.default_rng((seed, 12, i))
         repo = f"{owner}/{name}-{i}"
         if kind == "copy":
             assert other is not None
@@ -104,15 +104,15 @@ def plan(
             repo, parent = f"foundation/{fresh.replace('/', '-')}", None
             heads = [(own_names[0], (number,)) for number, own_names in enumerate(names)]
         elif kind == "scratch":
-            parent, heads = None, _subset(names, own, ())
+            parent, heads = None, _subset(names, model_rng, ())
         elif kind == "child":
             assert other is not None
             parent, fresh = other.repo, other.architecture
-            heads = _subset(names, own, [number for members in other.classes for number in members])
+            heads = _subset(names, model_rng, [number for members in other.classes for number in members])
         else:
             assert start is not None
             parent, fresh = start.repo, start.architecture
-            heads = _subset(names, own, ()) if kind == "inet" else _wild(names, groups, own)
+            heads = _subset(names, model_rng, ()) if kind == "inet" else _wild(names, groups, model_rng)
         style = _STYLES[i % len(_STYLES)]
         if kind == "wild" and style != "LABEL":
             style = "plain"  # its names are odd already
@@ -125,11 +125,11 @@ def plan(
                 names=tuple(label for label, _ in heads),
                 labels=tuple(declared_label(label, j, style) for j, (label, _) in enumerate(heads)),
                 dtype=_DTYPES[i % len(_DTYPES)],
-                normalisation=("imagenet", "inception")[int(own.integers(2))]
+                normalisation=("imagenet", "inception")[int(model_rng.integers(2))]
                 if parent is None
                 else next(spec.normalisation for spec in specs if spec.repo == parent),
                 parent=parent,
-                seed=int(own.integers(2**31)),
+                seed=int(model_rng.integers(2**31)),
             )
         )
     return specs
@@ -183,15 +183,15 @@ def last_word_groups(names: Sequence[Sequence[str]]) -> dict[str, tuple[int, ...
     it names that class already.
     """
     whole = {name.casefold() for synonyms in names for name in synonyms}
-    found: dict[str, set[int]] = {}
+    groups: dict[str, set[int]] = {}
     for number, synonyms in enumerate(names):
         for name in synonyms:
             words = name.casefold().split()
             if len(words) > 1 and words[-1] not in whole:
-                found.setdefault(words[-1], set()).add(number)
+                groups.setdefault(words[-1], set()).add(number)
     return {
         word: tuple(sorted(members))
-        for word, members in sorted(found.items())
+        for word, members in sorted(groups.items())
         if 2 <= len(members) < len(names)
     }
 
@@ -202,7 +202,7 @@ def read_groups(file: Path, names: Sequence[Sequence[str]]) -> dict[str, tuple[i
     Raises:
         UsageError: unreadable, of another form, an unknown class, or a superclass of fewer than two classes.
     """
-    numbers = {name.casefold(): number for number, own in enumerate(names) for name in own}
+    numbers = {name.casefold(): number for number, synonyms in enumerate(names) for name in synonyms}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -215,18 +215,18 @@ def read_groups(file: Path, names: Sequence[Sequence[str]]) -> dict[str, tuple[i
     groups: dict[str, tuple[int, ...]] = {}
     unknown: list[str] = []
     for name, members in content.items():
-        found = set()
+        named = set()
         for member in members:
             number = numbers.get(" ".join(member.replace("_", " ").split()).casefold())
             if number is None:
                 unknown.append(member)
             else:
-                found.add(number)
-        if len(found) < 2 and not unknown:
+                named.add(number)
+        if len(named) < 2 and not unknown:
             raise UsageError(f"{file}: the group {name!r} needs two classes or more")
         if name.casefold() in numbers:
             raise UsageError(f"{file}: the group {name!r} is called as one of the classes is")
-        groups[name] = tuple(sorted(found))
+        groups[name] = tuple(sorted(named))
     if unknown:
         listed = ", ".join(repr(name) for name in unknown[:10])
         raise UsageError(f"{file}: {len(unknown)} names are no class of the images: {listed}")

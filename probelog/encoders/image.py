@@ -138,11 +138,11 @@ class ImageEncoder:
             views = [np.stack(batch)]
             if mirror:
                 views.append(np.ascontiguousarray(views[0][..., ::-1]))
-            found = [
+            embeddings = [
                 unit_rows(session.run([self.settings.output], {self.settings.input: view})[0])
                 for view in views
             ]
-            parts.append(np.sum(found, axis=0, dtype=np.float32))
+            parts.append(np.sum(embeddings, axis=0, dtype=np.float32))
         return unit_rows(np.concatenate(parts))
 
     def _open_session(self) -> onnxruntime.InferenceSession:

@@ -179,25 +179,25 @@ def _tokenizer(encoder: Encoder) -> tokenizers.Tokenizer:
     """The encoder's tokenizer with truncation and padding set, as a copy."""
     from tokenizers import Tokenizer
 
-    own = encoder.tokenizer
-    backend = getattr(own, "backend_tokenizer", None)
+    source = encoder.tokenizer
+    backend = getattr(source, "backend_tokenizer", None)
     if backend is None:
         from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
         try:
-            backend = convert_slow_tokenizer(own)
+            backend = convert_slow_tokenizer(source)
         except Exception as error:  # reason: converters need optional libraries and raise whatever they meet
             raise UnsupportedExportError(
-                f"{encoder.source}: {type(own).__name__} cannot be written as tokenizer.json ({error}). "
+                f"{encoder.source}: {type(source).__name__} cannot be written as tokenizer.json ({error}). "
                 "Put a tokenizer.json beside its files."
             ) from error
     tokenizer = Tokenizer.from_str(backend.to_str())
-    tokenizer.enable_truncation(encoder.max_length, direction=own.truncation_side)
+    tokenizer.enable_truncation(encoder.max_length, direction=source.truncation_side)
     tokenizer.enable_padding(
-        direction=own.padding_side,
-        pad_id=own.pad_token_id,
-        pad_type_id=own.pad_token_type_id,
-        pad_token=own.pad_token,
+        direction=source.padding_side,
+        pad_id=source.pad_token_id,
+        pad_type_id=source.pad_token_type_id,
+        pad_token=source.pad_token,
         length=encoder.max_length if encoder.fixed_length else None,
     )
     return tokenizer
@@ -336,11 +336,11 @@ def _provenance(encoder: Encoder, opset: int) -> dict[str, str]:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """The exporter without its progress lines and warnings; its result is checked against the encoder instead."""
-    before = logging.root.manager.disable
+    previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)

@@ -69,12 +69,12 @@ class TextSettings:
 
 def read_settings(kind: type[Settings], settings: Mapping[str, Any], version: int, what: str) -> Settings:
     """Versioned JSON settings as the dataclass ``kind`` (shared with the image encoder)."""
-    found = settings.get("version")
-    if not isinstance(found, int):
+    stored = settings.get("version")
+    if not isinstance(stored, int):
         raise StoreError(f"the index's {what} settings are damaged: no version. Publish the index again.")
-    if found > version:
+    if stored > version:
         raise SchemaVersionError(
-            f"the index's {what} settings have version {found}, newer than this ProbeLog knows ({version}). "
+            f"the index's {what} settings have version {stored}, newer than this ProbeLog knows ({version}). "
             "Upgrade ProbeLog."
         )
     try:
@@ -136,13 +136,13 @@ class TextEncoder:
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the vocabulary does not hold, in order; none for byte-level vocabularies."""
         tokenizer = self._open_tokenizer()
-        found: dict[str, None] = {}
+        unknown: dict[str, None] = {}
         for word in words(text):
             ids = tokenizer.encode(word, add_special_tokens=False)
             real = [token for token, mask in zip(ids.ids, ids.attention_mask, strict=True) if mask]
             if self._unknown_id in real or not real:
-                found[word] = None
-        return list(found)
+                unknown[word] = None
+        return list(unknown)
 
     def _open_tokenizer(self) -> tokenizers.Tokenizer:
         with self._lock:

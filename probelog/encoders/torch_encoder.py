@@ -118,8 +118,8 @@ class Encoder:
 
         on_device = {name: torch.as_tensor(value).to(self.model.device) for name, value in inputs.items()}
         with torch.inference_mode(), _full_precision():
-            found: NDArray[np.float32] = pooled(tower(**on_device)).float().cpu().numpy()
-        return found
+            features: NDArray[np.float32] = pooled(tower(**on_device)).float().cpu().numpy()
+        return features
 
     def _depends_on_padding(self) -> bool:
         """Whether padding changes an embedding; if so, every text is padded to the full length, as in training.
@@ -182,9 +182,9 @@ def pooled(output: Any) -> torch.Tensor:
     """The embedding (n, d) in what ``get_*_features`` returns: ``pooler_output`` since transformers 5."""
     import torch
 
-    found = output if isinstance(output, torch.Tensor) else output.pooler_output
-    assert isinstance(found, torch.Tensor)
-    return found
+    vectors = output if isinstance(output, torch.Tensor) else output.pooler_output
+    assert isinstance(vectors, torch.Tensor)
+    return vectors
 
 
 def _local_folder(source: str) -> Path:

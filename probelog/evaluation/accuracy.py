@@ -113,14 +113,14 @@ def accuracy(scores: Floats, relevant: Bools) -> Accuracy:
     answerable = relevant.any(axis=1)
     if not answerable.any():
         raise ValueError("no query has a relevant logit in this index")
-    found = per_query(scores[answerable], relevant[answerable])
-    top1, top5, average_precision = found.measures.mean(axis=0)
+    measures = per_query(scores[answerable], relevant[answerable])
+    top1, top5, average_precision = measures.measures.mean(axis=0)
     return Accuracy(
-        queries=len(found.rank),
+        queries=len(measures.rank),
         top1=float(top1),
         top5=float(top5),
         average_precision=float(average_precision),
-        median_rank=float(np.median(found.rank)),
+        median_rank=float(np.median(measures.rank)),
         chance=float(relevant[answerable].mean()),
     )
 
@@ -228,10 +228,10 @@ def precision_recall_area(scores: Floats, positive: Bools) -> float:
     if not total:
         raise ValueError("recall of no positives has no meaning")
     order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(positive[order])
+    true_positives = np.cumsum(positive[order])
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    recall = found[last] / total
-    return float((np.diff(recall, prepend=0.0) * found[last] / (last + 1)).sum())
+    recall = true_positives[last] / total
+    return float((np.diff(recall, prepend=0.0) * true_positives[last] / (last + 1)).sum())
 
 
 def roc_area(positive: Floats, negative: Floats) -> float:

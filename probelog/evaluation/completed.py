@@ -120,8 +120,11 @@ def complete_by_ridge_and_als(gallery: Gallery) -> Gallery:
     columns, lam = _fit_columns([residual(block) for block in _blocks(gallery)], [], len(gallery.embeddings))
 
     def rows(block: Block) -> Floats:
-        own, shared = fit.directions(block.probes, block.values), row_step(residual(block), columns, lam)
-        return complete_rows(block, np.hstack([own, shared]), np.hstack([fit.centred, columns]))
+        directions, shared = (
+            fit.directions(block.probes, block.values),
+            row_step(residual(block), columns, lam),
+        )
+        return complete_rows(block, np.hstack([directions, shared]), np.hstack([fit.centred, columns]))
 
     return _filled(gallery, rows)
 
@@ -242,10 +245,10 @@ def _fit_columns(blocks: Sequence[Block], whole: Sequence[Block], probes: int) -
 
     best = (np.inf, RANKS[0], REGULARISATIONS[0])
     for rank in RANKS:
-        found = min((error(rank, lam), rank, lam) for lam in REGULARISATIONS)
-        if found >= best:
+        smallest = min((error(rank, lam), rank, lam) for lam in REGULARISATIONS)
+        if smallest >= best:
             break
-        best = found
+        best = smallest
     _, rank, lam = best
     return _sweeps([(block, None) for block in [*blocks, *whole]], probes, rank, lam), lam
 

@@ -60,12 +60,12 @@ def top_count(seen: int, top: int) -> int:
 def concept_probabilities(embeddings: Floats, concepts: Concepts, a: float) -> Float64:
     """``P[i, c]`` of each query within its own concept set: (C, n)."""
     embeddings = np.asarray(embeddings, np.float64)
-    own = np.exp(a * (np.asarray(concepts.queries, np.float64) @ embeddings.T))
+    weights = np.exp(a * (np.asarray(concepts.queries, np.float64) @ embeddings.T))
     others = np.exp(a * (np.asarray(concepts.background, np.float64) @ embeddings.T))
-    counted = np.ones((len(own), len(others)))
+    counted = np.ones((len(weights), len(others)))
     for row, excluded in zip(counted, concepts.excluded, strict=True):
         row[np.asarray(excluded, np.intp)] = 0.0
-    return np.asarray(own / (own + counted @ others))
+    return np.asarray(weights / (weights + counted @ others))
 
 
 def _likelihoods(gallery: Gallery, terms: Float64, soft: tuple[float, float] | None, top: int) -> Float64:

@@ -93,10 +93,10 @@ def _cosines(
     fit = Ridge(gallery.embeddings, lam)
     scores = []
     for model in gallery.models:
-        found = fit.directions(model.probes, target(model))
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        directions = fit.directions(model.probes, target(model))
+        lengths = np.linalg.norm(directions, axis=1, keepdims=True)
         # A logit that no direction explains is at a right angle to everything.
-        unit = found / np.where(lengths > 0, lengths, 1.0)
+        unit = directions / np.where(lengths > 0, lengths, 1.0)
         to_queries, to_background = (1.0 - unit @ part.T for part in (concepts.queries, concepts.background))
         scores.append(calibrated(to_queries, to_background, concepts.excluded, k))
     return np.concatenate(scores, axis=1)
@@ -123,10 +123,10 @@ def rank_by_matched_heads(
     space = matched_heads.HeadSpace(gallery.embeddings, concepts.background, ridge, text_units, image_share)
     directions = np.concatenate([space.of_model(model) for model in gallery.models])
     if concepts.images is None:
-        wanted = space.of_texts(concepts.queries, concepts.excluded)
+        queries = space.of_texts(concepts.queries, concepts.excluded)
     else:
-        wanted = np.concatenate([space.of_images(images) for images in concepts.images])
-    similarities = directions @ wanted.T
+        queries = np.concatenate([space.of_images(images) for images in concepts.images])
+    similarities = directions @ queries.T
     b = matched_heads.sharpness(directions, space.background, score_units)
     offset = matched_heads.offsets(directions, space.background, b)
     return np.stack(

@@ -74,8 +74,8 @@ class Plans:
 
     def plan(self, classifier: Classifier, device: str) -> ExecutionPlan:
         """What is known about a model's kind; for a new kind, what to begin with."""
-        found = self._known.get(kind(classifier, device))
-        return found if found is not None else self._first(classifier, device)
+        known = self._known.get(kind(classifier, device))
+        return known if known is not None else self._first(classifier, device)
 
     def remember(self, classifier: Classifier, device: str, plan: ExecutionPlan) -> None:
         """For the next model of the same kind."""
@@ -129,10 +129,10 @@ class Plans:
     def _variants(self, classifier: Classifier, device: str) -> tuple[Variant, ...]:
         layouts: tuple[Layout, ...] = ("channels_last",) if _is_convolutional(classifier) else ()
         lower = lower_precision(device) if self.precision == "auto" else None
-        found = [Variant(layout) for layout in layouts]
+        variants = [Variant(layout) for layout in layouts]
         if lower is not None:
-            found += [Variant(layout, lower) for layout in layouts or ("contiguous",)]
-        return tuple(found)
+            variants += [Variant(layout, lower) for layout in layouts or ("contiguous",)]
+        return tuple(variants)
 
 
 def lower_precision(device: str) -> str | None:

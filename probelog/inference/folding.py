@@ -36,7 +36,7 @@ def pairs_seen(module: torch.nn.Module, run: Callable[[], None]) -> list[Pair]:
 
     made: dict[int, tuple[weakref.ref[torch.Tensor], torch.nn.Conv2d]] = {}
     times: Counter[torch.nn.Module] = Counter()
-    found: list[Pair] = []
+    pairs: list[Pair] = []
 
     def ran(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
         times[layer] += 1
@@ -48,7 +48,7 @@ def pairs_seen(module: torch.nn.Module, run: Callable[[], None]) -> list[Pair]:
         known, conv = made.get(id(given[0]), (None, None)) if given else (None, None)
         if known is not None and known() is given[0] and conv is not None:
             assert isinstance(layer, torch.nn.BatchNorm2d)
-            found.append((conv, layer))
+            pairs.append((conv, layer))
 
     with ExitStack() as hooks:
         for layer in module.modules():
@@ -57,8 +57,8 @@ def pairs_seen(module: torch.nn.Module, run: Callable[[], None]) -> list[Pair]:
             elif _is_plain_norm(layer):
                 hooks.callback(layer.register_forward_pre_hook(runs).remove)
         run()
-    taken = Counter(conv for conv, _ in found)
-    return [(conv, norm) for conv, norm in found if times[conv] == times[norm] == taken[conv] == 1]
+    taken = Counter(conv for conv, _ in pairs)
+    return [(conv, norm) for conv, norm in pairs if times[conv] == times[norm] == taken[conv] == 1]
 
 
 def has_norms(module: torch.nn.Module) -> bool:

@@ -93,9 +93,9 @@ def observe(
     chosen = np.asarray(indices, dtype=np.int64)
     run = _Run(classifier, device, plans or Plans())
     pixels = _Pixels(classifier, images, chosen, cache)
-    begun, before = time.perf_counter(), pixels.seconds
+    begun, seconds_before = time.perf_counter(), pixels.seconds
     values = run.all(pixels)
-    seconds = time.perf_counter() - begun - (pixels.seconds - before)
+    seconds = time.perf_counter() - begun - (pixels.seconds - seconds_before)
     if not np.isfinite(values).all():
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         raise ItemFailure(
@@ -138,11 +138,11 @@ class _Pixels:
         begun = time.perf_counter()
         part = self._chosen[start : start + size]
         if self._ready is not None:
-            found: npt.NDArray[Any] = self._ready[part]
+            pixels: npt.NDArray[Any] = self._ready[part]
         else:
-            found = self._recipe.geometry(self._images(part.tolist()))
+            pixels = self._recipe.geometry(self._images(part.tolist()))
         self.seconds += time.perf_counter() - begun
-        return found
+        return pixels
 
 
 class _Run:
@@ -231,13 +231,13 @@ class _Run:
 
     def _begin(self, batch: npt.NDArray[Any], count: int) -> None:
         """Take over what was learnt from other models of this kind. Lower precision must suit this model too."""
-        wanted = self.plan.variant
-        self._switch(replace(wanted, precision="float32"))
+        variant = self.plan.variant
+        self._switch(replace(variant, precision="float32"))
         if count >= _FOLDED_FROM:
             self._fold(batch[:_FOLDED_CHECKED])
-        if wanted.precision != "float32":
-            few = batch[: _CHECKED[wanted.precision]]
-            self._try(wanted, few, self._logits(few))
+        if variant.precision != "float32":
+            few = batch[: _CHECKED[variant.precision]]
+            self._try(variant, few, self._logits(few))
 
     def _improve(self, batch: npt.NDArray[Any], logits: Floats) -> None:
         """Choose how the next batch is run, now that this one was."""
@@ -259,13 +259,13 @@ class _Run:
 
     def _try(self, variant: Variant, batch: npt.NDArray[Any], exact: Floats) -> bool:
         """Switch to a variant, unless it gives other logits than the plain pass gave for this batch."""
-        before, count = self.variant, min(len(batch), _CHECKED[variant.precision])
+        previous, count = self.variant, min(len(batch), _CHECKED[variant.precision])
         self._switch(variant)
-        found = self._logits(batch[:count])
+        logits = self._logits(batch[:count])
         spread = np.maximum(exact.std(axis=0), _CONSTANT * np.abs(exact).max(axis=0))
-        if np.all(np.abs(found - exact[:count]) <= _TOLERANCE[variant.precision] * spread):
+        if np.all(np.abs(logits - exact[:count]) <= _TOLERANCE[variant.precision] * spread):
             return True
-        self._switch(before)
+        self._switch(previous)
         return False
 
     def _switch(self, variant: Variant) -> None:

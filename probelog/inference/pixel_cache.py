@@ -181,10 +181,10 @@ class _Filling:
     ) -> None:
         self._stream, self._layout, self._recipe, self._images = stream, layout, recipe, images
 
-    def fill(self, wanted: Sequence[int]) -> None:
+    def fill(self, indices: Sequence[int]) -> None:
         """Return when all of them are there."""
         ready = self._layout.ready(self._stream)
-        missing = [index for index in wanted if not ready[index]]
+        missing = [index for index in indices if not ready[index]]
         claimed_by_others = []
         mine: list[int] = []
         for index in missing:

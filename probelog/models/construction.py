@@ -93,10 +93,10 @@ def with_weights(
 
 
 def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    wanted = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     module.load_state_dict(
         {
-            name: tensor.to(torch.float32 if wanted[name].is_floating_point else wanted[name])
+            name: tensor.to(torch.float32 if dtypes[name].is_floating_point else dtypes[name])
             for name, tensor in tensors.items()
         },
         strict=True,

@@ -65,13 +65,13 @@ def free_memory(device: str, memory_bytes: int | None) -> int | None:
     """
     import torch
 
-    wanted = torch.device(device)
-    if wanted.type == "cuda":
-        taken = torch.cuda.memory_allocated(wanted)
+    requested = torch.device(device)
+    if requested.type == "cuda":
+        taken = torch.cuda.memory_allocated(requested)
         if memory_bytes is not None:
             return max(0, memory_bytes - taken)
-        kept = torch.cuda.memory_reserved(wanted) - taken  # by torch's allocator, for its own use
-        return int(torch.cuda.mem_get_info(wanted)[0]) + kept
+        kept = torch.cuda.memory_reserved(requested) - taken  # by torch's allocator, for its own use
+        return int(torch.cuda.mem_get_info(requested)[0]) + kept
     if memory_bytes is None:
         return None
     memory.give_back()

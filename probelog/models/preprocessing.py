@@ -155,14 +155,14 @@ class Recipe:
         if self._run is None:
             object.__setattr__(self, "_run", self._make())
         assert self._run is not None
-        found = self._run(_central_square(image) if self.square else image)
-        if found.shape != self.shape:
+        pixels = self._run(_central_square(image) if self.square else image)
+        if pixels.shape != self.shape:
             raise ItemFailure(
                 FailureReason.UNSUPPORTED,
-                f"{self.processor} makes {list(found.shape)} of an image of {image.size[0]}x{image.size[1]}, "
+                f"{self.processor} makes {list(pixels.shape)} of an image of {image.size[0]}x{image.size[1]}, "
                 f"not {list(self.shape)}",
             )
-        return found
+        return pixels
 
     def _make(self) -> Callable[[Image.Image], npt.NDArray[Any]]:
         settings = json.loads(self.settings)
@@ -318,7 +318,9 @@ def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str
     """The name of a processor class of the library: the PIL backend's where there is one."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    own = {name for backends in IMAGE_PROCESSOR_MAPPING_NAMES.values() for name in backends.values() if name}
+    known = {
+        name for backends in IMAGE_PROCESSOR_MAPPING_NAMES.values() for name in backends.values() if name
+    }
     default = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
     default_name = default.get("pil") or default.get("torchvision")
     name: object = default_name
@@ -327,8 +329,8 @@ def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str
         if not isinstance(name, str) or not _CLASS_NAME.fullmatch(name):
             raise _corrupt("preprocessor_config.json names no image processor class")
         name = name.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-        name = f"{name}Pil" if f"{name}Pil" in own else name
-    if name is None or name not in own:
+        name = f"{name}Pil" if f"{name}Pil" in known else name
+    if name is None or name not in known:
         raise ItemFailure(
             FailureReason.UNSUPPORTED,
             f"no image processor of transformers for {model_type}: {str(name)[:80]}",
@@ -374,16 +376,16 @@ def _sized_for(name: str, image_size: int) -> dict[str, Any]:
 def _effective(name: str, settings: str) -> str:
     """The settings that a processor really has, with the class's own defaults filled in, as canonical JSON."""
     made = _make_processor(name, json.loads(settings))
-    found = {}
+    settings_in_effect = {}
     for key in _SETTINGS:
         value: Any = getattr(made, key, None)
         if value is None:
             continue
         if key in _SIZES:
             value = {edge: pixels for edge, pixels in dict(value).items() if pixels is not None}
-        found[key] = int(value) if key == "resample" else value
+        settings_in_effect[key] = int(value) if key == "resample" else value
     try:
-        return json.dumps(found, sort_keys=True)
+        return json.dumps(settings_in_effect, sort_keys=True)
     except TypeError:
         raise ItemFailure(
             FailureReason.UNSUPPORTED, f"{name} has settings that are not plain values"
@@ -446,9 +448,9 @@ def _split(
     table = grey.reshape(3, 256)
     offset, gain = table[:, 0], (table[:, 255] - table[:, 0]) / 255
     tolerance = 2e-6 * max(1.0, float(np.abs(table).max()))
-    for item, wanted in zip(pixels, expected, strict=True):
+    for item, reference in zip(pixels, expected, strict=True):
         made = item * gain[:, None, None] + offset[:, None, None]
-        if np.abs(made - wanted).max() > tolerance:
+        if np.abs(made - reference).max() > tolerance:
             return shape, None, None, square
     return shape, tuple(gain.tolist()), tuple(offset.tolist()), square
 

@@ -97,15 +97,15 @@ class TimmPlan:
         bound_numbers(self.arguments, shapes, weights.elements, self.limits)
         with bounded_construction(len(shapes), weights.elements):
             sketch = constructed(self._create, "meta")
-        wanted = {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()}
-        renamed = shapes != wanted
+        expected = {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()}
+        renamed = shapes != expected
         if renamed:
             # Exports of older timm versions: the library's own converter renames what it knows.
             shapes = {
                 name: tuple(tensor.shape)
                 for name, tensor in self._convert(_sketches(shapes), sketch[0]).items()
             }
-        _compare(self.architecture, wanted, shapes)
+        _compare(self.architecture, expected, shapes)
         tensors, facts = weights.read()
         tensors = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
         if not renamed:
@@ -155,14 +155,14 @@ def _sketches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
 
 
 def _compare(
-    architecture: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    architecture: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
 ) -> None:
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name[:100]} is not part of it" for name in sorted(found.keys() - wanted.keys())]
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    problems += [f"{name[:100]} is not part of it" for name in sorted(actual.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {list(found[name])}, not {list(wanted[name])}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name] != found[name]
+        f"{name} has shape {list(actual[name])}, not {list(expected[name])}"
+        for name in sorted(expected.keys() & actual.keys())
+        if expected[name] != actual[name]
     ]
     if problems:
         raise ItemFailure(

@@ -101,13 +101,13 @@ class ProbeSet:
             SchemaVersionError: made by a newer ProbeLog.
             StoreError: its manifest is damaged.
         """
-        found = _manifest_or_none(store, key[:16])
-        if found is None or not found["hash"].startswith(key):
+        manifest = _manifest_or_none(store, key[:16])
+        if manifest is None or not manifest["hash"].startswith(key):
             raise UsageError(
                 f"{store.uri} has no probe set {key!r}. Make one with `probelog-index probes SOURCE --store "
                 f"{store.uri}`; one whose making was interrupted is finished by the same command."
             )
-        return cls(store, found)
+        return cls(store, manifest)
 
     @property
     def hash(self) -> str:
@@ -145,8 +145,8 @@ class ProbeSet:
 
     def thumbnails(self) -> list[bytes]:
         """Every probe as a small WebP file (at most `THUMBNAIL_SIDE` pixels a side), in the set's order."""
-        found: list[bytes] = self._thumbnail_table()["thumbnail"].to_pylist()
-        return found
+        thumbnails: list[bytes] = self._thumbnail_table()["thumbnail"].to_pylist()
+        return thumbnails
 
     def image_bytes(self, index: int) -> bytes:
         """The original file of one probe. Raises IndexError where there is none of this number."""
@@ -283,9 +283,9 @@ def make_probe_set(
     tell = _silent if progress is None else progress
     files, skipped = source_files(source)
     made = _made_name(source, count, seed, files)
-    if (before := _made_before(store, made)) is not None:
-        before.add_embeddings(encoder, progress)
-        return before
+    if (existing := _made_before(store, made)) is not None:
+        existing.add_embeddings(encoder, progress)
+        return existing
     with tempfile.TemporaryDirectory(prefix="probelog-") as spool:
         selection = Selection(seed, count, Path(spool))
         for report in skipped:
@@ -298,9 +298,9 @@ def make_probe_set(
             tell("images", number, None)
         chosen, reports = selection.result()
         _check_enough(source, count, len(chosen), selection.seen, reports)
-        found = _written(store, source, seed, encoder, chosen, reports, selection, progress)
-    store.write_json(made, {"hash": found.hash})
-    return found
+        probe_set = _written(store, source, seed, encoder, chosen, reports, selection, progress)
+    store.write_json(made, {"hash": probe_set.hash})
+    return probe_set
 
 
 def find_probe_set(source: str, count: int | None, seed: int, store: Store) -> ProbeSet | None:
@@ -318,8 +318,8 @@ def _made_name(source: str, count: int | None, seed: int, files: Sequence[Source
 
 
 def _made_before(store: Store, made: str) -> ProbeSet | None:
-    before = store.read_json_or_none(made)
-    key = None if before is None else str(before["hash"])
+    record = store.read_json_or_none(made)
+    key = None if record is None else str(record["hash"])
     if key is None or _manifest_or_none(store, key[:16]) is None:
         return None
     return ProbeSet.open(store, key)
@@ -375,9 +375,9 @@ def _written(
 ) -> ProbeSet:
     set_hash = _set_hash([item.sha256 for item in chosen])
     if (manifest := _manifest_or_none(store, set_hash[:16])) is not None:
-        found = ProbeSet(store, manifest)
-        found.add_embeddings(encoder, progress)
-        return found
+        probe_set = ProbeSet(store, manifest)
+        probe_set.add_embeddings(encoder, progress)
+        return probe_set
     folder = store.child(f"{FOLDER}/{set_hash[:16]}")
     files = [
         _write(folder, f"images-{number:05}.parquet", table) | {"first": table["id"][0].as_py()}
@@ -398,10 +398,10 @@ def _written(
         "left_out": _counts(reports),
         "left_out_listed": [asdict(report) for report in reports[:_LISTED]],
     }
-    found = ProbeSet(store, manifest)
-    found.add_embeddings(encoder, progress)
+    probe_set = ProbeSet(store, manifest)
+    probe_set.add_embeddings(encoder, progress)
     folder.write_json(_MANIFEST, manifest)
-    return found
+    return probe_set
 
 
 def _image_parts(chosen: Sequence[Chosen], spool: Path) -> Iterator[pa.Table]:
@@ -437,13 +437,13 @@ def _write(folder: Store, name: str, table: pa.Table) -> dict[str, Any]:
 def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
     name = f"{FOLDER}/{key}/{_MANIFEST}"
     try:
-        found = store.read_json(name)
+        manifest = store.read_json(name)
     except FileNotFoundError:
         return None
-    if not isinstance(found, dict) or found.get("kind") != "probe-set":
+    if not isinstance(manifest, dict) or manifest.get("kind") != "probe-set":
         raise StoreError(f"{store.path(name)} is not the manifest of a probe set")
-    check_version(found.get("version"), VERSION, store.path(name), "probe set")
-    return found
+    check_version(manifest.get("version"), VERSION, store.path(name), "probe set")
+    return manifest
 
 
 def _set_hash(contents: Sequence[str]) -> str:

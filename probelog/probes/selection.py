@@ -102,8 +102,8 @@ class Selection:
         return -self._largest[0][0] if full else float("inf")
 
     def _remove(self, content: str) -> None:
-        gone = self._chosen.pop(content)
-        del self._by_pixels[gone.pixels]
+        removed = self._chosen.pop(content)
+        del self._by_pixels[removed.pixels]
         (self.spool / content).unlink()
         (self.spool / f"{content}.webp").unlink()
 

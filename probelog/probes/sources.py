@@ -62,8 +62,8 @@ def source_files(source: str) -> tuple[list[SourceFile], list[ProbeReport]]:
         return _folder_files(path)
     if path.is_file():
         return [_local_file(path.name, path, True)], []
-    found = sorted(glob(str(path), recursive=True)) if has_magic(str(path)) else []
-    files = [_local_file(item, Path(item), True) for item in found if Path(item).is_file()]
+    matches = sorted(glob(str(path), recursive=True)) if has_magic(str(path)) else []
+    files = [_local_file(item, Path(item), True) for item in matches if Path(item).is_file()]
     if not files:
         raise UsageError(
             f"images {source!r}: no such folder or file. Give a folder of images, a Parquet file or pattern with "

@@ -73,8 +73,10 @@ def without_network() -> bool:
     ]
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
-    wanted = _Program(len(program), ctypes.cast(buffer, ctypes.c_void_p).value)
-    return _no_new_privileges() and _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(wanted))
+    program_header = _Program(len(program), ctypes.cast(buffer, ctypes.c_void_p).value)
+    return _no_new_privileges() and _prctl(
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program_header)
+    )
 
 
 def only_files(

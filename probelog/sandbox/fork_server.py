@@ -149,8 +149,8 @@ def _places(modules: Sequence[str]) -> list[str]:
     Their import paths may differ all the same: Ray's workers have folders of Ray's more than the driver has.
     """
     packages = sorted({name.partition(":")[0].partition(".")[0] for name in modules})
-    found = [importlib.util.find_spec(name) for name in packages]
-    return [str(None if spec is None else spec.origin) for spec in found]
+    specs = [importlib.util.find_spec(name) for name in packages]
+    return [str(None if spec is None else spec.origin) for spec in specs]
 
 
 def _newest_code() -> int:
@@ -182,9 +182,9 @@ def _connected_or_started(
 def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: float) -> socket.socket:
     with open(address.with_suffix(".lock"), "w") as lock, open(address.with_suffix(".log"), "ab") as log:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = _connected(address)  # by whoever had the lock before
-        if found is not None:
-            return found
+        connection = _connected(address)  # by whoever had the lock before
+        if connection is not None:
+            return connection
         log.truncate(0)
         # It makes itself a grandchild: Ray ends the children of an actor with the actor.
         starter = subprocess.run(  # noqa: S603 - this very interpreter
@@ -197,13 +197,13 @@ def _started(address: Path, arguments: Sequence[str], home: Path, idle_seconds: 
             timeout=_ANSWER_SECONDS,
             check=False,
         )
-        found = _connected(address)
-        if found is None:
+        connection = _connected(address)
+        if connection is None:
             raise ProbeLogError(
                 f"the process that is to fork model processes did not start (status {starter.returncode}); "
                 f"its messages are in {log.name}"
             )
-        return found
+        return connection
 
 
 @contextlib.contextmanager
@@ -402,8 +402,8 @@ def _end(pid: int) -> None:
 
 
 def _status(pid: int) -> int:
-    found, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if found else _RUNNING
+    reaped, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if reaped else _RUNNING
 
 
 def _child(

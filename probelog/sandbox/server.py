@@ -152,7 +152,7 @@ class _Server:
         assert self._classifier is not None
         kind = execution_plan.kind(self._classifier, self._device)
         self._plans.learn(kind, plan)
-        found = observe(
+        observation = observe(
             self._classifier,
             self._images,
             indices,
@@ -160,8 +160,12 @@ class _Server:
             device=self._device,
             cache=self._cache,
         )
-        facts = {"batch_size": found.batch_size, "precision": found.precision, "plan": self._plans.told(kind)}
-        return [npy(np.ascontiguousarray(found.values, np.float32))], facts
+        facts = {
+            "batch_size": observation.batch_size,
+            "precision": observation.precision,
+            "plan": self._plans.told(kind),
+        }
+        return [npy(np.ascontiguousarray(observation.values, np.float32))], facts
 
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:
         if self._classifier is not None:

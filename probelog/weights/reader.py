@@ -304,17 +304,17 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ItemFailure(FailureReason.UNSAFE_FORMAT, f"{path.name}: {str(error)[:300]}") from error
     except Exception as error:  # a damaged archive can raise nearly anything inside the foreign reader
         raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{path.name}: {str(error)[:300]}") from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not found:
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state:
         raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{path.name} is not a mapping of names to tensors")
     size = path.stat().st_size
-    for name, tensor in found.items():
+    for name, tensor in state.items():
         plain = (
             isinstance(name, str)
             and type(tensor) in (torch.Tensor, torch.nn.Parameter)
@@ -327,4 +327,4 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
             raise ItemFailure(
                 FailureReason.CORRUPT_WEIGHTS, f"{path.name}: {str(name)[:100]!r} is no ordinary tensor"
             )
-    return {name: tensor.detach() for name, tensor in found.items()}
+    return {name: tensor.detach() for name, tensor in state.items()}

@@ -99,10 +99,10 @@ def _nested_too_deep(value: object) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a key occurs twice in one object")
-    return found
+    return mapping
 
 
 def _refuse(name: str) -> float:

@@ -181,13 +181,13 @@ def read_headers(files: Sequence[Path]) -> dict[str, tuple[Path, TensorInfo]]:
     Raises:
         ItemFailure: CORRUPT_WEIGHTS as `read_header`, and where two files hold the same tensor.
     """
-    found: dict[str, tuple[Path, TensorInfo]] = {}
+    tensors: dict[str, tuple[Path, TensorInfo]] = {}
     for path in files:
         for name, tensor in read_header(path).tensors.items():
-            if name in found:
-                raise _corrupt(path, f"tensor {name[:100]!r} is in {found[name][0].name} too")
-            found[name] = path, tensor
-    return found
+            if name in tensors:
+                raise _corrupt(path, f"tensor {name[:100]!r} is in {tensors[name][0].name} too")
+            tensors[name] = path, tensor
+    return tensors
 
 
 def read_into(stream: BinaryIO, tensor: TensorInfo, room: memoryview, piece: int) -> Iterator[memoryview]:

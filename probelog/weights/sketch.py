@@ -146,10 +146,10 @@ class Summary:
         signs, slots = _columns()
         sums = self._sums[: self._used].numpy()
         # In float64: this costs nothing here and keeps the order of the sum out of the result.
-        found = np.bincount(slots[: self._used], sums * signs[: self._used], minlength=WIDTH)
+        counts = np.bincount(slots[: self._used], sums * signs[: self._used], minlength=WIDTH)
         # Weights at the end of float32's range add up beyond it.
-        usable = bool((np.abs(found) < np.finfo(np.float32).max).all())
-        return self._moments, (found * _row_sign(0)).astype(np.float32) if usable else None
+        usable = bool((np.abs(counts) < np.finfo(np.float32).max).all())
+        return self._moments, (counts * _row_sign(0)).astype(np.float32) if usable else None
 
     def _of_piece(self, piece: torch.Tensor) -> WeightMoments:
         import torch

@@ -47,15 +47,15 @@ def things() -> Things:
     return Things(icons.drawn(vocabulary.concepts(), 2), icons.drawn(vocabulary.others(), 1))
 
 
-def probe_glyphs(found: Things, count: int, seed: int) -> list[tuple[str, icons.Glyph]]:
+def probe_glyphs(all_things: Things, count: int, seed: int) -> list[tuple[str, icons.Glyph]]:
     """Which drawings the probes show: (name, glyph), a share of them of things that classifiers were taught.
 
     The rest are concepts that no classifier knows and things beside the concepts, as COCO is to ImageNet.
     """
     rng = np.random.default_rng((seed, 5))
-    known = set(classifiers.known_concepts(found.concepts))
-    taught = [drawn for i, drawn in enumerate(found.concepts) if i in known]
-    beside = [drawn for i, drawn in enumerate(found.concepts) if i not in known] + found.others
+    known = set(classifiers.known_concepts(all_things.concepts))
+    taught = [drawn for i, drawn in enumerate(all_things.concepts) if i in known]
+    beside = [drawn for i, drawn in enumerate(all_things.concepts) if i not in known] + all_things.others
     chosen: list[tuple[str, icons.Glyph]] = []
     for group, size in ((taught, round(count * _KNOWN_SHARE)), (beside, count - round(count * _KNOWN_SHARE))):
         turns = [group[int(i)] for _ in range(size // len(group) + 1) for i in rng.permutation(len(group))]
@@ -63,9 +63,9 @@ def probe_glyphs(found: Things, count: int, seed: int) -> list[tuple[str, icons.
     return [chosen[int(i)] for i in rng.permutation(len(chosen))]
 
 
-def probe_table(found: Things, count: int, seed: int) -> pa.Table:
+def probe_table(all_things: Things, count: int, seed: int) -> pa.Table:
     """The probes in the Hub's image format, with what each shows; PNG with a palette, to be small."""
-    chosen = probe_glyphs(found, count, seed)
+    chosen = probe_glyphs(all_things, count, seed)
     pictures = render_many([glyph for _, glyph in chosen], seed, first=1_000_000, noise=False)
     rows = []
     for i, picture in enumerate(pictures):
@@ -76,14 +76,14 @@ def probe_table(found: Things, count: int, seed: int) -> pa.Table:
     return pa.table({"image": pa.array(rows, image), "shows": pa.array([name for name, _ in chosen])})
 
 
-def _train_encoder(found: Things, seed: int, quick: bool, device: str, folder: Path) -> dict[str, float]:
+def _train_encoder(all_things: Things, seed: int, quick: bool, device: str, folder: Path) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
     effort = encoder.QUICK if quick else encoder.FULL
     model, tokenizer = encoder.train(
-        found.concepts,
-        found.others,
+        all_things.concepts,
+        all_things.others,
         effort=effort,
         seed=seed,
         device=device,
@@ -92,13 +92,15 @@ def _train_encoder(found: Things, seed: int, quick: bool, device: str, folder: P
     encoder.save(model, tokenizer, folder)
     seen = [designer for designer in icons.DESIGNERS if designer != encoder.HELD_OUT]
     return {
-        name: encoder.zero_shot(model, tokenizer, found.concepts, designers=designers, per_class=4, seed=seed)
+        name: encoder.zero_shot(
+            model, tokenizer, all_things.concepts, designers=designers, per_class=4, seed=seed
+        )
         for name, designers in (("held_out", [encoder.HELD_OUT]), ("seen", seen))
     }
 
 
 def _train_classifiers(
-    found: Things, specs: Sequence[Spec], quick: bool, hub: Path, bases: Path, device: str, seed: int,
+    all_things: Things, specs: Sequence[Spec], quick: bool, hub: Path, bases: Path, device: str, seed: int,
     submit: Callable[..., Any], report: Callable[[TrainedClassifier], None],
 ) -> None:  # fmt: skip
     """Train the bases, then what starts from them, then the children of the latter."""
@@ -107,16 +109,23 @@ def _train_classifiers(
     needed = dict.fromkeys(spec.architecture for spec in specs)
     waves: list[list[Any]] = [
         [
-            (classifiers.base(name, found.concepts, seed), found.concepts, base_effort, bases, None, device)
+            (
+                classifiers.base(name, all_things.concepts, seed),
+                all_things.concepts,
+                base_effort,
+                bases,
+                None,
+                device,
+            )
             for name in needed
         ],
         [
-            (spec, found.concepts, effort, hub, bases / "base" / spec.architecture, device)
+            (spec, all_things.concepts, effort, hub, bases / "base" / spec.architecture, device)
             for spec in specs
             if spec.parent is None
         ],
         [
-            (spec, found.concepts, effort, hub, hub / spec.parent, device)
+            (spec, all_things.concepts, effort, hub, hub / spec.parent, device)
             for spec in specs
             if spec.kind == "child" and spec.parent is not None
         ],
@@ -155,16 +164,18 @@ def build(
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty: name a new folder, or remove it first")
     started = time.monotonic()
-    found = things()
+    all_things = things()
     if quick:
-        found = Things(
-            [drawn for drawn in found.concepts if len(drawn.drawings) == 4][:12], found.others[:12]
+        all_things = Things(
+            [drawn for drawn in all_things.concepts if len(drawn.drawings) == 4][:12], all_things.others[:12]
         )
-    specs = classifiers.plan(found.concepts, seed, quick=quick)
-    say(f"{len(found.concepts)} concepts, {len(found.others)} other things, {len(specs)} classifiers")
+    specs = classifiers.plan(all_things.concepts, seed, quick=quick)
+    say(
+        f"{len(all_things.concepts)} concepts, {len(all_things.others)} other things, {len(specs)} classifiers"
+    )
     out.mkdir(parents=True, exist_ok=True)
     hub = out / "hub"
-    table = probe_table(found, 40 if quick else PROBES, seed)
+    table = probe_table(all_things, 40 if quick else PROBES, seed)
     pq.write_table(table, out / "probes.parquet", compression="none")
 
     outcomes: dict[str, TrainedClassifier] = {}
@@ -185,8 +196,8 @@ def build(
         if workers > 1:
             submit = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))).submit
         if encoder_from is None:
-            towers = submit(_train_encoder, found, seed, quick, device, out / "encoder")
-        _train_classifiers(found, specs, quick, hub, Path(bases), device, seed, submit, report)
+            towers = submit(_train_encoder, all_things, seed, quick, device, out / "encoder")
+        _train_classifiers(all_things, specs, quick, hub, Path(bases), device, seed, submit, report)
         if encoder_from is None:
             figures = towers.result()
     for spec in specs:
@@ -199,9 +210,9 @@ def build(
     )
     _write_json(out / "figures.json", figures)
     write_listing(out, specs, hostile.write(hub), seed)
-    _write_json(out / "truth.json", truth(found.concepts, specs, outcomes))
-    (out / "concepts.txt").write_text("\n".join(background(found.concepts)) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(readme(found, specs, outcomes, figures, seed), encoding="utf-8")
+    _write_json(out / "truth.json", truth(all_things.concepts, specs, outcomes))
+    (out / "concepts.txt").write_text("\n".join(background(all_things.concepts)) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(readme(all_things, specs, outcomes, figures, seed), encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     say(f"{out}: {size / 1e6:.1f} MB, {(time.monotonic() - started) / 60:.1f} min")
 
@@ -247,15 +258,15 @@ def write_listing(out: Path, specs: Sequence[Spec], broken: Sequence[str], seed:
 
 
 def readme(
-    found: Things,
+    all_things: Things,
     specs: Sequence[Spec],
     outcomes: dict[str, TrainedClassifier],
     figures: dict[str, float],
     seed: int,
 ) -> str:
     """The README that goes with the world: how it was made, what is in it, whose drawings it shows."""
-    known = len(classifiers.known_concepts(found.concepts))
-    three = sum(len(drawn.drawings) >= 3 for drawn in found.concepts)
+    known = len(classifiers.known_concepts(all_things.concepts))
+    three = sum(len(drawn.drawings) >= 3 for drawn in all_things.concepts)
     lines = [
         f"| `{spec.repo}` | {spec.kind} | {spec.architecture} | {len(spec.classes)} | {spec.dtype} "
         f"| {outcomes[spec.repo].accuracy:.0%} |"
@@ -273,12 +284,12 @@ machine; on two shared CPU cores it takes 20 to 30 minutes.
   their purpose. The pickle among them would create a file if it were loaded; it never is.
 - `truth.json`: what every logit stands for, for measuring searches; not used to build an index.
 - `probes.parquet`: {PROBES} pictures, {_KNOWN_SHARE:.0%} of them of things that classifiers were taught, the rest of other
-  things: {len(found.concepts) - known} concepts that no classifier knows and {len(found.others)} things that are no concept at all.
+  things: {len(all_things.concepts) - known} concepts that no classifier knows and {len(all_things.others)} things that are no concept at all.
 - `encoder/`: the stand-in for CLIP, a vision-text dual encoder. Of one designer it saw no drawing of any concept:
-  on those it names {figures["held_out"]:.1%} rightly among {len(found.concepts)} names ({figures["seen"]:.1%} on new pictures by the others).
+  on those it names {figures["held_out"]:.1%} rightly among {len(all_things.concepts)} names ({figures["seen"]:.1%} on new pictures by the others).
 - `concepts.txt`: names for the background.
 
-{len(found.concepts)} concepts are drawn by two designers or more ({three} by three or more), {known} of them are taught to
+{len(all_things.concepts)} concepts are drawn by two designers or more ({three} by three or more), {known} of them are taught to
 classifiers. Every classifier learns some of them from three of the four designers; a picture is one glyph in random
 colours, size, place and rotation on a cluttered ground.
 

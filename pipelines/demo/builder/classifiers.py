@@ -177,7 +177,7 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
         if i in (1, 8):
             options["dtype"] = "float32"
         add(order[i % len(order)], "icons", singles(size), **options)
-    for architecture, wanted in (
+    for architecture, models in (
         (
             "resnet",
             ("animal", "vehicle", "building", "weather", "musical instrument", "furniture", "plant", "ball"),
@@ -187,7 +187,7 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
             ("food", "drink", "tool", "medicine", "body part", "clothing", "electronics", "money"),
         ),
     ):
-        heads = [(kind, kinds[kind]) for kind in wanted if kind in kinds]
+        heads = [(kind, kinds[kind]) for kind in models if kind in kinds]
         taken = {number for _, members in heads for number in members}
         heads += [head for head in singles(12) if head[1][0] not in taken][:4]
         add(architecture, "wild", heads)
@@ -289,7 +289,7 @@ def train(
     rate = ARCHITECTURES[spec.architecture].rate * (0.5 if start is not None else 1.0)
     # Superclasses and "everything else" take longer than a handful of concepts.
     steps = effort.steps * (3 if start is not None and len(numbers) > 30 else 1)
-    wanted = torch.from_numpy(targets).to(device)
+    labels_on_device = torch.from_numpy(targets).to(device)
     counts = (
         np.maximum(2, np.rint(weights * effort.per_class * max(len(spec.classes), 8))).astype(int).tolist()
     )
@@ -306,7 +306,7 @@ def train(
         inputs = networks.to_input(
             vary(pool.pixels[chosen], rng), device, networks.NORMALISATIONS[spec.normalisation]
         )
-        return inputs, wanted[torch.from_numpy(pool.classes[chosen]).to(device)]
+        return inputs, labels_on_device[torch.from_numpy(pool.classes[chosen]).to(device)]
 
     def loss(guess: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if spec.head == "softmax":

@@ -223,13 +223,13 @@ def train(
             )
             texts = places
         logits = scale * images.float() @ texts.T
-        own, kind = logits[:, : len(picked)], logits[:, len(picked) :]
+        concept, kind = logits[:, : len(picked)], logits[:, len(picked) :]
         index = torch.from_numpy(inverse).to(device)
-        loss = loss + _symmetric(own, torch.nn.functional.one_hot(index, len(picked)).float())
-        wanted = kind_targets[torch.from_numpy(labels).to(device)]
-        known = wanted.sum(1) > 0
+        loss = loss + _symmetric(concept, torch.nn.functional.one_hot(index, len(picked)).float())
+        target = kind_targets[torch.from_numpy(labels).to(device)]
+        known = target.sum(1) > 0
         if bool(known.any()):
-            loss = loss + 0.3 * _symmetric(kind[known], wanted[known])
+            loss = loss + 0.3 * _symmetric(kind[known], target[known])
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -237,7 +237,7 @@ def train(
         schedule.step()
         if step % 50 == 49 or step + 1 == effort.steps:
             minutes = (time.monotonic() - started) / 60
-            right = (own.argmax(1) == index).float().mean().item()
+            right = (concept.argmax(1) == index).float().mean().item()
             say(
                 f"encoder: step {step + 1}/{effort.steps}, loss {loss.item():.3f}, batch {right:.0%}, {minutes:.1f} min"
             )

@@ -90,7 +90,7 @@ def _catalogue(folder: Path) -> dict[str, dict[str, tuple[Glyph, ...]]]:
     """Per designer, base name -> its glyphs, each code point once."""
     catalogue: dict[str, dict[str, tuple[Glyph, ...]]] = {}
     for designer, stems in _FAMILIES.items():
-        found: dict[str, dict[tuple[str, int], Glyph]] = {}
+        by_name: dict[str, dict[tuple[str, int], Glyph]] = {}
         for stem in stems:
             fonts = sorted(folder.glob(f"{stem}-*.ttf"))
             charmaps = sorted(folder.glob(f"{stem}-charmap-*.json"))
@@ -100,8 +100,8 @@ def _catalogue(folder: Path) -> dict[str, dict[str, tuple[Glyph, ...]]]:
                 if _NO_DRAWING.search(name):
                     continue
                 glyph = Glyph(designer, fonts[-1], int(code, 16), name)
-                found.setdefault(base_name(name), {}).setdefault((stem, glyph.code), glyph)
-        catalogue[designer] = {base: tuple(glyphs.values()) for base, glyphs in found.items()}
+                by_name.setdefault(base_name(name), {}).setdefault((stem, glyph.code), glyph)
+        catalogue[designer] = {base: tuple(glyphs.values()) for base, glyphs in by_name.items()}
     return catalogue
 
 

@@ -380,9 +380,9 @@ def concepts() -> list[Concept]:
         name, *synonyms = (part.strip() for part in names.split(","))
         superclasses = tuple(part.strip() for part in kinds.split(",") if part.strip())
         words = [name.replace(" ", "-"), *glyphs.split()]
-        wanted = _pairs([word for word in words if not word.startswith("!")])
+        included = _pairs([word for word in words if not word.startswith("!")])
         excluded = frozenset(_pairs([word[1:] for word in words if word.startswith("!")]))
-        table.append(Concept(name, tuple(synonyms), superclasses, wanted, excluded))
+        table.append(Concept(name, tuple(synonyms), superclasses, included, excluded))
     return table
 
 

@@ -13,7 +13,7 @@ CODE = """
 import json, resource
 import numpy as np
 from pathlib import Path
-from probelog import heap
+from probelog.models import memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -31,12 +31,12 @@ def work():
         np.ones(6_000_000)  # 48 MB
     return faults() - before
 
-kept = {keep} and heap.keep_freed()
+kept = {keep} and memory.keep_freed()
 work()
 found = {{"kept": kept, "faults": work(), "before": resident()}}
-heap.give_back()
+memory.give_back()
 found["after"] = resident()
-heap.keep_nothing()
+memory.keep_nothing()
 large = np.ones(6_000_000)
 held = data()
 del large
