@@ -26,10 +26,10 @@ ConfigOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="Directory or s3://bucket/prefix; takes the place of the file's."),
+    typer.Option("--store", help="Directory or s3://bucket/prefix; overrides the file's."),
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE, takes the place of one key of the file.")
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides one key of the file.")
 ]
 RefreshOption = Annotated[bool, typer.Option("--refresh", help="List the Hub again.")]
 RetryOption = Annotated[
@@ -98,7 +98,7 @@ def probes(
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=1, help="How many; all by default.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which ones.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     encoder: Annotated[
         str, typer.Option("--encoder", help="Hub id or folder of the text-image encoder.")
     ] = "openai/clip-vit-base-patch32",
@@ -125,7 +125,7 @@ def zoo(
     ],
     models: Annotated[int, typer.Option("--models", help="How many; more later go on from there.")] = 12,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("zoo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another zoo.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     size: Annotated[int, typer.Option("--size", help="Pixels, height and width.")] = 64,
     epochs: Annotated[
         int | None,
@@ -154,7 +154,7 @@ def zoo(
         float, typer.Option("--gpus-per-model", min=0, help="A share of a GPU; 0 trains on CPUs.")
     ] = 0.0,
 ) -> None:
-    """Train a hub of one's own from labelled images, with its truth file."""
+    """Train a synthetic hub from labelled images, with its truth file."""
     from pipelines.zoo.build import ARCHITECTURES, Request, build_zoo
 
     chosen = (

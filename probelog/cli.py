@@ -250,7 +250,7 @@ def _table(*columns: str) -> Table:
 def _add(table: Table, *cells: str) -> None:
     from rich.text import Text
 
-    # Text, not str: strings would be read as Rich markup, and labels are a stranger's.
+    # Text, not str: strings would be read as Rich markup, and labels are untrusted.
     table.add_row(*(Text(printable(cell, limit=1000)) for cell in cells))
 
 

@@ -103,7 +103,7 @@ _RETRYABLE = frozenset(
 )
 
 
-class ItemFailure(ProbeLogError):  # noqa: N818 - not an error of ours: a verdict on a stranger's model
+class ItemFailure(ProbeLogError):  # noqa: N818 - not an error of ours: a verdict on an uploaded model
     """One model cannot be indexed, for a reason from the closed list.
 
     Raised by the code that reads or runs a model, turned into a failure row by the stage that called it.

@@ -1,4 +1,4 @@
-"""Text of strangers on a terminal: labels, repository names and messages that must not control it."""
+"""Untrusted text on a terminal (labels, repository names and messages must not control it), and errors as one message."""
 
 from __future__ import annotations
 

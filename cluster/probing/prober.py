@@ -61,7 +61,7 @@ class ProberSpec:
         drain_seconds: how long an actor goes on after it was told that its machine goes away.
         store_retry_seconds: for so many seconds a write that the store refuses is tried again.
         disk_retry_seconds: for so many seconds a download waits for room on a full disk.
-        preload: further modules for model processes to import (architectures of one's own, registered with timm).
+        preload: further modules for model processes to import (architectures of your own, registered with timm).
         (the others as in the configuration)
     """
 
@@ -246,7 +246,7 @@ class Prober:
             self._check()
             if time.monotonic() - (self._limiter.waited - earlier) > until:
                 raise ItemFailure(
-                    FailureReason.DOWNLOAD_FAILED, f"not through after {self._spec.item_seconds:g} seconds"
+                    FailureReason.DOWNLOAD_FAILED, f"download timed out after {self._spec.item_seconds:g} s"
                 )
 
         patient_until = time.monotonic() + self._spec.disk_retry_seconds

@@ -26,7 +26,7 @@ Key = tuple[str, int, bool]
 
 def same_logits(model: ProbedModel) -> str:
     """Equal for models with the same logits, which an index stores once: as the first one described has them."""
-    # Not the weights alone: a stranger's copy with other preprocessing must not stand for the original.
+    # Not the weights alone: somebody's copy with other preprocessing must not stand for the original.
     return model.identity or model.weight_digest or f"{model.repo}@{model.sha}"
 
 

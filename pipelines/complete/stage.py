@@ -52,7 +52,7 @@ def complete(
     done = completed(job.store, key)
     if done is not None:
         _tidy(checkpoint, job, folder)
-        job.report.say(f"complete: {_format(done)}; nothing was left to do")
+        job.report.say(f"complete: {_format(done)}; already complete")
         return done
     # All shards work at once: more of them than CPUs would wait for each other for ever.
     shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))

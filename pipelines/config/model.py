@@ -290,7 +290,7 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), store: str | N
     Args:
         file: TOML; relative paths in it are relative to the current folder.
         overrides: ``key=value`` (``filters.limit=10``), the value in TOML's notation; a bare word is a string.
-        store: takes the place of the file's ``store``.
+        store: overrides the file's ``store``.
 
     Raises:
         ConfigError: with every problem found.

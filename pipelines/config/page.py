@@ -13,7 +13,7 @@ from pipelines.config.model import Config
 _HEAD = """\
 # Configuration
 
-One TOML file describes a job; `--set key=value` (`--set filters.limit=10`) takes the place of one of its keys,
+One TOML file describes a job; `--set key=value` (`--set filters.limit=10`) overrides one of its keys,
 `--store` of `store`. `probelog-index config` prints a file with every key to start from, and
 `probelog-index config check FILE` says everything that is wrong with one, before a cluster is paid for.
 This page is made from the code: `probelog-index config --markdown > docs/configuration.md`.

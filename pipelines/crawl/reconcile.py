@@ -219,7 +219,8 @@ class _Comparison:
                 return Gone(GoneReason.FILTERED, _facts(row))
             if row.gated and not self.client.has_token:
                 return Gone(
-                    GoneReason.GATED, "its owner lets people in one by one; set HF_TOKEN if you are in"
+                    GoneReason.GATED,
+                    "gated: access must be requested; set HF_TOKEN to that of a user who has it",
                 )
             if row.gated:
                 self._open(row)

@@ -84,7 +84,7 @@ def _index(store: Path, fraction: float, report: Report) -> Any:
 
 
 def _show_failures(job: Any, report: Report) -> None:
-    """What was refused, and why: strangers' files are the normal case on a Hub."""
+    """What was refused, and why: untrusted files are the normal case on a Hub."""
     from pipelines.inspect.status import status
     from probelog.storage.ledger import Ledger
 

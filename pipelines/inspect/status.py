@@ -149,7 +149,7 @@ def status(uri: str) -> Status:
         quality=_quality(store),
     )
     if not (found.catalogues or found.probe_sets or found.ledgers or found.index):
-        raise UsageError(f"{store.uri} holds nothing of ProbeLog: check the address")
+        raise UsageError(f"{store.uri} is not a ProbeLog store: check the address")
     return found
 
 

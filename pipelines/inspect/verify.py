@@ -85,7 +85,7 @@ class Verified:
             found = getattr(self, kind)
             told += [f"{kind:<12} {item['path']}: {item['problem']}" for item in found]
         if self.clean:
-            told.append("everything is what it was when it was written")
+            told.append("no damage found")
         else:
             told.append(f"{len(self.damaged):,} damaged, {len(self.missing):,} missing")
         return told
@@ -102,7 +102,7 @@ def verify(uri: str, report: Report) -> Verified:
     for folder in _KNOWN_FOLDERS:
         listed |= store.sizes(folder)
     if not listed:
-        raise UsageError(f"{store.uri} holds nothing of ProbeLog: check the address")
+        raise UsageError(f"{store.uri} is not a ProbeLog store: check the address")
     return _Verifier(store, listed, report).run()
 
 

@@ -1,4 +1,4 @@
-"""Pages for people, from templates: whatever strangers wrote is escaped, and a name that is missing is an error."""
+"""HTML pages from templates: untrusted text is escaped, and a name that is missing is an error."""
 
 from __future__ import annotations
 

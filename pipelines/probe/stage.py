@@ -156,7 +156,7 @@ def probe(
     job.report.say(
         f"probe: {models:,} of {table.num_rows:,} models indexed"
         + (f", {failures.num_rows:,} failed ({told})" if reasons else "")
-        + ("" if len(plan) else "; nothing was left to do")
+        + ("" if len(plan) else "; already complete")
     )
     return ProbeResult(key, state.receipts, models, from_table(failures, Failure))
 

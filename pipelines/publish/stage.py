@@ -188,7 +188,7 @@ def publish(
     )
     if live is not None and live.source == given.source:
         opened = Generation(index, live)
-        job.report.say(f"publish: generation {live.generation} is live already; nothing was left to do")
+        job.report.say(f"publish: generation {live.generation} is live already; already complete")
         return PublishResult(live, False, opened.settings["models"], opened.settings["logits"])
     return release_generation(
         job,

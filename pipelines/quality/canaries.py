@@ -235,7 +235,7 @@ def known_answers(
     """Share of the canaries with a known answer that the candidate's first ten lack it of.
 
     An operator who says what must be found means it whatever the live generation does. Only an answer whose
-    repository is not in the index is not counted: a stranger may delete it any day.
+    repository is not in the index is not counted: its owner may delete it any day.
     """
     asked = [canary for canary in canaries if canary.known is not None]
     found = {canary: _found(candidate, canary) for canary in asked}

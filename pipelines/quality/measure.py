@@ -20,7 +20,7 @@ class Measure:
         limit: what ``worse`` may be at the most.
         counted: how many the value is of.
         note: why it is not judged, or what was left out.
-        examples: some of what made it worse: strangers' text among it.
+        examples: some of what made it worse: untrusted text among it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Reading images that strangers made: bounded, first frame only, always to plain RGB.
+"""Decoding of untrusted images: bounded, first frame only, always to plain RGB.
 
 Probes, encoders and image queries all go through here, so that the same file gives the same pixels on the
 machine that builds an index and on the one that asks it. EXIF orientation is not applied, because neither the

@@ -272,7 +272,7 @@ def _load(source: str, folder: Path) -> tuple[Any, Any, Any]:
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
     except UsageError:
         raise
-    except Exception as error:  # reason: a stranger's files, read by a library that raises many types
+    except Exception as error:  # reason: untrusted files, read by a library that raises many types
         raise UsageError(
             f"encoder {source} cannot be loaded ({type(error).__name__}: {error}). It needs {_NEEDED}."
         ) from error

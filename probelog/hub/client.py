@@ -366,7 +366,7 @@ def chunks(response: httpx.Response, retry: Retry) -> Iterator[bytes]:
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON that strangers had a hand in: broken UTF-8 is replaced, numbers beyond 64 bits and NaN become None.
+    """JSON with untrusted text in it: broken UTF-8 is replaced, numbers beyond 64 bits and NaN become None.
 
     Raises:
         BrokenAnswerError: it is no JSON, or nested too deep.

@@ -120,7 +120,7 @@ def check_access(row: CatalogueRow, *, has_token: bool) -> None:
         raise ItemFailure(FailureReason.DISABLED, "the Hub has disabled the repository")
     if row.gated and not has_token:
         raise ItemFailure(
-            FailureReason.GATED, "its owner lets people in one by one; set HF_TOKEN if you are in"
+            FailureReason.GATED, "gated: access must be requested; set HF_TOKEN to that of a user who has it"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the Hub says about a model, as a typed row. Every word of it may be a stranger's."""
+"""What the Hub says about a model, as a typed row. All of it is untrusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger's ``config.json`` may say: bounds on its numbers, its labels and the meaning of its head."""
+"""What an untrusted ``config.json`` may say: bounds on its numbers, its labels and the meaning of its head."""
 
 from __future__ import annotations
 

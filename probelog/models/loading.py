@@ -1,4 +1,4 @@
-"""A downloaded repository as a classifier that runs: whatever a stranger put into the folder.
+"""A downloaded repository as a classifier that runs: whatever the uploader put into the folder.
 
 What keeps this safe, in order: only plain files inside the folder are opened; the weights are safetensors whose
 headers are checked whole (pickles only where the operator asks, through torch's restricted unpickler); the
@@ -97,7 +97,7 @@ def load_classifier(
     """The image classifier in a downloaded repository, of the transformers or the timm kind.
 
     ``allow_pickle`` accepts ``pytorch_model.bin`` where there are no safetensors; torch's restricted unpickler
-    has had holes (CVE-2025-32434, CVE-2026-24747), so leave it off for strangers.
+    has had holes (CVE-2025-32434, CVE-2026-24747), so leave it off for untrusted files.
 
     Raises:
         ItemFailure: with the reason why this model is not indexed.

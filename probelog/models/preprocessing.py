@@ -399,7 +399,7 @@ def _make_processor(name: str, settings: Mapping[str, Any]) -> Any:
     known = getattr(getattr(made, "valid_kwargs", None), "__annotations__", {})
     try:
         return made(**{key: value for key, value in settings.items() if key in known})
-    except Exception as error:  # a foreign constructor given a stranger's values raises anything
+    except Exception as error:  # a library's constructor given untrusted values raises anything
         raise _corrupt(f"{name} cannot be made: {str(error)[:300]}") from error
 
 

@@ -126,7 +126,7 @@ class TimmPlan:
             )
         except ItemFailure:
             raise
-        except Exception as error:  # a foreign constructor given a stranger's arguments raises anything
+        except Exception as error:  # a library's constructor given untrusted arguments raises anything
             if out_of_memory(error):
                 raise
             raise ItemFailure(

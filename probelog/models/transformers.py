@@ -135,7 +135,7 @@ class TransformersPlan:
             return make()
         except ItemFailure:
             raise
-        except Exception as error:  # foreign constructors given a stranger's values raise anything
+        except Exception as error:  # a library's constructors given untrusted values raise anything
             if out_of_memory(error):
                 raise
             raise ItemFailure(

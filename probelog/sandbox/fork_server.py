@@ -1,4 +1,4 @@
-"""Processes for strangers' models, made in milliseconds: one server a node that has imported the libraries and forks.
+"""Processes for untrusted models, forked in milliseconds: one server a node that has imported the libraries and forks.
 
     actors (token, network) --socket--> server (libraries, no network) --fork--> process (one model at a time)
 
@@ -7,8 +7,8 @@ ever held a secret, and takes the network away from itself before anything else 
 runs no model, which is what makes forking it sound. It ends all that it forked for somebody when that process ends,
 however that happens, and itself when nobody has needed it for a while.
 
-Messages between the two sides are JSON and plain bytes, never pickles: what a model's process answers is a
-stranger's word.
+Messages between the two sides are JSON and plain bytes, never pickles: what a model's process answers is
+untrusted.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ class Child:
         """End the process and all that it started, unless it has ended; returns its exit status."""
         with self._lock:
             if self._status is None:
-                # Until it is reaped its number is taken, so that no stranger can be hit. One that has just closed
+                # Until it is reaped its number is taken, so that no other process can be hit. One that has just closed
                 # its pipe is about to leave by itself, and what ended it is worth knowing.
                 self._status = self._wait(0.5)
                 if self._status is None:

@@ -1,4 +1,4 @@
-"""A stranger's model in a process of its own: without token, network, other people's files or endless memory.
+"""An untrusted model in a process of its own: without token, network, other people's files or endless memory.
 
 What the model does there can only cost that process. Its answers are checked for shape and read as plain values.
 See `probelog.sandbox.fork_server` for how processes are made and `probelog.sandbox.server` for what runs inside.
@@ -100,7 +100,7 @@ class ForwardResult:
 
 class PlanCache:
     """What processes that are set up alike found out about kinds of models (``forward_plan.Plans.told``), to spare each
-    other the trials. It comes from processes that ran strangers' models: whoever uses it checks it.
+    other the trials. It comes from processes that ran untrusted models: whoever uses it checks it.
     """
 
     _MOST, _LONGEST = 10_000, 2_000

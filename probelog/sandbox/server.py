@@ -52,7 +52,7 @@ def serve(connection: Connection) -> None:
             )
         except (
             Exception
-        ) as error:  # a stranger's model can raise anything; it must cost its own row and no more
+        ) as error:  # an untrusted model can raise anything; it must cost its own row and no more
             reason = FailureReason.OUT_OF_MEMORY if out_of_memory(error) else FailureReason.INTERNAL
             detail = f"{type(error).__name__}: {str(error)[:500]}"
             answer(connection, failure=reason.value, detail=detail, worn=True)

@@ -18,7 +18,7 @@ class Hit:
     ``confidence`` is the probability that the logit recognises the query, as far as the index's own declared labels
     tell (``probelog.ranking.confidence``); none for questions by a logit. ``distance`` is the cosine distance of their
     directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept. ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
-    the uploader declared: text of a stranger, as it was written.
+    the uploader declared: untrusted text, as it was written.
     """
 
     rank: int

@@ -81,7 +81,7 @@ class LayerFacts:
 
 
 def layer_table(repo: str, sha: str, layers: Sequence[LayerFacts]) -> pa.Table:
-    """Layers of one model as rows of the ``WEIGHTS`` schema. Names are a stranger's: cut to 300 characters."""
+    """Layers of one model as rows of the ``WEIGHTS`` schema. Names are untrusted: cut to 300 characters."""
     return pa.table(
         {
             "repo": [clean_unicode(repo)] * len(layers),
@@ -171,7 +171,7 @@ class Weights:
             opened: dict[Path, BinaryIO] = {}
             for (name, (path, info)), room in zip(headers, rooms, strict=True):
                 if path not in opened:
-                    stack.close()  # one file at a time: a stranger decides how many there are
+                    stack.close()  # one file at a time: the uploader decides how many there are
                     opened = {path: stack.enter_context(open(path, "rb", buffering=0))}
                 digest.begin(name, info.dtype, info.shape)
                 stored = _as_tensor(room, info.dtype)

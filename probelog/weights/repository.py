@@ -1,4 +1,4 @@
-"""The files of one downloaded repository, opened as a stranger's: plain files inside the folder, bounded JSON."""
+"""The files of one downloaded repository, opened as untrusted input: plain files inside the folder, bounded JSON."""
 
 from __future__ import annotations
 

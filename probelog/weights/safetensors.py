@@ -1,4 +1,4 @@
-"""Reading safetensors files that a stranger uploaded: the header is checked whole before any byte is used.
+"""Reading untrusted safetensors files: the header is checked whole before any byte is used.
 
 The format (https://github.com/huggingface/safetensors#format): eight bytes of header length, little endian; a
 JSON object that gives every tensor's dtype, shape and byte range; the bytes. Parsed here and not by the library,

@@ -204,7 +204,7 @@ def test_a_store_that_cannot_be_written(configured: Callable[..., Path], tmp_pat
 def test_status_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "none"):
-        assert "holds nothing of ProbeLog" in refused("status", "--store", folder)
+        assert "is not a ProbeLog store" in refused("status", "--store", folder)
     assert not (tmp_path / "none").exists()
 
 

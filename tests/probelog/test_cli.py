@@ -1,4 +1,4 @@
-"""The analyst's command line: readable tables, stable JSON, exit statuses, and no stranger's bytes on the terminal."""
+"""The analyst's command line: readable tables, stable JSON, exit statuses, and no untrusted bytes on the terminal."""
 
 from __future__ import annotations
 

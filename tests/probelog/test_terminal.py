@@ -1,4 +1,4 @@
-"""Text of strangers cannot control a terminal."""
+"""Untrusted text cannot control a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repositories as strangers upload them: broken, unsafe or not classifiers at all. Every one is a few kilobytes.
+"""Untrusted repositories as people upload them: broken, unsafe or not classifiers at all. Every one is a few kilobytes.
 
 None of the bytes written here runs anything by itself; the pickle would create a file if somebody unpickled it,
 which is how a test notices that somebody did.

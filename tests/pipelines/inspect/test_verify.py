@@ -48,7 +48,7 @@ def test_a_sound_store(store: Path) -> None:
     assert found.bytes == sum((store / name).stat().st_size for name in there)
     ended = operator("verify", "--store", store)
     assert ended.status == 0
-    assert ended.out.endswith("everything is what it was when it was written\n")
+    assert ended.out.endswith("no damage found\n")
 
 
 def test_any_byte(store: Path) -> None:
@@ -137,7 +137,7 @@ def test_damage_is_told_to_people_and_programs(store: Path) -> None:
 
 
 def test_no_store(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds nothing of ProbeLog"):
+    with pytest.raises(UsageError, match="is not a ProbeLog store"):
         checked(tmp_path)
     assert operator("verify", "--store", tmp_path / "none").status == 2
 

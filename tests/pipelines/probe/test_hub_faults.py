@@ -32,7 +32,7 @@ FAULTS: dict[str, tuple[Fault, str, int, str | None, str]] = {
     ),
     "always-wrong": (faults.flipped, "model.safetensors", FOR_EVER, "wrong-digest", "has SHA-256"),
     "always-slow": (
-        faults.slow(0.5, 16), "model.safetensors", FOR_EVER, "download-failed", "not through after 20 seconds",
+        faults.slow(0.5, 16), "model.safetensors", FOR_EVER, "download-failed", "download timed out after 20 s",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The log of items: one line each, whatever strangers write into their names."""
+"""The log of items: one line each, whatever uploaders write into their names."""
 
 from __future__ import annotations
 

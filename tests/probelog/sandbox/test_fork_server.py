@@ -195,7 +195,7 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
     assert lost.value.signal == signal.SIGKILL
     second = server.fork()
     assert told(second, "echo", 3) == 3
-    # The new server knows nothing of the old one's processes, whose numbers may be strangers' by now.
+    # The new server knows nothing of the old one's processes, whose numbers other programs may have by now.
     assert first[1].kill() == -signal.SIGKILL
     assert told(second, "echo", 4) == 4
     server.close()

@@ -112,7 +112,7 @@ def test_a_sketch_is_linear_and_never_changes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(10, 10), (256, 64, 3, 3), (768, 768)])
-@pytest.mark.parametrize("kind", ["strangers", "noise", "low-rank", "one-column", "sparse"])
+@pytest.mark.parametrize("kind", ["unrelated", "noise", "low-rank", "one-column", "sparse"])
 def test_estimated_distances_have_the_stated_error(shape: tuple[int, ...], kind: str) -> None:
     """Over many pairs of one shape: no bias, and the spread that the formula says."""
     trials = 60 if math.prod(shape) > 100_000 else 200
@@ -129,10 +129,10 @@ def test_estimated_distances_have_the_stated_error(shape: tuple[int, ...], kind:
 
 
 def changed(parent: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Another layer of the same shape: a stranger's, or a fine-tuned one."""
+    """Another layer of the same shape: an unrelated one, or a fine-tuned one."""
     shape = parent.shape
     matrix = np.zeros((shape[0], math.prod(shape[1:])))
-    if kind == "strangers":
+    if kind == "unrelated":
         return rng.normal(size=shape) * 0.05
     if kind == "noise":
         matrix = rng.normal(size=matrix.shape) * 0.005

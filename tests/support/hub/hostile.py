@@ -226,7 +226,7 @@ class WritesAFile:
 
 
 def trap(folder: Path) -> Path:
-    """The file that appears beside the folder if a stranger's code ran."""
+    """The file that appears beside the folder if uploaded code ran."""
     return folder.parent / f"{folder.name}-was-run"
 
 

@@ -107,7 +107,7 @@ class TinyWorld:
         return file
 
     def copy_hub(self, folder: Path) -> Path:
-        """A hub of one's own, to break things in."""
+        """A copy of the hub, to break things in."""
         shutil.copytree(self.hub, folder)
         return folder
 
