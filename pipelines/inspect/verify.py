@@ -26,6 +26,7 @@ from pipelines.complete.record import DESCRIPTORS_VERSION
 from pipelines.crawl.stage import CRAWL_VERSION
 from pipelines.job.progress import Report
 from pipelines.nightly.record import NIGHT, NIGHT_VERSION
+from pipelines.publish import encoder
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.layout import FILES, HOLD, folder_of
@@ -41,7 +42,7 @@ from probelog.storage.versions import check_schema, check_version
 
 _READERS = 8
 _WAITING = 64
-_KNOWN_FOLDERS = ("catalogue", "completion", "index", "observations", "probes", FOLDER)
+_KNOWN_FOLDERS = ("catalogue", "completion", encoder.FOLDER, "index", "observations", "probes", FOLDER)
 
 
 Check = Callable[[], object]
@@ -143,6 +144,7 @@ class _Verifier:
         yield from self._ledgers()
         yield from self._nights()
         yield from self._completions()
+        yield from self._encoders()
         yield from self._index()
         yield from self._reports()
 
@@ -237,13 +239,17 @@ class _Verifier:
             content = self._json(name, DESCRIPTORS_VERSION, "completion")
             if content is None:
                 continue
-            folder = name.rsplit("/", 1)[0]
             parts = content.get("parts", {})
             for receipt in parts:
                 self._expect(f"observations/{content.get('observations')}/receipts/{receipt}.json", name)
             yield from self._parts(name, parts.values(), DESCRIPTORS)
-            for path, item in content.get("files", {}).items():
-                yield partial(self._bytes, name, f"{folder}/{path}", int(item["size"]), str(item["sha256"]))
+            yield from self._files(name, content)
+
+    def _encoders(self) -> Iterator[Check]:
+        for name in self._names(encoder.FOLDER, "receipt.json"):
+            content = self._json(name, encoder.EXPORT_RECEIPT_VERSION, "exported encoder")
+            if content is not None:
+                yield from self._files(name, content)
 
     def _index(self) -> Iterator[Check]:
         index = self._store.child("index")
@@ -337,6 +343,12 @@ class _Verifier:
                 self._note("damaged", by, f"a part is described without {error}")
                 continue
             yield partial(self._part, by, part, schema)
+
+    def _files(self, receipt: str, content: Mapping[str, Any]) -> Iterator[Check]:
+        """What is no Parquet, beside the receipt that lists it."""
+        folder = receipt.rsplit("/", 1)[0]
+        for path, item in content.get("files", {}).items():
+            yield partial(self._bytes, receipt, f"{folder}/{path}", int(item["size"]), str(item["sha256"]))
 
     def _part(self, by: str, part: Part, schema: pa.Schema) -> None:
         """One Parquet file: its bytes, and that it is readable as what it should be."""

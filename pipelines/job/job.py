@@ -4,6 +4,7 @@
     probes/HASH/        one probe set
     observations/KEY/   ledger of one probe set, fraction and seed; grows with every crawl
     completion/KEY/     descriptors of one state of a ledger
+    encoders/KEY/       an exported encoder, which every publish with it puts into its generation
     index/              published generations
     quality/            the quality gate's reports, one for each generation it saw
 

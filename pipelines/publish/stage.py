@@ -21,16 +21,10 @@ from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
 from pipelines.probe.plan import first_keys
 from pipelines.publish.checks import Expected, check_generation
+from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.release import PublishResult, live_pointer, release_generation
 from pipelines.quality.failures import FailureCounts
 from probelog import __version__
-from probelog.encoders.onnx_export import (
-    UnsupportedExportError,
-    check_image_encoder,
-    check_text_encoder,
-    export_image_encoder,
-    export_text_encoder,
-)
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.index.arrow import fixed_lists
@@ -231,11 +225,11 @@ def _build(
 ) -> dict[str, Any]:
     job, config, completed = given.job, given.job.config, given.completed
     embeddings = given.embeddings
-    job.report.line("publish: exporting the encoder")
-    text = export_text_encoder(given.encoder)
     prompts = [text for name in given.background for text in prompted(config.prompts, name)]
-    text_difference = check_text_encoder(given.encoder, text, prompts)
-    images, image_difference, missing = _image_encoder(given)
+    exported, text_difference, image_difference = exported_encoder(
+        job.store, job.report, given.encoder, prompts
+    )
+    text, image = exported.text, exported.image
 
     models = given.models
     if not models:
@@ -288,9 +282,9 @@ def _build(
         "night": night,
         "text_encoder": text.settings,
         "text_encoder_difference": text_difference,
-        "image_encoder": None if images is None else images.settings,
+        "image_encoder": None if image is None else image.settings,
         "image_encoder_difference": image_difference,
-        "image_encoder_missing": missing,
+        "image_encoder_missing": exported.image_missing,
         **completed.facts(),
         "completion": completed.key,
         "run": run.to_dict(),
@@ -306,21 +300,11 @@ def _build(
         "failed.npy": npy(given.failed),
         **written.meta,
     }
-    if images is not None:
-        meta["image_encoder.onnx"] = images.onnx
+    if image is not None:
+        meta["image_encoder.onnx"] = image.onnx
     writer.write_meta(meta)
     writer.finish()
     return settings
-
-
-def _image_encoder(given: _Inputs) -> tuple[Any, float | None, str | None]:
-    """The exported image tower, or why there is none: an index without it is still searched by text."""
-    try:
-        files = export_image_encoder(given.encoder)
-        return files, check_image_encoder(given.encoder, files), None
-    except UnsupportedExportError as error:
-        given.job.report.say(f"publish: this index will not be searchable by image: {error}")
-        return None, None, str(error)
 
 
 def _logit_batches(given: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:

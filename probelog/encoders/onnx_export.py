@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,17 @@ from probelog.encoders.image import ImageEncoder, ImageSettings
 from probelog.encoders.text import TextEncoder, TextSettings
 from probelog.encoders.torch_encoder import Encoder, pooled
 from probelog.errors import ProbeLogError
+from probelog.storage.encoding import short_key
 
 if TYPE_CHECKING:
     import tokenizers
     import torch
 
+EXPORT_VERSION = 1
+"""Part of an export's key: raise it when this module exports the same encoder differently."""
+
+# What makes an export; torch and onnxscript choose its opset.
+_EXPORTERS = ("onnx", "onnxscript", "tokenizers", "torch", "transformers")
 _OUTPUT = "features"
 _MAX_BYTES = (1 << 31) - (1 << 20)  # protobuf's limit of 2 GiB, less the graph around the weights
 _ODD_SIZES = ((64, 48), (31, 97), (333, 64), (5, 7), (640, 481))
@@ -50,6 +57,11 @@ class ImageEncoderFiles:
 
     onnx: bytes
     settings: dict[str, Any]
+
+
+def export_key(encoder: Encoder) -> str:
+    """Names all that an export depends on: the encoder, this module, and the libraries that it uses."""
+    return short_key("encoder export", EXPORT_VERSION, encoder.digest, *map(version, _EXPORTERS))
 
 
 def export_text_encoder(encoder: Encoder) -> TextEncoderFiles:

@@ -49,6 +49,11 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+def written(folder: Path) -> dict[str, int]:
+    """When every file was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def opened(store: Path) -> Generation:
     index = find_index(str(store))
     return Generation(index, read_pointer(index)[0])
@@ -184,7 +189,7 @@ def test_only_new_models_are_probed(
 def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed, tmp_path: Path) -> None:
     store = indexed.copy_store(tmp_path / "store")
     first = indexed.run.published.pointer
-    observations = contents(store / "observations")
+    observations, encoders = contents(store / "observations"), written(store / "encoders")
     asked = len(indexed.hub.requests)
     prompted = run_full(indexed.job(store, prompt="{}"))
     assert prompted.published.fresh
@@ -196,6 +201,8 @@ def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed
     assert other.published.fresh
     assert opened(store).background == CONCEPTS[:9]
     assert contents(store / "observations") == observations
+    assert len(encoders) == 4
+    assert written(store / "encoders") == encoders, "the encoder is not exported again"
     assert indexed.hub.requests[asked:] == []
     index = open_index(store)
     assert index.settings["background_concepts"] == 9

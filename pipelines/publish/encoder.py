@@ -1,0 +1,138 @@
+"""The exported encoder, kept in the store: an export takes minutes, and every publish with this encoder needs the same.
+
+    encoders/KEY/text_encoder.onnx, tokenizer.json, image_encoder.onnx
+    encoders/KEY/receipt.json    written last: the settings of both towers, sizes and digests of the files
+
+``KEY`` names the encoder and what exports it (`probelog.encoders.onnx_export.export_key`), so that nothing here
+is ever out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.job.progress import Report
+from probelog.encoders.onnx_export import (
+    ImageEncoderFiles,
+    TextEncoderFiles,
+    UnsupportedExportError,
+    check_image_encoder,
+    check_text_encoder,
+    export_image_encoder,
+    export_key,
+    export_text_encoder,
+)
+from probelog.encoders.torch_encoder import Encoder
+from probelog.errors import SchemaVersionError, StoreError
+from probelog.storage.encoding import digest
+from probelog.storage.store import Store
+from probelog.storage.versions import check_version
+
+FOLDER = "encoders"
+EXPORT_RECEIPT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExportedEncoder:
+    """Both towers of an encoder as an index carries them.
+
+    Attributes:
+        text: the text tower and its tokenizer.
+        image: the image tower; None where it cannot be exported: such an index is still searched by text.
+        image_missing: the reason, where there is none.
+    """
+
+    text: TextEncoderFiles
+    image: ImageEncoderFiles | None
+    image_missing: str | None
+
+
+def exported_encoder(
+    store: Store, report: Report, encoder: Encoder, prompts: Sequence[str]
+) -> tuple[ExportedEncoder, float, float | None]:
+    """The encoder's towers, from the store or exported now and kept there; checked against the encoder.
+
+    Returns:
+        The towers, and the largest difference to the encoder in any component of a text's and of an image's embedding.
+
+    Raises:
+        UnsupportedExportError: the text tower cannot be exported.
+        ExportMismatchError: a tower does not give what the encoder gives. Such an export is not kept.
+        SchemaVersionError: kept by a newer ProbeLog.
+    """
+    folder = f"{FOLDER}/{export_key(encoder)}"
+    kept = _read(store, report, folder, encoder.source)
+    exported = kept or _export(report, encoder)
+    text_difference = check_text_encoder(encoder, exported.text, prompts)
+    image_difference = None
+    if exported.image is not None:
+        image_difference = check_image_encoder(encoder, exported.image)
+    else:
+        report.say(f"publish: this index will not be searchable by image: {exported.image_missing}")
+    if kept is None:
+        _keep(store, folder, exported)
+    return exported, text_difference, image_difference
+
+
+def _export(report: Report, encoder: Encoder) -> ExportedEncoder:
+    report.line("publish: exporting the encoder")
+    text = export_text_encoder(encoder)
+    try:
+        return ExportedEncoder(text, export_image_encoder(encoder), None)
+    except UnsupportedExportError as error:
+        return ExportedEncoder(text, None, str(error))
+
+
+def _keep(store: Store, folder: str, exported: ExportedEncoder) -> None:
+    files = {
+        "text_encoder.onnx": exported.text.onnx,
+        "tokenizer.json": exported.text.tokenizer_json.encode(),
+    }
+    if exported.image is not None:
+        files["image_encoder.onnx"] = exported.image.onnx
+    for name, data in files.items():
+        store.write(f"{folder}/{name}", data)
+    receipt = {
+        "version": EXPORT_RECEIPT_VERSION,
+        "text": exported.text.settings,
+        "image": None if exported.image is None else exported.image.settings,
+        "image_missing": exported.image_missing,
+        "files": {name: {"size": len(data), "sha256": digest(data)} for name, data in files.items()},
+    }
+    store.write_json(f"{folder}/receipt.json", receipt)
+
+
+def _read(store: Store, report: Report, folder: str, source: str) -> ExportedEncoder | None:
+    """What an earlier publish kept; None where nothing is kept, or not all of it is as it was written."""
+    try:
+        receipt = store.read_json_or_none(f"{folder}/receipt.json")
+        if receipt is None:
+            return None
+        where = store.path(folder)
+        check_version(receipt["version"], EXPORT_RECEIPT_VERSION, where, "exported encoder")
+        files = {name: _file(store, f"{folder}/{name}", item) for name, item in receipt["files"].items()}
+        tokenizer = files["tokenizer.json"].decode()
+        text = TextEncoderFiles(files["text_encoder.onnx"], tokenizer, _settings(receipt["text"], source))
+        image = None
+        if receipt["image"] is not None:
+            image = ImageEncoderFiles(files["image_encoder.onnx"], _settings(receipt["image"], source))
+        return ExportedEncoder(text, image, receipt["image_missing"])
+    except SchemaVersionError:
+        raise
+    except (StoreError, FileNotFoundError, KeyError, TypeError) as error:
+        report.say(f"publish: the kept export of the encoder is damaged, it is exported again: {error}")
+        return None
+
+
+def _file(store: Store, path: str, item: dict[str, Any]) -> bytes:
+    data = store.read(path)
+    if digest(data) != item["sha256"]:
+        raise StoreError(f"{store.path(path)} is damaged: its digest is not the one in its receipt")
+    return data
+
+
+def _settings(kept: dict[str, Any], source: str) -> dict[str, Any]:
+    """Settings of a tower; the same encoder may lie in another folder now."""
+    return kept | {"made_with": kept["made_with"] | {"encoder": source}}
