@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,66 +69,95 @@ class ModelDescriptors:
         return LogitBatch(numbers, self.logits, self.negated, self.directions, self.probes)
 
 
-@dataclass(frozen=True)
 class Descriptors:
-    """Descriptors of some models.
+    """Descriptors of some models. A part is in memory while it is read, and one that was sampled until the next stream.
 
-    Attributes:
+    Args:
         store: where they lie.
         receipts: of the models that were probed.
         parts: the descriptors of each receipt's models, by its name.
         models: those that are asked for, in their order.
     """
 
-    store: Store
-    receipts: Sequence[Receipt]
-    parts: Mapping[str, Part]
-    models: Sequence[ProbedModel]
+    def __init__(
+        self,
+        store: Store,
+        receipts: Sequence[Receipt],
+        parts: Mapping[str, Part],
+        models: Sequence[ProbedModel],
+    ) -> None:
+        self.store = store
+        self.receipts = receipts
+        self.models = models
+        self._parts = parts
+        self._numbers = {(model.repo, model.sha): number for number, model in enumerate(models)}
+        self._sampled: dict[str, _DescribedPart] = {}
 
-    @cached_property
-    def numbers(self) -> dict[tuple[str, str], int]:
-        """The models' places, by repository and commit."""
-        return {(model.repo, model.sha): number for number, model in enumerate(self.models)}
-
-    def stream(self, receipts: Sequence[Receipt] | None = None) -> Iterator[ModelDescriptors]:
-        """Every model that is asked for, or those of some receipts. One all of whose logits are constant has none.
+    def stream(self) -> Iterator[ModelDescriptors]:
+        """Every model that is asked for. One all of whose logits are constant has none.
 
         Raises:
             StoreError: a part is damaged, or is not that of its receipt.
         """
-        for receipt in self.receipts if receipts is None else receipts:
-            part = self.parts[receipt.name]
-            table = read_part(self.store, part, DESCRIPTORS)
-            owners = list(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
-            start = 0
-            for model in from_table(read_part(self.store, receipt.models, PROBED_MODELS), ProbedModel):
-                stop = start
-                while stop < len(owners) and owners[stop] == (model.repo, model.sha):
-                    stop += 1
-                rows = table.slice(start, stop - start)
-                start = stop
-                number = self.numbers.get((model.repo, model.sha))
-                if rows.num_rows and number is not None:
-                    yield _described(model, number, rows)
-            if start != len(owners):
-                raise StoreError(
-                    f"{self.store.path(part.path)} holds logits that its receipt does not speak of"
-                )
+        for receipt in self.receipts:
+            # What was read for a sample is not read again for this.
+            sampled = self._sampled.pop(receipt.name, None)
+            yield from self._models(self._read(receipt) if sampled is None else sampled)
 
-    def some_directions(self, count: int) -> npt.NDArray[np.float32]:
+    def sample_directions(self, count: int) -> npt.NDArray[np.float32]:
         """Directions (S, d) of about ``count`` logits, or of all: of models from everywhere."""
         sample: list[npt.NDArray[np.float32]] = []
-        found = 0
+        sampled = 0
         receipts = [*self.receipts]
         random.Random(0).shuffle(receipts)  # noqa: S311 - a draw, not a secret
-        for described in self.stream(receipts):
-            sample.append(described.directions)
-            found += len(sample[-1])
-            if found >= count:
+        for receipt in receipts:
+            self._sampled[receipt.name] = self._read(receipt)
+            for described in self._models(self._sampled[receipt.name]):
+                sample.append(described.directions)
+                sampled += len(sample[-1])
+                if sampled >= count:
+                    break
+            if sampled >= count:
                 break
         directions = np.concatenate(sample)
         # What is not finite would spoil all; the checks say whose it is.
         return directions[np.isfinite(directions).all(axis=1)]
+
+    def _read(self, receipt: Receipt) -> _DescribedPart:
+        part = self._parts[receipt.name]
+        rows = read_part(self.store, part, DESCRIPTORS)
+        models = from_table(read_part(self.store, receipt.models, PROBED_MODELS), ProbedModel)
+        return _DescribedPart(self.store.path(part.path), rows, models)
+
+    def _models(self, part: _DescribedPart) -> Iterator[ModelDescriptors]:
+        owners = list(zip(part.rows["repo"].to_pylist(), part.rows["sha"].to_pylist(), strict=True))
+        start = 0
+        for model in part.models:
+            stop = start
+            while stop < len(owners) and owners[stop] == (model.repo, model.sha):
+                stop += 1
+            rows = part.rows.slice(start, stop - start)
+            start = stop
+            number = self._numbers.get((model.repo, model.sha))
+            if rows.num_rows and number is not None:
+                yield _described(model, number, rows)
+        if start != len(owners):
+            raise StoreError(f"{part.path} holds logits that its receipt does not speak of")
+
+
+@dataclass(frozen=True)
+class _DescribedPart:
+    """One part in memory.
+
+    Attributes:
+        path: its full address.
+        rows: the descriptors, a model's beside each other.
+        models: of its receipt, in their order.
+    """
+
+    path: str
+    rows: pa.Table
+    models: Sequence[ProbedModel]
 
 
 def distinct(described: Iterable[ModelDescriptors]) -> Iterator[ModelDescriptors]:
@@ -142,27 +170,61 @@ def distinct(described: Iterable[ModelDescriptors]) -> Iterator[ModelDescriptors
             yield item
 
 
-def some_logits(
-    described: Iterable[ModelDescriptors], models: int, count: int
-) -> Iterator[tuple[ModelDescriptors, int]]:
-    """At most ``count`` logits of distinct models from everywhere, to be asked for: a model and a place in it.
+@dataclass(frozen=True)
+class SampledLogit:
+    """One logit that the checks ask for by its direction.
+
+    Attributes:
+        name: ``OWNER/NAME#LOGIT``.
+        key: what copies of the same weights share (`ModelDescriptors.fold`).
+        direction: (d,).
+    """
+
+    name: str
+    key: Key
+    direction: npt.NDArray[np.float64]
+
+
+class DescriptorSummary:
+    """What a stream of descriptors held: noted while they are written, so that the checks need not read them for it.
 
     Args:
-        described: the models, of which there are ``models``.
-        models: how many.
-        count: about how many are drawn, the first one whatever its hash.
+        models: how many are streamed.
+        samples: about how many logits of distinct models from everywhere are noted.
+        passed_over: what models share their logits by (`same_logits`), of which none is noted.
+
+    Attributes:
+        logits: how many each model has, by its number, in the order of the stream.
+        samples: the noted ones; the first model is among them whatever its hash.
     """
-    share, taken = min(1.0, count / max(1, models)), 0
-    for item in distinct(described):
-        if taken and not drawn(item.model, share):
-            continue
-        place = len(item.negated) // 2
-        if item.negated[place]:
-            continue
-        taken += 1
-        yield item, place
-        if taken >= count:
+
+    def __init__(self, models: int, samples: int, passed_over: Container[str] = ()) -> None:
+        self.logits: dict[int, int] = {}
+        self.samples: list[SampledLogit] = []
+        self._count = samples
+        self._share = min(1.0, samples / max(1, models))
+        self._passed_over = passed_over
+        self._seen: set[str] = set()
+
+    def of(self, stream: Iterable[ModelDescriptors]) -> Iterator[ModelDescriptors]:
+        """The same stream, noted as it passes."""
+        for described in stream:
+            self.logits.setdefault(described.number, len(described.logits))
+            if len(self.samples) < self._count:
+                self._sample(described)
+            yield described
+
+    def _sample(self, described: ModelDescriptors) -> None:
+        model, key = described.model, same_logits(described.model)
+        if key in self._seen or key in self._passed_over:
             return
+        self._seen.add(key)
+        place = len(described.logits) // 2
+        if (self.samples and not drawn(model, self._share)) or described.negated[place]:
+            return
+        name = f"{model.repo}#{described.logits[place]}"
+        direction = described.directions[place].astype(np.float64)
+        self.samples.append(SampledLogit(name, described.fold(place), direction))
 
 
 def _described(model: ProbedModel, number: int, rows: pa.Table) -> ModelDescriptors:

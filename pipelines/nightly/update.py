@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from pipelines.complete.descriptors import Descriptors, same_logits, some_logits
+from pipelines.complete.descriptors import Descriptors, DescriptorSummary, same_logits
 from pipelines.job.job import Job
 from pipelines.nightly.drift import Drift
-from pipelines.publish.checks import ASKED_LOGITS, COSINE
+from pipelines.publish.answers import ASKED_LOGITS
+from pipelines.publish.checks import check_update
+from pipelines.publish.expected import ExpectedUpdate
 from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
 from probelog import __version__
-from probelog.errors import QueryError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import LogitBatch
 from probelog.publication.update import Changes, write_update
-from probelog.ranking import matched_heads
-from probelog.search.client import Index
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
 
@@ -105,11 +103,15 @@ def publish_update(
         QualityError, StoreError, ConflictError: as `release_generation`.
     """
     index, base = job.store.child("index"), work.base
+    models = work.descriptors.models
+    # What the base holds of the same logits was seen on other probes: its directions are others.
+    noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=work.known)
 
     def build(name: str) -> dict[str, Any]:
         job.report.line("publish: writing what came")
         writer = GenerationWriter(index, name)
-        written = write_update(writer, base, work.changes, _batches(work.descriptors))
+        batches = (described.batch() for described in noted.of(work.descriptors.stream()))
+        written = write_update(writer, base, work.changes, batches)
         settings = {
             **base.settings,
             **written.settings,
@@ -132,89 +134,11 @@ def publish_update(
         live,
         work.source,
         build,
-        lambda generation: _check(generation, work),
+        lambda generation: check_update(
+            generation, ExpectedUpdate(base, models, noted, work.known, work.gone)
+        ),
         run,
         base=base.pointer.generation,
         added=added,
         allowed=allowed,
     )
-
-
-def _batches(descriptors: Descriptors) -> Iterator[LogitBatch]:
-    return (described.batch() for described in descriptors.stream())
-
-
-def _check(generation: Generation, work: NightWork) -> None:
-    """What must be true of an update before readers see it. Its base was checked when it was published.
-
-    1. It holds the models that came, each once, with as many logits as were described; and none that is gone.
-    2. No NaN and no infinity.
-    3. The client, opened on it, finds new logits by their own directions, with the scores of the formulas.
-
-    Raises:
-        StoreError: it does not hold or answer what it must; names every problem.
-    """
-    problems = [*_rows(generation, work), *_numbers(generation)]
-    if not problems:
-        problems = [*_answers(generation, work)]
-    if problems:
-        raise StoreError(
-            f"generation {generation.pointer.generation} was not published: {'; '.join(problems)}"
-        )
-
-
-def _rows(generation: Generation, work: NightWork) -> Iterator[str]:
-    models = work.descriptors.models
-    described: dict[str, int] = {}
-    for one in work.descriptors.stream():
-        described.setdefault(same_logits(one.model), len(one.logits))
-    found = {
-        (row["repo"], row["sha"]): row["rows"]
-        for row in generation.models_named("repo", {model.repo for model in models}, ["repo", "sha", "rows"])
-    }
-    for model in models:
-        wanted = work.known.get(same_logits(model), described.get(same_logits(model), 0))
-        rows = found.get((model.repo, model.sha))
-        if rows != wanted:
-            yield f"{model.repo} has {rows} rows of logits instead of {wanted}"
-            break
-    if len(found) != len(models):
-        yield f"it holds {len(found)} of the repositories that came, instead of {len(models)}"
-    came = {model.repo for model in models}
-    lost = sorted(repo for repo in work.gone if repo not in came)
-    if generation.models_named("repo", lost, ["repo"]):
-        yield "it still holds models that are gone"
-    counted = int(work.base.settings["models"]) - len(work.gone) + len(models)
-    if generation.count_models("true") != counted:
-        yield f"it holds {generation.count_models('true')} models instead of {counted}"
-
-
-def _numbers(generation: Generation) -> Iterator[str]:
-    recent = generation.recent
-    if not (np.isfinite(recent.offsets).all() and np.isfinite(recent.coordinates).all()):
-        bad = ~(np.isfinite(recent.offsets) & np.isfinite(recent.coordinates).all(axis=1))
-        yield f"{int(bad.sum())} of its new logits hold values that are not finite"
-
-
-def _answers(generation: Generation, work: NightWork) -> Iterator[str]:
-    index = Index(generation.index, pinned=generation)
-    elsewhere = Index(generation.index, pinned=generation)
-    background = matched_heads.Background(work.base.space.background, work.base.sharpness)
-    # What the base holds of the same logits was seen on other probes: its directions are others.
-    own = (one for one in work.descriptors.stream() if same_logits(one.model) not in work.known)
-    for described, place in some_logits(own, len(work.descriptors.models), ASKED_LOGITS):
-        name = f"{described.model.repo}#{described.logits[place]}"
-        try:
-            hits = index.search(like=name, like_index=elsewhere, k=10)
-        except QueryError as error:
-            yield f"{name} cannot be asked for: {error}"
-            continue
-        itself = [hit for hit in hits if hit.distance < COSINE]
-        if not itself:
-            yield f"asked for the direction of {name} it does not find that logit"
-            continue
-        direction = described.directions[place].astype(np.float64)
-        exact = generation.sharpness * float(direction @ direction)
-        exact -= float(background.offsets(direction[None])[0])
-        if not abs(itself[0].score - exact) < generation.sharpness * 4 * COSINE:
-            yield f"asked for the direction of {name} it gives it the score {itself[0].score:.2f}, not {exact:.2f}"

@@ -13,15 +13,23 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.complete.descriptors import Descriptors, ModelDescriptors, drawn, same_logits
+from pipelines.complete.descriptors import (
+    Descriptors,
+    DescriptorSummary,
+    ModelDescriptors,
+    drawn,
+    same_logits,
+)
 from pipelines.complete.record import CompletionRecord
 from pipelines.crawl.stage import Catalogue
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
 from pipelines.probe.plan import first_keys
-from pipelines.publish.checks import Expected, check_generation
+from pipelines.publish.answers import ASKED_LOGITS
+from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
+from pipelines.publish.expected import Expected
 from pipelines.publish.release import PublishResult, live_pointer, release_generation
 from pipelines.quality.failures import FailureCounts
 from probelog import __version__
@@ -99,6 +107,11 @@ class _Inputs:
     def descriptors(self) -> Descriptors:
         """Their logits."""
         return Descriptors(self.job.store, self.receipts, self.completed.parts, self.models)
+
+    @cached_property
+    def written(self) -> DescriptorSummary:
+        """What is noted of these logits on their way to the index."""
+        return DescriptorSummary(len(self.models), ASKED_LOGITS)
 
     @cached_property
     def embeddings(self) -> npt.NDArray[np.float32]:
@@ -242,7 +255,7 @@ def _build(
             "be; some hundreds of names of all sorts are better"
         )
     space = matched_heads.HeadSpace(embeddings, given.vectors)
-    some = given.descriptors.some_directions(_SAMPLE_LOGITS)
+    some = given.descriptors.sample_directions(_SAMPLE_LOGITS)
     background = Background(space.background, matched_heads.sharpness(some, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
@@ -308,7 +321,7 @@ def _build(
 
 
 def _logit_batches(given: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:
-    for described in given.descriptors.stream():
+    for described in given.written.of(given.descriptors.stream()):
         sample.add(described, background.offsets(described.directions))
         yield described.batch()
 
@@ -400,8 +413,8 @@ def _probe_table(probe_set: ProbeSet, embeddings: npt.NDArray[np.float32]) -> pa
 def _expected(given: _Inputs) -> Expected:
     """What the checks compare the new generation with."""
     return Expected(
-        models=given.models,
-        described=given.descriptors.stream,
+        descriptors=given.descriptors,
+        written=given.written,
         missing=_without_descriptor(given),
         dropped=given.completed.dropped,
         embeddings=given.embeddings,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.publish import checks, release
+from pipelines.publish import release
 from pipelines.publish import stage as publish_module
 from pipelines.publish.release import PublishResult
 from pipelines.publish.stage import ListingSnapshot, publish
@@ -22,7 +25,7 @@ from probelog.index.pointer import read_pointer
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.lifecycle import go_live
 from probelog.publication.rows import LogitBatch
-from probelog.search.client import open_index
+from probelog.search.client import Index, open_index
 from probelog.storage.store import Store
 from tests.support.processes.operator_command import operator
 from tests.support.processes.s3 import s3_server
@@ -78,6 +81,24 @@ def test_a_sound_generation_goes_live(indexed: Indexed, remote: Store) -> None:
     assert index.generation == done.pointer.generation
     assert index.search("dog")
     assert done.pointer.choice[1:] == [indexed.run.published.pointer.generation]
+
+
+@pytest.mark.parametrize("sampled", [1, 20_000])
+def test_a_part_of_descriptors_is_read_at_most_twice(
+    indexed: Indexed,
+    remote: Store,
+    sampled: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once to write and once to check, whether it is among those that the basis is learnt from or not."""
+    monkeypatch.setattr(publish_module, "_SAMPLE_LOGITS", sampled)
+    with caplog.at_level(logging.INFO, logger="werkzeug"):
+        assert published(indexed, remote).fresh
+    reads = Counter(re.findall(r"GET /\S*/completion/\w+/descriptors/(\S+)\.parquet", caplog.text))
+    assert set(reads) == set(indexed.run.completed.parts)
+    assert len(reads) > 2
+    assert set(reads.values()) == {2}
 
 
 def first_is(value: float) -> Callable[[LogitBatch], LogitBatch]:
@@ -151,23 +172,23 @@ def test_descriptors_that_lack_logits(
 
 def test_answers_that_lose_recall(indexed: Indexed, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that gives every second of the right answers."""
-    real = checks.Index.search
+    real = Index.search
 
     def search(self: Any, *given: Any, **named: Any) -> Any:
         return list(real(self, *given, **named))[::2]
 
-    monkeypatch.setattr(checks.Index, "search", search)
+    monkeypatch.setattr(Index, "search", search)
     with pytest.raises(StoreError, match="its answers hold 50% of the exact first 10, less than 95%"):
         published(indexed, store)
 
 
 def test_a_logit_that_is_not_found(indexed: Indexed, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checks.Index.search
+    real = Index.search
 
     def search(self: Any, *given: Any, **named: Any) -> Any:
         return [hit for hit in real(self, *given, **named) if hit.distance > 1e-3]
 
-    monkeypatch.setattr(checks.Index, "search", search)
+    monkeypatch.setattr(Index, "search", search)
     with pytest.raises(StoreError, match=r"asked for the direction of .* it does not find that logit"):
         published(indexed, store)
 

@@ -1,0 +1,261 @@
+"""Asks a new generation through the client, before readers do.
+
+The right answers come from a plain scan of the descriptors' Parquet: nothing of the index is used for them, its
+offsets are computed again, and nothing is approximated. A logit's own direction must find that logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.complete.descriptors import Key, ModelDescriptors, SampledLogit, distinct, same_logits
+from pipelines.publish.expected import Expected, ExpectedUpdate
+from probelog.errors import QueryError
+from probelog.index.generation import Generation
+from probelog.ranking import matched_heads
+from probelog.ranking.names import name_vectors
+from probelog.search.client import Index
+from probelog.search.query import background_numbers
+from probelog.search.results import Hit
+
+# Names of the background that are asked, and logits: enough to notice a broken index, too few to cost anything.
+_NAMES = 5
+ASKED_LOGITS = 20
+# Not in any background: a name's own competitor is left out of the background, these have none.
+_OTHER_NAMES = ("something else entirely", "a picture")
+_ANSWERS = 10
+# Mean over all questions of the share of the exact first ten that the client gives. An index that scans exactly has 1;
+# a vector index loses a few where many logits are nearly alike.
+_LEAST_RECALL = 0.95
+# Of a cosine. The exported encoder differs from torch's by rounding; answers differ by hundredths.
+_COSINE = 5e-3
+_BLOCK_LOGITS = 8192
+
+Float64 = npt.NDArray[np.float64]
+
+
+def wrong_answers(generation: Generation, expected: Expected) -> Iterator[str]:
+    """What a whole generation answers differently from its descriptors, its encoder included."""
+    space = matched_heads.HeadSpace(expected.embeddings, expected.vectors)
+    client = _Client(generation)
+    step = max(1, len(expected.background) // _NAMES)
+    names = [*expected.background[::step][:_NAMES], *_OTHER_NAMES]
+    same = {model.repo: same_logits(model) for model in expected.models}
+    canaries = [_named(client, space, expected, name, same) for name in names]
+    shifts = np.stack(
+        [
+            canary.direction - _exported(generation, expected, name)
+            for canary, name in zip(canaries, names, strict=True)
+        ]
+    )
+    for logit in expected.written.samples:
+        try:
+            hits = client.like(logit)
+        except QueryError as error:
+            yield f"{logit.name} cannot be asked for: {error}"
+            continue
+        canaries.append(_Canary(logit.name, logit.direction, np.zeros(0, np.int64), hits, same, logit.key))
+    moved = _scan(canaries, shifts, expected, space, generation.sharpness)
+    yield from (
+        f"its encoder answers {name!r} differently from the one it was made with"
+        for name, difference in zip(names, moved, strict=True)
+        if not difference < _COSINE
+    )
+    tolerance = generation.sharpness * 2 * _COSINE
+    recalls = []
+    for canary in canaries:
+        recalls.append(_recall(canary, tolerance))
+        off = [
+            hit
+            for hit in canary.hits
+            if not abs(canary.scores.get(_key(hit), np.inf) - hit.score) < tolerance
+        ]
+        if off:
+            yield f"asked for {canary.name} it gives {off[0].repo}#{off[0].logit} a wrong score"
+        if canary.itself in canary.exact and not _itself(canary.hits):
+            yield _not_found(canary.name)
+    if recalls and not np.mean(recalls) >= _LEAST_RECALL:
+        yield (
+            f"its answers hold {np.mean(recalls):.0%} of the exact first {_ANSWERS}, less than "
+            f"{_LEAST_RECALL:.0%}, over {len(recalls)} questions"
+        )
+
+
+def wrong_answers_of_update(generation: Generation, expected: ExpectedUpdate) -> Iterator[str]:
+    """Logits that an update adds and that the client does not find by their own directions, with their scores."""
+    client = _Client(generation)
+    background, b = expected.base.space.background, expected.base.sharpness
+    for logit in expected.written.samples:
+        try:
+            itself = _itself(client.like(logit))
+        except QueryError as error:
+            yield f"{logit.name} cannot be asked for: {error}"
+            continue
+        if not itself:
+            yield _not_found(logit.name)
+            continue
+        offsets = _Offsets(logit.direction[None], background, b).without(np.zeros(0, np.int64))
+        exact = b * float(logit.direction @ logit.direction) - float(offsets[0])
+        if not abs(itself[0].score - exact) < b * 4 * _COSINE:
+            yield f"asked for the direction of {logit.name} it gives it the score {itself[0].score:.2f}, not {exact:.2f}"
+
+
+class _Client:
+    """The client, opened on a generation that is not live."""
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+        self.index = Index(generation.index, pinned=generation)
+        self._elsewhere = Index(generation.index, pinned=generation)
+
+    def like(self, logit: SampledLogit) -> Sequence[Hit]:
+        """Answers to a logit's direction, asked for as if it were one of another index."""
+        return self.index.search(like=logit.name, like_index=self._elsewhere, k=_ANSWERS)
+
+
+def _itself(hits: Sequence[Hit]) -> list[Hit]:
+    """The hits with the very direction that was asked for."""
+    return [hit for hit in hits if hit.distance < _COSINE]
+
+
+def _not_found(name: str) -> str:
+    return f"asked for the direction of {name} it does not find that logit"
+
+
+class _Canary:
+    """One question with the client's answer, and the exact one as it is found.
+
+    Args:
+        name: what it is called in messages.
+        direction: (d,), by the original encoder or of a logit.
+        excluded: background names that do not compete with it.
+        hits: the client's answer.
+        same: what models share their logits by (`same_logits`), by repository.
+        itself: the logit whose direction it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        direction: Float64,
+        excluded: npt.NDArray[np.int64],
+        hits: Sequence[Hit],
+        same: Mapping[str, str],
+        itself: Key | None = None,
+    ) -> None:
+        self.name, self.direction, self.excluded, self.hits, self.itself = (
+            name, direction, excluded, hits, itself
+        )  # fmt: skip
+        # The best scores so far; copies of the same weights count once, as in answers.
+        self.exact: dict[Key, float] = {}
+        # Exact scores of what the client answered.
+        self.scores: dict[Key, float] = {}
+        self._asked: dict[str, list[Key]] = {}
+        for hit in hits:
+            self._asked.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
+
+    def take(self, block: Sequence[ModelDescriptors], scores: Float64) -> None:
+        """Take some models' scores in: (N,), of all their logits."""
+        starts = np.cumsum([0, *(len(described.negated) for described in block)])
+        for described, start in zip(block, starts[:-1].tolist(), strict=True):
+            for key in self._asked.get(same_logits(described.model), ()):
+                place = described.place(key)
+                if place is not None:
+                    self.scores[key] = float(scores[start + place])
+        seen: set[Key] = set()
+        for row in np.argsort(-scores, kind="stable").tolist():
+            if len(seen) == _ANSWERS:
+                break
+            number = int(np.searchsorted(starts, row, side="right")) - 1
+            fold = block[number].fold(row - int(starts[number]))
+            if fold not in seen:
+                seen.add(fold)
+                self.exact[fold] = max(float(scores[row]), self.exact.get(fold, -np.inf))
+        best = sorted(self.exact, key=lambda fold: -self.exact[fold])[:_ANSWERS]
+        self.exact = {fold: self.exact[fold] for fold in best}
+
+
+def _named(
+    client: _Client,
+    space: matched_heads.HeadSpace,
+    expected: Expected,
+    name: str,
+    same: Mapping[str, str],
+) -> _Canary:
+    excluded = background_numbers(client.generation, [name])
+    direction = space.of_texts(expected.embed([name]), [excluded])[0]
+    return _Canary(repr(name), direction, excluded, client.index.search(name, k=_ANSWERS), same)
+
+
+def _exported(generation: Generation, expected: Expected, name: str) -> Float64:
+    vectors = name_vectors(generation.text_encoder.embed, expected.prompts, [name])
+    direction: Float64 = generation.space.of_texts(vectors, [background_numbers(generation, [name])])[0]
+    return direction
+
+
+def _scan(
+    canaries: Sequence[_Canary],
+    shifts: Float64,
+    expected: Expected,
+    space: matched_heads.HeadSpace,
+    b: float,
+) -> Float64:
+    """Score every logit exactly, and find by how much each of some shifts of a direction moves any cosine at most."""
+    directions = np.stack([canary.direction for canary in canaries]).T
+    moved = np.zeros(len(shifts))
+    for block in _blocks(distinct(expected.descriptors.stream())):
+        gallery = np.concatenate([described.directions for described in block]).astype(np.float64)
+        moved = np.maximum(moved, np.abs(gallery @ shifts.T).max(axis=0, initial=0.0))
+        cosines = gallery @ directions
+        offsets = _Offsets(gallery, space.background, b)
+        for number, canary in enumerate(canaries):
+            canary.take(block, b * cosines[:, number] - offsets.without(canary.excluded))
+    return moved
+
+
+class _Offsets:
+    """The score's second term (`probelog.ranking.matched_heads`, step 4) for some logits, from its definition."""
+
+    def __init__(self, gallery: Float64, background: Float64, b: float) -> None:
+        self._exponents = b * (gallery @ background.T)
+        self._top = self._exponents.max(axis=1, keepdims=True, initial=-b)
+        self._weights = np.exp(self._exponents - self._top)
+
+    def without(self, excluded: npt.NDArray[np.int64]) -> Float64:
+        """One number a logit, over the background without some of its names."""
+        rivals = self._weights
+        if 0 < len(excluded) < rivals.shape[1]:
+            rivals = np.delete(rivals, excluded, axis=1)
+        if not rivals.shape[1]:
+            return np.zeros(len(rivals))
+        return np.asarray(np.log(rivals.mean(axis=1)) + self._top[:, 0])
+
+
+def _blocks(described: Iterable[ModelDescriptors]) -> Iterator[list[ModelDescriptors]]:
+    """Neighbouring models, some thousand logits at a time."""
+    block: list[ModelDescriptors] = []
+    rows = 0
+    for item in described:
+        block.append(item)
+        rows += len(item.negated)
+        if rows >= _BLOCK_LOGITS:
+            yield block
+            block, rows = [], 0
+    if block:
+        yield block
+
+
+def _recall(canary: _Canary, tolerance: float) -> float:
+    """Share of the exact first ten that the client gave; equals count as one another."""
+    best = sorted(canary.exact.values(), reverse=True)[:_ANSWERS]
+    if not best:
+        return 1.0
+    good = [hit for hit in canary.hits if canary.scores.get(_key(hit), -np.inf) >= best[-1] - tolerance]
+    return len(good) / len(best)
+
+
+def _key(hit: Hit) -> Key:
+    return hit.repo, hit.logit, hit.negated
