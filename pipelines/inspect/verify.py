@@ -142,7 +142,7 @@ class _Verifier:
         yield from self._catalogues()
         yield from self._probe_sets()
         yield from self._ledgers()
-        yield from self._nights()
+        yield from self._nightly_records()
         yield from self._completions()
         yield from self._encoders()
         yield from self._index()
@@ -196,9 +196,9 @@ class _Verifier:
             for name in [p for p in self._listed if p.startswith(f"{folder}/spool/")]:
                 yield partial(self._spooled, name)
 
-    def _nights(self) -> Iterator[Check]:
+    def _nightly_records(self) -> Iterator[Check]:
         for name in self._names("observations", NIGHT):
-            content = self._json(name, NIGHT_VERSION, "record of nights")
+            content = self._json(name, NIGHT_VERSION, "record of nightly runs")
             if content is not None and content.get("rows") is not None:
                 yield from self._parts(name, [content["rows"]], CATALOGUE)
 
@@ -353,7 +353,7 @@ class _Verifier:
     def _part(self, by: str, part: Part, schema: pa.Schema) -> None:
         """One Parquet file: its bytes, and that it is readable as what it should be."""
         with self._lock:
-            # Parts of nights are named by two receipts: theirs, and its copy in the main ledger.
+            # Parts of nightly runs are named by two receipts: theirs, and its copy in the main ledger.
             if part in self._checked:
                 return
             self._checked.add(part)

@@ -1,7 +1,7 @@
 """How far an index has moved from what its completion and its calibration were fitted on.
 
 A nightly run folds new models in with the columns, the background's statistics and the temperature of the last full
-run. That is exact for what a full run would leave as it is, and drifts as the hub changes. Measured each night:
+run. That is exact for what a full run would leave as it is, and drifts as the hub changes. Measured by each nightly run:
 
 - *held-out error*: a tenth of each new model's observations is predicted from the others with the published columns
   (METHOD section 5). Columns that do not know the new models predict them worse than those that they were fitted on.
@@ -33,7 +33,7 @@ from probelog.storage.encoding import digest
 from probelog.storage.ledger import observed_models
 
 _HELD_SHARE = 0.1
-# New models that are predicted: enough for a mean, however large the night.
+# New models that are predicted: enough for a mean, however many are new.
 _MODELS = 200
 
 
@@ -48,7 +48,7 @@ class Drift:
         held_out: ``held_out_rmse / fitted_rmse - 1``.
         temperature: relative change of ``b``.
         background: root mean square of the shifts of the background's mean scores, in standard deviations.
-        logits: that came since, copies once; ``share``: theirs of all.
+        logits: added since, copies once; ``share``: theirs of all.
     """
 
     models: int
@@ -78,11 +78,11 @@ class Drift:
 def measure_drift(
     base: Generation, descriptors: Descriptors, completed: CompletionRecord, columns: Float32, top_r: int
 ) -> Drift:
-    """Compare what nights have brought with the base.
+    """Compare what nightly runs have added with the base.
 
     Args:
         base: the whole generation that is live, or that the live one is an update of.
-        descriptors: of the models that came since.
+        descriptors: of the models that were added since.
         completed: the base's completion.
         columns: V (n, k) of it.
         top_r: entries that count as a row's top.
@@ -91,14 +91,14 @@ def measure_drift(
     rmse = error.rmse if error.entries else None
     background, b = base.background_coordinates, base.sharpness
     before = base.sample if base.large else base.whole
-    came = _coordinates(base, descriptors)
-    # Of what came as large a share as the sample is of the base.
-    drawn = np.random.default_rng(0).random(len(came)) < len(before) / max(1, base.size)
-    after = np.concatenate([before.coordinates, came[drawn]])
+    added = _coordinates(base, descriptors)
+    # Of what was added as large a share as the sample is of the base.
+    drawn = np.random.default_rng(0).random(len(added)) < len(before) / max(1, base.size)
+    after = np.concatenate([before.coordinates, added[drawn]])
     compared = matched_heads.Background(background.astype(np.float64), b)
     old = ColumnStatistics.of(before.coordinates, background, before.offsets, b)
     new = ColumnStatistics.of(
-        after, background, np.concatenate([before.offsets, compared.offsets(came[drawn])]), b
+        after, background, np.concatenate([before.offsets, compared.offsets(added[drawn])]), b
     )
     shifts = (new.means - old.means) / np.maximum(old.stds, 1e-12)
     temperature = matched_heads.sharpness(after, background) / matched_heads.sharpness(
@@ -111,8 +111,8 @@ def measure_drift(
         held_out=0.0 if rmse is None or not completed.rmse > 0 else rmse / completed.rmse - 1,
         temperature=temperature - 1,
         background=float(np.sqrt(np.mean(np.square(shifts)))) if len(shifts) else 0.0,
-        logits=len(came),
-        share=len(came) / max(1, len(came) + base.size),
+        logits=len(added),
+        share=len(added) / max(1, len(added) + base.size),
     )
 
 
@@ -137,7 +137,7 @@ def _prediction(
 
 
 def _coordinates(base: Generation, descriptors: Descriptors) -> Float32:
-    """Coordinates (D, p) of the logits that came, in the base's basis; copies once."""
+    """Coordinates (D, p) of the added logits, in the base's basis; copies once."""
     seen: set[str] = set()
     found = [np.empty((0, len(base.basis.axes)), np.float32)]
     for described in descriptors.stream():

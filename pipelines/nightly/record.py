@@ -1,11 +1,11 @@
 """What nightly runs keep between them: one *record* for each whole generation that they update.
 
-    observations/KEY-GENERATION/                 a ledger of its own: what was probed by night since that generation
-    observations/KEY-GENERATION/night.json       the record: how far the Hub was looked at, and what is gone
-    observations/KEY-GENERATION/catalogue-*      rows of the catalogue of all that came since
+    observations/KEY-GENERATION/                 a ledger of its own: what nightly runs have probed since that generation
+    observations/KEY-GENERATION/night.json       the record: how far the Hub was looked at, and what was removed
+    observations/KEY-GENERATION/catalogue-*      rows of the catalogue of all that was added since
     completion/COMPLETION-GENERATION/            descriptors, with the columns of the completion as they are
 
-A night reads these, and of the rest of the store only what it looks up by name: its cost does not grow with the index.
+A run reads these, and of the rest of the store only what it looks up by name: its cost does not grow with the index.
 Its receipts are entered in the main ledger too (they name parts wherever these lie), so that the next full run knows
 what was probed.
 """
@@ -29,14 +29,14 @@ NIGHT = "night.json"
 
 
 @dataclass(frozen=True)
-class NightRecord:
-    """How far the nights since one whole generation have come.
+class NightlyRecord:
+    """How far the nightly runs since one whole generation have come.
 
     Attributes:
         base: that generation.
         watermark: the newest change on the Hub that was seen (ISO 8601); what is older need not be looked at.
         reconciled: when the index was last compared with the whole Hub (UTC, ISO 8601).
-        rows: the catalogue of what came since, if anything did.
+        rows: the catalogue of what was added since, if anything was.
         removed: repositories that must not answer: ``sha`` as it was indexed, ``reason`` and ``detail``.
     """
 
@@ -48,8 +48,8 @@ class NightRecord:
     version: int = NIGHT_VERSION
 
 
-class NightFiles:
-    """The record and the catalogue of the nights since one whole generation.
+class NightlyFiles:
+    """The record and the catalogue of the nightly runs since one whole generation.
 
     Args:
         store: of the job.
@@ -65,8 +65,8 @@ class NightFiles:
         self._main = Ledger(store, f"observations/{key}")
         self._name = f"{self.ledger.folder}/{NIGHT}"
 
-    def read(self) -> NightRecord | None:
-        """The record; None before the first night.
+    def read(self) -> NightlyRecord | None:
+        """The record; None before the first nightly run.
 
         Raises:
             SchemaVersionError, StoreError: written by a newer ProbeLog, or damaged.
@@ -75,21 +75,21 @@ class NightFiles:
         if content is None:
             return None
         where = self.store.path(self._name)
-        check_version(content.get("version", 0), NIGHT_VERSION, where, "record of nights")
+        check_version(content.get("version", 0), NIGHT_VERSION, where, "record of nightly runs")
         try:
             rows = content["rows"]
-            return NightRecord(**{**content, "rows": None if rows is None else Part(**rows)})
+            return NightlyRecord(**{**content, "rows": None if rows is None else Part(**rows)})
         except (KeyError, TypeError) as error:
             raise StoreError(f"{where} is damaged ({error!r})") from error
 
-    def rows(self, record: NightRecord) -> list[CatalogueRow]:
-        """What came since the base, each repository once, at its newest commit."""
+    def rows(self, record: NightlyRecord) -> list[CatalogueRow]:
+        """What was added since the base, each repository once, at its newest commit."""
         if record.rows is None:
             return []
         return from_table(read_part(self.store, record.rows, CATALOGUE), CatalogueRow)
 
-    def write(self, record: NightRecord, rows: Sequence[CatalogueRow]) -> NightRecord:
-        """Replace record and catalogue; the rows are all that came since the base."""
+    def write(self, record: NightlyRecord, rows: Sequence[CatalogueRow]) -> NightlyRecord:
+        """Replace record and catalogue; the rows are all that were added since the base."""
         part = None
         if rows:
             data = parquet_bytes(to_table(sorted(rows, key=lambda row: row.repo), CATALOGUE))

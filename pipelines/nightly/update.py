@@ -1,4 +1,4 @@
-"""An update of the live index: what nights since the base have brought, published as a generation beside it."""
+"""An update: what nightly runs since the base have added and removed, published as a generation beside the base."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.complete.descriptors import Descriptors, DescriptorSummary, same_logits
+from pipelines.complete.record import CompletionRecord
 from pipelines.job.job import Job
+from pipelines.nightly.changes import HubChanges
 from pipelines.nightly.drift import Drift
+from pipelines.nightly.probing import ProbedChanges
+from pipelines.nightly.start import NightlyStart
 from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_update
 from pipelines.publish.expected import ExpectedUpdate
@@ -22,7 +26,6 @@ from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
 from probelog import __version__
 from probelog.index.generation import Generation
-from probelog.index.pointer import Pointer
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.update import Changes, write_update
 from probelog.storage.encoding import short_key
@@ -30,59 +33,92 @@ from probelog.storage.schemas import CatalogueRow
 
 
 @dataclass(frozen=True)
-class NightWork:
-    """All that nights since the base have brought.
+class ChangesSinceBase:
+    """All that nightly runs since the base have added and removed.
 
     Attributes:
-        base: the whole generation.
-        descriptors: of the models that came.
+        start: what this run started from; it has the base.
+        hub: what changed on the Hub.
+        described: the completion of the added models.
+        descriptors: of these models.
         rows: of the catalogue, by repository and commit.
-        gone: the base's models that do not count any more: their numbers, by repository.
-        folded_in: key of the completion that their descriptors are of.
-        watermark: the newest change on the Hub that was seen.
-        at: when this night looked (UTC, ISO 8601).
+        removed: the base's models that do not count any more: their numbers, by repository.
     """
 
-    base: Generation
+    start: NightlyStart
+    hub: HubChanges
+    described: CompletionRecord
     descriptors: Descriptors
     rows: dict[Version, CatalogueRow]
-    gone: dict[str, int]
-    folded_in: str
-    watermark: str | None
-    at: str
+    removed: dict[str, int]
+
+    @property
+    def base(self) -> Generation:
+        """The whole generation that these are changes of."""
+        return self.start.base
 
     @property
     def source(self) -> str:
         """Key of what an update would be made from."""
-        came = [f"{model.repo}@{model.sha}" for model in self.descriptors.models]
-        gone = sorted(self.gone.values())
-        return short_key("update", self.base.pointer.generation, *came, "gone", *gone)
+        added = [f"{model.repo}@{model.sha}" for model in self.descriptors.models]
+        removed = sorted(self.removed.values())
+        return short_key("update", self.base.pointer.generation, *added, "gone", *removed)
 
     @property
     def empty(self) -> bool:
         """Whether the base is what an update would be."""
-        return not self.descriptors.models and not self.gone
+        return not self.descriptors.models and not self.removed
 
     @cached_property
     def known(self) -> dict[str, int]:
-        """Rows of the base's logits that models which came share (`same_logits`), by what they share them by."""
+        """Rows of the base's logits that added models share (`same_logits`), by what they share them by."""
         identities = {same_logits(model) for model in self.descriptors.models}
         rows = self.base.models_named("identity", identities, ["identity", "rows"])
         return {row["identity"]: int(row["rows"]) for row in rows}
 
-    @cached_property
-    def changes(self) -> Changes:
-        """For the index's writer."""
+    def missing_in(self, generation: Generation) -> list[Version]:
+        """The added models that a generation does not hold, sorted."""
+        added = {(model.repo, model.sha) for model in self.descriptors.models}
+        rows = generation.models_named("repo", {repo for repo, _ in added}, ["repo", "sha"])
+        return sorted(added - {(row["repo"], row["sha"]) for row in rows})
+
+    def for_writer(self) -> Changes:
+        """What the index's writer is given."""
         models = self.descriptors.models
         facts = model_table(models, self.rows)
         identities = [same_logits(model) for model in models]
-        return Changes(facts, identities, np.asarray(sorted(self.gone.values()), np.int64))
+        return Changes(facts, identities, np.asarray(sorted(self.removed.values()), np.int64))
+
+
+def changes_since_base(
+    job: Job, start: NightlyStart, hub: HubChanges, probed: ProbedChanges, described: CompletionRecord
+) -> ChangesSinceBase:
+    """Put together what the Hub added and removed and what became of it."""
+    receipts = probed.ledger.receipts
+    rows = {(row.repo, row.sha): row for row in hub.to_index}
+    models = [model for model in start.files.ledger.models(receipts) if (model.repo, model.sha) in rows]
+    # A new commit that may still be probed by another run leaves the old one where it is.
+    replaced = {model.repo for model in models}
+    replaced |= {failure.repo for failure in probed.ledger.failures if not failure.retryable}
+    removed = {*hub.record.removed, *(repo for repo, _ in rows if repo in replaced)}
+    return ChangesSinceBase(
+        start=start,
+        hub=hub,
+        described=described,
+        descriptors=Descriptors(
+            job.store,
+            [receipt for receipt in receipts if receipt.name in described.parts],
+            described.parts,
+            models,
+        ),
+        rows=rows,
+        removed={repo: int(row["id"]) for repo, row in start.held(removed).items()},
+    )
 
 
 def publish_update(
     job: Job,
-    live: Pointer,
-    work: NightWork,
+    changes: ChangesSinceBase,
     run: FailureCounts,
     drift: Drift,
     added: Sequence[Version],
@@ -92,8 +128,7 @@ def publish_update(
 
     Args:
         job: what is asked for, and where it is kept.
-        live: the pointer when this run began.
-        work: what the update holds.
+        changes: what the update holds.
         run: what this run's models came to.
         drift: how far it is from what the base was fitted on.
         added: the models that the live generation does not hold.
@@ -102,27 +137,27 @@ def publish_update(
     Raises:
         QualityError, StoreError, ConflictError: as `release_generation`.
     """
-    index, base = job.store.child("index"), work.base
-    models = work.descriptors.models
+    index, base = job.store.child("index"), changes.base
+    models = changes.descriptors.models
     # What the base holds of the same logits was seen on other probes: its directions are others.
-    noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=work.known)
+    noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=changes.known)
 
     def build(name: str) -> dict[str, Any]:
-        job.report.line("publish: writing what came")
+        job.report.line("publish: writing what was added")
         writer = GenerationWriter(index, name)
-        batches = (described.batch() for described in noted.of(work.descriptors.stream()))
-        written = write_update(writer, base, work.changes, batches)
+        batches = (described.batch() for described in noted.of(changes.descriptors.stream()))
+        written = write_update(writer, base, changes.for_writer(), batches)
         settings = {
             **base.settings,
             **written.settings,
             "made_by": f"probelog {__version__}",
             "logits": written.logits,
-            "folded_in": work.folded_in,
-            "watermark": work.watermark,
-            "night": work.at,
+            "folded_in": changes.described.key,
+            "watermark": changes.hub.record.watermark,
+            "night": changes.start.at,
             "run": run.to_dict(),
-            "added": len(work.descriptors.models),
-            "gone": len(work.gone),
+            "added": len(changes.descriptors.models),
+            "gone": len(changes.removed),
             "drift": drift.facts(),
         }
         writer.write_meta({"settings": json.dumps(settings).encode(), **written.meta})
@@ -131,11 +166,11 @@ def publish_update(
 
     return release_generation(
         job,
-        live,
-        work.source,
+        changes.start.live,
+        changes.source,
         build,
         lambda generation: check_update(
-            generation, ExpectedUpdate(base, models, noted, work.known, work.gone)
+            generation, ExpectedUpdate(base, models, noted, changes.known, changes.removed)
         ),
         run,
         base=base.pointer.generation,

@@ -30,17 +30,50 @@ class PublishResult:
     logits: int
 
 
-def live_pointer(index: Store) -> Pointer | None:
-    """The pointer; None where nothing was published yet."""
-    try:
-        return read_pointer(index)[0]
-    except IndexNotFoundError:
-        return None
+@dataclass(frozen=True)
+class LiveIndex:
+    """What readers have now, opened once for whoever replaces it.
+
+    Attributes:
+        pointer: names it.
+        opened: the generation; or why it cannot be read: then a new one is compared with no other.
+    """
+
+    pointer: Pointer
+    opened: Generation | StoreError
+
+    @classmethod
+    def open(cls, index: Store) -> LiveIndex | None:
+        """What is live; None where nothing was published yet."""
+        try:
+            pointer = read_pointer(index)[0]
+        except IndexNotFoundError:
+            return None
+        try:
+            return cls(pointer, Generation(index, pointer))
+        except StoreError as error:
+            return cls(pointer, error)
+
+    @property
+    def generation(self) -> Generation:
+        """The generation.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        if isinstance(self.opened, StoreError):
+            raise self.opened
+        return self.opened
+
+    def unchanged(self) -> PublishResult:
+        """That it stays live."""
+        settings = self.generation.settings
+        return PublishResult(self.pointer, False, settings["models"], settings["logits"])
 
 
 def release_generation(
     job: Job,
-    live: Pointer | None,
+    live: LiveIndex | None,
     source: str,
     build: Callable[[str], dict[str, Any]],
     check: Callable[[Generation], None],
@@ -53,7 +86,7 @@ def release_generation(
 
     Args:
         job: what is asked for, and where it is kept.
-        live: the pointer when this run began; None where there was none.
+        live: what was live when this run began; None where nothing was.
         source: key of what the generation is made from.
         build: writes a generation of a name; returns its settings.
         check: raises StoreError where a generation is not what it must be.
@@ -68,6 +101,7 @@ def release_generation(
         ConflictError: somebody else published meanwhile.
     """
     index = job.store.child("index")
+    compared = _compared_with(job, live)
     # Two publishers that start in the same second must not write to the same place.
     name = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     try:
@@ -75,10 +109,10 @@ def release_generation(
         job.report.line("publish: checking")
         generation = Generation(index, Pointer(name, source, "", base=base))
         check(generation)
-        _pass_gate(job, generation, live, run, added)
+        _pass_gate(job, generation, compared, run, added)
         if allowed is not None:
             allowed()
-        pointer = go_live(index, name, source, seen=[] if live is None else live.choice, base=base)
+        pointer = go_live(index, name, source, seen=[] if live is None else live.pointer.choice, base=base)
     except BaseException:
         # What cannot be removed now is left to a sweep.
         with contextlib.suppress(OSError, StoreError):
@@ -94,25 +128,34 @@ def release_generation(
     return PublishResult(pointer, True, settings["models"], settings["logits"])
 
 
+def _compared_with(job: Job, live: LiveIndex | None) -> Generation | None:
+    """The live generation, where there is one that can be read.
+
+    Raises:
+        StoreError: it is damaged, and limits are enforced that cannot be told without it.
+    """
+    if live is None or isinstance(live.opened, Generation):
+        return None if live is None else live.generation
+    error = live.opened
+    if job.config.quality.enforce and not isinstance(error, SchemaVersionError):
+        raise StoreError(
+            f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
+        ) from error
+    job.report.say(f"publish: the new generation is compared with no other: {error}")
+    return None
+
+
 def _pass_gate(
-    job: Job, candidate: Generation, live: Pointer | None, run: FailureCounts, added: Sequence[Version] | None
+    job: Job,
+    candidate: Generation,
+    live: Generation | None,
+    run: FailureCounts,
+    added: Sequence[Version] | None,
 ) -> None:
-    """Let the quality gate see a generation, beside the live one where that can be read."""
+    """Let the quality gate see a generation, beside the live one."""
     job.report.line("publish: asking canaries")
-    opened = None
-    if live is not None:
-        try:
-            opened = Generation(candidate.index, live)
-        except SchemaVersionError as error:
-            job.report.say(f"publish: the new generation is compared with no other: {error}")
-        except StoreError as error:
-            if job.config.quality.enforce:
-                raise StoreError(
-                    f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
-                ) from error
-            job.report.say(f"publish: the new generation is compared with no other: {error}")
-    last = None if opened is None else FailureCounts.of_settings(opened.settings)
-    verdict = run_quality_gate(job.store, candidate, opened, run, last, job.config.quality, added)
+    last = None if live is None else FailureCounts.of_settings(live.settings)
+    verdict = run_quality_gate(job.store, candidate, live, run, last, job.config.quality, added)
     if not verdict.passed:
         job.report.say(
             "publish: worse than its limits in "

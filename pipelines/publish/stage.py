@@ -30,14 +30,12 @@ from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.expected import Expected
-from pipelines.publish.release import PublishResult, live_pointer, release_generation
+from pipelines.publish.release import LiveIndex, PublishResult, release_generation
 from pipelines.quality.failures import FailureCounts
 from probelog import __version__
 from probelog.encoders.torch_encoder import Encoder
-from probelog.errors import SchemaVersionError, StoreError, UsageError
+from probelog.errors import StoreError, UsageError
 from probelog.index.arrow import fixed_lists
-from probelog.index.generation import Generation
-from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.generation_writer import GenerationWriter
@@ -157,6 +155,7 @@ def publish(
     run: FailureCounts,
     allowed: Callable[[], None] | None = None,
     night: str | None = None,
+    live: LiveIndex | None = None,
 ) -> PublishResult:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same.
 
@@ -170,7 +169,8 @@ def publish(
         completed: their descriptors.
         run: what the models that were probed came to.
         allowed: raises where this run may not publish any more.
-        night: when the newest of the models came by night (UTC, ISO 8601), if any did.
+        night: when the newest of the models was added by a nightly run (UTC, ISO 8601), if any was.
+        live: what readers have, where it is open already.
 
     Raises:
         QualityError: it is worse than the live one allows (`pipelines.quality`).
@@ -180,8 +180,8 @@ def publish(
     """
     config = job.config
     index = job.store.child("index")
-    live = live_pointer(index)
-    _not_older(listed, index, live)
+    live = live or LiveIndex.open(index)
+    _not_older(listed, live)
     given = _Inputs(
         job=job,
         probe_set=probe_set,
@@ -193,10 +193,10 @@ def publish(
         rows={(row.repo, row.sha): row for row in sorted(listed.rows, key=lambda row: (row.repo, row.sha))},
         background=background_names(config.background, config.background_count, config.seed),
     )
-    if live is not None and live.source == given.source:
-        opened = Generation(index, live)
-        job.report.say(f"publish: generation {live.generation} is live already; already complete")
-        return PublishResult(live, False, opened.settings["models"], opened.settings["logits"])
+    if live is not None and live.pointer.source == given.source:
+        unchanged = live.unchanged()
+        job.report.say(f"publish: generation {live.pointer.generation} is already live")
+        return unchanged
     return release_generation(
         job,
         live,
@@ -208,18 +208,15 @@ def publish(
     )
 
 
-def _not_older(listed: ListingSnapshot, index: Store, live: Pointer | None) -> None:
-    """Refuse to take away what nights have added since the Hub was listed.
+def _not_older(listed: ListingSnapshot, live: LiveIndex | None) -> None:
+    """Refuse to take away what nightly runs have added since the Hub was listed.
 
     Raises:
         UsageError: says what to do.
     """
-    if live is None:
-        return
-    try:
-        night = Generation(index, live).settings.get("night")
-    except (SchemaVersionError, StoreError):
+    if live is None or isinstance(live.opened, StoreError):
         return  # what cannot be read is to be replaced
+    night = live.generation.settings.get("night")
     if night is not None and listed.finished < night:
         raise UsageError(
             f"the catalogue is of {listed.finished}, older than the nightly run of {night} whose models are live, and "

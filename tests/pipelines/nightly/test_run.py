@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,22 @@ def directions(index: Index) -> dict[tuple[str, int, bool], np.ndarray]:
     return found
 
 
+@contextlib.contextmanager
+def reads_of_descriptors() -> Iterator[Counter[str]]:
+    """How often this process reads each part of descriptors from a store."""
+    reads: Counter[str] = Counter()
+    real = Store.read
+
+    def read(self: Store, name: str) -> bytes:
+        if "/descriptors/" in name:
+            reads[name] += 1
+        return real(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "read", read)
+        yield reads
+
+
 def test_nothing_new_is_nothing_published(night: Night) -> None:
     before = night.pointer
     asked = len(night.faults.requests)
@@ -174,7 +191,9 @@ def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
 
     # A second night adds to the first; what it does not touch stays.
     night.new("zed/second", 23)
-    again = night.run()
+    with reads_of_descriptors() as reads:
+        again = night.run()
+    assert set(reads.values()) == {2}, "once for the drift, once to write; the checks need no more"
     assert (again.tried, again.added) == (6, 1)
     assert night.pointer.base == before.generation
     assert night.index.models == len(MODELS) + 3

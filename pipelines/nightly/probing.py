@@ -1,0 +1,59 @@
+"""Probing and describing what the Hub added, in a ledger of its own beside the main one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.runtime.session import session
+from cluster.runtime.warm_up import preloaded_libraries
+from pipelines.complete.record import CompletionRecord
+from pipelines.complete.stage import fold_in
+from pipelines.job.job import Job
+from pipelines.nightly.start import NightlyStart
+from pipelines.probe.stage import ProbeResult, anything_left, probe
+from pipelines.quality.failures import FailureCounts
+from probelog.storage.ledger import Counts
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, to_table
+
+
+@dataclass(frozen=True)
+class ProbedChanges:
+    """What probing came to.
+
+    Attributes:
+        ledger: of all nightly runs since the base.
+        run: what became of the models that this run tried.
+    """
+
+    ledger: ProbeResult
+    run: FailureCounts
+
+
+def probe_changes(
+    job: Job, start: NightlyStart, rows: Sequence[CatalogueRow], ray: contextlib.ExitStack
+) -> ProbedChanges:
+    """Probe the commits that were not probed yet; where there are any, ``ray`` keeps the session that it takes."""
+    files, config = start.files, job.config
+    earlier = set(files.ledger.receipt_names())
+    if not rows and not earlier:
+        return ProbedChanges(ProbeResult(files.key, [], 0, []), FailureCounts(0))
+    table = to_table(rows, CATALOGUE)
+    with contextlib.ExitStack() as warm:
+        if anything_left(job, table, files.key):
+            warm.enter_context(preloaded_libraries(config.ray_address, config.scratch, config.preload))
+            ray.enter_context(session(config.ray_address))
+        probed = probe(job, table, start.probe_set, start.endpoint, False, key=files.key)
+    files.enter_in_main(receipt.name for receipt in probed.receipts)
+    fresh = [receipt for receipt in probed.receipts if receipt.name not in earlier]
+    counts = sum(files.ledger.counts(fresh, earlier=probed.receipts), Counts())
+    tried = counts.indexed + sum(counts.failed.values())
+    return ProbedChanges(probed, FailureCounts(tried, dict(counts.failed)))
+
+
+def describe_changes(job: Job, start: NightlyStart, probed: ProbedChanges) -> CompletionRecord:
+    """Descriptors of all that nightly runs since the base have probed, with the base's columns."""
+    key = f"{start.completion.key}-{start.files.base}"
+    embeddings = start.base.probe_embeddings
+    return fold_in(job, start.completion, key, start.files.key, probed.ledger.receipts, embeddings)

@@ -1,0 +1,138 @@
+"""What a nightly run starts from: the live index, opened once, and what belongs to it in the store."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.complete.record import CompletionRecord, completed
+from pipelines.crawl.stage import hub_endpoint
+from pipelines.job.background import background_names
+from pipelines.job.job import Job
+from pipelines.nightly.record import NightlyFiles
+from pipelines.publish.release import LiveIndex
+from pipelines.quality.samples import Version
+from probelog.encoders.torch_encoder import load_encoder
+from probelog.errors import StoreError, UsageError
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer
+from probelog.probes.probe_set import ProbeSet
+from probelog.storage.encoding import from_npy
+from probelog.storage.ledger import item_key, key_numbers
+
+
+@dataclass(frozen=True)
+class NightlyStart:
+    """The index that a nightly run adds to.
+
+    Attributes:
+        live: what readers have.
+        base: the whole generation that is live, or that the live one is an update of.
+        completion: the base's.
+        probe_set: the base's.
+        files: what nightly runs since the base have kept.
+        failed: what the last full run tried and could not index.
+        endpoint: the Hub's address.
+        at: when this run began (UTC, ISO 8601).
+    """
+
+    live: LiveIndex
+    base: Generation
+    completion: CompletionRecord
+    probe_set: ProbeSet
+    files: NightlyFiles
+    failed: FailedVersions
+    endpoint: str
+    at: str
+
+    def held(self, repos: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """``id`` and ``sha`` of those of some repositories that the base holds."""
+        return {row["repo"]: row for row in self.base.models_named("repo", repos, ["repo", "sha"])}
+
+
+class FailedVersions:
+    """The models that the last full run tried and could not index, each at the commit it tried."""
+
+    def __init__(self, keys: npt.NDArray[np.uint64]) -> None:
+        self._keys = keys
+
+    def __contains__(self, version: object) -> bool:
+        repo, sha = cast("Version", version)
+        (key,) = key_numbers([item_key(repo, sha)])
+        place = int(np.searchsorted(self._keys, key))
+        return place < len(self._keys) and bool(self._keys[place] == key)
+
+
+def open_start(job: Job) -> NightlyStart:
+    """Open what is live, and its base.
+
+    Raises:
+        UsageError: nothing was published yet, or with other settings.
+        StoreError: something of it is damaged, or gone.
+    """
+    index = job.store.child("index")
+    live = LiveIndex.open(index)
+    if live is None:
+        raise UsageError(
+            f"{job.store.uri} has no published index yet that a nightly run could add to: run `probelog-index full` first"
+        )
+    base_name = live.pointer.base
+    base = live.generation if base_name is None else Generation(index, Pointer(base_name, "", ""))
+    _same_settings(job, base)
+    probe_set = ProbeSet.open(job.store, str(base.settings["probe_set"]))
+    return NightlyStart(
+        live=live,
+        base=base,
+        completion=_completion(job, base),
+        probe_set=probe_set,
+        files=NightlyFiles(job.store, job.observations_key(probe_set.hash), base.pointer.generation),
+        failed=FailedVersions(from_npy(base.meta("failed.npy"))),
+        endpoint=hub_endpoint(),
+        at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _completion(job: Job, base: Generation) -> CompletionRecord:
+    key = str(base.settings["completion"])
+    done = completed(job.store, key)
+    if done is None:
+        raise StoreError(
+            f"{job.store.path('completion')}/{key}, which the live index was made from, is gone: run "
+            "`probelog-index full`"
+        )
+    return done
+
+
+def _same_settings(job: Job, base: Generation) -> None:
+    """Refuse to add to an index what was made otherwise.
+
+    Raises:
+        UsageError: names everything that is different.
+    """
+    config, settings = job.config, base.settings
+    different = []
+    if job.observations_key(str(settings["probe_set"])) != settings["observations"]:
+        different.append(
+            f"fraction and seed are {config.fraction:g} and {config.seed}, the index's are {settings['fraction']:g} "
+            f"and {settings['seed']}"
+        )
+    # The same encoder may lie in another folder now.
+    if (
+        config.encoder != settings["encoder"]
+        and load_encoder(config.encoder).digest != settings["encoder_digest"]
+    ):
+        different.append(f"encoder is {config.encoder}, the index's is {settings['encoder']}")
+    if config.prompts != settings["prompts"]:
+        different.append(f"prompt is {config.prompts}, the index's is {settings['prompts']}")
+    if background_names(config.background, config.background_count, config.seed) != base.background:
+        different.append(f"background {config.background} is not the index's")
+    if different:
+        raise UsageError(
+            f"the live index of {job.store.uri} was made with other settings: {'; '.join(different)}. Use its settings, "
+            "or run `probelog-index full` with the new ones"
+        )
