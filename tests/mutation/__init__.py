@@ -1,0 +1,1 @@
+"""Mutation tests: which changes to the code would the tests beside a module not notice?"""

@@ -1,0 +1,64 @@
+"""The tool that tries mutants, and a sample of what it finds."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from cosmic_ray.mutating import mutate_code
+
+from tests.mutation.operators import DropStatement, ReplaceName, ReverseMembership
+from tests.mutation.run import BOUND, accepted, judge, modules, sample, sites, temporary_copy
+from tests.support.paths import CHECKOUT
+
+
+@pytest.mark.parametrize("operator", [DropStatement, ReplaceName, ReverseMembership])
+def test_an_operator_makes_what_its_examples_say(operator: type) -> None:
+    for example in operator.examples():
+        assert mutate_code(example.pre_mutation_code, operator(), 0) == example.post_mutation_code
+
+
+def test_annotations_and_docstrings_are_no_places_for_mutants(tmp_path: Path) -> None:
+    lines = [
+        '"""At most 3."""',
+        "def f(x: int | None = 3) -> int | None:",
+        "    y: int | float = x + 1",
+        "    return y",
+    ]
+    (tmp_path / "module.py").write_text("\n".join(lines) + "\n")
+    found = [site.mutant(tmp_path) for site in sites("module.py", tmp_path)]
+    assert sorted(mutant.after for mutant in found if mutant is not None) == [
+        "def f(x: int | None = 2) -> int | None:",
+        "def f(x: int | None = 4) -> int | None:",
+        "y: int | float = x + 0",
+        "y: int | float = x + 2",
+        "y: int | float = x - 1",
+    ]
+
+
+def test_modules_and_tests_of_the_configuration_exist() -> None:
+    for module, tests in modules().items():
+        assert (CHECKOUT / module).is_file(), module
+        assert tests, module
+        for test in tests:
+            assert (CHECKOUT / test.partition("::")[0]).exists(), test
+
+
+def test_accepted_survivors_have_a_reason_and_still_stand_in_the_code() -> None:
+    for entry in accepted():
+        lines = {line.strip() for line in (CHECKOUT / entry.module).read_text().splitlines()}
+        assert entry.line in lines, f"{entry.module} has no line {entry.line!r} any more"
+        assert entry.reason
+
+
+@pytest.mark.slow
+def test_of_a_sample_of_mutants_enough_are_noticed() -> None:
+    # Some of a few modules: every further module costs a run of its tests without a change.
+    few = random.Random(14).sample(sorted(modules()), 4)
+    chosen = [site for module in few for site in sample(sites(module), 6, seed=14)]
+    with temporary_copy() as root:
+        verdicts = list(judge(chosen, root))
+    survivors = [str(mutant) for mutant, verdict in verdicts if verdict == "survived"]
+    judged = sum(verdict != "accepted" for _, verdict in verdicts)
+    assert len(survivors) <= (1 - BOUND) * judged, "\n".join(survivors)
