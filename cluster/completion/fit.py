@@ -100,7 +100,7 @@ class Checkpoint:
         data = self._store.read_or_none(self._name)
         try:
             state = None if data is None else State.from_bytes(data)
-        except (KeyError, TypeError, ValueError):  # of another version of this program
+        except (EOFError, KeyError, TypeError, ValueError):  # of another version of this program
             return None
         return state if state is not None and (state.fit, state.held_out) == (fit, held_out) else None
 

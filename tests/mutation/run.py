@@ -113,11 +113,13 @@ class Site:
         except SyntaxError:
             return None
         before, after = _changed_lines(source, code)
+        if (before, after) == ("*,", "/,"):  # the mark between parameters is no product
+            return None
         return Mutant(self.module, self.operator, self.line, before, after, code)
 
 
 def sites(module: str, root: Path = CHECKOUT) -> list[Site]:
-    """All places of a module, from top to bottom, but for those of annotations, which no program reads."""
+    """All places of a module, from top to bottom, but for those of annotations and messages."""
     source = (root / module).read_text()
     annotations, nodes = list(_annotations(source)), list(ast_nodes(get_ast(source)))
     result = []
@@ -219,6 +221,7 @@ def _run_tests(root: Path, tests: Sequence[str], quiet: bool) -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         import hypothesis
         import pytest
 
@@ -244,7 +247,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations stand, and what forbids assignments: no program does anything else when they change."""
+    """Where annotations stand, what forbids assignments, and texts for people: no program does anything else."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             yield _span(node.annotation)
@@ -252,6 +255,13 @@ def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]
             yield _span(node.returns)
         elif isinstance(node, ast.keyword) and node.arg in ("frozen", "slots"):
             yield _span(node.value)
+        elif isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Call) and _logs(node.func)):
+            yield _span(node)
+
+
+def _logs(function: ast.expr) -> bool:
+    owner = function.value if isinstance(function, ast.Attribute) else None
+    return isinstance(owner, ast.Name) and owner.id in ("log", "_log")
 
 
 def _span(node: ast.expr) -> tuple[tuple[int, int], tuple[int, int]]:
