@@ -5,11 +5,20 @@
 # The one place that says how: the image runs it, and so do virtual machines and the tests.
 set -eu
 cd "$(dirname "$0")/.."
+pinned=requirements.txt
 case "${1:-}" in
-  # PyTorch's own index tells no upload dates, so the date that fixes the resolution cannot hold for its packages.
-  cpu) set -- --torch-backend=cpu --exclude-newer-package torch=false --exclude-newer-package torchvision=false ;;
+  cpu)
+    # PyTorch's own index holds other builds of the same versions, and tells no upload dates: no hash of the list and
+    # no date that fixes the resolution can hold for its packages.
+    pinned=$(mktemp)
+    trap 'rm -f "$pinned"' EXIT
+    awk '/^[^ ]/ { torch = /^torch(vision)?==/ } torch { if (/--hash/) next; sub(/ \\$/, "") } { print }' \
+      requirements.txt > "$pinned"
+    set -- --torch-backend=cpu --exclude-newer-package torch=false --exclude-newer-package torchvision=false
+    ;;
   cuda) set -- ;;
   *) echo "usage: deploy/install.sh cpu|cuda" >&2; exit 2 ;;
 esac
+# What the list pins is installed at that version and with that hash, and of the list only what building an index needs.
 # Editable: `cluster` and `pipelines` are read from the checkout, they are in no wheel.
-uv pip install "$@" --editable ".[index]"
+uv pip install "$@" --constraint "$pinned" --editable ".[index]"
