@@ -22,6 +22,7 @@ from tests.deploy.kubernetes_schema import schema_of
 from tests.support.paths import CHECKOUT
 
 DEPLOY = CHECKOUT / "deploy"
+PAGE = CHECKOUT / "docs/operators/cluster.md"
 MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 
 
@@ -90,7 +91,7 @@ def commands() -> list[list[str]]:
     found = [shlex.split(job["entrypoint"]) for job in ray_jobs().values()]
     cron = documents(DEPLOY / "kuberay/nightly-cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
     found += [container["command"] for container in cron["spec"]["containers"]]
-    for block in re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL):
+    for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL):
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
             for start in ("probelog-index", "pipelines"):
@@ -113,9 +114,9 @@ def test_every_command_exists_with_its_options() -> None:
 
 
 def test_files_that_the_page_names_are_there() -> None:
-    text = (DEPLOY / "README.md").read_text()
+    text = PAGE.read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):
-        assert (DEPLOY / target).exists(), target
+        assert (PAGE.parent / target).exists(), target
     for path in re.findall(r"deploy/[\w./-]+\w", text):
         assert (CHECKOUT / path).exists(), path
 
@@ -124,7 +125,7 @@ def test_alarms_ask_for_metrics_that_exist_and_the_page_says_what_to_do() -> Non
     rules = documents(DEPLOY / "kuberay/monitoring.yaml")[1]["spec"]["groups"][0]["rules"]
     exported = {f"ray_{name}" for name in (*COUNTERS, *GAUGES)}
     reasons = {reason.value for reason in FailureReason} | {"indexed", "copy"}
-    page = (DEPLOY / "README.md").read_text()
+    page = PAGE.read_text()
     for rule in rules:
         assert set(re.findall(r"ray_\w+", rule["expr"])) <= exported
         for value in re.findall(r'result!?=~?"([^"]+)"', rule["expr"]):

@@ -34,8 +34,8 @@ def load_and_run(folder: Path, name: str) -> None:
 
 
 def test_every_hostile_repository_is_in_the_table() -> None:
-    """docs/hostile.md names each with the reason it gets."""
-    text = (CHECKOUT / "docs" / "hostile.md").read_text()
+    """docs/threat-model.md names each with the reason it gets."""
+    text = (CHECKOUT / "docs" / "threat-model.md").read_text()
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     listed = {row[0]: row[2] for row in rows if row[0] in hostile.REPOSITORIES}
     assert listed == {
