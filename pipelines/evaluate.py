@@ -119,7 +119,7 @@ def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) 
     ways: dict[str, npt.NDArray[np.float64]] = {
         "this index (matched heads)": index.scores(concepts, excluded)[:, [item.row for item in kept]]
     }
-    keys = [generation.settings["completion"], generation.settings.get("folded_in")]
+    keys = [generation.settings.completion, generation.settings.folded_in]
     pairs = _top_pairs(_around(store), [key for key in keys if key is not None], kept)
     if pairs is not None:
         ways["version 2, from its top probes"] = _second_version(generation, pairs, concepts, excluded)

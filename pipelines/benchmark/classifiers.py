@@ -111,7 +111,7 @@ def classifiers(
         store=first.store.uri,
         probes=str(images.file),
         probe_count=None,
-        encoder=str(first.generation.settings["encoder"]),
+        encoder=first.generation.settings.encoder,
         fraction=1.0,
         top_r=1,
         scratch=scratch,
@@ -238,7 +238,7 @@ class QueryImages:
         Raises:
             QueryError: the index has no image encoder, or an image cannot be decoded.
         """
-        encoder = str(hub.generation.settings["encoder_digest"])
+        encoder = hub.generation.settings.encoder_digest
         if encoder not in self._embeddings:
             self._embeddings[encoder] = hub.generation.image_encoder.embed(self.data, mirror=True)
         return self._embeddings[encoder]

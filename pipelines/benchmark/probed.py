@@ -60,7 +60,7 @@ class ProbedHub:
         """
         index = find_index(uri)
         generation = Generation(index, read_pointer(index)[0])
-        key = generation.settings["observations"]
+        key = generation.settings.observations
         parent, _, folder = index.uri.rpartition("/")
         store = Store(parent) if folder == "index" and parent else index
         receipts = Ledger(store, f"observations/{key}").receipts()
@@ -107,17 +107,17 @@ class ProbedHub:
         settings = self.generation.settings
         models = [[model.repo, model.sha] for model in self.models]
         parts = ("probe_set", "observations", "encoder_digest", "prompts")
-        return short_key(*(settings[part] for part in parts), self.generation.background, models)
+        return short_key(*(getattr(settings, part) for part in parts), self.generation.background, models)
 
     @property
     def fraction(self) -> float:
         """Which share of the probes each model was observed on."""
-        return float(self.generation.settings["fraction"])
+        return self.generation.settings.fraction
 
     @property
     def probes(self) -> int:
         """Number of probes, n."""
-        return int(self.generation.settings["probes"])
+        return self.generation.settings.probes
 
     @cached_property
     def background(self) -> npt.NDArray[np.float32]:
@@ -151,7 +151,7 @@ class ProbedHub:
                 "For other budgets index with fraction = 1"
             )
         models, kept, start = [], [], 0
-        probe_set = self.generation.settings["probe_set"]
+        probe_set = self.generation.settings.probe_set
         for model, rows in zip(self.models, self.observed, strict=True):
             chosen = subset(probe_set, model.repo, model.sha, seed, share, self.probes)
             values = rows.values[:, chosen]

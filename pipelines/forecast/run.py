@@ -244,7 +244,7 @@ def _rates(measured: Measured) -> StoreRates:
         return StoreRates(descriptors)
     live = Pointer.from_bytes(data, index.path(POINTER))
     settings = Generation(index, live).settings
-    if settings["observations"] != key:
+    if settings.observations != key:
         return StoreRates(descriptors)
     held: Counter[str] = Counter()
     # An update leaves most of what readers see to its base.
@@ -253,7 +253,7 @@ def _rates(measured: Measured) -> StoreRates:
             held[name.split("/")[2].removesuffix(".lance")] += size
     logits, models = held.pop("logits", 0), held.pop("models", 0)
     return StoreRates(
-        descriptors, logits / settings["logits"], models / settings["models"], float(sum(held.values()))
+        descriptors, logits / settings.logits, models / settings.models, float(sum(held.values()))
     )
 
 

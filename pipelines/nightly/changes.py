@@ -36,9 +36,7 @@ class HubChanges:
 def list_changes(job: Job, start: NightlyStart) -> HubChanges:
     """What earlier nightly runs recorded, and what the Hub's listing adds to it, newest first down to the watermark."""
     settings = start.base.settings
-    record = start.files.read() or NightlyRecord(
-        start.files.base, settings["watermark"], str(settings["listed"])
-    )
+    record = start.files.read() or NightlyRecord(start.files.base, settings.watermark, settings.listed)
     watermark = None if record.watermark is None else dt.datetime.fromisoformat(record.watermark)
     listed = listed_since(job, start.endpoint, watermark, start.failed)
     if listed.watermark is not None:
@@ -71,7 +69,7 @@ def save_changes(job: Job, start: NightlyStart, changes: HubChanges) -> HubChang
     rows = {repo: row for repo, row in changes.rows.items() if held.get(repo) != row.sha}
     record = start.files.write(changes.record, list(rows.values()))
     job.report.say(
-        f"nightly: {len(rows):,} commits that the index of {start.base.settings['listed'][:10]} does not hold"
+        f"nightly: {len(rows):,} commits that the index of {start.base.settings.listed[:10]} does not hold"
         + (f", {len(record.removed):,} repositories that it must not hold any more" if record.removed else "")
     )
     return HubChanges(record, rows)

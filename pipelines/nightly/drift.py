@@ -13,6 +13,7 @@ run. That is exact for what a full run would leave as it is, and drifts as the h
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Drift:
         name = max(changes, key=lambda key: changes[key])
         return name, changes[name]
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """For the generation's settings."""
         return asdict(self)
 

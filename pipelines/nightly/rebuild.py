@@ -44,7 +44,7 @@ def publish_rebuilt(
     """
     job.report.say("nightly: much of the index was added by nightly runs: it is rebuilt as a whole")
     start, record = changes.start, changes.hub.record
-    key = str(start.base.settings["observations"])
+    key = start.base.settings.observations
     removed = set(changes.removed.values())
     rows = [
         CatalogueRow(**{name: row[name] for name in _LISTED})

@@ -84,7 +84,7 @@ def open_start(job: Job) -> NightlyStart:
     base_name = live.pointer.base
     base = live.generation if base_name is None else Generation(index, Pointer(base_name, "", ""))
     _same_settings(job, base)
-    probe_set = ProbeSet.open(job.store, str(base.settings["probe_set"]))
+    probe_set = ProbeSet.open(job.store, base.settings.probe_set)
     return NightlyStart(
         live=live,
         base=base,
@@ -98,7 +98,7 @@ def open_start(job: Job) -> NightlyStart:
 
 
 def _completion(job: Job, base: Generation) -> CompletionRecord:
-    key = str(base.settings["completion"])
+    key = base.settings.completion
     done = completed(job.store, key)
     if done is None:
         raise StoreError(
@@ -116,19 +116,16 @@ def _same_settings(job: Job, base: Generation) -> None:
     """
     config, settings = job.config, base.settings
     different = []
-    if job.observations_key(str(settings["probe_set"])) != settings["observations"]:
+    if job.observations_key(settings.probe_set) != settings.observations:
         different.append(
-            f"fraction and seed are {config.fraction:g} and {config.seed}, the index's are {settings['fraction']:g} "
-            f"and {settings['seed']}"
+            f"fraction and seed are {config.fraction:g} and {config.seed}, the index's are {settings.fraction:g} "
+            f"and {settings.seed}"
         )
     # The same encoder may lie in another folder now.
-    if (
-        config.encoder != settings["encoder"]
-        and load_encoder(config.encoder).digest != settings["encoder_digest"]
-    ):
-        different.append(f"encoder is {config.encoder}, the index's is {settings['encoder']}")
-    if config.prompts != settings["prompts"]:
-        different.append(f"prompt is {config.prompts}, the index's is {settings['prompts']}")
+    if config.encoder != settings.encoder and load_encoder(config.encoder).digest != settings.encoder_digest:
+        different.append(f"encoder is {config.encoder}, the index's is {settings.encoder}")
+    if config.prompts != settings.prompts:
+        different.append(f"prompt is {config.prompts}, the index's is {settings.prompts}")
     if background_names(config.background, config.background_count, config.seed) != base.background:
         different.append(f"background {config.background} is not the index's")
     if different:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
 from probelog import __version__
 from probelog.index.generation import Generation
+from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.update import Changes, write_update
 from probelog.storage.encoding import short_key
@@ -142,25 +141,25 @@ def publish_update(
     # What the base holds of the same logits was seen on other probes: its directions are others.
     noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=changes.known)
 
-    def build(name: str) -> dict[str, Any]:
+    def build(name: str) -> GenerationSettings:
         job.report.line("publish: writing what was added")
         writer = GenerationWriter(index, name)
         batches = (described.batch() for described in noted.of(changes.descriptors.stream()))
         written = write_update(writer, base, changes.for_writer(), batches)
-        settings = {
-            **base.settings,
+        settings = replace(
+            base.settings,
             **written.settings,
-            "made_by": f"probelog {__version__}",
-            "logits": written.logits,
-            "folded_in": changes.described.key,
-            "watermark": changes.hub.record.watermark,
-            "night": changes.start.at,
-            "run": run.to_dict(),
-            "added": len(changes.descriptors.models),
-            "gone": len(changes.removed),
-            "drift": drift.facts(),
-        }
-        writer.write_meta({"settings": json.dumps(settings).encode(), **written.meta})
+            made_by=f"probelog {__version__}",
+            logits=written.logits,
+            folded_in=changes.described.key,
+            watermark=changes.hub.record.watermark,
+            night=changes.start.at,
+            run=run.to_dict(),
+            added=len(changes.descriptors.models),
+            gone=len(changes.removed),
+            drift=drift.facts(),
+        )
+        writer.write_meta({"settings": settings.to_bytes(), **written.meta})
         writer.finish()
         return settings
 

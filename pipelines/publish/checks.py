@@ -132,7 +132,7 @@ def _rows_of_update(generation: Generation, expected: ExpectedUpdate) -> Iterato
     removed = sorted(repo for repo in expected.removed if repo not in added)
     if generation.models_named("repo", removed, ["repo"]):
         yield "it still holds models that were removed"
-    counted = int(expected.base.settings["models"]) - len(expected.removed) + len(models)
+    counted = expected.base.settings.models - len(expected.removed) + len(models)
     if generation.count_models("true") != counted:
         yield f"it holds {generation.count_models('true')} models instead of {counted}"
 

@@ -7,7 +7,6 @@ import datetime as dt
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.job.job import Job
 from pipelines.quality.failures import FailureCounts
@@ -16,6 +15,7 @@ from pipelines.quality.samples import Version
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
+from probelog.index.settings import GenerationSettings
 from probelog.publication.lifecycle import discard, go_live, sweep
 from probelog.storage.store import Store
 
@@ -68,14 +68,14 @@ class LiveIndex:
     def unchanged(self) -> PublishResult:
         """That it stays live."""
         settings = self.generation.settings
-        return PublishResult(self.pointer, False, settings["models"], settings["logits"])
+        return PublishResult(self.pointer, False, settings.models, settings.logits)
 
 
 def release_generation(
     job: Job,
     live: LiveIndex | None,
     source: str,
-    build: Callable[[str], dict[str, Any]],
+    build: Callable[[str], GenerationSettings],
     check: Callable[[Generation], None],
     run: FailureCounts,
     base: str | None = None,
@@ -123,9 +123,9 @@ def release_generation(
     except (OSError, StoreError) as error:
         job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
     job.report.say(
-        f"publish: generation {name} is live: {settings['models']:,} models, {settings['logits']:,} logits"
+        f"publish: generation {name} is live: {settings.models:,} models, {settings.logits:,} logits"
     )
-    return PublishResult(pointer, True, settings["models"], settings["logits"])
+    return PublishResult(pointer, True, settings.models, settings.logits)
 
 
 def _compared_with(job: Job, live: LiveIndex | None) -> Generation | None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +36,7 @@ from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError, UsageError
 from probelog.index.arrow import fixed_lists
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.settings import GenerationSettings
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_tables
@@ -216,7 +216,7 @@ def _not_older(listed: ListingSnapshot, live: LiveIndex | None) -> None:
     """
     if live is None or isinstance(live.opened, StoreError):
         return  # what cannot be read is to be replaced
-    night = live.generation.settings.get("night")
+    night = live.generation.settings.night
     if night is not None and listed.finished < night:
         raise UsageError(
             f"the catalogue is of {listed.finished}, older than the nightly run of {night} whose models are live, and "
@@ -232,7 +232,7 @@ def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint6
 
 def _build(
     given: _Inputs, index: Store, name: str, observations: str, run: FailureCounts, night: str | None
-) -> dict[str, Any]:
+) -> GenerationSettings:
     job, config, completed = given.job, given.job.config, given.completed
     embeddings = given.embeddings
     prompts = [text for name in given.background for text in prompted(config.prompts, name)]
@@ -269,39 +269,38 @@ def _build(
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(given, space, background)
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
-    settings: dict[str, Any] = {
-        "version": INDEX_VERSION,
-        "made_by": f"probelog {__version__}",
-        "models": len(models),
-        "logits": written.logits,
-        "probe_set": given.probe_set.hash,
-        "probes": given.probe_set.count,
-        "observations": observations,
-        "fraction": config.fraction,
-        "seed": config.seed,
-        "encoder": config.encoder,
-        "encoder_digest": given.encoder.digest,
-        "prompts": config.prompts,
-        "method": "matched heads",
-        "sharpness": background.sharpness,
-        "confidence": confidence.to_dict(),
-        "background_concepts": len(given.background),
+    settings = GenerationSettings(
+        version=INDEX_VERSION,
+        made_by=f"probelog {__version__}",
+        models=len(models),
+        logits=written.logits,
+        probe_set=given.probe_set.hash,
+        observations=observations,
+        fraction=config.fraction,
+        seed=config.seed,
+        encoder=config.encoder,
+        encoder_digest=given.encoder.digest,
+        prompts=config.prompts,
+        method="matched heads",
+        sharpness=background.sharpness,
+        confidence=confidence,
+        background_concepts=len(given.background),
         # Where nightly runs go on from.
-        "watermark": given.listed.watermark,
-        "listed": given.listed.at,
-        "night": night,
-        "text_encoder": text.settings,
-        "text_encoder_difference": text_difference,
-        "image_encoder": None if image is None else image.settings,
-        "image_encoder_difference": image_difference,
-        "image_encoder_missing": exported.image_missing,
+        watermark=given.listed.watermark,
+        listed=given.listed.at,
+        night=night,
+        text_encoder=text.settings,
+        text_encoder_difference=text_difference,
+        image_encoder=None if image is None else image.settings,
+        image_encoder_difference=image_difference,
+        image_encoder_missing=exported.image_missing,
         **completed.facts(),
-        "completion": completed.key,
-        "run": run.to_dict(),
+        completion=completed.key,
+        run=run.to_dict(),
         **written.settings,
-    }
+    )
     meta = {
-        "settings": json.dumps(settings).encode(),
+        "settings": settings.to_bytes(),
         "background": json.dumps(given.background).encode(),
         "background_vectors.npy": npy(given.vectors),
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.quality.measure import Measure, least_rise
+from probelog.index.settings import GenerationSettings
 
 # Models come in batches: three broken ones of one uploader say nothing about the night. Only many of many do.
 LEAST_MODELS = 20
@@ -25,10 +26,9 @@ class FailureCounts:
     failures: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any]) -> FailureCounts | None:
-        """That of the run which made a generation, from its settings (key ``run``); early ones do not say."""
-        told = settings.get("run")
-        return None if told is None else cls(int(told["models"]), dict(told["failures"]))
+    def of_settings(cls, settings: GenerationSettings) -> FailureCounts:
+        """That of the run which made a generation, from its settings."""
+        return cls(**settings.run)
 
     def to_dict(self) -> dict[str, Any]:
         """For a generation's settings."""

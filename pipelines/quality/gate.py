@@ -103,7 +103,7 @@ def measure(
 
 def changed_settings(candidate: Generation, live: Generation) -> list[str]:
     """Names of the settings by which answers differ however good both are."""
-    changed = [name for name in _METHOD if candidate.settings.get(name) != live.settings.get(name)]
+    changed = [name for name in _METHOD if getattr(candidate.settings, name) != getattr(live.settings, name)]
     return changed + (["background"] if candidate.background != live.background else [])
 
 

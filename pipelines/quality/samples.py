@@ -58,7 +58,7 @@ def draw(names: Iterable[str], count: int) -> list[str]:
 
 def sampled_models(generation: Generation, count: int) -> list[Sampled]:
     """At most ``count`` models of a generation, by the hashes of their repositories."""
-    total = int(generation.settings["models"])
+    total = generation.settings.models
     # Twice as many as wanted on average; of the 2^32 shares that eight digits tell apart.
     share = min(1.0, 2 * count / max(1, total))
     below = None if share >= 1.0 else f"md5(repo) < '{int(share * 16**8):08x}'"

@@ -28,6 +28,7 @@ from probelog.index.arrow import matrix_of, structured
 from probelog.index.basis import Basis, Stored
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
+from probelog.index.settings import GenerationSettings
 from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.ranking.matched_heads import Float64, HeadSpace
@@ -126,8 +127,8 @@ class Generation:
         self._lock = threading.RLock()
         self._own = Tables(index, pointer.generation)
         with self._own.reading("settings"):
-            self.settings: dict[str, Any] = json.loads(self._own.meta("settings") or b"{}")
-            version = int(self.settings["version"])
+            content = json.loads(self._own.meta("settings") or b"{}")
+            version = int(content["version"])
         if version > INDEX_VERSION:
             raise SchemaVersionError(
                 f"{index.uri}: index version {version} is newer than this ProbeLog knows ({INDEX_VERSION}). "
@@ -138,10 +139,11 @@ class Generation:
                 f"{index.uri}: index version {version} is older than this ProbeLog reads ({INDEX_VERSION}). "
                 "Publish it again (probelog-index publish), or use the ProbeLog that made it."
             )
-        base = self.settings.get("base")
-        self._base = self._own if base is None else Tables(index, str(base["generation"]))
+        self.settings = GenerationSettings.from_dict(content, f"{index.uri}: generation {pointer.generation}")
+        base = self.settings.base
+        self._base = self._own if base is None else Tables(index, base.generation)
         # Models and rows from here on are the update's own.
-        self._base_rows = int(self.settings["rows"] if base is None else base["rows"])
+        self._base_rows = self.settings.rows if base is None else base.rows
 
     @property
     def is_update(self) -> bool:
@@ -248,24 +250,24 @@ class Generation:
     @property
     def size(self) -> int:
         """Rows of the ``logits`` table: logits of distinct weights, those of models that are gone among them."""
-        return int(self.settings["rows"])
+        return self.settings.rows
 
     @property
     def large(self) -> bool:
         """Whether it is searched by its shortlist, and not held in memory."""
-        return bool(self.settings["large"])
+        return self.settings.large
 
     @_Once
     def basis(self) -> Basis:
         """From the encoder's space to that of the logits' coordinates."""
         with self._own.reading("basis"):
             return Basis.from_array(
-                from_npy(self.meta("basis.npy")), self.settings["middle_offset"], self.sharpness
+                from_npy(self.meta("basis.npy")), self.settings.middle_offset, self.sharpness
             )
 
     @_Once
     def _facts(self) -> np.dtype[np.void]:
-        return logit_facts(self.basis, int(self.settings["probes"]))
+        return logit_facts(self.basis, self.settings.probes)
 
     def _logits(self, facts: npt.NDArray[np.void]) -> Logits:
         """From what the table holds of them (``logit_facts``)."""
@@ -407,12 +409,12 @@ class Generation:
     @_Once
     def confidence(self) -> Confidence:
         """What turns scores and margins into probabilities."""
-        return Confidence.from_dict(self.settings["confidence"])
+        return self.settings.confidence
 
     @property
     def sharpness(self) -> float:
         """The score's temperature ``b``."""
-        return float(self.settings["sharpness"])
+        return self.settings.sharpness
 
     def names(self, logits: Logits, count: int) -> tuple[list[list[str]], list[list[float]]]:
         """The background concepts that some logits stand for most likely, best first, and their scores.
@@ -447,7 +449,7 @@ class Generation:
         return TextEncoder(
             self.meta("text_encoder.onnx"),
             self.meta("tokenizer.json").decode(),
-            self.settings["text_encoder"],
+            self.settings.text_encoder,
         )
 
     @_Once
@@ -455,12 +457,12 @@ class Generation:
         """The encoder for images that travels with the index, where it could be exported."""
         from probelog.encoders.image import ImageEncoder
 
-        if self.settings.get("image_encoder") is None:
+        if self.settings.image_encoder is None:
             raise QueryError(
                 "this index cannot be searched by image: "
-                + str(self.settings.get("image_encoder_missing", "its image encoder was not published"))
+                + (self.settings.image_encoder_missing or "its image encoder was not published")
             )
-        return ImageEncoder(self.meta("image_encoder.onnx"), self.settings["image_encoder"])
+        return ImageEncoder(self.meta("image_encoder.onnx"), self.settings.image_encoder)
 
     def models(
         self,
@@ -539,7 +541,7 @@ class Generation:
     def _similar(self, repo: str) -> list[str]:
         """Up to three repositories that may have been meant."""
         wanted = repo.casefold()
-        if int(self.settings["models"]) <= _COMPARED_NAMES:
+        if self.settings.models <= _COMPARED_NAMES:
             condition = None
         else:
             # Nobody mistypes the beginning of both the owner's and the model's name.

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from probelog.index.generation import Generation
 from probelog.index.schema import MODELS, logits_schema
+from probelog.index.settings import UpdateBase
 from probelog.index.tables import sql_in
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, Numbering, Written, logit_tables, same_weights
@@ -74,7 +75,7 @@ def write_update(
     came = _Came(base, changes)
     local = Numbering(same_weights(changes.identities))
     background = Background(base.space.background, base.sharpness)
-    probes = int(base.settings["probes"])
+    probes = base.settings.probes
     rows = writer.write(
         "logits",
         logits_schema(base.basis, probes),
@@ -94,16 +95,12 @@ def write_update(
     logits = sum(came.rows_of(number) for number in gone["weights"].to_pylist())
     settings = {
         "rows": base.size + rows,
-        "models": int(base.settings["models"]) - gone.num_rows + changes.models.num_rows,
-        "base": {
-            "generation": base.pointer.generation,
-            "models": int(base.settings["models"]),
-            "rows": base.size,
-        },
+        "models": base.settings.models - gone.num_rows + changes.models.num_rows,
+        "base": UpdateBase(base.pointer.generation, base.settings.models, base.size),
     }
     meta = {"replaced.npy": npy(came.replaced), "copies.npy": npy(came.copies)}
     added = came.logits(local)
-    return Written(int(base.settings["logits"]) - logits + added, rows, settings, meta)
+    return Written(base.settings.logits - logits + added, rows, settings, meta)
 
 
 def _without(batches: Iterable[LogitBatch], known: npt.NDArray[np.bool_]) -> Iterator[LogitBatch]:
@@ -140,7 +137,7 @@ class _Came:
         heirs = self._living_copies(vacant, gone)
         self._heirs = {number: heir for number, heir in heirs.items() if heir is not None}
         free = {number for number in vacant if number not in self._heirs}
-        following = int(base.settings["models"])
+        following = base.settings.models
         ids = []
         for identity in changes.identities:
             number = same.get(identity)

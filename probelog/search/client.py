@@ -59,12 +59,12 @@ class Index:
     @property
     def models(self) -> int:
         """How many models the index holds."""
-        return int(self._generation.settings["models"])
+        return self._generation.settings.models
 
     @property
     def logits(self) -> int:
         """How many logits the index's models have, negated ones of one-logit heads and those of copies counted too."""
-        return int(self._generation.settings["logits"])
+        return self._generation.settings.logits
 
     @property
     def generation(self) -> str:
@@ -74,7 +74,7 @@ class Index:
     @property
     def settings(self) -> dict[str, Any]:
         """How the index was made: probe set, encoder, fraction, rank, calibration and counts."""
-        return dict(self._generation.settings)
+        return self._generation.settings.to_dict()
 
     def search(
         self,
@@ -297,11 +297,11 @@ def _direction(generation: Generation, row: int) -> np.ndarray[Any, Any]:
 
 def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
     """Direction (d,) of a logit of another index with the same encoder."""
-    mine, theirs = (held.settings.get("encoder_digest") for held in (generation, other))
-    if mine is None or mine != theirs:
+    mine, theirs = (held.settings.encoder_digest for held in (generation, other))
+    if mine != theirs:
         raise QueryError(
             f"{other.index.uri} and {generation.index.uri} were made with different encoders "
-            f"({other.settings['encoder']} and {generation.settings['encoder']}): their logits cannot be compared"
+            f"({other.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
         )
     return _direction(other, _find_logit(other, like))
 

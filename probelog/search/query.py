@@ -173,7 +173,7 @@ def text_direction(generation: Generation, texts: Sequence[str], excluded: npt.N
 
 def text_vectors(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.float32]:
     """Unit vectors of names in the index's prompts: (C, d)."""
-    return name_vectors(generation.text_encoder.embed, generation.settings["prompts"], names)
+    return name_vectors(generation.text_encoder.embed, generation.settings.prompts, names)
 
 
 def background_numbers(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -192,7 +192,7 @@ def _check_words(generation: Generation, text: str, notes: list[str]) -> None:
     unknown = generation.text_encoder.unknown_words(text)
     if unknown and set(words(text)) <= set(unknown):
         raise QueryError(
-            f"this index's text encoder ({generation.settings['encoder']}) does not know "
+            f"this index's text encoder ({generation.settings.encoder}) does not know "
             f"{', '.join(repr(word) for word in unknown)}: "
             "try another word, try English, or search by image (--image)"
         )

@@ -84,7 +84,7 @@ class Filter:
             return 1.0
         if self._listed is not None:
             return max(self.count, 1.0) / self._generation.size
-        return self._models / int(self._generation.settings["models"])
+        return self._models / self._generation.settings.models
 
     @property
     def rows(self) -> Int64:

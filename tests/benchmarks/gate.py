@@ -119,7 +119,7 @@ def spoilt(live: Generation, index: Store, way: str, share: float, draw: int) ->
     if way == "labels":
         tables["models"] = with_other_labels(tables["models"], chosen, random)
     else:
-        kind = logit_facts(live.basis, int(live.settings["probes"]))
+        kind = logit_facts(live.basis, live.settings.probes)
         facts = structured(tables["logits"]["facts"], kind).copy()
         spoil(facts, np.flatnonzero(np.isin(facts["weights"], chosen)), way, random)
         place = tables["logits"].column_names.index("facts")

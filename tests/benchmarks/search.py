@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +211,13 @@ def write_rest(writer: GenerationWriter, real: Generation, written: Any, sharpne
     """What does not grow with the index: probes, settings, encoders, from the real one."""
     schema = probes_schema(real.probe_embeddings.shape[1])
     writer.write("probes", schema, [real.probes(schema.names[1:]).select(schema.names).cast(schema)])
-    settings = {
-        **real.settings,
-        "sharpness": sharpness,
-        "logits": written.logits,
-        "models": writer.open("models").count_rows(),
-        "name": "synthetic",
+    settings = replace(
+        real.settings,
+        sharpness=sharpness,
+        logits=written.logits,
+        models=writer.open("models").count_rows(),
         **written.settings,
-    }
+    )
     kept = [
         "background",
         "background_vectors.npy",
@@ -226,10 +226,10 @@ def write_rest(writer: GenerationWriter, real: Generation, written: Any, sharpne
         "tokenizer.json",
         "failed.npy",
     ]
-    if real.settings.get("image_encoder") is not None:
+    if real.settings.image_encoder is not None:
         kept.append("image_encoder.onnx")
     writer.write_meta(
-        {"settings": json.dumps(settings).encode(), **{key: real.meta(key) for key in kept}, **written.meta}
+        {"settings": settings.to_bytes(), **{key: real.meta(key) for key in kept}, **written.meta}
     )
 
 
@@ -480,7 +480,7 @@ def ask_shortlist(folder: Path) -> None:
         f"{first}, as the client asks first",
         lambda i: np.concatenate([part.rows for part in generation.shortlisted(coordinates[i], first)]),
     )
-    table, kind = generation._own.open("logits"), logit_facts(generation.basis, generation.settings["probes"])
+    table, kind = generation._own.open("logits"), logit_facts(generation.basis, generation.settings.probes)
     for count in COUNTS:
         for partitions in PARTITIONS:
 

@@ -113,8 +113,8 @@ def measured(store: Store) -> Iterator[Held]:
     for name, size in index.sizes(folder).items():
         table, *rest = name.removeprefix(f"{folder}/").split("/")
         sizes[f"{table} {rest[0]}" if rest else table] += size
-    logits = int(generation.settings["logits"])
-    ledger = ledgers.get(str(generation.settings["observations"]))
+    logits = generation.settings.logits
+    ledger = ledgers.get(generation.settings.observations)
     share = ledger.values / max(1, ledger.logits) if ledger else 0.0
     yield Held("index", pointer.generation, logits, round(share * logits), sizes)
 

@@ -144,7 +144,7 @@ def test_a_gallery_sees_what_the_probe_stage_would_show(indexed: Indexed) -> Non
     assert len(hub.logits) == LOGITS
     gallery, kept = hub.gallery(0.3, seed=5)
     assert len(gallery) == len(kept) == LOGITS
-    digest = hub.generation.settings["probe_set"]
+    digest = hub.generation.settings.probe_set
     for model, seen, full in zip(hub.models, gallery.models, hub.observed, strict=True):
         assert seen.probes.tolist() == subset(digest, model.repo, model.sha, 5, 0.3, PROBES).tolist()
         np.testing.assert_array_equal(seen.values, full.values[:, seen.probes])
@@ -157,7 +157,7 @@ def test_a_gallery_sees_what_the_probe_stage_would_show(indexed: Indexed) -> Non
 
 def test_a_share_of_a_share_is_refused(indexed: Indexed) -> None:
     hub = ProbedHub.open(str(indexed.store), take_all)
-    hub.generation.settings["fraction"] = 0.5
+    hub.generation.settings = replace(hub.generation.settings, fraction=0.5)
     assert len(hub.gallery(0.5, seed=0)[0]) == LOGITS
     with pytest.raises(UsageError, match="fraction = 1"):
         hub.gallery(0.25, seed=0)

@@ -18,6 +18,7 @@ from pipelines.quality.samples import Sampled, draw, hashed
 from probelog.errors import UsageError
 from probelog.search.results import Hit
 from probelog.storage.store import Store
+from tests.support.worlds.small_index import some_settings
 
 COUNTS = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -244,8 +245,17 @@ def test_failures_of_few_models_or_of_a_first_run() -> None:
     assert set(verdicts(FailureCounts(20, {"timeout": 4, "gated": 2}), last).values()) == {"passed"}
     assert set(verdicts(FailureCounts(100, {"timeout": 60}), None).values()) == {"not judged"}
     assert set(verdicts(FailureCounts(0), last).values()) == {"not judged"}
-    assert FailureCounts.of_settings({}) is None
-    assert FailureCounts.of_settings({"run": last.to_dict()}) == last
+    settings = some_settings(
+        models=1,
+        logits=1,
+        sharpness=1.0,
+        rows=1,
+        large=False,
+        middle_offset=0.0,
+        probes=1,
+        run=last.to_dict(),
+    )
+    assert FailureCounts.of_settings(settings) == last
 
 
 # Reports

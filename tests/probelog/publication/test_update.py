@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +55,8 @@ def _written(base: SmallIndex, name: str, gone: list[str], came: tuple[Model, ..
         small_index.model_facts(came), identities, np.array([numbers[repo] for repo in gone], np.int64)
     )
     written = write_update(writer, opened, changes, batches)
-    settings = {**opened.settings, **written.settings, "logits": written.logits}
-    writer.write_meta({"settings": json.dumps(settings).encode(), **written.meta})
+    settings = replace(opened.settings, **written.settings, logits=written.logits)
+    writer.write_meta({"settings": settings.to_bytes(), **written.meta})
     writer.finish()
     return Generation(index, Pointer(name, "s", ""))
 

@@ -297,7 +297,8 @@ MAKE = """
 import sys
 import numpy as np
 from probelog.index.arrow import fixed_lists
-from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.schema import MODEL_FACTS, probes_schema
+from tests.support.worlds.small_index import some_settings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
 from probelog.publication.rows import LogitBatch, write_tables
@@ -330,9 +331,9 @@ written = write_tables(writer, batches, pa.table(facts), Background(background.a
 schema = probes_schema(dimension)
 writer.write("probes", schema, [pa.table({"id": np.arange(50), "name": [""] * 50, "sha256": [""] * 50,
              "thumbnail": pa.nulls(50), "embedding": fixed_lists(embeddings, pa.float32())}).cast(schema)])
-settings = {"version": INDEX_VERSION, "models": models, "logits": written.logits, "sharpness": 10.0, **written.settings}
-settings["confidence"] = Confidence.posterior(20).to_dict()
-writer.write_meta({"settings": json.dumps(settings).encode(), "background": json.dumps(["x"] * 20).encode(),
+settings = some_settings(models=models, logits=written.logits, sharpness=10.0, **written.settings,
+                         confidence=Confidence.posterior(20))
+writer.write_meta({"settings": settings.to_bytes(), "background": json.dumps(["x"] * 20).encode(),
                    "background_vectors.npy": npy(background),
                    "background_statistics.npy": npy(np.ones((2, 20))), **written.meta})
 writer.finish()

@@ -18,6 +18,7 @@ from probelog.index.arrow import fixed_lists
 from probelog.index.basis import Basis
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.settings import GenerationSettings
 from probelog.index.shortlist import EXACT_LOGITS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
@@ -203,24 +204,18 @@ def build(
             ).cast(probe_schema)
         ],
     )
-    facts: dict[str, Any] = {
-        "version": INDEX_VERSION,
-        "models": len(models),
-        "logits": written.logits,
-        "probes": probes,
-        "encoder": f"tiny {kind}",
-        "encoder_digest": f"digest of tiny {kind}",
-        "prompts": [PROMPT],
-        "sharpness": compared.sharpness,
-        "confidence": CONFIDENCE.to_dict(),
-        "top_r": TOP_R,
-        "text_encoder": files.settings,
-        "image_encoder": tiny_encoders.image_files(kind).settings if images else None,
-        "image_encoder_missing": None if images else "it cannot be exported",
-        "name": name,
+    facts = some_settings(
+        models=len(models),
+        logits=written.logits,
+        encoder=f"tiny {kind}",
+        encoder_digest=f"digest of tiny {kind}",
+        sharpness=compared.sharpness,
+        text_encoder=files.settings,
+        image_encoder=tiny_encoders.image_files(kind).settings if images else None,
+        image_encoder_missing=None if images else "it cannot be exported",
+        background_concepts=len(names),
         **written.settings,
-        **(settings or {}),
-    }
+    ).to_dict() | (settings or {})
     meta = {
         "settings": json.dumps(facts).encode(),
         "background": json.dumps(list(names)).encode(),
@@ -250,6 +245,40 @@ def build(
         learnt_from,
         statistics,
     )
+
+
+def some_settings(**known: Any) -> GenerationSettings:
+    """What a generation says about itself; what is not given is made up."""
+    made_up: dict[str, Any] = {
+        "version": INDEX_VERSION,
+        "made_by": "the tests",
+        "probe_set": "a" * 64,
+        "observations": "b" * 16,
+        "fraction": 1.0,
+        "seed": 0,
+        "encoder": "tiny",
+        "encoder_digest": "digest of tiny",
+        "prompts": [PROMPT],
+        "method": "matched heads",
+        "confidence": CONFIDENCE,
+        "background_concepts": len(BACKGROUND),
+        "watermark": None,
+        "listed": "2026-01-01T00:00:00+00:00",
+        "night": None,
+        "text_encoder": {},
+        "text_encoder_difference": 0.0,
+        "image_encoder": None,
+        "image_encoder_difference": None,
+        "image_encoder_missing": None,
+        "rank": 1,
+        "regularisation": 1.0,
+        "held_out_rmse": 0.5,
+        "held_out_top_rmse": 0.5,
+        "constant_logits_dropped": 0,
+        "completion": "c" * 16,
+        "run": {"models": 0, "failures": {}},
+    }
+    return GenerationSettings(**made_up | known)
 
 
 def model_facts(models: Sequence[Model]) -> pa.Table:

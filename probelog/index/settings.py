@@ -1,0 +1,203 @@
+"""How one generation was made: the record in its ``meta`` table that readers and nightly runs go by.
+
+It is read from indexes that anybody may have published: every value is checked when the record is built.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from probelog.errors import StoreError
+from probelog.ranking.confidence import Confidence
+
+_MOST = 2**53
+
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and abs(value) < 1e300  # an integer may be too large for a float
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_run(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"models", "failures"}:
+        return False
+    failures = value["failures"]
+    counts = [value["models"], *(failures.values() if isinstance(failures, dict) else [None])]
+    return all(type(count) is int and 0 <= count <= _MOST for count in counts)
+
+
+_SHARE: Check = ("a share above 0", lambda value: _is_finite(value) and 0 < value <= 1)
+_POSITIVE: Check = ("a number above 0", lambda value: _is_finite(value) and value > 0)
+_PROMPTS: Check = ("a list of prompts", lambda value: _are_texts(value) and value)
+# Of very few values none is held out: the error of none is not a number.
+_ERROR: Check = (
+    "an error, 0 or more",
+    lambda value: _is_number(value) and (value != value or 0 <= value < 1e300),
+)
+_RUN: Check = ("counts of models and of failures by reason", _is_run)
+# What any value of a type must be.
+_CHECKS: dict[type, Check] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a count", lambda value: type(value) is int and 0 <= value <= _MOST),
+    float: ("a finite number", _is_finite),
+    str: ("a text", lambda value: isinstance(value, str)),
+    dict: ("an object", lambda value: isinstance(value, dict)),
+    list: ("a list of texts", _are_texts),
+}
+
+
+@dataclass(frozen=True)
+class UpdateBase:
+    """The whole generation that another one is an update of, and its numbers of models and of rows of logits."""
+
+    generation: str
+    models: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What a generation says about itself.
+
+    Attributes:
+        version: of the index's format (``probelog.index.schema.INDEX_VERSION``).
+        made_by: the program that wrote it.
+        models: how many it holds, those of its base counted.
+        logits: of these models, negated ones of one-logit heads and those of copies counted.
+        probe_set: hash of the probe set.
+        probes: number of probes in it.
+        observations: key of the ledger that the logits were observed in.
+        fraction: share of the probes that a model sees.
+        seed: of every random choice.
+        encoder: name of the text-image encoder, and
+        encoder_digest: what two indexes must share for their logits to be compared.
+        prompts: sentences that names are put into, with ``{}`` for the name.
+        method: how logits become directions.
+        sharpness: inverse temperature of the scores (``probelog.ranking.matched_heads``).
+        confidence: how scores become probabilities.
+        background_concepts: number of names in the background.
+        watermark: the newest change on the Hub that it knows of (ISO 8601); nightly runs go on from there.
+        listed: when the whole Hub was listed, or the index compared with it (UTC, ISO 8601).
+        night: when the last nightly run that it holds looked (UTC, ISO 8601).
+        text_encoder: settings of the exported encoder for texts (``probelog.encoders.text``).
+        text_encoder_difference: largest difference of the exported encoder's vectors from the original's.
+        image_encoder: likewise for images (``probelog.encoders.image``); None where it was not exported,
+        image_encoder_difference: likewise, and
+        image_encoder_missing: why it was not.
+        rank: of the completion.
+        regularisation: of the completion.
+        held_out_rmse: error of the completion on values it did not see, and
+        held_out_top_rmse: on the largest of them.
+        constant_logits_dropped: logits left out because no probe moves them.
+        completion: key of the completion.
+        run: what the models that were probed by the run that made it came to: ``models``, and ``failures`` by reason.
+        rows: of the ``logits`` table, those of the base counted.
+        large: whether it is searched by a vector index.
+        middle_offset: what offsets are measured from (``probelog.index.basis``).
+        base: of updates only, as are all that follow.
+        folded_in: key of the completion that the update's descriptors are of.
+        added: models that the update holds.
+        gone: models of the base that do not count any more.
+        drift: how far the update is from what its base was fitted on (``pipelines.nightly.drift``).
+    """
+
+    version: int
+    made_by: str
+    models: int
+    logits: int
+    probe_set: str
+    probes: int
+    observations: str
+    fraction: float = field(metadata={"check": _SHARE})
+    seed: int
+    encoder: str
+    encoder_digest: str
+    prompts: list[str] = field(metadata={"check": _PROMPTS})
+    method: str
+    sharpness: float = field(metadata={"check": _POSITIVE})
+    confidence: Confidence
+    background_concepts: int
+    watermark: str | None
+    listed: str
+    night: str | None
+    text_encoder: dict[str, Any]
+    text_encoder_difference: float
+    image_encoder: dict[str, Any] | None
+    image_encoder_difference: float | None
+    image_encoder_missing: str | None
+    rank: int
+    regularisation: float
+    held_out_rmse: float = field(metadata={"check": _ERROR})
+    held_out_top_rmse: float = field(metadata={"check": _ERROR})
+    constant_logits_dropped: int
+    completion: str
+    run: dict[str, Any] = field(metadata={"check": _RUN})
+    rows: int
+    large: bool
+    middle_offset: float
+    base: UpdateBase | None = None
+    folded_in: str | None = None
+    added: int | None = None
+    gone: int | None = None
+    drift: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON. Whole generations say nothing of what only updates have."""
+        later = [item.name for item in fields(self) if item.default is None]
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in later}
+
+    def to_bytes(self) -> bytes:
+        """As it lies in the ``meta`` table."""
+        return json.dumps(self.to_dict()).encode()
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> GenerationSettings:
+        """Read and check what ``to_dict`` gave; entries that this version does not know are passed over.
+
+        Raises:
+            StoreError: an entry is missing, or is nothing that it can be.
+        """
+        return _record(cls, content, where, "settings")
+
+
+Record = typing.TypeVar("Record", GenerationSettings, UpdateBase)
+
+
+def _record(kind: type[Record], content: object, where: str, what: str) -> Record:
+    if not isinstance(content, Mapping):
+        raise StoreError(f"{where} is damaged: its {what} is no object")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in fields(kind):
+        optional = isinstance(hints[item.name], types.UnionType)
+        hint = typing.get_args(hints[item.name])[0] if optional else hints[item.name]
+        value: Any = content.get(item.name)
+        if value is None and optional:
+            values[item.name] = None
+        elif hint is Confidence:
+            values[item.name] = Confidence.from_dict(content.get(item.name, {}))
+        elif hint is UpdateBase:
+            values[item.name] = _record(UpdateBase, value, where, f"{what}' {item.name}")
+        else:
+            plain = typing.get_origin(hint) or hint
+            means, holds = item.metadata.get("check", _CHECKS[plain])
+            if item.name not in content or not holds(value):
+                said = f"is {value!r:.60}" if item.name in content else "is missing"
+                raise StoreError(f"{where} is damaged: {item.name} in its {what} {said}; it must be {means}")
+            values[item.name] = float(value) if plain is float else value
+    return kind(**values)
