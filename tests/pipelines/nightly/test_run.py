@@ -25,6 +25,7 @@ from pipelines.job.lease import LeaseHeldError, hold_lease
 from pipelines.job.progress import Report
 from pipelines.nightly.run import LEASE, NightlyRun, run_nightly
 from probelog.errors import QueryError, UsageError
+from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.publication.lifecycle import roll_back
 from probelog.search.client import Index, open_index
@@ -135,19 +136,25 @@ def directions(index: Index) -> dict[tuple[str, int, bool], np.ndarray]:
 
 
 @contextlib.contextmanager
-def reads_of_descriptors() -> Iterator[Counter[str]]:
-    """How often this process reads each part of descriptors from a store."""
+def counted() -> Iterator[tuple[Counter[str], Counter[str]]]:
+    """How often this process reads each part of descriptors from a store, and opens each generation."""
     reads: Counter[str] = Counter()
-    real = Store.read
+    opened: Counter[str] = Counter()
+    real_read, real_open = Store.read, Generation.__init__
 
     def read(self: Store, name: str) -> bytes:
         if "/descriptors/" in name:
             reads[name] += 1
-        return real(self, name)
+        return real_read(self, name)
+
+    def open_generation(self: Generation, index: Store, pointer: Pointer) -> None:
+        opened[pointer.generation] += 1
+        real_open(self, index, pointer)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "read", read)
-        yield reads
+        patch.setattr(Generation, "__init__", open_generation)
+        yield reads, opened
 
 
 def test_nothing_new_is_nothing_published(night: Night) -> None:
@@ -191,9 +198,11 @@ def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
 
     # A second night adds to the first; what it does not touch stays.
     night.new("zed/second", 23)
-    with reads_of_descriptors() as reads:
+    live = night.pointer.generation
+    with counted() as (reads, opened):
         again = night.run()
     assert set(reads.values()) == {2}, "once for the drift, once to write; the checks need no more"
+    assert opened == dict.fromkeys([before.generation, live, night.pointer.generation], 1)
     assert (again.tried, again.added) == (6, 1)
     assert night.pointer.base == before.generation
     assert night.index.models == len(MODELS) + 3
