@@ -1,0 +1,141 @@
+"""Addresses of stores, and the waits between tries: what needs no server."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from probelog.errors import SchemaVersionError, StoreError
+from probelog.storage.encoding import from_npy, npy, parquet_bytes
+from probelog.storage.store import Store, lance_options, retry_with_backoff
+
+
+def test_addresses_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for address, root in (
+        (tmp_path / "a", tmp_path / "a"),
+        (f"file://{tmp_path}/a", tmp_path / "a"),
+        ("a/b", tmp_path / "a/b"),
+        ("~/a", tmp_path / "home/a"),
+    ):
+        store = Store(address)
+        assert (store.is_local, store.uri, store.root) == (True, str(root), str(root))
+    assert store.path("") == store.uri
+    assert store.path("x/y") == f"{store.uri}/x/y"
+    assert store.child("x").uri == f"{store.uri}/x"
+    assert repr(store) == f"Store({store.uri!r})"
+
+
+def test_addresses_of_buckets() -> None:
+    store = Store("s3://bucket/some/prefix/")
+    assert (store.is_local, store.uri) == (False, "s3://bucket/some/prefix")
+    assert store.path("x") == "s3://bucket/some/prefix/x"
+    assert Store("s3://bucket").child("x").uri == "s3://bucket/x"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "/x"])
+def test_a_path_outside_the_store_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match="is not a path inside the store"):
+        Store(tmp_path).path(name)
+
+
+def test_options_of_lance_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    assert lance_options("s3://bucket/x") == {}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://general")
+    assert lance_options("s3://bucket/x") == {"aws_endpoint": "https://general", "allow_http": "false"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://special")
+    assert lance_options("s3://bucket/x") == {"aws_endpoint": "http://special", "allow_http": "true"}
+    assert lance_options("/folder") == {}
+
+
+def test_ranges_sizes_and_columns(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write("a/1", b"0123456789")
+    store.write("a/b/2", b"")
+    with store.open("a/1") as file:
+        file.seek(3)
+        assert file.read(4) == b"3456"
+    assert store.sizes("a") == {"a/1": 10, "a/b/2": 0}
+    assert store.sizes("none") == {}
+    table = pa.table({"x": [1, 2], "y": ["a", "b"]})
+    store.write("t", parquet_bytes(table))
+    assert store.read_table("t") == table
+    assert store.read_table("t", ["y"]) == table.select(["y"])
+
+
+def test_the_clock_of_a_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new")
+    now = dt.datetime.now(dt.UTC)
+    assert abs(store.time() - now) < dt.timedelta(seconds=5)
+    assert list((tmp_path / "new").iterdir()) == []
+    store.write("x", b"")
+    assert store.modified("") is None, "a folder is no object"
+
+
+def test_arrays_never_hold_objects() -> None:
+    array = from_npy(npy(pa.array([1, 2]).to_numpy()))
+    assert array.tolist() == [1, 2]
+    with pytest.raises(ValueError, match="pickle"):
+        npy(pa.array(["x"]).to_numpy(zero_copy_only=False))
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def test_waits_double_up_to_half_a_minute_and_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = Clock(monkeypatch), []
+
+    def call() -> None:
+        calls.append(clock.now)
+        raise StoreError(f"refusal {len(calls)}")
+
+    with pytest.raises(StoreError) as caught:
+        retry_with_backoff(call, 200.0)
+    assert str(caught.value) == f"refusal {len(calls)}", "the last error"
+    assert (calls[0], calls[-1]) == (100.0, 300.0), "tried at once, and once more when the time is over"
+    ceilings = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, *[30.0] * 20]
+    for wait, ceiling in zip(clock.slept[:-1], ceilings, strict=False):
+        assert ceiling / 2 <= wait <= ceiling
+    assert len(set(clock.slept[7:-1])) > 1, "not all workers at the same moment"
+
+
+def test_the_last_wait_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+
+    def call() -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        retry_with_backoff(call, 0.6)
+    assert clock.slept == pytest.approx([0.25, 0.35])
+
+
+def test_a_newer_format_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    def call() -> None:
+        raise SchemaVersionError("newer")
+
+    with pytest.raises(SchemaVersionError):
+        retry_with_backoff(call, 60.0)
+    assert clock.slept == []
