@@ -1,0 +1,70 @@
+"""Which rows a listing's filters accept, whatever the server has filtered already."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from probelog.errors import UsageError
+from probelog.hub.listing import ListingFilters
+from probelog.storage.schemas import CatalogueRow
+
+MAY = dt.datetime(2025, 5, 1, tzinfo=dt.UTC)
+ROW = CatalogueRow(
+    "ada/vit", "0" * 40, library="timm", pipeline_tag="image-classification", licence="mit",
+    parameters=100, weight_bytes=400, last_modified=MAY,
+)  # fmt: skip
+TICK = dt.timedelta(microseconds=1)
+
+CASES: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({}, {}, True),
+    ({}, {"library": "keras"}, False),
+    ({}, {"library": None}, False),
+    ({}, {"pipeline_tag": "text-generation"}, False),
+    ({}, {"pipeline_tag": None}, False),
+    ({"pipeline_tag": None}, {"pipeline_tag": "text-generation"}, True),
+    ({"libraries": ()}, {"library": "keras"}, True),
+    ({"libraries": ("transformers",)}, {}, False),
+    ({"author": "ada"}, {}, True),
+    ({"author": "ada"}, {"repo": "adam/vit"}, False),
+    ({"author": "ada"}, {"repo": "ada-lovelace/vit"}, False),
+    ({"author": "ada"}, {"repo": "bob/ada"}, False),
+    ({"author": "ada"}, {"repo": "ada"}, False),
+    ({"author": "da"}, {}, False),
+    ({"author": "Ada"}, {}, False),
+    ({"licences": ("mit", "bsd")}, {}, True),
+    ({"licences": ("mit", "bsd")}, {"licence": "apache-2.0"}, False),
+    ({"licences": ("mit", "bsd")}, {"licence": None}, False),
+    ({"max_params": 100}, {}, True),
+    ({"max_params": 99}, {}, False),
+    ({"max_params": 1}, {"parameters": None}, True),
+    ({"max_bytes": 400}, {}, True),
+    ({"max_bytes": 399}, {}, False),
+    ({"max_bytes": 1}, {"weight_bytes": None}, True),
+    ({"since": MAY}, {}, True),
+    ({"since": MAY + TICK}, {}, False),
+    ({"since": MAY + TICK}, {"last_modified": None}, True),
+    # Of an explicit list library, task, author and time do not count; size and licence do.
+    ({"repos": ("ada/vit",)}, {"library": "keras", "pipeline_tag": None}, True),
+    ({"repos": ("ada/vit",), "author": "bob", "since": MAY + TICK}, {}, True),
+    ({"repos": ("ada/vit2", "bob/vit")}, {}, False),
+    ({"repos": ("ada/vit",), "max_params": 99}, {}, False),
+    ({"repos": ("ada/vit",), "max_bytes": 399}, {}, False),
+    ({"repos": ("ada/vit",), "licences": ("bsd",)}, {}, False),
+]
+
+
+@pytest.mark.parametrize(("filters", "facts", "accepted"), CASES)
+def test_what_a_filter_accepts(filters: dict[str, Any], facts: dict[str, Any], accepted: bool) -> None:
+    assert ListingFilters(**filters).accepts(replace(ROW, **facts)) is accepted
+
+
+@pytest.mark.parametrize("name", ["max_bytes", "max_params", "limit"])
+def test_a_bound_is_one_at_the_least(name: str) -> None:
+    assert getattr(ListingFilters(**{name: 1}), name) == 1
+    for wrong in (0, -1):
+        with pytest.raises(UsageError, match=f"the filter {name} must be 1 or more, not {wrong}"):
+            ListingFilters(**{name: wrong})
