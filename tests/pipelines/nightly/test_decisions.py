@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.config.model import Nightly
+from pipelines.nightly.decision import _refit_due
 from pipelines.nightly.drift import Drift
-from pipelines.nightly.run import _Failed, _refit_due
+from pipelines.nightly.start import FailedVersions
 from probelog.storage.ledger import item_key, key_numbers
 
 
@@ -33,15 +34,15 @@ def test_a_full_run_is_due_above_the_bound_and_not_at_it() -> None:
 
 def test_who_failed_before_is_known_by_repository_and_commit() -> None:
     tried = [(f"a/{number}", "1") for number in range(50)]
-    failed = _Failed(np.sort(key_numbers(item_key(*version) for version in tried)))
+    failed = FailedVersions(np.sort(key_numbers(item_key(*version) for version in tried)))
     assert all(version in failed for version in tried)
     assert not any((f"a/{number}", "2") in failed or (f"b/{number}", "1") in failed for number in range(50))
-    assert ("a/1", "1") not in _Failed(np.empty(0, np.uint64))
+    assert ("a/1", "1") not in FailedVersions(np.empty(0, np.uint64))
 
 
 @pytest.mark.parametrize("largest", [True, False])
 def test_the_ends_of_the_list_of_failures(largest: bool) -> None:
     keys = sorted(int(item_key(f"a/{number}", "1"), 16) for number in range(9))
     only = np.array([max(keys) if largest else min(keys)], np.uint64)
-    hits = [(f"a/{number}", "1") in _Failed(only) for number in range(9)]
+    hits = [(f"a/{number}", "1") in FailedVersions(only) for number in range(9)]
     assert sum(hits) == 1

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.nightly.record import NIGHT, NightFiles, NightRecord
+from pipelines.nightly.record import NIGHT, NightlyFiles, NightlyRecord
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.storage.ledger import Ledger, item_key
 from probelog.storage.schemas import CatalogueRow
 from probelog.storage.store import Store
 from tests.probelog.storage.test_ledger import fail, spool
 
-EMPTY = NightRecord("base", "2025-01-01T00:00:00+00:00", "2025-01-02T00:00:00+00:00")
+EMPTY = NightlyRecord("base", "2025-01-01T00:00:00+00:00", "2025-01-02T00:00:00+00:00")
 ROWS = [CatalogueRow("b/2", "2", downloads=7), CatalogueRow("a/1", "1")]
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> NightFiles:
-    return NightFiles(Store(tmp_path), "key", "base")
+def files(tmp_path: Path) -> NightlyFiles:
+    return NightlyFiles(Store(tmp_path), "key", "base")
 
 
-def catalogues(files: NightFiles) -> list[str]:
+def catalogues(files: NightlyFiles) -> list[str]:
     return files.store.names(files.ledger.folder, suffix=".parquet")
 
 
-def test_a_record_is_read_as_it_was_written(files: NightFiles) -> None:
+def test_a_record_is_read_as_it_was_written(files: NightlyFiles) -> None:
     assert files.read() is None
     assert (files.key, files.ledger.folder) == ("key-base", "observations/key-base")
     removed = {"c/3": {"sha": "3", "reason": "removed", "detail": "gone"}}
@@ -41,7 +41,7 @@ def test_a_record_is_read_as_it_was_written(files: NightFiles) -> None:
 
 
 def test_an_older_catalogue_is_deleted_once_the_record_names_the_newer(
-    files: NightFiles, monkeypatch: pytest.MonkeyPatch
+    files: NightlyFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = files.write(EMPTY, ROWS)
     real, listed = Store.delete, []
@@ -62,7 +62,7 @@ def test_an_older_catalogue_is_deleted_once_the_record_names_the_newer(
     assert catalogues(files) == []
 
 
-def test_a_record_that_is_damaged_or_newer(files: NightFiles) -> None:
+def test_a_record_that_is_damaged_or_newer(files: NightlyFiles) -> None:
     name = f"{files.ledger.folder}/{NIGHT}"
     content = asdict(EMPTY)
     files.store.write_json(name, content)
@@ -80,7 +80,7 @@ def test_a_record_that_is_damaged_or_newer(files: NightFiles) -> None:
         files.read()
 
 
-def test_receipts_are_entered_in_the_main_ledger_once(files: NightFiles) -> None:
+def test_receipts_are_entered_in_the_main_ledger_once(files: NightlyFiles) -> None:
     receipt = files.ledger.seal([spool(files.ledger, "a/1"), fail(files.ledger, "a/2")])
     other = files.ledger.seal([spool(files.ledger, "a/3")])
     main = Ledger(files.store, "observations/key")

@@ -304,10 +304,10 @@ def test_keys_of_items() -> None:
 
 def test_counts_add_up() -> None:
     one = Counts(3, 1, 8, 100, {"timeout": 3, "gated": 1}, {"timeout": 1}, {"load": 1.5})
-    other = Counts(1, 0, 2, 50, {"gated": 4, "too-large": 1}, {"too-large": 1}, {"load": 1.0, "forward": 2.0})
+    other = Counts(1, 2, 2, 50, {"gated": 4, "too-large": 1}, {"too-large": 1}, {"load": 1.0, "forward": 2.0})
     both = one + other
     assert both == Counts(
-        4, 1, 10, 150,
+        4, 3, 10, 150,
         {"gated": 5, "timeout": 3, "too-large": 1},
         {"timeout": 1, "too-large": 1},
         {"forward": 2.0, "load": 2.5},
