@@ -105,7 +105,10 @@ class Site:
     def mutant(self, root: Path = CHECKOUT) -> Mutant | None:
         """The module with the change; None where that is no program, or the same one."""
         source = (root / self.module).read_text()
-        code = mutate_code(source, operators()[self.operator], self.number)
+        try:
+            code = mutate_code(source, operators()[self.operator], self.number)
+        except AttributeError:  # ExceptionReplacer knows plain names of exceptions only
+            return None
         if code is None or code == source:
             return None
         try:

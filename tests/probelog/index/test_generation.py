@@ -20,6 +20,7 @@ from probelog.index.tables import first_line, is_valid_sql_text, sql_in, sql_lit
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_tables
 from probelog.publication.update import Changes, write_update
+from probelog.ranking.confidence import background_scores
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
@@ -265,7 +266,8 @@ def test_the_row_of_a_repository_or_similar_names(base: Generation, updated: Gen
 def test_names_of_logits_best_first(base: Generation) -> None:
     logits = base.whole
     names, scores = base.names(logits, 2)
-    every = SHARPNESS * logits.coordinates @ base.background_coordinates.T - logits.offsets[:, None]
+    background = base.background_coordinates
+    every = background_scores(logits.coordinates, background, logits.offsets, SHARPNESS)
     for place, row in enumerate(every):
         best = np.argsort(-row)[:2]
         assert names[place] == [NAMES[number] for number in best]

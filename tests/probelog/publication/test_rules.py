@@ -343,6 +343,24 @@ def test_no_rollback_where_there_is_nothing_else(index: Store) -> None:
         roll_back(index, "a")
 
 
+def test_no_rollback_over_what_was_published_while_it_was_checked(
+    index: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(index, "a", "b")
+    make(index, "c")
+    real = Store.sizes
+
+    def sizes(self: Store, folder: str) -> dict[str, int]:
+        monkeypatch.setattr(Store, "sizes", real)
+        go_live(index, "c", "s")
+        return real(self, folder)
+
+    monkeypatch.setattr(Store, "sizes", sizes)
+    with pytest.raises(ConflictError, match=r"meanwhile \(c is live\)"):
+        roll_back(index)
+    assert live(index).choice == ["c", "b", "a"]
+
+
 # Sweeping
 
 

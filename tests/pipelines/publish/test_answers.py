@@ -1,0 +1,129 @@
+"""How the checks of answers count: recall, exact scores, blocks of models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.complete.descriptors import ModelDescriptors
+from pipelines.publish import answers
+from pipelines.publish.answers import _blocks, _Canary, _Offsets, _recall
+from pipelines.publish.stage import ListingSnapshot, _Sample
+from probelog.ranking import matched_heads
+from probelog.search.results import Hit
+from probelog.storage.schemas import CatalogueRow
+from tests.probelog.storage.test_receipts import model
+
+
+def unit(seed: int, count: int, dimension: int = 5) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(count, dimension))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def described(number: int, logits: int, repo: str | None = None, **facts: Any) -> ModelDescriptors:
+    made = model(repo or f"a/{number}", logits=logits, **({"weight_digest": f"d{number}"} | facts))
+    return ModelDescriptors(
+        made, number, np.arange(logits), np.zeros(logits, bool),
+        unit(number, logits).astype(np.float32), np.zeros((logits, 2), int),
+    )  # fmt: skip
+
+
+def hit(repo: str, logit: int, score: float) -> Hit:
+    given = dict.fromkeys(Hit.__dataclass_fields__)
+    return Hit(**(given | {"repo": repo, "logit": logit, "score": score, "negated": False, "distance": 0.5}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("excluded", [[], [2], [0, 3], [0, 1, 2, 3]])
+def test_offsets_follow_from_their_definition(excluded: list[int]) -> None:
+    gallery, background = unit(0, 6), unit(1, 4)
+    found = _Offsets(gallery, background, 7.0).without(np.array(excluded, np.int64))
+    # Where all names are excluded, all count.
+    kept = background if len(excluded) == 4 else np.delete(background, excluded, axis=0)
+    np.testing.assert_allclose(found, np.log(np.exp(7.0 * gallery @ kept.T).mean(axis=1)))
+    np.testing.assert_allclose(
+        _Offsets(gallery, background, 7.0).without(np.empty(0, np.int64)),
+        matched_heads.offsets(gallery, background, 7.0),
+    )
+    assert _Offsets(gallery, background[:0], 7.0).without(np.empty(0, np.int64)).tolist() == [0.0] * 6
+
+
+def test_blocks_keep_the_order_and_hold_some_thousand_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_BLOCK_LOGITS", 4)
+    models = [described(number, logits) for number, logits in enumerate([1, 3, 5, 2, 1])]
+    found = [[item.number for item in block] for block in _blocks(models)]
+    assert found == [[0, 1], [2], [3, 4]]
+    assert list(_blocks([])) == []
+
+
+def canary(hits: list[Hit], same: dict[str, str]) -> _Canary:
+    return _Canary("x", np.zeros(5), np.empty(0, np.int64), hits, same)
+
+
+def test_the_exact_first_ten_are_of_all_blocks_and_copies_count_once() -> None:
+    models = [described(0, 8), described(1, 8), described(2, 3, weight_digest="d0")]
+    one = canary([hit("a/1", 3, 9.0), hit("a/2", 1, 8.0)], {"a/1": "d1", "a/2": "d0"})
+    one.take(models[:1], np.arange(8.0))
+    one.take(models[1:], np.concatenate([np.arange(8.0) + 0.5, [99.0, 0.0, 5.0]]))
+    assert one.exact[("d0", 0, False)] == 99.0, "the best of what a model and its copies have"
+    assert sorted(one.exact.values(), reverse=True) == [99.0, 7.5, 7.0, 6.5, 6.0, 5.5, 5.0, 5.0, 4.5, 4.0]
+    assert one.scores[("a/1", 3, False)] == 3.5
+    assert one.scores[("a/2", 1, False)] == 0.0
+
+
+def test_recall_is_the_share_of_the_exact_ones() -> None:
+    same = {"a/0": "d0"}
+    scores = np.array([5.0, 4.0, 3.0, 2.0])
+    for logits, share in (([0, 1, 2, 3], 1.0), ([0, 1], 0.5), ([], 0.0)):
+        one = canary([hit("a/0", logit, 0.0) for logit in logits], same)
+        one.take([described(0, 4)], scores)
+        assert _recall(one, 0.1) == share
+    many = canary([hit("a/0", 10, 0.0), hit("a/0", 11, 0.0)], same)
+    many.take([described(0, 12)], np.array([*range(20, 9, -1), 5.0]))
+    assert _recall(many, 0.5) == 0.0, "neither is among the first ten"
+    assert _recall(many, 1.0) == 0.1, "as good as the tenth"
+    assert _recall(canary([], {}), 0.1) == 1.0, "nothing to be answered"
+
+
+def test_a_sample_keeps_the_first_model_and_the_labels_of_its_own_logits() -> None:
+    sample = _Sample(0.0)
+    first = described(0, 2, labels=["only one"])
+    opposite = ModelDescriptors(
+        first.model, 0, np.array([0, 1, 0]), np.array([False, False, True]), unit(0, 3).astype(np.float32),
+        np.zeros((3, 2), int),
+    )  # fmt: skip
+    sample.add(opposite, np.zeros(3))
+    sample.add(described(1, 4), np.zeros(4))
+    assert sample._labels == ["only one", "", ""]
+    every = _Sample(1.0)
+    for number in range(3):
+        every.add(described(number, 2), np.zeros(2))
+    assert len(every._labels) == 6
+
+
+def test_a_watermark_is_the_newest_change_that_is_not_from_the_future() -> None:
+    import datetime as dt
+
+    day = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+
+    class Crawled:
+        started, finished = "2025-01-05T00:00:00+00:00", "2025-01-06T00:00:00+00:00"
+
+        def __init__(self, *days: int | None) -> None:
+            self.days = days
+
+        def rows(self) -> list[CatalogueRow]:
+            return [
+                CatalogueRow(f"a/{n}", "1", last_modified=None if n is None else day + dt.timedelta(days=n))
+                for n in self.days
+            ]
+
+    def watermark(*days: int | None) -> str | None:
+        snapshot = ListingSnapshot.of(Crawled(*days))  # type: ignore[arg-type]
+        assert (snapshot.at, snapshot.finished) == (Crawled.started, Crawled.finished)
+        return snapshot.watermark
+
+    assert watermark(1, 3, None, 2) == "2025-01-04T00:00:00+00:00"
+    assert watermark(1, 5, 6) == "2025-01-06T00:00:00+00:00", "at the very end counts"
+    assert watermark(6) is watermark() is None

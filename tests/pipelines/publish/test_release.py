@@ -1,0 +1,180 @@
+"""From built to live: whatever fails on the way is removed, and what is live stays."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config.model import Config
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
+from pipelines.publish.release import LiveIndex, release_generation
+from pipelines.quality.failures import FailureCounts
+from probelog.errors import ConflictError, StoreError
+from probelog.index.generation import Generation
+from probelog.index.pointer import POINTER, read_pointer
+from probelog.index.schema import INDEX_VERSION
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import go_live
+from probelog.storage.store import Store
+
+SETTINGS = {"version": INDEX_VERSION, "models": 3, "logits": 12, "rows": 0}
+
+
+class Publisher:
+    """Builds generations that hold settings alone; ``steps`` notes what was done with them."""
+
+    def __init__(self, store: Path) -> None:
+        self.out = io.StringIO()
+        content = {"store": str(store), "probes": "unused"}
+        self.job = Job.of(Config.model_validate(content), Report(self.out))
+        self.index = self.job.store.child("index")
+        self.steps: list[str] = []
+        self.fails: dict[str, BaseException] = {}
+
+    def step(self, name: str) -> None:
+        self.steps.append(name)
+        if name in self.fails:
+            raise self.fails[name]
+
+    def build(self, name: str) -> dict[str, Any]:
+        writer = GenerationWriter(self.index, name)
+        self.step("build")
+        writer.write_meta({"settings": json.dumps(SETTINGS).encode()})
+        writer.finish()
+        return SETTINGS
+
+    def check(self, generation: Generation) -> None:
+        assert generation.settings == SETTINGS
+        self.step("check")
+
+    def release(self, live: LiveIndex | None = None, source: str = "source", **more: Any) -> Any:
+        return release_generation(
+            self.job, live, source, self.build, self.check, FailureCounts(0),
+            allowed=lambda: self.step("allowed"), **more,
+        )  # fmt: skip
+
+    def first(self, name: str = "first") -> None:
+        self.build(name)
+        go_live(self.index, name, "s")
+
+    @property
+    def generations(self) -> set[str]:
+        return {name.split("/")[1] for name in self.index.names("generations")}
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """The quality gate has nothing to ask of a generation without models: it only notes that it was asked."""
+    from pipelines.publish import release
+
+    made = Publisher(tmp_path)
+
+    def gate(job: Job, candidate: Generation, *_: object) -> None:
+        made.step("gate")
+
+    monkeypatch.setattr(release, "_pass_gate", gate)
+    return made
+
+
+def test_checks_and_gate_come_before_the_swap(publisher: Publisher) -> None:
+    done = publisher.release()
+    assert publisher.steps == ["build", "check", "gate", "allowed"]
+    pointer = read_pointer(publisher.index)[0]
+    assert (done.pointer, done.fresh, done.models, done.logits) == (pointer, True, 3, 12)
+    assert (pointer.source, pointer.base) == ("source", None)
+    assert f"generation {pointer.generation} is live: 3 models, 12 logits" in publisher.out.getvalue()
+
+
+@pytest.mark.parametrize("step", ["build", "check", "gate", "allowed"])
+@pytest.mark.parametrize("error", [StoreError("damaged"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_what_fails_is_removed_and_what_was_live_stays(
+    publisher: Publisher, step: str, error: BaseException
+) -> None:
+    publisher.first()
+    before = publisher.index.read(POINTER)
+    publisher.fails[step] = error
+    publisher.steps.clear()
+    if step == "build":
+        publisher.fails = {"build": error}
+    with pytest.raises(type(error)):
+        publisher.release(LiveIndex.open(publisher.index))
+    assert publisher.steps[-1] == step
+    assert publisher.index.read(POINTER) == before
+    assert publisher.generations == {"first"}
+
+
+@pytest.mark.parametrize("began", ["without an index", "before another publish"])
+def test_who_was_overtaken_is_removed(publisher: Publisher, began: str) -> None:
+    if began == "before another publish":
+        publisher.first()
+    live = LiveIndex.open(publisher.index)
+    publisher.first("meanwhile")
+    with pytest.raises(ConflictError, match="meanwhile is live"):
+        publisher.release(live)
+    assert read_pointer(publisher.index)[0].generation == "meanwhile"
+    assert publisher.generations == {"meanwhile", *(["first"] if live else [])}
+
+
+def test_an_update_names_its_base(publisher: Publisher) -> None:
+    publisher.first()
+    done = publisher.release(LiveIndex.open(publisher.index), base="first")
+    assert done.pointer.base == "first"
+    assert done.pointer.choice[1:] == ["first"]
+
+
+def test_old_generations_are_swept_and_a_sweep_that_fails_is_told(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.index.write("generations/ruin/x", b"1")
+    publisher.release()
+    assert list(read_pointer(publisher.index)[0].retired) == ["ruin"]
+
+    def refused(_: Store) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(Store, "time", refused)
+    done = publisher.release(LiveIndex.open(publisher.index), "other")
+    assert done.fresh
+    assert (
+        "old generations were not removed, the next publish tries again: no room" in publisher.out.getvalue()
+    )
+
+
+def _live(publisher: Publisher, change: Callable[[Store], object]) -> LiveIndex:
+    publisher.first()
+    change(publisher.index)
+    live = LiveIndex.open(publisher.index)
+    assert live is not None
+    return live
+
+
+def test_what_is_live(publisher: Publisher) -> None:
+    assert LiveIndex.open(publisher.index) is None
+    live = _live(publisher, lambda _: None)
+    assert live.pointer == read_pointer(publisher.index)[0]
+    assert live.generation.settings == SETTINGS
+    unchanged = live.unchanged()
+    assert (unchanged.pointer, unchanged.fresh, unchanged.models, unchanged.logits) == (live.pointer, False, 3, 12)  # fmt: skip
+
+
+def test_a_live_generation_that_cannot_be_read_keeps_a_comparison_from_being_made(
+    publisher: Publisher,
+) -> None:
+    live = _live(publisher, lambda index: index.delete_folder("generations/first"))
+    with pytest.raises(StoreError):
+        live.unchanged()
+    publisher.steps.clear()
+    with pytest.raises(StoreError, match=r"Roll back, or publish without comparing"):
+        publisher.release(live)
+    assert publisher.steps == []
+    config = publisher.job.config.model_copy(deep=True)
+    config.quality.__dict__["enforce"] = False
+    publisher.job = Job(config, publisher.job.store, publisher.job.report)
+    assert publisher.release(live).fresh
+    assert "the new generation is compared with no other" in publisher.out.getvalue()
