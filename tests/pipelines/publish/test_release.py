@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from pipelines.quality.failures import FailureCounts
 from probelog.errors import ConflictError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import POINTER, read_pointer
-from probelog.index.schema import INDEX_VERSION
+from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
 from probelog.storage.store import Store
+from tests.support.worlds.small_index import some_settings
 
-SETTINGS = {"version": INDEX_VERSION, "models": 3, "logits": 12, "rows": 0}
+SETTINGS = some_settings(models=3, logits=12, probes=1, sharpness=1.0, rows=0, large=False, middle_offset=0.0)
 
 
 class Publisher:
@@ -42,10 +42,10 @@ class Publisher:
         if name in self.fails:
             raise self.fails[name]
 
-    def build(self, name: str) -> dict[str, Any]:
+    def build(self, name: str) -> GenerationSettings:
         writer = GenerationWriter(self.index, name)
         self.step("build")
-        writer.write_meta({"settings": json.dumps(SETTINGS).encode()})
+        writer.write_meta({"settings": SETTINGS.to_bytes()})
         writer.finish()
         return SETTINGS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from probelog.errors import QueryError, StoreError
 from probelog.index.arrow import fixed_binary, fixed_lists, matrix_of, structured
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import Pointer
-from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.schema import MODEL_FACTS, probes_schema
 from probelog.index.tables import first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_tables
@@ -24,6 +25,7 @@ from probelog.ranking.confidence import background_scores
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
+from tests.support.worlds.small_index import some_settings
 
 DIMENSION, PROBES, SHARPNESS = 6, 4, 5.0
 NAMES = ["cat", "dog", "tree"]
@@ -75,13 +77,12 @@ def whole(index: Store, models: Sequence[tuple[str, int, str]] = BASE, exact: in
         probes_schema(DIMENSION),
     )  # fmt: skip
     writer.write("probes", probes_schema(DIMENSION), [probes])
-    settings = {
-        "version": INDEX_VERSION, "models": len(models), "logits": written.logits, "sharpness": SHARPNESS,
-        **written.settings,
-    }  # fmt: skip
+    settings = some_settings(
+        models=len(models), logits=written.logits, sharpness=SHARPNESS, **written.settings
+    )
     means = np.zeros(len(NAMES))
     meta = {
-        "settings": json.dumps(settings).encode(), "background": json.dumps(NAMES).encode(),
+        "settings": settings.to_bytes(), "background": json.dumps(NAMES).encode(),
         "background_vectors.npy": npy(unit(1, len(NAMES))),
         "background_statistics.npy": npy(np.stack([means, means + 1])), **written.meta,
     }  # fmt: skip
@@ -97,8 +98,8 @@ def update(index: Store, base: Generation, gone: Sequence[int], models: Sequence
     writer = GenerationWriter(index, "update")
     changes = Changes(facts(models), [weights for _, _, weights in models], np.array(gone, np.int64))
     written = write_update(writer, base, changes, batches(models))
-    settings = {**base.settings, **written.settings, "logits": written.logits}
-    writer.write_meta({"settings": json.dumps(settings).encode(), **written.meta})
+    settings = replace(base.settings, **written.settings, logits=written.logits)
+    writer.write_meta({"settings": settings.to_bytes(), **written.meta})
     writer.finish()
     return Generation(index, Pointer("update", "s", "p", base="base"))
 
