@@ -315,7 +315,10 @@ class HubClient:
             ours = (current.scheme, current.netloc) == (self._origin.scheme, self._origin.netloc)
             sent = {**headers, **(self._authorization if ours else {})}
             request = self._http.build_request("GET", current, headers=sent)
-            response = self._http.send(request, stream=True)
+            try:
+                response = self._http.send(request, stream=True)
+            except httpx.InvalidURL as error:  # it prepares the next hop though it is not to follow it
+                raise HubError(f"{url} redirects to what is no address") from error
             try:
                 for name, value in response.headers.items():
                     seen.setdefault(name, value)

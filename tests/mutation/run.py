@@ -37,7 +37,7 @@ Verdict = Literal["killed", "timed out", "survived", "accepted"]
 # Imported before the first fork. Libraries that start threads when they are imported are not among them.
 _LIBRARIES = ("numpy", "scipy.linalg", "pyarrow.parquet", "httpx", "hypothesis", "pytest")
 # A mutant that runs in circles is noticed by its time; busy machines get some room.
-_LIMIT_FACTOR, _LIMIT_FLOOR = 5.0, 20.0
+_LIMIT_FACTOR, _LIMIT_FLOOR = 5.0, 8.0
 _LEFT_OUT = (
     ".git",
     ".venv",
@@ -230,7 +230,13 @@ def _run_tests(root: Path, tests: Sequence[str], quiet: bool) -> None:
 
         # Whether some example fails is all that counts; the smallest one would be looked for in vain.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-        hypothesis.settings.register_profile("mutation", phases=phases, database=None, derandomize=True)
+        hypothesis.settings.register_profile(
+            "mutation",
+            phases=phases,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
         hypothesis.settings.load_profile("mutation")
         code = int(
             pytest.main(

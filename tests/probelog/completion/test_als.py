@@ -219,3 +219,100 @@ def test_held_out_error_counts_what_it_says() -> None:
     assert error.top_rmse > error.rmse
     assert (error + error).rmse == pytest.approx(error.rmse)
     assert np.isnan(HeldOutError(0.0, 0, 0.0, 0).rmse)
+
+
+def test_sums_of_many_models_and_probes_are_added_up_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, _ = low_rank_blocks(models=11)
+    columns = als.initial_columns(120, 3, seed=0)
+    whole = sums_of(blocks, columns, 0.1)
+    monkeypatch.setattr(als, "_MODELS_AT_ONCE", 4)
+    monkeypatch.setattr(als, "_PROBES_AT_ONCE", 50)
+    pieces = sums_of(blocks, columns, 0.1)
+    for found, expected in zip(vars(pieces).values(), vars(whole).values(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(als.column_step(pieces, 0.1), als.column_step(whole, 0.1), atol=1e-5)
+
+
+def test_sums_may_be_asked_for_while_models_are_added() -> None:
+    blocks, _ = low_rank_blocks(models=6)
+    columns = als.initial_columns(120, 3, seed=0)
+    rows = [als.row_step(block, columns, 0.1) for block in blocks]
+    asked = als.SumsOverModels(120, 3)
+    for block, factors in zip(blocks, rows, strict=True):
+        asked.add(block, factors)
+        asked.total()
+    whole = ColumnSums.of(120, 3, zip(blocks, rows, strict=True))
+    for found, expected in zip(vars(asked.total()).values(), vars(whole).values(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_probes_that_nobody_saw_have_columns_of_zeros() -> None:
+    block = Block(np.array([0, 2], np.int32), np.ones((2, 2), np.float32))
+    columns = als.initial_columns(4, 2, seed=0)
+    found = als.column_step(ColumnSums.of(4, 2, [(block, als.row_step(block, columns, 0.1))]), 0.1)
+    assert (found[[1, 3]] == 0).all()
+    assert (found[[0, 2]] != 0).any(axis=1).all()
+
+
+def test_memory_of_a_sweep() -> None:
+    # V and the sums in float64 twice (10 probes, rank 3: 6 + 3 + 1 numbers each); masks and Gram matrices of 256 models.
+    assert als.working_bytes(10, 3) == 2 * 8 * 10 * 10 + 4 * 10 * 3 + 4 * 256 * (10 + 6)
+
+
+def test_the_start_has_the_scale_of_one_over_the_rank() -> None:
+    start = als.initial_columns(5000, 4, seed=1)
+    assert start.std() == pytest.approx(0.5, rel=0.02)
+    assert als.initial_columns(3, 0, seed=1).shape == (3, 0)
+    assert not np.array_equal(start, als.initial_columns(5000, 4, seed=2))
+
+
+def test_the_rows_that_are_standardised_are_those_that_are_not_constant() -> None:
+    rows = np.array(
+        [[1.0, 2.0, 4.0], [7.0, 7.0, 7.0], [0.0, 0.0, 0.0], [1e6, 1e6 + 1, 1e6 + 2], [-3.0, 5.0, 0.0]]
+    )
+    found = als.standardised(np.array([1, 5, 6]), rows)
+    assert found.kept.tolist() == [True, False, False, False, True]
+    np.testing.assert_allclose(found.moments.mean, rows[found.kept].mean(axis=1))
+    np.testing.assert_allclose(found.moments.std, rows[found.kept].std(axis=1))
+    expected = (rows[found.kept] - found.moments.mean[:, None]) / found.moments.std[:, None]
+    np.testing.assert_allclose(found.block.values, expected, rtol=1e-6)
+    assert found.block.probes.tolist() == [1, 5, 6]
+
+
+def test_moments_of_rows() -> None:
+    rows = np.array([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+    found = als.row_moments(rows)
+    np.testing.assert_allclose(found.mean, [3, 4])
+    np.testing.assert_allclose(found.std, [np.sqrt(14 / 3), 0])
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "expected"),
+    [(10, 0.24, 2), (10, 0.01, 1), (10, 0.99, 9), (2, 0.9, 1), (1, 0.5, 0), (0, 0.5, 0)],
+)
+def test_how_many_probes_are_held_out(total: int, share: float, expected: int) -> None:
+    held = als.held_positions(total, share, np.random.default_rng(0))
+    assert (len(held), held.sum()) == (total, expected)
+
+
+def test_errors_add_up() -> None:
+    total = HeldOutError(4.0, 2, 9.0, 3) + HeldOutError(5.0, 7, 7.0, 1)
+    assert total == HeldOutError(9.0, 9, 16.0, 4)
+    assert (total.rmse, total.top_rmse) == (1.0, 2.0)
+    assert np.isnan(HeldOutError(1.0, 1, 0.0, 0).top_rmse)
+    sums = ColumnSums(np.ones((2, 1)), np.full((2, 1), 2.0), np.full(2, 3.0))
+    both = als.SweepSums(sums, HeldOutError(4.0, 2, 9.0, 3)) + als.SweepSums(
+        sums, HeldOutError(5.0, 7, 7.0, 1)
+    )
+    assert both.error == total
+    assert (both.columns.gram == 2).all()
+    assert (both.columns.target == 4).all()
+    assert (both.columns.count == 6).all()
+
+
+def test_at_least_one_entry_of_a_row_is_a_top_one() -> None:
+    block = Block(np.arange(4, dtype=np.int32), np.array([[1.0, 4.0, 2.0, 3.0]], np.float32))
+    columns, factors = np.zeros((4, 1), np.float32), np.zeros((1, 1), np.float32)
+    held = np.array([True, True, False, False])
+    assert als.held_out_error(block, held, factors, columns, top_share=0.01) == HeldOutError(17.0, 2, 16.0, 1)
+    assert als.held_out_error(block, held, factors, columns, top_share=1.0) == HeldOutError(17.0, 2, 17.0, 2)
