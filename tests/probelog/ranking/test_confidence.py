@@ -243,3 +243,33 @@ def test_a_large_hub_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.source == DECLARED_LABELS
     assert found == gallery.fit()
     assert MAX_CONCEPTS > 12
+
+
+def test_the_fit_is_the_penalised_optimum() -> None:
+    """At the optimum the slope of the loss is zero, the prior's included (one pair's worth on standardised features)."""
+    rng = np.random.default_rng(3)
+    scores, margin = rng.normal(size=120), rng.normal(size=120)
+    relevant = rng.random(120) < 1 / (1 + np.exp(-(0.3 + 0.8 * margin + 0.5 * scores)))
+    found = fit(scores, margin, relevant, 50)
+    features = np.stack([margin, scores], axis=1)
+    z = (features - features.mean(axis=0)) / features.std(axis=0)
+    weights = np.array([found.margin, found.score]) * features.std(axis=0)
+    slope = z.T @ (found.of(scores, margin) - relevant) + 1.0 * weights
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+    assert np.sum(found.of(scores, margin)) == pytest.approx(relevant.sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("positives", "source"), [(29, POSTERIOR), (30, DECLARED_LABELS), (70, DECLARED_LABELS), (71, POSTERIOR)]
+)
+def test_thirty_of_either_outcome_are_enough(positives: int, source: str) -> None:
+    rng = np.random.default_rng(0)
+    relevant = np.arange(100) < positives
+    found = fit(rng.normal(size=100) + relevant, rng.normal(size=100), relevant, 50)
+    assert (found.source, found.pairs, found.positives) == (source, 100, positives)
+
+
+def test_a_posterior_without_background_is_a_plain_sigmoid() -> None:
+    for background in (0, 1):
+        assert Confidence.posterior(background).intercept == 0
+    assert Confidence.posterior(7).intercept == pytest.approx(-math.log(7))

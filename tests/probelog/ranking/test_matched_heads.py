@@ -201,3 +201,24 @@ def test_large_galleries_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(matched_heads, "_AT_ONCE", 16)
     np.testing.assert_allclose(matched_heads.offsets(gallery, world.space.background, 5.0), whole)
     assert matched_heads.sharpness(gallery, world.space.background) == pytest.approx(b)
+
+
+def test_one_background_concept_is_nothing_to_compete_with() -> None:
+    """Its plain similarities take the place of probabilities, and the temperature is the default."""
+    world = World(6, background=1)
+    query = unit(world.random.normal(size=(1, 8)))
+    plain = naive.ridge(naive.z(world.embeddings @ query[0]), world.embeddings)
+    np.testing.assert_allclose(world.space.of_texts(query)[0], plain, atol=1e-5)
+    gallery = unit(world.random.normal(size=(5, 8)))
+    assert matched_heads.sharpness(gallery, world.texts) == matched_heads.SHARPNESS
+    assert matched_heads.sharpness(gallery[:0], gallery) == matched_heads.SHARPNESS
+
+
+def test_many_images_and_large_scores_do_not_overflow() -> None:
+    world = World(7)
+    images = unit(world.random.normal(size=(400, 8)) * 0.1 + world.texts[3])
+    assert np.isfinite(world.space.of_images(images)).all()
+    gallery = unit(world.random.normal(size=(5, 8)))
+    with np.errstate(all="raise", under="ignore"):
+        found = matched_heads.offsets(gallery, world.texts, 2000.0)
+    np.testing.assert_allclose(found, 2000.0 * (gallery @ world.texts.T).max(axis=1) - np.log(7), atol=1)
