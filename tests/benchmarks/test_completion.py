@@ -42,7 +42,7 @@ def test_growth_at_the_size_of_a_toy(
     assert "is there already" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_rivals_at_the_size_of_a_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measured(tmp_path, monkeypatch, "--part", "rivals", "--rival-logits", "300", "--limit", "10")
     assert 0 < float(found["rivals, ours, held-out RMSE"]) < 1.2

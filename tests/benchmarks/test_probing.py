@@ -12,7 +12,7 @@ import pytest
 from tests.benchmarks import probing
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_the_quick_mode(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

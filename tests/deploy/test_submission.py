@@ -84,7 +84,7 @@ def wait_until(happened: object, seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.timeout(900)
 def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: Path) -> None:
     with ExitStack() as stack:

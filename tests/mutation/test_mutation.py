@@ -52,7 +52,7 @@ def test_accepted_survivors_have_a_reason_and_still_stand_in_the_code() -> None:
         assert entry.reason
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_of_a_sample_of_mutants_enough_are_noticed() -> None:
     # Some of a few modules: every further module costs a run of its tests without a change.
     few = random.Random(14).sample(sorted(modules()), 4)

@@ -43,7 +43,7 @@ def gcs_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_killed_while_probing(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model's download stalls; when the seven others are through, everything is killed, Ray included."""
     store = indexed.copy_store(tmp_path / "store", "catalogue", "observations", "completion", "index")
@@ -172,7 +172,7 @@ def test_killed_while_crawling(indexed: Indexed, tmp_path: Path, monkeypatch: py
     assert {failure.reason for failure in catalogue.failures()} == {"not-found"}
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_killed_while_completing(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
     store = indexed.copy_store(tmp_path / "store", "completion", "index")
@@ -195,7 +195,7 @@ def test_killed_while_completing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     np.testing.assert_array_equal(open_index(store).scores(QUERIES), open_index(undisturbed).scores(QUERIES))
 
 
-@pytest.mark.slow  # at every step of publishing, without Ray: test_publishers
+@pytest.mark.acceptance  # at every step of publishing, without Ray: test_publishers
 def test_killed_while_publishing(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
     store = indexed.copy_store(tmp_path / "store")

@@ -171,7 +171,7 @@ class _StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("held_out", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("held_out", [True, pytest.param(False, marks=pytest.mark.acceptance)])
 def test_a_fit_goes_on_at_the_sweep_where_it_was(tmp_path: Path, held_out: bool) -> None:
     store, receipts = ledger_of(tmp_path, share=0.6)
     checkpoint = Checkpoint(store, "completion/y/sweep.npy")
@@ -222,7 +222,7 @@ def test_a_lost_shard_is_read_again_and_the_sweep_repeated(tmp_path: Path) -> No
     np.testing.assert_array_equal(found.columns, undisturbed.columns)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_without_a_place_for_a_lost_shard_the_others_take_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +254,7 @@ class _Squatter:
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_shards_that_are_lost_for_ever_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, receipts = ledger_of(tmp_path, share=0.5)
     completion = Completion(store, receipts, 2, spec(store))

@@ -160,7 +160,7 @@ def cluster() -> Iterator[RayCluster]:
         yield made
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.timeout(900)
 def test_a_cluster_that_is_taken_apart(
     tiny_world: TinyWorld,

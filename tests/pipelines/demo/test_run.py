@@ -15,7 +15,7 @@ from tests.support.paths import CHECKOUT
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.acceptance)])
 def test_the_demo_indexes_its_hub_and_answers(quick: bool, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RAY_"))}

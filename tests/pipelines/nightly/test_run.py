@@ -373,7 +373,7 @@ def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
     assert len(night.faults.asked("zed/new")) == asked
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_night_on_s3(night: Night, tmp_path: Path) -> None:
     with s3_server() as bucket:
         remote = Store(f"{bucket}/{tmp_path.name}")
@@ -396,7 +396,7 @@ def test_a_night_on_s3(night: Night, tmp_path: Path) -> None:
         assert verify(remote.uri, Report(io.StringIO())).clean
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_any_moment(night: Night, tmp_path: Path, seed: int) -> None:
     """SIGKILL for the whole process tree, at a random moment; the next run does what is left."""

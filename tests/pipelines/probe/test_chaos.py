@@ -18,7 +18,7 @@ RUNS = int(os.environ.get("PROBELOG_CHAOS_RUNS", "100"))
 FIRST = int(os.environ.get("PROBELOG_CHAOS_SEED", "0"))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.timeout(120 * RUNS + 120)
 def test_kills_at_random_moments(tmp_path: Path) -> None:
     with chaos(tmp_path) as run:

@@ -78,7 +78,7 @@ def job(world: TinyWorld, store: Path, **settings: Any) -> Job:
     return Job.of(world.config(store, **settings), Report(io.StringIO()))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_scratch_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_scratch_is_full(
     assert not [path for path in disk.folder.glob("probelog/downloads/**/*") if path.is_file()]
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_the_store_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[Fault, str, int, str | None, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_faults_that_pass_and_faults_that_stay(
     tiny_world: TinyWorld, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

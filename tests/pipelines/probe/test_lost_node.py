@@ -49,7 +49,7 @@ print(json.dumps({"found": found, "workers": max(workers[10:])}))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @pytest.mark.timeout(240)
 def test_a_node_that_vanishes_blames_nobody() -> None:
     ended = subprocess.run(
