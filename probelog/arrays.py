@@ -1,11 +1,24 @@
-"""Types of the arrays that the mathematics takes."""
+"""Types of the arrays that the mathematics takes, and of the columns that tables have."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Floats = npt.NDArray[np.floating]
-
-
 Ints = npt.NDArray[np.integer]
+
+Column: TypeAlias = "pa.ChunkedArray[Any]"
+ArrowArray: TypeAlias = "pa.Array[Any]"
+
+Value = TypeVar("Value")
+
+
+def values_of(column: Column | ArrowArray, kind: type[Value]) -> list[Value]:
+    """The values of an Arrow column without nulls, whose type its schema guarantees."""
+    return cast("list[Value]", column.to_pylist())

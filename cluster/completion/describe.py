@@ -21,7 +21,7 @@ from probelog.storage.store import Store
 _PARTS_IN_FLIGHT = 2
 
 
-@ray.remote(num_cpus=1, max_retries=-1)  # type: ignore[untyped-decorator]
+@ray.remote(num_cpus=1, max_retries=-1)
 def _describe(
     store_uri: str,
     receipt: Receipt,

@@ -13,9 +13,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import ray
+from ray.actor import ActorHandle, ActorProxy
 from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 ShardActor = ray.remote(num_cpus=1, max_restarts=0)(Shard)
 
 
-@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+@ray.remote(num_cpus=0)
 def _add(*sums: SweepSums) -> SweepSums:
     first, *rest = sums
     for other in rest:
@@ -76,9 +77,9 @@ class Completion:
         if not receipts:
             raise ProbeLogError("there is nothing to complete: no model was probed with success")
         self._spec, self._checkpoint = spec, checkpoint
-        self.shards: list[Any] = _placed(spec, min(shards, len(receipts)))
+        self.shards = _placed(spec, min(shards, len(receipts)))
         self._groups = partition_by_rows(receipts, len(self.shards))
-        self._loads: list[list[Any]] = [
+        self._loads: list[list[ray.ObjectRef[Loaded]]] = [
             [shard.load.remote(group)] for shard, group in zip(self.shards, self._groups, strict=True)
         ]
         self.loaded = sum(self._persistently(self._answers_to_loading), Loaded())
@@ -89,7 +90,7 @@ class Completion:
     def close(self) -> None:
         """Give the shards' memory and CPUs back."""
         for shard in self.shards:
-            ray.kill(shard)
+            _end(shard)
         self.shards = []
 
     def fit(
@@ -215,7 +216,7 @@ class Completion:
                 self.shards[number] = fresh
                 self._loads[number] = [fresh.load.remote(self._groups[number])]
                 continue
-            ray.kill(fresh)
+            _end(fresh)
             orphans += self._groups[number]
             del self.shards[number], self._loads[number], self._groups[number]
         for number, group in enumerate(partition_by_rows(orphans, len(self.shards))):
@@ -225,7 +226,7 @@ class Completion:
         self._answers_to_loading()
 
 
-def _placed(spec: ShardSpec, count: int) -> list[Any]:
+def _placed(spec: ShardSpec, count: int) -> list[ActorProxy[Shard]]:
     """At most so many shards, those that the cluster has a place for, one at the least.
 
     A machine that was lost a moment ago is still counted among the cluster's: a shard for it would be waited for for ever.
@@ -236,11 +237,15 @@ def _placed(spec: ShardSpec, count: int) -> list[Any]:
         _log.warning("no worker of the completion has a place yet: each needs a CPU of the cluster")
         there, missing = ray.wait(missing, num_returns=1)
     for ref in missing:
-        ray.kill(fresh[ref])
+        _end(fresh[ref])
     return [fresh[ref] for ref in there]
 
 
-def _lives(shard: Any) -> bool:
+def _end(shard: ActorProxy[Shard]) -> None:
+    ray.kill(cast("ActorHandle[Shard]", shard))
+
+
+def _lives(shard: ActorProxy[Shard]) -> bool:
     """Whether an actor answers, as soon as it is done with what it was asked before."""
     try:
         ray.get(shard.ready.remote())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import ray
 
 from cluster.completion.fit import Fit
 from cluster.completion.rows import RowStore, StoredModel
@@ -76,6 +77,7 @@ class Shard:
         self._sample: RowStore | None = None
         self._sampled = 1.0
 
+    @ray.method
     def ready(self) -> None:
         """An answer says that the shard has its place."""
 
@@ -83,6 +85,7 @@ class Shard:
         """Of the process that it is in."""
         return os.getpid()
 
+    @ray.method
     def load(self, receipts: Sequence[Receipt]) -> Loaded:
         """Read parts, once, and keep their rows beside those that are there already."""
         store = Store(self._spec.store)
@@ -102,6 +105,7 @@ class Shard:
             models, logits, dropped, self._rows.in_memory - before[0], self._rows.on_disk - before[1]
         )
 
+    @ray.method
     def sums(self, columns: Float32, fit: Fit, held_out: bool) -> SweepSums:
         """One row step over all models, or over the training entries of a sample with the error on the others.
 

@@ -93,7 +93,9 @@ class Originals:
 @contextmanager
 def shared_originals(known: Mapping[str, Original], patience: float) -> Iterator[Any]:
     """The actor, on the driver's node, for as long as the block runs."""
-    actor = ray.remote(num_cpus=0)(Originals).options(**driver_node_affinity()).remote(dict(known), patience)
+    actor: Any = (
+        ray.remote(num_cpus=0)(Originals).options(**driver_node_affinity()).remote(dict(known), patience)
+    )
     try:
         yield actor
     finally:

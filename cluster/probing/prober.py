@@ -442,14 +442,14 @@ class Probers:
 def probers(spec: ProberSpec, originals: Any) -> Iterator[Probers]:
     """Probing actors that share one rate limiter for the Hub and one memory of weights."""
     limiter = start_limit(spec.endpoint, bool(os.environ.get("HF_TOKEN")))
-    actor = ray.remote(
+    actor = ray.remote(Prober).options(
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
         max_restarts=0,
         max_task_retries=0,
         # One more than are in flight: `ready`, and whatever Ray itself asks.
         max_concurrency=spec.in_flight + 1,
-    )(Prober)
+    )
 
     def end(prober: Any) -> None:
         kill(prober)

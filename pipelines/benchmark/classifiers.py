@@ -26,6 +26,7 @@ from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import probe
+from probelog.arrays import values_of
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import precision_recall_area
@@ -128,7 +129,7 @@ def classifiers(
     }
     # The set has an order of its own, and leaves out what is there twice.
     place = {content: number for number, content in enumerate(images.contents)}
-    order = [place[content] for content in probe_set.facts()["sha256"].to_pylist()]
+    order = [place[content] for content in values_of(probe_set.facts()["sha256"], str)]
     return {
         name: Classifiers(
             _values(hub, ran, len(order)),

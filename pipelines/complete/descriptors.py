@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from probelog.arrays import Column
 from probelog.errors import StoreError
 from probelog.publication.rows import LogitBatch
 from probelog.storage.encoding import digest
@@ -239,7 +241,7 @@ def _described(model: ProbedModel, number: int, rows: pa.Table) -> ModelDescript
     return ModelDescriptors(model, number, logits, negated, directions.astype(np.float32), probes)
 
 
-def _lists(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+def _lists(column: Column) -> npt.NDArray[Any]:
     """A column of equally long lists as a matrix."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(column.combine_chunks()).to_numpy(zero_copy_only=False)
     return np.asarray(flat.reshape(len(column), -1))

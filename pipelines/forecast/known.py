@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.probe.plan import weight_bytes
+from probelog.arrays import Column
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.download import check_access, needed_files
 from probelog.hub.model_info import INDEX, weights
@@ -118,10 +119,9 @@ def size_class(parameters: Floats) -> Ints:
     return np.where(np.isnan(parameters), -1, found)
 
 
-def _lengths(lists: pa.ChunkedArray) -> Floats:
+def _lengths(lists: Column) -> Floats:
     """Of a column of lists, (N,); a missing list is empty."""
-    found: Floats = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.float64)
-    return found
+    return np.nan_to_num(pc.list_value_length(lists).to_numpy().astype(np.float64))
 
 
 def _one(

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.forecast.parts import part_rest, receipt_rest
 from pipelines.probe.timeline import Run, read_runs
+from probelog.arrays import Column, values_of
 from probelog.errors import UsageError
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
@@ -143,7 +144,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     check_version(manifest.get("version", 1), LEDGER_VERSION, ledger.store.path(path), "ledger")
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
     table = _models(ledger, receipts)
-    recipes = table["recipe"].to_pylist()
+    recipes = values_of(table["recipe"], str)
     copies = np.array([name is not None for name in table["copy_of_repo"].to_pylist()], bool)
     keys = [_geometry_key(recipe) for recipe in recipes]
     names = list(dict.fromkeys(keys))
@@ -163,8 +164,8 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),
-        repos=table["repo"].to_pylist(),
-        shas=table["sha"].to_pylist(),
+        repos=values_of(table["repo"], str),
+        shas=values_of(table["sha"], str),
         architectures=np.array(table["architecture"].to_pylist(), object),
         parameters=_numbers(table["parameters"]),
         bytes=_numbers(table["bytes"]),
@@ -174,7 +175,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         geometry=np.array([names.index(key) for key in keys], np.int64),
         geometries=[Geometry(own_runs[key], _image_bytes(recipes[keys.index(key)])) for key in names],
         seconds={part: _numbers(table[f"seconds_{part}"]) for part in PARTS},
-        devices=dict(Counter(table["device"].to_pylist())),
+        devices=dict(Counter(values_of(table["device"], str))),
     )
 
 
@@ -202,7 +203,7 @@ def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _numbers(column: pa.ChunkedArray) -> Floats:
+def _numbers(column: Column) -> Floats:
     """NaN where there is none."""
     found: Floats = pc.cast(column, pa.float64()).to_numpy()
     return found

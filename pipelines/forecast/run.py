@@ -22,6 +22,7 @@ from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import probe
 from pipelines.probe.timeline import BUSY
+from probelog.arrays import values_of
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.rate_limit import hub_account
 from probelog.index.generation import Generation
@@ -113,7 +114,7 @@ def run_plan(
         table, has_token=has_token, allow_pickle=config.allow_pickle, max_bytes=config.filters.max_bytes
     )
     if measure is not None:
-        chosen = stratified(known, table["repo"].to_pylist(), measure, config.seed)
+        chosen = stratified(known, values_of(table["repo"], str), measure, config.seed)
         probe_set: ProbeSet | None = _measure(job, table.select(COLUMNS), chosen, endpoint)
     else:
         probe_set = find_probe_set(config.probes, config.probe_count, config.seed, job.store)
@@ -146,7 +147,9 @@ def run_plan(
     )
     rows = {
         name: row
-        for row, name in enumerate(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
+        for row, name in enumerate(
+            zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
+        )
     }
     places = [rows.get(name, -1) for name in zip(measured.repos, measured.shas, strict=True)]
     joined = known.at(np.array(places, np.int64))

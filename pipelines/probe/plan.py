@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from probelog.arrays import values_of
 from probelog.storage.ledger import item_key, key_numbers
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 
@@ -145,17 +146,20 @@ def make_plan(
     again[is_open] = retry_failed | failures["retryable"].to_numpy()[open_at[is_open]]
     fresh = ~is_open & ~np.isin(keys, sealed)
 
-    reasons = sorted(pc.unique(failures["reason"]).to_pylist())
+    reasons = sorted(values_of(pc.unique(failures["reason"]), str))
     codes = pc.index_in(failures["reason"], pa.array(reasons, pa.string())).to_numpy()
     first, second = order[fresh[order]], order[again[order]]
     attempts = np.concatenate(
         [np.ones(len(first), np.int64), failures["attempts"].to_numpy()[open_at[second]].astype(np.int64) + 1]
     )
-    names = table.select(["repo", "sha"]).take(pa.array(second))
+    names = table.select(["repo", "sha"]).take(second)
     retried = (
         item_key(repo, sha, attempt)
         for repo, sha, attempt in zip(
-            names["repo"].to_pylist(), names["sha"].to_pylist(), attempts[len(first) :].tolist(), strict=True
+            values_of(names["repo"], str),
+            values_of(names["sha"], str),
+            attempts[len(first) :].tolist(),
+            strict=True,
         )
     )
     batches = [np.arange(len(first)) // batch_models]
@@ -182,7 +186,7 @@ def first_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
     return key_numbers(
         item_key(repo, sha)
         for batch in table.select(["repo", "sha"]).to_batches()
-        for repo, sha in zip(batch["repo"].to_pylist(), batch["sha"].to_pylist(), strict=True)
+        for repo, sha in zip(values_of(batch["repo"], str), values_of(batch["sha"], str), strict=True)
     )
 
 

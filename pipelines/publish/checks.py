@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pipelines.complete.descriptors import same_logits
 from pipelines.publish.answers import wrong_answers, wrong_answers_of_update
 from pipelines.publish.expected import Expected, ExpectedUpdate
+from probelog.arrays import ArrowArray
 from probelog.errors import StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.schema import connect
@@ -161,7 +162,11 @@ def _numbers(generation: Generation) -> Iterator[str]:
         for batch in _batches(opened, floating) if floating else ():
             for name in floating:
                 values = _flat(batch[name])
-                bad[name] += len(values) - (pc.sum(pc.is_finite(values)).as_py() or 0) - values.null_count
+                bad[name] += (
+                    len(values)
+                    - (pc.sum(pc.cast(pc.is_finite(values), pa.int64())).as_py() or 0)
+                    - values.null_count
+                )
         yield from (
             f"column {name} of its {table} holds {count} values that are not finite"
             for name, count in bad.items()
@@ -188,7 +193,7 @@ def _element(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _flat(column: pa.Array) -> pa.Array:
+def _flat(column: ArrowArray) -> ArrowArray:
     while not pa.types.is_primitive(column.type):
-        column = column.flatten()
+        column = pc.list_flatten(column)
     return column

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from probelog.arrays import values_of
 from probelog.index.tables import is_valid_sql_text
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def sampled_models(generation: Generation, count: int) -> list[Sampled]:
     # Twice as many as wanted on average; of the 2^32 shares that eight digits tell apart.
     share = min(1.0, 2 * count / max(1, total))
     below = None if share >= 1.0 else f"md5(repo) < '{int(share * 16**8):08x}'"
-    found = generation.models_table(["repo"], below)["repo"].to_pylist()
+    found = values_of(generation.models_table(["repo"], below)["repo"], str)
     return rows_of(generation, draw(found, count))
 
 
@@ -79,7 +80,7 @@ def added_versions(candidate: Generation, live: Generation) -> list[Version]:
     Reads the names of all models of both, some 70 MB for a million: a publisher that knows what it added says so.
     """
     now, before = (
-        set(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
+        set(zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True))
         for table in (generation.models_table(["repo", "sha"]) for generation in (candidate, live))
     )
     return sorted(now - before)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from probelog.arrays import ArrowArray
 from probelog.completion import scoring
 from probelog.completion.als import Block, Float32, FoldedIn, complete_rows, fold_in, row_moments
 from probelog.ranking.matched_heads import HeadSpace, Observed
@@ -112,7 +113,7 @@ def _joined(pairs: list[scoring.TopPairs]) -> scoring.TopPairs:
     )
 
 
-def _lists(matrix: npt.NDArray[np.generic] | None, count: int, kind: pa.DataType) -> pa.Array:
+def _lists(matrix: npt.NDArray[np.generic] | None, count: int, kind: pa.DataType) -> ArrowArray:
     """The rows of a matrix as lists of another type of number; without a matrix ``count`` nulls."""
     if matrix is None:
         return pa.nulls(count, pa.list_(kind))

@@ -6,10 +6,10 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -268,6 +268,21 @@ def _tower(model: Any, method: str, names: Sequence[str]) -> torch.nn.Module:
     return Tower().eval()
 
 
+class _Steps(Protocol):
+    """What a processor that is built on Pillow sets on itself: which steps it takes, and with which values."""
+
+    do_resize: bool
+    size: Mapping[str, int | None]
+    do_center_crop: bool
+    crop_size: Mapping[str, int | None]
+    resample: int | None
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: float | Sequence[float]
+    image_std: float | Sequence[float]
+
+
 def _preprocessing(encoder: Encoder) -> ImageSettings:
     """The image processor's steps as settings, if they are the standard ones and nothing else."""
     from transformers.image_processing_backends import PilBackend
@@ -285,21 +300,22 @@ def _preprocessing(encoder: Encoder) -> ImageSettings:
             raise refuse(f"has a {step} step of its own")
     if getattr(processor, "do_pad", None):
         raise refuse("pads images")
-    size = _sides(processor.size) if processor.do_resize else {}
+    steps = cast(_Steps, processor)
+    size = _sides(steps.size) if steps.do_resize else {}
     if size and set(size) not in ({"shortest_edge"}, {"height", "width"}):
         raise refuse(f"resizes by {', '.join(sorted(size))}")
-    crop = _sides(processor.crop_size) if processor.do_center_crop else {}
+    crop = _sides(steps.crop_size) if steps.do_center_crop else {}
     settings = ImageSettings(
         input="pixel_values",
         output=_OUTPUT,
         dimension=encoder.dimension,
         shortest_edge=size.get("shortest_edge"),
         exact=[size["height"], size["width"]] if "height" in size else None,
-        resample=int(processor.resample if processor.resample is not None else Image.Resampling.BILINEAR),
+        resample=int(steps.resample if steps.resample is not None else Image.Resampling.BILINEAR),
         crop=[crop["height"], crop["width"]] if crop else None,
-        rescale=float(processor.rescale_factor) if processor.do_rescale else None,
-        mean=_channels(processor.image_mean) if processor.do_normalize else None,
-        std=_channels(processor.image_std) if processor.do_normalize else None,
+        rescale=float(steps.rescale_factor) if steps.do_rescale else None,
+        mean=_channels(steps.image_mean) if steps.do_normalize else None,
+        std=_channels(steps.image_std) if steps.do_normalize else None,
     )
     try:
         _processed(encoder, [_random_image(*size, seed=0) for size in _ODD_SIZES])
@@ -308,7 +324,7 @@ def _preprocessing(encoder: Encoder) -> ImageSettings:
     return settings
 
 
-def _sides(size: Any) -> dict[str, int]:
+def _sides(size: Mapping[str, int | None]) -> dict[str, int]:
     return {name: int(value) for name, value in dict(size).items() if value is not None}
 
 

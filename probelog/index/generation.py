@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from probelog.arrays import values_of
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import shortlist
 from probelog.index.arrow import matrix_of, structured
@@ -236,7 +237,7 @@ class Generation:
 
     def _recounted(self, models: pa.Table) -> pa.Table:
         """The base's models with their ``copies`` as they are now."""
-        pairs = zip(models["weights"].to_pylist(), models["copies"].to_pylist(), strict=True)
+        pairs = zip(values_of(models["weights"], int), values_of(models["copies"], int), strict=True)
         copies = pa.array([self._counts.get(weights, count) for weights, count in pairs], pa.int32())
         return models.set_column(models.column_names.index("copies"), "copies", copies)
 
@@ -435,7 +436,7 @@ class Generation:
         found = self.probes(["embedding"]).sort_by("id")
         if not np.array_equal(found["id"].to_numpy(), np.arange(found.num_rows)):
             raise self._base.gaps("probes")
-        return matrix_of(found["embedding"])
+        return matrix_of(found["embedding"]).astype(np.float32, copy=False)
 
     def probes(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Columns of the probes, all of them or those that meet an SQL condition, and ``id``."""

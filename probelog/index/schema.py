@@ -47,28 +47,27 @@ def connect(index: Store, generation: str) -> Any:
 
 
 # What is known of a model, whoever asks.
-MODEL_FACTS = pa.schema(
-    [
-        ("repo", pa.string()),
-        ("sha", pa.string()),
-        ("library", pa.string()),
-        ("pipeline_tag", pa.string()),
-        ("architecture", pa.string()),
-        ("head", pa.string()),
-        ("logits", pa.int32()),
-        ("labels", pa.list_(pa.string())),
-        ("licence", pa.string()),
-        ("tags", pa.list_(pa.string())),
-        ("downloads", pa.int64()),
-        ("likes", pa.int64()),
-        ("last_modified", pa.timestamp("ms", tz="UTC")),
-        ("parameters", pa.int64()),
-        ("base_model", pa.string()),
-        ("weight_digest", pa.string()),
-        ("observed", pa.int32()),
-        ("copies", pa.int32()),  # models with these weights, this one counted
-    ]
-)
+_FACTS: list[tuple[str, pa.DataType]] = [
+    ("repo", pa.string()),
+    ("sha", pa.string()),
+    ("library", pa.string()),
+    ("pipeline_tag", pa.string()),
+    ("architecture", pa.string()),
+    ("head", pa.string()),
+    ("logits", pa.int32()),
+    ("labels", pa.list_(pa.string())),
+    ("licence", pa.string()),
+    ("tags", pa.list_(pa.string())),
+    ("downloads", pa.int64()),
+    ("likes", pa.int64()),
+    ("last_modified", pa.timestamp("ms", tz="UTC")),
+    ("parameters", pa.int64()),
+    ("base_model", pa.string()),
+    ("weight_digest", pa.string()),
+    ("observed", pa.int32()),
+    ("copies", pa.int32()),  # models with these weights, this one counted
+]
+MODEL_FACTS = pa.schema(_FACTS)
 
 # Besides the facts: ``weights`` is the number of the first model with the same weights, which all of them share the
 # rows ``first_row`` .. ``first_row + rows`` of the logits table with; ``identity`` is equal for just these models.
@@ -83,7 +82,8 @@ MODELS = pa.schema(
     ]
 )
 
-META = pa.schema([("key", pa.string()), ("value", pa.large_binary())])
+_META: list[tuple[str, pa.DataType]] = [("key", pa.string()), ("value", pa.large_binary())]
+META = pa.schema(_META)
 
 # How many of the probes that fire a logit most an index keeps, for people to look at.
 SHOWN_PROBES = 8
@@ -127,12 +127,11 @@ def logit_facts(basis: Basis, probes: int) -> np.dtype[np.void]:
 
 def probes_schema(dimension: int) -> pa.Schema:
     """Schema of the ``probes`` table."""
-    return pa.schema(
-        [
-            ("id", pa.int32()),
-            ("name", pa.string()),
-            ("sha256", pa.string()),
-            ("thumbnail", pa.binary()),
-            ("embedding", pa.list_(pa.float32(), dimension)),
-        ]
-    )
+    fields: list[tuple[str, pa.DataType]] = [
+        ("id", pa.int32()),
+        ("name", pa.string()),
+        ("sha256", pa.string()),
+        ("thumbnail", pa.binary()),
+        ("embedding", pa.list_(pa.float32(), dimension)),
+    ]
+    return pa.schema(fields)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from probelog.arrays import Column
+
 # Below this many logits all of them are scored: that is exact, and no slower. Measured on one core with 381
 # coordinates: all of 20,000 take 3 ms, of 50,000 10 ms and of 100,000 16 ms; shortlist and re-ranking 11 ms at a million.
 EXACT_LOGITS = 50_000
@@ -29,7 +31,7 @@ def build(table: Any) -> None:
     table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=_BITS))
 
 
-def ask(table: Any, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> pa.ChunkedArray:
+def ask(table: Any, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> Column:
     """The facts of about the ``count`` best logits for a question, in no particular order.
 
     Search and fetch are one request.

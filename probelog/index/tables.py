@@ -52,7 +52,8 @@ class Tables:
         with self.reading(name):
             table = self.open(name)
             found = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
-            return (found if where is None else found.where(where)).to_arrow()
+            rows: pa.Table = (found if where is None else found.where(where)).to_arrow()
+            return rows
 
     def count(self, name: str, where: str) -> int:
         """How many rows of a table meet an SQL condition."""

@@ -190,7 +190,7 @@ def _model_class(config: Mapping[str, Any]) -> Any:
     named = config.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "architectures is not a list of names")
-    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type, ())
+    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.get(model_type or "", ())
     known = (known,) if isinstance(known, str) else tuple(known)
     native = [name for name in named if name in known]
     shown = f"model type {str(model_type)[:60]!r}, architecture {(named or ['none'])[0][:60]!r}"

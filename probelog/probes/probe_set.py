@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from probelog.arrays import values_of
 from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import StoreError, UsageError
 from probelog.probes.selection import Chosen, Selection
@@ -54,7 +56,7 @@ def _fields(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(VERSION).encode()})
 
 
-_FACTS = [
+_FACTS: list[tuple[str, pa.DataType]] = [
     ("id", pa.int32()),
     ("name", pa.string()),
     ("sha256", pa.string()),
@@ -145,8 +147,7 @@ class ProbeSet:
 
     def thumbnails(self) -> list[bytes]:
         """Every probe as a small WebP file (at most `THUMBNAIL_SIDE` pixels a side), in the set's order."""
-        thumbnails: list[bytes] = self._thumbnail_table()["thumbnail"].to_pylist()
-        return thumbnails
+        return values_of(self._thumbnail_table()["thumbnail"], bytes)
 
     def image_bytes(self, index: int) -> bytes:
         """The original file of one probe. Raises IndexError where there is none of this number."""
@@ -193,9 +194,8 @@ class ProbeSet:
         if receipt.get("encoder") != encoder_digest or receipt.get("hash") != self.hash:
             raise StoreError(f"{self._store.path(name)}: its receipt is for another encoder or probe set")
         table = self._read(name, receipt, embeddings_schema(int(receipt["dimension"])))
-        column = table["embedding"].combine_chunks()
-        rows: NDArray[np.float32] = column.values.to_numpy().reshape(len(table), int(receipt["dimension"]))
-        return rows
+        flat = pc.list_flatten(table["embedding"].combine_chunks()).to_numpy()
+        return np.asarray(flat, np.float32).reshape(len(table), int(receipt["dimension"]))
 
     def add_embeddings(self, encoder: Encoder, progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed every probe with an encoder and keep the result; embeddings that are there are only read."""
@@ -215,7 +215,7 @@ class ProbeSet:
 
     def _thumbnail_table(self) -> pa.Table:
         table = self._table(_THUMBNAILS)
-        if _set_hash(table["sha256"].to_pylist()) != self.hash:
+        if _set_hash(values_of(table["sha256"], str)) != self.hash:
             raise StoreError(
                 f"{self._store.path(_THUMBNAILS)} belongs to another probe set than its manifest"
             )

@@ -222,17 +222,16 @@ class Numbering:
         """The models' facts and where their logits are."""
         copies = np.bincount(self.weights, minlength=len(self.weights))
         first, rows = self.places
-        columns = {
+        columns: dict[str, npt.NDArray[np.generic] | Sequence[object]] = {
             "id": np.arange(len(self.weights), dtype=np.int32),
             "weights": self.weights,
-            "identity": pa.array(same, pa.string()),
+            "identity": same,
             "copies": copies[self.weights].astype(np.int32),
             "first_row": first,
             "rows": rows,
         }
         for name, values in columns.items():
-            column = values if isinstance(values, pa.Array) else pa.array(values)
-            models = models.append_column(MODELS.field(name), column)
+            models = models.append_column(MODELS.field(name), pa.array(values, MODELS.field(name).type))
         return models.select(MODELS.names).cast(MODELS)
 
 

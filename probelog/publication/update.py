@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from probelog.arrays import values_of
 from probelog.index.generation import Generation
 from probelog.index.schema import MODELS, logits_schema
 from probelog.index.settings import UpdateBase
@@ -92,7 +93,7 @@ def write_update(
     table = came.table(local)
     writer.write("models", MODELS, [table])
     gone = came.gone
-    logits = sum(came.rows_of(number) for number in gone["weights"].to_pylist())
+    logits = sum(came.rows_of(number) for number in values_of(gone["weights"], int))
     settings = {
         "rows": base.size + rows,
         "models": base.settings.models - gone.num_rows + changes.models.num_rows,
@@ -128,11 +129,11 @@ class _Came:
         same = self._weights_of(changes.identities)
         self.known = np.array([identity in same for identity in changes.identities], bool)
         # Facts of all weights of the base that are concerned, by number.
-        concerned = sorted({*self.gone["weights"].to_pylist(), *same.values()})
+        concerned = sorted({*values_of(self.gone["weights"], int), *same.values()})
         rows = base.take_models(concerned, ["first_row", "rows", "copies"]).to_pylist()
         self._groups: dict[int, dict[str, Any]] = {int(row["id"]): row for row in rows}
 
-        gone = set(self.gone["id"].to_pylist())
+        gone = set(values_of(self.gone["id"], int))
         vacant = [number for number in self._groups if number in gone]
         heirs = self._living_copies(vacant, gone)
         self._heirs = {number: heir for number, heir in heirs.items() if heir is not None}
@@ -152,7 +153,7 @@ class _Came:
         self.replaced = np.asarray(sorted({*gone, *self._heirs.values()}), np.int64)
 
         counts = {number: int(row["copies"]) for number, row in self._groups.items()}
-        for number in self.gone["weights"].to_pylist():
+        for number in values_of(self.gone["weights"], int):
             counts[number] -= 1
         for known in self._weights_known:
             if known is not None:
@@ -179,12 +180,12 @@ class _Came:
             own[number] if known is None else self._counts[known]
             for number, known in enumerate(self._weights_known)
         ]
-        columns = {
+        columns: dict[str, npt.NDArray[np.generic] | Sequence[object]] = {
             "id": self.ids,
             "weights": weights,
             "first_row": first,
             "rows": rows,
-            "identity": pa.array(self._changes.identities, pa.string()),
+            "identity": self._changes.identities,
             "copies": copies,
         }
         table = self._changes.models

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from probelog.arrays import values_of
 from probelog.errors import QueryError
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.ranking.confidence import ScoreMoments
@@ -358,5 +359,5 @@ def _rows_of_candidates(
     if not first:
         return np.empty(0, np.int64)
     found = generation.take_models(sorted(first), ["first_row", "rows"])
-    spans = zip(found["first_row"].to_pylist(), found["rows"].to_pylist(), strict=True)
+    spans = zip(values_of(found["first_row"], int), values_of(found["rows"], int), strict=True)
     return np.sort(np.concatenate([np.arange(start, start + count) for start, count in spans]))

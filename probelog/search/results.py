@@ -92,27 +92,26 @@ class ModelSummary:
     logits: list[LogitSummary]
 
 
-_HIT_SCHEMA = pa.schema(
-    [
-        ("rank", pa.int32()),
-        ("repo", pa.string()),
-        ("sha", pa.string()),
-        ("logit", pa.int32()),
-        ("label", pa.string()),
-        ("score", pa.float64()),
-        ("confidence", pa.float64()),
-        ("distance", pa.float64()),
-        ("negated", pa.bool_()),
-        ("duplicates", pa.int32()),
-        ("head", pa.string()),
-        ("library", pa.string()),
-        ("architecture", pa.string()),
-        ("licence", pa.string()),
-        ("downloads", pa.int64()),
-        ("likes", pa.int64()),
-        ("probes", pa.list_(pa.int32())),
-    ]
-)
+_HIT_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("rank", pa.int32()),
+    ("repo", pa.string()),
+    ("sha", pa.string()),
+    ("logit", pa.int32()),
+    ("label", pa.string()),
+    ("score", pa.float64()),
+    ("confidence", pa.float64()),
+    ("distance", pa.float64()),
+    ("negated", pa.bool_()),
+    ("duplicates", pa.int32()),
+    ("head", pa.string()),
+    ("library", pa.string()),
+    ("architecture", pa.string()),
+    ("licence", pa.string()),
+    ("downloads", pa.int64()),
+    ("likes", pa.int64()),
+    ("probes", pa.list_(pa.int32())),
+]
+_HIT_SCHEMA = pa.schema(_HIT_FIELDS)
 
 
 class Results(Sequence[Hit]):

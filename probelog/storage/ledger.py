@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from probelog.arrays import values_of
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest, short_key
 from probelog.storage.observations import from_rows
@@ -333,7 +334,7 @@ class Ledger:
         for receipt, (models, failed) in zip(old, tables, strict=True):
             items = set(receipt.items)
             replaced: Counter[str] = Counter()
-            for repo, sha in zip(models["repo"].to_pylist(), models["sha"].to_pylist(), strict=True):
+            for repo, sha in zip(values_of(models["repo"], str), values_of(models["sha"], str), strict=True):
                 attempt = 1
                 while (repo, sha, attempt) in reasons and item_key(repo, sha, attempt) not in items:
                     attempt += 1
@@ -449,7 +450,7 @@ def _counts(results: Sequence[ItemResult]) -> Counts:
     seconds = dict.fromkeys(TIMED_PHASES, 0.0)
     indexed = copies = logits = size = 0
     for result in results:
-        failed.update(result.failures["reason"].to_pylist())
+        failed.update(values_of(result.failures["reason"], str))
         models = result.models
         indexed += models.num_rows
         if not models.num_rows:

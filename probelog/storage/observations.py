@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from probelog.storage.schemas import OBSERVATIONS
 
@@ -61,10 +62,10 @@ def from_rows(table: pa.Table) -> Floats:
         ValueError: the rows are not equally long (they belong to several models).
     """
     values = table.column("values").combine_chunks()
-    lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
+    lengths = np.unique(pc.list_value_length(values).to_numpy(zero_copy_only=False))
     if len(lengths) > 1:
         raise ValueError(f"rows of {lengths.tolist()} values are not of one model")
-    flat = values.flatten().to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(values).to_numpy(zero_copy_only=False)
     scale = table.column("scale").to_numpy().astype(np.float64)
     offset = table.column("offset").to_numpy().astype(np.float64)
     stored = flat.reshape(table.num_rows, int(lengths[0]) if len(lengths) else 0)

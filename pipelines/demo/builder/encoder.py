@@ -115,14 +115,16 @@ def _build(vocabulary: int) -> Any:
         "layers": [1, 1, 1, 1], "channels": [32, 64, 128, 192], "stem_width": 16, "stem_type": "deep",
         "avg_down": True,
     }  # fmt: skip
-    vision = TimmWrapperConfig(architecture="resnet18", model_args=shape, do_pooling=True, hidden_size=192)
+    vision = TimmWrapperConfig(architecture="resnet18", model_args=shape, do_pooling=True)
     text = BertConfig(
         vocab_size=vocabulary, hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192,
         max_position_embeddings=_MAX_TOKENS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         pad_token_id=0, initializer_range=_TEXT_INIT,
     )  # fmt: skip
     config = VisionTextDualEncoderConfig(
-        vision_config=vision.to_dict(), text_config=text.to_dict(), projection_dim=_DIMENSIONS
+        vision_config=vision.to_dict() | {"hidden_size": 192},
+        text_config=text.to_dict(),
+        projection_dim=_DIMENSIONS,
     )
     return VisionTextDualEncoderModel(config)
 

@@ -45,7 +45,7 @@ def _weights(folder: Path, fill: float | None = None) -> None:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
-    tensors = ResNetForImageClassification(ResNetConfig(**_TINY)).state_dict()
+    tensors = ResNetForImageClassification(ResNetConfig.from_dict(_TINY)).state_dict()
     if fill is not None:
         tensors = {
             name: torch.full_like(value, fill) if value.is_floating_point() else value
