@@ -10,7 +10,7 @@ The query client lives here and needs neither torch nor Ray; names are imported 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _WHERE = {
 __all__ = ["Hit", "Index", "ProbeLogError", "Results", "__version__", "open_index"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _WHERE:
         from importlib import import_module
 

@@ -6,11 +6,11 @@ import base64
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.benchmark import tables
 from pipelines.benchmark.cells import TEXT, Cell
 from pipelines.benchmark.plots import Bins, Line, hub_plot, line_plot, reliability_plot
+from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.questions import ALL, SINGLE
 from pipelines.benchmark.tables import BOTH, Finished, Row
 from pipelines.job.templates import rendered
@@ -80,7 +80,7 @@ def _share(value: float) -> str:
     return f"1/{round(1 / value)}" if abs(1 / value - round(1 / value)) < 1e-9 else f"{value:g}"
 
 
-def _facts(hub: Any, done: Finished) -> Row:
+def _facts(hub: ProbedHub, done: Finished) -> Row:
     settings, questions = hub.generation.settings, done.questions[hub.name]
     return {
         "name": hub.name,

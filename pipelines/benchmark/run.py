@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +247,7 @@ def _opened(plan: BenchmarkPlan, truth: Truth | None) -> dict[str, ProbedHub]:
     return hubs
 
 
-def _verdict(truth: Truth | None) -> Any:
+def _verdict(truth: Truth | None) -> Callable[[ProbedModel], str | None]:
     if truth is not None:
 
         def known(model: ProbedModel) -> str | None:

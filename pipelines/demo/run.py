@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipelines.job.eta import duration
 from pipelines.job.progress import Report
 from probelog.errors import ProbeLogError
 from probelog.terminal import printable
+
+if TYPE_CHECKING:
+    from pipelines.job.job import Job
 
 WORLD = Path(__file__).parent / "world"
 FRACTION = 0.25
@@ -64,7 +67,7 @@ def run_demo(out: Path, compare: bool = True) -> None:
     )
 
 
-def _index(store: Path, fraction: float, report: Report) -> Any:
+def _index(store: Path, fraction: float, report: Report) -> Job:
     from pipelines.config.model import Config
     from pipelines.full import run_full
     from pipelines.job.job import Job
@@ -83,7 +86,7 @@ def _index(store: Path, fraction: float, report: Report) -> Any:
     return job
 
 
-def _show_failures(job: Any, report: Report) -> None:
+def _show_failures(job: Job, report: Report) -> None:
     """What was refused, and why: untrusted files are the normal case on a Hub."""
     from pipelines.inspect.status import status
     from probelog.storage.ledger import Ledger

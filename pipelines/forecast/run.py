@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cluster.runtime.session import session
 from pipelines.crawl.stage import Catalogue, hub_endpoint
@@ -181,7 +182,7 @@ def run_plan(
     )
 
 
-def _measure(job: Job, table: Any, chosen: npt.NDArray[np.bool_], endpoint: str) -> ProbeSet:
+def _measure(job: Job, table: pa.Table, chosen: npt.NDArray[np.bool_], endpoint: str) -> ProbeSet:
     """Probe some rows of the catalogue, as `run_probe` does; what is done already is not done again."""
     from probelog.encoders.torch_encoder import load_encoder
 

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from probelog.errors import ConfigError, UsageError
 from probelog.hub.client import is_repo_id
 from probelog.storage.schemas import clean_unicode
 
+Fact = TypeVar("Fact")
 log = logging.getLogger(__name__)
 
 LISTING = "hub.json"
@@ -168,14 +169,15 @@ class HubFolder:
                     counts[kind] = counts.get(kind, 0) + count
         return {"parameters": counts, "total": sum(counts.values())} if counts else None
 
-    def _fact(self, file: HubFile, read: Callable[[HubFile], Any]) -> Any:
+    def _fact(self, file: HubFile, read: Callable[[HubFile], Fact]) -> Fact:
         with self._lock:
             known = self._facts.get(file.local)
         if known is None or known[:2] != (file.size, file.mtime):
             known = (file.size, file.mtime, read(file))
             with self._lock:
                 self._facts[file.local] = known
-        return known[2]
+        fact: Fact = known[2]
+        return fact
 
     def _folders(self, listing: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
         for name, folder in self._subfolders(self.root):
@@ -280,7 +282,7 @@ def read_listing(path: Path) -> dict[str, Mapping[str, Any]]:
     return listing
 
 
-def _entry_problems(entry: Any) -> Iterator[str]:
+def _entry_problems(entry: object) -> Iterator[str]:
     if not isinstance(entry, dict):
         yield "must be an object"
         return
@@ -443,7 +445,7 @@ def _digests(file: HubFile) -> Digests:
     return Digests(sha256.hexdigest(), blob.hexdigest())
 
 
-def _read_config(file: HubFile) -> Any:
+def _read_config(file: HubFile) -> object:
     if file.size > _LONGEST_CONFIG:
         return {}
     try:
@@ -478,11 +480,11 @@ def _is_timm(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _first(value: Any) -> Any:
+def _first(value: object) -> object:
     return value[0] if isinstance(value, list) and value else None
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     items = value if isinstance(value, list) else [value]
     return [item for item in items if isinstance(item, str)]
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
@@ -343,7 +343,7 @@ def _number(query: QueryParams, name: str) -> int | None:
     return int(text)
 
 
-def _cursor(key: Any, name: str) -> str:
+def _cursor(key: object, name: str) -> str:
     return base64.urlsafe_b64encode(json.dumps([key, name]).encode()).decode()
 
 
@@ -357,7 +357,11 @@ def _read_cursor(text: str, kind: type) -> tuple[Any, str]:
     return key, name
 
 
-def _is_after(key: Any, name: str, last_key: Any, last_name: str, ascending: bool) -> bool:
+Key = TypeVar("Key", str, float)
+"""What a listing is sorted by."""
+
+
+def _is_after(key: Key, name: str, last_key: Key, last_name: str, ascending: bool) -> bool:
     if key == last_key:
         return name > last_name
     return bool(key > last_key if ascending else key < last_key)

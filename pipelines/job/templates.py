@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 
-def rendered(template: Path, filters: dict[str, Callable[..., str]], **values: Any) -> bytes:
+def rendered(template: Path, filters: dict[str, Callable[..., str]], **values: object) -> bytes:
     """A template's page, in UTF-8.
 
     Args:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,7 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         if parent is not None:
             networks.begin_from(model, networks.state(_unpack(parent, Path(scratch, "parent"))))
-        model = model.to(device, memory_format=torch.channels_last).train()
+        model = model.to(device).to(memory_format=torch.channels_last).train()
 
         def batch(_: int) -> tuple[torch.Tensor, torch.Tensor]:
             chosen = rng.choice(len(shown), _BATCH, p=chances)
@@ -190,7 +190,7 @@ def train(
     )
 
 
-def _accuracy(model: Any, spec: Spec, material: Material) -> float:
+def _accuracy(model: torch.nn.Module, spec: Spec, material: Material) -> float:
     """Share of validation images whose best logit is right, every logit weighing the same."""
     import torch
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,12 +69,13 @@ def declared_label(name: str, index: int, style: str) -> str:
 
 def build(
     architecture: Architecture, labels: Sequence[str], problem: str = "single_label_classification"
-) -> Any:
+) -> torch.nn.Module:
     """A network with one logit per label, freshly initialised."""
     if architecture.library == "timm":
         import timm
 
-        return timm.create_model(architecture.name, num_classes=len(labels))
+        model: torch.nn.Module = timm.create_model(architecture.name, num_classes=len(labels))
+        return model
     import transformers
 
     config = getattr(transformers, f"{architecture.name}Config")(
@@ -83,17 +84,18 @@ def build(
         label2id={label: i for i, label in enumerate(labels)},
         problem_type=problem,
     )
-    return getattr(transformers, f"{architecture.name}ForImageClassification")(config)
+    made: torch.nn.Module = getattr(transformers, f"{architecture.name}ForImageClassification")(config)
+    return made
 
 
-def begin_from(model: Any, start: Mapping[str, Any]) -> None:
+def begin_from(model: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> None:
     """Copy the weights that fit from a state dict, in place: all but a head of another size."""
     state = model.state_dict()
     fitting = {key: value for key, value in start.items() if state[key].shape == value.shape}
     model.load_state_dict({**state, **fitting})
 
 
-def logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def logits(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """A model's logits, n x classes, whichever library it comes from."""
     output = model(pixels)
     result: torch.Tensor = output if hasattr(output, "shape") else output.logits
@@ -112,7 +114,9 @@ def to_input(pixels: NDArray[np.uint8], device: str, normalisation: Normalisatio
 Batch = Callable[[int], tuple["torch.Tensor", "torch.Tensor"]]
 
 
-def fit(model: Any, batch: Batch, loss: Callable[..., torch.Tensor], rate: float, steps: int) -> None:
+def fit(
+    model: torch.nn.Module, batch: Batch, loss: Callable[..., torch.Tensor], rate: float, steps: int
+) -> None:
     """Train in place with AdamW under a one-cycle schedule; ``batch(step)`` gives inputs and targets."""
     import torch
 
@@ -128,7 +132,7 @@ def fit(model: Any, batch: Batch, loss: Callable[..., torch.Tensor], rate: float
 
 
 def save(
-    model: Any, architecture: Architecture, labels: Sequence[str], folder: Path, *, size: int, dtype: str,
+    model: torch.nn.Module, architecture: Architecture, labels: Sequence[str], folder: Path, *, size: int, dtype: str,
     normalisation: Normalisation, sharded: bool = False,
 ) -> None:  # fmt: skip
     """Write a repository: timm's layout for timm models, transformers' for the rest. Changes the model's dtype."""
@@ -153,17 +157,18 @@ def save(
 
     convnext = architecture.processor.startswith("ConvNext")
     image_size = {"shortest_edge": size} if convnext else {"height": size, "width": size}
-    stored.save_pretrained(folder, **({"max_shard_size": "100KB"} if sharded else {}))
+    limits: dict[str, Any] = {"max_shard_size": "100KB"} if sharded else {}
+    cast("transformers.PreTrainedModel", stored).save_pretrained(folder, **limits)
     processor = getattr(transformers, architecture.processor)
     extra = {"crop_pct": 1.0} if convnext else {}
     processor(size=image_size, image_mean=list(mean), image_std=list(std), **extra).save_pretrained(folder)
 
 
-def state(folder: Path) -> dict[str, Any]:
+def state(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a repository in float32."""
     from safetensors.torch import load_file
 
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for part in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(part)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from probelog.encoders.image import ImageEncoder, ImageSettings
@@ -177,7 +178,9 @@ _HARD_TEXTS = (
 )
 
 
-def _compared(encoder: Encoder, what: str, want: Any, got: Any, tolerance: float) -> float:
+def _compared(
+    encoder: Encoder, what: str, want: NDArray[np.float32], got: NDArray[np.float32], tolerance: float
+) -> float:
     worst = float(np.abs(want - got).max())
     if not worst <= tolerance:
         raise ExportMismatchError(
@@ -223,7 +226,7 @@ def _export(
 
     weights = sum(p.numel() * p.element_size() for p in encoder.model.parameters())
     names = list(example)
-    module = _tower(encoder.model, tower, names)
+    module = _tower(cast("torch.nn.Module", encoder.model), tower, names)
     inputs = tuple(torch.as_tensor(example[name]).to(encoder.model.device) for name in names)
     dynamic = {name: dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in names}
     try:
@@ -254,7 +257,7 @@ def _export(
     return proto.SerializeToString(), opset
 
 
-def _tower(model: Any, method: str, names: Sequence[str]) -> torch.nn.Module:
+def _tower(model: torch.nn.Module, method: str, names: Sequence[str]) -> torch.nn.Module:
     import torch
 
     class Tower(torch.nn.Module):
@@ -332,7 +335,7 @@ def _channels(value: float | Sequence[float]) -> list[float]:
     return [float(item) for item in value] if isinstance(value, Sequence) else [float(value)] * 3
 
 
-def _processed(encoder: Encoder, images: Sequence[Image.Image]) -> Any:
+def _processed(encoder: Encoder, images: Sequence[Image.Image]) -> NDArray[np.float32]:
     """The processor's pixels (n, 3, height, width). Raises ValueError where their sizes differ."""
     return np.stack(
         [encoder.image_processor(images=image, return_tensors="np")["pixel_values"][0] for image in images]

@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from probelog.storage.schemas import clean_unicode
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 _RECIPE = "1"
 """Part of the digest: raise it when this module feeds the same files differently."""
@@ -40,6 +42,20 @@ _LONGEST_TEXT = 512
 _UNMASKED = frozenset({"siglip", "siglip2"})
 
 
+class ImageTextModel(Protocol):
+    """What the encoder needs of a model: both towers, and what every module of torch has."""
+
+    device: torch.device
+    config: PreTrainedConfig
+
+    def get_text_features(self, **inputs: torch.Tensor) -> torch.Tensor | BaseModelOutputWithPooling: ...
+    def get_image_features(self, **inputs: torch.Tensor) -> torch.Tensor | BaseModelOutputWithPooling: ...
+    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]: ...
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+    def eval(self) -> ImageTextModel: ...
+    def to(self, device: str | torch.device) -> ImageTextModel: ...
+
+
 class Encoder:
     """An image-text encoder in float32, in evaluation mode. Made by `load_encoder`.
 
@@ -47,7 +63,14 @@ class Encoder:
     processor) and is part of the keys of whatever is derived from embeddings. ``dimension`` is d.
     """
 
-    def __init__(self, source: str, digest: str, model: Any, tokenizer: Any, image_processor: Any) -> None:
+    def __init__(
+        self,
+        source: str,
+        digest: str,
+        model: ImageTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Any,  # the library gives each family a class of its own and declares none for all
+    ) -> None:
         self.source = source
         self.digest = digest
         self.model = model
@@ -113,7 +136,9 @@ class Encoder:
         accepted = {name: value for name, value in inputs.items() if name in self._image_inputs}
         return self._features(self.model.get_image_features, accepted)
 
-    def _features(self, tower: Callable[..., Any], inputs: dict[str, Any]) -> NDArray[np.float32]:
+    def _features(
+        self, tower: Callable[..., torch.Tensor | BaseModelOutputWithPooling], inputs: dict[str, Any]
+    ) -> NDArray[np.float32]:
         import torch
 
         on_device = {name: torch.as_tensor(value).to(self.model.device) for name, value in inputs.items()}
@@ -178,7 +203,7 @@ def load_encoder(source: str, device: str | torch.device | None = None) -> Encod
     return encoder
 
 
-def pooled(output: Any) -> torch.Tensor:
+def pooled(output: torch.Tensor | BaseModelOutputWithPooling) -> torch.Tensor:
     """The embedding (n, d) in what ``get_*_features`` returns: ``pooler_output`` since transformers 5."""
     import torch
 
@@ -244,7 +269,7 @@ def _files_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _load(source: str, folder: Path) -> tuple[Any, Any, Any]:
+def _load(source: str, folder: Path) -> tuple[ImageTextModel, PreTrainedTokenizerBase, Any]:
     import torch
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -283,19 +308,19 @@ def _load(source: str, folder: Path) -> tuple[Any, Any, Any]:
     return model, tokenizer, image_processor
 
 
-def _max_length(model: Any, tokenizer: Any) -> int:
+def _max_length(model: ImageTextModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The longest text in tokens, from the tokenizer and the size of the position table."""
     lengths = [_LONGEST_TEXT, int(tokenizer.model_max_length)]
     tower = getattr(model, "text_model", model)
     for name, module in tower.named_modules():
         if name.endswith(("position_embedding", "position_embeddings")) and hasattr(module, "num_embeddings"):
             # RoBERTa and its relatives count positions from padding_idx + 1.
-            offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            lengths.append(module.num_embeddings - offset)
+            padding = getattr(module, "padding_idx", None)
+            lengths.append(getattr(module, "num_embeddings") - (0 if padding is None else padding + 1))  # noqa: B009 - a tensor to the type checker
     return min(lengths)
 
 
-def _text_inputs(model: Any, tokenizer: Any) -> tuple[str, ...]:
+def _text_inputs(model: ImageTextModel, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     accepted = inspect.signature(model.get_text_features).parameters
     known = ("input_ids", "attention_mask", "token_type_ids")
     return tuple(
@@ -307,7 +332,7 @@ def _text_inputs(model: Any, tokenizer: Any) -> tuple[str, ...]:
     )
 
 
-def _is_unmasked(model: Any) -> bool:
+def _is_unmasked(model: ImageTextModel) -> bool:
     return model.config.model_type in _UNMASKED
 
 

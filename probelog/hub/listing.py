@@ -256,12 +256,12 @@ def _read_page(
     return page, modified
 
 
-def _with_commit(client: HubClient, item: Any) -> Any:
+def _with_commit(client: HubClient, item: object) -> object:
     """A row of a listing; of a server that leaves the commit out, the model's own page."""
-    repo = item.get("id") if isinstance(item, dict) else None
-    if isinstance(repo, str) and is_repo_id(repo) and item.get("sha") is None:
-        return {**item, **_info(client, repo)}
-    return item
+    if not isinstance(item, dict) or item.get("sha") is not None:
+        return item
+    repo = item.get("id")
+    return {**item, **_info(client, repo)} if isinstance(repo, str) and is_repo_id(repo) else item
 
 
 def _listed_pages(client: HubClient, filters: ListingFilters, start_url: str | None) -> Iterator[Page]:

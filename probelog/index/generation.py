@@ -312,8 +312,8 @@ class Generation:
         facts = np.empty(0, self._facts)
         if len(of_base):
             with self._base.reading("logits"):
-                found = self._base.open("logits").take_offsets(of_base.tolist()).select(["facts"]).to_arrow()
-                facts = structured(found["facts"], self._facts)
+                rows_of_base = self._base.open("logits").take_offsets(of_base.tolist())
+                facts = structured(rows_of_base.select(["facts"]).to_arrow()["facts"], self._facts)
             facts = facts[np.argsort(facts["row"])]
             if not np.array_equal(facts["row"], of_base):
                 raise self._base.gaps("logits")

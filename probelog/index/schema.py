@@ -17,7 +17,7 @@ a half-built one.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,9 @@ import pyarrow as pa
 from probelog.index.basis import Basis
 from probelog.index.layout import folder_of
 from probelog.storage.store import Store, lance_options
+
+if TYPE_CHECKING:
+    from lancedb import DBConnection
 
 # Of a generation, in its settings; the pointer has a version of its own.
 INDEX_VERSION = 4
@@ -35,7 +38,7 @@ _INDEX_CACHE = 256 << 20
 _METADATA_CACHE = 64 << 20
 
 
-def connect(index: Store, generation: str) -> Any:
+def connect(index: Store, generation: str) -> DBConnection:
     """LanceDB's connection to one generation."""
     import lancedb
 

@@ -7,13 +7,17 @@ it must hold the best, no more.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Column
+
+if TYPE_CHECKING:
+    from lancedb.query import LanceVectorQueryBuilder
+    from lancedb.table import Table
 
 # Below this many logits all of them are scored: that is exact, and no slower. Measured on one core with 381
 # coordinates: all of 20,000 take 3 ms, of 50,000 10 ms and of 100,000 16 ms; shortlist and re-ranking 11 ms at a million.
@@ -24,14 +28,14 @@ _BITS = 5
 _PROBES = 64
 
 
-def build(table: Any) -> None:
+def build(table: Table) -> None:
     """Index the vectors of a written ``logits`` table."""
     from lancedb.index import IvfRq
 
     table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=_BITS))
 
 
-def ask(table: Any, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> Column:
+def ask(table: Table, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> Column:
     """The facts of about the ``count`` best logits for a question, in no particular order.
 
     Search and fetch are one request.
@@ -43,7 +47,7 @@ def ask(table: Any, vector: npt.NDArray[np.float32], count: int, effort: int = 1
         effort: how many times more of the index is looked into than for a plain question.
     """
     found: pa.Table = (
-        table.search(vector, vector_column_name="vector")
+        cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector"))
         .distance_type("dot")  # another one than the index was built for would silently scan everything
         .nprobes(_PROBES * effort)
         .limit(count)

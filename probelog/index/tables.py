@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -15,6 +15,9 @@ from probelog.errors import StoreError
 from probelog.index.layout import folder_of
 from probelog.index.schema import connect
 from probelog.storage.store import Store
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 # What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
 _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
@@ -31,14 +34,14 @@ class Tables:
         self._index = index
         self._generation = generation
         self._lock = threading.RLock()
-        self._tables: dict[str, Any] = {}
+        self._tables: dict[str, Table] = {}
         with self.reading("settings"):
             # LanceDB would make the missing folder.
             if index.is_local and not Path(index.path(folder_of(generation))).is_dir():
                 raise FileNotFoundError("there is no such folder; publish again or roll back")
             self._connection = connect(index, generation)
 
-    def open(self, name: str) -> Any:
+    def open(self, name: str) -> Table:
         """A table as LanceDB knows it."""
         with self._lock:
             if name not in self._tables:

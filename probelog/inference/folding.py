@@ -38,7 +38,7 @@ def pairs_seen(module: torch.nn.Module, run: Callable[[], None]) -> list[Pair]:
     times: Counter[torch.nn.Module] = Counter()
     pairs: list[Pair] = []
 
-    def ran(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+    def ran(layer: torch.nn.Module, _: object, output: torch.Tensor) -> None:
         times[layer] += 1
         assert isinstance(layer, torch.nn.Conv2d)
         made[id(output)] = (weakref.ref(output), layer)

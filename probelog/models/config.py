@@ -9,11 +9,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.storage.schemas import Head, clean_unicode
 from probelog.weights.repository import read_json, walk
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_LABEL_CHARACTERS = 300
 
@@ -129,13 +132,13 @@ def bounded_construction(tensors: int, elements: int) -> Iterator[None]:
                     f"the weights hold {elements} numbers in {tensors} tensors",
                 )
 
-    def parameter_made(_module: Any, _name: str, parameter: Any) -> None:
+    def parameter_made(_module: object, _name: str, parameter: torch.Tensor | None) -> None:
         count(parameters=1, numbers=0 if parameter is None else parameter.numel())
 
-    def buffer_made(_module: Any, _name: str, buffer: Any) -> None:
+    def buffer_made(_module: object, _name: str, buffer: torch.Tensor | None) -> None:
         count(numbers=0 if buffer is None else buffer.numel())
 
-    def module_made(_module: Any, _name: str, _child: Any) -> None:
+    def module_made(_module: object, _name: str, _child: object) -> None:
         count(modules=1)
 
     handles = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,11 +31,15 @@ class Construction(TorchFunctionMode):
         self._made: list[weakref.ref[torch.Tensor]] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         """Called for every operation on tensors."""
         if func in _RANDOM_FILLS or func in _TOUCHES:
-            target = args[0] if args else kwargs["tensor"]  # torch.nn.init names its arguments
+            target = args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init names its arguments
             if isinstance(target, torch.nn.Parameter) or (
                 isinstance(target, torch.Tensor) and target.is_meta
             ):

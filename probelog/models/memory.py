@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
-from typing import Any
 
 from probelog.models import memory
 
@@ -129,7 +128,7 @@ def give_back() -> None:
 
 
 @functools.cache
-def _library() -> Any:
+def _library() -> ctypes.CDLL | None:
     """glibc, or None."""
     library = ctypes.CDLL(None)
     known = all(hasattr(library, name) for name in ("gnu_get_libc_version", "mallopt", "malloc_trim"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import (
@@ -26,6 +27,7 @@ from probelog.weights.reader import WeightFacts, Weights
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Image classification in name, but the input is not a picture alone: colour clusters, a prompt, patches of
 # varying number with a mask.
@@ -40,6 +42,8 @@ _NOT_THE_MODEL = {
 # Older spellings that configuration classes still translate when they are made.
 _OLD_SPELLINGS = {"text_config_dict", "vision_config_dict", "segmentation_indices"}
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class TransformersPlan:
@@ -47,8 +51,8 @@ class TransformersPlan:
 
     library: ClassVar[str] = "transformers"
 
-    model_class: Any
-    config: Any = field(repr=False)
+    model_class: type[PreTrainedModel]
+    config: type[PreTrainedConfig] = field(repr=False)
     numbers: Mapping[str, Any] = field(repr=False)
     head: Head
     labels: list[str] = field(repr=False)
@@ -98,15 +102,18 @@ class TransformersPlan:
             del sketch
             tensors, facts = weights.read()
             try:
-                module, report = self.model_class.from_pretrained(
-                    None,
-                    config=config,
-                    state_dict=tensors,
-                    dtype=torch.float32,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    use_safetensors=True,
-                    output_loading_info=True,
+                module, report = cast(
+                    "tuple[torch.nn.Module, dict[str, Any]]",
+                    self.model_class.from_pretrained(
+                        None,
+                        config=config,
+                        state_dict=tensors,
+                        dtype=torch.float32,
+                        trust_remote_code=False,
+                        local_files_only=True,
+                        use_safetensors=True,
+                        output_loading_info=True,
+                    ),
                 )
             except Exception as error:  # the foreign loader raises many kinds when a shape does not fit
                 if out_of_memory(error):
@@ -130,7 +137,7 @@ class TransformersPlan:
             )
         return module, facts
 
-    def _made(self, make: Any) -> Any:
+    def _made(self, make: Callable[[], Made]) -> Made:
         try:
             return make()
         except ItemFailure:
@@ -153,6 +160,7 @@ def plan(folder: Path, config: Mapping[str, Any], limits: LoadLimits) -> Transfo
     """
     model_class = _model_class(config)
     config_class = model_class.config_class
+    assert config_class is not None  # every class of the mapping has one
     if config.get("quantization_config") is not None:
         raise ItemFailure(FailureReason.UNSUPPORTED, "the weights are quantised")
     numbers = _known_keys(config, config_class)
@@ -180,7 +188,7 @@ def plan(folder: Path, config: Mapping[str, Any], limits: LoadLimits) -> Transfo
     )
 
 
-def _model_class(config: Mapping[str, Any]) -> Any:
+def _model_class(config: Mapping[str, Any]) -> type[PreTrainedModel]:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
@@ -206,10 +214,11 @@ def _model_class(config: Mapping[str, Any]) -> Any:
         raise ItemFailure(FailureReason.NOT_A_CLASSIFIER, f"{shown}: not an image classifier")
     if model_type in _OTHER_INPUT:
         raise ItemFailure(FailureReason.UNSUPPORTED, f"{shown}: its input is not a plain image")
-    return getattr(transformers, (native or known)[0])
+    found: type[PreTrainedModel] = getattr(transformers, (native or known)[0])
+    return found
 
 
-def _known_keys(config: Mapping[str, Any], config_class: Any) -> dict[str, Any]:
+def _known_keys(config: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """The values that describe the model: fields of the class, no others.
 
     The library would set any key as an attribute, and some attributes load code or files: attn_implementation
@@ -269,7 +278,7 @@ def _without_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _quiet(transformers: ModuleType) -> Iterator[None]:
     """No progress bars and no load reports on the terminal of a worker; what they say is in the failure."""
     logging = transformers.utils.logging
     level = logging.get_verbosity()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -13,6 +13,9 @@ from probelog.index.schema import META, connect
 from probelog.publication.lifecycle import list_files, renew, reserve
 from probelog.publication.stream import run_consumer_in_thread
 from probelog.storage.store import Store
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 _RENEW_SECONDS = 60.0
 
@@ -47,7 +50,7 @@ class GenerationWriter:
                 self._stay()
                 yield from batch.to_batches()
 
-        def written(received: Iterator[pa.RecordBatch]) -> Any:
+        def written(received: Iterator[pa.RecordBatch]) -> Table:
             # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
             reader = pa.RecordBatchReader.from_batches(schema, received)
             return self._connection.create_table(table, data=reader, schema=schema)
@@ -57,7 +60,7 @@ class GenerationWriter:
             raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
         return rows
 
-    def open(self, table: str) -> Any:
+    def open(self, table: str) -> Table:
         """A table that was written."""
         return self._connection.open_table(table)
 

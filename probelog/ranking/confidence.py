@@ -207,9 +207,9 @@ class Confidence:
         return cls(intercept, margin, score, source, *counts)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     # An integer too large for a float is no weight either.
-    return type(value) in (int, float) and abs(value) < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def fit(scores: Floats, margins: Floats, relevant: Sequence[bool] | Ints, background: int) -> Confidence:

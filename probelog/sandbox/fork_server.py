@@ -226,7 +226,7 @@ class Child:
         self._status: int | None = None
         self._lock = threading.Lock()
 
-    def ask(self, timeout: float | None, **message: Any) -> tuple[dict[str, Any], list[bytes]]:
+    def ask(self, timeout: float | None, **message: object) -> tuple[dict[str, Any], list[bytes]]:
         """Send an object of plain values and wait for the answer: an object, and byte strings beside it.
 
         Raises:
@@ -281,7 +281,7 @@ class Child:
             return -signal.SIGKILL
 
 
-def answer(connection: Connection, blobs: Sequence[bytes | memoryview] = (), **message: Any) -> None:
+def answer(connection: Connection, blobs: Sequence[bytes | memoryview] = (), **message: object) -> None:
     """The other side of `Child.ask`."""
     connection.send_bytes(json.dumps({**message, "blobs": len(blobs)}).encode())
     for blob in blobs:

@@ -106,13 +106,13 @@ class PlanCache:
     _MOST, _LONGEST = 10_000, 2_000
 
     def __init__(self) -> None:
-        self._plans: dict[str, Any] = {}
+        self._plans: dict[str, object] = {}
 
-    def get(self, kind: str) -> Any:
+    def get(self, kind: str) -> object:
         """What was last said of a kind, or None."""
         return self._plans.get(kind)
 
-    def put(self, kind: str, plan: Any) -> None:
+    def put(self, kind: str, plan: object) -> None:
         """Remember it, unless it is too long to be true."""
         if len(kind) + len(json.dumps(plan)) <= self._LONGEST and len(self._plans) < self._MOST:
             self._plans[kind] = plan
@@ -195,7 +195,7 @@ class ModelProcess:
         )
         self.confined = {str(name): bool(held) for name, held in dict(answer["confined"]).items()}
 
-    def _ask(self, until: float, **message: Any) -> tuple[dict[str, Any], list[bytes]]:
+    def _ask(self, until: float, **message: object) -> tuple[dict[str, Any], list[bytes]]:
         child = self._child
         if child is None:
             raise ProcessLostError(-9)  # closed by another thread

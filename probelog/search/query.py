@@ -201,7 +201,7 @@ def _check_words(generation: Generation, text: str, notes: list[str]) -> None:
         notes.append(f"the text encoder does not know {listed}; the answer rests on the other words")
 
 
-def _embedded(generation: Generation, images: Any) -> npt.NDArray[np.float32]:
+def _embedded(generation: Generation, images: object) -> npt.NDArray[np.float32]:
     """Unit vectors of pictures: (s, d)."""
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence) or not images:
         raise QueryError("images must be a list of at least one picture")

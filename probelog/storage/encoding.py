@@ -39,8 +39,8 @@ def from_npy(data: bytes) -> np.ndarray[Any, Any]:
     return array
 
 
-def parquet_bytes(table: pa.Table, **options: Any) -> bytes:
-    """A table as a Parquet file in memory (zstd; further options as for ``pyarrow.parquet.write_table``)."""
+def parquet_bytes(table: pa.Table, use_dictionary: bool = True) -> bytes:
+    """A table as a Parquet file in memory (zstd); without a dictionary for values that hardly repeat."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=1, **options)
+    pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=use_dictionary)
     return bytes(sink.getvalue())

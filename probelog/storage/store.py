@@ -20,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -30,6 +31,9 @@ import pyarrow.parquet as pq
 
 from probelog.errors import ConflictError, SchemaVersionError, StoreError, UsageError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _TEMPORARY = ".tmp-"
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
@@ -96,7 +100,7 @@ class Store:
                 f"{text!r}: the store must be a directory or an s3:// address, not {self.scheme}://"
             )
         self._open: pafs.FileSystem | None = None
-        self._s3: Any = None
+        self._s3: S3Client | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -216,7 +220,7 @@ class Store:
     def create(self, name: str, data: bytes) -> bool:
         """Write one object only if none of this name exists; says whether it did."""
         if not self.is_local:
-            return self._put_if(name, data, IfNoneMatch="*")
+            return self._put_if(name, data, None)
         target = Path(self.path(name))
         with _written_beside(target, data) as temporary:
             try:
@@ -248,7 +252,7 @@ class Store:
             found, tag = self._tagged(name)
             if found != expected:
                 break
-            if self._put_if(name, data, **({"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag})):
+            if self._put_if(name, data, tag):
                 return
             # Refused: another content (seen next time), an attempt of this very put that had arrived before the
             # library repeated it, or 409, somebody is writing at this moment and may yet fail.
@@ -317,7 +321,7 @@ class Store:
                 self._open = pafs.LocalFileSystem() if self.is_local else _s3_filesystem()
             return self._open
 
-    def _client(self) -> Any:
+    def _client(self) -> S3Client:
         # boto3 rather than pyarrow: pyarrow has no conditional put. Writers only, so the query client goes without.
         with self._lock:
             if self._s3 is None:
@@ -328,14 +332,16 @@ class Store:
                 self._s3 = boto3.client("s3", endpoint_url=_s3_endpoint())
             return self._s3
 
-    def _put_if(self, name: str, data: bytes, **condition: str) -> bool:
+    def _put_if(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Put an object that still has this tag (None: that does not exist); says whether it was so."""
         from botocore.exceptions import ClientError
 
         with self._explained(name):
             try:
-                self._client().put_object(
-                    Bucket=self._bucket, Key=self._object_key(name), Body=data, **condition
+                put = partial(
+                    self._client().put_object, Bucket=self._bucket, Key=self._object_key(name), Body=data
                 )
+                put(IfNoneMatch="*") if tag is None else put(IfMatch=tag)
             except ClientError as error:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
                     return False

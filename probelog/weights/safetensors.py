@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.weights.repository import member, parse_object, read_json
@@ -99,8 +99,10 @@ def read_header(path: Path) -> Header:
     return Header(path, {tensor.name: tensor for tensor in tensors})
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     label = f"tensor {name[:100]!r}"
+    if not isinstance(entry, dict):
+        raise _corrupt(path, f"{label} lacks dtype, shape or data_offsets")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):

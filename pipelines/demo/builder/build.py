@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -136,9 +136,12 @@ def _train_classifiers(
             report(job.result())
 
 
-def _at_once(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+Result = TypeVar("Result")
+
+
+def _at_once(function: Callable[..., Result], *arguments: object) -> Future[Result]:
     """Run a job here and now, in the form in which a pool of processes would return it."""
-    future: Future[Any] = Future()
+    future: Future[Result] = Future()
     future.set_result(function(*arguments))
     return future
 

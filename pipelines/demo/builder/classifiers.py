@@ -6,7 +6,7 @@ model trains on one thread from its own seed, so it does not matter how many are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,7 +233,7 @@ def base(architecture: str, concepts: Sequence[DrawnConcept], seed: int) -> Spec
     )
 
 
-def build(spec: Spec) -> Any:
+def build(spec: Spec) -> torch.nn.Module:
     """The network of a specification, freshly initialised."""
     problem = {"softmax": "single_label_classification"}.get(spec.head, "multi_label_classification")
     return networks.build(ARCHITECTURES[spec.architecture], spec.labels, problem)
@@ -271,8 +271,12 @@ def _weights(
 
 
 def train(
-    spec: Spec, concepts: Sequence[DrawnConcept], effort: Effort, device: str, start: Any = None
-) -> Any:
+    spec: Spec,
+    concepts: Sequence[DrawnConcept],
+    effort: Effort,
+    device: str,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> torch.nn.Module:
     """Train one classifier; ``start`` is a state dict to begin from (the head is left out if it does not fit)."""
     import torch
     from torch.nn import functional
@@ -285,7 +289,7 @@ def train(
     model = build(spec)
     if start is not None:
         networks.begin_from(model, start)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device).to(memory_format=torch.channels_last).train()
     rate = ARCHITECTURES[spec.architecture].rate * (0.5 if start is not None else 1.0)
     # Superclasses and "everything else" take longer than a handful of concepts.
     steps = effort.steps * (3 if start is not None and len(numbers) > 30 else 1)
@@ -317,7 +321,7 @@ def train(
     return model.to("cpu").eval()
 
 
-def accuracy(model: Any, spec: Spec, concepts: Sequence[DrawnConcept]) -> float:
+def accuracy(model: torch.nn.Module, spec: Spec, concepts: Sequence[DrawnConcept]) -> float:
     """Share of right answers on fresh pictures by the classifier's designers, every logit weighing the same.
 
     For softmax heads the best logit must be right; for the others every logit is a yes-or-no question, and the
@@ -339,7 +343,7 @@ def accuracy(model: Any, spec: Spec, concepts: Sequence[DrawnConcept]) -> float:
     return float(np.mean([(yes[t, i].mean() + (~yes[~t, i]).mean()) / 2 for i, t in enumerate(truth.T)]))
 
 
-def save(model: Any, spec: Spec, folder: Path) -> None:
+def save(model: torch.nn.Module, spec: Spec, folder: Path) -> None:
     """Write a repository; changes the model's dtype."""
     networks.save(
         model,

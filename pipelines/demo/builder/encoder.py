@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from pipelines.zoo.networks import to_input
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
+    from transformers import VisionTextDualEncoderModel
 
 HELD_OUT = "ri"
 PROMPT = "a photo of a {}"
@@ -107,7 +109,7 @@ def _words(text: str) -> list[str]:
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text.lower().replace("{}", " "))]
 
 
-def _build(vocabulary: int) -> Any:
+def _build(vocabulary: int) -> VisionTextDualEncoderModel:
     from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
     from transformers.models.timm_wrapper import TimmWrapperConfig
 
@@ -132,7 +134,7 @@ def _build(vocabulary: int) -> Any:
 class _Names:
     """Every name that the encoder hears, as token ids, for every template."""
 
-    def __init__(self, tokenizer: Any, names: Sequence[Sequence[str]], device: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, names: Sequence[Sequence[str]], device: str) -> None:
         self._tokenizer = tokenizer
         self._names = names
         self._device = device
@@ -147,7 +149,7 @@ class _Names:
         return tokens(self._tokenizer, texts, self._device)
 
 
-def tokens(tokenizer: Any, texts: Sequence[str], device: str) -> dict[str, torch.Tensor]:
+def tokens(tokenizer: Tokenizer, texts: Sequence[str], device: str) -> dict[str, torch.Tensor]:
     """Token ids and attention mask of some texts, padded to the longest."""
     import torch
 
@@ -169,7 +171,7 @@ def train(
     seed: int,
     device: str,
     say: Callable[[str], None],
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[VisionTextDualEncoderModel, dict[str, Any]]:
     """Train the dual encoder; returns the model (float32, evaluation mode) and its tokenizer's JSON.
 
     The loss is CLIP's, symmetric, over the distinct names in a batch (pictures of the same thing share their
@@ -191,8 +193,9 @@ def train(
         for kind in thing.concept.superclasses:
             kind_targets[row, kinds.index(kind)] = 1 / len(thing.concept.superclasses)
 
-    model = _build(tokenizer.get_vocab_size()).to(device)
-    model.vision_model.to(memory_format=torch.channels_last)
+    model = _build(tokenizer.get_vocab_size())
+    torch.nn.Module.to(model, device)
+    torch.nn.Module.to(model.vision_model, memory_format=torch.channels_last)
     vision = [*model.vision_model.parameters(), *model.visual_projection.parameters()]
     text = [*model.text_model.parameters(), *model.text_projection.parameters(), model.logit_scale]
     table = torch.nn.Parameter(torch.randn(len(names), _DIMENSIONS, device=device) / _DIMENSIONS**0.5)
@@ -243,12 +246,13 @@ def train(
             say(
                 f"encoder: step {step + 1}/{effort.steps}, loss {loss.item():.3f}, batch {right:.0%}, {minutes:.1f} min"
             )
-    return model.to("cpu").eval(), tokenizer_data
+    torch.nn.Module.to(model, "cpu")
+    return model.eval(), tokenizer_data
 
 
 def _pools(
     concepts: Sequence[DrawnConcept], others: Sequence[DrawnConcept], effort: Effort, seed: int
-) -> Any:
+) -> Iterator[tuple[Pixels, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
     """Endless batches (pixels, class numbers); the pictures are rendered afresh every ``steps / rounds`` steps."""
     rng = np.random.default_rng((seed, 2))
     seen = [designer for designer in DESIGNERS if designer != HELD_OUT]
@@ -276,21 +280,21 @@ def _symmetric(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (across + down) / 2
 
 
-def _image_embeddings(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def _image_embeddings(model: VisionTextDualEncoderModel, pixels: torch.Tensor) -> torch.Tensor:
     from torch.nn.functional import normalize
 
     embeddings: torch.Tensor = normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
     return embeddings
 
 
-def _text_embeddings(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def _text_embeddings(model: VisionTextDualEncoderModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     from torch.nn.functional import normalize
 
     embeddings: torch.Tensor = normalize(model.get_text_features(**batch).pooler_output, dim=-1)
     return embeddings
 
 
-def embed_images(model: Any, pixels: Pixels, batch: int = 256) -> torch.Tensor:
+def embed_images(model: VisionTextDualEncoderModel, pixels: Pixels, batch: int = 256) -> torch.Tensor:
     """L2-normalised embeddings of pictures, n x 128."""
     import torch
 
@@ -303,7 +307,7 @@ def embed_images(model: Any, pixels: Pixels, batch: int = 256) -> torch.Tensor:
 
 
 def zero_shot(
-    model: Any,
+    model: VisionTextDualEncoderModel,
     tokenizer_data: dict[str, Any],
     concepts: Sequence[DrawnConcept],
     *,
@@ -329,7 +333,7 @@ def zero_shot(
     return float((guess == np.array(numbers)[pool.classes]).mean())
 
 
-def save(model: Any, tokenizer_data: dict[str, Any], folder: Path) -> None:
+def save(model: VisionTextDualEncoderModel, tokenizer_data: dict[str, Any], folder: Path) -> None:
     """Write the encoder as transformers would: weights in half precision, to be loaded as float32."""
     from safetensors.torch import save_file
 

@@ -32,7 +32,7 @@ def evil_pickle() -> bytes:
     return out + pickle.TUPLE + pickle.REDUCE + pickle.STOP
 
 
-def _config(folder: Path, **changes: Any) -> None:
+def _config(folder: Path, **changes: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**_TINY, **changes}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
