@@ -12,6 +12,7 @@ from pipelines.job.job import Job
 from pipelines.nightly.record import NightlyRecord
 from pipelines.nightly.start import NightlyStart
 from pipelines.quality.samples import Version
+from probelog.arrays import values_of
 from probelog.storage.schemas import CatalogueRow
 
 
@@ -78,7 +79,7 @@ def save_changes(job: Job, start: NightlyStart, changes: HubChanges) -> HubChang
 def _versions(start: NightlyStart, rows: Mapping[str, CatalogueRow]) -> Iterator[Version]:
     """All that the index holds or is about to hold, whether it was removed meanwhile or not."""
     table = start.base.models_table(["repo", "sha"])
-    for repo, sha in zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True):
+    for repo, sha in zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True):
         if repo not in rows:
             yield repo, sha
     for row in rows.values():

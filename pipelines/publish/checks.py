@@ -11,7 +11,7 @@ descriptors are read once for it, by the answers; the rest was noted while the g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,9 @@ from probelog.errors import StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.schema import connect
 from probelog.storage.encoding import from_npy
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 _BATCH_ROWS = 8192
 
@@ -177,13 +180,13 @@ def _numbers(generation: Generation) -> Iterator[str]:
             yield f"its {name} holds values that are not finite"
 
 
-def _batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _batches(table: Table, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Columns of a LanceDB table, some thousand rows at a time."""
     rows = max(1, table.count_rows())
     yield from table.search().select(list(columns)).limit(rows).to_batches(batch_size=_BATCH_ROWS)
 
 
-def _table(generation: Generation, name: str) -> Any:
+def _table(generation: Generation, name: str) -> Table:
     return connect(generation.index, generation.pointer.generation).open_table(name)
 
 

@@ -228,13 +228,13 @@ def train(
             )
             texts = places
         logits = scale * images.float() @ texts.T
-        concept, kind = logits[:, : len(picked)], logits[:, len(picked) :]
+        concept, by_kind = logits[:, : len(picked)], logits[:, len(picked) :]
         index = torch.from_numpy(inverse).to(device)
         loss = loss + _symmetric(concept, torch.nn.functional.one_hot(index, len(picked)).float())
         target = kind_targets[torch.from_numpy(labels).to(device)]
         known = target.sum(1) > 0
         if bool(known.any()):
-            loss = loss + 0.3 * _symmetric(kind[known], target[known])
+            loss = loss + 0.3 * _symmetric(by_kind[known], target[known])
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
