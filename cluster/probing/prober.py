@@ -26,9 +26,8 @@ from typing import Any, Protocol
 
 import ray
 
+from cluster.probing.coordinator import Claim, CoordinatorClient, Original
 from cluster.probing.drain import Drain
-from cluster.probing.limiter import SharedLimiter, start_limit
-from cluster.probing.originals import Claim, Original
 from cluster.probing.results import ItemReport, Requeued
 from cluster.probing.scheduler import kill
 from cluster.runtime.node import memory_share
@@ -131,11 +130,10 @@ class _Clock:
 class Prober:
     """Probes models. ``run`` may be called from ``in_flight`` threads at once."""
 
-    def __init__(self, spec: ProberSpec, limiter: Any, originals: Any) -> None:
+    def __init__(self, spec: ProberSpec, coordinator: Any) -> None:
         self._spec = spec
         self._drain = Drain(spec.drain_seconds, self._leave)
-        self._limiter = SharedLimiter(limiter, self._check)
-        self._originals = originals
+        self._coordinator = CoordinatorClient(coordinator, spec.endpoint, self._check)
         store = Store(spec.store)
         self._ledger = Ledger(store, spec.folder)
         scratch = scratch_folder(spec.scratch)
@@ -164,7 +162,7 @@ class Prober:
         self._every = [ModelProcess(self._server, process, learnt=learnt) for _ in range(_PROCESSES)]
         for one in self._every:
             self._processes.put(one)
-        self._hub = HubClient(spec.endpoint, limiter=self._limiter)
+        self._hub = HubClient(spec.endpoint, limiter=self._coordinator)
         self._computing = threading.Lock()
         self._busy: ModelProcess | None = None
         self._threads = ThreadPoolExecutor(spec.in_flight)
@@ -220,9 +218,9 @@ class Prober:
                 report = replace(report, reason=reason.value, detail=str(error), spooled=False)
         if report.identity is not None and report.copy_of is None:
             if report.reason is None:
-                self._tell("found", report.identity, row.repo, row.sha, item.key)
+                self._coordinator.found(report.identity, row.repo, row.sha, item.key)
             else:
-                self._tell("give_up", report.identity, item.key)
+                self._coordinator.give_up(report.identity, item.key)
         return replace(report, seconds=clock.seconds)
 
     # One model
@@ -240,11 +238,11 @@ class Prober:
         from probelog.hub.download import DownloadLimits, download_model
 
         until = time.monotonic() + self._spec.item_seconds
-        earlier = self._limiter.waited  # by this thread, for other models
+        earlier = self._coordinator.waited  # by this thread, for other models
 
         def check() -> None:
             self._check()
-            if time.monotonic() - (self._limiter.waited - earlier) > until:
+            if time.monotonic() - (self._coordinator.waited - earlier) > until:
                 raise ItemFailure(
                     FailureReason.DOWNLOAD_FAILED, f"download timed out after {self._spec.item_seconds:g} s"
                 )
@@ -302,8 +300,9 @@ class Prober:
         # As the worker sees it, like the other parts: with the start of the model's process.
         facts = loaded.facts | {"seconds_load": clock.seconds["load"]}
         with clock.part("wait"):
-            original = self._original(loaded.identity, item)
+            claim = self._claim(loaded.identity, item)
         try:
+            original = claim.original
             if original is not None and (copied := self._copy(original, row, facts, size)) is not None:
                 process.release()
                 return copied, self._report(facts, size, original.repo)
@@ -335,9 +334,10 @@ class Prober:
             )
             rows = to_rows(row.repo, row.sha, seen.values)
         except BaseException:
-            self._tell("give_up", loaded.identity, item.key)
+            self._coordinator.give_up(loaded.identity, item.key)
             raise
-        return ItemResult.success(model, rows, loaded.weights), self._report(facts, size, None)
+        report = replace(self._report(facts, size, None), copies_checked=claim.answered)
+        return ItemResult.success(model, rows, loaded.weights), report
 
     def _report(self, facts: dict[str, Any], size: int, copy_of: str | None) -> ItemReport:
         return ItemReport(
@@ -357,14 +357,14 @@ class Prober:
 
     # Copies
 
-    def _original(self, identity: str, item: Item) -> Original | None:
-        """Who was run with the same weights. Waits where that is under way elsewhere; None: run it here."""
+    def _claim(self, identity: str, item: Item) -> Claim:
+        """Who was run with the same weights. Waits where that is under way elsewhere."""
         until = time.monotonic() + self._spec.item_seconds
-        while True:
-            claim = self._tell("claim", identity, item.key, self._id)
-            if not isinstance(claim, Claim) or not claim.wait or time.monotonic() > until:
-                return claim.original if isinstance(claim, Claim) else None
+        while (claim := self._coordinator.claim(identity, item.key, self._id)).wait and (
+            time.monotonic() <= until
+        ):
             self._wait(0.3)
+        return claim
 
     def _copy(
         self, original: Original, row: CatalogueRow, facts: dict[str, Any], size: int
@@ -395,13 +395,6 @@ class Prober:
         for name, value in (("repo", row.repo), ("sha", row.sha)):
             rows = rows.set_column(rows.schema.get_field_index(name), name, [[value] * rows.num_rows])
         return ItemResult.success(own, rows.cast(OBSERVATIONS))
-
-    def _tell(self, method: str, *arguments: Any) -> Any:
-        """Ask the shared memory of weights. Without it (its actor is gone) every model is run, and nothing is lost."""
-        try:
-            return ray.get(getattr(self._originals, method).remote(*arguments), timeout=60)
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            return None
 
     # The end of the machine
 
@@ -438,10 +431,8 @@ class Probers:
     end: Callable[[Any], None]
 
 
-@contextmanager
-def probers(spec: ProberSpec, originals: Any) -> Iterator[Probers]:
-    """Probing actors that share one rate limiter for the Hub and one memory of weights."""
-    limiter = start_limit(spec.endpoint, bool(os.environ.get("HF_TOKEN")))
+def probers(spec: ProberSpec, coordinator: Any) -> Probers:
+    """Probing actors that share a coordinator (`cluster.probing.coordinator`)."""
     actor = ray.remote(Prober).options(
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
@@ -453,9 +444,6 @@ def probers(spec: ProberSpec, originals: Any) -> Iterator[Probers]:
 
     def end(prober: Any) -> None:
         kill(prober)
-        originals.worker_gone.remote(prober._actor_id.hex())
+        coordinator.worker_lost.remote(prober._actor_id.hex())
 
-    try:
-        yield Probers(lambda: actor.remote(spec, limiter, originals), end)
-    finally:
-        ray.kill(limiter)
+    return Probers(lambda: actor.remote(spec, coordinator), end)

@@ -19,6 +19,7 @@ class ItemReport:
         parameters: of the model; 0 for a failure.
         identity: what its logits follow from (`probelog.storage.schemas.ProbedModel`); None for a failure.
         copy_of: the repository whose observations it shares, where it is a copy.
+        copies_checked: whether the coordinator could say if another repository has the same weights.
         worker: host name and process number.
         spooled: whether the item's result lies in the spool; if not, the store refused it for longer than the worker
             was patient, and ``reason`` says so.
@@ -32,6 +33,7 @@ class ItemReport:
     parameters: int = 0
     identity: str | None = None
     copy_of: str | None = None
+    copies_checked: bool = True
     worker: str = ""
     spooled: bool = True
 

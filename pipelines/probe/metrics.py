@@ -15,6 +15,7 @@ from pipelines.probe.item_log import result_of
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probelog_items_total": ("Models that are through, by result.", ("result",)),
     "probelog_logits_total": ("Logits of indexed models.", ()),
+    "probelog_copies_unchecked_total": ("Models probed with no coordinator to tell copies.", ()),
     "probelog_download_bytes_total": ("Bytes downloaded.", ()),
     "probelog_seconds_total": ("Seconds that workers spent, by part of the work.", ("part",)),
 }
@@ -49,6 +50,7 @@ class Metrics:
         gathered: Any = self._gathered
         gathered["probelog_items_total", result_of(report)] += 1
         gathered["probelog_logits_total", ""] += report.logits
+        gathered["probelog_copies_unchecked_total", ""] += not report.copies_checked
         gathered["probelog_download_bytes_total", ""] += report.bytes
         for part, spent in report.seconds.items():
             gathered["probelog_seconds_total", part] += spent

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.probing.originals import Original, shared_originals
+from cluster.probing.coordinator import Original, coordinator
 from cluster.probing.prober import ProberSpec, probers
 from cluster.probing.results import ItemReport
 from cluster.probing.scheduler import ItemOutcome, Policy, Scheduler
@@ -144,10 +144,12 @@ def probe(
         retry_failed,
     )
     summary = Summary.covering(ledger, state.receipts)
+    unchecked = 0
     if len(plan):
         with _item_log(job, key) as log:
             run = _Run(job, ledger, plan, summary, log)
             state = state.after(ledger, run.work(_spec(job, ledger, probe_set, endpoint), known))
+            unchecked = run.unchecked
     summary.write(ledger, now=True)
     failures = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))
     models = int(np.isin(keys, state.sealed).sum()) - failures.num_rows
@@ -156,6 +158,7 @@ def probe(
     job.report.say(
         f"probe: {models:,} of {table.num_rows:,} models indexed"
         + (f", {failures.num_rows:,} failed ({told})" if reasons else "")
+        + (f", {unchecked:,} not compared with the others for copies" if unchecked else "")
         + ("" if len(plan) else "; already complete")
     )
     return ProbeResult(key, state.receipts, models, from_table(failures, Failure))
@@ -221,7 +224,8 @@ class _Run:
         self._timeline = Timeline(job.config)
         total = plan.table.num_rows
         self._counter = job.report.counter("probe", total, "models", total - len(self._todo), self._pace)
-        self._originals: Any = None
+        self._coordinator: Any = None
+        self.unchecked = 0
         self._sealing: list[Future[Receipt]] = []
         self._sealed: list[Receipt] = []
 
@@ -234,10 +238,8 @@ class _Run:
         """
         config = self._job.config
         policy = Policy(in_flight=config.in_flight, item_seconds=config.item_seconds)
-        with (
-            shared_originals(known, config.item_seconds) as self._originals,
-            probers(spec, self._originals) as workers,
-        ):
+        with coordinator(spec.endpoint, known, config.item_seconds) as self._coordinator:
+            workers = probers(spec, self._coordinator)
             scheduler: Scheduler[Item] = Scheduler(workers.make, self._workers, policy, workers.end)
             # Two threads are enough to seal: parts are small and the workers compute meanwhile.
             pool = ThreadPoolExecutor(2)
@@ -281,6 +283,16 @@ class _Run:
         self._timeline.add(report)
         self._log.write(item, report)
         self._counter.add(reason=report.reason)
+        if not report.copies_checked:
+            self._count_unchecked()
+
+    def _count_unchecked(self) -> None:
+        if not self.unchecked:
+            self._job.report.say(
+                "probe: the coordinator of the workers is lost: copies are probed like other models, and each worker "
+                "keeps the Hub's rate limit by itself; the results are the same"
+            )
+        self.unchecked += 1
 
     def _through(self, number: int, pool: ThreadPoolExecutor) -> None:
         """An item's result is in the spool; the last one of a batch has it sealed."""
@@ -299,7 +311,7 @@ class _Run:
             self._sealing.remove(future)
             receipt = future.result()
             self._sealed.append(receipt)
-            self._originals.sealed.remote(receipt.name, receipt.items)
+            self._coordinator.sealed.remote(receipt.name, receipt.items)
             self._summary.add([receipt], self._ledger.counts([receipt]))
 
     def _tick(self, scheduler: Scheduler[Item], in_flight: int) -> None:

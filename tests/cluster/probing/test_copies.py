@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.probing.originals import Claim, Original, Originals
+from cluster.probing.coordinator import Claim, Original, Originals
 from cluster.probing.prober import Prober
 from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.observations import from_rows, to_rows
@@ -96,22 +96,22 @@ def test_what_cannot_be_found_is_run_again(prober: Prober) -> None:
 
 def test_the_first_that_was_run_stays_the_original() -> None:
     known = Original("zoe/run", "1", receipt="old")
-    originals = Originals({"weights": known}, patience=60)
+    originals = Originals({"weights": known}, claim_seconds=60)
     originals.found("weights", "ada/copy", "2", "item")
     originals.sealed("new", ["item", "of nobody"])
     claim = originals.claim("weights", "other", "worker")
     assert claim.original is not None
     assert (claim.original.repo, claim.original.sha) == ("zoe/run", "1")
-    assert Originals({"weights": known}, patience=60).claim("weights", "x", "y") == Claim(known)
+    assert Originals({"weights": known}, claim_seconds=60).claim("weights", "x", "y") == Claim(known)
 
 
 def test_one_that_ran_is_known_at_once_by_its_item() -> None:
-    originals = Originals({}, patience=60)
+    originals = Originals({}, claim_seconds=60)
     assert originals.claim("weights", "item", "one") == Claim()
     originals.give_up("weights", "another")
     assert originals.claim("weights", "other", "two") == Claim(wait=True)
     originals.found("weights", "ada/run", "1", "item")
-    originals.worker_gone("one")
+    originals.worker_lost("one")
     expected = Claim(Original("ada/run", "1", item="item"))
     assert originals.claim("weights", "other", "two") == expected
     originals.give_up("weights", "item")

@@ -28,6 +28,7 @@ def scrape() -> str:
 def test_every_metric_is_exported_under_its_name() -> None:
     metrics = Metrics()
     metrics.add(INDEXED, 3.0)
+    metrics.add(ItemReport(copies_checked=False, seconds={"download": 1.0}), 1.0)
     metrics.add(ItemReport(copy_of="a/b", seconds={"download": 1.0}), 1.0)
     metrics.add(ItemReport(reason="too-large"), 0.0)
     metrics.publish(left=7, workers=2, in_flight=4, models_an_hour=60.0, eta_seconds=90.0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,9 +14,11 @@ import pytest
 
 from pipelines.full import run_probe
 from pipelines.inspect.status import status
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
 from probelog.storage.ledger import Ledger, item_key
 from probelog.storage.store import Store
-from tests.support.processes.processes import eventually, probers
+from tests.support.processes.processes import command_of, eventually, probers
 from tests.support.worlds.tiny_world import MODELS, Indexed
 
 FIELDS = {
@@ -65,6 +70,41 @@ def test_a_store_that_refuses_for_a_while(
     found = status(str(store)).ledgers[0]
     assert (found.indexed, found.left, found.unsealed) == (len(MODELS), 0, 0)
     assert found.logits == sum(logits for logits, _ in MODELS.values())
+
+
+def test_a_lost_coordinator_costs_copies_a_run_and_is_told_once(
+    indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is killed before the first model is through."""
+    monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
+    store = indexed.copy_store(tmp_path / "store", "observations", "completion", "index")
+    killed: list[int] = []
+
+    def coordinators() -> list[int]:
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        return [pid for pid in pids if "ray::Coordinator" in command_of(pid)]
+
+    def kill() -> None:
+        if eventually(coordinators, 60):
+            killed.extend(coordinators())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    said = io.StringIO()
+    job = Job.of(indexed.world.config(store, item_log=str(tmp_path / "items.jsonl")), Report(said))
+    probed = run_probe(job)
+    killing.join()
+    assert len(killed) == 1, "one coordinator a job"
+    assert (probed.models, probed.failures) == (len(MODELS), [])
+    assert said.getvalue().count("the coordinator of the workers is lost") == 1
+    lines = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert {line["result"] for line in lines} == {"indexed"}, "without it copies are run"
+    assert f"{len(MODELS)} not compared with the others for copies" in said.getvalue()
+    assert {receipt.name: receipt.observations for receipt in probed.receipts} == {
+        receipt.name: receipt.observations for receipt in indexed.run.probed.receipts
+    }
 
 
 def test_every_model_has_a_line_in_the_log(indexed: Indexed) -> None:
