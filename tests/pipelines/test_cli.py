@@ -271,6 +271,39 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
 # Making
 
 
+def test_what_only_reads_or_points_loads_no_ray(indexed: Indexed, tmp_path: Path) -> None:
+    """These run beside a job, on small machines: neither Ray nor what models need is imported."""
+    store = indexed.copy_store(tmp_path / "store")
+    live = open_index(store).generation
+    later = tmp_path / "later"
+    shutil.copytree(store, later)
+    shutil.copytree(store / f"index/generations/{live}", later / "index/generations/later")
+    go_live(Store(later).child("index"), "later", "another source")
+    file = indexed.world.config_file(tmp_path / "job.toml", store)
+    for command in (
+        ["status", "--store", store],
+        ["verify", "--store", store],
+        ["rollback", "--store", later],
+        ["config"],
+        ["config", "check", file],
+    ):
+        code = (
+            "import sys\nfrom pipelines.cli import app\n"
+            "try:\n    app(sys.argv[1:])\nfinally:\n"
+            "    heavy = ('ray', 'torch', 'transformers', 'timm', 'boto3', 'cluster.probing.prober')\n"
+            "    print([name for name in heavy if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, command)],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "[]", command
+
+
 def test_probes_alone(indexed: Indexed, tmp_path: Path) -> None:
     arguments = [
         "probes",
