@@ -12,14 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.forecast.parts import part_rest, receipt_rest
 from pipelines.probe.timeline import Run, read_runs
 from probelog.arrays import Column, values_of
 from probelog.errors import UsageError
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
-from probelog.storage.parquet_parts import part_bytes, read_part
-from probelog.storage.schemas import FAILURES, PROBED_MODELS
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import PROBED_MODELS
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
 
@@ -28,19 +27,11 @@ PARTS = ("download", "load", "preprocess", "forward")
 # Enough to know what a model costs; more would take long to fit.
 _MOST_MODELS = 1000
 _COLUMNS = [
-    "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "copy_of_repo", "bytes",
+    "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "bytes",
     *(f"seconds_{part}" for part in PARTS),
 ]  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Probes as some models want them: how many of the measured ones, and bytes of one image."""
-
-    models: int
-    image_bytes: int
 
 
 @dataclass(frozen=True)
@@ -53,16 +44,13 @@ class Measured:
         own: whether it is the one that the plan's models will be added to.
         probes: in its probe set; ``fraction``: that each model saw.
         receipts: of the sealed batches; ``receipt_bytes``: of their own objects, by name.
-        part_rests: bytes that a part of each kind takes whatever it holds, where that could be told.
         counts: of all of them together.
         failures: that still stand (``FAILURES``).
         runs: of the probe stage.
         repos, shas: (n,) names.
         architectures: (n,) names.
         parameters, bytes, logits, seen: (n,); ``seen`` counts probes.
-        copies: (n,) whether another model's observations were taken.
-        geometry: (n,) number of each model's geometry.
-        geometries: by number.
+        image_bytes: of one prepared image, by each way in which some model wants its probes.
         seconds: by part, each (n,).
         devices: how many models were run where.
     """
@@ -74,7 +62,6 @@ class Measured:
     fraction: float
     receipts: Sequence[Receipt]
     receipt_bytes: dict[str, int]
-    part_rests: dict[str, float]
     counts: Counts
     failures: pa.Table
     runs: Sequence[Run]
@@ -85,9 +72,7 @@ class Measured:
     bytes: Floats
     logits: Floats
     seen: Floats
-    copies: npt.NDArray[np.bool_]
-    geometry: npt.NDArray[np.int64]
-    geometries: list[Geometry]
+    image_bytes: list[int]
     seconds: dict[str, Floats]
     devices: dict[str, int]
 
@@ -145,10 +130,6 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
     table = _models(ledger, receipts)
     recipes = values_of(table["recipe"], str)
-    copies = np.array([name is not None for name in table["copy_of_repo"].to_pylist()], bool)
-    keys = [_geometry_key(recipe) for recipe in recipes]
-    names = list(dict.fromkeys(keys))
-    own_runs = Counter(key for key, copy in zip(keys, copies, strict=True) if not copy)
     return Measured(
         ledger=ledger,
         source=source,
@@ -160,7 +141,6 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
             name.rsplit("/", 1)[1].removesuffix(".json"): size
             for name, size in ledger.store.sizes(f"{ledger.folder}/receipts").items()
         },
-        part_rests=_part_rests(ledger, receipts),
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),
@@ -171,20 +151,12 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         bytes=_numbers(table["bytes"]),
         logits=_numbers(table["logits"]),
         seen=_numbers(pc.list_value_length(table["probes"])),
-        copies=copies,
-        geometry=np.array([names.index(key) for key in keys], np.int64),
-        geometries=[Geometry(own_runs[key], _image_bytes(recipes[keys.index(key)])) for key in names],
+        image_bytes=[
+            _image_bytes(recipe) for recipe in {_geometry_key(one): one for one in recipes}.values()
+        ],
         seconds={part: _numbers(table[f"seconds_{part}"]) for part in PARTS},
         devices=dict(Counter(values_of(table["device"], str))),
     )
-
-
-def _part_rests(ledger: Ledger, receipts: Sequence[Receipt]) -> dict[str, float]:
-    """From the batch with the most models."""
-    largest = max(receipts, key=lambda receipt: receipt.models.rows)
-    found = {kind: part_rest(ledger, largest, kind) for kind in ("observations", "models", "weights")}
-    rests = {kind: told for kind, told in found.items() if told is not None}
-    return rests | {"failures": float(len(part_bytes([], FAILURES))), "receipts": receipt_rest(largest)}
 
 
 def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
@@ -192,15 +164,9 @@ def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
     full = [receipt for receipt in receipts if receipt.models.rows]
     rows = sum(receipt.models.rows for receipt in full)
     step = max(1, -(-rows // _MOST_MODELS))
-    tables = []
-    for receipt in full[::step]:
-        table = read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS)
-        for name in _COLUMNS:  # what an older version did not record
-            if name not in table.column_names:
-                kind = PROBED_MODELS.field(name).type
-                table = table.append_column(name, pa.nulls(table.num_rows, kind))
-        tables.append(table.select(_COLUMNS))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(
+        read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS) for receipt in full[::step]
+    )
 
 
 def _numbers(column: Column) -> Floats:

@@ -1,9 +1,13 @@
 """From what is known of the models and what was measured: a forecast, with the interval that the measurements leave.
 
 Every quantity is computed from the measurements as they are and again from each of 200 bootstrap draws of them
-(models drawn with replacement, everything fitted anew), with the errors on items left out added as noise and the
-share of failures drawn from its posterior (Jeffreys' prior). The interval is the middle 80 %. It covers what a sample
-does not tell; not that machines, networks and neighbours are slower on another day.
+(models drawn with replacement, everything fitted anew), with the errors of single models added as noise and the share
+of failures drawn from its posterior (Jeffreys' prior). The interval is the middle 80 %. It covers what a sample does
+not tell; not that machines, networks and neighbours are slower on another day.
+
+What a model costs is a sum of non-negative parts (`non_negative`): a worker's busy seconds by model, probes, and
+parameters times probes; a download's seconds by model and bytes. How the busy seconds divide into loading, preparing
+and computing is taken as measured: finer predictions were wrong by more than half.
 """
 
 from __future__ import annotations
@@ -17,45 +21,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.forecast.estimates import Chosen, Cost, Estimate, Left, SizeClass, Wall
-from pipelines.forecast.heads import logits_by_parameters
-from pipelines.forecast.known import SIZE_CLASSES, Known, size_class
+from pipelines.forecast.known import SIZE_CLASSES, Known, logits_by_parameters, size_class
 from pipelines.forecast.measured import PARTS, Measured
-from pipelines.forecast.regression import NEVER, Fitted, Shape, choose, resampled
 from pipelines.probe.timeline import BUSY, Run
 from probelog.hub.rate_limit import HUB_LIMITS, WINDOW_SECONDS
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _DRAWS = 200
 _FEWEST = 3
 _HOUR = 3600.0
 
-# Features of each part of a model's time, and the candidates of `choose`, the simplest first.
-_ONE, _BYTES, _PARAMETERS = 0, 1, 2
-_SEEN, _WORK = 1, 2
-_NEW, _ALL = 1, 2
-_SHAPES: Mapping[str, Sequence[Shape]] = {
-    "download": [Shape((_ONE,)), Shape((_BYTES,)), Shape((_ONE, _BYTES))],
-    "load": [
-        Shape(columns, shrink)
-        for shrink in (NEVER, 1.0)
-        for columns in ((_ONE,), (_ONE, _BYTES), (_ONE, _BYTES, _PARAMETERS))
-    ],
-    "preprocess": [Shape((_ALL,)), Shape((_NEW,)), Shape((_NEW, _ALL))],
-    "forward": [
-        Shape(columns, shrink)
-        for shrink in (NEVER, 4.0, 1.0)
-        for columns in ((_SEEN,), (_WORK,), (_SEEN, _WORK), (_ONE, _SEEN, _WORK))
-    ],
-}
-FEATURES: Mapping[str, Sequence[str]] = {
-    "download": ("1", "bytes"),
-    "load": ("1", "bytes", "parameters"),
-    "preprocess": ("1", "probes new to the node", "probes"),
-    "forward": ("1", "probes", "parameters x probes"),
-    "bytes beside weights": ("1", "bytes of weights"),
-}
+_STEPS = 1000
+_MOST_FOLDS = 40
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -66,7 +45,7 @@ class Settings:
         probes: in the probe set; ``seen``: by each model.
         workers: None for as many as were measured.
         machine_workers: that this machine would hold.
-        in_flight, gpus_per_worker, batch_models, cache_bytes: as configured.
+        in_flight, gpus_per_worker, cache_bytes: as configured.
         probe_copy_bytes: of the probe set that each node copies; 0 where the store is on the node.
         account: of the Hub's limits that apply; None: no limit.
         price: of one worker hour, or of a GPU hour where workers have GPUs; None: not asked.
@@ -78,7 +57,6 @@ class Settings:
     machine_workers: int
     in_flight: int
     gpus_per_worker: float
-    batch_models: int
     cache_bytes: int
     probe_copy_bytes: int
     account: str | None
@@ -133,11 +111,6 @@ class _Prediction:
         self.rng = np.random.default_rng(0)
         self.weights = resampled(self.rng, len(measured), _DRAWS if len(measured) >= _FEWEST else 0)
         self.sure = self.known.chosen(~self.known.doomed)
-        names = sorted({*measured.architectures.tolist()} - {None, ""})
-        number = {name: place for place, name in enumerate(names)}
-        self.count = len(names) + 1  # the last one: measured models without an architecture
-        self.groups = np.array([number.get(name, len(names)) for name in measured.architectures], np.int64)
-        self.wanted = np.array([number.get(name, -1) for name in self.sure.architectures], np.int64)
         self.draws = len(self.weights)
 
     def left(self) -> Left:
@@ -217,31 +190,29 @@ class _Prediction:
         by_number = np.isnan(each) & ~by_type & ~np.isnan(sure.parameters)
         unknown = np.isnan(each) & ~by_type & ~by_number
         sizes = {"file sizes": int(np.isfinite(each).sum())}
-        beside = measured.bytes - self.joined.weights
-        told = np.isfinite(beside)
-        each[by_type] = sure.weights[by_type]
-        total += np.nansum(sure.weights[by_type])
-        if by_type.any() and told.any():
-            features = np.stack([np.ones(int(told.sum())), self.joined.weights[told]], axis=1)
-            shapes = [Shape((0,)), Shape((0, 1)), Shape((0,), 1.0)]
-            fit = self._choose("bytes beside weights", features, np.maximum(beside[told], 0.0), told, shapes)
-            rows = np.stack([np.ones(int(by_type.sum())), sure.weights[by_type]], axis=1)
-            total += self._total(fit, rows, self.wanted[by_type])
-            each[by_type] += fit.each(rows, self.wanted[by_type])
         sizes["parameters by type"] = int(by_type.sum())
-        for name, rows_in, column in (
-            ("number of parameters", by_number, measured.parameters),
-            ("nothing", unknown, np.ones(len(measured))),
-        ):
-            sizes[name] = int(rows_in.sum())
-            told = np.isfinite(measured.bytes) & np.isfinite(column)
-            if rows_in.any() and told.any():
-                feature = sure.parameters[rows_in] if name != "nothing" else np.ones(int(rows_in.sum()))
-                fit = self._choose(
-                    f"bytes from {name}", column[told, None], measured.bytes[told], told, [Shape((0,))]
+        sizes["number of parameters"], sizes["nothing"] = int(by_number.sum()), int(unknown.sum())
+        guesses = (  # what is known of it, and what measured models cost over one feature
+            (
+                by_type,
+                sure.weights,
+                np.ones(len(sure)),
+                measured.bytes - self.joined.weights,
+                np.ones(len(measured)),
+            ),
+            (by_number, np.zeros(len(sure)), sure.parameters, measured.bytes, measured.parameters),
+            (unknown, np.zeros(len(sure)), np.ones(len(sure)), measured.bytes, np.ones(len(measured))),
+        )
+        for rows, exact, feature, costs, measured_feature in guesses:
+            told = np.isfinite(costs) & np.isfinite(measured_feature)
+            each[rows] = exact[rows]
+            total += exact[rows].sum()
+            if rows.any() and told.any():
+                fit, guessed = self._predicted(
+                    measured_feature[told, None], np.maximum(costs[told], 0.0), told, feature[rows, None]
                 )
-                total += self._total(fit, feature[:, None], self.wanted[rows_in])
-                each[rows_in] = fit.each(feature[:, None], self.wanted[rows_in])
+                total += fit
+                each[rows] += guessed
         return total, np.nan_to_num(each), sizes
 
     def _parameters(self) -> Floats:
@@ -267,63 +238,30 @@ class _Prediction:
     def _seconds(self, sizes: Floats, parameters: Floats, share: Floats) -> tuple[dict[str, Floats], Floats]:
         """Seconds by part and draw, and the busy seconds of each model."""
         measured, n, m = self.measured, len(self.sure), len(self.measured)
-        mine, theirs = np.ones(n), np.ones(m)
         seen = np.full(n, float(self.settings.seen))
-        new_theirs, new_mine = self._new_probes()
-        bytes_theirs = np.nan_to_num(measured.bytes)
-        rows = {
-            "download": ((theirs, bytes_theirs), (mine, sizes)),
-            "load": ((theirs, bytes_theirs, measured.parameters), (mine, sizes, parameters)),
-            "preprocess": (
-                (theirs, new_theirs, measured.seen),
-                (mine, np.full(n, new_mine / max(n, 1)), seen),
-            ),
-            "forward": (
-                (theirs, measured.seen, measured.seen * measured.parameters),
-                (mine, seen, seen * parameters),
-            ),
-        }
-        seconds: dict[str, Floats] = {}
-        busy = np.zeros(n)
-        for part, (fitted_on, wanted) in rows.items():
-            costs = measured.seconds[part]
-            told = np.isfinite(costs)
-            features = np.stack(fitted_on, axis=1)[told]
-            fit = self._choose(part, features, costs[told], told, _SHAPES[part])
-            mine_rows = np.stack(wanted, axis=1)
-            seconds[part] = self._total(fit, mine_rows, self.wanted) * share
-            if part in BUSY:
-                busy += fit.each(mine_rows, self.wanted) * share[0]
-        return seconds, busy
-
-    def _new_probes(self) -> tuple[Floats, float]:
-        """Probes that had to be prepared for each measured model, on average, and for all models that are left.
-
-        Models that share a geometry share prepared probes. After k models that each see a share f of N probes,
-        N (1 - (1 - f)^k) are prepared. The models that are left are taken to spread over geometries as the measured
-        ones do, a share of them over geometries that nobody measured (Good, Biometrika 40, 1953: that of the
-        measured ones which are alone with theirs); how many of these there are follows Chao (Scand. J. Stat. 11,
-        1984).
-        """
-        measured, n = self.measured, float(len(self.sure))
-        old, new = measured.fraction, self.settings.seen / self.settings.probes
-        sizes = np.array([geometry.models for geometry in measured.geometries], np.float64)
-        prepared = measured.probes * (1 - (1 - old) ** sizes)
-        each = (prepared / np.maximum(sizes, 1))[measured.geometry]
-        run = sizes.sum()
-        alone, unseen = float((sizes == 1).sum()), self._unseen_geometries()
-        novel = alone / run if run else 0.0
-        coming = n * (1 - novel) * sizes / max(run, 1.0)
-        already = 1 - (1 - new) ** sizes if measured.own else np.zeros(len(sizes))
-        total = self.settings.probes * ((1 - already) * (1 - (1 - new) ** coming)).sum()
-        if unseen:
-            total += self.settings.probes * unseen * (1 - (1 - new) ** (n * novel / unseen))
-        return np.where(measured.copies, 0.0, each), float(total)
-
-    def _unseen_geometries(self) -> float:
-        sizes = [geometry.models for geometry in self.measured.geometries]
-        alone, pairs = sizes.count(1), sizes.count(2)
-        return alone**2 / (2 * pairs) if pairs else alone * (alone - 1) / 2
+        busy = np.sum([measured.seconds[part] for part in BUSY], axis=0)
+        told = np.isfinite(busy)
+        total, each = self._predicted(
+            np.stack([np.ones(m), measured.seen, measured.seen * measured.parameters], axis=1)[told],
+            busy[told],
+            told,
+            np.stack([np.ones(n), seen, seen * parameters], axis=1),
+            "busy seconds",
+            ("1", "probes", "parameters x probes"),
+        )
+        whole = max(float(busy[told].sum()), _TINY)
+        seconds = {part: total * share * (float(measured.seconds[part][told].sum()) / whole) for part in BUSY}
+        download = measured.seconds["download"]
+        told = np.isfinite(download) & np.isfinite(measured.bytes)
+        downloads, _ = self._predicted(
+            np.stack([np.ones(m), measured.bytes], axis=1)[told],
+            download[told],
+            told,
+            np.stack([np.ones(n), sizes], axis=1),
+            "download",
+            ("1", "bytes"),
+        )
+        return {"download": downloads * share, **seconds}, each * share[0]
 
     def _runs(self) -> Sequence[Run]:
         """Runs with the wanted number of workers; all where there is none."""
@@ -414,12 +352,9 @@ class _Prediction:
                 left,
             ),
         }
-        parts = math.ceil(len(self.known) / self.settings.batch_models)
         found: dict[str, Floats] = {}
         for kind, (sizes, amount, wanted) in kinds.items():
-            rest = measured.part_rests.get(kind, 0.0)
-            rate = max(0.0, sum(sizes) - rest * len(sizes)) / amount if amount else 0.0
-            found[kind] = np.asarray(parts * rest + rate * wanted, np.float64)
+            found[kind] = np.asarray(sum(sizes) / amount * wanted if amount else 0.0 * wanted, np.float64)
         rates = self.rates
         if rates.descriptors is not None:
             found["descriptors"] = logits * rates.descriptors
@@ -434,8 +369,7 @@ class _Prediction:
     def _disk(self, sizes: Floats, workers: int) -> dict[str, float]:
         """Bytes on a node that runs all workers: the largest downloads at once, prepared probes, the probe set."""
         flying = np.sort(sizes)[::-1][: workers * self.settings.in_flight].sum()
-        images = [geometry.image_bytes for geometry in self.measured.geometries]
-        cached = self.settings.probes * (sum(images) + self._unseen_geometries() * float(np.mean(images)))
+        cached = self.settings.probes * sum(self.measured.image_bytes)
         return {
             "downloads under way": float(flying),
             "prepared probes": float(min(cached, self.settings.cache_bytes)),
@@ -444,26 +378,77 @@ class _Prediction:
 
     # Behind the scenes
 
-    def _choose(
-        self, name: str, features: Floats, costs: Floats, told: npt.NDArray[np.bool_], shapes: Sequence[Shape]
-    ) -> Fitted:
-        fit = choose(features, costs, self.groups[told], self.count, shapes, self.weights[:, told])
-        names = FEATURES.get(name, (name.removeprefix("bytes from "),))
-        self.chosen[name] = Chosen(
-            [names[column] for column in fit.shape.columns if column < len(names)],
-            fit.shape.shrink != NEVER,
-            fit.error,
-        )
-        return fit
+    def _predicted(
+        self,
+        features: Floats,
+        costs: Floats,
+        told: npt.NDArray[np.bool_],
+        rows: Floats,
+        name: str | None = None,
+        names: Sequence[str] = (),
+    ) -> tuple[Floats, Floats]:
+        """The sum of the costs of models, by draw, and each one's; their features are ``rows``, (N, J).
 
-    def _total(self, fit: Fitted, rows: Floats, groups: Ints) -> Floats:
-        """Sum of costs by draw: fitted on each draw, with the noise of single items added."""
-        present = np.unique(groups)
-        sums = np.stack([rows[groups == group].sum(axis=0) for group in present]) if len(rows) else rows
-        total = fit.totals(sums, present)
-        spread = fit.noise * math.sqrt(float((fit.each(rows, groups) ** 2).sum()))
+        Fitted on the ``features`` and ``costs`` of those measured models that are ``told``, on each draw of them. The
+        noise of single models is added.
+        """
+        beta = non_negative(features, costs, self.weights[:, told])
+        each: Floats = rows @ beta[0]
+        fitted = features @ beta[0]
+        noise = (
+            math.sqrt(((costs - fitted) ** 2).sum() / max((fitted**2).sum(), _TINY)) if len(costs) else 0.0
+        )
+        total = (rows.sum(axis=0) * beta).sum(axis=1)
+        spread = noise * math.sqrt(float((each**2).sum()))
         total[1:] += spread * self.rng.standard_normal(self.draws - 1)
-        return np.maximum(total, 0.0)
+        if name is not None:
+            self.chosen[name] = Chosen(list(names), False, self._left_out_error(features, costs))
+        return np.maximum(total, 0.0), each
+
+    def _left_out_error(self, features: Floats, costs: Floats) -> float | None:
+        """Sum of absolute errors over sum of costs, each model predicted from the others: one fold in forty."""
+        if len(costs) < _FEWEST or not costs.sum() > 0:
+            return None
+        folds = np.arange(len(costs)) % _MOST_FOLDS
+        others = (folds[None, :] != np.arange(folds.max() + 1)[:, None]).astype(np.float64)
+        predicted = (features * non_negative(features, costs, others)[folds]).sum(axis=1)
+        return float(np.abs(costs - predicted).sum() / costs.sum())
+
+
+def resampled(rng: np.random.Generator, n: int, draws: int) -> Floats:
+    """Weightings for the bootstrap, (1 + draws, n): the items as they are, then drawn with replacement."""
+    if not n:
+        return np.ones((1 + draws, 0))
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    return np.concatenate([np.ones((1, n)), drawn])
+
+
+def non_negative(features: Floats, costs: Floats, weights: Floats) -> Floats:
+    """Coefficients (B, J) >= 0 of the Poisson regression with the identity link, for each of B weightings.
+
+    The variance grows with the mean, so that large models do not drown small ones as in least squares, and the fitted
+    costs add up to the measured ones. The multiplicative updates of expectation-maximisation (Richardson, J. Opt.
+    Soc. Am. 62, 1972) never leave the non-negative numbers.
+
+    Args:
+        features: (n, J), none negative.
+        costs: (n,), none negative.
+        weights: (B, n), none negative.
+    """
+    scale = features.mean(axis=0) if len(features) else np.zeros(features.shape[1])
+    used = scale > 0
+    result = np.zeros((len(weights), features.shape[1]))
+    if not used.any():
+        return result
+    x = features[:, used] / scale[used]
+    exposure = np.maximum(weights @ x, _TINY)
+    # The means match from the first step on; only the shares of the columns move.
+    share = np.maximum((weights @ costs) / exposure.sum(axis=1), _TINY)
+    beta = np.repeat(share[:, None], x.shape[1], axis=1)
+    for _ in range(_STEPS if x.shape[1] > 1 else 1):
+        beta = beta * ((weights * costs / np.maximum(beta @ x.T, _TINY)) @ x) / exposure
+    result[:, used] = beta / scale[used]
+    return result
 
 
 def _limited(files: float, api: int, account: str) -> float:

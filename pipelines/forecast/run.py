@@ -14,10 +14,9 @@ import pyarrow as pa
 from cluster.runtime.session import session
 from pipelines.crawl.stage import Catalogue, hub_endpoint
 from pipelines.forecast.estimates import Estimate, Left
-from pipelines.forecast.known import Known
+from pipelines.forecast.known import Known, stratified
 from pipelines.forecast.measured import Measured, find_measured
 from pipelines.forecast.predict import Settings, StoreRates, predict
-from pipelines.forecast.sample import stratified
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.probe_set import ready_probes
@@ -140,7 +139,6 @@ def run_plan(
         machine_workers=max(1, int((os.cpu_count() or 1) / config.cpus_per_worker)),
         in_flight=config.in_flight,
         gpus_per_worker=config.gpus_per_worker,
-        batch_models=config.batch_models,
         cache_bytes=config.cache_bytes,
         probe_copy_bytes=_probe_copy(job.store, probe_set),
         account=hub_account(endpoint, with_token=has_token),

@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from cluster.probing.results import ItemReport
 from pipelines.config.model import Config
 from pipelines.forecast.estimates import Estimate
-from pipelines.forecast.heads import logits_by_parameters
-from pipelines.forecast.known import Known, size_class
-from pipelines.forecast.predict import _limited
-from pipelines.forecast.regression import NEVER, Shape, choose, non_negative, resampled
-from pipelines.forecast.sample import stratified
+from pipelines.forecast.known import Known, logits_by_parameters, size_class, stratified
+from pipelines.forecast.predict import _limited, non_negative, resampled
 from pipelines.probe.timeline import Timeline
 from probelog.hub.rate_limit import HUB_LIMITS, SlidingWindowLimit, hub_account
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
@@ -44,41 +41,13 @@ def test_known_coefficients_are_recovered(seed: int, coefficients: tuple[float, 
 def test_never_negative_and_the_measured_total_is_met(seed: int, n: int, draws: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = features(rng, n), rng.lognormal(0, 3, n) * (rng.random(n) < 0.8)
-    groups = rng.integers(0, 3, n)
-    for shape in (Shape((0,)), Shape((0, 1, 2)), Shape((0, 2), 1.0)):
-        fit = choose(x, y, groups, 3, [shape], resampled(rng, n, draws))
-        assert fit.beta.shape == (1 + draws, 3)
-        assert (fit.beta >= 0).all()
-        assert (fit.factors >= 0).all()
-        assert np.isfinite(fit.beta).all()
-        assert fit.totals(x, groups)[0] == pytest.approx(y.sum(), rel=1e-6, abs=1e-12)
-        assert fit.each(x, groups).sum() == pytest.approx(y.sum(), rel=1e-6, abs=1e-12)
-
-
-def test_what_matters_is_chosen_by_items_left_out() -> None:
-    rng = np.random.default_rng(0)
-    x, groups = features(rng, 60), rng.integers(0, 2, 60)
-    factor = np.array([0.2, 3.0])[groups]
-    shapes = [Shape((0,)), Shape((0, 1)), Shape((0, 1), 1.0)]
-    noise = rng.lognormal(0, 0.05, 60)
-    fit = choose(x, (1 + 1e-6 * x[:, 1]) * noise, groups, 2, shapes, np.ones((1, 60)))
-    assert fit.shape.columns == (0, 1)
-    assert fit.error is not None
-    assert fit.error < 0.1
-    fit = choose(x, factor * (1 + 1e-6 * x[:, 1]) * noise, groups, 2, shapes, np.ones((1, 60)))
-    assert fit.shape.shrink == 1.0
-    assert fit.factors[0, 1] / fit.factors[0, 0] > 5
-    unseen = fit.each(x[:1], np.array([-1]))
-    assert unseen[0] == pytest.approx(x[0] @ fit.beta[0]), "an unknown architecture has the factor 1"
-    noisy = choose(x, rng.lognormal(0, 1, 60), groups, 2, [Shape((0,)), Shape((0, 1))], np.ones((1, 60)))
-    assert noisy.error is not None
-    assert noisy.error > 0.3
-
-
-def test_too_little_to_leave_anything_out() -> None:
-    fit = choose(np.ones((1, 1)), np.array([2.0]), np.zeros(1, int), 1, [Shape((0,), NEVER)], np.ones((1, 1)))
-    assert fit.error is None
-    assert fit.totals(np.array([[5.0]]), np.array([-1])).tolist() == [pytest.approx(10.0)]
+    weights = resampled(rng, n, draws)
+    for columns in ([0], [0, 1], [0, 1, 2]):
+        beta = non_negative(x[:, columns], y, weights)
+        assert beta.shape == (1 + draws, len(columns))
+        assert (beta >= 0).all()
+        assert np.isfinite(beta).all()
+        assert (x[:, columns] @ beta[0]).sum() == pytest.approx(y.sum(), rel=1e-6, abs=1e-12)
 
 
 def test_estimates() -> None:

@@ -75,7 +75,7 @@ def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: 
     assert busy / 20 < left["busy_hours"]["value"] * 3600 < busy * 20
 
     receipt_bytes = sum(ledger.store.sizes(f"{folder}/receipts").values()) - receipt_bytes
-    assert left["store_bytes"]["receipts"]["value"] == pytest.approx(receipt_bytes, rel=0.1)
+    assert left["store_bytes"]["receipts"]["value"] == pytest.approx(receipt_bytes, rel=0.2)
 
     done = told("--config", file)
     grown = done["done"]["store_bytes"] - plan["done"]["store_bytes"]
