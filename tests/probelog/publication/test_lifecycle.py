@@ -33,13 +33,15 @@ def bucket() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
 def index(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
+    if getattr(request, "param", "local") == "local":
         return Store(tmp_path / "store" / "index")
     return Store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/index")
 
 
+# What stores may do differently is tested on both: swaps, listings, deletions, clocks, reads of what is gone.
+on_both_stores = pytest.mark.parametrize("index", ["local", "s3"], indirect=True)
 NO_GRACE = dt.timedelta(0)
 
 
@@ -64,6 +66,7 @@ def generations(index: Store) -> set[str]:
     return {name.split("/")[1] for name in index.names("generations")}
 
 
+@on_both_stores
 def test_publish_and_roll_back(index: Store) -> None:
     for name in ("a", "b", "c"):
         publish(index, name)
@@ -135,6 +138,7 @@ def test_a_generation_that_fell_off_outlives_its_readers(index: Store) -> None:
     assert sweep(index, NO_GRACE) == ["a"]
 
 
+@on_both_stores
 def test_times_are_the_stores(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose clock is a day ahead sweeps nothing that another one still has to."""
     real = dt.datetime
@@ -166,6 +170,7 @@ def test_a_sweep_leaves_a_generation_that_is_being_built(index: Store) -> None:
     assert read_pointer(index)[0].generation == "b"
 
 
+@on_both_stores
 def test_a_sweep_takes_what_a_dead_publisher_left(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(index, "a")
     GenerationWriter(index, "dead").write("models", MODELS, [])
@@ -200,6 +205,7 @@ def test_a_publisher_that_was_taken_for_dead_does_not_go_live(
     assert read_pointer(index)[0].generation == "a"
 
 
+@on_both_stores
 def test_a_generation_that_is_not_whole_does_not_go_live(index: Store) -> None:
     publish(index, "a")
     make(index, "b")
@@ -232,6 +238,7 @@ def test_a_late_sweep_spares_what_went_live_after_its_publisher(index: Store) ->
     assert generations(index) == {"a", "b"}
 
 
+@on_both_stores
 def test_of_two_publishers_one_wins(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         make(index, name)
@@ -323,7 +330,9 @@ def test_a_reader_follows_the_pointer(index: Store, monkeypatch: pytest.MonkeyPa
     assert reader.generation == "b"
 
 
-@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize(
+    ("index", "warm"), [("local", True), ("local", False), ("s3", False)], indirect=["index"]
+)
 def test_a_reader_of_a_swept_generation_asks_the_next_one(index: Store, warm: bool) -> None:
     publish(index, "a")
     reader = probelog.open_index(index.uri)
@@ -341,6 +350,7 @@ def test_a_reader_of_a_swept_generation_asks_the_next_one(index: Store, warm: bo
     assert reader.thumbnail(0) == b"picture 0"
 
 
+@on_both_stores
 def test_a_reader_whose_pointer_is_gone_answers_on(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(index, "a")
     reader = probelog.open_index(index.uri)

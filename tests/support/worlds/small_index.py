@@ -71,6 +71,10 @@ class Model:
         return len(self.labels) or 2
 
     @property
+    def sha(self) -> str:
+        return hashlib.sha1(self.repo.encode()).hexdigest()
+
+    @property
     def digest(self) -> str | None:
         return self.weights if self.weights is not None else f"digest of {self.repo}"
 
@@ -134,11 +138,13 @@ def build(
     names: Sequence[str] = BACKGROUND,
     describe: Describe | None = None,
     like: SmallIndex | None = None,
+    tamper: Callable[[LogitBatch], LogitBatch] = lambda batch: batch,
 ) -> SmallIndex:
     """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
 
     A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
     directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
+    ``tamper`` changes what is written, not what is returned.
     """
     if files is None:
         from tests.support.worlds import tiny_encoders
@@ -182,7 +188,9 @@ def build(
     pairs = scoring.top_pairs(everything, TOP_R)
     numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
     batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)
-    written = write_tables(writer, [batch], model_facts(models), compared, learnt_from, probes, exact_logits)
+    written = write_tables(
+        writer, [tamper(batch)], model_facts(models), compared, learnt_from, probes, exact_logits
+    )
     basis = Basis.learnt(learnt_from, compared)
     place = {owner: i for i, owner in enumerate(kept)}
     stored = basis.directions(basis.decoded(basis.stored(distinct)))
@@ -286,7 +294,7 @@ def model_facts(models: Sequence[Model]) -> pa.Table:
     rows = [
         {
             "repo": model.repo,
-            "sha": hashlib.sha1(model.repo.encode()).hexdigest(),
+            "sha": model.sha,
             "library": "timm",
             "architecture": "resnet18",
             "head": model.head,
