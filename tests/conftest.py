@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.paths import BENCH
 
 if TYPE_CHECKING:
+    from probelog.encoders.torch_encoder import Encoder
     from tests.support.worlds.tiny_world import Indexed, TinyWorld
 
 pytest_plugins = ["tests.support.hub.repositories"]
@@ -43,6 +44,25 @@ def bench() -> Path:
     if not (BENCH / "truth.json").exists():
         pytest.skip(f"the bench hub is not at {BENCH}: this test did not run")
     return BENCH
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_once() -> Iterator[None]:
+    """The same tower of the same encoder is traced once for the whole run: it takes seconds, for some thirty publishes."""
+    from probelog.encoders import onnx_export
+
+    traced: dict[tuple[str, str], tuple[bytes, int]] = {}
+    trace = onnx_export._export
+
+    def once(encoder: Encoder, tower: str, *details: Any) -> tuple[bytes, int]:
+        key = (encoder.digest, tower)
+        if key not in traced:
+            traced[key] = trace(encoder, tower, *details)
+        return traced[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "_export", once)
+        yield
 
 
 @pytest.fixture(scope="session")
