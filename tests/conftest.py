@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,15 +67,36 @@ def _exported_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def s3_of_ray() -> Iterator[dict[str, str]]:
+    """An object store that Ray's workers know from their environment: the variables for whoever talks to both."""
+    from tests.support.processes.s3 import s3_environment
+
+    with s3_environment("ray") as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_of_ray: dict[str, str]) -> Iterator[None]:
     """One real Ray for the whole run."""
     import ray
 
     from cluster.runtime.session import session
+    from tests.support.processes.s3 import at
 
-    with session("local", cpus=4):
+    with contextlib.ExitStack() as stack:
+        with at(s3_of_ray):
+            stack.enter_context(session("local", cpus=4))
         yield
     assert not ray.is_initialized()
+
+
+@pytest.fixture
+def bucket_of_ray(local_ray: None, s3_of_ray: dict[str, str]) -> Iterator[str]:
+    """Address of a bucket that this process and Ray's workers reach."""
+    from tests.support.processes.s3 import at
+
+    with at(s3_of_ray):
+        yield "s3://ray"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,7 @@ from probelog.search.client import open_index
 from probelog.storage.store import Store
 from tests.support.hub.faults import faulty
 from tests.support.hub.hostile import REPOSITORIES
-from tests.support.processes.operator_command import CHECKOUT, operator, operator_process
-from tests.support.processes.s3 import s3_server
+from tests.support.processes.operator_command import CHECKOUT, operator
 from tests.support.worlds.tiny_world import LOGITS, MODELS, PROBES, Indexed, truth
 
 STAGES = ["crawl", "probe", "complete", "publish", "full"]
@@ -343,30 +342,23 @@ def test_too_many_failures_end_with_3_and_a_live_index(
 # An object store
 
 
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    with s3_server() as uri:
-        yield uri
-
-
-def test_a_bucket_that_is_not_there(configured: Callable[..., Path], bucket: str) -> None:
+def test_a_bucket_that_is_not_there(configured: Callable[..., Path], bucket_of_ray: str) -> None:
     message = refused("crawl", "--config", configured(store="s3://no-such-bucket/prefix"), status=1)
     assert "no-such-bucket" in message
     assert "AWS_ENDPOINT_URL" in message
 
 
 def test_a_full_run_into_s3(
-    indexed: Indexed, configured: Callable[..., Path], bucket: str, tmp_path: Path
+    indexed: Indexed, configured: Callable[..., Path], bucket_of_ray: str, tmp_path: Path
 ) -> None:
-    """In a process and on a Ray of its own, which find the object store through the environment."""
+    """Ray's workers find the object store through their environment, as this process does."""
     names = tmp_path / "repos.txt"
     names.write_text("ada/resnet\nbob/one-logit\n")
-    store = f"{bucket}/some/where"
+    store = f"{bucket_of_ray}/some/where"
     file = configured(store=store, workers=1, filters={"list": str(names)})
-    with operator_process("full", "--config", file) as process:
-        told, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, told
-    assert f"--index {store}" in told
+    ended = operator("full", "--config", file)
+    assert ended.status == 0, ended.err
+    assert f"--index {store}" in ended.out + ended.err
     index = open_index(store)
     assert (index.models, index.logits) == (2, 5)
     local = open_index(indexed.store)
