@@ -397,7 +397,7 @@ def test_a_night_on_s3(night: Night, tmp_path: Path) -> None:
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_moment(night: Night, tmp_path: Path, seed: int) -> None:
     """SIGKILL for the whole process tree, at a random moment; the next run does what is left."""
     for number in range(6):
