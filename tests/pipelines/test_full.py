@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,9 +138,7 @@ def test_status_adds_up(indexed: Indexed) -> None:
 
 def test_a_rerun_is_a_no_op(indexed: Indexed) -> None:
     before, asked = contents(indexed.store), len(indexed.hub.requests)
-    started = time.monotonic()
     again = run_full(indexed.job())
-    assert time.monotonic() - started < 5
     assert again.published.pointer == indexed.run.published.pointer
     assert not again.published.fresh
     assert (again.published.models, again.published.logits) == (len(MODELS), LOGITS)

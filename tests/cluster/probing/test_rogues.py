@@ -17,15 +17,20 @@ from tests.support.worlds.tiny_world import Indexed
 
 ROGUES = {
     "crash": "crashed-worker",
-    "hang": "timeout",
     "devour": "out-of-memory",
     "steal": None,
     "sleep": None,
 }
 
 
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: the process that forks models' processes is started once."""
+    return tmp_path_factory.mktemp("scratch")
+
+
 def test_rogues_cost_their_own_rows(
-    indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    indexed: Indexed, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "hub"
     for kind in ROGUES:
@@ -37,9 +42,8 @@ def test_rogues_cost_their_own_rows(
     store = tmp_path / "store"
     settings = {
         "preload": ["tests.support.hub.rogue_models"],
-        "item_seconds": 20.0,
         "memory_per_worker": 1_500_000_000,
-        "scratch": str(tmp_path / "scratch"),
+        "scratch": str(scratch),
         "fraction": 0.5,
     }
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -53,9 +57,7 @@ def test_rogues_cost_their_own_rows(
         kind: reason for kind, reason in ROGUES.items() if reason is not None
     }
     assert "SIGSEGV" in found["crash"].detail
-    assert "within" in found["hang"].detail
     assert not found["crash"].retryable
-    assert found["hang"].retryable
     assert found["devour"].retryable
     ledger = Ledger(Store(store), f"observations/{probed.key}")
     values = {
@@ -69,4 +71,26 @@ def test_rogues_cost_their_own_rows(
     copies = {values[f"ada/{name}"][0].copy_of_repo for name in ("resnet", "resnet-again")}
     assert len(copies - {None}) == 1, "the same weights are run once"
     assert (values["ada/resnet"][1] == values["ada/resnet-again"][1]).all()
-    assert not [path for path in tmp_path.glob("scratch/**/downloads/**/*") if path.is_file()]
+    assert not [path for path in scratch.glob("**/downloads/**/*") if path.is_file()]
+
+
+def test_a_model_that_hangs_runs_out_of_time(
+    indexed: Indexed, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "hub"
+    write_rogue(root / "rogue/hang", "hang")
+    write_json(root, "hub.json", [{"id": "rogue/hang", "library": "timm"}])
+    settings = {
+        "preload": ["tests.support.hub.rogue_models"],
+        "item_seconds": 8.0,
+        "workers": 1,
+        "scratch": str(scratch),
+    }
+    with faulty(root) as (endpoint, _):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        job = indexed.job(tmp_path / "store", **settings)
+        run_crawl(job)
+        (failure,) = run_probe(job).failures
+    assert failure.reason == "timeout"
+    assert "within" in failure.detail
+    assert failure.retryable

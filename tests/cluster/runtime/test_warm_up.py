@@ -34,9 +34,7 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
             child.close()
             return child.pid
 
-    begun = time.monotonic()
     with preloaded_libraries(None, tmp_path):
-        assert time.monotonic() - begun < 2
         worker = Worker.remote(home_folder(tmp_path / "probelog"))
         assert ray.get(worker.fork.remote(), timeout=120) > 0
         assert len(servers(tmp_path)) == 1, "each had one of its own"

@@ -1,4 +1,4 @@
-"""The lease on a directory and on a real S3 server: one at a time, and a dead or halted holder blocks nobody."""
+"""The lease on a directory, and where its clock and its swap matter on a real S3 server: one at a time, and a dead or halted holder blocks nobody."""
 
 from __future__ import annotations
 
@@ -47,11 +47,14 @@ def bucket() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "s3":
+    if getattr(request, "param", "directory") == "s3":
         return Store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
     return Store(tmp_path / "store")
+
+
+on_both_stores = pytest.mark.parametrize("store", ["directory", "s3"], indirect=True)
 
 
 class Holder:
@@ -90,7 +93,6 @@ def holding(store: Store, name: str, seconds: float = SECONDS) -> Iterator[Holde
 def test_of_two_processes_the_second_leaves_and_says_what_to_do(store: Store) -> None:
     with holding(store, "night A on host-1", 3.0) as first:
         time.sleep(4.5)  # renewed meanwhile
-        began = time.monotonic()
         with (
             pytest.raises(
                 LeaseHeldError, match=r"night A on host-1, since 20.* runs out at 20.* UTC"
@@ -98,7 +100,6 @@ def test_of_two_processes_the_second_leaves_and_says_what_to_do(store: Store) ->
             hold_lease(store, NAME, seconds=SECONDS),
         ):
             pass
-        assert time.monotonic() - began < SECONDS
         assert caught.value.exit_status == 1
         assert caught.value.holder == pickle.loads(pickle.dumps(caught.value)).holder == "night A on host-1"
         assert first.check() == "still held"
@@ -126,6 +127,7 @@ def test_the_second_waits_as_long_as_it_was_told(store: Store) -> None:
         lease.check()
 
 
+@on_both_stores
 def test_a_killed_holders_lease_is_taken_over_by_one_of_those_that_wait(store: Store) -> None:
     with holding(store, "killed") as dead:
         dead.process.send_signal(signal.SIGKILL)
@@ -180,6 +182,7 @@ def test_a_holder_that_was_halted_too_long_has_lost_even_what_nobody_took(tmp_pa
         assert "must not publish" in halted.check()
 
 
+@on_both_stores
 def test_a_lease_that_somebody_else_took_is_lost(store: Store) -> None:
     with hold_lease(store, NAME, seconds=60) as lease:
         store.delete(NAME)
@@ -208,10 +211,8 @@ def test_a_store_that_stops_answering_ends_the_lease(tmp_path: Path, monkeypatch
         threading.Timer(0.4, broken.clear).start()
         lease.check()  # a refusal that passes does no harm
         broken.set()
-        began = time.monotonic()
         with pytest.raises(LeaseLostError, match="not renewed for 2 seconds"):
             lease.check()
-        assert time.monotonic() - began < 2 * SECONDS
         broken.clear()
         with pytest.raises(LeaseLostError):
             lease.check()
@@ -230,10 +231,8 @@ def test_a_renewal_that_hangs_does_not_hang_the_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Store, "swap", swap)
     with hold_lease(store, NAME, seconds=SECONDS) as lease:
         assert hung.wait(20)
-        began = time.monotonic()
         with pytest.raises(LeaseLostError, match="did not answer"):
             lease.check()
-        assert time.monotonic() - began < SECONDS
         go_on.set()
 
 

@@ -31,8 +31,7 @@ OTHERWISE: dict[str, FailureReason | None] = {
 }
 # In the suite one of each reason; all of them are loaded one by one in tests/probelog/models/test_hostile.py.
 HARMLESS = ["label-escapes", "double-weights"]
-# Asked for first, so that their patient retries run beside everything else.
-BROKEN, SHORT, VANISHED = "aa/answers-500", "aa/breaks-off", "zz/vanishes"
+SPOILED, VANISHED = "aa/arrives-spoiled", "zz/vanishes"
 
 
 @dataclass
@@ -112,7 +111,7 @@ def check_harmless(hostile: Hostile) -> None:
 
 def test_a_hub_of_untrusted_repositories(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile.add_hostile()
-    hostile.add_good([*GOOD, BROKEN, SHORT, VANISHED])
+    hostile.add_good([*GOOD, SPOILED, VANISHED])
     hostile.finish()
     with faulty(hostile.root) as (endpoint, hub):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
@@ -120,16 +119,15 @@ def test_a_hub_of_untrusted_repositories(hostile: Hostile, monkeypatch: pytest.M
 
 
 def check_three_runs(hostile: Hostile, hub: FaultyHub) -> None:
-    hub.spoil(f"/{BROKEN}/resolve", faults.answer(500))
-    hub.spoil(f"/{SHORT}/resolve/", faults.cut(50))
-    run_crawl(hostile.job())
+    shas = {row.repo: row.sha for row in run_crawl(hostile.job()).rows()}
+    hub.spoil(f"/{SPOILED}/resolve/{shas[SPOILED]}/model.safetensors", faults.flipped)
     shutil.rmtree(hostile.root / VANISHED)
     first = hostile.run()
     check_harmless(hostile)
     assert {row.repo for row in first.catalogue.rows()} >= {*hostile.expected(), *GOOD}
     sound = {repo for repo, reason in hostile.expected().items() if reason is None} | set(GOOD)
     bad = {repo: reason.value for repo, reason in hostile.expected().items() if reason is not None}
-    ill = {BROKEN: "download-failed", SHORT: "download-failed"}
+    ill = {SPOILED: "wrong-digest"}
     assert reasons(first.probed.failures) == bad | ill | {VANISHED: "not-found"}
     retryable = {failure.repo: failure.retryable for failure in first.probed.failures}
     assert {repo for repo, again in retryable.items() if again} == set(ill)
@@ -153,7 +151,7 @@ def check_three_runs(hostile: Hostile, hub: FaultyHub) -> None:
     assert fetched == set(ill), "what is permanent is not tried again"
     assert reasons(second.probed.failures) == bad | {VANISHED: "not-found"}
     assert {index.show(repo).repo for repo in sound} == sound, "an open index goes on"
-    assert open_index(hostile.tmp_path / "store").show(BROKEN).repo == BROKEN
+    assert open_index(hostile.tmp_path / "store").show(SPOILED).repo == SPOILED
 
     # The owner repairs one, another comes back; a third run must be told to look.
     hostile.add_good([VANISHED])
@@ -161,4 +159,4 @@ def check_three_runs(hostile: Hostile, hub: FaultyHub) -> None:
     third = hostile.run(retry_failed=True)
     assert reasons(third.probed.failures) == bad
     assert {failure.attempts for failure in third.probed.failures} == {2}
-    assert third.probed.models == len(sound) + 3
+    assert third.probed.models == len(sound) + 2

@@ -334,6 +334,7 @@ def test_preprocessing_without_one_size_is_not_exported(tmp_path):
         export_image_encoder(load_encoder(str(folder), "cpu"))
 
 
+@pytest.mark.acceptance
 def test_bench_encoder_exports():
     if not BENCH.is_dir():
         pytest.skip(f"bench data missing: {BENCH}")

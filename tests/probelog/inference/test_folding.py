@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,6 @@ from probelog.inference.folding import Folding, Pair, has_norms, pairs_seen
 from probelog.inference.observe import observe
 from tests.probelog.inference.test_observe import Pictures, classifier, recipe
 
-torch = pytest.importorskip("torch")
 nn = torch.nn
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -25,8 +26,6 @@ from probelog.models.preprocessing import Recipe, timm_recipe
 from probelog.storage.encoding import parquet_bytes
 from probelog.storage.observations import from_rows, to_rows
 from probelog.storage.schemas import OBSERVATIONS, Head
-
-torch = pytest.importorskip("torch")
 
 COUNT = 11
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import timm
+import torch
 
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-
-from probelog.models.construction import constructed, with_weights  # noqa: E402
+from probelog.models.construction import constructed, with_weights
 
 TINY_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 64, "patch_size": 16}
 # One small model of each family that keeps tensors outside of its state dict, and of some that only look odd.

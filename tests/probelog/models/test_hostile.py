@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
@@ -18,8 +19,6 @@ from probelog.inference.observe import observe
 from probelog.models.loading import LoadLimits, load_classifier
 from tests.support.hub import hostile
 from tests.support.paths import CHECKOUT
-
-torch = pytest.importorskip("torch")
 
 
 def noise(indices: Sequence[int]) -> list[Image.Image]:
@@ -59,7 +58,7 @@ def test_hostile_repository(name: str, tmp_path: Path) -> None:
             load_and_run(folder, name)
         assert failure.value.reason is reason, failure.value.detail
         assert len(failure.value.detail) < 1000
-    assert time.monotonic() - start < 20  # seconds for the first import of a library, never more
+    assert time.monotonic() - start < 120  # some seconds; what is caught here would take hours
     assert not hostile.trap(folder).exists()
 
 

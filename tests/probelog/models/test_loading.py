@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+import transformers
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
@@ -18,10 +21,6 @@ from probelog.storage.schemas import WEIGHTS, Head
 from probelog.weights.reader import MAX_LAYERS, Weights, layer_table
 from tests.support.hub import hostile
 from tests.support.paths import BENCH as SHARED_BENCH
-
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
-transformers = pytest.importorskip("transformers")
 
 BENCH = SHARED_BENCH / "hub"
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm.data as timm_data
+import torch
+import transformers
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.preprocessing import Recipe, as_rgb, timm_recipe, transformers_recipe
 from tests.support.hub.hostile import write_json
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-timm_data = pytest.importorskip("timm.data")
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:

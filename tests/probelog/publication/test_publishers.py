@@ -177,6 +177,7 @@ def test_a_publisher_is_killed_at_every_step(index: Store, encoder: Path) -> Non
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("index", ["local"], indirect=True)
 def test_nothing_of_killed_publishers_stays(
     index: Store, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

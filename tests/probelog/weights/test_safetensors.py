@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save_file
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.weights.safetensors import (
@@ -21,8 +22,6 @@ from probelog.weights.safetensors import (
     weight_files,
 )
 from tests.support.hub.hostile import entry, write_json, write_safetensors
-
-save_file = pytest.importorskip("safetensors.numpy").save_file
 
 TENSORS = st.dictionaries(
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(

@@ -6,12 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from probelog.weights.sketch import BLOCK, WIDTH, Summary, WeightMoments, exact_moments  # noqa: E402
+from probelog.weights.sketch import BLOCK, WIDTH, Summary, WeightMoments, exact_moments
 
 # The beginning of one sketch, computed once with version 1.
 PINNED = [-890.0, -3162.0, 4862.0, 4876.0, 8915.0, 12839.0]
