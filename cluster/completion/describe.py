@@ -78,13 +78,13 @@ def describe_parts(
         name.removeprefix(f"{prefix}/").removesuffix(".json"): Part(**store.read_json(name))
         for name in store.names(prefix, suffix=".json")
     }
-    left = [receipt for receipt in receipts if receipt.name not in parts]
+    remaining = [receipt for receipt in receipts if receipt.name not in parts]
     shared = ray.put(columns), ray.put(embeddings)
     under_way: dict[Any, str] = {}
     at_once = max(1, int(_PARTS_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)))
-    while left or under_way:
-        while left and len(under_way) < at_once:
-            receipt = left.pop()
+    while remaining or under_way:
+        while remaining and len(under_way) < at_once:
+            receipt = remaining.pop()
             ref = _describe.remote(store.uri, receipt, *shared, regularisation, top_r, folder)
             under_way[ref] = receipt.name
         (done, *_), _ = ray.wait(list(under_way), num_returns=1)

@@ -149,7 +149,7 @@ class Completion:
         """
         best: tuple[float, int, float] | None = None
         for rank in ranks:
-            before = best
+            previous = best
             near = len(regularisations) if best is None else regularisations.index(best[2]) + 1
             for regularisation in regularisations[0 if best is None else max(0, near - 2) : near]:
                 if (rank, regularisation) not in tried:
@@ -158,9 +158,9 @@ class Completion:
                     assert fitted.error is not None
                     tried[rank, regularisation] = (fitted.sweeps, fitted.error)
                     progress(fit, fitted)
-                found = (tried[rank, regularisation][1].rmse, rank, regularisation)
-                best = found if best is None else min(best, found)
-            if before is not None and best is not None and best[0] > 0.99 * before[0]:
+                candidate = (tried[rank, regularisation][1].rmse, rank, regularisation)
+                best = candidate if best is None else min(best, candidate)
+            if previous is not None and best is not None and best[0] > 0.99 * previous[0]:
                 break
         assert best is not None
         _, rank, regularisation = best
@@ -232,13 +232,13 @@ def _placed(spec: ShardSpec, count: int) -> list[ActorProxy[Shard]]:
     A machine that was lost a moment ago is still counted among the cluster's: a shard for it would be waited for for ever.
     """
     fresh = {(actor := ShardActor.remote(spec)).ready.remote(): actor for _ in range(count)}
-    there, missing = ray.wait([*fresh], num_returns=count, timeout=_PLACE_SECONDS)
-    if not there:
+    placed, missing = ray.wait([*fresh], num_returns=count, timeout=_PLACE_SECONDS)
+    if not placed:
         _log.warning("no worker of the completion has a place yet: each needs a CPU of the cluster")
-        there, missing = ray.wait(missing, num_returns=1)
+        placed, missing = ray.wait(missing, num_returns=1)
     for ref in missing:
         _end(fresh[ref])
-    return [fresh[ref] for ref in there]
+    return [fresh[ref] for ref in placed]
 
 
 def _end(shard: ActorProxy[Shard]) -> None:

@@ -159,9 +159,9 @@ def _unpacked(data: bytes | memoryview) -> Iterator[StoredModel]:
 
     def section(count: int, kind: type[np.generic]) -> npt.NDArray[np.generic]:
         nonlocal place
-        found = np.frombuffer(data, kind, count, place)
-        place += found.nbytes
-        return found
+        values = np.frombuffer(data, kind, count, place)
+        place += values.nbytes
+        return values
 
     count = int(section(1, np.int64)[0])
     keys = section(count, np.uint64).tolist()

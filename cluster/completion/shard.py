@@ -90,19 +90,23 @@ class Shard:
         """Read parts, once, and keep their rows beside those that are there already."""
         store = Store(self._spec.store)
         models = logits = dropped = 0
-        before = self._rows.in_memory, self._rows.on_disk
+        held_before = self._rows.in_memory, self._rows.on_disk
         for receipt in receipts:
             for facts, _, values in observed_models(store, receipt):
-                own = standardised(np.asarray(facts.probes, np.int32), values)
-                dropped += int(np.count_nonzero(~own.kept))
-                if own.kept.any():
-                    self._rows.add(_key(facts, self._spec.seed), own.block)
+                rows = standardised(np.asarray(facts.probes, np.int32), values)
+                dropped += int(np.count_nonzero(~rows.kept))
+                if rows.kept.any():
+                    self._rows.add(_key(facts, self._spec.seed), rows.block)
                     models += 1
-                    logits += len(own.block.values)
+                    logits += len(rows.block.values)
         self._rows.settle()
         self._sample = None
         return Loaded(
-            models, logits, dropped, self._rows.in_memory - before[0], self._rows.on_disk - before[1]
+            models,
+            logits,
+            dropped,
+            self._rows.in_memory - held_before[0],
+            self._rows.on_disk - held_before[1],
         )
 
     @ray.method
@@ -136,8 +140,8 @@ class Shard:
         if share >= 1:
             return self._rows
         if self._sample is None or self._sampled != share:
-            left = max(0, self._memory - self._rows.in_memory)
-            self._sample, self._sampled = RowStore(scratch_folder(self._spec.scratch), left), share
+            free_bytes = max(0, self._memory - self._rows.in_memory)
+            self._sample, self._sampled = RowStore(scratch_folder(self._spec.scratch), free_bytes), share
             for model in self._rows.models():
                 if np.random.default_rng(model.key).random() < share:
                     self._sample.copy(model)

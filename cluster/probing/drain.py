@@ -52,6 +52,6 @@ class Drain:
             with contextlib.suppress(Exception):  # a head that does not answer just now
                 deadline = state.get_draining_nodes().get(node)
                 if deadline is not None:
-                    left = deadline / 1000 - time.time() if deadline else self._seconds
-                    self._told(max(1.0, min(self._seconds, left - 1.0)))
+                    remaining = deadline / 1000 - time.time() if deadline else self._seconds
+                    self._told(max(1.0, min(self._seconds, remaining - 1.0)))
             self._noticed.wait(_POLL_SECONDS)

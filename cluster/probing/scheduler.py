@@ -206,8 +206,8 @@ class Scheduler(Generic[Item]):
         if now - self._looked < min(_LOOK_SECONDS, self._policy.silence / 4):
             return
         self._looked = now
-        before, self._target = self._target, max(1, self._count())
-        most = max(before, self._target)  # twice too many, not once: a cluster's answer may waver
+        previous, self._target = self._target, max(1, self._count())
+        most = max(previous, self._target)  # twice too many, not once: a cluster's answer may waver
         if self._staying > most:
             # Those that wait for a place first: it may never come.
             for slot in sorted(self._slots, key=lambda slot: (not slot.starting, len(slot.flying))):
@@ -236,10 +236,10 @@ class Scheduler(Generic[Item]):
 
     def _read_ahead(self) -> None:
         """As far as the free workers, and those that are not there yet, could take at once."""
-        wanted = self._policy.in_flight * (
+        target = self._policy.in_flight * (
             len(self._free) + max(0, self._target - self._staying) + self._starting
         )
-        while not self._exhausted and len(self._queue) < max(1, wanted):
+        while not self._exhausted and len(self._queue) < max(1, target):
             try:
                 self._queue.append(Task(next(self._source)))
             except StopIteration:

@@ -31,12 +31,12 @@ def memory_share(cpus: float, gpus: float) -> float:
     node: dict[str, Any] = next((node for node in ray.nodes() if node["NodeID"] == here), {})
     resources = node.get("Resources", {})
     shares = [
-        wanted / held
-        for wanted, held in (
+        requested / held
+        for requested, held in (
             (cpus, resources.get("CPU") or os.cpu_count() or 1),
             (gpus, resources.get("GPU") or 0),
         )
-        if wanted > 0 and held > 0
+        if requested > 0 and held > 0
     ]
     return memory_bytes() * min(1.0, max(shares, default=1.0))
 

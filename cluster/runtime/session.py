@@ -21,14 +21,14 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         ProbeLogError: the cluster cannot be reached.
     """
-    wanted = _wanted(address)
+    address_of_ray = _wanted(address)
     import ray
 
     if ray.is_initialized():
         yield
         return
     try:
-        if wanted == "local":
+        if address_of_ray == "local":
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -37,9 +37,9 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
                 logging_level=logging.ERROR,
             )
         else:
-            ray.init(address=wanted, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=address_of_ray, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:  # reason: a node that does not come up in time raises Exception itself
-        raise ProbeLogError(f"Ray at {wanted!r} cannot be reached or started: {error}") from error
+        raise ProbeLogError(f"Ray at {address_of_ray!r} cannot be reached or started: {error}") from error
     try:
         yield
     finally:

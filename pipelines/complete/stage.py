@@ -45,8 +45,8 @@ def complete(
     config = job.config
     receipts = [receipt for receipt in receipts if receipt.models.rows]
     names = sorted(receipt.name for receipt in receipts)
-    wanted = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE)
-    key = short_key("completion", DESCRIPTORS_VERSION, observations, *wanted, *names)
+    parameters = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE)
+    key = short_key("completion", DESCRIPTORS_VERSION, observations, *parameters, *names)
     folder = f"completion/{key}"
     checkpoint = Checkpoint(job.store, f"{folder}/sweep.npy")
     done = completed(job.store, key)
@@ -136,16 +136,16 @@ def fold_in(
         StoreError: the columns are not those that the completion wrote.
     """
     store, folder = job.store, f"completion/{key}"
-    before = completed(store, key)
-    parts = {} if before is None else dict(before.parts)
-    left = [receipt for receipt in receipts if receipt.models.rows and receipt.name not in parts]
-    if before is not None and not left:
-        return before
-    if left:
+    existing = completed(store, key)
+    parts = {} if existing is None else dict(existing.parts)
+    remaining = [receipt for receipt in receipts if receipt.models.rows and receipt.name not in parts]
+    if existing is not None and not remaining:
+        return existing
+    if remaining:
         columns = read_columns(store, base)
         with session(job.config.ray_address):
             parts |= describe_parts(
-                store, left, columns, embeddings, base.regularisation, job.config.top_r, folder
+                store, remaining, columns, embeddings, base.regularisation, job.config.top_r, folder
             )
     indexed = [receipt for receipt in receipts if receipt.name in parts]
     logits = sum(part.rows for part in parts.values())
@@ -189,13 +189,13 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
     """Rank and regularisation by held-out entries; what an interrupted run tried is not tried again."""
     config = job.config
     name = f"{folder}/choice.json"
-    before = job.store.read_or_none(name)
+    stored = job.store.read_or_none(name)
     tried = {
         (int(item["rank"]), float(item["regularisation"])): (
             int(item["sweeps"]),
             HeldOutError(**item["error"]),
         )
-        for item in (json.loads(before) if before is not None else [])
+        for item in (json.loads(stored) if stored is not None else [])
     }
 
     def progress(fit: Fit, fitted: Fitted) -> None:

@@ -103,12 +103,12 @@ class Known:
         """The models at some places; of those at -1 nothing is known."""
         if not len(self):
             raise ValueError("there are no models")
-        found, missing = self.chosen(np.maximum(places, 0)), places < 0
-        for values in (found.listed, found.weights, found.parameters, found.labels):
+        selected, missing = self.chosen(np.maximum(places, 0)), places < 0
+        for values in (selected.listed, selected.weights, selected.parameters, selected.labels):
             values[missing] = np.nan
-        found.architectures[missing] = ""
-        found.reasons[missing] = None
-        return found
+        selected.architectures[missing] = ""
+        selected.reasons[missing] = None
+        return selected
 
     @property
     def doomed(self) -> npt.NDArray[np.bool_]:
@@ -122,8 +122,8 @@ class Known:
 
 def size_class(parameters: Floats) -> Ints:
     """Number of each model's class of ``SIZE_CLASSES``; -1 where its size is unknown."""
-    found = np.searchsorted(_ENDS, parameters, side="right")
-    return np.where(np.isnan(parameters), -1, found)
+    classes = np.searchsorted(_ENDS, parameters, side="right")
+    return np.where(np.isnan(parameters), -1, classes)
 
 
 def _lengths(lists: Column) -> Floats:
@@ -135,21 +135,21 @@ def _one(
     row: CatalogueRow, has_token: bool, allow_pickle: bool, max_bytes: int
 ) -> tuple[str | None, int, float]:
     """Why it will fail, else None; requests of files; bytes of all that is fetched, NaN where sizes are unknown."""
-    there = {file.path: file for file in row.files}
+    by_path = {file.path: file for file in row.files}
     try:
         check_access(row, has_token=has_token)
-        if not there:
+        if not by_path:
             return None, 0, float("nan")
-        names = needed_files(there, allow_pickle)
+        names = needed_files(by_path, allow_pickle)
     except ItemFailure as failure:
         return failure.reason.value, 0, 0.0
-    wanted: list[RepoFile] = [there[name] for name in names]
+    needed: list[RepoFile] = [by_path[name] for name in names]
     if names[-1] == INDEX:
-        wanted += weights(row.files)
-    size = float(sum(np.nan if file.size is None else file.size for file in wanted))
-    if sum(file.size or 0 for file in wanted) > max_bytes:
+        needed += weights(row.files)
+    size = float(sum(np.nan if file.size is None else file.size for file in needed))
+    if sum(file.size or 0 for file in needed) > max_bytes:
         return FailureReason.TOO_LARGE.value, 0, 0.0
-    return None, len(wanted), size
+    return None, len(needed), size
 
 
 # Heads by parameters
@@ -256,10 +256,10 @@ def _shares(
     """How many of each class."""
     held = np.array([len(rows) for rows in members.values()])
     size = np.array([sizes[rows].sum() for rows in members.values()])
-    wanted = held / held.sum() + (size / size.sum() if size.sum() > 0 else held / held.sum())
+    weights = held / held.sum() + (size / size.sum() if size.sum() > 0 else held / held.sum())
     shares = np.minimum(held, 1)
     for _ in range(max(0, min(count, int(held.sum())) - len(held))):
         # The class that is furthest behind its share and has models left.
-        behind = np.where(shares < held, wanted / (shares + 1), -1.0)
+        behind = np.where(shares < held, weights / (shares + 1), -1.0)
         shares[int(behind.argmax())] += 1
     return [int(share) for share in shares]

@@ -92,16 +92,16 @@ def find_measured(store: Store, own_key: str | None, like: str | None) -> Measur
         UsageError: ``like`` holds no measured model.
     """
     if own_key is not None and (
-        found := _read(Ledger(store, f"observations/{own_key}"), "this configuration", True)
+        measured := _read(Ledger(store, f"observations/{own_key}"), "this configuration", True)
     ):
-        return found
+        return measured
     other = _largest(store, "another ledger of this store")
     if other is not None or like is None:
         return other
-    found = _largest(Store(like), like)
-    if found is None:
+    measured = _largest(Store(like), like)
+    if measured is None:
         raise UsageError(f"{like} holds no measured models: name a store in which models were probed")
-    return found
+    return measured
 
 
 def _largest(store: Store, source: str) -> Measured | None:
@@ -171,8 +171,8 @@ def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
 
 def _numbers(column: Column) -> Floats:
     """NaN where there is none."""
-    found: Floats = pc.cast(column, pa.float64()).to_numpy()
-    return found
+    numbers: Floats = pc.cast(column, pa.float64()).to_numpy()
+    return numbers
 
 
 def _geometry_key(recipe: str) -> str:

@@ -204,12 +204,15 @@ class _Prediction:
             (unknown, np.zeros(len(sure)), np.ones(len(sure)), measured.bytes, np.ones(len(measured))),
         )
         for rows, exact, feature, costs, measured_feature in guesses:
-            told = np.isfinite(costs) & np.isfinite(measured_feature)
+            usable = np.isfinite(costs) & np.isfinite(measured_feature)
             each[rows] = exact[rows]
             total += exact[rows].sum()
-            if rows.any() and told.any():
+            if rows.any() and usable.any():
                 fit, guessed = self._predicted(
-                    measured_feature[told, None], np.maximum(costs[told], 0.0), told, feature[rows, None]
+                    measured_feature[usable, None],
+                    np.maximum(costs[usable], 0.0),
+                    usable,
+                    feature[rows, None],
                 )
                 total += fit
                 each[rows] += guessed
@@ -217,12 +220,12 @@ class _Prediction:
 
     def _parameters(self) -> Floats:
         """Of each model; where unknown from its bytes, else the mean of the measured ones."""
-        found = self.sure.parameters.copy()
+        parameters = self.sure.parameters.copy()
         each, measured = self.sure.weights, self.measured
-        told = np.isfinite(measured.bytes)
-        rate = measured.parameters[told].sum() / max(measured.bytes[told].sum(), 1.0)
-        found = np.where(np.isnan(found), each * rate, found)
-        return np.where(np.isnan(found), measured.parameters.mean(), found)
+        usable = np.isfinite(measured.bytes)
+        rate = measured.parameters[usable].sum() / max(measured.bytes[usable].sum(), 1.0)
+        parameters = np.where(np.isnan(parameters), each * rate, parameters)
+        return np.where(np.isnan(parameters), measured.parameters.mean(), parameters)
 
     def _requests(self) -> tuple[Floats, int]:
         """Requests of files by draw, and of the API."""
@@ -240,23 +243,25 @@ class _Prediction:
         measured, n, m = self.measured, len(self.sure), len(self.measured)
         seen = np.full(n, float(self.settings.seen))
         busy = np.sum([measured.seconds[part] for part in BUSY], axis=0)
-        told = np.isfinite(busy)
+        usable = np.isfinite(busy)
         total, each = self._predicted(
-            np.stack([np.ones(m), measured.seen, measured.seen * measured.parameters], axis=1)[told],
-            busy[told],
-            told,
+            np.stack([np.ones(m), measured.seen, measured.seen * measured.parameters], axis=1)[usable],
+            busy[usable],
+            usable,
             np.stack([np.ones(n), seen, seen * parameters], axis=1),
             "busy seconds",
             ("1", "probes", "parameters x probes"),
         )
-        whole = max(float(busy[told].sum()), _TINY)
-        seconds = {part: total * share * (float(measured.seconds[part][told].sum()) / whole) for part in BUSY}
+        whole = max(float(busy[usable].sum()), _TINY)
+        seconds = {
+            part: total * share * (float(measured.seconds[part][usable].sum()) / whole) for part in BUSY
+        }
         download = measured.seconds["download"]
-        told = np.isfinite(download) & np.isfinite(measured.bytes)
+        usable = np.isfinite(download) & np.isfinite(measured.bytes)
         downloads, _ = self._predicted(
-            np.stack([np.ones(m), measured.bytes], axis=1)[told],
-            download[told],
-            told,
+            np.stack([np.ones(m), measured.bytes], axis=1)[usable],
+            download[usable],
+            usable,
             np.stack([np.ones(n), sizes], axis=1),
             "download",
             ("1", "bytes"),
@@ -286,9 +291,9 @@ class _Prediction:
         }
         total = np.max(list(limits.values()), axis=0)
         bound = max(limits, key=lambda name: float(limits[name][0]))
-        told = {name: Estimate.of(draws) for name, draws in limits.items()}
+        estimates = {name: Estimate.of(draws) for name, draws in limits.items()}
         return Wall(
-            workers, **told, total=Estimate.of(total), bound=bound, start_seconds=start, overlap=overlap
+            workers, **estimates, total=Estimate.of(total), bound=bound, start_seconds=start, overlap=overlap
         ), total
 
     def _classes(self, parameters: Floats, sizes: Floats, paid_seconds: Floats) -> list[SizeClass]:
@@ -336,7 +341,7 @@ class _Prediction:
         models = sum(count.indexed for count in counts)
         failed = sum(sum(count.failed.values()) for count in counts)
         values = sum(count.logits for count in counts) * max(1, round(measured.fraction * measured.probes))
-        left = np.full(self.draws, float(len(self.known)))
+        remaining = np.full(self.draws, float(len(self.known)))
         kinds = {
             "observations": ([r.observations.size for r in receipts], values, logits * self.settings.seen),
             "models": ([r.models.size for r in receipts], models, indexed),
@@ -349,22 +354,24 @@ class _Prediction:
             "receipts": (
                 [measured.receipt_bytes[r.name] for r in receipts],
                 sum(len(r.items) for r in receipts),
-                left,
+                remaining,
             ),
         }
-        found: dict[str, Floats] = {}
-        for kind, (sizes, amount, wanted) in kinds.items():
-            found[kind] = np.asarray(sum(sizes) / amount * wanted if amount else 0.0 * wanted, np.float64)
+        sizes_by_kind: dict[str, Floats] = {}
+        for kind, (sizes, amount, requested) in kinds.items():
+            sizes_by_kind[kind] = np.asarray(
+                sum(sizes) / amount * requested if amount else 0.0 * requested, np.float64
+            )
         rates = self.rates
         if rates.descriptors is not None:
-            found["descriptors"] = logits * rates.descriptors
+            sizes_by_kind["descriptors"] = logits * rates.descriptors
         if (
             rates.index_logits is not None
             and rates.index_models is not None
             and rates.index_fixed is not None
         ):
-            found["index"] = logits * rates.index_logits + indexed * rates.index_models
-        return found
+            sizes_by_kind["index"] = logits * rates.index_logits + indexed * rates.index_models
+        return sizes_by_kind
 
     def _disk(self, sizes: Floats, workers: int) -> dict[str, float]:
         """Bytes on a node that runs all workers: the largest downloads at once, prepared probes, the probe set."""

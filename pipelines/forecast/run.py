@@ -129,8 +129,8 @@ def run_plan(
     nothing = FAILURES.empty_table()
     sealed = measured.sealed if measured.own else np.zeros(0, np.uint64)
     failures = measured.failures if measured.own else nothing
-    left = np.zeros(len(known), bool)
-    left[make_plan(table, keys, sealed, failures, config.batch_models, False).rows] = True
+    remaining = np.zeros(len(known), bool)
+    remaining[make_plan(table, keys, sealed, failures, config.batch_models, False).rows] = True
     probes = probe_set.count if probe_set is not None else config.probe_count or measured.probes
     settings = Settings(
         probes=probes,
@@ -153,7 +153,7 @@ def run_plan(
     places = [rows.get(name, -1) for name in zip(measured.repos, measured.shas, strict=True)]
     joined = known.at(np.array(places, np.int64))
     unforetold = _unforetold(measured, known, rows)
-    forecast = predict(known.chosen(left), measured, unforetold, joined, _rates(measured), settings)
+    forecast = predict(known.chosen(remaining), measured, unforetold, joined, _rates(measured), settings)
     done = _done(measured, known, keys)
     return Forecast(
         catalogue=len(known),

@@ -11,17 +11,17 @@ from pipelines.job.eta import duration
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def lines(found: Forecast) -> Iterator[str]:
+def lines(forecast: Forecast) -> Iterator[str]:
     """One line for each thing that is asked of a plan; intervals are 80 %."""
-    basis, left, done = found.basis, found.left, found.done
+    basis, left, done = forecast.basis, forecast.left, forecast.done
     devices = ", ".join(f"{count:,} on {device}" for device, count in sorted(basis.devices.items()))
     yield f"fitted on  {basis.models:,} models ({devices}) and {basis.failures:,} failures of {basis.source}"
-    yield f"catalogue  {found.catalogue:,} models: {done.models:,} indexed, {sum(done.failed.values()):,} failed, {left.models:,} to do"
+    yield f"catalogue  {forecast.catalogue:,} models: {done.models:,} indexed, {sum(done.failed.values()):,} failed, {left.models:,} to do"
     yield f"to index   {_count(left.indexed)}"
     for reason, count in left.failures.items():
         yield f"           {count:,.1f} to fail: {reason}"
-    told = ", ".join(f"{count:,} from {source}" for source, count in left.sizes.items() if count)
-    yield f"download   {_bytes(left.bytes)}" + (f" (sizes: {told})" if told else "")
+    sources = ", ".join(f"{count:,} from {source}" for source, count in left.sizes.items() if count)
+    yield f"download   {_bytes(left.bytes)}" + (f" (sizes: {sources})" if sources else "")
     hours = ", ".join(f"{account} {_hours(value)}" for account, value in left.limit_hours.items())
     yield f"requests   {_count(left.file_requests)} files, {left.api_requests:,} API; by the Hub's limits at least: {hours}"
     yield f"disk       {_size(sum(left.disk_bytes.values()))} a node: " + ", ".join(
@@ -51,7 +51,7 @@ def lines(found: Forecast) -> Iterator[str]:
     else:
         low = "" if cost.total.low is None else f" ({cost.total.low:,.2f} to {cost.total.high:,.2f})"
         yield f"cost       {cost.total.value:,.2f}{low}: {_time(cost.hours)} of {cost.unit} time at {cost.price:g} an hour"
-    whole = found.whole
+    whole = forecast.whole
     yield (
         f"the whole  {_count(whole['models indexed'])} models, {_bytes(whole['download bytes'])}, "
         f"{_count(whole['file requests'])} files, {_count(whole['logits'])} logits"

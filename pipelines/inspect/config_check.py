@@ -38,11 +38,11 @@ def _store(config: Config) -> Iterator[str]:
     try:
         store = Store(config.store)
         if store.is_local:
-            there = next(
+            nearest = next(
                 folder for folder in [Path(store.root), *Path(store.root).parents] if folder.exists()
             )
-            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-                yield f"store: {there} is not a folder that can be written"
+            if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+                yield f"store: {nearest} is not a folder that can be written"
         else:
             store.exists("index/current.json")
     except (ProbeLogError, OSError) as error:
@@ -110,10 +110,10 @@ def _scratch(config: Config) -> Iterator[str]:
 def _modules(config: Config) -> Iterator[str]:
     for name in config.preload:
         try:
-            found = importlib.util.find_spec(name) is not None
+            exists = importlib.util.find_spec(name) is not None
         except (ImportError, ValueError):
-            found = False
-        if not found:
+            exists = False
+        if not exists:
             yield f"preload: there is no Python module {name!r} here"
 
 

@@ -66,15 +66,15 @@ class Status:
 
     def lines(self) -> list[str]:
         """The same for a person."""
-        told = [f"store {self.store}"]
+        lines = [f"store {self.store}"]
         for item in self.catalogues:
             state = f"finished {item['finished']}" if item.get("finished") else "unfinished"
-            told.append(
+            lines.append(
                 f"crawl      {item['key']}  {item['rows']:,} models, {item['failures']:,} unreadable rows, {state}"
             )
-        told += [f"probes     {item['hash'][:16]}  {item['count']:,} images" for item in self.probe_sets]
+        lines += [f"probes     {item['hash'][:16]}  {item['count']:,} images" for item in self.probe_sets]
         for ledger in self.ledgers:
-            told.append(
+            lines.append(
                 f"probe      {ledger.key}  {ledger.indexed:,} of {ledger.planned:,} models indexed, "
                 f"{sum(ledger.failed.values()):,} failed, {ledger.left:,} left"
                 + (f", {ledger.unsealed:,} not yet sealed" if ledger.unsealed else "")
@@ -83,29 +83,29 @@ class Status:
                 + f"  (probe set {ledger.probe_set[:16]}, fraction {ledger.fraction:g}, seed {ledger.seed})"
             )
             if ledger.indexed:
-                told.append(
+                lines.append(
                     f"             {ledger.copies:,} of them copies, {ledger.logits:,} logits, "
                     f"{ledger.bytes / 1e9:,.1f} GB downloaded"
                 )
-            told += [f"             {count:6,}  {reason}" for reason, count in ledger.failed.items()]
+            lines += [f"             {count:6,}  {reason}" for reason, count in ledger.failed.items()]
             if ledger.seconds_a_model:
                 parts = ", ".join(f"{name} {value:.2f}" for name, value in ledger.seconds_a_model.items())
-                told.append(f"             seconds a model: {parts}")
-        told += [
+                lines.append(f"             seconds a model: {parts}")
+        lines += [
             f"complete   {item['key']}  {item['logits']:,} logits, rank {item['rank']}, "
             f"held-out RMSE {item['rmse']:.3f}"
             for item in self.completions
         ]
         if self.index is None:
-            told.append("index      none published yet")
+            lines.append("index      none published yet")
         else:
-            told.append(
+            lines.append(
                 f"index      generation {self.index['generation']}, published {self.index['published']}, "
                 + (f"an update of {self.index['base']}, " if self.index["base"] else "")
                 + f"{len(self.index['previous'])} earlier ones kept"
             )
         if self.quality is not None:
-            told.append(
+            lines.append(
                 f"quality    generation {self.quality['generation']} "
                 + (
                     "was refused"
@@ -117,7 +117,7 @@ class Status:
                 + (f" ({', '.join(self.quality['failed'])})" if self.quality["failed"] else "")
                 + f", {self.quality['at']}, report {self.quality['page']}"
             )
-        return told
+        return lines
 
 
 def status(uri: str) -> Status:
@@ -127,7 +127,7 @@ def status(uri: str) -> Status:
         UsageError: there is no ProbeLog store at this address.
     """
     store = Store(uri)
-    found = Status(
+    result = Status(
         store=store.uri,
         catalogues=_catalogues(store),
         probe_sets=[
@@ -148,9 +148,9 @@ def status(uri: str) -> Status:
         index=_index(store),
         quality=_quality(store),
     )
-    if not (found.catalogues or found.probe_sets or found.ledgers or found.index):
+    if not (result.catalogues or result.probe_sets or result.ledgers or result.index):
         raise UsageError(f"{store.uri} is not a ProbeLog store: check the address")
-    return found
+    return result
 
 
 def _names(store: Store, folder: str, last: str) -> list[str]:
@@ -158,18 +158,18 @@ def _names(store: Store, folder: str, last: str) -> list[str]:
 
 
 def _catalogues(store: Store) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    catalogues: dict[str, dict[str, Any]] = {}
     for last in ("progress.json", "receipt.json"):
         for name in _names(store, "catalogue", last):
             content = store.read_json(name)
             finished = content["finished"] if last == "receipt.json" else None
-            found[name.split("/")[1]] = {
+            catalogues[name.split("/")[1]] = {
                 "key": name.split("/")[1],
                 "rows": count_rows(content["rows"]),
                 "failures": count_rows(content["failures"]),
                 "finished": finished,
             }
-    return list(found.values())
+    return list(catalogues.values())
 
 
 def _ledger(store: Store, manifest: str) -> LedgerStatus:
@@ -181,14 +181,14 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
     counts, running = summary.counts, summary.running
     failed = counts.failures
     unsealed = len(ledger.spooled() - {item for receipt in fresh for item in receipt.items})
-    left = max(0, content["planned"] - counts.indexed - sum(failed.values()) - unsealed)
+    remaining = max(0, content["planned"] - counts.indexed - sum(failed.values()) - unsealed)
     if running is not None and time.time() - running.at > _STALE_SECONDS:
         running = None
     rate, eta = summary.models_an_hour, None
     if running is not None:
         rate, eta = running.models_an_hour or rate, running.eta_seconds
-    if eta is None and left and rate:
-        eta = left / rate * 3600
+    if eta is None and remaining and rate:
+        eta = remaining / rate * 3600
     return LedgerStatus(
         key=folder.split("/")[1],
         probe_set=content["probe_set"],
@@ -198,7 +198,7 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
         indexed=counts.indexed,
         failed=failed,
         unsealed=unsealed,
-        left=left,
+        left=remaining,
         models_an_hour=rate,
         seconds_a_model={part: counts.seconds.get(part, 0.0) / counts.indexed for part in TIMED_PHASES}
         if counts.indexed

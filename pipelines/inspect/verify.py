@@ -81,15 +81,15 @@ class Verified:
 
     def lines(self) -> list[str]:
         """The same for a person."""
-        told = [f"store {self.store}: {self.files:,} files, {self.bytes:,} bytes re-read"]
+        lines = [f"store {self.store}: {self.files:,} files, {self.bytes:,} bytes re-read"]
         for kind in ("damaged", "missing", "unprotected", "unexpected"):
-            found = getattr(self, kind)
-            told += [f"{kind:<12} {item['path']}: {item['problem']}" for item in found]
+            problems = getattr(self, kind)
+            lines += [f"{kind:<12} {item['path']}: {item['problem']}" for item in problems]
         if self.clean:
-            told.append("no damage found")
+            lines.append("no damage found")
         else:
-            told.append(f"{len(self.damaged):,} damaged, {len(self.missing):,} missing")
-        return told
+            lines.append(f"{len(self.damaged):,} damaged, {len(self.missing):,} missing")
+        return lines
 
 
 def verify(uri: str, report: Report) -> Verified:
@@ -374,17 +374,17 @@ class _Verifier:
         with self._lock:
             self._claimed.add(path)
         try:
-            found = self._store.measure(path)
+            measured = self._store.measure(path)
         except FileNotFoundError:
             self._note("missing", path, f"{by} names it")
             return False
         except OSError as error:
             self._note("damaged", path, f"it cannot be read: {error}")
             return False
-        self._count(found[0])
-        if found == (size, sha256):
+        self._count(measured[0])
+        if measured == (size, sha256):
             return True
-        what = "size" if found[0] != size else "digest"
+        what = "size" if measured[0] != size else "digest"
         self._note("damaged", path, f"its {what} is not the one in {by}")
         return False
 
@@ -413,12 +413,12 @@ def _ledger_parts(receipt: Receipt) -> Iterator[tuple[Part, pa.Schema]]:
 
 def _generations(pointer: Pointer) -> dict[str, str | None]:
     """The generations that the pointer names, and the digests of their lists of files."""
-    found: dict[str, str | None] = {}
+    generations: dict[str, str | None] = {}
     for item in pointer.kept:
-        found[str(item["generation"])] = item["files"]
+        generations[str(item["generation"])] = item["files"]
         if item.get("base") is not None:
-            found.setdefault(str(item["base"]), item.get("base_files"))
-    return found
+            generations.setdefault(str(item["base"]), item.get("base_files"))
+    return generations
 
 
 def _why_unexpected(name: str) -> str:

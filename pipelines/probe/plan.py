@@ -88,13 +88,13 @@ class ProbingPlan:
             at = self.rows[chosen]
             piece = np.searchsorted(first, at, side="right") - 1
             # Slices, since taking rows out of many chunks would put the chunks together each time.
-            found = pa.Table.from_batches(
+            batch = pa.Table.from_batches(
                 [
                     pieces[p].slice(row - first[p], 1)
                     for p, row in zip(piece.tolist(), at.tolist(), strict=True)
                 ]
             )
-            for number, row in zip(chosen.tolist(), from_table(found, CatalogueRow), strict=True):
+            for number, row in zip(chosen.tolist(), from_table(batch, CatalogueRow), strict=True):
                 yield Item(
                     f"{self.keys[number]:016x}",
                     row,
@@ -208,16 +208,16 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
         safe = pc.match_substring_regex(path, r"^[^/]*\.safetensors$").to_numpy(zero_copy_only=False)
         other = pc.match_substring_regex(path, _OTHER_WEIGHTS).to_numpy(zero_copy_only=False)
         count = batch.num_rows
-        found = np.bincount(parents[safe], size[safe], count)
-        found = np.where(found > 0, found, np.bincount(parents[other], size[other], count))
+        totals = np.bincount(parents[safe], size[safe], count)
+        totals = np.where(totals > 0, totals, np.bincount(parents[other], size[other], count))
         named = np.bincount(parents[safe | other], minlength=count) > 0
         unlisted = np.bincount(parents, minlength=count) == 0
-        told, parameters = (
+        sizes_by_format, parameters = (
             pc.cast(batch[name], pa.float64()).to_numpy(zero_copy_only=False)
             for name in ("weight_bytes", "parameters")
         )
-        estimate = np.where(np.isnan(told), _BYTES_A_PARAMETER * parameters, told)
-        sizes.append(np.where(unlisted | (named & (found == 0)), estimate, found))
+        estimate = np.where(np.isnan(sizes_by_format), _BYTES_A_PARAMETER * parameters, sizes_by_format)
+        sizes.append(np.where(unlisted | (named & (totals == 0)), estimate, totals))
     return np.concatenate(sizes) if sizes else np.zeros(0)
 
 

@@ -154,10 +154,10 @@ def probe(
     failures = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))
     models = int(np.isin(keys, state.sealed).sum()) - failures.num_rows
     reasons = Counter(failures["reason"].to_pylist())
-    told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    listed_reasons = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     job.report.say(
         f"probe: {models:,} of {table.num_rows:,} models indexed"
-        + (f", {failures.num_rows:,} failed ({told})" if reasons else "")
+        + (f", {failures.num_rows:,} failed ({listed_reasons})" if reasons else "")
         + (f", {unchecked:,} not compared with the others for copies" if unchecked else "")
         + ("" if len(plan) else "; already complete")
     )

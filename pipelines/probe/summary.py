@@ -49,25 +49,25 @@ class Summary:
     def read(cls, ledger: Ledger) -> tuple[Summary, list[Receipt]]:
         """The sums of all receipts that are there now, and those receipts that had to be read for it."""
         names = ledger.receipt_names()
-        found = cls._cached(ledger)
-        if not found.sealed.keys() <= set(names):
-            found = cls()
-        missing = ledger.receipts(name for name in names if name not in found.sealed)
-        if found.sealed and any(receipt.counts is None for receipt in missing):
+        cached = cls._cached(ledger)
+        if not cached.sealed.keys() <= set(names):
+            cached = cls()
+        missing = ledger.receipts(name for name in names if name not in cached.sealed)
+        if cached.sealed and any(receipt.counts is None for receipt in missing):
             # Which failures they replaced is known only beside all others.
-            found, missing = cls(running=found.running), ledger.receipts(names)
-        found.add(missing, ledger.counts(missing))
-        return found, missing
+            cached, missing = cls(running=cached.running), ledger.receipts(names)
+        cached.add(missing, ledger.counts(missing))
+        return cached, missing
 
     @classmethod
     def covering(cls, ledger: Ledger, receipts: Sequence[Receipt]) -> Summary:
         """The sums of receipts that have been read already: all that are there."""
-        found = cls._cached(ledger)
-        if not found.sealed.keys() <= {receipt.name for receipt in receipts}:
-            found = cls()
-        missing = [receipt for receipt in receipts if receipt.name not in found.sealed]
-        found.add(missing, ledger.counts(missing, earlier=receipts))
-        return found
+        cached = cls._cached(ledger)
+        if not cached.sealed.keys() <= {receipt.name for receipt in receipts}:
+            cached = cls()
+        missing = [receipt for receipt in receipts if receipt.name not in cached.sealed]
+        cached.add(missing, ledger.counts(missing, earlier=receipts))
+        return cached
 
     @classmethod
     def _cached(cls, ledger: Ledger) -> Summary:

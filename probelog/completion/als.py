@@ -236,8 +236,8 @@ def fold_in(probes: Ints, values: npt.NDArray[np.floating], columns: Float32, la
         columns: V (n, k) of a finished completion.
         lam: that completion's regularisation.
     """
-    own = standardised(probes, values)
-    return FoldedIn(*own, row_step(own.block, columns, lam))
+    rows = standardised(probes, values)
+    return FoldedIn(*rows, row_step(rows.block, columns, lam))
 
 
 def column_step(sums: ColumnSums, lam: float) -> Float32:

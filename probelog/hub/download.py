@@ -124,7 +124,7 @@ def check_access(row: CatalogueRow, *, has_token: bool) -> None:
         )
 
 
-def needed_files(there: Collection[str], allow_pickle: bool) -> list[str]:
+def needed_files(names: Collection[str], allow_pickle: bool) -> list[str]:
     """Names of the files to fetch, in their order, of those that a repository holds.
 
     The last one holds the weights, or names the shards that do (`read_shards`).
@@ -132,27 +132,27 @@ def needed_files(there: Collection[str], allow_pickle: bool) -> list[str]:
     Raises:
         ItemFailure: unsafe-format or not-found.
     """
-    weights = _weights_name(there, allow_pickle)
-    if CONFIG not in there:
-        raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {_held(there)}")
-    return [CONFIG, *(name for name in OPTIONAL if name in there), weights]
+    weights = _weights_name(names, allow_pickle)
+    if CONFIG not in names:
+        raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {_held(names)}")
+    return [CONFIG, *(name for name in OPTIONAL if name in names), weights]
 
 
-def _weights_name(there: Collection[str], allow_pickle: bool) -> str:
+def _weights_name(names: Collection[str], allow_pickle: bool) -> str:
     for name in (SAFETENSORS, INDEX):
-        if name in there:
+        if name in names:
             return name
-    if allow_pickle and PICKLE in there:
+    if allow_pickle and PICKLE in names:
         return PICKLE
-    pickles = sorted(path for path in there if path.endswith(_PICKLES))
+    pickles = sorted(path for path in names if path.endswith(_PICKLES))
     if pickles and allow_pickle:
-        raise ItemFailure(FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {_held(there)}")
+        raise ItemFailure(FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {_held(names)}")
     if pickles:
         raise ItemFailure(
             FailureReason.UNSAFE_FORMAT,
             f"weights only as pickle ({pickles[0]}), which can run code when loaded",
         )
-    raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {_held(there)}")
+    raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {_held(names)}")
 
 
 def _held(there: Collection[str]) -> str:
@@ -268,8 +268,8 @@ class _Transfer:
 
     def _continues(self, answer: HubResponse) -> bool:
         """Whether a partial answer begins where the last one ended."""
-        found = _CONTENT_RANGE.fullmatch(answer.response.headers.get("content-range", ""))
-        return found is not None and int(found[1]) == self.received
+        content_range = _CONTENT_RANGE.fullmatch(answer.response.headers.get("content-range", ""))
+        return content_range is not None and int(content_range[1]) == self.received
 
     def _restart(self) -> None:
         self.stream.seek(0)
@@ -299,14 +299,14 @@ class _Transfer:
 
     def _verify(self, answer: HubResponse) -> None:
         """Compare with the digest in the listing, else with the Hub's own name for the file (LFS: its SHA-256)."""
-        wanted = self.file.sha256 or _announced_digest(answer)
-        found = self.digest.hexdigest()
-        if wanted is None or wanted == found:
+        expected = self.file.sha256 or _announced_digest(answer)
+        actual = self.digest.hexdigest()
+        if expected is None or expected == actual:
             return
         # Once more from the beginning: it may have been the way here and not the file.
         if self.mismatched:
             raise ItemFailure(
-                FailureReason.WRONG_DIGEST, f"{self.file.path} has SHA-256 {found}, not {wanted}"
+                FailureReason.WRONG_DIGEST, f"{self.file.path} has SHA-256 {actual}, not {expected}"
             )
         self.mismatched = True
         self._restart()
@@ -351,8 +351,8 @@ def _part(target: Path) -> Iterator[BinaryIO]:
 def _announced_size(answer: HubResponse) -> int | None:
     """Bytes of the whole file by the headers, where they say."""
     headers = answer.response.headers
-    if found := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
-        return int(found[2])
+    if content_range := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
+        return int(content_range[2])
     linked = answer.headers.get("x-linked-size", "")
     # Of a compressed body, Content-Length counts something else.
     length = headers.get("content-length", "") if "content-encoding" not in headers else ""
@@ -369,8 +369,8 @@ def _announced_digest(answer: HubResponse) -> str | None:
     etag = answer.headers.get("x-linked-etag") or (
         headers.get("etag", "") if "x-repo-commit" in headers else ""
     )
-    found = _SHA256.fullmatch(etag)
-    return found[1] if found else None
+    match = _SHA256.fullmatch(etag)
+    return match[1] if match else None
 
 
 def _too_large(what: str, limit: int) -> ItemFailure:

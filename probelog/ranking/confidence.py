@@ -81,15 +81,15 @@ def background_scores(directions: Floats, background: Floats, offsets: Floats, b
     """Scores of every background concept, each without itself among its rivals: (m, B) for logits (m, d)."""
     cosines = np.asarray(directions, np.float64) @ np.asarray(background, np.float64).T
     size = cosines.shape[1]
-    own = matched_heads.without(
+    corrected = matched_heads.without(
         np.repeat(np.asarray(offsets, np.float64), size), cosines.reshape(-1, 1), b, size
     )
-    return np.asarray(b * cosines - own.reshape(cosines.shape))
+    return np.asarray(b * cosines - corrected.reshape(cosines.shape))
 
 
 def margins(
     directions: Floats,
-    own: Floats,
+    candidate: Floats,
     background: Floats,
     offsets: Floats,
     b: float,
@@ -100,7 +100,7 @@ def margins(
 
     Args:
         directions: (k, d) of the hits.
-        own: (k,) the hits' ``z`` for the query: score less the mean, by the standard deviation, over the gallery.
+        candidate: (k,) the hits' ``z`` for the query: score less the mean, by the standard deviation, over the gallery.
         background: (B, d) directions of the background concepts.
         offsets: (k,) of the hits, over the whole background.
         b: the score's temperature.
@@ -111,7 +111,7 @@ def margins(
     if not len(rivals):
         return np.zeros(len(directions))
     known = statistics.standardise(background_scores(directions, background, offsets, b))
-    return np.asarray(np.asarray(own, np.float64) - known[:, rivals].max(axis=1))
+    return np.asarray(np.asarray(candidate, np.float64) - known[:, rivals].max(axis=1))
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def hit_margins(
     excluded: Ints | Sequence[int],
 ) -> Float64:
     """Margins (k,) of some logits (k,) for a query whose scores (N,) over the whole gallery are known."""
-    own = ScoreMoments.of(scores).standardise(scores[hits])
-    return margins(directions[hits], own, background, offsets[hits], b, statistics, excluded)
+    standardised = ScoreMoments.of(scores).standardise(scores[hits])
+    return margins(directions[hits], standardised, background, offsets[hits], b, statistics, excluded)
 
 
 @dataclass(frozen=True)

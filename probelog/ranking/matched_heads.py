@@ -123,8 +123,8 @@ class HeadSpace:
         if len(self._texts) > 1:
             for column in range(len(texts)):
                 rivals = self._rivals(excluded[column] if excluded is not None else ())
-                own = self._sharpness * responses[:, column]
-                responses[:, column] = np.exp(0.5 * (own - np.logaddexp(own, rivals)))
+                term = self._sharpness * responses[:, column]
+                responses[:, column] = np.exp(0.5 * (term - np.logaddexp(term, rivals)))
         targets = _standardise(responses.T).astype(np.float32)
         return _unit((targets @ self._centred_single) @ self._inverse)
 
@@ -157,8 +157,8 @@ class HeadSpace:
         """Directions of the background concepts: (B, d), each among all others."""
         if len(self._texts) < 2:
             return self.of_texts(self._texts) if len(self._texts) else self._texts
-        own = self._sharpness * self._similarities
-        return self._ridge(_standardise(np.exp(0.5 * (own - self._every_rival[:, None])).T))
+        terms = self._sharpness * self._similarities
+        return self._ridge(_standardise(np.exp(0.5 * (terms - self._every_rival[:, None])).T))
 
     @cached_property
     def _similarities(self) -> Float64:
@@ -184,8 +184,8 @@ class HeadSpace:
         numbers = np.unique(np.asarray(excluded, np.int64))
         if len(numbers) == len(self._texts):
             return self._every_rival
-        gone = _log_sum_exp(self._sharpness * self._similarities[:, numbers], axis=1)
-        share = np.exp(np.minimum(gone - self._every_rival, 0.0))
+        excluded_sum = _log_sum_exp(self._sharpness * self._similarities[:, numbers], axis=1)
+        share = np.exp(np.minimum(excluded_sum - self._every_rival, 0.0))
         # Taking away what is nearly everything would leave rounding noise: there the rest is added up again.
         doubtful = np.flatnonzero(share > 1 - 1e-6)
         rest = self._every_rival + np.log1p(-np.minimum(share, 1 - 1e-6))
@@ -275,16 +275,16 @@ def without(offset: Floats, similarities: Floats, b: float, size: int) -> Float6
         b: the score's temperature.
         size: B.
     """
-    left = size - similarities.shape[1]
-    if not similarities.shape[1] or left < 1:
+    remaining = size - similarities.shape[1]
+    if not similarities.shape[1] or remaining < 1:
         return np.asarray(offset, np.float64)
-    gone = _log_sum_exp(b * np.asarray(similarities, np.float64), axis=1)
+    excluded_sum = _log_sum_exp(b * np.asarray(similarities, np.float64), axis=1)
     every = np.asarray(offset, np.float64) + np.log(size)
     # log(e^every - e^gone); rounding must not take more than everything, and what remains is at least what the
     # rest would have at the lowest possible cosine.
-    share = np.minimum(gone - every, -1e-9)
+    share = np.minimum(excluded_sum - every, -1e-9)
     remains = every + np.log1p(-np.exp(share))
-    return np.asarray(np.maximum(remains, np.log(left) - b) - np.log(left))
+    return np.asarray(np.maximum(remains, np.log(remaining) - b) - np.log(remaining))
 
 
 def scores(
@@ -306,8 +306,8 @@ def scores(
         excluded: numbers of the background concepts that do not compete with the query.
     """
     rivals = np.asarray(background[np.asarray(excluded, np.int64)], gallery.dtype)
-    own = without(offset, gallery @ rivals.T, b, len(background))
-    return np.asarray(b * np.asarray(similarities, np.float64) - own)
+    own_offset = without(offset, gallery @ rivals.T, b, len(background))
+    return np.asarray(b * np.asarray(similarities, np.float64) - own_offset)
 
 
 def _pieces(rows: int, width: int) -> list[slice]:
