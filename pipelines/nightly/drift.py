@@ -4,7 +4,7 @@ A nightly run folds new models in with the columns, the background's statistics 
 run. That is exact for what a full run would leave as it is, and drifts as the hub changes. Measured by each nightly run:
 
 - *held-out error*: a tenth of each new model's observations is predicted from the others with the published columns
-  (METHOD section 5). Columns that do not know the new models predict them worse than those that they were fitted on.
+  (docs/method.md, section 5). Columns that do not know the new models predict them worse than those that they were fitted on.
 - *temperature*: ``b`` (`probelog.ranking.matched_heads.sharpness`) over the index as it is now against the published one.
 - *background*: how much the background concepts' mean scores over the index have moved, in their standard deviations
   (`probelog.ranking.confidence.ColumnStatistics`): what confidences rest on.

@@ -20,7 +20,7 @@ background concepts, given its direction.
 
 The constants are few and have no unit. ``SHARPNESS`` sets both temperatures, each in units of the spread that it
 divides: ``a = SHARPNESS / std over concepts of <e_i, t_c>``, ``b = SHARPNESS / std over background of w_l.w_cb``
-(means over probes, over logits). ``RIDGE`` is rho. README, "How the constants were chosen", has the sweeps.
+(means over probes, over logits). ``RIDGE`` is rho. docs/results.md, "How the constants were chosen", has the sweeps.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # How long a client answers from the generation that it has open before it looks at the pointer again.
 POLL_SECONDS = 30.0
-# With no hit surer than this, "nothing here" is the likelier answer. On the hub of the README's benchmark 99 of 100
+# With no hit surer than this, "nothing here" is the likelier answer. On the bench hub (docs/results.md) 99 of 100
 # classes that are there have a surer one.
 UNRECOGNISED = 0.2
 

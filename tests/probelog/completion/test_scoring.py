@@ -56,7 +56,7 @@ def test_top_pairs_are_the_largest_in_falling_order(matrix: np.ndarray, r: int) 
 
 
 def naive_version_2(z_logits, z_concepts, z_background, r: int, k: int) -> np.ndarray:
-    """METHOD section 3, word by word."""
+    """docs/method.md, section 3, word by word."""
     out = np.empty((len(z_concepts), len(z_logits)))
     for i, logit in enumerate(z_logits):
         support = np.argsort(-logit, kind="stable")[:r]

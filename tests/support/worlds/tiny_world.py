@@ -260,7 +260,7 @@ def write_probes(file: Path, count: int, side: int = 48) -> None:
 
 
 def standardised(rows: np.ndarray) -> np.ndarray:
-    """Every row with mean 0 and standard deviation 1 (METHOD, notation)."""
+    """Every row with mean 0 and standard deviation 1 (docs/method.md, notation)."""
     return (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True)
 
 
