@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.hubserver import running
 from probelog.errors import UsageError
-from probelog.hub.listing import ListingFilters
+from probelog.hub.client import HubError
+from probelog.hub.listing import ListingFilters, iter_pages
 from probelog.storage.schemas import CatalogueRow
+from tests.support.hub import faults
+from tests.support.hub.live_hub import BEGINNING, live_hub
+from tests.support.hub.repositories import Write
 
 MAY = dt.datetime(2025, 5, 1, tzinfo=dt.UTC)
 ROW = CatalogueRow(
@@ -68,3 +74,43 @@ def test_a_bound_is_one_at_the_least(name: str) -> None:
     for wrong in (0, -1):
         with pytest.raises(UsageError, match=f"the filter {name} must be 1 or more, not {wrong}"):
             ListingFilters(**{name: wrong})
+
+
+def test_a_list_of_just_a_page_ends_with_it(write_repository: Write, tmp_path: Path) -> None:
+    for number in range(20):
+        write_repository(f"ada/m{number}")
+    wanted = tuple(f"ada/m{number}" for number in range(20))
+    with running(tmp_path / "hub") as endpoint:
+        pages = list(iter_pages(ListingFilters(repos=wanted), endpoint=endpoint))
+    assert [(len(page.rows), page.next_url) for page in pages] == [(20, None)]
+
+
+def test_only_a_crawl_that_goes_on_can_have_lost_its_place(tmp_path: Path) -> None:
+    with live_hub(tmp_path / "hub", 2) as hub:
+        hub.faults.spoil("/api/models?", faults.answer(400))
+        with pytest.raises(HubError) as fresh:
+            list(iter_pages(ListingFilters(), endpoint=hub.endpoint))
+        assert "start anew" not in str(fresh.value)
+        start = f"{hub.endpoint}/api/models?cursor=x"
+        with pytest.raises(HubError, match="start anew"):
+            list(iter_pages(ListingFilters(), start, endpoint=hub.endpoint))
+
+
+def test_an_order_that_breaks_between_two_pages_ends_no_crawl(tmp_path: Path) -> None:
+    """Each page is sorted, and yet the server ignores the order."""
+    with live_hub(tmp_path / "hub", 9) as hub:
+        hub.faults.spoil(
+            "/api/models?",
+            faults.rows(lambda rows: [{**row, "lastModified": "2025-01-01T00:30:00Z"} for row in rows]),
+            times=1,
+        )
+        since = BEGINNING + dt.timedelta(hours=4)
+        pages = list(iter_pages(ListingFilters(since=since), endpoint=hub.endpoint, page_size=3))
+        assert len(pages) == 1, "all of the first page is older"
+        hub.faults.spoil(
+            "/api/models?",
+            faults.rows(lambda rows: [{**row, "lastModified": "2025-01-01T04:00:00Z"} for row in rows]),
+            times=1,
+        )
+        pages = list(iter_pages(ListingFilters(since=since), endpoint=hub.endpoint, page_size=3))
+        assert len(pages) == 3, "the second page is newer than the first"

@@ -158,6 +158,7 @@ def test_rows_that_are_not_there_are_gaps(base: Generation) -> None:
         with pytest.raises(StoreError, match="the logits table of generation base has gaps"):
             base.logits(np.array(rows))
     assert len(base.logits(np.empty(0, np.int64))) == 0
+    assert [len(piece) for piece in base.at(np.empty(0, np.int64))] == [0], "one piece at the least"
 
 
 def test_probes_come_in_the_order_of_their_numbers(base: Generation) -> None:

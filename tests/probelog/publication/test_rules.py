@@ -557,6 +557,14 @@ def test_an_index_is_found_by_its_own_address_and_by_its_stores(index: Store, tm
     assert find_index(str(tmp_path)).uri == str(tmp_path), "its own first"
 
 
+def test_an_index_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / POINTER).mkdir()
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_pointer(Store(tmp_path))
+    with pytest.raises(StoreError, match="cannot be read"):
+        find_index(f"{tmp_path}/{'x' * 300}")
+
+
 @pytest.mark.parametrize(
     "change",
     [

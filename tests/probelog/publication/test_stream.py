@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -53,6 +54,16 @@ def test_making_fails(kind: type[BaseException]) -> None:
     with pytest.raises(kind, match="making"):
         run_consumer_in_thread(made(), consume)
     assert [type(error) for error in seen] == [kind]
+
+
+def test_a_slow_consumer_gets_everything() -> None:
+    """Slower than the maker looks whether anybody still consumes."""
+
+    def consume(items: Iterator[int]) -> list[int]:
+        time.sleep(0.5)
+        return list(items)
+
+    assert run_consumer_in_thread(range(9), consume) == list(range(9))
 
 
 def test_consuming_fails_or_ends_early() -> None:

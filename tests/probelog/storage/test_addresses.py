@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -85,6 +87,18 @@ def test_arrays_never_hold_objects() -> None:
     assert array.tolist() == [1, 2]
     with pytest.raises(ValueError, match="pickle"):
         npy(pa.array(["x"]).to_numpy(zero_copy_only=False))
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="pickle"):
+        from_npy(pickled.getvalue())
+
+
+def test_the_region_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-3")
+    assert Store("s3://bucket")._filesystem().region == "eu-west-3"
+    monkeypatch.setenv("AWS_REGION", "ap-south-1")
+    assert Store("s3://bucket")._filesystem().region == "ap-south-1"
 
 
 class Clock:

@@ -36,6 +36,19 @@ def test_any_other_bit_is_damage(value: dict[str, Any], indent: int | None, data
         unsealed_json(bytes(sealed), "here")
 
 
+def test_files_are_written_so_that_people_can_read_them() -> None:
+    lines = sealed_json({"b": [1], "a": {}}).decode().splitlines()
+    assert lines[:5] == ["{", ' "a": {},', ' "b": [', "  1", " ],"]
+    assert sealed_json([1]) == b"[\n 1\n]\n"
+    assert sealed_json({}) == b"{}\n"
+
+
+@pytest.mark.parametrize("other", [b'"sea1"', b'"Seal"'])
+def test_the_right_digest_in_another_frame_is_damage(other: bytes) -> None:
+    with pytest.raises(StoreError, match="here is damaged"):
+        unsealed_json(sealed_json({"a": 1}).replace(b'"seal"', other), "here")
+
+
 @given(objects)
 def test_a_shorter_file_is_damage(value: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match="here is damaged"):

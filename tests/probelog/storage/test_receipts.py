@@ -273,6 +273,9 @@ def test_models_of_any_size_are_read_group_by_group(ledger: Ledger) -> None:
     tables = [pa.table({"x": range(rows)}) for rows in sizes.values()]
     grouped = [[table.num_rows for table in group] for group in row_groups(tables)]
     assert grouped == [[399, 1], [1, 900], [3, 400], [2]]
+    tables = [pa.table({"x": range(rows)}) for rows in (400, 399, 1, 1)]
+    grouped = [[table.num_rows for table in group] for group in row_groups(tables)]
+    assert grouped == [[400], [399, 1], [1]]
 
 
 # Spooled results
@@ -405,6 +408,7 @@ def test_numbers_are_stored_as_the_schema_needs_them() -> None:
     assert "BYTE_STREAM_SPLIT" in by_name["values.list.element"].encodings
     assert not by_name["values.list.element"].has_dictionary_page
     assert by_name["repo"].has_dictionary_page
+    assert not any(column.is_stats_set for column in columns), "they would take space and help nobody"
     assert file.read() == table
     assert pq.read_table(pa.BufferReader(part_bytes([], PROBED_MODELS))).num_rows == 0
 
@@ -427,6 +431,26 @@ def test_logits_of_any_size_keep_their_digits(low: float, high: float) -> None:
     assert np.log2(scale) == int(np.log2(scale))
     assert (offset == 0.0) == (low <= 1e8)
     assert (scale == 1.0) == (2.0**-10 <= np.abs(given[0] - offset).max() <= 30_000.0 or high == low)
+
+
+@pytest.mark.parametrize(
+    ("given", "offset", "scale"),
+    [
+        ([0.0, 0.5], 0.0, 1.0),
+        ([0.0, 2.0**-10], 0.0, 1.0),
+        ([0.0, 2.0**-11], 0.0, 2.0**-23),
+        ([0.0, 30_000.0], 0.0, 1.0),
+        ([0.0, 32_768.0], 0.0, 8.0),
+        ([15.0, 16.0], 0.0, 1.0),  # a spread of just a sixteenth
+        ([15.0625, 16.0], 15.53125, 1.0),
+        ([-16.0, -15.0625], -15.53125, 1.0),
+        ([0.0, 2.0**-120], 0.0, 2.0**-126),
+    ],
+)
+def test_offset_and_scale_of_a_row(given: list[float], offset: float, scale: float) -> None:
+    table = to_rows("a", SHA, [given])
+    assert (table["offset"][0].as_py(), table["scale"][0].as_py()) == (offset, scale)
+    assert from_rows(table)[0].tolist() == given
 
 
 def test_what_is_no_matrix_of_numbers_is_refused() -> None:
