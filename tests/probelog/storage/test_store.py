@@ -99,9 +99,9 @@ def test_a_swap_whose_answer_was_lost_counts(
         store.write("pointer", expected)
     real = Store._put_if
 
-    def twice(self: Store, name: str, data: bytes, **condition: str) -> bool:
-        assert real(self, name, data, **condition)
-        return real(self, name, data, **condition)
+    def twice(self: Store, name: str, data: bytes, tag: str | None) -> bool:
+        assert real(self, name, data, tag)
+        return real(self, name, data, tag)
 
     monkeypatch.setattr(Store, "_put_if", twice)
     store.swap("pointer", b"2", expected)
@@ -118,8 +118,8 @@ def test_a_swap_is_tried_again_while_somebody_else_is_writing(
     refusals = iter([True, True])
     real = Store._put_if
 
-    def refused(self: Store, name: str, data: bytes, **condition: str) -> bool:
-        return False if next(refusals, False) else real(self, name, data, **condition)
+    def refused(self: Store, name: str, data: bytes, tag: str | None) -> bool:
+        return False if next(refusals, False) else real(self, name, data, tag)
 
     monkeypatch.setattr(Store, "_put_if", refused)
     store.swap("pointer", b"1", None)
