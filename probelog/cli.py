@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probelog.search.client import Index
-    from probelog.search.results import Hit, ModelHit
+    from probelog.search.results import Hit, ModelHit, ModelSummary
 
 app = typer.Typer(
     add_completion=False,
@@ -121,7 +121,7 @@ def search(
         typer.echo(f"note: {printable(note)}", err=True)
     if as_json:
         for hit in results:
-            typer.echo(json.dumps(asdict(hit)))
+            typer.echo(_as_json(hit))
         return
     if not results:
         typer.echo("nothing in this index meets the filter" if where else "this index is empty")
@@ -139,7 +139,7 @@ def show(
     """What each logit of one model recognises."""
     summary = _open(index).show(repo, concepts)
     if as_json:
-        typer.echo(json.dumps(asdict(summary)))
+        typer.echo(_as_json(summary))
         return
     facts = [
         f"{summary.library} {summary.architecture}",
@@ -148,9 +148,14 @@ def show(
         f"licence {summary.licence or 'unknown'}",
         f"{summary.downloads:,} downloads" if summary.downloads is not None else "",
         f"seen on {summary.observed} probes",
+        f"created {summary.created_at:%Y-%m-%d}" if summary.created_at is not None else "",
     ]
     typer.echo(f"{printable(summary.repo)} @ {printable(summary.sha)[:12]}")
     typer.echo(", ".join(printable(fact) for fact in facts if fact))
+    if summary.parents:
+        declared = {(parent.repo, parent.relation) for parent in summary.parents}
+        named = (f"{printable(repo)} ({printable(relation)})" for repo, relation in sorted(declared))
+        typer.echo(f"declared parents: {', '.join(named)}")
     if summary.same_weights:
         typer.echo(f"the same weights: {', '.join(printable(other) for other in summary.same_weights)}")
     table = _table("class>", "declared label", "recognises (likeliest concepts)")
@@ -184,6 +189,11 @@ def _open(uri: str) -> Index:
     return open_index(uri)
 
 
+def _as_json(answer: Hit | ModelHit | ModelSummary) -> str:
+    """An answer as one line of JSON; times are ISO 8601."""
+    return json.dumps(asdict(answer), default=lambda time: time.isoformat())
+
+
 def _print_hits(hits: Sequence[Hit]) -> None:
     columns = ["#>", "repository", "class>", "declared label", "sure>", "score>", "licence", "downloads>"]
     if _narrow():
@@ -210,7 +220,7 @@ def _print_hits(hits: Sequence[Hit]) -> None:
 def _print_models(hits: Sequence[ModelHit], as_json: bool, where: str | None) -> None:
     if as_json:
         for hit in hits:
-            typer.echo(json.dumps(asdict(hit)))
+            typer.echo(_as_json(hit))
         return
     if not hits:
         typer.echo(

@@ -80,6 +80,12 @@ class Repository:
         return bool(self.listed.get("private"))
 
     @property
+    def created_at(self) -> str:
+        """As listed, else the time of the newest change."""
+        text = self.listed.get("createdAt")
+        return _hub_time(_parse_time(text)) if text else self.last_modified
+
+    @property
     def last_modified(self) -> str:
         """As the Hub writes it; such texts sort by time."""
         text = self.listed.get("lastModified")
@@ -253,9 +259,9 @@ class HubFolder:
 def read_listing(path: Path) -> dict[str, Mapping[str, Any]]:
     """``hub.json``: a list of objects, one for each repository, by id.
 
-    Understood: ``id`` (required), ``library`` (or ``library_name``), ``pipeline_tag``, ``lastModified`` (ISO
-    8601), ``downloads``, ``likes``, ``license``, ``sha`` (40 hexadecimal digits), ``gated``, ``disabled``,
-    ``private`` (then it is shown to nobody: there are no accounts), ``tags``, ``base_model``, ``cardData``, and
+    Understood: ``id`` (required), ``library`` (or ``library_name``), ``pipeline_tag``, ``lastModified`` and
+    ``createdAt`` (ISO 8601), ``downloads``, ``likes``, ``license``, ``sha`` (40 hexadecimal digits), ``gated``, ``disabled``,
+    ``private`` (then it is shown to nobody: there are no accounts), ``tags``, ``base_model``, ``base_model_relation``, ``cardData``, and
     ``formerly`` (names that the repository had, which lead on to it). Other keys are listed as they are.
 
     Raises:
@@ -300,11 +306,12 @@ def _entry_problems(entry: object) -> Iterator[str]:
     for key in ("tags", "base_model", "formerly"):
         if isinstance(entry.get(key), list) and not all(isinstance(item, str) for item in entry[key]):
             yield f"{key} must hold texts only"
-    if isinstance(entry.get("lastModified"), str):
-        try:
-            _parse_time(entry["lastModified"])
-        except ValueError:
-            yield f"lastModified must be a time such as 2025-01-31T08:00:00.000Z, not {entry['lastModified']!r}"
+    for key in ("lastModified", "createdAt"):
+        if isinstance(entry.get(key), str):
+            try:
+                _parse_time(entry[key])
+            except ValueError:
+                yield f"{key} must be a time such as 2025-01-31T08:00:00.000Z, not {entry[key]!r}"
 
 
 _ENTRY_TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
@@ -312,6 +319,8 @@ _ENTRY_TYPES: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
     ("library_name", str, "a text"),
     ("pipeline_tag", str, "a text"),
     ("lastModified", str, "a text"),
+    ("createdAt", str, "a text"),
+    ("base_model_relation", str, "a text"),
     ("downloads", int, "a whole number"),
     ("likes", int, "a whole number"),
     ("license", str, "a text"),
@@ -369,7 +378,10 @@ def tags(folder: HubFolder, repository: Repository) -> list[str]:
     if "safetensors" in {path.rsplit(".", 1)[-1] for path in repository.files}:
         computed.append("safetensors")
     computed += [f"license:{name}" for name in _texts(card.get("license"))]
-    computed += [f"base_model:{name}" for name in _texts(card.get("base_model"))]
+    parents = _texts(card.get("base_model"))
+    computed += [f"base_model:{name}" for name in parents]
+    if isinstance(relation := card.get("base_model_relation"), str):
+        computed += [f"base_model:{relation}:{name}" for name in parents]
     computed += _texts(card.get("tags")) + _texts(repository.listed.get("tags"))
     return list(dict.fromkeys(tag for tag in computed if tag))
 
@@ -382,6 +394,7 @@ def card_data(folder: HubFolder, repository: Repository) -> dict[str, Any]:
         "library_name": library(folder, repository),
         "pipeline_tag": pipeline_tag(folder, repository),
         "base_model": listed.get("base_model"),
+        "base_model_relation": listed.get("base_model_relation"),
     }
     return {key: value for key, value in facts.items() if value} | dict(listed.get("cardData") or {})
 
@@ -408,7 +421,7 @@ _DERIVED: dict[str, Callable[[HubFolder, Repository], Any]] = {
     "author": lambda folder, repository: repository.id.split("/")[0] if "/" in repository.id else None,
     "sha": lambda folder, repository: folder.sha(repository),
     "lastModified": lambda folder, repository: repository.last_modified,
-    "createdAt": lambda folder, repository: repository.listed.get("createdAt") or repository.last_modified,
+    "createdAt": lambda folder, repository: repository.created_at,
     "private": lambda folder, repository: repository.private,
     "gated": lambda folder, repository: repository.gated,
     "disabled": lambda folder, repository: repository.disabled,

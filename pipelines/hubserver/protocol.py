@@ -51,7 +51,7 @@ _FULL = (*_BRIEF, "author", "sha", "lastModified", "gated", "disabled", "sibling
 _INFO = (*_FULL, "cardData", "config", "safetensors", "usedStorage")
 _SORTS: dict[str, Callable[[Repository], Any]] = {
     "lastModified": lambda repository: repository.last_modified,
-    "createdAt": lambda repository: str(repository.listed.get("createdAt") or repository.last_modified),
+    "createdAt": lambda repository: repository.created_at,
     "downloads": lambda repository: repository.listed.get("downloads") or 0,
     "likes": lambda repository: repository.listed.get("likes") or 0,
     "trendingScore": lambda repository: repository.listed.get("trendingScore") or 0,

@@ -12,20 +12,10 @@ from pipelines.publish.stage import ListingSnapshot, publish
 from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.storage.ledger import Ledger
-from probelog.storage.schemas import CatalogueRow
+from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, from_table
 
 # What the catalogue says of a model and the index keeps.
-_LISTED = [
-    "repo",
-    "sha",
-    "pipeline_tag",
-    "licence",
-    "tags",
-    "downloads",
-    "likes",
-    "last_modified",
-    "base_model",
-]
+_LISTED = ["repo", "sha", *LISTED_FACTS]
 
 
 def publish_rebuilt(
@@ -46,10 +36,11 @@ def publish_rebuilt(
     start, record = changes.start, changes.hub.record
     key = start.base.settings.observations
     removed = set(changes.removed.values())
+    held = start.base.models_table(_LISTED)
     rows = [
-        CatalogueRow(**{name: row[name] for name in _LISTED})
-        for row in start.base.models_table(_LISTED).to_pylist()
-        if row["id"] not in removed
+        row
+        for row, number in zip(from_table(held, CatalogueRow), held["id"].to_pylist(), strict=True)
+        if number not in removed
     ]
     return publish(
         job,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -46,7 +46,7 @@ from probelog.ranking.matched_heads import Background
 from probelog.ranking.names import name_vectors, prompted
 from probelog.storage.encoding import npy, short_key
 from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
-from probelog.storage.schemas import CatalogueRow, ProbedModel
+from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, ProbedModel
 from probelog.storage.store import Store
 
 # Logits that the temperature and the basis are learnt from: enough, however large the hub.
@@ -137,10 +137,7 @@ class _Inputs:
             self.encoder.digest,
             *config.prompts,
             *self.background,
-            *(
-                json.dumps([row.repo, row.sha, row.licence, row.downloads, row.likes, row.tags])
-                for row in self.rows.values()
-            ),
+            *(json.dumps(asdict(row), default=str) for row in self.rows.values()),
         )
 
 
@@ -368,26 +365,20 @@ def model_table(models: Sequence[ProbedModel], listed_as: Mapping[tuple[str, str
     """The facts of models (``MODEL_FACTS``, but for ``copies``), from probing and from the catalogue."""
     rows = []
     for model in models:
-        listed = listed_as[model.repo, model.sha]
+        listed = asdict(listed_as[model.repo, model.sha])
         rows.append(
             {
                 "repo": model.repo,
                 "sha": model.sha,
                 "library": model.library,
-                "pipeline_tag": listed.pipeline_tag,
                 "architecture": model.architecture,
                 "head": model.head,
                 "logits": model.logits,
                 "labels": model.labels,
-                "licence": listed.licence,
-                "tags": listed.tags,
-                "downloads": listed.downloads,
-                "likes": listed.likes,
-                "last_modified": listed.last_modified,
                 "parameters": model.parameters,
-                "base_model": listed.base_model,
                 "weight_digest": model.weight_digest,
                 "observed": len(model.probes),
+                **{name: listed[name] for name in LISTED_FACTS},
             }
         )
     return pa.Table.from_pylist(rows, MODEL_FACTS).drop_columns(["copies"])

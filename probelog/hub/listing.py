@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 STAGE = "crawl"
 # The Hub gives these names of a listing's rows; sizes and digests of files it gives for one model at a time only.
 EXPAND = (
-    "cardData", "config", "disabled", "downloads", "gated", "lastModified", "library_name", "likes", "pipeline_tag", "safetensors", "sha", "siblings", "tags",
+    "cardData", "config", "createdAt", "disabled", "downloads", "gated", "lastModified", "library_name", "likes", "pipeline_tag", "safetensors", "sha", "siblings", "tags",
 )  # fmt: skip
 _LISTED_PER_PAGE = 20
 _NO_HUB = "{} does not answer as a Hub does. Set HF_ENDPOINT to a Hub's address."

@@ -9,7 +9,7 @@ from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.client import SHA_PATTERN, is_repo_id
-from probelog.storage.schemas import CatalogueRow, RepoFile, clean_unicode
+from probelog.storage.schemas import RELATIONS, CatalogueRow, Parent, RepoFile, clean_unicode
 
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,6 +18,8 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 _MOST_TAGS, _LONGEST_TAG = 500, 200
 _MOST_LABELS, _LONGEST_LABEL = 25_000, 500
 _MOST_FILES, _LONGEST_PATH = 1_000, 500
+_MOST_PARENTS = 20
+_PARENT_TAG = "base_model:"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Bytes per element of safetensors' types; one for those not named here, so that estimates err to the low side.
 _WIDTHS = {
@@ -65,11 +67,37 @@ def read_row(item: object) -> CatalogueRow:
         likes=_count(item.get("likes")),
         last_modified=_time(item.get("lastModified")),
         labels=_labels(config),
+        created_at=_time(item.get("createdAt")),
+        parents=_parents(repo, card, config, tags),
         base_model=_text(_first(card.get("base_model"))) or _tagged(tags, "base_model:"),
         gated=item.get("gated") not in (None, False),
         disabled=item.get("disabled") is True,
         weight_bytes=_weight_bytes(files, item),
     )
+
+
+def _parents(repo: str, card: Mapping[str, Any], config: Mapping[str, Any], tags: list[str]) -> list[Parent]:
+    """All that a model names as what it was made from, each once for every place that names it."""
+    declared = card.get("base_model")
+    told = card.get("base_model_relation")
+    relation = told if isinstance(told, str) and told in RELATIONS else "unknown"
+    found = [
+        (name, relation, "card")
+        for name in (declared if isinstance(declared, list) else [declared])[:_MOST_PARENTS]
+    ]
+    for tag in tags:
+        kind, _, name = tag.removeprefix(_PARENT_TAG).partition(":")
+        if tag.startswith(_PARENT_TAG) and kind in RELATIONS:
+            found.append((name, kind, "tag"))
+    found.append((_mapping(config.get("peft")).get("base_model_name_or_path"), "adapter", "adapter"))
+    found.append((config.get("_name_or_path"), "unknown", "config"))
+    # What is no repository's name is a path on the uploader's disk, or nothing.
+    parents = (
+        Parent(name, kind, source)
+        for name, kind, source in found
+        if isinstance(name, str) and name != repo and len(name) <= _LONGEST_TAG and is_repo_id(name)
+    )
+    return list(dict.fromkeys(parents))[:_MOST_PARENTS]
 
 
 def weights(files: list[RepoFile]) -> list[RepoFile]:

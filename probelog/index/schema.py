@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from probelog.index.basis import Basis
 from probelog.index.layout import folder_of
+from probelog.storage.schemas import ListedFacts, arrow_fields
 from probelog.storage.store import Store, lance_options
 
 if TYPE_CHECKING:
@@ -54,21 +55,15 @@ _FACTS: list[tuple[str, pa.DataType]] = [
     ("repo", pa.string()),
     ("sha", pa.string()),
     ("library", pa.string()),
-    ("pipeline_tag", pa.string()),
     ("architecture", pa.string()),
     ("head", pa.string()),
     ("logits", pa.int32()),
     ("labels", pa.list_(pa.string())),
-    ("licence", pa.string()),
-    ("tags", pa.list_(pa.string())),
-    ("downloads", pa.int64()),
-    ("likes", pa.int64()),
-    ("last_modified", pa.timestamp("ms", tz="UTC")),
     ("parameters", pa.int64()),
-    ("base_model", pa.string()),
     ("weight_digest", pa.string()),
     ("observed", pa.int32()),
     ("copies", pa.int32()),  # models with these weights, this one counted
+    *arrow_fields(ListedFacts),
 ]
 MODEL_FACTS = pa.schema(_FACTS)
 

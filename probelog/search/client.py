@@ -19,7 +19,8 @@ from probelog.index.pointer import find_index, read_pointer
 from probelog.ranking.names import normal_name
 from probelog.search.query import Pictures, Query, ask, background_numbers, text_direction
 from probelog.search.ranking import Filter, best, best_models
-from probelog.search.results import Hit, LogitSummary, ModelHit, ModelSummary, Results
+from probelog.search.results import Hit, LogitSummary, ModelFacts, ModelHit, ModelSummary, Results
+from probelog.storage.schemas import Parent
 
 if TYPE_CHECKING:
     from probelog.storage.store import Store
@@ -193,7 +194,7 @@ class Index:
             raise QueryError(f"the number of concepts must be at least 1, not {concepts}")
 
         def ask(generation: Generation) -> ModelSummary:
-            model = generation.model(repo)
+            model = _as_facts(generation.model(repo))
             logits = generation.logits(_own_rows(model))
             names, scores = generation.names(logits, concepts)
             twins = generation.models_table(["repo"], f"weights = {model['weights']}")
@@ -394,7 +395,7 @@ def _hits(generation: Generation, question: Query, k: int, chosen: Filter, skip:
     return hits
 
 
-_HIT_FACTS = ["repo", "sha", "head", "library", "architecture", "licence", "downloads", "likes"]
+_HIT_FACTS = [item.name for item in fields(ModelFacts)]
 
 
 def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
@@ -405,4 +406,10 @@ def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
 def _facts(generation: Generation, numbers: Sequence[int], names: Sequence[str]) -> dict[int, dict[str, Any]]:
     """Facts of some models, by number."""
     rows = generation.take_models(numbers, names).to_pylist() if numbers else []
-    return {row.pop("id"): row for row in rows}
+    return {row.pop("id"): _as_facts(row) for row in rows}
+
+
+def _as_facts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the ``models`` table with lists where it has none, and with typed parents."""
+    parents = [Parent(**parent) for parent in row["parents"] or []]
+    return {**row, "tags": row["tags"] or [], "parents": parents}

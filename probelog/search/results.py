@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import overload
 
 import pyarrow as pa
 
+from probelog.storage.schemas import ListedFacts, arrow_fields
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+_INT32 = {"arrow": pa.int32()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranked:
+    """What answers begin with: fields of the last base class come first."""
+
+    rank: int = field(metadata=_INT32)
+    repo: str
+    sha: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(ListedFacts):
+    """What every answer says about its model, beside what the Hub says."""
+
+    repo: str
+    sha: str
+    head: str
+    library: str
+    architecture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit(ModelFacts, _Ranked):
     """One logit that answers a query.
 
     ``score`` is higher for better answers: the log-odds of the query against an average background concept, given
@@ -21,45 +45,27 @@ class Hit:
     the uploader declared: untrusted text, as it was written.
     """
 
-    rank: int
-    repo: str
-    sha: str
-    logit: int
+    logit: int = field(metadata=_INT32)
     label: str
     score: float
     confidence: float | None
     distance: float
     negated: bool
-    duplicates: int
-    head: str
-    library: str
-    architecture: str
-    licence: str | None
-    downloads: int | None
-    likes: int | None
-    probes: list[int]
+    duplicates: int = field(metadata=_INT32)
+    probes: list[int] = field(metadata={"arrow": pa.list_(pa.int32())})
 
 
-@dataclass(frozen=True, slots=True)
-class ModelHit:
+@dataclass(frozen=True, kw_only=True)
+class ModelHit(ModelFacts, _Ranked):
     """One model that does what another one does.
 
     ``score`` is the mean, over the other one's logits, of the score of this model's best logit for each.
     ``duplicates`` counts the other repositories with the same weights, folded into this answer.
     """
 
-    rank: int
-    repo: str
-    sha: str
     score: float
     logits: int
     duplicates: int
-    head: str
-    library: str
-    architecture: str
-    licence: str | None
-    downloads: int | None
-    likes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +80,17 @@ class LogitSummary:
     probes: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSummary:
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary(ModelFacts):
     """The facts of one model of the index and what each of its logits recognises."""
 
-    repo: str
-    sha: str
-    head: str
-    library: str
-    architecture: str
     parameters: int | None
-    licence: str | None
-    downloads: int | None
-    likes: int | None
     observed: int
     same_weights: list[str]
     logits: list[LogitSummary]
 
 
-_HIT_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("rank", pa.int32()),
-    ("repo", pa.string()),
-    ("sha", pa.string()),
-    ("logit", pa.int32()),
-    ("label", pa.string()),
-    ("score", pa.float64()),
-    ("confidence", pa.float64()),
-    ("distance", pa.float64()),
-    ("negated", pa.bool_()),
-    ("duplicates", pa.int32()),
-    ("head", pa.string()),
-    ("library", pa.string()),
-    ("architecture", pa.string()),
-    ("licence", pa.string()),
-    ("downloads", pa.int64()),
-    ("likes", pa.int64()),
-    ("probes", pa.list_(pa.int32())),
-]
-_HIT_SCHEMA = pa.schema(_HIT_FIELDS)
+_HIT_SCHEMA = pa.schema(arrow_fields(Hit))
 
 
 class Results(Sequence[Hit]):

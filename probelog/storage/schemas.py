@@ -28,33 +28,6 @@ def _schema(name: str, version: int, fields: list[tuple[str, pa.DataType]]) -> p
     return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(version).encode()})
 
 
-FILES = pa.list_(pa.struct([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string())]))
-
-CATALOGUE = _schema(
-    "catalogue",
-    2,
-    [
-        ("repo", pa.string()),
-        ("sha", pa.string()),
-        ("library", pa.string()),
-        ("pipeline_tag", pa.string()),
-        ("model_type", pa.string()),
-        ("architecture", pa.string()),
-        ("parameters", pa.int64()),
-        ("files", FILES),
-        ("licence", pa.string()),
-        ("tags", _STRINGS),
-        ("downloads", pa.int64()),
-        ("likes", pa.int64()),
-        ("last_modified", _TIME),
-        ("labels", _STRINGS),
-        ("base_model", pa.string()),
-        ("gated", pa.bool_()),
-        ("disabled", pa.bool_()),
-        ("weight_bytes", pa.int64()),
-    ],
-)
-
 FAILURES = _schema(
     "failures",
     1,
@@ -182,31 +155,106 @@ class RepoFile:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogueRow:
-    """One (repository, commit) of the Hub, as listed. Everything but the first two may be unknown.
+class Parent:
+    """One model that another one says it was made from.
 
-    ``weight_bytes``: of the weights, from the sizes of their files or else from the counts of parameters by type
-    (a listing tells no sizes). Catalogues of version 1 have no such column.
+    Attributes:
+        repo: of the parent, which need not exist.
+        relation: one of ``RELATIONS``.
+        source: where it is declared: ``card`` (the model card's ``base_model``), ``tag`` (the Hub's tags),
+            ``adapter`` (the adapter's configuration) or ``config`` (``_name_or_path`` of the configuration).
     """
 
     repo: str
-    sha: str
-    library: str | None = None
+    relation: str
+    source: str
+
+
+RELATIONS = ("finetune", "adapter", "merge", "quantized", "unknown")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFacts:
+    """What the Hub says about a model and an index keeps. Anything may be unknown.
+
+    A fact is declared here and read in `probelog.hub.model_info`: columns of catalogue and index, answers and
+    summaries have it by themselves.
+
+    Attributes:
+        pipeline_tag: the task.
+        licence: as the Hub writes it.
+        tags: of the model card and the Hub's own.
+        downloads: of the last 30 days.
+        likes: so far.
+        last_modified: when the newest commit was made, and
+        created_at: when the repository was made, both in UTC.
+        base_model: the first declared parent of the model card.
+        parents: all declared parents.
+    """
+
     pipeline_tag: str | None = None
-    model_type: str | None = None
-    architecture: str | None = None
-    parameters: int | None = None
-    files: list[RepoFile] = field(default_factory=list)
     licence: str | None = None
     tags: list[str] = field(default_factory=list)
     downloads: int | None = None
     likes: int | None = None
     last_modified: dt.datetime | None = None
-    labels: list[str] = field(default_factory=list)
+    created_at: dt.datetime | None = None
     base_model: str | None = None
+    parents: list[Parent] = field(default_factory=list)
+
+
+LISTED_FACTS = tuple(item.name for item in dataclasses.fields(ListedFacts))
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueRow(ListedFacts):
+    """One (repository, commit) of the Hub, as listed. Everything but the first two may be unknown.
+
+    ``weight_bytes``: of the weights, from the sizes of their files or else from the counts of parameters by type
+    (a listing tells no sizes).
+    """
+
+    repo: str
+    sha: str
+    library: str | None = None
+    model_type: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    files: list[RepoFile] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     gated: bool = False
     disabled: bool = False
     weight_bytes: int | None = None
+
+
+_ARROW: dict[type, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    dt.datetime: _TIME,
+}
+
+
+def arrow_type(hint: Any) -> pa.DataType:
+    """The Arrow type of a record's field, from its annotation."""
+    if isinstance(hint, types.UnionType):
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is list:
+        return pa.list_(arrow_type(typing.get_args(hint)[0]))
+    return pa.struct(arrow_fields(hint)) if dataclasses.is_dataclass(hint) else _ARROW[hint]
+
+
+def arrow_fields(record: Any) -> list[tuple[str, pa.DataType]]:
+    """Names and Arrow types of a record's fields; a field's metadata may name another (``arrow``)."""
+    hints = typing.get_type_hints(record)
+    return [
+        (item.name, item.metadata.get("arrow") or arrow_type(hints[item.name]))
+        for item in dataclasses.fields(record)
+    ]
+
+
+CATALOGUE = _schema("catalogue", 3, arrow_fields(CatalogueRow))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +341,7 @@ def to_table(records: Sequence[Any], schema: pa.Schema) -> pa.Table:
     """Typed records as an Arrow table of the given schema."""
     columns = {
         name: [
-            [dataclasses.asdict(item) if isinstance(item, RepoFile) else item for item in value]
+            [dataclasses.asdict(item) if isinstance(item, (RepoFile, Parent)) else item for item in value]
             if isinstance(value := getattr(record, name), list)
             else value
             for record in records

@@ -20,7 +20,7 @@ from probelog.hub.client import HubError, HubUnavailableError, Retry, parse_json
 from probelog.hub.listing import ListingFilters, Page, fetch_files, iter_pages
 from probelog.hub.model_info import read_row
 from probelog.hub.rate_limit import SlidingWindowLimit
-from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, from_table, to_table
+from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Parent, from_table, to_table
 from tests.support.hub import faults
 from tests.support.hub.faults import faulty
 from tests.support.hub.repositories import TIMM, Write
@@ -198,7 +198,7 @@ LEAF = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | 
 JSON = LEAF | st.lists(LEAF, max_size=3) | st.dictionaries(TEXT, LEAF, max_size=3)
 KEYS = (
     "library_name", "pipeline_tag", "config", "safetensors", "siblings", "cardData", "tags", "downloads", "likes",
-    "lastModified", "gated", "disabled",
+    "lastModified", "createdAt", "gated", "disabled",
 )  # fmt: skip
 INNER = (
     "architectures",
@@ -209,6 +209,10 @@ INNER = (
     "parameters",
     "license",
     "base_model",
+    "base_model_relation",
+    "peft",
+    "base_model_name_or_path",
+    "_name_or_path",
 )
 
 
@@ -416,3 +420,71 @@ def test_a_bucket_is_shared_by_threads() -> None:
     assert len(taken) == 100
     assert taken[50] - taken[0] >= 0.45
     assert SlidingWindowLimit.for_endpoint("http://127.0.0.1:1", with_token=False).try_acquire("api") == 0.0
+
+
+def test_when_a_repository_was_made_and_what_from() -> None:
+    row = read_row(
+        {
+            "id": "ada/vit",
+            "sha": "f" * 40,
+            "createdAt": "2024-05-06T07:08:09.000Z",
+            "cardData": {"base_model": ["google/vit", "bea/resnet"], "base_model_relation": "merge"},
+            "tags": [
+                "base_model:google/vit",
+                "base_model:merge:google/vit",
+                "base_model:odd:bea/x",
+                "base_model:",
+            ],
+            "config": {"peft": {"base_model_name_or_path": "cleo/base"}, "_name_or_path": "dora/older"},
+        }
+    )
+    assert row.created_at == dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
+    assert row.base_model == "google/vit"
+    assert row.parents == [
+        Parent("google/vit", "merge", "card"),
+        Parent("bea/resnet", "merge", "card"),
+        Parent("google/vit", "merge", "tag"),
+        Parent("cleo/base", "adapter", "adapter"),
+        Parent("dora/older", "unknown", "config"),
+    ]
+    assert from_table(to_table([row], CATALOGUE), CatalogueRow) == [row]
+
+
+ODD_PARENTS: list[tuple[dict[str, Any], list[Parent]]] = [
+    ({"cardData": {"base_model": "ada/vit"}}, []),  # itself
+    (
+        {"cardData": {"base_model": "a/b", "base_model_relation": ["merge"]}},
+        [Parent("a/b", "unknown", "card")],
+    ),
+    (
+        {"cardData": {"base_model": "a/b", "base_model_relation": "cousin"}},
+        [Parent("a/b", "unknown", "card")],
+    ),
+    ({"cardData": {"base_model": {"a": 1}}}, []),
+    (
+        {"cardData": {"base_model": [None, 3, ["a/b"], "../../etc", "/home/me/vit", "a/b\ud800", "x" * 500]}},
+        [],
+    ),
+    ({"config": {"peft": "a/b", "_name_or_path": "./checkpoint-100"}}, []),
+    ({"config": {"peft": {"base_model_name_or_path": 7}, "_name_or_path": ["a/b"]}}, []),
+]
+
+
+@pytest.mark.parametrize(("facts", "parents"), ODD_PARENTS)
+def test_odd_parents_are_passed_over(facts: dict[str, Any], parents: list[Parent]) -> None:
+    row = read_row({"id": "ada/vit", "sha": "f" * 40, "createdAt": 3, **facts})
+    assert (row.parents, row.created_at) == (parents, None)
+
+
+def test_parents_without_end_are_cut() -> None:
+    many = [f"a/model-{number}" for number in range(10_000)]
+    row = read_row({"id": "ada/vit", "sha": "f" * 40, "cardData": {"base_model": many}})
+    assert [parent.repo for parent in row.parents] == many[:20]
+
+
+def test_a_hub_serves_the_time_of_creation_and_the_parents(write_listing: Listing) -> None:
+    facts = {"createdAt": "2024-01-02T03:04:05Z", "base_model": ["a/b"], "base_model_relation": "finetune"}
+    with running(write_listing([{**entry(0), **facts}])) as endpoint:
+        (row,) = [row for page in crawl(ALL, endpoint) for row in page.rows]
+    assert row.created_at == dt.datetime(2024, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+    assert row.parents == [Parent("a/b", "finetune", "card"), Parent("a/b", "finetune", "tag")]

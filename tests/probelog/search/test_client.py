@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import functools
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -11,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from typer.testing import CliRunner
 
 import probelog
+from probelog.cli import app
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.index.pointer import read_pointer
 from probelog.ranking.confidence import Confidence
 from probelog.search.results import Hit
+from probelog.storage.schemas import Parent
 from probelog.storage.store import Store
 from tests.probelog.encoders.test_decoding import bomb, encoded
 from tests.support.worlds import naive, tiny_encoders
@@ -603,7 +609,8 @@ def test_results_as_an_arrow_table(index: probelog.Index) -> None:
     assert not empty
     assert empty.to_arrow().num_rows == 0
     assert empty.to_arrow().schema == table.schema
-    assert table.schema.names == [
+    assert table.schema.names[:3] == ["rank", "repo", "sha"]
+    assert set(table.schema.names) >= {
         "rank",
         "repo",
         "sha",
@@ -621,7 +628,7 @@ def test_results_as_an_arrow_table(index: probelog.Index) -> None:
         "downloads",
         "likes",
         "probes",
-    ]
+    }
 
 
 def test_show(small: SmallIndex, index: probelog.Index) -> None:
@@ -709,3 +716,34 @@ def test_a_damaged_table_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="generation first cannot be read"):
         index.search("dog", where="downloads > 3")
     assert read_pointer(small.store)[0].generation == "first"
+
+
+def test_time_of_creation_and_parents(tmp_path: Path) -> None:
+    made = dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
+    parents = (Parent("google/vit", "finetune", "card"), Parent("x\x1b[2J/y", "unknown", "config"))
+    models = (
+        Model("ada/child", ("cat", "dog"), created_at=made, parents=parents, tags=("pets",)),
+        Model("bea/old", ("cat", "dog"), created_at=made.replace(year=2020)),
+        Model("cleo/unknown", ("cat", "dog")),
+    )
+    index = probelog.open_index(build(Store(tmp_path), models=models).store.uri)
+    found = index.search("cat", where="created_at > timestamp '2023-01-01 00:00:00'")
+    assert {hit.repo for hit in found} == {"ada/child"}
+    assert (found[0].created_at, found[0].parents, found[0].tags) == (made, list(parents), ["pets"])
+    assert found.to_arrow().to_pylist()[0]["parents"][0] == dataclasses.asdict(parents[0])
+    (other,) = index.models_like("bea/old", where="repo = 'ada/child'")
+    assert (other.created_at, other.parents) == (made, list(parents))
+    summary = index.show("ada/child")
+    assert (summary.created_at, summary.parents) == (made, list(parents))
+    assert (index.show("cleo/unknown").created_at, index.show("cleo/unknown").parents) == (None, [])
+    shown = CliRunner().invoke(app, ["show", "ada/child", "--index", str(tmp_path)])
+    assert "created 2024-05-06" in shown.stdout
+    assert "declared parents: google/vit (finetune)" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    shown = CliRunner().invoke(app, ["show", "ada/child", "--index", str(tmp_path), "--json"])
+    assert json.loads(shown.stdout)["created_at"] == "2024-05-06T07:08:09+00:00"
+    assert json.loads(shown.stdout)["parents"][0] == {
+        "repo": "google/vit",
+        "relation": "finetune",
+        "source": "card",
+    }

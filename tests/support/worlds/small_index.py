@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Observed
 from probelog.ranking.names import name_vectors
 from probelog.storage.encoding import npy
-from probelog.storage.schemas import Head
+from probelog.storage.schemas import Head, Parent
 from probelog.storage.store import Store
 
 PROMPT = "a photo of a {}"
@@ -65,6 +66,8 @@ class Model:
     downloads: int | None = 10
     likes: int | None = 0
     tags: tuple[str, ...] = ()
+    created_at: dt.datetime | None = None
+    parents: tuple[Parent, ...] = ()
 
     @property
     def logits(self) -> int:
@@ -302,6 +305,8 @@ def model_facts(models: Sequence[Model]) -> pa.Table:
             "labels": list(model.labels) or None,
             "licence": model.licence,
             "tags": list(model.tags),
+            "created_at": model.created_at,
+            "parents": [asdict(parent) for parent in model.parents],
             "downloads": model.downloads,
             "likes": model.likes,
             "weight_digest": model.digest,
