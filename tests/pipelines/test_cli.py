@@ -376,4 +376,4 @@ def test_a_full_run_into_s3(
     assert [ledger["indexed"] for ledger in found["ledgers"]] == [2]
     ended = operator("full", "--config", file)
     assert ended.status == 0
-    assert "is live already" in ended.err
+    assert "is already live" in ended.err

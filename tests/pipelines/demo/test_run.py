@@ -63,7 +63,7 @@ def test_a_few_models_of_the_demo(local_ray: None, tmp_path: Path, monkeypatch: 
     assert probelog.open_index(out / "store-all-probes").settings["fraction"] == 1
     again = operator("demo", "--out", out, "--quick")
     assert again.status == 0, again.err
-    assert "is live already" in again.err
+    assert "is already live" in again.err
     assert "with all probes" not in again.err
 
 
