@@ -83,7 +83,7 @@ def search(
             "--like-index", help="The index that holds the logit of --like, where it is another one."
         ),
     ] = None,
-    unwanted: Annotated[
+    negative: Annotated[
         list[str] | None, typer.Option("--not", help="What must not be recognised; may be given again.")
     ] = None,
     model: Annotated[
@@ -102,7 +102,7 @@ def search(
     """
     opened = _open(index)
     if model is not None:
-        if text or image or like or unwanted:
+        if text or image or like or negative:
             raise QueryError(
                 "--model asks for models that do what one model does; it goes with -k and --where only"
             )
@@ -113,7 +113,7 @@ def search(
         images=image or None,
         like=like,
         like_index=None if like_index is None else _open(like_index),
-        unwanted=unwanted or (),
+        negative=negative or (),
         k=k,
         where=where,
     )

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -84,9 +85,10 @@ class Index:
         images: Pictures | None = None,
         like: str | None = None,
         like_index: Index | None = None,
-        unwanted: str | Sequence[str] = (),
+        negative: str | Sequence[str] = (),
         k: int = 10,
         where: str | None = None,
+        unwanted: str | Sequence[str] | None = None,
     ) -> Results:
         """The logits that recognise a concept, best first.
 
@@ -98,16 +100,22 @@ class Index:
             like: a logit as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning.
             like_index: the index that holds that logit, where it is not this one. Both must have the same encoder;
                 their probes may differ.
-            unwanted: what must not be recognised, a name or several ("hot dog").
+            negative: what must not be recognised, a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
+            unwanted: the former name of ``negative``.
 
         Raises:
             QueryError: no query, empty text, words that the encoder does not know, an unreadable image, an unknown
                 logit, a filter that is not understood.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
-        against = [unwanted] if isinstance(unwanted, str) else list(unwanted)
+        if unwanted is not None:
+            warnings.warn(
+                "search(unwanted=...) is search(negative=...) now", DeprecationWarning, stacklevel=2
+            )
+            negative = unwanted
+        against = [negative] if isinstance(negative, str) else list(negative)
         if not texts and images is None and like is None:
             raise QueryError("nothing was asked: give a text, images or a logit (like), or a mixture of them")
         if like_index is not None and like is None:

@@ -317,7 +317,7 @@ def test_nothing_here_is_an_answer(tmp_path: Path) -> None:
     assert index.search("dog", where="false").notes == []
 
 
-def test_what_is_unwanted_loses(small: SmallIndex, index: probelog.Index) -> None:
+def test_what_is_negative_loses(small: SmallIndex, index: probelog.Index) -> None:
     wanted, unwanted = text_direction(small, "dog"), text_direction(small, "cat", ["cat"])
     scores = [
         (row, score(small, row, wanted) - 0.7 * max(0.0, score(small, row, unwanted)))
@@ -325,11 +325,13 @@ def test_what_is_unwanted_loses(small: SmallIndex, index: probelog.Index) -> Non
     ]
     expected = folded(small, sorted(scores, key=lambda item: (-item[1], item[0])))
     for asked in ("cat", ["cat"]):
-        found = index.search("dog", unwanted=asked, k=1000)
+        found = index.search("dog", negative=asked, k=1000)
         assert called(found) == names(small, expected)
         np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=1e-4)
     with pytest.raises(QueryError, match="query is empty"):
-        index.search("dog", unwanted=" ")
+        index.search("dog", negative=" ")
+    with pytest.warns(DeprecationWarning, match="negative"):
+        assert list(index.search("dog", unwanted="cat", k=1000)) == list(found)
 
 
 def test_models_that_do_what_one_does(small: SmallIndex, index: probelog.Index) -> None:
@@ -518,7 +520,7 @@ def test_nothing_was_asked(index: probelog.Index) -> None:
         with pytest.raises(QueryError, match="nothing was asked"):
             index.search(nothing)
     with pytest.raises(QueryError, match="nothing was asked"):
-        index.search(unwanted="dog")
+        index.search(negative="dog")
 
 
 @pytest.mark.parametrize("k", [0, -3])

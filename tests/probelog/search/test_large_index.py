@@ -140,7 +140,7 @@ def test_what_is_unwanted_makes_a_longer_shortlist(
     exact: probelog.Index, large: probelog.Index, taken: list[int]
 ) -> None:
     for against in ("dog", ["chair", "a dog"], "violin"):
-        same(large.search("dog", unwanted=against), exact.search("dog", unwanted=against))
+        same(large.search("dog", negative=against), exact.search("dog", negative=against))
     assert max(taken) > ranking.FIRST or 0 in taken, "all that is most like a dog is unwanted"
 
 
