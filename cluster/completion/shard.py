@@ -14,6 +14,7 @@ from cluster.completion.fit import Fit
 from cluster.completion.rows import RowStore, StoredModel
 from cluster.runtime.node import memory_share
 from cluster.runtime.scratch import scratch_folder
+from cluster.runtime.settings import WorkerSettings
 from probelog.completion.als import (
     Bools,
     Float32,
@@ -40,16 +41,14 @@ class ShardSpec:
     Attributes:
         store: its address.
         seed: of the held-out entries.
+        settings: what it may use: ``completion_memory`` and ``scratch``.
         working: bytes that a sweep takes beside the rows (``completion.working_bytes``).
-        memory: bytes that rows and sweeps may take; None for half of the worker's share of its machine.
-        scratch: folder on local disk for the rows that exceed them; None for the system's.
     """
 
     store: str
     seed: int
+    settings: WorkerSettings
     working: int = 0
-    memory: int | None = None
-    scratch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,12 @@ class Shard:
 
     def __init__(self, spec: ShardSpec) -> None:
         self._spec = spec
-        memory = spec.memory if spec.memory is not None else int(_MEMORY_SHARE * memory_share(1.0, 0.0))
+        memory = spec.settings.completion_memory
+        if memory is None:
+            memory = int(_MEMORY_SHARE * memory_share(1.0, 0.0))
         self._memory = max(0, memory - spec.working)
-        self._rows = RowStore(scratch_folder(spec.scratch), self._memory)
+        self._scratch = scratch_folder(spec.settings.scratch)
+        self._rows = RowStore(self._scratch, self._memory)
         self._sample: RowStore | None = None
         self._sampled = 1.0
 
@@ -141,7 +143,7 @@ class Shard:
             return self._rows
         if self._sample is None or self._sampled != share:
             free_bytes = max(0, self._memory - self._rows.in_memory)
-            self._sample, self._sampled = RowStore(scratch_folder(self._spec.scratch), free_bytes), share
+            self._sample, self._sampled = RowStore(self._scratch, free_bytes), share
             for model in self._rows.models():
                 if np.random.default_rng(model.key).random() < share:
                     self._sample.copy(model)

@@ -32,6 +32,7 @@ from cluster.probing.results import ItemReport, Requeued
 from cluster.probing.scheduler import kill
 from cluster.runtime.node import memory_share
 from cluster.runtime.scratch import local_probes, own_downloads, scratch_folder
+from cluster.runtime.settings import WorkerSettings
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
 from probelog.sandbox.process import ModelProcess, PlanCache, ProcessSpec, fork_server
@@ -54,14 +55,16 @@ class ProberSpec:
     """What a probing actor needs to know. Small, and free of anything that does not survive a restart.
 
     Attributes:
-        item_seconds: a model may download for so long, and be loaded and run for so long; waiting for a turn, or
-            for the Hub's rate limit, does not count.
-        memory_bytes: that the models of one actor may use; None for its share of the node.
-        drain_seconds: how long an actor goes on after it was told that its machine goes away.
-        store_retry_seconds: for so many seconds a write that the store refuses is tried again.
-        disk_retry_seconds: for so many seconds a download waits for room on a full disk.
-        preload: further modules for model processes to import (architectures of your own, registered with timm).
-        (the others as in the configuration)
+        store: its address.
+        folder: of the ledger.
+        probe_set: its hash.
+        probes: how many it holds.
+        fraction: of them that each model sees.
+        seed: of each model's own ones.
+        endpoint: the Hub's address.
+        max_bytes: largest download of one model.
+        max_params: largest number of parameters of one.
+        settings: how it works, and what it may use.
     """
 
     store: str
@@ -71,22 +74,9 @@ class ProberSpec:
     fraction: float
     seed: int
     endpoint: str
-    batch_size: int
     max_bytes: int
     max_params: int
-    allow_pickle: bool
-    cache_bytes: int
-    scratch: str | None
-    cpus: float
-    gpus: float
-    item_seconds: float
-    in_flight: int = 2
-    precision: str = "float32"
-    memory_bytes: int | None = None
-    drain_seconds: float = 25.0
-    store_retry_seconds: float = 600.0
-    disk_retry_seconds: float = 60.0
-    preload: tuple[str, ...] = ()
+    settings: WorkerSettings
 
 
 class Item(Protocol):
@@ -131,31 +121,32 @@ class Prober:
     """Probes models. ``run`` may be called from ``in_flight`` threads at once."""
 
     def __init__(self, spec: ProberSpec, coordinator: Any) -> None:
-        self._spec = spec
-        self._drain = Drain(spec.drain_seconds, self._leave)
+        self._spec, settings = spec, spec.settings
+        self._settings = settings
+        self._drain = Drain(settings.drain_seconds, self._leave)
         self._coordinator = CoordinatorClient(coordinator, spec.endpoint, self._check)
         store = Store(spec.store)
         self._ledger = Ledger(store, spec.folder)
-        scratch = scratch_folder(spec.scratch)
+        scratch = scratch_folder(settings.scratch)
         self._own = own_downloads(scratch)
         local = local_probes(store, spec.probe_set, scratch)
-        self._server = fork_server(scratch, spec.preload)
-        memory = spec.memory_bytes
+        self._server = fork_server(scratch, settings.preload)
+        memory = settings.memory_per_worker
         if memory is None:
-            memory = int(memory_share(spec.cpus, spec.gpus) * _NODE_SHARE)
+            memory = int(memory_share(settings.cpus_per_worker, settings.gpus_per_worker) * _NODE_SHARE)
         process = ProcessSpec(
             probes=local.uri,
             probe_set=spec.probe_set,
             scratch=str(scratch),
-            cache_bytes=spec.cache_bytes,
-            device="cuda" if spec.gpus > 0 else "cpu",
-            device_share=min(1.0, spec.gpus) * _NODE_SHARE * _PROCESS_SHARE,
+            cache_bytes=settings.cache_bytes,
+            device="cuda" if settings.gpus_per_worker > 0 else "cpu",
+            device_share=min(1.0, settings.gpus_per_worker) * _NODE_SHARE * _PROCESS_SHARE,
             memory_bytes=int(memory * _PROCESS_SHARE),
-            threads=max(1, int(spec.cpus)),
-            batch_size=spec.batch_size,
-            precision=spec.precision,
+            threads=max(1, int(settings.cpus_per_worker)),
+            batch_size=settings.batch_size,
+            precision=settings.precision,
             max_params=spec.max_params,
-            allow_pickle=spec.allow_pickle,
+            allow_pickle=settings.allow_pickle,
         )
         self._processes: queue.SimpleQueue[ModelProcess] = queue.SimpleQueue()
         learnt = PlanCache()
@@ -165,7 +156,7 @@ class Prober:
         self._hub = HubClient(spec.endpoint, limiter=self._coordinator)
         self._computing = threading.Lock()
         self._busy: ModelProcess | None = None
-        self._threads = ThreadPoolExecutor(spec.in_flight)
+        self._threads = ThreadPoolExecutor(settings.in_flight)
         self._end: Future[None] = Future()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._id = str(ray.get_runtime_context().get_actor_id())
@@ -186,7 +177,7 @@ class Prober:
 
     def _attempt(self, item: Item) -> ItemReport | Requeued:
         row = item.row
-        clock = _Clock(self._spec.item_seconds)
+        clock = _Clock(self._settings.item_seconds)
         report = ItemReport(worker=self._name)
         try:
             self._check()
@@ -210,7 +201,7 @@ class Prober:
         with clock.part("write"):
             try:
                 retry_with_backoff(
-                    lambda: self._ledger.spool(item.key, result), self._spec.store_retry_seconds
+                    lambda: self._ledger.spool(item.key, result), self._settings.store_retry_seconds
                 )
             except (OSError, StoreError) as error:
                 # Handed back it would be probed and refused again, for ever. The driver tries to write the failure.
@@ -237,17 +228,18 @@ class Prober:
     def _download(self, row: CatalogueRow, folder: Path) -> int:
         from probelog.hub.download import DownloadLimits, download_model
 
-        until = time.monotonic() + self._spec.item_seconds
+        until = time.monotonic() + self._settings.item_seconds
         earlier = self._coordinator.waited  # by this thread, for other models
 
         def check() -> None:
             self._check()
             if time.monotonic() - (self._coordinator.waited - earlier) > until:
                 raise ItemFailure(
-                    FailureReason.DOWNLOAD_FAILED, f"download timed out after {self._spec.item_seconds:g} s"
+                    FailureReason.DOWNLOAD_FAILED,
+                    f"download timed out after {self._settings.item_seconds:g} s",
                 )
 
-        patient_until = time.monotonic() + self._spec.disk_retry_seconds
+        patient_until = time.monotonic() + self._settings.disk_retry_seconds
         while True:
             try:
                 return download_model(
@@ -255,7 +247,7 @@ class Prober:
                     row,
                     folder,
                     limits=DownloadLimits(max_bytes=self._spec.max_bytes),
-                    allow_pickle=self._spec.allow_pickle,
+                    allow_pickle=self._settings.allow_pickle,
                     check=check,
                 ).bytes
             except ItemFailure as failure:
@@ -264,7 +256,7 @@ class Prober:
                 if not full or time.monotonic() > patient_until:
                     raise
             shutil.rmtree(folder, ignore_errors=True)  # what it had so far may be what others lack
-            self._wait(min(5.0, max(0.1, self._spec.disk_retry_seconds / 4)))
+            self._wait(min(5.0, max(0.1, self._settings.disk_retry_seconds / 4)))
 
     def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[ItemResult, ItemReport]:
         from probelog.sandbox.fork_server import ProcessLostError
@@ -359,7 +351,7 @@ class Prober:
 
     def _claim(self, identity: str, item: Item) -> Claim:
         """Who was run with the same weights. Waits where that is under way elsewhere."""
-        until = time.monotonic() + self._spec.item_seconds
+        until = time.monotonic() + self._settings.item_seconds
         while (claim := self._coordinator.claim(identity, item.key, self._id)).wait and (
             time.monotonic() <= until
         ):
@@ -433,13 +425,14 @@ class Probers:
 
 def probers(spec: ProberSpec, coordinator: Any) -> Probers:
     """Probing actors that share a coordinator (`cluster.probing.coordinator`)."""
+    settings = spec.settings
     actor = ray.remote(Prober).options(
-        num_cpus=spec.cpus,
-        num_gpus=spec.gpus,
+        num_cpus=settings.cpus_per_worker,
+        num_gpus=settings.gpus_per_worker,
         max_restarts=0,
         max_task_retries=0,
         # One more than are in flight: `ready`, and whatever Ray itself asks.
-        max_concurrency=spec.in_flight + 1,
+        max_concurrency=settings.in_flight + 1,
     )
 
     def end(prober: Any) -> None:

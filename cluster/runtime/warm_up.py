@@ -29,7 +29,7 @@ def preloaded_libraries(
 
     Args:
         address: as `cluster.runtime.session.session` is given it.
-        scratch: as the probing actors are given it (`cluster.probing.prober.ProberSpec`).
+        scratch: the configuration's, as the probing actors are given it.
         preload: likewise.
     """
     if not is_local(address):

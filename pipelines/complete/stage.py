@@ -181,8 +181,7 @@ def _shard_spec(job: Job, probes: int) -> ShardSpec:
             f"completion_memory is {config.completion_memory:,} bytes, but the sums over {probes:,} probes at rank "
             f"{config.rank or RANKS[-1]} take {working:,}: allow more, or set a smaller `rank`"
         )
-    scratch = None if config.scratch is None else str(config.scratch)
-    return ShardSpec(job.store.uri, config.seed, working, config.completion_memory, scratch)
+    return ShardSpec(job.store.uri, config.seed, config, working)
 
 
 def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[Fit, int, HeldOutError]:

@@ -16,10 +16,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from cluster.runtime.settings import Positive, WorkerSettings
 from probelog.errors import ConfigError, UsageError
-
-Positive = Annotated[int, Field(ge=1)]
-
 
 # TOML has no null.
 NONE = "none"
@@ -160,8 +158,8 @@ class Quality(_Strict):
     )
 
 
-class Config(_Strict):
-    """Everything that a full run depends on."""
+class _Indexed(_Strict):
+    """What is indexed, and how a logit is described."""
 
     store: str = Field(description="Where everything is kept: a directory or s3://bucket/prefix.")
     probes: str = Field(
@@ -195,68 +193,6 @@ class Config(_Strict):
 
     filters: Filters = Field(Filters(), description="Which models of the Hub are crawled.")
     nightly: Nightly = Field(Nightly(), description="Nightly runs.")
-    workers: Positive | None = Field(None, description="Probing actors; none: as many as the cluster holds.")
-    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each actor reserves.")
-    gpus_per_worker: float = Field(
-        0.0, ge=0, description="GPUs, whole or a fraction, that each actor reserves."
-    )
-    in_flight: Positive = Field(
-        3, description="Models under way per actor: one computes, one loads, the others download."
-    )
-    memory_per_worker: Positive | None = Field(
-        None, description="Bytes that the models of one actor may use; none: its share of the node's memory."
-    )
-    completion_memory: Positive | None = Field(
-        None,
-        description="Bytes that each worker of the completion may use for rows and sums; rows that exceed them go to "
-        "the scratch folder. None: half of its share of the node's memory.",
-    )
-    precision: Literal["float32", "auto"] = Field(
-        "float32",
-        description="auto computes in 16 bits where a model's logits stay the same within the stated tolerance.",
-    )
-    drain_seconds: float = Field(
-        25.0,
-        gt=0,
-        description="How long an actor goes on after it was told that its machine goes away (Ray allows 30).",
-    )
-    preload: list[str] = Field(
-        [],
-        description="Python modules to import before models are loaded (architectures of your own, for timm).",
-    )
-    batch_size: Positive = Field(
-        256, description="Images a forward pass at most; memory decides, and on CPUs the cache."
-    )
-    batch_models: Positive = Field(32, description="Models whose observations share one part.")
-    item_seconds: float = Field(
-        1800.0, gt=0, description="After so long without an answer a model is given up."
-    )
-    cache_bytes: int = Field(
-        8_000_000_000, ge=0, description="Disk a node may use for preprocessed probes, in bytes."
-    )
-    scratch: Path | None = Field(
-        None,
-        description="Node-local folder for downloads, and for rows that exceed completion_memory; none: the system's.",
-    )
-    item_log: Path | None = Field(
-        None, description="JSON lines, one for every model probed; none: a file in the scratch folder."
-    )
-    store_retry_seconds: float = Field(
-        600.0, ge=0, description="Seconds for which refused writes to the store are tried again."
-    )
-    disk_retry_seconds: float = Field(
-        60.0, ge=0, description="Seconds for which a download waits for room on a full disk."
-    )
-    allow_pickle: bool = Field(
-        False, description="Also read pytorch_model.bin, with weights_only. It has had holes."
-    )
-    max_failed_share: float = Field(
-        0.5, ge=0, le=1, description="With more of the models failed than this the job ends with status 3."
-    )
-    quality: Quality = Field(
-        Quality(), description="What keeps a bad generation from readers; see its report in `STORE/quality`."
-    )
-    ray_address: str | None = Field(None, description="A Ray cluster; none: RAY_ADDRESS, else this machine.")
 
     @field_validator("store", "probes", "encoder", "background")
     @classmethod
@@ -278,10 +214,25 @@ class Config(_Strict):
         return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
 
     @model_validator(mode="after")
-    def _truncation_fits(self) -> Config:
+    def _truncation_fits(self) -> _Indexed:
         if self.probe_count is not None and self.top_r > self.probe_count:
             raise ValueError(f"top_r ({self.top_r}) is larger than probe_count ({self.probe_count})")
         return self
+
+
+class Config(WorkerSettings, _Indexed):
+    """Everything that a full run depends on.
+
+    Keys stand in the file's order: what is indexed, the workers', and those below.
+    """
+
+    max_failed_share: float = Field(
+        0.5, ge=0, le=1, description="With more of the models failed than this the job ends with status 3."
+    )
+    quality: Quality = Field(
+        Quality(), description="What keeps a bad generation from readers; see its report in `STORE/quality`."
+    )
+    ray_address: str | None = Field(None, description="A Ray cluster; none: RAY_ADDRESS, else this machine.")
 
 
 def load_config(file: Path | None, overrides: Sequence[str] = (), store: str | None = None) -> Config:

@@ -52,28 +52,28 @@ class ProcessSpec:
         probe_set: its hash.
         scratch: the node's folder: models are read from it, preprocessed probes kept in it.
         cache_bytes: of preprocessed probes in ``scratch``.
-        device: ``cpu`` or ``cuda``.
-        device_share: of the device's memory that this process may fill.
-        memory_bytes: more than this beyond the libraries' own cannot be allocated; None for no limit.
-        threads: for computing.
         batch_size: at most so many images a forward pass.
         precision: ``float32``, or ``auto`` for less where the logits stay the same.
         max_params: largest model.
         allow_pickle: whether weights may be pickled.
+        device: ``cpu`` or ``cuda``.
+        device_share: of the device's memory that this process may fill.
+        memory_bytes: more than this beyond the libraries' own cannot be allocated; None for no limit.
+        threads: for computing.
     """
 
     probes: str
     probe_set: str
     scratch: str
     cache_bytes: int
+    batch_size: int
+    precision: str
+    max_params: int
+    allow_pickle: bool
     device: str = "cpu"
     device_share: float = 1.0
     memory_bytes: int | None = None
     threads: int = 1
-    batch_size: int = 64
-    precision: str = "float32"
-    max_params: int = 2_000_000_000
-    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ import numpy as np
 from cluster.completion.driver import Completion
 from cluster.completion.fit import Fit
 from cluster.completion.shard import Loaded, Shard, ShardSpec
+from cluster.runtime.settings import WorkerSettings
 from probelog.completion.als import (
     Block,
     HeldOutError,
@@ -152,7 +153,8 @@ def growth(setting: Setting) -> Figures:
     started = _resident()
     speed = _product_speed()
     read, read_cpu = _timed(lambda: _read_parts(store, receipts))
-    spec = ShardSpec(setting.store, 0, working_bytes(setting.probes, setting.rank), setting.memory)
+    working = working_bytes(setting.probes, setting.rank)
+    spec = ShardSpec(setting.store, 0, WorkerSettings(completion_memory=setting.memory), working)
     shard = Shard(spec)
     held: list[Loaded] = []
     load, load_cpu = _timed(lambda: held.append(shard.load(receipts)))
@@ -423,7 +425,7 @@ def shards(setting: Setting) -> Figures:
     first, reference = 0.0, None
     for count in (1, 2, 4):
         with session("local", cpus=4):
-            spec = ShardSpec(setting.store, 0, 0, setting.memory)
+            spec = ShardSpec(setting.store, 0, WorkerSettings(completion_memory=setting.memory))
             began = time.perf_counter()
             completion = Completion(store, receipts, count, spec)
             loading = time.perf_counter() - began

@@ -16,6 +16,7 @@ from cluster.completion.describe import describe_parts
 from cluster.completion.driver import Completion
 from cluster.completion.fit import Checkpoint, Fit
 from cluster.completion.shard import ShardSpec, partition_by_rows
+from cluster.runtime.settings import WorkerSettings
 from probelog.completion.als import Block, HeldOutError, complete_rows, row_step
 from probelog.completion.scoring import standardise, top_pairs
 from probelog.errors import ProbeLogError, StoreError
@@ -61,18 +62,18 @@ def fit(**changes: object) -> Fit:
     return Fit(**(given | changes))  # type: ignore[arg-type]
 
 
-def spec(store: Store, **changes: object) -> ShardSpec:
-    return ShardSpec(**({"store": store.uri, "seed": 0} | changes))  # type: ignore[arg-type]
+def spec(store: Store, memory: int | None = None) -> ShardSpec:
+    return ShardSpec(store.uri, seed=0, settings=WorkerSettings(completion_memory=memory))
 
 
 def test_any_number_of_shards_gives_the_same_columns(tmp_path: Path) -> None:
     store, receipts = ledger_of(tmp_path, share=0.5)
     found = []
-    for shards, memory in ((1, None), (2, 10**9), (3, 0)):
-        completion = Completion(store, receipts, shards, spec(store, memory=memory))
+    for shards, memory in ((1, None), (2, 10**9), (3, 1)):
+        completion = Completion(store, receipts, shards, spec(store, memory))
         loaded = completion.loaded
         assert (loaded.models, loaded.logits, loaded.dropped) == (12, 48, 0)
-        assert (loaded.in_memory == 0, loaded.on_disk == 0) == (memory == 0, memory != 0)
+        assert (loaded.in_memory == 0, loaded.on_disk == 0) == (memory == 1, memory != 1)
         found.append(completion.fit(fit(), held_out=False).columns)
         completion.close()
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)

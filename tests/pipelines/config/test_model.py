@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from cluster.runtime.settings import WorkerSettings
 from pipelines.config.model import Config, load_config, template
+from pipelines.config.page import config_page
 from probelog.errors import ConfigError, UsageError
 
 
@@ -110,3 +114,18 @@ def test_since_without_a_zone_is_utc(tmp_path: Path) -> None:
     config = load_config(None, ["probes=p", "filters.since=2024-01-01T00:00:00"], "s")
     assert config.filters.since is not None
     assert config.filters.since.utcoffset() is not None
+
+
+def test_a_key_of_the_workers_is_written_once() -> None:
+    """What the record of the workers says of a key, the file, its checks and the page say, in the record's order."""
+    keys = WorkerSettings.model_fields
+    assert [name for name in Config.model_fields if name in keys] == list(keys)
+    for base in Config.__mro__:
+        assert base is WorkerSettings or not keys.keys() & inspect.get_annotations(base).keys(), base
+    own, inherited = (model.model_json_schema()["properties"] for model in (WorkerSettings, Config))
+    assert {name: inherited[name] for name in own} == own  # type, bounds, default and description
+    rows = {line.split("`")[1]: line for line in config_page().splitlines() if line.startswith("| `")}
+    for name, field in keys.items():
+        default = None if field.default is None else json.dumps(field.default)
+        assert f"# {field.description}\n# {name} ={f' {default}' if default else ''}\n" in template()
+        assert rows[name].endswith(f" | {f'`{default}`' if default else 'none'} | {field.description} |")

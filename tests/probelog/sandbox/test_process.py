@@ -15,7 +15,10 @@ from tests.support.worlds.tiny_world import Indexed
 def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Path) -> None:
     folder = downloads_folder(tmp_path) / "model"
     shutil.copytree(indexed.world.hub / "ada" / "resnet", folder)
-    spec = ProcessSpec(str(indexed.store), indexed.probe_set, str(tmp_path), 10**8, memory_bytes=2 * 10**9)
+    spec = ProcessSpec(
+        probes=str(indexed.store), probe_set=indexed.probe_set, scratch=str(tmp_path), cache_bytes=10**8,
+        batch_size=64, precision="float32", max_params=10**9, allow_pickle=False, memory_bytes=2 * 10**9,
+    )  # fmt: skip
     server, learnt, indices = fork_server(tmp_path, ()), PlanCache(), range(12)
 
     def run(process: ModelProcess) -> tuple[np.ndarray, int]:

@@ -80,7 +80,7 @@ class StubProber:
     """Keeps a log: a line when it is ready, and at the beginning and the end of each item."""
 
     def __init__(self, spec: ProberSpec, log: str) -> None:
-        self._drain = Drain(spec.drain_seconds, lambda seconds: None)
+        self._drain = Drain(spec.settings.drain_seconds, lambda seconds: None)
         self._ledger = Ledger(Store(spec.store), spec.folder)
         self._log = log
         self._turn = threading.Lock()
