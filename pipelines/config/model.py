@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from probelog.errors import ConfigError, UsageError
 
 # TOML has no null.
 NONE = "none"
+#: Keys that files of earlier versions may still have, and what they are called now.
+OLD_NAMES = {"store_patience": "store_retry_seconds", "disk_patience": "disk_retry_seconds"}
+
+_log = logging.getLogger(__name__)
 
 
 class _Strict(BaseModel):
@@ -259,7 +264,8 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), store: str | N
             raise ConfigError(source, [f"not TOML: {error}"]) from None
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}") from None
-    problems = [problem for item in overrides if (problem := _override(content, item))]
+    problems = [problem for old in OLD_NAMES if old in content and (problem := _rename(content, old))]
+    problems += [problem for item in overrides if (problem := _override(content, item))]
     if store is not None:
         content["store"] = store
     try:
@@ -272,6 +278,21 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), store: str | N
     return config
 
 
+def _rename(content: dict[str, Any], old: str) -> str | None:
+    name, value = _name_now(old), content.pop(old)
+    if name in content:
+        return f"{old}: is called {name} now, which is there too: leave {old} out"
+    content[name] = value
+    return None
+
+
+def _name_now(name: str) -> str:
+    if name not in OLD_NAMES:
+        return name
+    _log.warning("configuration: %s is called %s now; the old name will go", name, OLD_NAMES[name])
+    return OLD_NAMES[name]
+
+
 def _override(content: dict[str, Any], item: str) -> str | None:
     name, mark, text = item.partition("=")
     keys = name.strip().split(".")
@@ -281,6 +302,7 @@ def _override(content: dict[str, Any], item: str) -> str | None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    keys[0] = _name_now(keys[0])
     place = content
     for key in keys[:-1]:
         inner = place.setdefault(key, {})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime.settings import WorkerSettings
-from pipelines.config.model import Config, load_config, template
+from pipelines.config.model import OLD_NAMES, Config, load_config, template
 from pipelines.config.page import config_page
 from probelog.errors import ConfigError, UsageError
 
@@ -129,3 +129,25 @@ def test_a_key_of_the_workers_is_written_once() -> None:
         default = None if field.default is None else json.dumps(field.default)
         assert f"# {field.description}\n# {name} ={f' {default}' if default else ''}\n" in template()
         assert rows[name].endswith(f" | {f'`{default}`' if default else 'none'} | {field.description} |")
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
+def test_the_old_name_of_a_key_still_works_with_a_notice(
+    old: str, new: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = 'store = "s"\nprobes = "p"\n'
+    notice = f"{old} is called {new} now"
+    config = load_config(write(tmp_path, f"{start}{old} = 7\n"))
+    assert getattr(config, new) == 7
+    assert [record.getMessage().count(notice) for record in caplog.records] == [1]
+    caplog.clear()
+    config = load_config(write(tmp_path, f"{start}{new} = 7\n"), [f"{old}=8"])
+    assert getattr(config, new) == 8
+    assert [record.getMessage().count(notice) for record in caplog.records] == [1]
+    caplog.clear()
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"{start}{old} = 7\n{new} = 8\n"))
+    assert caught.value.problems == [f"{old}: is called {new} now, which is there too: leave {old} out"]
+    with pytest.raises(ConfigError, match=f"{new}: .*greater than or equal to 0"):
+        load_config(write(tmp_path, f"{start}{old} = -1\n"))
+    assert old not in template() + config_page()
