@@ -18,7 +18,7 @@ from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from probelog.storage.ledger import Ledger, item_key
 from probelog.storage.store import Store
-from tests.support.processes.processes import command_of, eventually, probers
+from tests.support.processes.processes import command_of, descends_from, eventually, probers
 from tests.support.worlds.tiny_world import MODELS, Indexed
 
 FIELDS = {
@@ -80,15 +80,18 @@ def test_a_lost_coordinator_costs_copies_a_run_and_is_told_once(
     store = indexed.copy_store(tmp_path / "store", "observations", "completion", "index")
     killed: list[int] = []
 
-    def coordinators() -> list[int]:
+    def is_killed() -> bool:
+        # Of this run's Ray: other tests have coordinators too.
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        return [pid for pid in pids if "ray::Coordinator" in command_of(pid)]
+        killed.extend(
+            pid for pid in pids if "ray::Coordinator" in command_of(pid) and descends_from(pid, os.getpid())
+        )
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        return bool(killed)
 
     def kill() -> None:
-        if eventually(coordinators, 60):
-            killed.extend(coordinators())
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: killed or is_killed(), 60)
 
     killing = threading.Thread(target=kill)
     killing.start()

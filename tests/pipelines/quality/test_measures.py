@@ -99,7 +99,10 @@ def test_a_draw_stays_the_same(names: set[str], more: set[str], count: int) -> N
 
 
 def hit(repo: str, logit: int = 0, label: str = "", sha: str = "1", negated: bool = False) -> Hit:
-    return Hit(1, repo, sha, logit, label, 0.0, 0.5, 0.5, negated, 0, "softmax", "timm", "x", None, 0, 0, [])
+    return Hit(
+        rank=1, repo=repo, sha=sha, logit=logit, label=label, score=0.0, confidence=0.5, distance=0.5,
+        negated=negated, duplicates=0, head="softmax", library="timm", architecture="x", probes=[],
+    )  # fmt: skip
 
 
 def known(*repos: str, sha: str = "1", digests: dict[str, str] | None = None) -> Known:

@@ -22,6 +22,13 @@ def parent_of(pid: int) -> int:
         return 0
 
 
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process was started by another one, or by one of its descendants."""
+    while pid > 1 and pid != ancestor:
+        pid = parent_of(pid)
+    return pid == ancestor
+
+
 def eventually(happened: Callable[[], object], seconds: float = 10) -> bool:
     until = time.monotonic() + seconds
     while not happened() and time.monotonic() < until:
