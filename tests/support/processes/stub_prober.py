@@ -6,7 +6,6 @@ reads jobs from its input and forks a driver for each, since importing the libra
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -15,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +105,23 @@ class StubProber:
             stream.write(f"{what} {os.getpid()} {key}\n")
 
 
-@contextlib.contextmanager
-def stub_probers(log: str, spec: ProberSpec, originals: Any) -> Iterator[Probers]:
+def stub_probers(log: str, spec: ProberSpec) -> Probers:
     """In place of `cluster.probing.prober.probers`."""
     import ray
 
-    actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT + 1)(
-        StubProber
+    actor: Any = ray.remote(StubProber).options(
+        num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT + 1
     )
-    yield Probers(lambda: actor.remote(spec, log), kill)
+    return Probers(lambda: actor.remote(spec, log), kill)
 
 
 def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bool) -> None:
     """One run of the stage over a store below ``root``."""
-    import pipelines.probe.stage
     from cluster.runtime.session import session
     from pipelines.config.model import Config
     from pipelines.job.job import Job
     from pipelines.job.progress import Report
+    from pipelines.probe import stage
 
     config = Config.model_validate(
         {
@@ -134,11 +131,11 @@ def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bo
         }
     )  # fmt: skip
     log = str(root / "runs.log")
-    pipelines.probe.probers = lambda spec, originals: stub_probers(log, spec, originals)
+    stage.probers = lambda spec, coordinator: stub_probers(log, spec)
     job = Job.of(config, Report(io.StringIO()))
     probe_set = ProbeSet(job.store, {"hash": "ab" * 32, "count": PROBES, "files": []})
     with session(address):
-        pipelines.probe.probe(job, catalogue(models, failing), probe_set, "http://127.0.0.1:9", retry_failed)
+        stage.probe(job, catalogue(models, failing), probe_set, "http://127.0.0.1:9", retry_failed)
 
 
 def _main() -> None:
