@@ -220,3 +220,28 @@ def test_an_excerpt_is_short_and_printable() -> None:
     assert excerpt("\x1b[2J" + "x" * 200) == ascii("\x1b[2J" + "x" * 96)
     assert excerpt(None) == "nothing"
     assert excerpt([1]) == "a list"
+
+
+def test_parents_of_every_place_that_names_one() -> None:
+    parents = row(
+        cardData={"base_model": ["a/b", "c/d"], "base_model_relation": "merge"},
+        tags=[
+            "base_model:a/b",
+            "base_model:quantized:e/f",
+            "x:base_model:adapter:g/h",
+            "base_model:adapter:",
+        ],
+        config={"_name_or_path": "i/j", "peft": {"base_model_name_or_path": "k/l"}},
+    ).parents
+    assert [(parent.repo, parent.relation, parent.source) for parent in parents] == [
+        ("a/b", "merge", "card"),
+        ("c/d", "merge", "card"),
+        ("e/f", "quantized", "tag"),
+        ("k/l", "adapter", "adapter"),
+        ("i/j", "unknown", "config"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["owner/model", "/home/me/checkpoint", "", 7, None, "a/" + "b" * 500])
+def test_what_names_no_other_repository_is_no_parent(name: object) -> None:
+    assert row(cardData={"base_model": name}, config={"_name_or_path": name}).parents == []
