@@ -14,32 +14,22 @@ from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.observations import from_rows, to_rows
 from probelog.storage.schemas import CatalogueRow, ProbedModel, from_table
 from probelog.storage.store import Store
+from tests.support.worlds.probed_models import probed_model
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 def model(repo: str, **facts: Any) -> ProbedModel:
     given: dict[str, Any] = {
-        "repo": repo,
         "sha": f"sha of {repo}",
         "logits": 2,
-        "head": "softmax",
         "labels": ["cat", "dog"],
         "probes": [1, 5, 6],
-        "library": "timm",
-        "architecture": "test",
-        "parameters": 10,
-        "recipe": "{}",
-        "dtype": "float32",
-        "device": "cpu",
-        "weight_digest": "d",
-        "weight_mean": 0.0,
-        "weight_std": 1.0,
         "seconds_preprocess": 3.0,
         "seconds_forward": 4.0,
         "bytes": 1000,
     }
-    return ProbedModel(**(given | facts))
+    return probed_model(repo, **(given | facts))
 
 
 @pytest.fixture

@@ -13,27 +13,17 @@ from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import FAILURES, OBSERVATIONS, Failure, ProbedModel
 from probelog.storage.store import Store
+from tests.support.worlds.probed_models import probed_model
 
 
 def model(repo: str, logits: int = 3, probes: int = 7, **facts) -> ProbedModel:
     given = {
-        "repo": repo,
         "sha": "s" * 40,
         "logits": logits,
-        "head": "softmax",
         "labels": [f"label {i}" for i in range(logits)],
         "probes": list(range(0, 2 * probes, 2)),
-        "library": "timm",
-        "architecture": "test",
-        "parameters": 10,
-        "recipe": "{}",
-        "dtype": "float32",
-        "device": "cpu",
-        "weight_digest": "d",
-        "weight_mean": 0.0,
-        "weight_std": 1.0,
     }
-    return ProbedModel(**(given | facts))
+    return probed_model(repo, **(given | facts))
 
 
 def values(repo: str, logits: int = 3, probes: int = 7) -> np.ndarray:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from probelog.storage.observations import from_rows, to_rows
 from probelog.storage.parquet_parts import Part, count_rows, part_bytes, read_part, row_groups
 from probelog.storage.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS, WEIGHTS, Failure, ProbedModel
 from probelog.storage.store import Store
+from tests.support.worlds.probed_models import probed_model
 
 SHA = "5" * 40
 
@@ -38,25 +40,14 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(Store(tmp_path), "observations/key")
 
 
-def model(repo: str, sha: str = SHA, logits: int = 2, probes: int = 3, **facts: object) -> ProbedModel:
-    given: dict[str, object] = {
-        "repo": repo,
+def model(repo: str, sha: str = SHA, logits: int = 2, probes: int = 3, **facts: Any) -> ProbedModel:
+    given: dict[str, Any] = {
         "sha": sha,
         "logits": logits,
-        "head": "softmax",
         "labels": [f"label {i}" for i in range(logits)],
         "probes": list(range(probes)),
-        "library": "timm",
-        "architecture": "test",
-        "parameters": 10,
-        "recipe": "{}",
-        "dtype": "float32",
-        "device": "cpu",
-        "weight_digest": "d",
-        "weight_mean": 0.0,
-        "weight_std": 1.0,
     }
-    return ProbedModel(**(given | facts))  # type: ignore[arg-type]
+    return probed_model(repo, **(given | facts))
 
 
 def values(repo: str, logits: int = 2, probes: int = 3) -> np.ndarray:
