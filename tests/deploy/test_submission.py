@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -38,22 +39,31 @@ def free_port() -> int:
 
 @contextmanager
 def node(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start --block`, a process that ends with all that it started."""
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            # A port of its own for every node's agent, which takes the jobs: several nodes are one machine here.
-            [RAY, "start", "--block", f"--dashboard-agent-listen-port={free_port()}", *arguments],
-            env=environment,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-    try:
-        # One after the other: nodes of one machine that start at the same moment take each other's ports.
-        wait_until(lambda: b"Ray runtime started" in log.read_bytes(), 120, f"{log}: the node does not start")
-        yield process
-    finally:
-        kill_tree(process)
+    """`ray start --block`, a process that ends with all that it started, in a directory of its own.
+
+    A node whose first worker for a job starts removes the job's unpacked code and unpacks it again: nodes that
+    share the session's directory would take it from under a process of the job that runs already.
+    The directory's name is short, because sockets in it may have 107 characters.
+    """
+    with TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        # A port of its apart for every node's agent, which takes the jobs: several nodes are one machine here.
+        apart = (f"--temp-dir={directory}", f"--dashboard-agent-listen-port={free_port()}")
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [RAY, "start", "--block", *apart, *arguments],
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        try:
+            # One after the other: nodes of one machine that start at the same moment take each other's ports.
+            wait_until(
+                lambda: b"Ray runtime started" in log.read_bytes(), 120, f"{log}: the node does not start"
+            )
+            yield process
+        finally:
+            kill_tree(process)
 
 
 def submit(port: int, log: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
