@@ -4,11 +4,12 @@
     encoders/KEY/receipt.json    written last: the settings of both towers, sizes and digests of the files
 
 ``KEY`` names the encoder and what exports it (`probelog.encoders.onnx_export.export_key`), so that nothing here
-is ever out of date.
+is ever out of date. What no kept generation carries and no publish has used for a day is deleted (`sweep_exports`).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from probelog.encoders.onnx_export import (
 )
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import SchemaVersionError, StoreError
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer
+from probelog.publication.lifecycle import BUILDING
 from probelog.storage.encoding import digest
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
@@ -63,6 +67,7 @@ def exported_encoder(
         SchemaVersionError: kept by a newer ProbeLog.
     """
     folder = f"{FOLDER}/{export_key(encoder)}"
+    _renew(store, folder)
     kept = _read(store, report, folder, encoder.source)
     exported = kept or _export(report, encoder)
     text_difference = check_text_encoder(encoder, exported.text, prompts)
@@ -102,6 +107,37 @@ def _keep(store: Store, folder: str, exported: ExportedEncoder) -> None:
         "files": {name: {"size": len(data), "sha256": digest(data)} for name, data in files.items()},
     }
     store.write_json(f"{folder}/receipt.json", receipt)
+
+
+def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
+    """Delete the exports that nobody needs any more; returns their keys.
+
+    Those stay that a generation carries which is live or can be live again, and those that were used for the last time
+    less than ``BUILDING`` ago, as a generation that is being built stays.
+    """
+    written = defaultdict(list)
+    for name in store.names(FOLDER):
+        written[name.split("/")[1]].append(store.modified(name))
+    now = store.time() if written else None
+    unused = {
+        key
+        for key, times in written.items()
+        if all(now and time and now - time >= BUILDING for time in times)
+    }
+    index = store.child("index")
+    for item in pointer.kept if unused else []:
+        generation = Generation(index, Pointer(str(item["generation"]), "", "", base=item.get("base")))
+        unused.discard(generation.settings.text_encoder.get("made_with", {}).get("export"))
+    for key in sorted(unused):
+        store.delete_folder(f"{FOLDER}/{key}")
+    return sorted(unused)
+
+
+def _renew(store: Store, folder: str) -> None:
+    """Say that a publish uses what is kept: what was written lately is not swept."""
+    receipt = store.read_or_none(f"{folder}/receipt.json")
+    if receipt is not None:
+        store.write(f"{folder}/receipt.json", receipt)
 
 
 def _read(store: Store, report: Report, folder: str, source: str) -> ExportedEncoder | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipelines.job.job import Job
+from pipelines.publish.encoder import sweep_exports
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.samples import Version
@@ -120,6 +121,7 @@ def release_generation(
         raise
     try:
         sweep(index)
+        sweep_exports(job.store, pointer)
     except (OSError, StoreError) as error:
         job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
     job.report.say(

@@ -356,6 +356,7 @@ def _provenance(encoder: Encoder, opset: int) -> dict[str, str]:
     return {
         "encoder": encoder.source,
         "encoder_digest": encoder.digest,
+        "export": export_key(encoder),
         "opset": str(opset),
         "onnx": onnx.__version__,
         "tokenizers": tokenizers.__version__,

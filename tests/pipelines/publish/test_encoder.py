@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,17 @@ import pytest
 
 from pipelines.inspect.verify import Verified, verify
 from pipelines.job.progress import Report
-from pipelines.publish.encoder import ExportedEncoder, exported_encoder
+from pipelines.publish.encoder import ExportedEncoder, exported_encoder, sweep_exports
 from probelog.encoders import onnx_export
 from probelog.encoders.torch_encoder import Encoder, load_encoder
 from probelog.errors import SchemaVersionError
+from probelog.index.pointer import Pointer
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.lifecycle import BUILDING, go_live
 from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.store import Store
 from tests.support.worlds import tiny_encoders
+from tests.support.worlds.small_index import some_settings
 
 PROMPTS = ["a photo of a dog", "a photo of a chair"]
 
@@ -49,8 +55,9 @@ class Kept:
         return exported
 
     def written(self) -> dict[str, int]:
-        """When each file was written: an export writes all of them."""
-        return {path.name: path.stat().st_mtime_ns for path in self.folder.iterdir()}
+        """When each file was written: an export writes all of them. The receipt is, whenever it is used."""
+        times = {path.name: path.stat().st_mtime_ns for path in self.folder.iterdir()}
+        return times | ({"receipt.json": 0} if "receipt.json" in times else {})
 
     def change_receipt(self, **facts: Any) -> None:
         content = json.loads(self.receipt.read_text())
@@ -100,6 +107,45 @@ def test_a_killed_export_is_not_used(kept: Kept) -> None:
     assert (kept.folder / "image_encoder.onnx").read_bytes() == exported.image.onnx
     assert kept.verify().clean
     assert not kept.verify().unexpected
+
+
+def test_what_nobody_needs_is_swept(kept: Kept) -> None:
+    """An export stays while a kept generation carries it, and for a day after it was used for the last time."""
+    store = Store(kept.root)
+    index, mine = store.child("index"), kept.folder.name
+    for key in ("before", "unused", "used"):
+        shutil.copytree(kept.folder, kept.folder.parent / key)
+    store.write("encoders/half/tokenizer.json", b"written by a publish that was killed")
+    at = time.time() - BUILDING.total_seconds() - 60
+
+    def age(*folders: str) -> None:
+        for folder in folders:
+            for file in (kept.folder.parent / folder).iterdir():
+                os.utime(file, (at, at))
+
+    def live(name: str, export: str, keep: int = 3) -> Pointer:
+        writer = GenerationWriter(index, name)
+        settings = some_settings(
+            text_encoder={"made_with": {"export": export}}, models=0, logits=0, probes=1, sharpness=1.0, rows=0,
+            large=False, middle_offset=0.0,
+        )  # fmt: skip
+        writer.write_meta({"settings": settings.to_bytes()})
+        writer.finish()
+        return go_live(index, name, name, keep)
+
+    age(mine, "before", "unused", "half")
+    live("a", "before")
+    pointer = live("b", mine)
+    assert sweep_exports(store, pointer) == ["half", "unused"]
+    assert {path.name for path in kept.folder.parent.iterdir()} == {mine, "before", "used"}
+    made_with = kept.publish().text.settings["made_with"]
+    assert made_with["export"] == mine, "it says which one a generation carries"
+
+    pointer = live("c", "another", keep=1)
+    assert sweep_exports(store, pointer) == ["before"]
+    age(mine)
+    assert sweep_exports(store, pointer) == [mine]
+    assert sweep_exports(store, pointer) == []
 
 
 def test_a_damaged_export_is_found_and_replaced(kept: Kept) -> None:

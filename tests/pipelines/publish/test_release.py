@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ def test_old_generations_are_swept_and_a_sweep_that_fails_is_told(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.index.write("generations/ruin/x", b"1")
+    publisher.job.store.write("encoders/old/receipt.json", b"{}")
+    os.utime(publisher.job.store.path("encoders/old/receipt.json"), (0, 0))
     publisher.release()
+    assert publisher.job.store.names("encoders") == []
     assert list(read_pointer(publisher.index)[0].retired) == ["ruin"]
 
     def refused(_: Store) -> None:
