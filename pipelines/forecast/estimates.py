@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from probelog.arrays import Floats
 
 _INTERVAL = (0.1, 0.9)
 
@@ -57,11 +57,11 @@ class SizeClass:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a part's cost was found to depend on, and its error on measured items left out."""
+    """What a cost was fitted on, and its error on measured models left out. ``architecture_factors``: never."""
 
     features: list[str]
-    architecture_factors: bool
     left_out_error: float | None
+    architecture_factors: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Left:
         logits: of the models indexed.
         store_bytes: by kind.
         disk_bytes: on a node, by what takes it.
-        chosen: by part.
+        chosen: by cost.
     """
 
     models: int
@@ -131,3 +131,46 @@ class Left:
     wall: Wall
     cost: Cost
     chosen: dict[str, Chosen]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a forecast rests on: which ledger, how many of its models, on which devices, and what to mind."""
+
+    source: str
+    ledger: str
+    models: int
+    failures: int
+    runs: int
+    devices: dict[str, int]
+    probes: int
+    fraction: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the ledger holds already. ``store_bytes`` are those of its own sealed parts."""
+
+    models: int
+    failed: dict[str, int]
+    bytes: int
+    file_requests: int
+    busy_hours: float
+    logits: int
+    store_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a full run takes: what is done, what is left, and both together."""
+
+    catalogue: int
+    basis: Basis
+    done: Done
+    left: Left
+    whole: dict[str, Estimate]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)

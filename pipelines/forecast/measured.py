@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.probe.timeline import Run, read_runs
-from probelog.arrays import Column, values_of
+from pipelines.probe.timeline import BUSY, Run, read_runs
+from probelog.arrays import Floats, values_of
 from probelog.errors import UsageError
-from probelog.storage.encoding import short_key
+from probelog.models.preprocessing import Recipe
 from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import PROBED_MODELS
@@ -23,15 +22,13 @@ from probelog.storage.store import Store
 from probelog.storage.versions import check_version
 
 #: A model's time is measured in these parts.
-PARTS = ("download", "load", "preprocess", "forward")
+PARTS = ("download", *BUSY)
 # Enough to know what a model costs; more would take long to fit.
 _MOST_MODELS = 1000
 _COLUMNS = [
     "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "bytes",
     *(f"seconds_{part}" for part in PARTS),
 ]  # fmt: skip
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,11 @@ class Measured:
         source: for the reader: which ledger this is.
         own: whether it is the one that the plan's models will be added to.
         probes: in its probe set; ``fraction``: that each model saw.
-        receipts: of the sealed batches; ``receipt_bytes``: of their own objects, by name.
+        receipts: of the sealed batches; ``receipt_bytes``: of their own objects.
         counts: of all of them together.
         failures: that still stand (``FAILURES``).
         runs: of the probe stage.
-        repos, shas: (n,) names.
-        architectures: (n,) names.
-        parameters, bytes, logits, seen: (n,); ``seen`` counts probes.
-        image_bytes: of one prepared image, by each way in which some model wants its probes.
-        seconds: by part, each (n,).
-        devices: how many models were run where.
+        models: some of the columns of ``PROBED_MODELS``, a row for each of the n models.
     """
 
     ledger: Ledger
@@ -61,28 +53,66 @@ class Measured:
     probes: int
     fraction: float
     receipts: Sequence[Receipt]
-    receipt_bytes: dict[str, int]
+    receipt_bytes: int
     counts: Counts
     failures: pa.Table
     runs: Sequence[Run]
-    repos: list[str]
-    shas: list[str]
-    architectures: npt.NDArray[np.object_]
-    parameters: Floats
-    bytes: Floats
-    logits: Floats
-    seen: Floats
-    image_bytes: list[int]
-    seconds: dict[str, Floats]
-    devices: dict[str, int]
+    models: pa.Table
 
     def __len__(self) -> int:
-        return len(self.repos)
+        return int(self.models.num_rows)
+
+    def numbers(self, column: str) -> Floats:
+        """A column of the models, (n,), NaN where there is no value; of a column of lists their lengths."""
+        values = self.models[column]
+        if pa.types.is_list(values.type):
+            values = pc.list_value_length(values)
+        numbers: Floats = pc.cast(values, pa.float64()).to_numpy()
+        return numbers
+
+    def texts(self, column: str) -> list[str]:
+        """A column of the models, (n,)."""
+        return values_of(self.models[column], str)
+
+    @property
+    def versions(self) -> list[tuple[str, str]]:
+        """Repositories and commits of the models."""
+        return list(zip(self.texts("repo"), self.texts("sha"), strict=True))
+
+    @property
+    def busy_seconds(self) -> Floats:
+        """Of a worker with each model, (n,)."""
+        seconds: Floats = np.sum([self.numbers(f"seconds_{part}") for part in BUSY], axis=0)
+        return seconds
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """How many models were run where."""
+        return dict(Counter(self.texts("device")))
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Of one probe on a node's disk, prepared in every way that some model needs.
+
+        A way that a single measured model needs stands for another one that none of them does: the first-order
+        jackknife of the number of ways (Burnham and Overton, Biometrika 65, 1978).
+        """
+        models: Counter[str] = Counter()
+        image_bytes = {}
+        for recipe in map(Recipe.from_json, self.texts("recipe")):
+            models[recipe.geometry_key] += 1
+            image_bytes[recipe.geometry_key] = int(np.prod(recipe.shape)) * np.dtype(recipe.dtype).itemsize
+        return sum(size * (2 if models[key] == 1 else 1) for key, size in image_bytes.items())
 
     @property
     def sealed(self) -> npt.NDArray[np.uint64]:
         """Keys of the items that are through."""
         return key_numbers(item for receipt in self.receipts for item in receipt.items)
+
+    def part_bytes(self, kind: str) -> int:
+        """Bytes of all parts of a kind."""
+        parts = [getattr(receipt, kind) for receipt in self.receipts]
+        return sum(part.size for part in parts if part is not None)
 
 
 def find_measured(store: Store, own_key: str | None, like: str | None) -> Measured | None:
@@ -108,14 +138,8 @@ def _largest(store: Store, source: str) -> Measured | None:
     folders = {
         name.rsplit("/", 2)[0] for name in store.names("observations", suffix=".json") if "/receipts/" in name
     }
-    best: tuple[int, Ledger] | None = None
-    for folder in sorted(folders):
-        ledger = Ledger(store, folder)
-        receipts = ledger.receipts()
-        indexed = sum(counts.indexed for counts in ledger.counts(receipts))
-        if indexed and (best is None or indexed > best[0]):
-            best = indexed, ledger
-    return None if best is None else _read(best[1], source, False)
+    measured = [_read(Ledger(store, folder), source, False) for folder in sorted(folders)]
+    return max(filter(None, measured), key=lambda one: one.counts.indexed, default=None)
 
 
 def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
@@ -128,8 +152,6 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     manifest = ledger.store.read_json(path)
     check_version(manifest.get("version", 1), LEDGER_VERSION, ledger.store.path(path), "ledger")
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
-    table = _models(ledger, receipts)
-    recipes = values_of(table["recipe"], str)
     return Measured(
         ledger=ledger,
         source=source,
@@ -137,25 +159,11 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         probes=int(manifest["probes"]),
         fraction=float(manifest["fraction"]),
         receipts=receipts,
-        receipt_bytes={
-            name.rsplit("/", 1)[1].removesuffix(".json"): size
-            for name, size in ledger.store.sizes(f"{ledger.folder}/receipts").items()
-        },
+        receipt_bytes=sum(ledger.store.sizes(f"{ledger.folder}/receipts").values()),
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),
-        repos=values_of(table["repo"], str),
-        shas=values_of(table["sha"], str),
-        architectures=np.array(table["architecture"].to_pylist(), object),
-        parameters=_numbers(table["parameters"]),
-        bytes=_numbers(table["bytes"]),
-        logits=_numbers(table["logits"]),
-        seen=_numbers(pc.list_value_length(table["probes"])),
-        image_bytes=[
-            _image_bytes(recipe) for recipe in {_geometry_key(one): one for one in recipes}.values()
-        ],
-        seconds={part: _numbers(table[f"seconds_{part}"]) for part in PARTS},
-        devices=dict(Counter(values_of(table["device"], str))),
+        models=_models(ledger, receipts),
     )
 
 
@@ -167,22 +175,3 @@ def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
     return pa.concat_tables(
         read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS) for receipt in full[::step]
     )
-
-
-def _numbers(column: Column) -> Floats:
-    """NaN where there is none."""
-    numbers: Floats = pc.cast(column, pa.float64()).to_numpy()
-    return numbers
-
-
-def _geometry_key(recipe: str) -> str:
-    """Equal for recipes that share preprocessed probes: all but what happens after (gain, offset)."""
-    facts = json.loads(recipe)
-    return short_key(
-        json.dumps({name: facts[name] for name in sorted({*facts} - {"gain", "offset", "declared"})})
-    )
-
-
-def _image_bytes(recipe: str) -> int:
-    facts = json.loads(recipe)
-    return int(np.prod(facts["input"])) * (4 if facts["gain"] is None else 1)

@@ -1,32 +1,33 @@
 """From what is known of the models and what was measured: a forecast, with the interval that the measurements leave.
 
 Every quantity is computed from the measurements as they are and again from each of 200 bootstrap draws of them
-(models drawn with replacement, everything fitted anew), with the errors of single models added as noise and the share
-of failures drawn from its posterior (Jeffreys' prior). The interval is the middle 80 %. It covers what a sample does
-not tell; not that machines, networks and neighbours are slower on another day.
+(models drawn with replacement, everything fitted again); the share of failures is drawn from its posterior (Jeffreys'
+prior). The interval is the middle 80 %. It covers what a sample does not tell; not that machines, networks and neighbours
+are slower on another day.
 
-What a model costs is a sum of non-negative parts (`non_negative`): a worker's busy seconds by model, probes, and
-parameters times probes; a download's seconds by model and bytes. How the busy seconds divide into loading, preparing
-and computing is taken as measured: finer predictions were wrong by more than half.
+What a model costs is a sum of two non-negative parts (`non_negative`): a worker's busy seconds by probes and by
+parameters times probes; a download's seconds by model and by bytes. How the busy seconds divide into loading, preparing
+and computing is taken as measured. Everything else is in proportion to something that is known of the models.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.config.model import Config
 from pipelines.forecast.estimates import Chosen, Cost, Estimate, Left, SizeClass, Wall
 from pipelines.forecast.known import SIZE_CLASSES, Known, logits_by_parameters, size_class
-from pipelines.forecast.measured import PARTS, Measured
-from pipelines.probe.timeline import BUSY, Run
+from pipelines.forecast.measured import Measured
+from pipelines.probe.timeline import BUSY
+from probelog.arrays import Floats, Ints
 from probelog.hub.rate_limit import HUB_LIMITS, WINDOW_SECONDS
-
-Floats = npt.NDArray[np.float64]
 
 _DRAWS = 200
 _FEWEST = 3
@@ -42,392 +43,279 @@ class Settings:
     """What a prediction depends on besides the models: from the configuration and the command line.
 
     Attributes:
-        probes: in the probe set; ``seen``: by each model.
+        config: of the job.
+        probes: in the probe set.
         workers: None for as many as were measured.
-        machine_workers: that this machine would hold.
-        in_flight, gpus_per_worker, cache_bytes: as configured.
         probe_copy_bytes: of the probe set that each node copies; 0 where the store is on the node.
         account: of the Hub's limits that apply; None: no limit.
         price: of one worker hour, or of a GPU hour where workers have GPUs; None: not asked.
     """
 
+    config: Config
     probes: int
-    seen: int
     workers: int | None
-    machine_workers: int
-    in_flight: int
-    gpus_per_worker: float
-    cache_bytes: int
     probe_copy_bytes: int
     account: str | None
     price: float | None
 
-
-@dataclass(frozen=True)
-class StoreRates:
-    """Bytes in the measured store: for each logit (descriptors; the index's logits), each model of the index, and
-    what an index holds whatever its size. None where there is no completion or no index.
-    """
-
-    descriptors: float | None = None
-    index_logits: float | None = None
-    index_models: float | None = None
-    index_fixed: float | None = None
+    @property
+    def seen(self) -> int:
+        """Probes that each model sees."""
+        return max(1, round(self.config.fraction * self.probes))
 
 
 def predict(
-    known: Known,
+    catalogue: Known,
+    remaining: npt.NDArray[np.bool_],
     measured: Measured,
+    places: Ints,
     failed: Mapping[str, int],
-    joined: Known,
-    rates: StoreRates,
+    store_rates: Mapping[str, float],
     settings: Settings,
 ) -> Left:
     """The forecast for some models.
 
     Args:
-        known: the models that are left.
+        catalogue: all N models that are listed.
+        remaining: (N,) those that are left.
         measured: what costs are fitted on.
+        places: (n,) of the measured models in the catalogue; -1 where it does not list one.
         failed: how many models failed beside those measured, by reason, without those of which it was known.
-        joined: what the catalogue says of the measured models, as far as it lists them.
-        rates: of the store in which they were measured.
+        store_rates: bytes a logit that a completion and an index take, where they were measured.
         settings: of the run.
     """
-    return _Prediction(known, measured, failed, joined, rates, settings).left()
+    left = catalogue.chosen(remaining)
+    sure = left.chosen(~left.doomed)
+    rng = np.random.default_rng(0)
+    draws = resampled(rng, len(measured), _DRAWS if len(measured) >= _FEWEST else 0)
+
+    good, bad = measured.counts.indexed, sum(failed.values())
+    share = 1 - np.append(bad / (bad + good), rng.beta(bad + 0.5, good + 0.5, len(draws) - 1))
+    indexed = share * len(sure)
+    expected = Counter({reason: len(sure) * count / (bad + good) for reason, count in failed.items()})
+    expected.update(left.failures())
+
+    each, size, sources = _bytes(sure, measured, _listed(catalogue.weights, places), draws)
+    measured_bytes, measured_parameters = measured.numbers("bytes"), measured.numbers("parameters")
+    per_byte = ratio(draws[:1], measured_parameters, measured_bytes)[0]
+    parameters = np.where(np.isnan(sure.parameters), each * per_byte, sure.parameters)
+    # Where no file is listed: as many as the others have; of a model alone, its configuration and weights.
+    listed = sure.files[sure.files > 0]
+    unlisted = len(sure) - len(listed)
+    requests = float(listed.sum() + unlisted * (listed.mean() if len(listed) else 2.0))
+
+    seen, busy_seconds = measured.numbers("probes"), measured.busy_seconds
+    busy, busy_error = fitted(draws, np.stack([seen, seen * measured_parameters], axis=1), busy_seconds)
+    downloading, download_error = fitted(
+        draws,
+        np.stack([np.ones(len(measured)), measured_bytes], axis=1),
+        measured.numbers("seconds_download"),
+    )
+    work = settings.seen * parameters
+    busy_each = settings.seen * busy[0, 0] + work * busy[0, 1]
+    busy_total = share * (settings.seen * len(sure) * busy[:, 0] + work.sum() * busy[:, 1])
+    seconds = {"download": share * (len(sure) * downloading[:, 0] + size * downloading[:, 1])}
+    for part in BUSY:
+        seconds[part] = busy_total * ratio(draws[:1], measured.numbers(f"seconds_{part}"), busy_seconds)[0]
+
+    wall, paid, wall_seconds = _wall(measured, settings, busy_total, seconds["download"], requests, unlisted)
+    unit = "GPU" if settings.config.gpus_per_worker > 0 else "worker"
+    hours = wall_seconds * wall.workers * (settings.config.gpus_per_worker or 1.0) / _HOUR
+    logits = share * _logits(sure, measured, _listed(catalogue.parameters, places), draws)
+    return Left(
+        models=len(left),
+        indexed=Estimate.of(indexed),
+        failures=dict(expected.most_common()),
+        foretold=len(left) - len(sure),
+        bytes=Estimate.of(size),
+        sizes=sources,
+        file_requests=Estimate.of(np.full(len(draws), requests)),
+        api_requests=unlisted,
+        limit_hours={account: _limited(requests, unlisted, account) / _HOUR for account in HUB_LIMITS},
+        seconds={part: Estimate.of(draws) for part, draws in seconds.items()},
+        busy_hours=Estimate.of(busy_total / _HOUR),
+        worker_hours=Estimate.of(paid / _HOUR),
+        classes=_classes(sure, parameters, each, busy_each * (paid[0] / max(busy_each.sum(), _TINY))),
+        logits=Estimate.of(logits),
+        store_bytes=_store(measured, settings, len(left), indexed, logits, store_rates),
+        disk_bytes=_disk(measured, settings, each, wall.workers),
+        wall=wall,
+        cost=Cost(
+            unit,
+            Estimate.of(hours),
+            settings.price,
+            None if settings.price is None else Estimate.of(hours * settings.price),
+        ),
+        chosen={
+            "busy seconds": Chosen(["probes", "parameters x probes"], busy_error),
+            "download": Chosen(["1", "bytes"], download_error),
+        },
+    )
 
 
-@dataclass
-class _Prediction:
-    known: Known
-    measured: Measured
-    failed: Mapping[str, int]
-    joined: Known
-    rates: StoreRates
-    settings: Settings
-    chosen: dict[str, Chosen] = field(default_factory=dict)
+def _listed(values: Floats, places: Ints) -> Floats:
+    """What the catalogue says of the measured models, (n,)."""
+    return np.where(places < 0, np.nan, values[places])
 
-    def __post_init__(self) -> None:
-        measured = self.measured
-        self.rng = np.random.default_rng(0)
-        self.weights = resampled(self.rng, len(measured), _DRAWS if len(measured) >= _FEWEST else 0)
-        self.sure = self.known.chosen(~self.known.doomed)
-        self.draws = len(self.weights)
 
-    def left(self) -> Left:
-        indexed, failures = self._successes()
-        share = indexed / max(1, len(self.sure))
-        data, each, sizes = self._bytes()
-        parameters = self._parameters()
-        seconds, busy_each = self._seconds(each, parameters, share)
-        busy = sum((seconds[part] for part in BUSY), np.zeros(self.draws))
-        runs = self._runs()
-        overlap = (
-            sum(run.busy_seconds for run in runs) / sum(run.workers * run.wall_seconds for run in runs)
-            if runs
-            else None
+def _bytes(
+    sure: Known, measured: Measured, listed_weights: Floats, draws: Floats
+) -> tuple[Floats, Floats, dict[str, int]]:
+    """Bytes of each download, and of all by draw; how many models' bytes follow from what.
+
+    By the first of these that the catalogue tells; where it is not the bytes themselves, as many for each of it as the
+    measured models had.
+    """
+    sources = {
+        "file sizes": (sure.listed, None),
+        "parameters by type": (sure.weights, listed_weights),
+        "number of parameters": (sure.parameters, measured.numbers("parameters")),
+        "nothing": (np.ones(len(sure)), np.ones(len(measured))),
+    }
+    each, total, counts = np.full(len(sure), np.nan), np.zeros(len(draws)), {}
+    for source, (amounts, measured_amounts) in sources.items():
+        rows = np.isnan(each) & np.isfinite(amounts)
+        rate = (
+            np.ones(len(draws))
+            if measured_amounts is None
+            else ratio(draws, measured.numbers("bytes"), measured_amounts)
         )
-        start = float(np.mean([run.start_seconds for run in runs])) if runs else 0.0
-        paid_seconds = busy / (overlap or 1.0)
-        requests, api = self._requests()
-        workers = self.settings.workers or (runs[-1].workers if runs else self.settings.machine_workers)
-        wall, wall_draws = self._wall(
-            workers, start, overlap, paid_seconds, requests, api, seconds["download"]
+        each[rows] = amounts[rows] * rate[0]
+        total += amounts[rows].sum() * rate
+        counts[source] = int(rows.sum())
+    return each, total, counts
+
+
+def _wall(
+    measured: Measured, settings: Settings, busy: Floats, download: Floats, requests: float, api: int
+) -> tuple[Wall, Floats, Floats]:
+    """How long the run takes; by draw the workers' seconds, and those of the run."""
+    config, account = settings.config, settings.account
+    # Runs with the requested number of workers; all where there is none.
+    runs = [run for run in measured.runs if run.workers == settings.workers] or measured.runs
+    machine_workers = max(1, int((os.cpu_count() or 1) / config.cpus_per_worker))
+    workers = settings.workers or (runs[-1].workers if runs else machine_workers)
+    overlap, start = None, 0.0
+    if runs:
+        overlap = sum(run.busy_seconds for run in runs) / sum(run.workers * run.wall_seconds for run in runs)
+        start = float(np.mean([run.start_seconds for run in runs]))
+    paid = busy / (overlap or 1.0)
+    limited = 0.0 if account is None else _limited(requests, api, account)
+    limits = {
+        "compute": start + paid / workers,
+        "requests": np.full(len(busy), limited),
+        "download": start + download / (workers * config.in_flight),
+    }
+    total = np.max(list(limits.values()), axis=0)
+    bound = max(limits, key=lambda name: float(limits[name][0]))
+    estimates = {name: Estimate.of(draws) for name, draws in limits.items()}
+    wall = Wall(
+        workers, **estimates, total=Estimate.of(total), bound=bound, start_seconds=start, overlap=overlap
+    )
+    return wall, paid, total
+
+
+def _limited(files: float, api: int, account: str) -> float:
+    """Seconds that an account's limits take at the least: the first window's requests may come at once."""
+    limits = HUB_LIMITS[account]
+    windows = max(files / limits["file"], api / limits["api"]) - 1.0
+    return max(0.0, windows) * WINDOW_SECONDS
+
+
+def _classes(sure: Known, parameters: Floats, sizes: Floats, paid_seconds: Floats) -> list[SizeClass]:
+    number, guessed = size_class(parameters), np.isnan(sure.parameters)
+    return [
+        SizeClass(
+            name,
+            int((number == i).sum()),
+            int(((number == i) & guessed).sum()),
+            float(sizes[number == i].sum()),
+            float(paid_seconds[number == i].sum() / _HOUR),
         )
-        logits = self._logits(share)
-        unit = "GPU" if self.settings.gpus_per_worker > 0 else "worker"
-        hours = wall_draws * workers * (self.settings.gpus_per_worker or 1.0) / _HOUR
-        price = self.settings.price
-        return Left(
-            models=len(self.known),
-            indexed=Estimate.of(indexed),
-            failures=failures,
-            foretold=len(self.known) - len(self.sure),
-            bytes=Estimate.of(data),
-            sizes=sizes,
-            file_requests=Estimate.of(requests),
-            api_requests=api,
-            limit_hours={
-                account: _limited(float(requests[0]), api, account) / _HOUR for account in HUB_LIMITS
-            },
-            seconds={part: Estimate.of(seconds[part]) for part in PARTS},
-            busy_hours=Estimate.of(busy / _HOUR),
-            worker_hours=Estimate.of(paid_seconds / _HOUR),
-            classes=self._classes(
-                parameters, each, busy_each * (paid_seconds[0] / max(busy_each.sum(), 1e-12))
-            ),
-            logits=Estimate.of(logits),
-            store_bytes={
-                kind: Estimate.of(draws) for kind, draws in self._store(indexed, logits, failures).items()
-            },
-            disk_bytes=self._disk(each, workers),
-            wall=wall,
-            cost=Cost(unit, Estimate.of(hours), price, None if price is None else Estimate.of(hours * price)),
-            chosen=self.chosen,
-        )
+        for i, name in enumerate(SIZE_CLASSES)
+    ]
 
-    # How many
 
-    def _successes(self) -> tuple[Floats, dict[str, float]]:
-        """Models indexed, by draw, and failures by reason."""
-        found = self.failed
-        failed, good = sum(found.values()), self.measured.counts.indexed
-        share = np.append(failed / (failed + good), self.rng.beta(failed + 0.5, good + 0.5, self.draws - 1))
-        n = len(self.sure)
-        wrong = np.append(n * share[:1], self.rng.binomial(n, share[1:]))
-        expected = {reason: n * count / (failed + good) for reason, count in found.items()}
-        for reason, count in self.known.failures().items():
-            expected[reason] = expected.get(reason, 0.0) + count
-        return n - wrong, dict(sorted(expected.items(), key=lambda item: -item[1]))
+def _logits(sure: Known, measured: Measured, listed_parameters: Floats, draws: Floats) -> Floats:
+    """By draw: what is declared, or follows from the number of parameters; else the mean of measured models."""
+    measured_logits = measured.numbers("logits")
+    heads = (np.array(measured.texts("architecture"), object), listed_parameters, measured_logits)
+    followed = logits_by_parameters(sure.architectures, sure.parameters, *heads)
+    count = np.where(np.isnan(sure.labels), followed, sure.labels)
+    mean = ratio(draws, measured_logits, np.ones(len(measured)))
+    total: Floats = np.nansum(count) + np.isnan(count).sum() * mean
+    return total
 
-    # Bytes and requests
 
-    def _bytes(self) -> tuple[Floats, Floats, dict[str, int]]:
-        """Bytes of all downloads by draw, of each model, and how many models' were told by what."""
-        sure, measured = self.sure, self.measured
-        each = sure.listed.copy()
-        total = np.full(self.draws, np.nansum(each))
-        by_type = np.isnan(each) & ~np.isnan(sure.weights)
-        by_number = np.isnan(each) & ~by_type & ~np.isnan(sure.parameters)
-        unknown = np.isnan(each) & ~by_type & ~by_number
-        sizes = {"file sizes": int(np.isfinite(each).sum())}
-        sizes["parameters by type"] = int(by_type.sum())
-        sizes["number of parameters"], sizes["nothing"] = int(by_number.sum()), int(unknown.sum())
-        guesses = (  # what is known of it, and what measured models cost over one feature
-            (
-                by_type,
-                sure.weights,
-                np.ones(len(sure)),
-                measured.bytes - self.joined.weights,
-                np.ones(len(measured)),
-            ),
-            (by_number, np.zeros(len(sure)), sure.parameters, measured.bytes, measured.parameters),
-            (unknown, np.zeros(len(sure)), np.ones(len(sure)), measured.bytes, np.ones(len(measured))),
-        )
-        for rows, exact, feature, costs, measured_feature in guesses:
-            usable = np.isfinite(costs) & np.isfinite(measured_feature)
-            each[rows] = exact[rows]
-            total += exact[rows].sum()
-            if rows.any() and usable.any():
-                fit, guessed = self._predicted(
-                    measured_feature[usable, None],
-                    np.maximum(costs[usable], 0.0),
-                    usable,
-                    feature[rows, None],
-                )
-                total += fit
-                each[rows] += guessed
-        return total, np.nan_to_num(each), sizes
+def _store(
+    measured: Measured,
+    settings: Settings,
+    models: int,
+    indexed: Floats,
+    logits: Floats,
+    rates: Mapping[str, float],
+) -> dict[str, Estimate]:
+    """Bytes by kind."""
+    counts, receipts = measured.counts, measured.receipts
+    values = counts.logits * max(1, round(measured.fraction * measured.probes))
+    items = sum(len(receipt.items) for receipt in receipts)
+    # A receipt takes so much for each of its models, and the rest whatever it holds, as does its part of failures.
+    listed = sum(len(json.dumps([receipt.items, receipt.originals], indent=1)) for receipt in receipts)
+    batches = -(-models // settings.config.batch_models)
+    fixed = (measured.receipt_bytes - listed) / len(receipts)
+    sizes = {
+        "observations": measured.part_bytes("observations") / values * logits * settings.seen,
+        "models": measured.part_bytes("models") / counts.indexed * indexed,
+        "weights": measured.part_bytes("weights") / counts.indexed * indexed,
+        "failures": np.full(len(logits), measured.part_bytes("failures") / len(receipts) * batches),
+        "receipts": np.full(len(logits), listed / items * models + fixed * batches),
+    } | {kind: logits * rate for kind, rate in rates.items()}
+    return {kind: Estimate.of(draws) for kind, draws in sizes.items()}
 
-    def _parameters(self) -> Floats:
-        """Of each model; where unknown from its bytes, else the mean of the measured ones."""
-        parameters = self.sure.parameters.copy()
-        each, measured = self.sure.weights, self.measured
-        usable = np.isfinite(measured.bytes)
-        rate = measured.parameters[usable].sum() / max(measured.bytes[usable].sum(), 1.0)
-        parameters = np.where(np.isnan(parameters), each * rate, parameters)
-        return np.where(np.isnan(parameters), measured.parameters.mean(), parameters)
 
-    def _requests(self) -> tuple[Floats, int]:
-        """Requests of files by draw, and of the API."""
-        files, api = self.sure.files.astype(np.float64), self.sure.api
-        unlisted = int(api.sum())
-        listed = files[api == 0]
-        # Where nothing is listed: as many files as the others have; of a model alone, its configuration and weights.
-        typical = float(listed.mean()) if len(listed) else 2.0
-        return np.full(self.draws, listed.sum() + unlisted * typical), unlisted
-
-    # Time
-
-    def _seconds(self, sizes: Floats, parameters: Floats, share: Floats) -> tuple[dict[str, Floats], Floats]:
-        """Seconds by part and draw, and the busy seconds of each model."""
-        measured, n, m = self.measured, len(self.sure), len(self.measured)
-        seen = np.full(n, float(self.settings.seen))
-        busy = np.sum([measured.seconds[part] for part in BUSY], axis=0)
-        usable = np.isfinite(busy)
-        total, each = self._predicted(
-            np.stack([np.ones(m), measured.seen, measured.seen * measured.parameters], axis=1)[usable],
-            busy[usable],
-            usable,
-            np.stack([np.ones(n), seen, seen * parameters], axis=1),
-            "busy seconds",
-            ("1", "probes", "parameters x probes"),
-        )
-        whole = max(float(busy[usable].sum()), _TINY)
-        seconds = {
-            part: total * share * (float(measured.seconds[part][usable].sum()) / whole) for part in BUSY
-        }
-        download = measured.seconds["download"]
-        usable = np.isfinite(download) & np.isfinite(measured.bytes)
-        downloads, _ = self._predicted(
-            np.stack([np.ones(m), measured.bytes], axis=1)[usable],
-            download[usable],
-            usable,
-            np.stack([np.ones(n), sizes], axis=1),
-            "download",
-            ("1", "bytes"),
-        )
-        return {"download": downloads * share, **seconds}, each * share[0]
-
-    def _runs(self) -> Sequence[Run]:
-        """Runs with the wanted number of workers; all where there is none."""
-        runs = self.measured.runs
-        return [run for run in runs if run.workers == self.settings.workers] or runs
-
-    def _wall(
-        self,
-        workers: int,
-        start: float,
-        overlap: float | None,
-        paid_seconds: Floats,
-        requests: Floats,
-        api: int,
-        download: Floats,
-    ) -> tuple[Wall, Floats]:
-        account = self.settings.account
-        limits = {
-            "compute": start + paid_seconds / workers,
-            "requests": np.array([0.0 if account is None else _limited(r, api, account) for r in requests]),
-            "download": start + download / (workers * self.settings.in_flight),
-        }
-        total = np.max(list(limits.values()), axis=0)
-        bound = max(limits, key=lambda name: float(limits[name][0]))
-        estimates = {name: Estimate.of(draws) for name, draws in limits.items()}
-        return Wall(
-            workers, **estimates, total=Estimate.of(total), bound=bound, start_seconds=start, overlap=overlap
-        ), total
-
-    def _classes(self, parameters: Floats, sizes: Floats, paid_seconds: Floats) -> list[SizeClass]:
-        number, known = size_class(parameters), np.isfinite(self.sure.parameters)
-        return [
-            SizeClass(
-                name,
-                int((number == i).sum()),
-                int(((number == i) & ~known).sum()),
-                float(sizes[number == i].sum()),
-                float(paid_seconds[number == i].sum() / _HOUR),
-            )
-            for i, name in enumerate(SIZE_CLASSES)
-        ]
-
-    # What is kept
-
-    def _logits(self, share: Floats) -> Floats:
-        """By draw: what is declared, or follows from the number of parameters; else the mean of measured models (of
-        those for which neither tells, if there are such).
-        """
-        measured, joined = self.measured, self.joined
-        count = self.sure.labels
-        heads = (measured.architectures, joined.parameters, measured.logits)
-        followed = logits_by_parameters(self.sure.architectures, self.sure.parameters, *heads)
-        count = np.where(np.isnan(count), followed, count)
-        bodies = Counter(measured.architectures.tolist())
-        lonely = np.array([bodies[name] == 1 for name in measured.architectures], bool)
-        like = np.isnan(joined.labels) & lonely
-        like = like if like.any() else np.ones(len(measured), bool)
-        weights = self.weights[:, like]
-        mean = (weights @ measured.logits[like]) / np.maximum(weights.sum(axis=1), 1e-12)
-        mean = np.where(weights.sum(axis=1) > 0, mean, measured.logits[like].mean())
-        untold_left = int(np.isnan(count).sum())
-        total: Floats = np.nansum(count) + untold_left * mean
-        spread = float(measured.logits[like].std()) * math.sqrt(untold_left)
-        total[1:] += spread * self.rng.standard_normal(self.draws - 1)
-        return np.maximum(total, 0.0) * share
-
-    def _store(self, indexed: Floats, logits: Floats, failures: Mapping[str, float]) -> dict[str, Floats]:
-        """Bytes by kind and draw."""
-        measured = self.measured
-        receipts = [receipt for receipt in measured.receipts if receipt.counts is not None]
-        counts = [receipt.counts for receipt in receipts if receipt.counts is not None]
-        models = sum(count.indexed for count in counts)
-        failed = sum(sum(count.failed.values()) for count in counts)
-        values = sum(count.logits for count in counts) * max(1, round(measured.fraction * measured.probes))
-        remaining = np.full(self.draws, float(len(self.known)))
-        kinds = {
-            "observations": ([r.observations.size for r in receipts], values, logits * self.settings.seen),
-            "models": ([r.models.size for r in receipts], models, indexed),
-            "weights": ([0 if r.weights is None else r.weights.size for r in receipts], models, indexed),
-            "failures": (
-                [r.failures.size for r in receipts],
-                failed,
-                np.full(self.draws, sum(failures.values())),
-            ),
-            "receipts": (
-                [measured.receipt_bytes[r.name] for r in receipts],
-                sum(len(r.items) for r in receipts),
-                remaining,
-            ),
-        }
-        sizes_by_kind: dict[str, Floats] = {}
-        for kind, (sizes, amount, requested) in kinds.items():
-            sizes_by_kind[kind] = np.asarray(
-                sum(sizes) / amount * requested if amount else 0.0 * requested, np.float64
-            )
-        rates = self.rates
-        if rates.descriptors is not None:
-            sizes_by_kind["descriptors"] = logits * rates.descriptors
-        if (
-            rates.index_logits is not None
-            and rates.index_models is not None
-            and rates.index_fixed is not None
-        ):
-            sizes_by_kind["index"] = logits * rates.index_logits + indexed * rates.index_models
-        return sizes_by_kind
-
-    def _disk(self, sizes: Floats, workers: int) -> dict[str, float]:
-        """Bytes on a node that runs all workers: the largest downloads at once, prepared probes, the probe set."""
-        flying = np.sort(sizes)[::-1][: workers * self.settings.in_flight].sum()
-        cached = self.settings.probes * sum(self.measured.image_bytes)
-        return {
-            "downloads under way": float(flying),
-            "prepared probes": float(min(cached, self.settings.cache_bytes)),
-            "probe set": float(self.settings.probe_copy_bytes),
-        }
-
-    # Behind the scenes
-
-    def _predicted(
-        self,
-        features: Floats,
-        costs: Floats,
-        told: npt.NDArray[np.bool_],
-        rows: Floats,
-        name: str | None = None,
-        names: Sequence[str] = (),
-    ) -> tuple[Floats, Floats]:
-        """The sum of the costs of models, by draw, and each one's; their features are ``rows``, (N, J).
-
-        Fitted on the ``features`` and ``costs`` of those measured models that are ``told``, on each draw of them. The
-        noise of single models is added.
-        """
-        beta = non_negative(features, costs, self.weights[:, told])
-        each: Floats = rows @ beta[0]
-        fitted = features @ beta[0]
-        noise = (
-            math.sqrt(((costs - fitted) ** 2).sum() / max((fitted**2).sum(), _TINY)) if len(costs) else 0.0
-        )
-        total = (rows.sum(axis=0) * beta).sum(axis=1)
-        spread = noise * math.sqrt(float((each**2).sum()))
-        total[1:] += spread * self.rng.standard_normal(self.draws - 1)
-        if name is not None:
-            self.chosen[name] = Chosen(list(names), False, self._left_out_error(features, costs))
-        return np.maximum(total, 0.0), each
-
-    def _left_out_error(self, features: Floats, costs: Floats) -> float | None:
-        """Sum of absolute errors over sum of costs, each model predicted from the others: one fold in forty."""
-        if len(costs) < _FEWEST or not costs.sum() > 0:
-            return None
-        folds = np.arange(len(costs)) % _MOST_FOLDS
-        others = (folds[None, :] != np.arange(folds.max() + 1)[:, None]).astype(np.float64)
-        predicted = (features * non_negative(features, costs, others)[folds]).sum(axis=1)
-        return float(np.abs(costs - predicted).sum() / costs.sum())
+def _disk(measured: Measured, settings: Settings, sizes: Floats, workers: int) -> dict[str, float]:
+    """Bytes on a node that runs all workers: the largest downloads at once, prepared probes, the probe set."""
+    config = settings.config
+    flying = np.sort(sizes)[::-1][: workers * config.in_flight].sum()
+    return {
+        "downloads under way": float(flying),
+        "prepared probes": float(min(settings.probes * measured.prepared_bytes, config.cache_bytes)),
+        "probe set": float(settings.probe_copy_bytes),
+    }
 
 
 def resampled(rng: np.random.Generator, n: int, draws: int) -> Floats:
     """Weightings for the bootstrap, (1 + draws, n): the items as they are, then drawn with replacement."""
-    if not n:
-        return np.ones((1 + draws, 0))
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
     return np.concatenate([np.ones((1, n)), drawn])
+
+
+def ratio(draws: Floats, costs: Floats, amounts: Floats) -> Floats:
+    """Cost over amount of those n models of which both are known, by draw; 1 where none is."""
+    known = np.isfinite(costs) & np.isfinite(amounts)
+    if not amounts[known].sum() > 0:
+        return np.ones(len(draws))
+    weights = draws[:, known]
+    whole = costs[known].sum() / amounts[known].sum()
+    total = weights @ amounts[known]
+    return np.where(total > 0, weights @ costs[known] / np.maximum(total, _TINY), whole)
+
+
+def fitted(draws: Floats, features: Floats, costs: Floats) -> tuple[Floats, float | None]:
+    """Coefficients by draw (B, J), and the error on models left out, where there are enough.
+
+    The error is the sum of absolute errors over the sum of costs, each model predicted from the others: one fold in
+    forty.
+    """
+    known = np.isfinite(costs) & np.isfinite(features).all(axis=1)
+    features, costs = features[known], costs[known]
+    coefficients = non_negative(features, costs, draws[:, known])
+    if len(costs) < _FEWEST or not costs.sum() > 0:
+        return coefficients, None
+    folds = np.arange(len(costs)) % _MOST_FOLDS
+    others = (folds[None, :] != np.arange(folds.max() + 1)[:, None]).astype(np.float64)
+    predicted = (features * non_negative(features, costs, others)[folds]).sum(axis=1)
+    return coefficients, float(np.abs(costs - predicted).sum() / costs.sum())
 
 
 def non_negative(features: Floats, costs: Floats, weights: Floats) -> Floats:
@@ -442,24 +330,13 @@ def non_negative(features: Floats, costs: Floats, weights: Floats) -> Floats:
         costs: (n,), none negative.
         weights: (B, n), none negative.
     """
-    scale = features.mean(axis=0) if len(features) else np.zeros(features.shape[1])
-    used = scale > 0
-    result = np.zeros((len(weights), features.shape[1]))
-    if not used.any():
-        return result
-    x = features[:, used] / scale[used]
+    scale = np.maximum(features.sum(axis=0), _TINY)
+    x = features / scale
     exposure = np.maximum(weights @ x, _TINY)
-    # The means match from the first step on; only the shares of the columns move.
+    # The totals match from the first step on; only the shares of the columns move.
     share = np.maximum((weights @ costs) / exposure.sum(axis=1), _TINY)
     beta = np.repeat(share[:, None], x.shape[1], axis=1)
-    for _ in range(_STEPS if x.shape[1] > 1 else 1):
+    for _ in range(_STEPS):
         beta = beta * ((weights * costs / np.maximum(beta @ x.T, _TINY)) @ x) / exposure
-    result[:, used] = beta / scale[used]
-    return result
-
-
-def _limited(files: float, api: int, account: str) -> float:
-    """Seconds that an account's limits take at the least: the first window's requests may come at once."""
-    limits = HUB_LIMITS[account]
-    windows = max(files / limits["file"], api / limits["api"]) - 1.0
-    return max(0.0, windows) * WINDOW_SECONDS
+    coefficients: Floats = beta / scale
+    return coefficients

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +11,19 @@ import pyarrow as pa
 
 from cluster.runtime.session import session
 from pipelines.crawl.stage import Catalogue, hub_endpoint
-from pipelines.forecast.estimates import Estimate, Left
+from pipelines.forecast.estimates import Basis, Done, Forecast, Left
 from pipelines.forecast.known import Known, stratified
 from pipelines.forecast.measured import Measured, find_measured
-from pipelines.forecast.predict import Settings, StoreRates, predict
+from pipelines.forecast.predict import Settings, predict
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import probe
 from pipelines.probe.timeline import BUSY
+from pipelines.publish.release import LiveIndex
 from probelog.arrays import values_of
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.rate_limit import hub_account
-from probelog.index.generation import Generation
-from probelog.index.pointer import POINTER, Pointer
 from probelog.probes.probe_set import ProbeSet, find_probe_set
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.schemas import CATALOGUE, FAILURES
@@ -38,49 +35,6 @@ _FORETOLD = {
     FailureReason.GATED, FailureReason.DISABLED, FailureReason.UNSAFE_FORMAT, FailureReason.NOT_FOUND,
     FailureReason.MALFORMED_ROW, FailureReason.TOO_LARGE,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What a forecast rests on: which ledger, how many of its models, on which devices, and what to mind."""
-
-    source: str
-    ledger: str
-    models: int
-    failures: int
-    runs: int
-    devices: dict[str, int]
-    probes: int
-    fraction: float
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What the ledger holds already. ``store_bytes`` are those of its own sealed parts."""
-
-    models: int
-    failed: dict[str, int]
-    bytes: int
-    file_requests: int
-    busy_hours: float
-    logits: int
-    store_bytes: int
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a full run takes: what is done, what is left, and both together."""
-
-    catalogue: int
-    basis: Basis
-    done: Done
-    left: Left
-    whole: dict[str, Estimate]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def run_plan(
@@ -126,34 +80,25 @@ def run_plan(
             "--measure 16 (they are probed for good, nothing is done twice), or learn from another store with --like"
         )
     keys = first_keys(table)
-    nothing = FAILURES.empty_table()
-    sealed = measured.sealed if measured.own else np.zeros(0, np.uint64)
-    failures = measured.failures if measured.own else nothing
     remaining = np.zeros(len(known), bool)
+    sealed = measured.sealed if measured.own else np.zeros(0, np.uint64)
+    failures = measured.failures if measured.own else FAILURES.empty_table()
     remaining[make_plan(table, keys, sealed, failures, config.batch_models, False).rows] = True
-    probes = probe_set.count if probe_set is not None else config.probe_count or measured.probes
     settings = Settings(
-        probes=probes,
-        seen=max(1, round(config.fraction * probes)),
+        config=config,
+        probes=probe_set.count if probe_set is not None else config.probe_count or measured.probes,
         workers=workers or config.workers,
-        machine_workers=max(1, int((os.cpu_count() or 1) / config.cpus_per_worker)),
-        in_flight=config.in_flight,
-        gpus_per_worker=config.gpus_per_worker,
-        cache_bytes=config.cache_bytes,
         probe_copy_bytes=_probe_copy(job.store, probe_set),
         account=hub_account(endpoint, with_token=has_token),
         price=price,
     )
-    rows = {
-        name: row
-        for row, name in enumerate(
-            zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
-        )
-    }
-    places = [rows.get(name, -1) for name in zip(measured.repos, measured.shas, strict=True)]
-    joined = known.at(np.array(places, np.int64))
-    unforetold = _unforetold(measured, known, rows)
-    forecast = predict(known.chosen(remaining), measured, unforetold, joined, _rates(measured), settings)
+    names = zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
+    rows = {name: row for row, name in enumerate(names)}
+    places = [rows.get(name, -1) for name in measured.versions]
+    failed = _unforetold(measured, known, rows)
+    left = predict(
+        known, remaining, measured, np.array(places, np.int64), failed, _store_rates(measured), settings
+    )
     done = _done(measured, known, keys)
     return Forecast(
         catalogue=len(known),
@@ -161,21 +106,21 @@ def run_plan(
             source=measured.source,
             ledger=measured.ledger.folder.rsplit("/", 1)[1],
             models=len(measured),
-            failures=sum(unforetold.values()),
+            failures=sum(failed.values()),
             runs=len(measured.runs),
             devices=measured.devices,
             probes=measured.probes,
             fraction=measured.fraction,
-            notes=_notes(measured, settings, forecast, probe_set),
+            notes=_notes(measured, settings, left, probe_set),
         ),
         done=done,
-        left=forecast,
+        left=left,
         whole={
-            "models indexed": forecast.indexed + done.models,
-            "download bytes": forecast.bytes + done.bytes,
-            "file requests": forecast.file_requests + done.file_requests,
-            "busy hours": forecast.busy_hours + done.busy_hours,
-            "logits": forecast.logits + done.logits,
+            "models indexed": left.indexed + done.models,
+            "download bytes": left.bytes + done.bytes,
+            "file requests": left.file_requests + done.file_requests,
+            "busy hours": left.busy_hours + done.busy_hours,
+            "logits": left.logits + done.logits,
         },
     )
 
@@ -207,21 +152,15 @@ def _done(measured: Measured, known: Known, keys: npt.NDArray[np.uint64]) -> Don
     if not measured.own:
         return Done(0, {}, 0, 0, 0.0, 0, 0)
     counts = measured.counts
-    through = np.isin(keys, measured.sealed)
-    parts = [
-        part
-        for receipt in measured.receipts
-        for part in (receipt.observations, receipt.models, receipt.weights, receipt.failures)
-        if part is not None
-    ]
+    parts = sum(map(measured.part_bytes, ("observations", "models", "weights", "failures")))
     return Done(
         models=counts.indexed,
         failed=counts.failures,
         bytes=counts.bytes,
-        file_requests=int(known.files[through].sum()),
+        file_requests=int(known.files[np.isin(keys, measured.sealed)].sum()),
         busy_hours=sum(counts.seconds.get(part, 0.0) for part in BUSY) / _HOUR,
         logits=counts.logits,
-        store_bytes=sum(part.size for part in parts) + sum(measured.receipt_bytes.values()),
+        store_bytes=parts + measured.receipt_bytes,
     )
 
 
@@ -232,31 +171,27 @@ def _probe_copy(store: Store, probe_set: ProbeSet | None) -> int:
     return sum(store.sizes(f"probes/{probe_set.hash[:16]}").values())
 
 
-def _rates(measured: Measured) -> StoreRates:
-    """Bytes a logit and a model of what the measured ledger became: a completion, and the live index."""
+def _store_rates(measured: Measured) -> dict[str, float]:
+    """Bytes a logit of what the measured ledger became: a completion's descriptors, and the live index's tables of
+    logits and models.
+    """
     store, key = measured.ledger.store, measured.ledger.folder.rsplit("/", 1)[1]
-    descriptors = None
+    rates = {}
     for name in store.names("completion", suffix="/receipt.json"):
         content = store.read_json(name)
         if content["observations"] == key and content["logits"]:
-            descriptors = sum(part["size"] for part in content["parts"].values()) / content["logits"]
-    index = store.child("index")
-    data = index.read_or_none(POINTER)
-    if data is None:
-        return StoreRates(descriptors)
-    live = Pointer.from_bytes(data, index.path(POINTER))
-    settings = Generation(index, live).settings
-    if settings.observations != key:
-        return StoreRates(descriptors)
-    held: Counter[str] = Counter()
-    # An update leaves most of what readers see to its base.
-    for generation in {live.generation, live.base} - {None}:
-        for name, size in index.sizes(f"generations/{generation}").items():
-            held[name.split("/")[2].removesuffix(".lance")] += size
-    logits, models = held.pop("logits", 0), held.pop("models", 0)
-    return StoreRates(
-        descriptors, logits / settings.logits, models / settings.models, float(sum(held.values()))
-    )
+            rates["descriptors"] = sum(part["size"] for part in content["parts"].values()) / content["logits"]
+    live = LiveIndex.open(store.child("index"))
+    if live is not None and live.generation.settings.observations == key:
+        # An update leaves most of what readers see to its base.
+        folders = {live.pointer.generation, live.pointer.base} - {None}
+        sizes = [
+            sum(store.sizes(f"index/generations/{folder}/{table}.lance").values())
+            for folder in folders
+            for table in ("logits", "models")
+        ]
+        rates["index"] = sum(sizes) / live.generation.settings.logits
+    return rates
 
 
 def _notes(measured: Measured, settings: Settings, left: Left, probe_set: ProbeSet | None) -> list[str]:
@@ -276,7 +211,7 @@ def _notes(measured: Measured, settings: Settings, left: Left, probe_set: ProbeS
             f"the overlap of work was measured with {' and '.join(map(str, seen))} workers, not {settings.workers}"
         )
     devices = {device.split(":")[0] for device in measured.devices}
-    wanted = "cuda" if settings.gpus_per_worker > 0 else "cpu"
+    wanted = "cuda" if settings.config.gpus_per_worker > 0 else "cpu"
     if devices - {wanted}:
         notes.append(
             f"measured on {' and '.join(sorted(devices))}, to be run on {wanted}: the hours will differ"

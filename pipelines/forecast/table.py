@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.forecast.estimates import Estimate
-from pipelines.forecast.run import Forecast
+from pipelines.forecast.estimates import Estimate, Forecast
 from pipelines.job.eta import duration
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -60,8 +59,7 @@ def lines(forecast: Forecast) -> Iterator[str]:
         error = (
             "" if chosen.left_out_error is None else f", {chosen.left_out_error:.0%} error on models left out"
         )
-        factors = " with a factor for each architecture" if chosen.architecture_factors else ""
-        yield f"model      {name}: {' + '.join(chosen.features)}{factors}{error}"
+        yield f"model      {name}: {' + '.join(chosen.features)}{error}"
     for note in basis.notes:
         yield f"note       {note}"
 

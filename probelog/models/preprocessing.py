@@ -45,6 +45,7 @@ _SETTINGS = (
 )  # fmt: skip
 _NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False, "include_top": False}
 _NO_GEOMETRY = {"do_resize": False, "do_center_crop": False, "do_pad": False, "do_thumbnail": False}
+_SHAPE = ("channels", "height", "width")
 _ARITHMETIC_KEYS = (
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "rescale_offset", "include_top",
 )  # fmt: skip
@@ -127,6 +128,18 @@ class Recipe:
             "square": self.square,
         }
         return json.dumps(facts, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """What ``to_json`` wrote."""
+        facts = json.loads(text)
+        shape, settings = facts.pop("input"), json.dumps(facts.pop("settings"), sort_keys=True)
+        gain, offset = (
+            None if (numbers := facts.pop(name)) is None else tuple(numbers) for name in ("gain", "offset")
+        )
+        return cls(
+            settings=settings, **dict(zip(_SHAPE, shape, strict=True)), gain=gain, offset=offset, **facts
+        )
 
     def geometry(self, images: Sequence[Image.Image]) -> npt.NDArray[Any]:
         """Images of any size and mode as (n, C, H, W) uint8, or float32 where the processor runs whole.

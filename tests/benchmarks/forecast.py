@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.model import Config
-from pipelines.forecast.estimates import Estimate
+from pipelines.forecast.estimates import Estimate, Forecast
 from pipelines.forecast.measured import Measured, find_measured
-from pipelines.forecast.run import Forecast, run_plan
+from pipelines.forecast.run import run_plan
 from pipelines.full import run_crawl, run_probe
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.timeline import BUSY
 from probelog.encoders.torch_encoder import load_encoder
-from tests.conftest import BENCH
 from tests.support.hub.faults import faulty
+from tests.support.paths import BENCH
 
 
 def main() -> None:
@@ -108,8 +108,8 @@ def _rows(
 
     def held(measured: Measured, kind: str) -> float:
         if kind == "receipts":
-            return float(sum(measured.receipt_bytes.values()))
-        return float(sum(getattr(receipt, kind).size for receipt in measured.receipts))
+            return float(measured.receipt_bytes)
+        return float(measured.part_bytes(kind))
 
     left, run = plan.left, after.runs[-1]
     failed = sum(after.counts.failures.values()) - sum(before.counts.failures.values())

@@ -93,7 +93,6 @@ def test_what_the_download_will_do_is_foretold() -> None:
     reasons = [None, None, None, "gated", "disabled", "unsafe-format", "not-found", "too-large", None]
     assert found.reasons.tolist() == reasons
     assert found.files.tolist() == [2, 2, 5, 0, 0, 0, 0, 0, 0]
-    assert found.api.tolist() == [0] * 8 + [1]
     assert np.array_equal(found.listed[[0, 1, 2]], [80, np.nan, 45], equal_nan=True)
     assert np.array_equal(found.weights[[0, 1, 2, 8]], [40, 28, 18, np.nan], equal_nan=True)
     assert np.array_equal(found.labels[[0, 1]], [np.nan, 2], equal_nan=True)

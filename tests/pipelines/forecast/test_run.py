@@ -75,12 +75,16 @@ def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: 
     assert busy / 20 < left["busy_hours"]["value"] * 3600 < busy * 20
 
     receipt_bytes = sum(ledger.store.sizes(f"{folder}/receipts").values()) - receipt_bytes
-    assert left["store_bytes"]["receipts"]["value"] == pytest.approx(receipt_bytes, rel=0.2)
+    assert left["store_bytes"]["receipts"]["value"] == pytest.approx(receipt_bytes, rel=0.05)
 
     done = told("--config", file)
     grown = done["done"]["store_bytes"] - plan["done"]["store_bytes"]
-    assert sum(kind["value"] for kind in left["store_bytes"].values()) == pytest.approx(grown, rel=0.2)
+    assert sum(kind["value"] for kind in left["store_bytes"].values()) == pytest.approx(grown, rel=0.1)
     assert (done["left"]["models"], done["left"]["bytes"]["value"]) == (0, 0)
+    # The world's other tests leave arrays beside those that this one's models used.
+    arrays = [path.stat() for path in (tiny_world.root / "scratch").rglob("*.pixels")]
+    prepared = sum(array.st_size for array in arrays if array.st_mtime >= file.stat().st_mtime)
+    assert done["left"]["disk_bytes"]["prepared probes"] == pytest.approx(prepared, rel=0.1)
     assert done["whole"]["models indexed"]["value"] == len(MODELS)
 
 

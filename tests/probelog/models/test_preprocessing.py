@@ -280,7 +280,7 @@ def test_recipe_travels(tmp_path: Path) -> None:
     ):
         pixels = recipe.geometry([PICTURES["grey"]])
         copy = pickle.loads(pickle.dumps(recipe))
-        assert copy == recipe
+        assert copy == recipe == Recipe.from_json(recipe.to_json())
         assert (copy.geometry([PICTURES["grey"]]) == pixels).all()
 
 
