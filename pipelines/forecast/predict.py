@@ -3,7 +3,7 @@
 Every quantity is computed from the measurements as they are and again from each of 200 bootstrap draws of them
 (models drawn with replacement, everything fitted again); the share of failures is drawn from its posterior (Jeffreys'
 prior). The interval is the middle 80 %. It covers what a sample does not tell; not that machines, networks and neighbours
-are slower on another day.
+are slower on another day, nor the luck of single models where few are left.
 
 What a model costs is a sum of two non-negative parts (`non_negative`): a worker's busy seconds by probes and by
 parameters times probes; a download's seconds by model and by bytes. How the busy seconds divide into loading, preparing
