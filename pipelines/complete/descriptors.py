@@ -21,6 +21,9 @@ from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import DESCRIPTORS, PROBED_MODELS, Head, ProbedModel, from_table
 from probelog.storage.store import Store
 
+# Of some hundred thousand logits.
+_KEPT_BYTES = 1 << 30
+
 Key = tuple[str, int, bool]
 """What a hit is known by: repository, logit, whether it is the opposite of a one-logit head's concept."""
 
@@ -72,13 +75,14 @@ class ModelDescriptors:
 
 
 class Descriptors:
-    """Descriptors of some models. A part is in memory while it is read, and one that was sampled until the next stream.
+    """Descriptors of some models. A part is in memory while it is read, and one that was kept until the next stream.
 
     Args:
         store: where they lie.
         receipts: of the models that were probed.
         parts: the descriptors of each receipt's models, by its name.
         models: those that are asked for, in their order.
+        read: descriptors of some of the receipts, whose kept parts serve for these, too.
     """
 
     def __init__(
@@ -87,24 +91,29 @@ class Descriptors:
         receipts: Sequence[Receipt],
         parts: Mapping[str, Part],
         models: Sequence[ProbedModel],
+        read: Descriptors | None = None,
     ) -> None:
         self.store = store
         self.receipts = receipts
         self.models = models
         self._parts = parts
         self._numbers = {(model.repo, model.sha): number for number, model in enumerate(models)}
-        self._sampled: dict[str, _DescribedPart] = {}
+        self._kept: dict[str, _DescribedPart] = {} if read is None else read._kept
 
-    def stream(self) -> Iterator[ModelDescriptors]:
+    def stream(self, keep: bool = False) -> Iterator[ModelDescriptors]:
         """Every model that is asked for. One all of whose logits are constant has none.
+
+        Args:
+            keep: whether the next stream need not read again what fits into ``_KEPT_BYTES``.
 
         Raises:
             StoreError: a part is damaged, or is not that of its receipt.
         """
         for receipt in self.receipts:
-            # What was read for a sample is not read again for this.
-            sampled = self._sampled.pop(receipt.name, None)
-            yield from self._models(self._read(receipt) if sampled is None else sampled)
+            part = self._kept.pop(receipt.name, None) or self._read(receipt)
+            if keep and part.rows.nbytes + sum(one.rows.nbytes for one in self._kept.values()) <= _KEPT_BYTES:
+                self._kept[receipt.name] = part
+            yield from self._models(part)
 
     def sample_directions(self, count: int) -> npt.NDArray[np.float32]:
         """Directions (S, d) of about ``count`` logits, or of all: of models from everywhere."""
@@ -113,8 +122,9 @@ class Descriptors:
         receipts = [*self.receipts]
         random.Random(0).shuffle(receipts)  # noqa: S311 - a draw, not a secret
         for receipt in receipts:
-            self._sampled[receipt.name] = self._read(receipt)
-            for described in self._models(self._sampled[receipt.name]):
+            part = self._kept.get(receipt.name) or self._read(receipt)
+            self._kept[receipt.name] = part
+            for described in self._models(part):
                 sample.append(described.directions)
                 sampled += len(sample[-1])
                 if sampled >= count:

@@ -141,7 +141,7 @@ def _coordinates(base: Generation, descriptors: Descriptors) -> Float32:
     """Coordinates (D, p) of the added logits, in the base's basis; copies once."""
     seen: set[str] = set()
     found = [np.empty((0, len(base.basis.axes)), np.float32)]
-    for described in descriptors.stream():
+    for described in descriptors.stream(keep=True):  # to be written next
         if same_logits(described.model) not in seen:
             seen.add(same_logits(described.model))
             found.append(base.basis.coordinates(described.directions))

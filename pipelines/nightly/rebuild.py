@@ -54,4 +54,5 @@ def publish_rebuilt(
         allowed,
         night=start.at,
         live=start.live,
+        read=changes.descriptors,
     )

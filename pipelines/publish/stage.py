@@ -94,6 +94,7 @@ class _Inputs:
     listed: ListingSnapshot
     rows: dict[tuple[str, str], CatalogueRow]
     background: list[str]
+    read: Descriptors | None
 
     @cached_property
     def models(self) -> list[ProbedModel]:
@@ -104,7 +105,7 @@ class _Inputs:
     @cached_property
     def descriptors(self) -> Descriptors:
         """Their logits."""
-        return Descriptors(self.job.store, self.receipts, self.completed.parts, self.models)
+        return Descriptors(self.job.store, self.receipts, self.completed.parts, self.models, self.read)
 
     @cached_property
     def written(self) -> DescriptorSummary:
@@ -153,6 +154,7 @@ def publish(
     allowed: Callable[[], None] | None = None,
     night: str | None = None,
     live: LiveIndex | None = None,
+    read: Descriptors | None = None,
 ) -> PublishResult:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same.
 
@@ -168,6 +170,7 @@ def publish(
         allowed: raises where this run may not publish any more.
         night: when the newest of the models was added by a nightly run (UTC, ISO 8601), if any was.
         live: what readers have, where it is open already.
+        read: descriptors of some of the models, where they were read already.
 
     Raises:
         QualityError: it is worse than the live one allows (`pipelines.quality`).
@@ -189,6 +192,7 @@ def publish(
         listed=listed,
         rows={(row.repo, row.sha): row for row in sorted(listed.rows, key=lambda row: (row.repo, row.sha))},
         background=background_names(config.background, config.background_count, config.seed),
+        read=read,
     )
     if live is not None and live.pointer.source == given.source:
         unchanged = live.unchanged()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +14,11 @@ from cluster.probing.results import ItemReport
 from pipelines.config.model import Config
 from pipelines.forecast.estimates import Estimate
 from pipelines.forecast.known import Known, logits_by_parameters, size_class, stratified
-from pipelines.forecast.predict import _limited, non_negative, resampled
+from pipelines.forecast.measured import Measured
+from pipelines.forecast.predict import _limited, fitted, non_negative, ratio, resampled
 from pipelines.probe.timeline import Timeline
 from probelog.hub.rate_limit import HUB_LIMITS, SlidingWindowLimit, hub_account
+from probelog.models.preprocessing import timm_recipe
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
 
 SHA = "a" * 40
@@ -48,6 +53,22 @@ def test_never_negative_and_the_measured_total_is_met(seed: int, n: int, draws: 
         assert (beta >= 0).all()
         assert np.isfinite(beta).all()
         assert (x[:, columns] @ beta[0]).sum() == pytest.approx(y.sum(), rel=1e-6, abs=1e-12)
+
+
+def test_a_ratio_is_of_what_is_known() -> None:
+    costs, amounts = np.array([1.0, 2.0, np.nan, 9.0]), np.array([1.0, 3.0, 5.0, np.nan])
+    draws = np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 1.0, 1.0, 0.0], [0.0, 0.0, 2.0, 2.0]])
+    assert ratio(draws, costs, amounts).tolist() == [0.75, 0.8, 0.75], "a draw of none is as all"
+    assert ratio(draws, costs, np.full(4, np.nan)).tolist() == [1, 1, 1]
+
+
+def test_the_error_on_what_is_left_out() -> None:
+    x = np.stack([np.ones(5), np.array([1.0, 2, 3, 5, 8])], axis=1)
+    (coefficients, *_), error = fitted(np.ones((1, 5)), x, x @ [2.0, 3.0])
+    assert coefficients == pytest.approx([2, 3], rel=0.05)
+    assert error == pytest.approx(0, abs=0.05)
+    assert fitted(np.ones((1, 5)), x, np.array([1.0, 100, 1, 100, 1]))[1] == pytest.approx(2, abs=0.2)
+    assert fitted(np.ones((1, 2)), x[:2], np.ones(2))[1] is None, "too few"
 
 
 def test_estimates() -> None:
@@ -151,11 +172,26 @@ def test_every_class_of_size_is_measured() -> None:
     chosen = stratified(found, names, 20, 0)
     assert chosen.sum() == 20
     assert set(size_class(found.parameters)[chosen]) == {-1, 0, 1, 2, 3, 4}
+    taken = [int(chosen[size_class(found.parameters) == number].sum()) for number in range(-1, 5)]
+    assert taken == [1, 6, 5, 5, 2, 1], "the classes take turns until they are empty"
     assert not chosen[-1], "it is known to fail"
     assert (stratified(found, names, 20, 0) == chosen).all()
     assert (stratified(found, names, 20, 1) != chosen).any()
     assert stratified(found, names, 1000, 0).sum() == len(rows) - 1
     assert not stratified(known(rows[-1]), names[-1:], 3, 0).any()
+
+
+# Prepared probes
+
+
+def test_a_way_that_one_model_needs_stands_for_one_not_seen() -> None:
+    def recipe(size: int, mean: float) -> str:
+        return timm_recipe({"input_size": [3, size, size], "mean": [mean] * 3}, None, 99).to_json()
+
+    recipes = [recipe(8, 0.1), recipe(8, 0.2), recipe(10, 0.1)]
+    nothing: list[Any] = [None] * 10
+    measured = Measured(*nothing, models=pa.table({"recipe": recipes}))
+    assert measured.prepared_bytes == 3 * 8 * 8 + 2 * 3 * 10 * 10
 
 
 # A run's wall time

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.complete import descriptors as descriptors_module
+from pipelines.complete.descriptors import Descriptors
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.publish import release
@@ -27,6 +29,7 @@ from probelog.probes.probe_set import ProbeSet
 from probelog.publication.lifecycle import go_live
 from probelog.publication.rows import LogitBatch
 from probelog.search.client import open_index
+from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.support.processes.operator_command import operator
 from tests.support.processes.s3 import s3_server
@@ -100,6 +103,30 @@ def test_a_part_of_descriptors_is_read_at_most_twice(
     assert set(reads) == set(indexed.run.completed.parts)
     assert len(reads) > 2
     assert set(reads.values()) == {2}
+
+
+@pytest.mark.parametrize(("room", "times"), [(1 << 30, 1), (0, 2)], ids=["kept", "too large to keep"])
+def test_what_was_kept_is_not_read_again(
+    indexed: Indexed,
+    remote: Store,
+    room: int,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A nightly run measures the drift of what it then writes."""
+    monkeypatch.setattr(descriptors_module, "_KEPT_BYTES", room)
+    run = indexed.run
+    models = Ledger(remote, "").models(run.probed.receipts)
+    given = (remote, run.probed.receipts, run.completed.parts, models)
+    with caplog.at_level(logging.INFO, logger="werkzeug"):
+        first = Descriptors(*given)
+        kept = [described.logits.tolist() for described in first.stream(keep=True)]
+        again = [described.logits.tolist() for described in Descriptors(*given, read=first).stream()]
+    assert again == kept
+    reads = Counter(re.findall(r"GET /\S*/completion/\w+/descriptors/(\S+)\.parquet", caplog.text))
+    assert set(reads) == set(run.completed.parts)
+    assert set(reads.values()) == {times}
 
 
 def with_a_nan(batch: LogitBatch) -> LogitBatch:
