@@ -91,7 +91,7 @@ def measure_drift(
     error, models = _prediction(descriptors, completed.regularisation, columns, top_r)
     rmse = error.rmse if error.entries else None
     background, b = base.background_coordinates, base.sharpness
-    before = base.sample if base.large else base.whole
+    before = base.sample if base.large else base.all_logits
     added = _coordinates(base, descriptors)
     # Of what was added as large a share as the sample is of the base.
     drawn = np.random.default_rng(0).random(len(added)) < len(before) / max(1, base.size)

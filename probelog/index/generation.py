@@ -284,7 +284,7 @@ class Generation:
         )
 
     @_Once
-    def whole(self) -> Logits:
+    def all_logits(self) -> Logits:
         """All logits. For small indexes, or a machine that has room for 2 KB a logit."""
         return Logits.joined([*self._stream(), self.recent])
 
@@ -303,10 +303,10 @@ class Generation:
     def logits(self, rows: npt.NDArray[np.int64]) -> Logits:
         """The logits at some rows of living models, in their order."""
         if not self.large:
-            places = np.minimum(np.searchsorted(self.whole.rows, rows), len(self.whole) - 1)
-            if len(rows) and not np.array_equal(self.whole.rows[places], rows):
+            places = np.minimum(np.searchsorted(self.all_logits.rows, rows), len(self.all_logits) - 1)
+            if len(rows) and not np.array_equal(self.all_logits.rows[places], rows):
                 raise self._base.gaps("logits")
-            return self.whole[places]
+            return self.all_logits[places]
         wanted, places = np.unique(rows, return_inverse=True)
         of_base = wanted[wanted < self._base_rows]
         facts = np.empty(0, self._facts)
@@ -329,7 +329,7 @@ class Generation:
             if len(self.recent):
                 yield self.recent
         else:
-            yield self.whole
+            yield self.all_logits
 
     def _stream(self) -> Iterator[Logits]:
         """All logits of the base, or of a whole generation, in the order of their rows, in pieces: one at the least."""
@@ -484,11 +484,11 @@ class Generation:
             QueryError: the condition is not understood; names the columns.
         """
         # In brackets, because Lance reads the first expression only: it would drop whatever follows a mistake.
-        whole = f"({condition}\n)"
+        bracketed = f"({condition}\n)"
         if among is not None:
-            whole += f" AND {sql_in('weights', among)}"
+            bracketed += f" AND {sql_in('weights', among)}"
         with self._understood(condition):
-            found = self.models_table(columns, whole, limit)
+            found = self.models_table(columns, bracketed, limit)
         return {name: found[name].to_numpy() for name in found.column_names}
 
     def count_models(self, condition: str) -> int:
@@ -497,13 +497,13 @@ class Generation:
         Raises:
             QueryError: the condition is not understood; names the columns.
         """
-        whole = f"({condition}\n)"
+        bracketed = f"({condition}\n)"
         with self._understood(condition):
-            count = self._base.count("models", whole)
+            count = self._base.count("models", bracketed)
             if self.is_update:
                 replaced = sql_in("id", self._replaced.tolist())
-                count += self._own.count("models", whole) - self._base.count(
-                    "models", f"{whole} AND {replaced}"
+                count += self._own.count("models", bracketed) - self._base.count(
+                    "models", f"{bracketed} AND {replaced}"
                 )
         return count
 

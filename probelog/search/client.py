@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 # How long a client answers from the generation that it has open before it looks at the pointer again.
 POLL_SECONDS = 30.0
-# With no hit surer than this, "nothing here" is the likelier answer. On the bench hub (docs/results.md) 99 of 100
-# classes that are there have a surer one.
+# With no hit of a higher confidence, "nothing here" is the likelier answer. On the bench hub (docs/results.md) 99 of
+# 100 classes that the hub has get a hit above it.
 UNRECOGNISED = 0.2
 
 T = TypeVar("T")
 
 
 class Index:
-    """A published index, open for questions. Made by ``open_index``; safe to share between threads.
+    """A published index, open for queries. Made by ``open_index``; safe to share between threads.
 
     An index answers from one generation and looks for a newer one at most every 30 seconds.
     """
@@ -47,7 +47,7 @@ class Index:
         self._pinned = pinned
         self._lock = threading.Lock()
         self._polling = threading.Lock()
-        self._generation = pinned or _opened(store)
+        self._generation = pinned or _open_live(store)
         self._checked = time.monotonic()
 
     def __repr__(self) -> str:
@@ -60,12 +60,12 @@ class Index:
 
     @property
     def models(self) -> int:
-        """How many models the index holds."""
+        """Number of models in the index."""
         return self._generation.settings.models
 
     @property
     def logits(self) -> int:
-        """How many logits the index's models have, negated ones of one-logit heads and those of copies counted too."""
+        """Number of logits of the index's models; negated ones of one-logit heads and those of copies count too."""
         return self._generation.settings.logits
 
     @property
@@ -75,7 +75,7 @@ class Index:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the index was made: probe set, encoder, fraction, rank, calibration and counts."""
+        """How the index was made (probe set, encoder, fraction, rank, calibration and counts), as JSON values."""
         return self._generation.settings.to_dict()
 
     def search(
@@ -117,7 +117,9 @@ class Index:
             negative = unwanted
         against = [negative] if isinstance(negative, str) else list(negative)
         if not texts and images is None and like is None:
-            raise QueryError("nothing was asked: give a text, images or a logit (like), or a mixture of them")
+            raise QueryError(
+                "the query is empty: give a text, images or a logit (like), or a mixture of them"
+            )
         if like_index is not None and like is None:
             raise QueryError(
                 "like_index (--like-index) says which index holds a logit: name the logit with like (--like)"
@@ -133,12 +135,12 @@ class Index:
             elif like is not None:
                 row = _find_logit(generation, like)
                 direction = _direction(generation, row)
-            question = ask(generation, texts, images, direction, against, notes)
-            hits = _hits(generation, question, k, Filter(generation, where), row)
-            surest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
-            if surest < UNRECOGNISED:
+            query = ask(generation, texts, images, direction, against, notes)
+            hits = _hits(generation, query, k, Filter(generation, where), row)
+            highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
+            if highest < UNRECOGNISED:
                 notes.append(
-                    f"no answer is surer than {surest:.0%}: perhaps nothing in this index recognises this"
+                    f"no answer has a confidence above {highest:.0%}: perhaps nothing in this index recognises this"
                 )
             return Results(hits, notes)
 
@@ -170,22 +172,27 @@ class Index:
         Models with the same weights share their rows (``probelog.publication.rows``).
 
         Args:
-            texts: concept names.
+            texts: C concept names.
             excluded: for each text, further names that are left out of the background (its synonyms).
+
+        Raises:
+            StoreError: the index cannot be read.
         """
 
         def answer(generation: Generation) -> np.ndarray[Any, Any]:
-            questions = []
+            queries = []
             for i, text in enumerate(texts):
                 names = [text, *(excluded[i] if excluded is not None else ())]
-                own = background_numbers(generation, names)
-                asked = generation.basis.coordinates(text_direction(generation, [text], own))
-                questions.append(Query(asked, own, np.empty((0, 0), np.float32)))
+                excluded_numbers = background_numbers(generation, names)
+                coordinates = generation.basis.coordinates(
+                    text_direction(generation, [text], excluded_numbers)
+                )
+                queries.append(Query(coordinates, excluded_numbers, np.empty((0, 0), np.float32)))
             out = np.full((len(texts), generation.size), -np.inf)  # of models that are gone
             for logits in generation.blocks():
-                for i, question in enumerate(questions):
-                    similarities = question.similarities(logits.coordinates)
-                    out[i, logits.rows] = question.wanted(
+                for i, query in enumerate(queries):
+                    similarities = query.similarities(logits.coordinates)
+                    out[i, logits.rows] = query.positive_scores(
                         generation, logits.coordinates, logits.offsets, similarities
                     )
             return out
@@ -203,7 +210,7 @@ class Index:
 
         def ask(generation: Generation) -> ModelSummary:
             model = _as_facts(generation.model(repo))
-            logits = generation.logits(_own_rows(model))
+            logits = generation.logits(_logit_rows(model))
             names, scores = generation.names(logits, concepts)
             twins = generation.models_table(["repo"], f"weights = {model['weights']}")
             return ModelSummary(
@@ -218,7 +225,7 @@ class Index:
                         scores=scores[i],
                         probes=probes,
                     )
-                    for i, (logit, negated, probes) in enumerate(_told(logits))
+                    for i, (logit, negated, probes) in enumerate(_logit_numbers(logits))
                 ],
             )
 
@@ -232,26 +239,26 @@ class Index:
         """
 
         def ask(generation: Generation) -> bytes:
-            found = generation.probes(["thumbnail"], f"id = {int(probe)}")["thumbnail"]
-            if not len(found) or not found[0].is_valid:
+            thumbnails = generation.probes(["thumbnail"], f"id = {int(probe)}")["thumbnail"]
+            if not len(thumbnails) or not thumbnails[0].is_valid:
                 raise QueryError(f"there is no picture of a probe {int(probe)} in this index")
-            return bytes(found[0].as_py())
+            return bytes(thumbnails[0].as_py())
 
         return self._ask(ask)
 
-    def _ask(self, question: Callable[[Generation], T]) -> T:
-        """Answer from the live generation; if it was swept away meanwhile, ask the one after it instead."""
+    def _ask(self, answer: Callable[[Generation], T]) -> T:
+        """Answer from the live generation; from its successor if a sweep deleted it meanwhile."""
         generation = self._current()
         try:
-            return question(generation)
+            return answer(generation)
         except StoreError:
-            fresh = self._live()
-            if fresh is generation:
+            newer = self._live()
+            if newer is generation:
                 raise
-            return question(fresh)
+            return answer(newer)
 
     def _current(self) -> Generation:
-        """The generation that is open; every 30 seconds one caller looks whether it is still the live one."""
+        """The open generation; every 30 seconds one caller checks whether it is still the live one."""
         if time.monotonic() - self._checked > POLL_SECONDS and self._polling.acquire(blocking=False):
             try:
                 self._checked = time.monotonic()
@@ -287,8 +294,8 @@ def open_index(uri: str | Path) -> Index:
     return Index(find_index(os.fspath(uri)))
 
 
-def _opened(store: Store) -> Generation:
-    """The live generation; the next one where that was swept between the pointer and its tables."""
+def _open_live(store: Store) -> Generation:
+    """The live generation; its successor if a sweep deleted it between reading the pointer and opening its tables."""
     pointer = read_pointer(store)[0]
     try:
         return Generation(store, pointer)
@@ -306,8 +313,8 @@ def _direction(generation: Generation, row: int) -> np.ndarray[Any, Any]:
 
 def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
     """Direction (d,) of a logit of another index with the same encoder."""
-    mine, theirs = (held.settings.encoder_digest for held in (generation, other))
-    if mine != theirs:
+    digest, other_digest = (item.settings.encoder_digest for item in (generation, other))
+    if digest != other_digest:
         raise QueryError(
             f"{other.index.uri} and {generation.index.uri} were made with different encoders "
             f"({other.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
@@ -316,12 +323,15 @@ def _direction_elsewhere(generation: Generation, other: Generation, like: str) -
 
 
 def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:
+    """The k models whose logits recognise best what a model's logits recognise."""
     model = generation.model(repo)
-    chosen = Filter(generation, where)
-    logits = generation.logits(_own_rows(model))
-    asked = logits[~logits.negated]
-    found = best_models(generation, asked, model["weights"], k, chosen) if len(asked) else []
-    members = chosen.members(item.weights for item in found)
+    model_filter = Filter(generation, where)
+    logits = generation.logits(_logit_rows(model))
+    query_logits = logits[~logits.negated]
+    matches = (
+        best_models(generation, query_logits, model["weights"], k, model_filter) if len(query_logits) else []
+    )
+    members = model_filter.members(item.weights for item in matches)
     names = ["logits", *_HIT_FACTS]
     facts = _facts(generation, [number for number, _ in members.values()], [*names, "copies"])
     return [
@@ -331,23 +341,28 @@ def _models_like(generation: Generation, repo: str, k: int, where: str | None) -
             duplicates=_duplicates(members[item.weights][1], facts[members[item.weights][0]]),
             **{name: facts[members[item.weights][0]][name] for name in names},
         )
-        for rank, item in enumerate(found, start=1)
+        for rank, item in enumerate(matches, start=1)
     ]
 
 
-def _own_rows(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+def _logit_rows(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
     """Rows of a model's logits: (L,)."""
     return np.arange(model["first_row"], model["first_row"] + model["rows"])
 
 
 def _find_logit(generation: Generation, like: str) -> int:
+    """Row of the logit that ``REPO#NUMBER`` or ``REPO#LABEL`` names.
+
+    Raises:
+        QueryError: it names no indexed logit; the message lists the model's logits.
+    """
     repo, _, name = like.partition("#")
     if not repo or not name:
         raise QueryError(
             f"{like!r} names no logit: write REPO#NUMBER or REPO#LABEL, for example owner/model#3"
         )
     model = generation.model(repo)
-    logits = generation.logits(_own_rows(model))
+    logits = generation.logits(_logit_rows(model))
     logits = logits[~logits.negated]
     rows, numbers = logits.rows.tolist(), logits.logit.tolist()
     by_number = {str(number): row for number, row in zip(numbers, rows, strict=True)}
@@ -366,8 +381,8 @@ def _find_logit(generation: Generation, like: str) -> int:
     )
 
 
-def _told(logits: Logits) -> Iterator[tuple[int, bool, list[int]]]:
-    """Of each of some logits its number in the head, whether it is negated, and the probes that fire it most."""
+def _logit_numbers(logits: Logits) -> Iterator[tuple[int, bool, list[int]]]:
+    """For each logit: its number in the head, whether it is negated, and the probes that fire it most."""
     return zip(logits.logit.tolist(), logits.negated.tolist(), logits.probes.tolist(), strict=True)
 
 
@@ -375,15 +390,15 @@ def _label(labels: Sequence[str] | None, logit: int) -> str:
     return labels[logit] if labels is not None and logit < len(labels) else f"LABEL_{logit}"
 
 
-def _hits(generation: Generation, question: Query, k: int, chosen: Filter, skip: int | None) -> list[Hit]:
-    """The k best logits. Those of equal weights are one, shown as the first model's that may answer."""
-    found = best(generation, question, k, chosen, skip)
-    logits = found.logits
-    members = chosen.members(logits.weights.tolist())
+def _hits(generation: Generation, query: Query, k: int, model_filter: Filter, skip: int | None) -> list[Hit]:
+    """The k best logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
+    matches = best(generation, query, k, model_filter, skip)
+    logits = matches.logits
+    members = model_filter.members(logits.weights.tolist())
     models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
-    confidences = question.confidences(generation, logits, found.scores, found.gallery)
+    confidences = query.confidences(generation, logits, matches.scores, matches.gallery)
     hits = []
-    for place, (logit, negated, probes) in enumerate(_told(logits)):
+    for place, (logit, negated, probes) in enumerate(_logit_numbers(logits)):
         number, count = members[int(logits.weights[place])]
         model = models[number]
         hits.append(
@@ -391,9 +406,9 @@ def _hits(generation: Generation, question: Query, k: int, chosen: Filter, skip:
                 rank=place + 1,
                 label=_label(model["labels"], logit),
                 logit=logit,
-                score=float(found.scores[place]),
+                score=float(matches.scores[place]),
                 confidence=None if confidences is None else float(confidences[place]),
-                distance=float(1.0 - found.similarities[place]),
+                distance=float(1.0 - matches.similarities[place]),
                 negated=negated,
                 duplicates=_duplicates(count, model),
                 probes=probes,
@@ -407,7 +422,7 @@ _HIT_FACTS = [item.name for item in fields(ModelFacts)]
 
 
 def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
-    """Other models with the same weights that may answer too: ``count`` less this one, by default all of them."""
+    """Number of other models with the same weights that pass the filter: ``count`` - 1, by default all copies - 1."""
     return int(model["copies"] if count is None else count) - 1
 
 

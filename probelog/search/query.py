@@ -1,4 +1,4 @@
-"""What is asked of an index: texts, images, a logit, mixtures of them, and what must not be recognised."""
+"""Queries to an index: texts, images, a logit, or mixtures of them, and what must not be recognised (negatives)."""
 
 from __future__ import annotations
 
@@ -30,41 +30,41 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Query:
-    """One query as directions, in coordinates of the asked index's basis (``probelog.index.basis``).
+    """One query as directions, in coordinates of the index's basis (``probelog.index.basis``).
 
     Attributes:
-        coordinates: (p,) what is looked for.
-        excluded: numbers of the background concepts that have one of its names.
-        negative: (u, p) what must not be recognised.
-        named: whether it was asked by name, so that ``excluded`` holds all that means the same.
-        of_logit: whether a logit is part of it. Logits are more alike than a concept and a logit are: what the
-            confidence was fitted on says nothing about them.
+        coordinates: (p,) the concept that is looked for.
+        excluded: (e,) numbers of the background concepts that have one of the query's names.
+        negative: (u, p) concepts that must not be recognised.
+        by_name: whether the query has a text, so that ``excluded`` holds all background concepts of the same meaning.
+        by_logit: whether a logit is part of the query. Two logits are more alike than a concept and a logit: the
+            confidence, which is fitted on concepts, does not apply.
     """
 
     coordinates: npt.NDArray[np.float32]
     excluded: npt.NDArray[np.int64]
     negative: npt.NDArray[np.float32]
-    named: bool = True
-    of_logit: bool = False
+    by_name: bool = True
+    by_logit: bool = False
 
     def similarities(self, gallery: npt.NDArray[np.float32]) -> Float64:
-        """Cosines (n,) of some logits (n, p) to what is looked for."""
+        """Cosines (n,) of n logits (n, p) to the concept that is looked for."""
         return np.asarray(gallery @ self.coordinates, np.float64)
 
-    def wanted(
+    def positive_scores(
         self,
         generation: Generation,
         gallery: npt.NDArray[np.float32],
         offsets: Float64,
         similarities: Float64,
     ) -> Float64:
-        """Scores (n,) of some logits for what is looked for alone.
+        """Scores (n,) of n logits for the concept that is looked for, negatives left out (docs/method.md).
 
         Args:
-            generation: the index's generation that is asked.
+            generation: of the index.
             gallery: (n, p) coordinates of the logits.
             offsets: (n,) of the logits, over the whole background.
-            similarities: (n,) their cosines to what is looked for.
+            similarities: (n,) cosines of the logits to the concept.
         """
         background, b = generation.background_coordinates, generation.sharpness
         return matched_heads.scores(similarities, gallery, offsets, background, b, self.excluded)
@@ -74,37 +74,38 @@ class Query:
         generation: Generation,
         gallery: npt.NDArray[np.float32],
         offsets: Float64,
-        wanted: Float64,
+        positive_scores: Float64,
     ) -> Float64:
-        """Scores (n,) of some logits, from those for what is looked for alone.
+        """Scores (n,) of n logits: ``positive_scores`` (n,) less a penalty for every negative.
 
-        A logit that looks more like something negative than like the background loses most of that score.
+        A logit that looks more like a negative than like the background loses ``NEGATIVE_WEIGHT`` of its score for that
+        negative.
         """
         if not len(self.negative):
-            return wanted
-        scores = wanted.copy()
+            return positive_scores
+        scores = positive_scores.copy()
         for direction in self.negative:
             similarities = np.asarray(gallery @ direction, np.float64)
-            against = self.wanted(generation, gallery, offsets, similarities)
+            against = self.positive_scores(generation, gallery, offsets, similarities)
             scores -= NEGATIVE_WEIGHT * np.maximum(against, 0.0)
         return scores
 
     def confidences(
         self, generation: Generation, logits: Logits, scores: Float64, gallery: ScoreMoments
     ) -> Float64 | None:
-        """Probability that each of some logits is relevant: (n,). None for questions by a logit.
+        """Probability that each of n logits is relevant: (n,). None for queries by a logit.
 
         Args:
-            generation: the index's generation that was asked.
+            generation: of the index.
             logits: the n logits.
-            scores: (n,) theirs.
-            gallery: of the scores of all logits, or of a sample.
+            scores: (n,) scores of the logits.
+            gallery: moments of the scores of all logits, or of a sample.
         """
-        if self.of_logit:
+        if self.by_logit:
             return None
         background = generation.background_coordinates
         excluded = self.excluded
-        if not self.named and len(background):
+        if not self.by_name and len(background):
             # Nobody said what the pictures or the logit are called: the nearest name is taken to mean the same.
             excluded = np.array([int(np.argmax(background @ self.coordinates))])
         margins = confidence.margins(
@@ -130,12 +131,12 @@ def ask(
     """Turn a query into directions, in coordinates.
 
     Args:
-        generation: the index's generation that is asked.
+        generation: of the index.
         texts: names of one concept, synonyms of each other.
-        images: pictures of it.
-        like: direction (d,) of a logit that is one.
-        negative: names of what must not be recognised.
-        notes: hears of words that the encoder does not know.
+        images: pictures of the concept.
+        like: direction (d,) of a logit that recognises the concept.
+        negative: names of concepts that must not be recognised.
+        notes: gets a line about words that the encoder does not know.
 
     Raises:
         QueryError: empty text, words that the encoder does not know, an unreadable image.
@@ -160,8 +161,8 @@ def ask(
         basis.coordinates(direction / length if length > 0 else direction),
         excluded,
         basis.coordinates(np.reshape(against, (-1, len(direction)))),
-        named=bool(texts),
-        of_logit=like is not None,
+        by_name=bool(texts),
+        by_logit=like is not None,
     )
 
 
@@ -178,9 +179,9 @@ def text_vectors(generation: Generation, names: Sequence[str]) -> npt.NDArray[np
 
 def background_numbers(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.int64]:
     """Numbers of the background concepts that have one of these names."""
-    wanted = {normal_name(name) for name in names}
+    normal_names = {normal_name(name) for name in names}
     return np.asarray(
-        [i for i, name in enumerate(generation.background) if normal_name(name) in wanted], np.int64
+        [i for i, name in enumerate(generation.background) if normal_name(name) in normal_names], np.int64
     )
 
 

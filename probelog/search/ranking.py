@@ -1,9 +1,9 @@
-"""Which logits answer a question best: all of a small index are scored, a large one is asked for a shortlist first.
+"""The logits that answer a query best: a small index scores all of them, a large one looks up a shortlist first.
 
-Scores and order are always those of the formulas (``probelog.ranking.matched_heads``) on the stored directions. The shortlist only
-says which logits are worth scoring. It is taken longer where it did not hold enough: because of a filter, of what is
-not wanted, or of many answers asked for; and where even a long one does not, all logits are streamed through. So there
-are never fewer answers than the index holds.
+Scores and order are always those of the formulas (``probelog.ranking.matched_heads``) on the stored directions. The
+shortlist only selects the logits worth scoring. It is extended where it did not hold enough answers (because of a
+filter, of negatives, or of a large ``k``); where even the longest does not, all logits are scored. So a query never
+gets fewer answers than the index has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64
 from probelog.search.query import Query
 
-# A shortlist holds this many logits at first, and this many for every answer wanted; four times as many at the next
+# A shortlist holds this many logits at first, and this many for every answer requested; four times as many at the next
 # try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997. In a larger index more
 # logits are nearly alike: of five million, 300 hold .88 and 800 .97. The length grows as the size to the power of .6.
 FIRST = 300
@@ -39,11 +39,11 @@ _SHORTLIST_ROWS = 4_000
 _FILTERED = 20_000
 # Taking single rows of a table costs more than streaming through twenty: beyond this share of them it does not pay.
 _LARGEST_SHARE = 1 / 20
-# Filters that more models meet are asked about each candidate instead of being listed.
+# The models that pass a filter are listed, up to this many; with more, the filter is applied to each candidate.
 _LISTED_MODELS = 5_000
-# Of a large index this many models for every one wanted are scored in full, at first.
+# In a large index this many candidate models for every answer requested are scored in full, at first.
 _MODELS_PER_ANSWER = 10
-# So many of a model's logits are asked for candidates; its scores are over all of them.
+# Number of a model's logits that are used to look up candidates; scores use all of them.
 _ASKED_LOGITS = 32
 
 Int64 = npt.NDArray[np.int64]
@@ -73,14 +73,14 @@ class Filter:
 
     @property
     def count(self) -> float:
-        """How many distinct logits may answer; infinite where they are not listed."""
+        """Number of distinct logits that pass; infinite where the models are not listed."""
         if self._listed is None:
             return np.inf
         return float(self._listed["rows"][self._distinct].sum())
 
     @property
     def share(self) -> float:
-        """Which part of all logits may answer, about."""
+        """Approximate share of all logits that pass, between 0 and 1."""
         if self._condition is None:
             return 1.0
         if self._listed is not None:
@@ -89,11 +89,11 @@ class Filter:
 
     @property
     def rows(self) -> Int64:
-        """The rows of the logits that may answer, ascending, where they are listed."""
+        """Rows (r,) of the logits that pass, ascending. Only where the models are listed (``count`` is finite)."""
         assert self._listed is not None
         starts, counts = (self._listed[name][self._distinct] for name in ("first_row", "rows"))
-        before = np.cumsum(counts) - counts
-        return np.sort(np.repeat(starts - before, counts) + np.arange(counts.sum()))
+        preceding = np.cumsum(counts) - counts
+        return np.sort(np.repeat(starts - preceding, counts) + np.arange(counts.sum()))
 
     @property
     def _distinct(self) -> Int64:
@@ -101,30 +101,30 @@ class Filter:
         return np.asarray(np.unique(self._listed["weights"], return_index=True)[1])
 
     def allowed(self, weights: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-        """Which of some logits may answer, by their weights: (n,)."""
+        """Whether each of n logits passes, by its weights (n,): (n,)."""
         if self._condition is None:
             return np.ones(len(weights), bool)
         return np.isin(weights, self._meeting(weights)["weights"])
 
     def members(self, weights: Iterable[int]) -> dict[int, tuple[int, int | None]]:
-        """For some weights the first model that may answer, and how many may: {weights: (number, count)}.
+        """For each of some weights the first model that passes, and how many do: {weights: (number, count)}.
 
-        The count is None where all models with these weights may.
+        The count is None where there is no condition, so that all models with these weights pass.
         """
-        wanted = sorted(set(weights))
+        requested = sorted(set(weights))
         if self._condition is None:
-            return {number: (number, None) for number in wanted}
-        found = self._meeting(wanted)
-        met, first, counts = np.unique(found["weights"], return_index=True, return_counts=True)
-        numbers = found["id"][first].tolist()
-        known = {
+            return {number: (number, None) for number in requested}
+        models = self._meeting(requested)
+        found_weights, first, counts = np.unique(models["weights"], return_index=True, return_counts=True)
+        numbers = models["id"][first].tolist()
+        members = {
             key: (numbers[i], count)
-            for i, (key, count) in enumerate(zip(met.tolist(), counts.tolist(), strict=True))
+            for i, (key, count) in enumerate(zip(found_weights.tolist(), counts.tolist(), strict=True))
         }
-        return {number: known[number] for number in wanted}
+        return {number: members[number] for number in requested}
 
     def _meeting(self, weights: Iterable[Any]) -> dict[str, npt.NDArray[Any]]:
-        """Models that meet the condition: all that do, or those with one of some weights."""
+        """Columns of the models that meet the condition: of all where they are listed, else of those with these weights."""
         if self._listed is not None:
             return self._listed
         assert self._condition is not None
@@ -132,10 +132,14 @@ class Filter:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """The best logits for a question, best first: ``scores`` (k,) and ``similarities`` (k,) (cosines).
+class LogitMatches:
+    """The k best logits for a query, best first.
 
-    ``gallery`` tells how the question scores over all logits, in a large index over a sample.
+    Attributes:
+        logits: the k logits.
+        scores: (k,) of the logits.
+        similarities: (k,) cosines of the logits to the query.
+        gallery: moments of the query's scores over all logits, in a large index over a sample.
     """
 
     logits: Logits
@@ -144,183 +148,187 @@ class Found:
     gallery: ScoreMoments
 
 
-def best(generation: Generation, question: Query, k: int, chosen: Filter, skip: int | None = None) -> Found:
-    """The k best logits, fewer only where there are no more.
+def best(
+    generation: Generation, query: Query, k: int, model_filter: Filter, skip: int | None = None
+) -> LogitMatches:
+    """The k best logits for a query; fewer only where fewer pass the filter.
 
     Args:
-        generation: what is searched.
-        question: what is asked.
-        k: how many.
-        chosen: which models may answer.
-        skip: row of a logit that may not.
+        generation: that is searched.
+        query: the query.
+        k: number of answers.
+        model_filter: the models that may answer.
+        skip: row of a logit that may not answer.
     """
-    ranking = _Ranking(generation, question, k, skip)
+    ranking = _Ranking(generation, query, k, skip)
     if not generation.large:
-        whole = generation.whole
-        scored = ranking.add(whole, chosen.allowed(whole.weights))
-        return ranking.found(ScoreMoments.of(scored.scores))
-    taken = _SHORTLIST_ROWS + _shortest(generation, k, chosen)
-    if chosen.count <= taken or not _shortlisted(generation, question, ranking, chosen):
+        gallery = generation.all_logits
+        scored = ranking.add(gallery, model_filter.allowed(gallery.weights))
+        return ranking.result(ScoreMoments.of(scored.scores))
+    shortlist_cost = _SHORTLIST_ROWS + _shortest(generation, k, model_filter)
+    if model_filter.count <= shortlist_cost or not _shortlisted(generation, query, ranking, model_filter):
         ranking.clear()
-        if chosen.count <= max(taken, _LARGEST_SHARE * generation.size):
-            for logits in generation.at(chosen.rows):
+        if model_filter.count <= max(shortlist_cost, _LARGEST_SHARE * generation.size):
+            for logits in generation.at(model_filter.rows):
                 ranking.add(logits)
         else:
             for logits in generation.blocks():
-                ranking.add(logits, chosen.allowed(logits.weights))
-    return ranking.found(_sampled(generation, question))
+                ranking.add(logits, model_filter.allowed(logits.weights))
+    return ranking.result(_sampled(generation, query))
 
 
-def _shortlisted(generation: Generation, question: Query, ranking: _Ranking, chosen: Filter) -> bool:
-    """Rank a shortlist that holds the best; False where none short enough does."""
-    count, effort = _shortest(generation, ranking.k, chosen), 1
+def _shortlisted(generation: Generation, query: Query, ranking: _Ranking, model_filter: Filter) -> bool:
+    """Rank a shortlist that holds the k best logits; False where none of an acceptable length does."""
+    count, effort = _shortest(generation, ranking.k, model_filter), 1
     while count <= min(_LONGEST, max(FIRST, _LARGEST_SHARE * generation.size)):
         ranking.clear()
         if len(generation.recent):
-            ranking.add(generation.recent, chosen.allowed(generation.recent.weights))
-        wanted = [
-            ranking.add(logits, chosen.allowed(logits.weights)).wanted
-            for logits in generation.shortlisted(question.coordinates, count, effort)
+            ranking.add(generation.recent, model_filter.allowed(generation.recent.weights))
+        positive_scores = [
+            ranking.add(logits, model_filter.allowed(logits.weights)).positive
+            for logits in generation.shortlisted(query.coordinates, count, effort)
         ]
-        # What it left out scores no better than its worse half, whatever the question does not want.
-        if np.isfinite(ranking.worst) and ranking.worst >= np.median(np.concatenate(wanted)):
+        # What the shortlist lacks scores no better than its worse half, whatever the negatives are.
+        if np.isfinite(ranking.worst) and ranking.worst >= np.median(np.concatenate(positive_scores)):
             return True
         count, effort = count * _GROWTH, effort * 2
     return False
 
 
 def first_length(size: int) -> int:
-    """Length of the first shortlist of an index with so many logits."""
+    """Length of the first shortlist of an index with ``size`` logits."""
     return round(FIRST * float(max(1.0, size / _FIRST_UP_TO) ** _FIRST_GROWTH))
 
 
-def _shortest(generation: Generation, k: int, chosen: Filter) -> int:
-    """Length of the first shortlist: it holds about ``_PER_ANSWER`` for every answer that the filter lets through."""
-    return max(first_length(generation.size), math.ceil(_PER_ANSWER * k / chosen.share))
+def _shortest(generation: Generation, k: int, model_filter: Filter) -> int:
+    """Length of the first shortlist: about ``_PER_ANSWER`` logits that pass the filter for every answer."""
+    return max(first_length(generation.size), math.ceil(_PER_ANSWER * k / model_filter.share))
 
 
 class _Scored(NamedTuple):
-    """Scores (n,) of some logits: for what is looked for alone, and with what is unwanted."""
+    """Scores (n,) of n logits: ``positive`` without negatives, ``scores`` with them."""
 
-    wanted: Float64
+    positive: Float64
     scores: Float64
 
 
 class _Ranking:
     """The k best of the logits that were added."""
 
-    def __init__(self, generation: Generation, question: Query, k: int, skip: int | None) -> None:
-        self._generation, self._question, self.k, self._skip = generation, question, k, skip
+    def __init__(self, generation: Generation, query: Query, k: int, skip: int | None) -> None:
+        self._generation, self._query, self.k, self._skip = generation, query, k, skip
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was added."""
-        self._kept: list[tuple[Logits, Float64, Float64]] = []
-        self._held = 0
+        """Remove all logits that were added."""
+        self._candidates: list[tuple[Logits, Float64, Float64]] = []
+        self._candidate_count = 0
 
     def add(self, logits: Logits, allowed: npt.NDArray[np.bool_] | None = None) -> _Scored:
-        """Rank some more logits; returns the scores of all of them."""
+        """Add n logits, of which those ``allowed`` (n,) are ranked; returns the scores of all n."""
         generation, gallery, offsets = self._generation, logits.coordinates, logits.offsets
-        similarities = self._question.similarities(gallery)
-        wanted = self._question.wanted(generation, gallery, offsets, similarities)
-        scores = self._question.scores(generation, gallery, offsets, wanted)
-        kept = np.ones(len(scores), bool) if allowed is None else allowed.copy()
+        similarities = self._query.similarities(gallery)
+        positive = self._query.positive_scores(generation, gallery, offsets, similarities)
+        scores = self._query.scores(generation, gallery, offsets, positive)
+        eligible = np.ones(len(scores), bool) if allowed is None else allowed.copy()
         if self._skip is not None:
-            kept &= logits.rows != self._skip
-        candidates = np.flatnonzero(kept)
+            eligible &= logits.rows != self._skip
+        candidates = np.flatnonzero(eligible)
         if len(candidates) > self.k:
             # All that are as good as the k-th, for equal scores go by rows.
             least = np.partition(scores[candidates], len(candidates) - self.k)[len(candidates) - self.k]
             candidates = candidates[scores[candidates] >= least]
         candidates = candidates[np.argsort(-scores[candidates], kind="stable")[: self.k]]
-        self._kept.append((logits[candidates], scores[candidates], similarities[candidates]))
-        self._held += len(candidates)
-        if self._held > 2 * self.k + ROWS_AT_ONCE:
-            self._kept = [self._best()]
-            self._held = len(self._kept[0][1])
-        return _Scored(wanted, scores)
+        self._candidates.append((logits[candidates], scores[candidates], similarities[candidates]))
+        self._candidate_count += len(candidates)
+        if self._candidate_count > 2 * self.k + ROWS_AT_ONCE:
+            self._candidates = [self._best()]
+            self._candidate_count = len(self._candidates[0][1])
+        return _Scored(positive, scores)
 
     @property
     def worst(self) -> float:
-        """Score of the k-th best; without k of them, infinitely bad."""
-        if self._held < self.k:
+        """Score of the k-th best logit; minus infinity with fewer than k."""
+        if self._candidate_count < self.k:
             return -np.inf
         return float(self._best()[1][-1])
 
-    def found(self, gallery: ScoreMoments) -> Found:
-        """The k best, best first."""
+    def result(self, gallery: ScoreMoments) -> LogitMatches:
+        """The k best logits, best first."""
         logits, scores, similarities = self._best()
-        return Found(logits, scores, similarities, gallery)
+        return LogitMatches(logits, scores, similarities, gallery)
 
     def _best(self) -> tuple[Logits, Float64, Float64]:
-        if len(self._kept) == 1:
-            return self._kept[0]
-        logits = Logits.joined([logits for logits, _, _ in self._kept])
-        scores = np.concatenate([scores for _, scores, _ in self._kept])
-        similarities = np.concatenate([cosines for _, _, cosines in self._kept])
+        if len(self._candidates) == 1:
+            return self._candidates[0]
+        logits = Logits.joined([logits for logits, _, _ in self._candidates])
+        scores = np.concatenate([scores for _, scores, _ in self._candidates])
+        similarities = np.concatenate([cosines for _, _, cosines in self._candidates])
         order = np.lexsort((logits.rows, -scores))[: self.k]
         return logits[order], scores[order], similarities[order]
 
 
-def _sampled(generation: Generation, question: Query) -> ScoreMoments:
+def _sampled(generation: Generation, query: Query) -> ScoreMoments:
     sample = generation.sample
     gallery, offsets = sample.coordinates, sample.offsets
-    wanted = question.wanted(generation, gallery, offsets, question.similarities(gallery))
-    return ScoreMoments.of(question.scores(generation, gallery, offsets, wanted))
+    positive = query.positive_scores(generation, gallery, offsets, query.similarities(gallery))
+    return ScoreMoments.of(query.scores(generation, gallery, offsets, positive))
 
 
 @dataclass(frozen=True)
-class FoundModel:
-    """Distinct weights that do what other ones do, and their mean score."""
+class ModelMatch:
+    """Number of distinct weights that recognise the same as a model, and their mean score (log-odds)."""
 
     weights: int
     score: float
 
 
 def best_models(
-    generation: Generation, asked: Logits, weights: int, k: int, chosen: Filter
-) -> list[FoundModel]:
-    """The k distinct weights that recognise best what some logits recognise, best first.
+    generation: Generation, query_logits: Logits, weights: int, k: int, model_filter: Filter
+) -> list[ModelMatch]:
+    """The k distinct weights that recognise best what a model's logits recognise, best first.
 
     Args:
-        generation: what is searched.
-        asked: the logits of the model that is asked about.
-        weights: its weights, which do not answer.
-        k: how many.
-        chosen: which models may answer.
+        generation: that is searched.
+        query_logits: the logits of that model.
+        weights: number of that model's weights, which do not answer.
+        k: number of answers.
+        model_filter: the models that may answer.
     """
     if not generation.large:
-        return _ranked(generation, asked, generation.blocks(), weights, k, chosen)
-    if chosen.count <= _FILTERED:
-        return _ranked(generation, asked, generation.at(chosen.rows), weights, k, chosen)
-    wanted, most = k * _MODELS_PER_ANSWER, _LARGEST_SHARE * generation.size
-    while wanted <= min(_LONGEST, most):
-        rows = _rows_of_candidates(generation, asked, weights, wanted, chosen)
-        if len(rows) > most:
+        return _ranked(generation, query_logits, generation.blocks(), weights, k, model_filter)
+    if model_filter.count <= _FILTERED:
+        return _ranked(generation, query_logits, generation.at(model_filter.rows), weights, k, model_filter)
+    candidate_count, max_rows = k * _MODELS_PER_ANSWER, _LARGEST_SHARE * generation.size
+    while candidate_count <= min(_LONGEST, max_rows):
+        rows = _rows_of_candidates(generation, query_logits, weights, candidate_count, model_filter)
+        if len(rows) > max_rows:
             break
-        found = _ranked(generation, asked, generation.at(rows), weights, k, chosen)
-        if len(found) == k:
-            return found
-        wanted *= _GROWTH
-    return _ranked(generation, asked, generation.blocks(), weights, k, chosen)
+        matches = _ranked(generation, query_logits, generation.at(rows), weights, k, model_filter)
+        if len(matches) == k:
+            return matches
+        candidate_count *= _GROWTH
+    return _ranked(generation, query_logits, generation.blocks(), weights, k, model_filter)
 
 
 def _ranked(
     generation: Generation,
-    asked: Logits,
+    query_logits: Logits,
     blocks: Iterable[Logits],
     weights: int,
     k: int,
-    chosen: Filter,
-) -> list[FoundModel]:
-    """From the logits of whole models, each model's beside each other."""
+    model_filter: Filter,
+) -> list[ModelMatch]:
+    """The k best weights, from blocks that hold all logits of a model next to each other."""
     totals: dict[int, float] = {}
     last: tuple[int, Float64] | None = None  # weights whose logits may go on in the next block
     for logits in blocks:
         if not len(logits):
             continue
         starts = np.flatnonzero(np.diff(logits.weights, prepend=-1))
-        scores = generation.sharpness * (logits.coordinates @ asked.coordinates.T) - logits.offsets[:, None]
+        scores = (
+            generation.sharpness * (logits.coordinates @ query_logits.coordinates.T) - logits.offsets[:, None]
+        )
         most = np.maximum.reduceat(scores, starts, axis=0)
         numbers = logits.weights[starts].tolist()
         if last is not None and last[0] == numbers[0]:
@@ -330,22 +338,27 @@ def _ranked(
     totals.pop(weights, None)
     numbers = np.array([*totals], np.int32)
     means = np.array([*totals.values()])
-    may = np.flatnonzero(chosen.allowed(numbers)) if len(numbers) else np.empty(0, np.int64)
-    order = may[np.lexsort((numbers[may], -means[may]))[:k]]
-    return [FoundModel(int(numbers[place]), float(means[place])) for place in order]
+    eligible = np.flatnonzero(model_filter.allowed(numbers)) if len(numbers) else np.empty(0, np.int64)
+    order = eligible[np.lexsort((numbers[eligible], -means[eligible]))[:k]]
+    return [ModelMatch(int(numbers[place]), float(means[place])) for place in order]
 
 
 def _rows_of_candidates(
-    generation: Generation, asked: Logits, weights: int, count: int, chosen: Filter
+    generation: Generation, query_logits: Logits, weights: int, count: int, model_filter: Filter
 ) -> Int64:
-    """Rows of all logits of some ``count`` models that answer many of the asked logits well, ascending."""
-    places = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), _ASKED_LOGITS)).astype(np.int64))
+    """Rows of all logits of up to ``count`` models that score well for many of the query's logits, ascending."""
+    places = np.unique(
+        np.linspace(0, len(query_logits) - 1, min(len(query_logits), _ASKED_LOGITS)).astype(np.int64)
+    )
     gains: dict[int, float] = {}
-    for one in asked.coordinates[places]:
+    for coordinates in query_logits.coordinates[places]:
         logits = Logits.joined(
-            [*generation.shortlisted(one, max(first_length(generation.size), count)), generation.recent]
+            [
+                *generation.shortlisted(coordinates, max(first_length(generation.size), count)),
+                generation.recent,
+            ]
         )
-        scores = generation.sharpness * (logits.coordinates @ one) - logits.offsets
+        scores = generation.sharpness * (logits.coordinates @ coordinates) - logits.offsets
         least = float(scores.min(initial=np.inf))
         best: dict[int, float] = {}
         for number, score in zip(logits.weights.tolist(), scores.tolist(), strict=True):
@@ -354,10 +367,10 @@ def _rows_of_candidates(
             gains[number] = gains.get(number, 0.0) + gain
     gains.pop(weights, None)
     numbers = np.array([*gains], np.int32)
-    allowed = numbers[chosen.allowed(numbers)] if len(numbers) else numbers
+    allowed = numbers[model_filter.allowed(numbers)] if len(numbers) else numbers
     first = sorted(allowed.tolist(), key=lambda number: -gains[number])[:count]
     if not first:
         return np.empty(0, np.int64)
-    found = generation.take_models(sorted(first), ["first_row", "rows"])
-    spans = zip(values_of(found["first_row"], int), values_of(found["rows"], int), strict=True)
+    models = generation.take_models(sorted(first), ["first_row", "rows"])
+    spans = zip(values_of(models["first_row"], int), values_of(models["rows"], int), strict=True)
     return np.sort(np.concatenate([np.arange(start, start + count) for start, count in spans]))

@@ -1,4 +1,4 @@
-"""What the query client answers with: small typed lists that are Arrow tables too."""
+"""Results of the query client: small typed lists that convert to Arrow tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INT32 = {"arrow": pa.int32()}
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranked:
-    """What answers begin with: fields of the last base class come first."""
+    """The first fields of every answer: dataclass fields of the last base class come first."""
 
     rank: int = field(metadata=_INT32)
     repo: str
@@ -24,7 +24,7 @@ class _Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(ListedFacts):
-    """What every answer says about its model, beside what the Hub says."""
+    """Facts about the model of an answer, besides those of the Hub's listing (``ListedFacts``)."""
 
     repo: str
     sha: str
@@ -40,7 +40,7 @@ class Hit(ModelFacts, _Ranked):
     ``score`` is higher for better answers: the log-odds of the query against an average background concept, given
     the logit (``probelog.ranking.matched_heads``; above zero: the logit looks more like the query than like the background).
     ``confidence`` is the probability that the logit recognises the query, as far as the index's own declared labels
-    tell (``probelog.ranking.confidence``); none for questions by a logit. ``distance`` is the cosine distance of their
+    tell (``probelog.ranking.confidence``); none for queries by a logit. ``distance`` is the cosine distance of their
     directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept. ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
     the uploader declared: untrusted text, as it was written.
     """
@@ -57,9 +57,9 @@ class Hit(ModelFacts, _Ranked):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelHit(ModelFacts, _Ranked):
-    """One model that does what another one does.
+    """One model that recognises what another model does.
 
-    ``score`` is the mean, over the other one's logits, of the score of this model's best logit for each.
+    ``score`` is the mean, over the other model's logits, of the score of this model's best logit for each.
     ``duplicates`` counts the other repositories with the same weights, folded into this answer.
     """
 
@@ -94,7 +94,7 @@ _HIT_SCHEMA = pa.schema(arrow_fields(Hit))
 
 
 class Results(Sequence[Hit]):
-    """The answers to one query, best first, with what the searcher should know about them (``notes``)."""
+    """The answers to one query, best first, and ``notes``: lines to show beside them (unknown words, low confidence)."""
 
     def __init__(self, hits: Sequence[Hit], notes: Sequence[str] = ()) -> None:
         self._hits = list(hits)
@@ -114,5 +114,5 @@ class Results(Sequence[Hit]):
         return f"Results({self._hits!r})"
 
     def to_arrow(self) -> pa.Table:
-        """The same answers as an Arrow table, a row a hit."""
+        """The same answers as an Arrow table with one row per hit."""
         return pa.Table.from_pylist([asdict(hit) for hit in self._hits], schema=_HIT_SCHEMA)

@@ -97,7 +97,7 @@ class Row(NamedTuple):
 
 def listed(generation: Generation) -> list[Row]:
     """The logits of all models, those of copies too."""
-    logits = generation.whole
+    logits = generation.all_logits
     return [
         Row(model["repo"], int(logits.logit[row]), bool(logits.negated[row]), row)
         for model in generation.models_table(["repo", "first_row", "rows"]).to_pylist()
@@ -107,7 +107,7 @@ def listed(generation: Generation) -> list[Row]:
 
 def stored_directions(generation: Generation, rows: list[int], expected: np.ndarray) -> np.ndarray:
     """Directions as the index holds them: the expected ones, but for rounding."""
-    directions = generation.basis.directions(generation.whole.coordinates[rows]).astype(np.float64)
+    directions = generation.basis.directions(generation.all_logits.coordinates[rows]).astype(np.float64)
     np.testing.assert_allclose(directions, expected, atol=2e-3)
     return directions
 
@@ -416,7 +416,7 @@ def test_the_opposite_of_one_logit(indexed: Indexed) -> None:
     generation = opened(indexed.store)
     plain, opposite = (place["bob/one-logit", 0, negated] for negated in (False, True))
     np.testing.assert_array_equal(known.z[plain], -known.z[opposite])
-    fires = generation.whole.probes.tolist()
+    fires = generation.all_logits.probes.tolist()
     shown = [fires[known.places[row]] for row in (plain, opposite)]
     assert shown[0] == np.argsort(-known.z[plain], kind="stable")[:8].tolist()
     assert not set(shown[0]) & set(shown[1])

@@ -226,8 +226,8 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...], message: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("search",), "nothing was asked"),
-        (("search", "--not", "dog"), "nothing was asked"),
+        (("search",), "the query is empty"),
+        (("search", "--not", "dog"), "the query is empty"),
         (("search", "dog", "--not", " "), "the query is empty"),
         (("search", "dog", "--model", "anna/pets"), "--model asks for models"),
         (("search", "--model", "anna/pet"), "did you mean anna/pets"),

@@ -266,7 +266,7 @@ def test_the_row_of_a_repository_or_similar_names(base: Generation, updated: Gen
 
 
 def test_names_of_logits_best_first(base: Generation) -> None:
-    logits = base.whole
+    logits = base.all_logits
     names, scores = base.names(logits, 2)
     background = base.background_coordinates
     every = background_scores(logits.coordinates, background, logits.offsets, SHARPNESS)
@@ -278,7 +278,7 @@ def test_names_of_logits_best_first(base: Generation) -> None:
 
 
 def test_logits_joined_and_taken(base: Generation) -> None:
-    logits = base.whole
+    logits = base.all_logits
     joined = Logits.joined([logits[3:], logits[:3]])
     assert joined.rows.tolist() == [3, 4, 5, 6, 0, 1, 2]
     assert len(joined) == 7
@@ -292,7 +292,7 @@ def test_a_generation_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_made_once_and_kept(base: Generation) -> None:
-    assert base.whole is base.whole
+    assert base.all_logits is base.all_logits
     assert base.background is base.background == NAMES
 
 

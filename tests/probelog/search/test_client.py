@@ -312,7 +312,9 @@ def test_nothing_here_is_an_answer(tmp_path: Path) -> None:
     index = probelog.open_index(build(Store(tmp_path), settings={"confidence": unsure.to_dict()}).store.uri)
     found = index.search("dog", k=3)
     assert len(found) == 3
-    assert found.notes == ["no answer is surer than 0%: perhaps nothing in this index recognises this"]
+    assert found.notes == [
+        "no answer has a confidence above 0%: perhaps nothing in this index recognises this"
+    ]
     assert index.search(like="anna/pets#1").notes == []
     assert index.search("dog", where="false").notes == []
 
@@ -517,9 +519,9 @@ def test_an_empty_text(index: probelog.Index, text: str) -> None:
 
 def test_nothing_was_asked(index: probelog.Index) -> None:
     for nothing in (None, []):
-        with pytest.raises(QueryError, match="nothing was asked"):
+        with pytest.raises(QueryError, match="the query is empty"):
             index.search(nothing)
-    with pytest.raises(QueryError, match="nothing was asked"):
+    with pytest.raises(QueryError, match="the query is empty"):
         index.search(negative="dog")
 
 

@@ -254,7 +254,7 @@ def test_the_vector_index_is_the_right_one(built: tuple[SmallIndex, SmallIndex])
 
 def test_what_a_shortlist_misses(built: tuple[SmallIndex, SmallIndex], exact: probelog.Index) -> None:
     generation = Generation(built[1].store, read_pointer(built[1].store)[0])
-    whole = exact._generation.whole
+    whole = exact._generation.all_logits
     random = np.random.default_rng(0)
     asked = [
         *exact._generation.background_coordinates,

@@ -29,24 +29,24 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     return Generation(small.store, small.pointer)
 
 
-def question(generation: Generation, seed: int = 0, unwanted: int = 0) -> Query:
+def random_query(generation: Generation, seed: int = 0, negatives: int = 0) -> Query:
     rng = np.random.default_rng(seed)
     width = generation.background_coordinates.shape[1]
-    rows = rng.standard_normal((1 + unwanted, width)).astype(np.float32)
+    rows = rng.standard_normal((1 + negatives, width)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return Query(rows[0], np.empty(0, np.int64), rows[1:])
 
 
-def everything(generation: Generation) -> Logits:
+def all_logits_of(generation: Generation) -> Logits:
     return Logits.joined([*generation.blocks()])
 
 
-def naive(generation: Generation, asked: Query) -> list[tuple[int, float]]:
+def naive(generation: Generation, query: Query) -> list[tuple[int, float]]:
     """(row, score) of all logits, best first."""
-    logits = everything(generation)
-    similarities = asked.similarities(logits.coordinates)
-    wanted = asked.wanted(generation, logits.coordinates, logits.offsets, similarities)
-    scores = asked.scores(generation, logits.coordinates, logits.offsets, wanted)
+    logits = all_logits_of(generation)
+    similarities = query.similarities(logits.coordinates)
+    positive = query.positive_scores(generation, logits.coordinates, logits.offsets, similarities)
+    scores = query.scores(generation, logits.coordinates, logits.offsets, positive)
     return sorted(
         zip(logits.rows.tolist(), scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0])
     )
@@ -69,7 +69,7 @@ def test_models_are_taken_in_the_order_in_which_they_were_asked_for(
 def test_logits_are_taken_in_the_order_in_which_they_were_asked_for(
     generation: Generation, asked: list[int]
 ) -> None:
-    found, all_ = generation.logits(np.array(asked)), everything(generation)
+    found, all_ = generation.logits(np.array(asked)), all_logits_of(generation)
     assert found.rows.tolist() == asked
     places = [all_.rows.tolist().index(row) for row in asked]
     np.testing.assert_array_equal(found.coordinates, all_.coordinates[places])
@@ -80,32 +80,34 @@ def test_logits_are_taken_in_the_order_in_which_they_were_asked_for(
 
 
 @pytest.mark.parametrize("k", [1, 3, 8, 100])
-@pytest.mark.parametrize("unwanted", [0, 2])
-def test_the_best_are_the_best_by_score(generation: Generation, k: int, unwanted: int) -> None:
-    asked = question(generation, seed=k, unwanted=unwanted)
-    found = best(generation, asked, k, Filter(generation, None))
-    expected = naive(generation, asked)[:k]
-    assert found.logits.rows.tolist() == [row for row, _ in expected]
-    np.testing.assert_allclose(found.scores, [score for _, score in expected], atol=1e-5)
-    np.testing.assert_allclose(found.similarities, asked.similarities(found.logits.coordinates), atol=1e-6)
-    every = np.array([score for _, score in naive(generation, asked)])
-    assert found.gallery.mean == pytest.approx(ScoreMoments.of(every).mean, abs=1e-4)
-    assert found.gallery.std == pytest.approx(ScoreMoments.of(every).std, abs=1e-4)
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_the_best_are_the_best_by_score(generation: Generation, k: int, negatives: int) -> None:
+    query = random_query(generation, seed=k, negatives=negatives)
+    matches = best(generation, query, k, Filter(generation, None))
+    expected = naive(generation, query)[:k]
+    assert matches.logits.rows.tolist() == [row for row, _ in expected]
+    np.testing.assert_allclose(matches.scores, [score for _, score in expected], atol=1e-5)
+    np.testing.assert_allclose(
+        matches.similarities, query.similarities(matches.logits.coordinates), atol=1e-6
+    )
+    every = np.array([score for _, score in naive(generation, query)])
+    assert matches.gallery.mean == pytest.approx(ScoreMoments.of(every).mean, abs=1e-4)
+    assert matches.gallery.std == pytest.approx(ScoreMoments.of(every).std, abs=1e-4)
 
 
 def test_one_logit_may_be_left_out(generation: Generation) -> None:
-    asked = question(generation)
+    asked = random_query(generation)
     first = naive(generation, asked)[0][0]
     found = best(generation, asked, 100, Filter(generation, None), skip=first)
     assert found.logits.rows.tolist() == [row for row, _ in naive(generation, asked)[1:]]
 
 
 def test_a_filter_lets_through_what_meets_it(generation: Generation) -> None:
-    asked = question(generation)
+    asked = random_query(generation)
     chosen = Filter(generation, "downloads >= 500")
     weights = {int(w) for w in generation.models("downloads >= 500", ["weights"])["weights"]}
     found = best(generation, asked, 4, chosen)
-    logits = everything(generation)
+    logits = all_logits_of(generation)
     allowed = {
         row for row, w in zip(logits.rows.tolist(), logits.weights.tolist(), strict=True) if w in weights
     }
@@ -116,9 +118,9 @@ def test_a_filter_lets_through_what_meets_it(generation: Generation) -> None:
 
 
 def test_pieces_and_ties_change_nothing(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = question(generation)
+    asked = random_query(generation)
     monkeypatch.setattr(ranking, "ROWS_AT_ONCE", 1)
-    logits = everything(generation)
+    logits = all_logits_of(generation)
     for k in (1, 2, 5):
         rank = ranking._Ranking(generation, asked, k, None)
         assert rank.worst == -np.inf
@@ -129,7 +131,7 @@ def test_pieces_and_ties_change_nothing(generation: Generation, monkeypatch: pyt
         expected = sorted(
             [*naive(generation, asked), *naive(generation, asked)], key=lambda p: (-p[1], p[0])
         )[:k]
-        found = rank.found(ScoreMoments(0.0, 1.0))
+        found = rank.result(ScoreMoments(0.0, 1.0))
         assert found.logits.rows.tolist() == [row for row, _ in expected]
         assert rank.worst == pytest.approx(expected[-1][1], abs=1e-5)
         rank.clear()
@@ -163,7 +165,7 @@ def test_a_filter_that_nothing_meets(generation: Generation) -> None:
     chosen = Filter(generation, "downloads > 1000000")
     assert (chosen.count, len(chosen.rows)) == (0, 0)
     assert 0 < chosen.share <= 1 / generation.size
-    assert len(best(generation, question(generation), 3, chosen).logits) == 0
+    assert len(best(generation, random_query(generation), 3, chosen).logits) == 0
 
 
 def test_filters_that_many_meet_are_not_listed(
@@ -192,7 +194,7 @@ def test_the_first_shortlist_grows_with_the_index(size: int, length: int) -> Non
 
 @pytest.mark.parametrize("k", [1, 2, 10])
 def test_the_best_models_do_what_the_asked_ones_logits_do(generation: Generation, k: int) -> None:
-    logits = everything(generation)
+    logits = all_logits_of(generation)
     weights = dict(zip(range(5), generation.models("1 = 1", ["weights"])["weights"].tolist(), strict=True))
     asked = logits[logits.weights == weights[0]]
     found = best_models(generation, asked, weights[0], k, Filter(generation, None))
@@ -211,7 +213,7 @@ def test_the_best_models_do_what_the_asked_ones_logits_do(generation: Generation
 
 
 def test_a_models_logits_may_lie_in_two_blocks(generation: Generation) -> None:
-    logits = everything(generation)
+    logits = all_logits_of(generation)
     asked = logits[np.arange(3)]
     whole = ranking._ranked(generation, asked, [logits], -1, 9, Filter(generation, None))
     for size in (1, 2, 4):
