@@ -414,7 +414,7 @@ def _ledger_parts(receipt: Receipt) -> Iterator[tuple[Part, pa.Schema]]:
 def _generations(pointer: Pointer) -> dict[str, str | None]:
     """The generations that the pointer names, and the digests of their lists of files."""
     generations: dict[str, str | None] = {}
-    for item in pointer.kept:
+    for item in pointer.kept_facts:
         generations[str(item["generation"])] = item["files"]
         if item.get("base") is not None:
             generations.setdefault(str(item["base"]), item.get("base_files"))

@@ -113,7 +113,9 @@ def release_generation(
         _pass_gate(job, generation, compared, run, added)
         if allowed is not None:
             allowed()
-        pointer = go_live(index, name, source, seen=[] if live is None else live.pointer.choice, base=base)
+        pointer = go_live(
+            index, name, source, expected_choice=[] if live is None else live.pointer.choice, base=base
+        )
     except BaseException:
         # What cannot be removed now is left to a sweep.
         with contextlib.suppress(OSError, StoreError):

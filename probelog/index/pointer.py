@@ -59,15 +59,15 @@ class Pointer:
         return {name: getattr(self, name) for name in (*_FACTS, "files")} | base
 
     @property
-    def kept(self) -> list[Mapping[str, str | None]]:
+    def kept_facts(self) -> list[Mapping[str, str | None]]:
         """The facts of the generations that are live or can be again, the live one first."""
         return [self.facts, *self.previous, *self.withdrawn]
 
     @property
-    def named(self) -> list[str]:
+    def referenced(self) -> list[str]:
         """The generations that are live or can be again, the live one first, and those that they are updates of."""
-        names = [str(item["generation"]) for item in self.kept]
-        bases = [str(item["base"]) for item in self.kept if item.get("base") is not None]
+        names = [str(item["generation"]) for item in self.kept_facts]
+        bases = [str(item["base"]) for item in self.kept_facts if item.get("base") is not None]
         return list(dict.fromkeys([*names, *bases]))
 
     @property

@@ -1,4 +1,4 @@
-"""Writes the tables of one generation."""
+"""The writer of one generation's tables."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ class GenerationWriter:
         rows = 0
         renew(self.index, self.name)
 
-        def counted() -> Iterator[pa.RecordBatch]:
+        def counted_batches() -> Iterator[pa.RecordBatch]:
             nonlocal rows
             for batch in batches:
                 rows += batch.num_rows
-                self._stay()
+                self._renew_if_due()
                 yield from batch.to_batches()
 
-        def written(received: Iterator[pa.RecordBatch]) -> Table:
+        def create_table(received: Iterator[pa.RecordBatch]) -> Table:
             # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
             reader = pa.RecordBatchReader.from_batches(schema, received)
             return self._connection.create_table(table, data=reader, schema=schema)
 
-        opened = run_consumer_in_thread(counted(), written)
+        opened = run_consumer_in_thread(counted_batches(), create_table)
         if opened.count_rows() != rows:
             raise StoreError(f"table {table}: wrote {rows} rows, LanceDB counts {opened.count_rows()}")
         return rows
 
     def open(self, table: str) -> Table:
-        """A table that was written."""
+        """Open a table that was written."""
         return self._connection.open_table(table)
 
     def write_meta(self, values: dict[str, bytes]) -> None:
@@ -69,11 +69,15 @@ class GenerationWriter:
         self.write("meta", META, [pa.table({"key": list(values), "value": list(values.values())}, META)])
 
     def finish(self) -> str:
-        """Write down which files there are; returns the digest of that list. Nothing may be written after it."""
+        """Write the list of the generation's files; returns its digest. Nothing may be written after it.
+
+        Raises:
+            StoreError: a sweep retired the generation meanwhile, or the store cannot be written.
+        """
         renew(self.index, self.name)
         return list_files(self.index, self.name)
 
-    def _stay(self) -> None:
+    def _renew_if_due(self) -> None:
         if time.monotonic() - self._renewed > _RENEW_SECONDS:
             self._renewed = time.monotonic()
             renew(self.index, self.name)

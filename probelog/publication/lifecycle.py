@@ -1,7 +1,7 @@
-"""What publishers do with generations: list their files, go live, roll back, sweep.
+"""The life of a generation: reserved, built, released by a swap of the pointer, rolled back, retired, swept.
 
-A generation is built under a new name that nobody else uses, with a *hold* in its folder (``hold.json``). When it is
-built, ``files.json`` lists its files with their sizes and digests. Then the pointer is swapped to it: one atomic step.
+A generation is built under a new, unique name, with a *hold* in its folder (``hold.json``). When it is built,
+``files.json`` lists its files with their sizes and digests. Then the pointer is swapped to it: one atomic step.
 
 What is deleted, and when:
 
@@ -10,12 +10,12 @@ What is deleted, and when:
 2. One that leaves the pointer (three newer ones were published, or one after it was withdrawn) is *retired* in the
    same swap: the pointer lists it with the time. A reader may hold it for as long as it takes to look at the pointer
    again (30 s) and to finish its question.
-3. One that the pointer never named and whose hold was not renewed for a day was left behind by a publisher that
-   died. The next sweep retires it, by a swap of the pointer like any other.
-4. A sweep deletes what has been retired for ten minutes (``GRACE``), and nothing else.
+3. One that the pointer never named and whose hold was not renewed for a day is *abandoned*: its publisher died. The
+   next sweep retires it, by a swap of the pointer like any other.
+4. A sweep deletes the generations that have been retired for ten minutes (``GRACE``), and nothing else.
 
-Nothing ever comes back from being retired: `go_live` refuses it, so that no race between a sweep and a publisher, and
-no publisher however slow, can delete what is live. Times are those of the store's own clock: machines may disagree.
+A retired generation can never become live again: `go_live` refuses it. So no race between a sweep and a publisher,
+however slow, can delete a live generation. Times are those of the store's clock: the clocks of machines may disagree.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from probelog.storage.encoding import digest
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
 
-# Renewed before every table and once a minute while one is written; indexing one, or checking all, takes hours at worst.
+# The hold is renewed before every table and once a minute while one is written; indexing a table, or checking all,
+# takes hours at worst.
 BUILDING = dt.timedelta(hours=24)
 # Twenty times what a reader takes to notice (30 s).
 GRACE = dt.timedelta(minutes=10)
@@ -48,31 +49,31 @@ _ATTEMPTS = 20
 
 
 def reserve(index: Store, generation: str) -> None:
-    """Take a name for a generation that is to be built, and keep sweeps away from it.
+    """Reserve a name for a generation that is to be built, and protect it from sweeps by a hold.
 
     Raises:
-        StoreError: there is one of this name.
+        StoreError: a generation of this name exists.
     """
-    taken = index.names(folder_of(generation))
-    if taken or not index.create(_hold(generation), _holding()):
+    existing = index.names(folder_of(generation))
+    if existing or not index.create(_hold_path(generation), _hold_content()):
         raise StoreError(f"{index.uri}: there is a generation {generation} already")
 
 
 def renew(index: Store, generation: str) -> None:
-    """Say that a generation is still being built.
+    """Renew the hold of a generation that is still being built.
 
     Raises:
-        StoreError: a sweep took it meanwhile.
+        StoreError: a sweep retired it meanwhile.
     """
-    if not index.exists(_hold(generation)):
-        raise _swept(index, generation)
-    index.write(_hold(generation), _holding())
+    if not index.exists(_hold_path(generation)):
+        raise _swept_error(index, generation)
+    index.write(_hold_path(generation), _hold_content())
 
 
 def list_files(index: Store, generation: str) -> str:
-    """Write down which files a finished generation consists of; returns the digest of that list.
+    """Write the list of a finished generation's files, with sizes and SHA-256; returns the digest of that list.
 
-    Its tables must not change any more.
+    Its tables must not change afterwards.
     """
     folder = folder_of(generation)
     names = [name.removeprefix(f"{folder}/") for name in index.names(folder)]
@@ -80,7 +81,8 @@ def list_files(index: Store, generation: str) -> str:
     with ThreadPoolExecutor(_READERS) as pool:
         measured = pool.map(lambda name: index.measure(f"{folder}/{name}"), names)
         files = {
-            name: {"size": size, "sha256": found} for name, (size, found) in zip(names, measured, strict=True)
+            name: {"size": size, "sha256": sha256}
+            for name, (size, sha256) in zip(names, measured, strict=True)
         }
     data = sealed_json({"version": FILES_VERSION, "generation": generation, "files": files})
     index.write(f"{folder}/{FILES}", data)
@@ -88,13 +90,13 @@ def list_files(index: Store, generation: str) -> str:
 
 
 def discard(index: Store, generation: str) -> None:
-    """Remove a generation that did not become live. One that the pointer names, after all, stays.
+    """Delete a generation that did not become live.
 
     Raises:
-        StoreError: it is named.
+        StoreError: the pointer names it; it was not deleted.
     """
     with contextlib.suppress(IndexNotFoundError):
-        if generation in read_pointer(index)[0].named:
+        if generation in read_pointer(index)[0].referenced:
             raise StoreError(f"{index.uri}: generation {generation} is in use and was not removed")
     index.delete_folder(folder_of(generation))
 
@@ -107,7 +109,7 @@ def go_live(
     generation: str,
     source: str,
     keep: int = 3,
-    seen: Sequence[str] | None = None,
+    expected_choice: Sequence[str] | None = None,
     base: str | None = None,
 ) -> Pointer:
     """Make a finished generation the live one.
@@ -115,29 +117,29 @@ def go_live(
     Args:
         index: holds the generation.
         generation: its name; `list_files` was called for it.
-        source: key of what it was made from.
-        keep: how many generations the pointer names from now on, the live one included.
-        seen: the pointer's ``choice`` when this publisher began to build ([] where there was no pointer), where
-            that matters: what was published meanwhile may be newer than what this one was made from.
+        source: key of the data that it was made from.
+        keep: number of generations that the pointer names from now on, the live one included.
+        expected_choice: the pointer's ``choice`` when this publisher began to build ([] where there was no pointer);
+            None: whatever was published meanwhile, which may be newer than this generation's data, is superseded.
         base: the generation that it is an update of, which the pointer must name.
 
     Raises:
-        ConflictError: somebody published or rolled back meanwhile; the pointer is left as it was.
-        StoreError: the generation is not whole, or was swept because it took too long.
+        ConflictError: somebody published or rolled back meanwhile; the pointer is unchanged.
+        StoreError: the generation is incomplete, or was swept because building it took too long.
     """
-    files = _whole(index, generation)
-    base_files = None if base is None else _whole(index, base)
+    files = _check_complete(index, generation)
+    base_files = None if base is None else _check_complete(index, base)
 
-    def turned(old: Pointer | None) -> Pointer:
-        if seen is not None and list(seen) != _choice(old):
-            raise _overtaken(index, old)
-        if base is not None and (old is None or base not in old.named):
+    def next_pointer(old: Pointer | None) -> Pointer:
+        if expected_choice is not None and list(expected_choice) != _choice(old):
+            raise _overtaken_error(index, old)
+        if base is not None and (old is None or base not in old.referenced):
             raise StoreError(f"{index.uri}: generation {base} is no longer kept: it cannot be updated")
         if old is None:
             return Pointer(generation, source, _now(), files)
         if generation in old.retired:
-            raise _swept(index, generation)
-        kept = [old.facts, *(item for item in old.previous if item["generation"] != generation)]
+            raise _swept_error(index, generation)
+        earlier = [old.facts, *(item for item in old.previous if item["generation"] != generation)]
         new = replace(
             old,
             generation=generation,
@@ -146,23 +148,23 @@ def go_live(
             files=files,
             base=base,
             base_files=base_files,
-            previous=kept[: keep - 1],
+            previous=earlier[: keep - 1],
             withdrawn=[],
             serial=old.serial + 1,
         )
-        gone = [name for name in old.named if name not in new.named]
-        return replace(new, retired=_with_retired(index, old, gone))
+        dropped = [name for name in old.referenced if name not in new.referenced]
+        return replace(new, retired=_with_retired(index, old, dropped))
 
-    pointer = _swapped(index, turned, _optional(index))
+    pointer = _swap_pointer(index, next_pointer, _optional_pointer(index))
     with contextlib.suppress(OSError, StoreError):  # the hold of a generation that is named means nothing
-        index.delete(_hold(generation))
+        index.delete(_hold_path(generation))
     return pointer
 
 
 def roll_back(index: Store, to: str | None = None) -> Pointer:
     """Return to an earlier generation, or to one that was withdrawn by an earlier rollback.
 
-    What was live after it is withdrawn: kept until the next publish, so that a rollback can be taken back.
+    The generations that were live after it are withdrawn: kept until the next publish, so that a rollback can be undone.
 
     Args:
         index: the index.
@@ -170,116 +172,123 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
 
     Raises:
         UsageError: there is no earlier generation, or none of that name.
-        StoreError: it is no longer there, or not whole.
+        StoreError: it is missing or incomplete.
         ConflictError: somebody published or rolled back at the same moment.
     """
-    seen, _ = read_pointer(index)
-    if to is None and not seen.previous:
+    pointer, _ = read_pointer(index)
+    if to is None and not pointer.previous:
         raise UsageError(f"{index.uri}: there is no earlier generation to roll back to")
-    wanted = str(seen.previous[0]["generation"]) if to is None else to
+    target = str(pointer.previous[0]["generation"]) if to is None else to
     # In the order in which they were published.
-    line = [*reversed(seen.previous), seen.facts, *seen.withdrawn]
-    names = [str(item["generation"]) for item in line]
-    others = [name for name in names if name not in (wanted, seen.generation)]
-    if wanted not in names or wanted == seen.generation:
+    timeline = [*reversed(pointer.previous), pointer.facts, *pointer.withdrawn]
+    names = [str(item["generation"]) for item in timeline]
+    alternatives = [name for name in names if name not in (target, pointer.generation)]
+    if target not in names or target == pointer.generation:
         raise UsageError(
-            f"{index.uri}: there is no generation {wanted!r} to roll back to; there "
-            + (f"is {' and '.join(others)}" if others else "are no others")
+            f"{index.uri}: there is no generation {target!r} to roll back to; there "
+            + (f"is {' and '.join(alternatives)}" if alternatives else "are no others")
         )
-    place = names.index(wanted)
+    place = names.index(target)
     try:
-        _check_is_present(index, wanted, line[place]["files"])
-        base = line[place].get("base")
+        _check_is_present(index, target, timeline[place]["files"])
+        base = timeline[place].get("base")
         if base is not None:
-            _check_is_present(index, base, line[place].get("base_files"))
+            _check_is_present(index, base, timeline[place].get("base_files"))
     except StoreError as error:
         raise StoreError(
-            f"{error}. Publish again" + (f", or go back to {' or '.join(others)} (--to)" if others else "")
+            f"{error}. Publish again"
+            + (f", or go back to {' or '.join(alternatives)} (--to)" if alternatives else "")
         ) from error
 
-    def turned(old: Pointer | None) -> Pointer:
-        if old is None or old.choice != seen.choice:
-            raise _overtaken(index, old)
-        chosen = line[place]
+    def next_pointer(old: Pointer | None) -> Pointer:
+        if old is None or old.choice != pointer.choice:
+            raise _overtaken_error(index, old)
+        facts = timeline[place]
         return replace(
             old,
-            generation=wanted,
-            source=str(chosen["source"]),
+            generation=target,
+            source=str(facts["source"]),
             published=_now(),
-            files=chosen["files"],
-            base=chosen.get("base"),
-            base_files=chosen.get("base_files"),
-            previous=line[:place][::-1],
-            withdrawn=line[place + 1 :],
+            files=facts["files"],
+            base=facts.get("base"),
+            base_files=facts.get("base_files"),
+            previous=timeline[:place][::-1],
+            withdrawn=timeline[place + 1 :],
             serial=old.serial + 1,
         )
 
-    return _swapped(index, turned, lambda: read_pointer(index))
+    return _swap_pointer(index, next_pointer, lambda: read_pointer(index))
 
 
 # Sweeping
 
 
 def sweep(index: Store, grace: dt.timedelta = GRACE) -> list[str]:
-    """Delete the generations that nobody needs any more; returns their names. The rules are in the module's text.
+    """Delete the generations that are due by the rules of this module; returns their names.
 
     Raises:
         IndexNotFoundError: nothing was ever published.
     """
-    pointer, before = read_pointer(index)
+    pointer, pointer_bytes = read_pointer(index)
     # Listed after the pointer was read: what went live since then makes the swap below fail.
-    found = {name.split("/")[1] for name in index.names("generations")}
+    existing = {name.split("/")[1] for name in index.names("generations")}
     now = index.time()
     due = sorted(name for name, since in pointer.retired.items() if _age(now, since) >= grace)
     for name in due:
         index.delete_folder(folder_of(name))
-    ruins = [
-        name for name in sorted(found - {*pointer.named, *pointer.retired}) if _abandoned(index, name, now)
+    abandoned = [
+        name
+        for name in sorted(existing - {*pointer.referenced, *pointer.retired})
+        if _is_abandoned(index, name, now)
     ]
-    if due or ruins:
-        left = {name: since for name, since in pointer.retired.items() if name not in due}
-        after = replace(
+    if due or abandoned:
+        remaining = {name: since for name, since in pointer.retired.items() if name not in due}
+        new = replace(
             pointer,
-            retired=left | dict.fromkeys(ruins, _stamp(now)),
+            retired=remaining | dict.fromkeys(abandoned, _timestamp(now)),
             serial=pointer.serial + 1,
         )
-        # Somebody else swapped meanwhile: the next sweep finds the same.
+        # If somebody else swapped meanwhile, the next sweep does it.
         with contextlib.suppress(ConflictError):
-            index.swap(POINTER, after.to_bytes(), before)
-    return [name for name in due if name in found]
+            index.swap(POINTER, new.to_bytes(), pointer_bytes)
+    return [name for name in due if name in existing]
 
 
-def _swapped(
+def _swap_pointer(
     index: Store,
-    turned: Callable[[Pointer | None], Pointer],
+    next_pointer: Callable[[Pointer | None], Pointer],
     read: Callable[[], tuple[Pointer | None, bytes | None]],
 ) -> Pointer:
-    """Swap the pointer for what becomes of it; again where only a sweep was faster."""
+    """Swap the pointer for ``next_pointer`` of the present one; retried where only a sweep was faster.
+
+    Raises:
+        ConflictError: somebody published or rolled back meanwhile, or the pointer changes all the time.
+    """
     first: Pointer | None = None
     for attempt in range(_ATTEMPTS):
-        old, before = read()
+        old, old_bytes = read()
         if attempt == 0:
             first = old
         elif _choice(old) != _choice(first):
-            raise _overtaken(index, old)
-        new = turned(old)
+            raise _overtaken_error(index, old)
+        new = next_pointer(old)
         try:
-            index.swap(POINTER, new.to_bytes(), before)
+            index.swap(POINTER, new.to_bytes(), old_bytes)
         except ConflictError:
             continue
         return new
     raise ConflictError(f"{index.path(POINTER)} changes all the time; nothing was changed. Run again.")
 
 
-def _overtaken(index: Store, live: Pointer | None) -> ConflictError:
+def _overtaken_error(index: Store, live: Pointer | None) -> ConflictError:
     return ConflictError(
         f"{index.uri}: somebody else published or rolled back meanwhile ("
-        + ("the pointer is gone" if live is None else f"{live.generation} is live")
+        + ("the pointer is missing" if live is None else f"{live.generation} is live")
         + "). Nothing was changed. Run again."
     )
 
 
-def _optional(index: Store) -> Callable[[], tuple[Pointer | None, bytes | None]]:
+def _optional_pointer(index: Store) -> Callable[[], tuple[Pointer | None, bytes | None]]:
     def read() -> tuple[Pointer | None, bytes | None]:
         try:
             return read_pointer(index)
@@ -324,63 +333,67 @@ def read_files(
     return files, digest(data)
 
 
-def _whole(index: Store, generation: str, expected: str | None = None) -> str:
-    """Digest of a generation's list of files, all of which are there with their sizes."""
+def _check_complete(index: Store, generation: str, expected: str | None = None) -> str:
+    """Check that all files of a generation exist in their sizes; returns the digest of the list of files.
+
+    Raises:
+        StoreError: the generation was never finished, or a file is missing or of another size.
+    """
     try:
-        files, found = read_files(index, generation, expected)
+        files, list_digest = read_files(index, generation, expected)
     except FileNotFoundError:
-        raise StoreError(f"{index.uri}: generation {generation} is gone, or was never finished") from None
+        raise StoreError(f"{index.uri}: generation {generation} is missing, or was never finished") from None
     folder = folder_of(generation)
     sizes = index.sizes(folder)
     wrong = [name for name, (size, _) in files.items() if sizes.get(f"{folder}/{name}") != size]
     if wrong:
         raise StoreError(
-            f"{index.uri}: generation {generation} is not whole: {wrong[0]}"
+            f"{index.uri}: generation {generation} is incomplete: {wrong[0]}"
             + (f" and {len(wrong) - 1} other files are" if len(wrong) > 1 else " is")
             + " missing or of another size"
         )
-    return found
+    return list_digest
 
 
 def _check_is_present(index: Store, generation: str, files: str | None) -> None:
     """Raises StoreError where a generation that was published is not whole; early ones have no list to tell by."""
     if files is not None:
-        _whole(index, generation, files)
+        _check_complete(index, generation, files)
     elif not index.names(f"{folder_of(generation)}/meta.lance"):
-        raise StoreError(f"{index.uri}: generation {generation} is gone")
+        raise StoreError(f"{index.uri}: generation {generation} is missing")
 
 
-def _hold(generation: str) -> str:
+def _hold_path(generation: str) -> str:
     return f"{folder_of(generation)}/{HOLD}"
 
 
-def _holding() -> bytes:
-    # What counts is when the file was written; its content is for people.
+def _hold_content() -> bytes:
+    # The file's time of writing counts; its content is for people.
     return sealed_json({"building_on": platform.node(), "process": os.getpid()})
 
 
-def _abandoned(index: Store, generation: str, now: dt.datetime) -> bool:
-    renewed = index.modified(_hold(generation))
+def _is_abandoned(index: Store, generation: str, now: dt.datetime) -> bool:
+    renewed = index.modified(_hold_path(generation))
     return renewed is None or now - renewed >= BUILDING
 
 
-def _swept(index: Store, generation: str) -> StoreError:
+def _swept_error(index: Store, generation: str) -> StoreError:
     return StoreError(
-        f"{index.uri}: generation {generation} was given up by a sweep, because its publisher was silent for "
-        f"{BUILDING}. Run again."
+        f"{index.uri}: generation {generation} was retired by a sweep, because its publisher did not renew its "
+        f"hold for {BUILDING}. Run again."
     )
 
 
 def _with_retired(index: Store, old: Pointer, names: Sequence[str]) -> dict[str, str]:
-    return {**old.retired, **dict.fromkeys(names, _stamp(index.time()))} if names else dict(old.retired)
+    return {**old.retired, **dict.fromkeys(names, _timestamp(index.time()))} if names else dict(old.retired)
 
 
-def _stamp(moment: dt.datetime) -> str:
+def _timestamp(moment: dt.datetime) -> str:
     return moment.isoformat(timespec="seconds")
 
 
 def _age(now: dt.datetime, since: str) -> dt.timedelta:
-    """How long ago; nothing where the time cannot be read, so that nothing is deleted for it."""
+    """Time since ``since``; zero where it cannot be parsed, so that nothing is deleted because of it."""
     try:
         return now - dt.datetime.fromisoformat(since)
     except (ValueError, TypeError):

@@ -1,8 +1,8 @@
 """Writes the searchable tables of a generation from streamed arrays: logits, with a large index's vector index, and models.
 
-What the weights of several repositories share is stored once: the ``logits`` table has a row per output of each
-*distinct* network, and every model of ``models`` says which rows are its own. So thousands of copies of one model
-cost a row of facts each, and none of them takes another model's place in an answer.
+Repositories with the same weights share the rows of their logits: the ``logits`` table has one row per output of each
+*distinct* network, and every row of ``models`` says which rows belong to the model. So thousands of copies of one
+model cost one row of facts each, and they fill one place of an answer, not thousands.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class LogitBatch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
-    """What the tables hold.
+class TableSummary:
+    """Counts of the written tables, and values for the ``meta`` table.
 
     Attributes:
-        logits: of all models, those of copies counted too.
-        rows: of the ``logits`` table.
-        settings: for ``meta``'s settings.
-        meta: further values for ``meta``.
+        logits: number of logits of all models, those of copies counted too.
+        rows: number of rows of the ``logits`` table.
+        settings: entries for the generation's settings (`probelog.index.settings.GenerationSettings`).
+        meta: further values for the ``meta`` table, by key.
     """
 
     logits: int
@@ -67,7 +67,7 @@ class Written:
 
 
 def same_weights(keys: Sequence[str | None]) -> npt.NDArray[np.int32]:
-    """For every model the number of the first one with its key: (M,). Without a key it is its own."""
+    """For every model the number of the first model with the same key: (M,). A model without a key gets its own number."""
     first: dict[str, int] = {}
     return np.asarray(
         [number if not key else first.setdefault(key, number) for number, key in enumerate(keys)],
@@ -84,21 +84,24 @@ def write_tables(
     probes: int,
     exact_logits: int = EXACT_LOGITS,
     same: Sequence[str | None] | None = None,
-) -> Written:
+) -> TableSummary:
     """Write ``logits`` and ``models``, and from ``exact_logits`` rows on a vector index of the logits.
 
     Args:
-        writer: of a generation that holds none of them.
-        batches: all logits, in any number of batches; a model's follow each other. Those of a model whose weights
-            were met before are passed over.
-        models: the facts of all models by number (``MODEL_FACTS``, but for ``copies``, which are counted here).
-        background: what the logits are compared with; their offsets are of their stored directions.
-        sample: (S, d) directions of some thousand of the logits, from everywhere: the basis that
-            all are stored in is learnt from them.
-        probes: how many there are.
-        exact_logits: below this many rows a client scores them all.
-        same: a key for every model, equal where the logits are the same (``ProbedModel.identity``); by default the
-            weight digests.
+        writer: of a generation that has neither table yet.
+        batches: all logits, in any number of batches; the logits of one model follow each other. Those of a model
+            whose weights were written before are skipped.
+        models: the facts of all M models by number (``MODEL_FACTS``, but for ``copies``, which are counted here).
+        background: that the logits are compared with; offsets are computed from the stored directions.
+        sample: (S, d) directions of some thousand logits drawn from all models; the basis is fitted on them.
+        probes: number of probes of the probe set.
+        exact_logits: below this many rows a client scores all of them, and no vector index is built.
+        same: a key for every model (M,), equal where the logits are the same (``ProbedModel.identity``); by default
+            the weight digests.
+
+    Raises:
+        ValueError: the logits of a model do not follow each other.
+        StoreError: the generation was swept meanwhile, or LanceDB counts other rows than were written.
     """
     same = models["weight_digest"].to_pylist() if same is None else same
     numbering = Numbering(same_weights(same))
@@ -120,7 +123,7 @@ def write_tables(
     if large:
         shortlist.build(writer.open("logits"))
         meta["sample"] = gallery.rows.tobytes()
-    return Written(numbering.logits, rows, settings, meta)
+    return TableSummary(numbering.logits, rows, settings, meta)
 
 
 def logit_tables(
@@ -136,35 +139,37 @@ def logit_tables(
     """The ``logits`` table, batch by batch.
 
     Args:
-        batches: all logits; those of weights that were met before are passed over.
-        background: what they are compared with.
-        basis: that they are stored in.
-        numbering: tells rows and weights.
-        probes: how many there are.
-        gallery: sees all rows.
+        batches: all logits; those of weights that were written before are skipped.
+        background: that the logits are compared with.
+        basis: that directions are stored in.
+        numbering: assigns rows and weights.
+        probes: number of probes of the probe set.
+        gallery: sample that all rows are offered to.
         first_row: number of the table's first row.
-        weights: (M,) what ``numbering``'s numbers of weights are called in the table; by default as they are.
+        weights: (M,) the table's number for each number of weights in ``numbering``; by default the same.
     """
-    compared = Background(basis.coordinates(background.directions).astype(np.float64), background.sharpness)
+    stored_background = Background(
+        basis.coordinates(background.directions).astype(np.float64), background.sharpness
+    )
     schema, kind = logits_schema(basis, probes), logit_facts(basis, probes)
     for batch in batches:
         first = first_row + numbering.rows
-        kept = numbering.take(batch.model)
-        if not len(kept):
+        places = numbering.take(batch.model)
+        if not len(places):
             continue
-        stored = basis.stored(batch.directions[kept])
+        stored = basis.stored(batch.directions[places])
         coordinates = basis.decoded(stored)
-        facts = np.zeros(len(kept), kind)
-        facts["row"] = np.arange(first, first + len(kept))
-        owners = numbering.weights[batch.model[kept]]
-        facts["weights"] = owners if weights is None else weights[owners]
-        facts["logit"], facts["negated"] = batch.logit[kept], batch.negated[kept]
-        facts["offset"] = compared.offsets(coordinates)
+        facts = np.zeros(len(places), kind)
+        facts["row"] = np.arange(first, first + len(places))
+        weight_numbers = numbering.weights[batch.model[places]]
+        facts["weights"] = weight_numbers if weights is None else weights[weight_numbers]
+        facts["logit"], facts["negated"] = batch.logit[places], batch.negated[places]
+        facts["offset"] = stored_background.offsets(coordinates)
         facts["precise"], facts["rest"], facts["scale"] = stored
-        facts["probes"] = batch.probes[kept, :SHOWN_PROBES]
+        facts["probes"] = batch.probes[places, :SHOWN_PROBES]
         if gallery is not None:
             gallery.add(facts)
-        # LanceDB would refuse what is not finite without saying whose it is: the publisher's checks find it in the facts.
+        # LanceDB refuses values that are not finite without naming the row: the publisher's checks find them in the facts.
         vectors = np.nan_to_num(basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
         yield pa.table(
             {"vector": fixed_lists(vectors, pa.float16()), "facts": fixed_binary(facts)},
@@ -173,26 +178,29 @@ def logit_tables(
 
 
 class Numbering:
-    """Which rows of ``logits`` are whose, while they are written."""
+    """Assigns the rows of ``logits`` to weights while they are written.
+
+    Args:
+        weights: (M,) for every model the number of the first model with the same weights.
+    """
 
     def __init__(self, weights: npt.NDArray[np.int32]) -> None:
         self.weights = weights
         self.rows = 0
-        self._owner = np.full(
-            len(weights), -1, np.int32
-        )  # by number of weights: the model whose logits are kept
+        # By number of weights: the model whose logits are written; -1: none yet.
+        self._owner = np.full(len(weights), -1, np.int32)
         self._first = np.zeros(len(weights), np.int64)
         self._count = np.zeros(len(weights), np.int32)
 
     def take(self, models: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """Places in the next batch of the logits that are kept: (L',).
+        """Positions (L',) in the next batch of the logits to write, of models (L,): each weights' once.
 
         Raises:
             ValueError: a model's logits do not follow each other.
         """
         models = np.asarray(models, np.int64)
         starts = np.flatnonzero(np.diff(models, prepend=-1))
-        kept = np.zeros(len(models), bool)
+        owned = np.zeros(len(models), bool)
         for start, stop in zip(starts, [*starts[1:], len(models)], strict=True):
             model = models[start]
             weights = self.weights[model]
@@ -203,23 +211,23 @@ class Numbering:
                 continue
             if self._first[weights] + self._count[weights] != self.rows:
                 raise ValueError(f"the logits of model {model} do not follow each other")
-            kept[start:stop] = True
+            owned[start:stop] = True
             self._count[weights] += stop - start
             self.rows += stop - start
-        return np.flatnonzero(kept)
+        return np.flatnonzero(owned)
 
     @property
     def logits(self) -> int:
-        """Logits of all models, copies counted."""
+        """Number of logits of all models, those of copies counted too."""
         return int(self._count[self.weights].sum(dtype=np.int64))
 
     @property
     def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Of every model the first of its rows, and how many: (M,) each."""
+        """First row of every model and its number of rows: (M,) each."""
         return self._first[self.weights], self._count[self.weights]
 
     def joined(self, models: pa.Table, same: Sequence[str | None]) -> pa.Table:
-        """The models' facts and where their logits are."""
+        """The ``models`` table (``MODELS``): the models' facts and the places of their logits."""
         copies = np.bincount(self.weights, minlength=len(self.weights))
         first, rows = self.places
         columns: dict[str, npt.NDArray[np.generic] | Sequence[object]] = {
@@ -237,7 +245,7 @@ class Numbering:
 
 @dataclass(eq=False)
 class _Sample:
-    """A random sample of fixed size of all rows that pass: those of the smallest random numbers."""
+    """A uniform random sample of fixed size of a stream of rows: those with the smallest random keys."""
 
     size: int
     rows: npt.NDArray[np.void]
@@ -247,8 +255,8 @@ class _Sample:
     def add(self, rows: npt.NDArray[np.void]) -> None:
         keys = self._random.random(len(rows))
         if len(self._keys) == self.size:
-            chosen = keys < self._keys[-1]
-            keys, rows = keys[chosen], rows[chosen]
+            selected = keys < self._keys[-1]
+            keys, rows = keys[selected], rows[selected]
         if len(keys):
             keys, rows = np.concatenate([self._keys, keys]), np.concatenate([self.rows, rows])
             order = np.argsort(keys)[: self.size]

@@ -1,8 +1,8 @@
-"""What one thread makes, another consumes: a library that pulls its input in threads of its own never runs ours.
+"""A bounded queue between a producer and a consumer thread, for libraries that pull their input in their own threads.
 
-LanceDB reads a stream of batches in a thread with a small stack, which a matrix product in the midst of making one can
-overflow: the process dies. So batches are made in the caller's thread and only handed over in LanceDB's. The two work
-at the same time, and Ctrl-C reaches the maker.
+LanceDB reads a stream of batches in a thread with a small stack, which a matrix product inside the stream can
+overflow: the process dies. So batches are made in the caller's thread, and LanceDB's thread only takes them from the
+queue. The two work at the same time, and Ctrl-C reaches the producer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Items that wait to be consumed: memory is bounded by these, the one that is made and the one that is consumed.
+# Items in the queue: memory is bounded by these, the one being made and the one being consumed.
 _WAITING = 2
 _LOOK_SECONDS = 0.2
 _END = object()
@@ -24,34 +24,35 @@ _END = object()
 
 @dataclass(frozen=True)
 class _Failed:
-    """In place of an item: making it raised."""
+    """Stands in the queue for an item whose making raised an error."""
 
     error: BaseException
 
 
 def run_consumer_in_thread(items: Iterable[T], consume: Callable[[Iterator[T]], R]) -> R:
-    """Consume items in another thread while they are made in this one; returns what ``consume`` does.
+    """Consume items in another thread while they are made in this one; returns what ``consume`` returns.
 
     Raises:
-        Exception: whatever making an item raised (``consume`` is told by the same exception), or else ``consume``.
+        Exception: whatever making an item raised (``consume`` gets the same exception from its iterator), or else
+            whatever ``consume`` raised.
     """
     queue: Queue[Any] = Queue(_WAITING)
     with ThreadPoolExecutor(1, "handover") as pool:
-        consumed = pool.submit(consume, _received(queue))
-        last: object = _END
+        consumed = pool.submit(consume, _queued_items(queue))
+        end_marker: object = _END
         try:
             for item in items:
                 if not _put(queue, item, consumed):
                     break
         except BaseException as error:
-            last = _Failed(error)
+            end_marker = _Failed(error)
             raise
         finally:
-            _put(queue, last, consumed)
+            _put(queue, end_marker, consumed)
         return consumed.result()
 
 
-def _received(queue: Queue[Any]) -> Iterator[Any]:
+def _queued_items(queue: Queue[Any]) -> Iterator[Any]:
     while (item := queue.get()) is not _END:
         if isinstance(item, _Failed):
             raise item.error
@@ -59,7 +60,7 @@ def _received(queue: Queue[Any]) -> Iterator[Any]:
 
 
 def _put(queue: Queue[Any], item: object, consumed: Future[Any]) -> bool:
-    """Queue an item; False where nobody will take it any more."""
+    """Queue an item; False if the consumer has ended."""
     while not consumed.done():
         try:
             queue.put(item, timeout=_LOOK_SECONDS)

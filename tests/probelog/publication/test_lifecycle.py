@@ -94,7 +94,7 @@ def test_rolling_back_to_what_an_early_probelog_published(index: Store) -> None:
     assert roll_back(index).generation == "a"
     assert probelog.open_index(index.uri).search("dog")[0].licence == "a"
     index.delete_folder("generations/b")
-    with pytest.raises(StoreError, match="generation b is gone"):
+    with pytest.raises(StoreError, match="generation b is missing"):
         roll_back(index, "b")
 
 
@@ -195,12 +195,12 @@ def test_a_publisher_that_was_taken_for_dead_does_not_go_live(
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "BUILDING", NO_GRACE)
         sweep(index)
-    with pytest.raises(StoreError, match="was given up by a sweep"):
+    with pytest.raises(StoreError, match="was retired by a sweep"):
         go_live(index, "c", "s")
     sweep(index, NO_GRACE)
-    with pytest.raises(StoreError, match="was given up by a sweep"):
+    with pytest.raises(StoreError, match="was retired by a sweep"):
         writers[0].write_meta({"settings": b"{}"})
-    with pytest.raises(StoreError, match="is gone, or was never finished"):
+    with pytest.raises(StoreError, match="is missing, or was never finished"):
         go_live(index, "c", "s")
     assert read_pointer(index)[0].generation == "a"
 
@@ -211,7 +211,7 @@ def test_a_generation_that_is_not_whole_does_not_go_live(index: Store) -> None:
     make(index, "b")
     file = next(name for name in index.names("generations/b") if "models.lance/data" in name)
     index.write(file, index.read(file)[:-1])
-    with pytest.raises(StoreError, match=r"generation b is not whole: models.lance/data"):
+    with pytest.raises(StoreError, match=r"generation b is incomplete: models.lance/data"):
         go_live(index, "b", "s")
     assert read_pointer(index)[0].generation == "a"
 
@@ -280,9 +280,9 @@ def test_who_was_overtaken_while_building_does_not_go_live(index: Store, first: 
     seen = [] if first else ["a"]
     make(index, "b")
     make(index, "c")
-    go_live(index, "c", "s", seen=seen)
+    go_live(index, "c", "s", expected_choice=seen)
     with pytest.raises(ConflictError, match=r"published or rolled back meanwhile \(c is live\)"):
-        go_live(index, "b", "s", seen=seen)
+        go_live(index, "b", "s", expected_choice=seen)
     discard(index, "b")
     with pytest.raises(StoreError, match="generation c is in use"):
         discard(index, "c")
@@ -302,7 +302,7 @@ def test_a_sweep_does_not_overtake_a_publisher(index: Store, monkeypatch: pytest
         real(self, name, data, expected)
 
     monkeypatch.setattr(Store, "swap", swap)
-    go_live(index, "d", "s", seen=["c", "b", "a"])
+    go_live(index, "d", "s", expected_choice=["c", "b", "a"])
     found = read_pointer(index)[0]
     assert (found.choice, sorted(found.retired)) == (["d", "c", "b"], ["a", "ruin"])
 
@@ -311,11 +311,11 @@ def test_rolling_back_to_a_generation_that_is_gone(index: Store) -> None:
     for name in "abc":
         publish(index, name)
     index.delete_folder("generations/b")
-    with pytest.raises(StoreError, match=r"generation b is gone.*or go back to a"):
+    with pytest.raises(StoreError, match=r"generation b is missing.*or go back to a"):
         roll_back(index)
     assert read_pointer(index)[0].generation == "c"
     assert roll_back(index, "a").generation == "a"
-    with pytest.raises(StoreError, match="generation b is gone"):
+    with pytest.raises(StoreError, match="generation b is missing"):
         roll_back(index, "b")
     assert roll_back(index, "c").generation == "c"
 

@@ -191,7 +191,7 @@ def test_nothing_of_killed_publishers_stays(
     monkeypatch.setattr(lifecycle, "BUILDING", dt.timedelta(0))
     publish(index, files, "g2")
     assert len(sweep(index, dt.timedelta(0))) == 1
-    assert generations(index) == set(read_pointer(index)[0].named)
+    assert generations(index) == set(read_pointer(index)[0].referenced)
 
 
 @pytest.mark.acceptance

@@ -69,7 +69,7 @@ def test_the_base_of_an_update_is_kept_for_as_long_as_the_update(index: Store) -
         publish(index, name, base="base")
         sweep(index, NO_GRACE)
         sweep(index, NO_GRACE)
-    assert live(index).named == ["u4", "u3", "u2", "base"]
+    assert live(index).referenced == ["u4", "u3", "u2", "base"]
     assert generations(index) == {"u4", "u3", "u2", "base"}
     publish(index, "w1", "w2")
     sweep(index, NO_GRACE)
@@ -87,9 +87,9 @@ def test_the_base_of_a_withdrawn_update_is_kept(index: Store) -> None:
     make(index, "u2")
     go_live(index, "u2", "s", base="w1", keep=2)
     roll_back(index, "w1")
-    assert live(index).named == ["w1", "u2"]
+    assert live(index).referenced == ["w1", "u2"]
     other = Pointer("whole", "s", "p", withdrawn=[{"generation": "u", "base": "base"}])
-    assert other.named == ["whole", "u", "base"]
+    assert other.referenced == ["whole", "u", "base"]
     sweep(index, NO_GRACE)
     assert roll_back(index, "u2").base == "w1"
 
@@ -124,7 +124,7 @@ def test_an_update_whose_base_is_not_whole_does_not_go_live(index: Store) -> Non
     publish(index, "base")
     make(index, "update")
     index.delete("generations/base/logits.lance/data")
-    with pytest.raises(StoreError, match=r"generation base is not whole: logits.lance/data is missing"):
+    with pytest.raises(StoreError, match=r"generation base is incomplete: logits.lance/data is missing"):
         go_live(index, "update", "s", base="base")
     assert live(index).generation == "base"
 
@@ -157,7 +157,7 @@ def test_no_rollback_to_an_update_whose_base_is_gone(index: Store, damage: Calla
 def test_no_rollback_to_a_generation_that_has_changed(index: Store) -> None:
     publish(index, "a", "b")
     index.write("generations/a/meta.lance/data", b"longer")
-    with pytest.raises(StoreError, match=r"generation a is not whole.*Publish again$"):
+    with pytest.raises(StoreError, match=r"generation a is incomplete.*Publish again$"):
         roll_back(index)
     list_files(index, "a")
     with pytest.raises(StoreError, match="its digest is not the one in the pointer"):
@@ -187,12 +187,12 @@ def test_as_many_are_kept_as_are_asked_for(index: Store, keep: int) -> None:
     for name in "abcde":
         make(index, name)
         pointer = go_live(index, name, "s", keep=keep)
-    assert pointer.named == list("edcba")[:keep]
+    assert pointer.referenced == list("edcba")[:keep]
     assert sorted(pointer.retired) == sorted("abcde"[:-keep])
 
 
 def test_three_are_kept_by_default(index: Store) -> None:
-    assert publish(index, *"abcd").named == ["d", "c", "b"]
+    assert publish(index, *"abcd").referenced == ["d", "c", "b"]
 
 
 def test_a_generation_that_is_published_again_is_listed_once(index: Store) -> None:
@@ -204,7 +204,7 @@ def test_what_was_withdrawn_is_retired_by_the_next_publish(index: Store) -> None
     publish(index, "a", "b", "c")
     assert [item["generation"] for item in roll_back(index, "a").withdrawn] == ["b", "c"]
     pointer = publish(index, "d")
-    assert (pointer.named, sorted(pointer.retired), pointer.withdrawn) == (["d", "a"], ["b", "c"], [])
+    assert (pointer.referenced, sorted(pointer.retired), pointer.withdrawn) == (["d", "a"], ["b", "c"], [])
     make(index, "e")
     with pytest.raises(UsageError, match=r"there is no generation 'b' to roll back to; there is a$"):
         roll_back(index, "b")
@@ -213,7 +213,7 @@ def test_what_was_withdrawn_is_retired_by_the_next_publish(index: Store) -> None
 def test_what_is_retired_never_comes_back(index: Store) -> None:
     publish(index, "a", "b", "c", "d")
     before = index.read(POINTER)
-    with pytest.raises(StoreError, match="generation a was given up by a sweep"):
+    with pytest.raises(StoreError, match="generation a was retired by a sweep"):
         go_live(index, "a", "s")
     assert index.read(POINTER) == before
 
@@ -223,22 +223,22 @@ def test_what_was_published_meanwhile_wins_where_it_matters(index: Store) -> Non
     make(index, "c")
     for seen in (["a"], ["b"], [], ["a", "b"]):
         with pytest.raises(ConflictError, match=r"meanwhile \(b is live\)"):
-            go_live(index, "c", "s", seen=seen)
-    assert go_live(index, "c", "s", seen=("b", "a")).generation == "c"
+            go_live(index, "c", "s", expected_choice=seen)
+    assert go_live(index, "c", "s", expected_choice=("b", "a")).generation == "c"
     index.delete(POINTER)
     make(index, "d")
-    with pytest.raises(ConflictError, match=r"the pointer is gone"):
-        go_live(index, "d", "s", seen=["c"])
+    with pytest.raises(ConflictError, match=r"the pointer is missing"):
+        go_live(index, "d", "s", expected_choice=["c"])
 
 
 def test_what_is_not_finished_does_not_go_live(index: Store) -> None:
     reserve(index, "a")
-    with pytest.raises(StoreError, match="generation a is gone, or was never finished"):
+    with pytest.raises(StoreError, match="generation a is missing, or was never finished"):
         go_live(index, "a", "s")
     make(index, "b")
     for name in ("meta", "logits"):
         index.delete(f"generations/b/{name}.lance/data")
-    with pytest.raises(StoreError, match=r"b is not whole: .*lance/data and 1 other files are missing"):
+    with pytest.raises(StoreError, match=r"b is incomplete: .*lance/data and 1 other files are missing"):
         go_live(index, "b", "s")
     assert index.read_or_none(POINTER) is None
 
@@ -315,7 +315,7 @@ def test_a_sweep_that_was_faster_is_no_conflict_and_a_publisher_is(
 
 def test_a_rollback_moves_the_line_and_keeps_its_order(index: Store) -> None:
     first = publish(index, "a", "b", "c")
-    past = {str(item["generation"]): item for item in first.kept}
+    past = {str(item["generation"]): item for item in first.kept_facts}
     back = roll_back(index, "a")
     assert (back.generation, back.previous, back.withdrawn) == ("a", [], [past["b"], past["c"]])
     assert (back.source, back.serial) == ("source of a", first.serial + 1)
@@ -489,7 +489,7 @@ def test_a_hold_is_renewed_while_it_is_there(index: Store, tmp_path: Path) -> No
     renew(index, "a")
     assert hold.stat().st_mtime > 0
     hold.unlink()
-    with pytest.raises(StoreError, match="generation a was given up by a sweep"):
+    with pytest.raises(StoreError, match="generation a was retired by a sweep"):
         renew(index, "a")
     assert not hold.exists()
 
@@ -539,7 +539,7 @@ def test_an_early_generation_without_a_list(index: Store) -> None:
     index.write(POINTER, replace(pointer, previous=early).to_bytes())
     index.delete(f"generations/a/{FILES}")
     index.delete("generations/a/meta.lance/data")
-    with pytest.raises(StoreError, match="generation a is gone"):
+    with pytest.raises(StoreError, match="generation a is missing"):
         roll_back(index)
     index.write("generations/a/meta.lance/data", b"a")
     assert roll_back(index).files is None

@@ -64,7 +64,7 @@ def test_a_writer_whose_hold_was_taken_stops(tmp_path: Path, hold: Path) -> None
     writer = GenerationWriter(Store(tmp_path), "a")
     hold.unlink()
     for step in (lambda: writer.write_meta({"x": b"1"}), writer.finish):
-        with pytest.raises(StoreError, match="was given up by a sweep"):
+        with pytest.raises(StoreError, match="was retired by a sweep"):
             step()
     assert not (hold.parent / FILES).exists()
 

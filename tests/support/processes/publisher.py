@@ -61,7 +61,7 @@ def publish(index: Store, encoder: TextFiles, tag: str, ask: bool = False) -> Po
         print("built", flush=True)
         sys.stdin.readline()
     try:
-        pointer = go_live(index, name, f"source of {tag}", seen=seen)
+        pointer = go_live(index, name, f"source of {tag}", expected_choice=seen)
     except ProbeLogError:
         discard(index, name)
         raise
