@@ -1,11 +1,11 @@
 """One published generation, opened for reading.
 
-What a small index (below ``shortlist.EXACT_LOGITS``) is searched by is read into memory once. Of a large one nothing
-is held whose size grows with it: logits are taken from the table as a query needs them, or streamed through.
+The logits of a small index (below ``shortlist.EXACT_LOGITS``) are read into memory once. A large index holds nothing in
+memory whose size grows with it: logits are taken from the table as a query needs them, or streamed.
 
-A generation is whole, or an *update* of a whole one, its *base* (``probelog.publication.update``): it holds what came since,
-says which of the base's models are gone, and leaves probes, background, encoder and vector index to the base. To the
-reader both look alike.
+A generation is whole, or an *update* of a whole one, its *base* (``probelog.publication.update``): it holds the added
+models, lists the base's models that were removed, and shares probes, background, encoder and vector index with the
+base. To the reader both look alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from probelog.arrays import values_of
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from probelog.index import shortlist
 from probelog.index.arrow import matrix_of, structured
-from probelog.index.basis import Basis, Stored
+from probelog.index.basis import Basis, EncodedDirections
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
 from probelog.index.settings import GenerationSettings
@@ -46,12 +46,12 @@ T = TypeVar("T")
 ROWS_AT_ONCE = 8192
 # Values of one SQL condition.
 _TEXTS_AT_ONCE = 500
-# Names that a mistyped one is compared with, letter by letter: some 20 microseconds each.
+# Number of names that an unknown one is compared with, to suggest similar ones: some 20 microseconds each.
 _COMPARED_NAMES = 10_000
 
 
 class _Once(Generic[T]):
-    """Like ``cached_property``, but threads that ask at the same time make the value once, not each its own."""
+    """Like ``cached_property``, but made once even when several threads ask at the same time."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
         self._make = make
@@ -66,25 +66,27 @@ class _Once(Generic[T]):
         if owner is None:
             return self
         with owner._lock:
-            made = owner.__dict__
-            if self._name not in made:
-                made[self._name] = self._make(owner)  # found there from now on, before this method is asked
-            value: T = made[self._name]
+            cache = owner.__dict__
+            if self._name not in cache:
+                cache[self._name] = self._make(
+                    owner
+                )  # an instance's dictionary is looked up before this descriptor
+            value: T = cache[self._name]
             return value
 
 
 @dataclass(frozen=True, eq=False)
 class Logits:
-    """Some logits of an index.
+    """n logits of an index.
 
     Attributes:
-        rows: (n,) their rows in the ``logits`` table.
-        weights: (n,) whose they are: the number of the first model with these weights.
-        logit: (n,) their places in their models' heads.
-        negated: (n,) which are the opposite of a one-logit head's concept.
-        offsets: (n,) over the whole background.
-        coordinates: (n, p) their directions in the index's basis (``probelog.index.basis``), unit vectors.
-        probes: (n, r) numbers of the probes that fire them most, descending.
+        rows: (n,) rows in the ``logits`` table.
+        weights: (n,) number of the first model with the weights that the logit belongs to.
+        logit: (n,) position in the model's head.
+        negated: (n,) whether it is the opposite of a one-logit head's concept.
+        offsets: (n,) over the whole background (docs/method.md).
+        coordinates: (n, p) directions in the index's basis (``probelog.index.basis``), unit vectors.
+        probes: (n, r) numbers of the probes that fire the logit most, descending.
     """
 
     rows: npt.NDArray[np.int64]
@@ -97,7 +99,7 @@ class Logits:
 
     @classmethod
     def joined(cls, parts: Sequence[Logits]) -> Logits:
-        """Those of all parts (one at the least), in their order."""
+        """Concatenate one or more parts, in their order."""
         if len(parts) == 1:
             return parts[0]
         names = [item.name for item in fields(cls)]
@@ -107,28 +109,28 @@ class Logits:
         return len(self.rows)
 
     def __getitem__(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> Logits:
-        """Those at some places."""
+        """The logits at some positions, or under a mask (n,)."""
         return Logits(*(getattr(self, item.name)[places] for item in fields(self)))
 
 
 class Generation:
-    """One published generation, read once and never changed. What is large is read when first needed.
+    """One published generation, immutable. Large parts are read when first needed.
 
-    Safe to share between threads. Whatever is read may raise StoreError: the generation was swept, is damaged, or
-    the store cannot be reached.
+    Safe to share between threads. Every property and method may raise StoreError: the generation was swept, is
+    damaged, or the store cannot be reached.
 
     Raises:
         SchemaVersionError: made by a newer ProbeLog.
-        StoreError: it is not there, or damaged.
+        StoreError: it is missing or damaged.
     """
 
     def __init__(self, index: Store, pointer: Pointer) -> None:
         self.index = index
         self.pointer = pointer
         self._lock = threading.RLock()
-        self._own = Tables(index, pointer.generation)
-        with self._own.reading("settings"):
-            content = json.loads(self._own.meta("settings") or b"{}")
+        self._tables = Tables(index, pointer.generation)
+        with self._tables.reading("settings"):
+            content = json.loads(self._tables.meta("settings") or b"{}")
             version = int(content["version"])
         if version > INDEX_VERSION:
             raise SchemaVersionError(
@@ -142,101 +144,108 @@ class Generation:
             )
         self.settings = GenerationSettings.from_dict(content, f"{index.uri}: generation {pointer.generation}")
         base = self.settings.base
-        self._base = self._own if base is None else Tables(index, base.generation)
-        # Models and rows from here on are the update's own.
-        self._base_rows = self.settings.rows if base is None else base.rows
+        self._base = self._tables if base is None else Tables(index, base.generation)
+        # Rows from this number on are the update's.
+        self._base_row_count = self.settings.rows if base is None else base.rows
 
     @property
     def is_update(self) -> bool:
         """Whether it is an update of another generation."""
-        return self._base is not self._own
+        return self._base is not self._tables
 
     def meta(self, key: str) -> bytes:
-        """One value of the ``meta`` table."""
-        found = self._own.meta(key)
-        if found is None and self.is_update:
-            found = self._base.meta(key)
-        if found is None:
+        """One value of the ``meta`` table, of an update's base where the update lacks it."""
+        value = self._tables.meta(key)
+        if value is None and self.is_update:
+            value = self._base.meta(key)
+        if value is None:
             raise StoreError(f"{self.index.uri}: generation {self.pointer.generation} has no {key!r}")
-        return found
+        return value
 
     # Models
 
     def models_table(
         self, columns: Sequence[str], where: str | None = None, limit: int | None = None
     ) -> pa.Table:
-        """Columns of the models, all of them or those that meet an SQL condition, by ``id``, which is among them.
+        """Columns of the models, all of them or those that meet an SQL condition, and ``id``; sorted by ``id``.
 
-        Numbers have gaps where models of the base are gone. What ``copies`` is compared with in a condition are the
-        base's counts.
+        Numbers have gaps where models of the base were removed. A condition over ``copies`` sees the base's counts.
         """
         names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
         if not self.is_update:
-            return self._own.rows("models", names, where, limit).sort_by("id")
-        found = self._base.rows(
+            return self._tables.rows("models", names, where, limit).sort_by("id")
+        table = self._base.rows(
             "models", names, where, None if limit is None else limit + len(self._replaced)
         )
-        found = found.filter(pa.array(~np.isin(found["id"].to_numpy(), self._replaced)))
+        table = table.filter(pa.array(~np.isin(table["id"].to_numpy(), self._replaced)))
         if "copies" in columns:
-            found = self._recounted(found)
-        found = pa.concat_tables([found, self._own.rows("models", names, where)]).sort_by("id")
-        return found if limit is None else found.slice(0, limit)
+            table = self._with_current_copies(table)
+        table = pa.concat_tables([table, self._tables.rows("models", names, where)]).sort_by("id")
+        return table if limit is None else table.slice(0, limit)
 
     def models_named(
         self, column: str, values: Iterable[str], columns: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """The models that have one of some texts in a column, by ``id``."""
-        wanted, found = sorted(set(values)), []
-        for start in range(0, len(wanted), _TEXTS_AT_ONCE):
-            condition = sql_in(column, wanted[start : start + _TEXTS_AT_ONCE])
-            found += self.models_table(columns, condition).to_pylist()
-        return sorted(found, key=lambda row: int(row["id"]))
+        """Rows of the models whose ``column`` has one of ``values``, sorted by ``id``."""
+        texts, rows = sorted(set(values)), []
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            condition = sql_in(column, texts[start : start + _TEXTS_AT_ONCE])
+            rows += self.models_table(columns, condition).to_pylist()
+        return sorted(rows, key=lambda row: int(row["id"]))
 
     def take_models(self, numbers: Sequence[int] | npt.NDArray[Any], columns: Sequence[str]) -> pa.Table:
-        """Columns of the models with some numbers, in the order of the numbers, and ``id``."""
-        wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        """Columns of the models with the given numbers, in the order of the numbers, and ``id``.
+
+        Raises:
+            StoreError: a number has no row.
+        """
+        unique_numbers, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
-        own = wanted[np.isin(wanted, self._own_numbers)] if self.is_update else np.empty(0, np.int64)
-        of_base = np.setdiff1d(wanted, own)
+        update_numbers = (
+            unique_numbers[np.isin(unique_numbers, self._update_numbers)]
+            if self.is_update
+            else np.empty(0, np.int64)
+        )
+        base_numbers = np.setdiff1d(unique_numbers, update_numbers)
         parts: list[pa.Table] = []
-        if len(of_base):
+        if len(base_numbers):
             with self._base.reading("models"):
-                query = self._base.open("models").take_offsets(of_base.tolist()).select(names)
+                query = self._base.open("models").take_offsets(base_numbers.tolist()).select(names)
                 parts.append(query.to_arrow())
             if self.is_update and "copies" in columns:
-                parts[-1] = self._recounted(parts[-1])
-        if len(own):
-            parts.append(self._own.rows("models", names, sql_in("id", own.tolist())))
+                parts[-1] = self._with_current_copies(parts[-1])
+        if len(update_numbers):
+            parts.append(self._tables.rows("models", names, sql_in("id", update_numbers.tolist())))
         if not parts:
             return self._base.rows("models", names, limit=1).slice(0, 0)
-        found = pa.concat_tables(parts)
-        if not np.array_equal(found["id"].to_numpy(), wanted):
-            found = found.sort_by("id")
-            if not np.array_equal(found["id"].to_numpy(), wanted):
-                raise self._base.gaps("models")
-        return found.take(places)
+        table = pa.concat_tables(parts)
+        if not np.array_equal(table["id"].to_numpy(), unique_numbers):
+            table = table.sort_by("id")
+            if not np.array_equal(table["id"].to_numpy(), unique_numbers):
+                raise self._base.gap_error("models")
+        return table.take(places)
 
     @_Once
     def _replaced(self) -> npt.NDArray[np.int64]:
-        """Numbers of the base's models that are gone, or whose rows an update has written anew; ascending."""
+        """Numbers of the base's models that were removed, or whose rows the update replaces; ascending."""
         return np.asarray(from_npy(self.meta("replaced.npy")), np.int64)
 
     @_Once
-    def _own_numbers(self) -> npt.NDArray[np.int64]:
-        return np.asarray(self._own.rows("models", ["id"])["id"].to_numpy(), np.int64)
+    def _update_numbers(self) -> npt.NDArray[np.int64]:
+        return np.asarray(self._tables.rows("models", ["id"])["id"].to_numpy(), np.int64)
 
     @_Once
-    def _dead(self) -> npt.NDArray[np.int64]:
-        """Weights of the base that no model has any more: among others, which have no logits."""
-        return np.setdiff1d(self._replaced, self._own_numbers)
+    def _removed_weights(self) -> npt.NDArray[np.int64]:
+        """Numbers of the base's weights that no model has any more (numbers of other removed models are among them)."""
+        return np.setdiff1d(self._replaced, self._update_numbers)
 
     @_Once
     def _counts(self) -> dict[int, int]:
-        """How many models there are with some weights of the base, where that has changed."""
+        """Number of models by weights of the base, where it has changed."""
         return {int(weights): int(count) for weights, count in from_npy(self.meta("copies.npy"))}
 
-    def _recounted(self, models: pa.Table) -> pa.Table:
-        """The base's models with their ``copies`` as they are now."""
+    def _with_current_copies(self, models: pa.Table) -> pa.Table:
+        """Rows of the base's models with the present counts of ``copies``."""
         pairs = zip(values_of(models["weights"], int), values_of(models["copies"], int), strict=True)
         copies = pa.array([self._counts.get(weights, count) for weights, count in pairs], pa.int32())
         return models.set_column(models.column_names.index("copies"), "copies", copies)
@@ -250,18 +259,18 @@ class Generation:
 
     @property
     def size(self) -> int:
-        """Rows of the ``logits`` table: logits of distinct weights, those of models that are gone among them."""
+        """Number of rows of the ``logits`` table: logits of distinct weights, those of removed models included."""
         return self.settings.rows
 
     @property
     def large(self) -> bool:
-        """Whether it is searched by its shortlist, and not held in memory."""
+        """Whether it is searched by a shortlist instead of being held in memory."""
         return self.settings.large
 
     @_Once
     def basis(self) -> Basis:
-        """From the encoder's space to that of the logits' coordinates."""
-        with self._own.reading("basis"):
+        """The basis of the logits' coordinates in the encoder's space."""
+        with self._tables.reading("basis"):
             return Basis.from_array(
                 from_npy(self.meta("basis.npy")), self.settings.middle_offset, self.sharpness
             )
@@ -271,59 +280,65 @@ class Generation:
         return logit_facts(self.basis, self.settings.probes)
 
     def _logits(self, facts: npt.NDArray[np.void]) -> Logits:
-        """From what the table holds of them (``logit_facts``)."""
+        """Logits from their values in the table (``logit_facts``)."""
         return Logits(
             facts["row"].astype(np.int64),
-            # Copies, which do not hold on to all of the facts.
+            # Copied, so that the array of all facts can be freed.
             facts["weights"].copy(),
             facts["logit"].copy(),
             facts["negated"].copy(),
             facts["offset"].astype(np.float64),
-            self.basis.decoded(Stored(facts["precise"], facts["rest"], facts["scale"])),
+            self.basis.decode(EncodedDirections(facts["precise"], facts["rest"], facts["scale"])),
             facts["probes"].copy(),
         )
 
     @_Once
     def all_logits(self) -> Logits:
-        """All logits. For small indexes, or a machine that has room for 2 KB a logit."""
+        """All logits. For small indexes, or a machine with 2 KB of memory per logit."""
         return Logits.joined([*self._stream(), self.recent])
 
     @_Once
     def recent(self) -> Logits:
-        """The logits that an update holds itself: not in the vector index, and few enough to be scored one and all."""
+        """The logits of an update itself: not in the vector index, and few enough that all are scored for every query."""
         if not self.is_update:
             return self._logits(np.empty(0, self._facts))
-        with self._own.reading("logits"):
-            facts = structured(self._own.rows("logits", ["facts"])["facts"], self._facts)
+        with self._tables.reading("logits"):
+            facts = structured(self._tables.rows("logits", ["facts"])["facts"], self._facts)
             facts = facts[np.argsort(facts["row"])]
-            if not np.array_equal(facts["row"], np.arange(self._base_rows, self.size)):
-                raise self._own.gaps("logits")
+            if not np.array_equal(facts["row"], np.arange(self._base_row_count, self.size)):
+                raise self._tables.gap_error("logits")
         return self._logits(facts)
 
     def logits(self, rows: npt.NDArray[np.int64]) -> Logits:
-        """The logits at some rows of living models, in their order."""
+        """The logits at some rows, in the order of ``rows``. The rows' models must not have been removed.
+
+        Raises:
+            StoreError: a row is missing.
+        """
         if not self.large:
             places = np.minimum(np.searchsorted(self.all_logits.rows, rows), len(self.all_logits) - 1)
             if len(rows) and not np.array_equal(self.all_logits.rows[places], rows):
-                raise self._base.gaps("logits")
+                raise self._base.gap_error("logits")
             return self.all_logits[places]
-        wanted, places = np.unique(rows, return_inverse=True)
-        of_base = wanted[wanted < self._base_rows]
+        unique_rows, places = np.unique(rows, return_inverse=True)
+        base_rows = unique_rows[unique_rows < self._base_row_count]
         facts = np.empty(0, self._facts)
-        if len(of_base):
+        if len(base_rows):
             with self._base.reading("logits"):
-                rows_of_base = self._base.open("logits").take_offsets(of_base.tolist())
-                facts = structured(rows_of_base.select(["facts"]).to_arrow()["facts"], self._facts)
+                query = self._base.open("logits").take_offsets(base_rows.tolist())
+                facts = structured(query.select(["facts"]).to_arrow()["facts"], self._facts)
             facts = facts[np.argsort(facts["row"])]
-            if not np.array_equal(facts["row"], of_base):
-                raise self._base.gaps("logits")
-        found = self._logits(facts)
-        if len(of_base) < len(wanted):
-            found = Logits.joined([found, self.recent[wanted[len(of_base) :] - self._base_rows]])
-        return found[places]
+            if not np.array_equal(facts["row"], base_rows):
+                raise self._base.gap_error("logits")
+        logits = self._logits(facts)
+        if len(base_rows) < len(unique_rows):
+            logits = Logits.joined(
+                [logits, self.recent[unique_rows[len(base_rows) :] - self._base_row_count]]
+            )
+        return logits[places]
 
     def blocks(self) -> Iterator[Logits]:
-        """All logits in the order of their rows, a large index's in pieces."""
+        """All logits in the order of their rows; of a large index in blocks of at most ``ROWS_AT_ONCE``."""
         if self.large:
             yield from self._stream()
             if len(self.recent):
@@ -332,11 +347,11 @@ class Generation:
             yield self.all_logits
 
     def _stream(self) -> Iterator[Logits]:
-        """All logits of the base, or of a whole generation, in the order of their rows, in pieces: one at the least."""
+        """All logits of the base, or of a whole generation, in the order of their rows, in one or more blocks."""
         count = 0
         base = self._base
         with base.reading("logits"):
-            query = base.open("logits").search().select(["facts"]).limit(max(1, self._base_rows))
+            query = base.open("logits").search().select(["facts"]).limit(max(1, self._base_row_count))
             batches = query.to_batches(batch_size=ROWS_AT_ONCE)
         while True:
             with base.reading("logits"):
@@ -346,53 +361,53 @@ class Generation:
                 facts = structured(pa.chunked_array([batch["facts"]]), self._facts)
                 # Lance scans in the order of writing.
                 if not np.array_equal(facts["row"], np.arange(count, count + len(facts))):
-                    raise base.gaps("logits")
+                    raise base.gap_error("logits")
             count += len(facts)
-            yield self._living(facts)
-        if count != self._base_rows:
-            raise base.gaps("logits")
+            yield self._without_removed(facts)
+        if count != self._base_row_count:
+            raise base.gap_error("logits")
         if not count:
             yield self._logits(np.empty(0, self._facts))
 
-    def _living(self, facts: npt.NDArray[np.void]) -> Logits:
-        """From what the base holds of some logits, without those of models that are gone."""
-        if self.is_update and len(self._dead):
-            facts = facts[~np.isin(facts["weights"], self._dead)]
+    def _without_removed(self, facts: npt.NDArray[np.void]) -> Logits:
+        """Logits from values of the base's table, without those of removed models."""
+        if self.is_update and len(self._removed_weights):
+            facts = facts[~np.isin(facts["weights"], self._removed_weights)]
         return self._logits(facts)
 
     def at(self, rows: npt.NDArray[np.int64]) -> Iterator[Logits]:
-        """The logits at some rows, in pieces: one at the least."""
+        """The logits at some rows, in one or more blocks of at most ``ROWS_AT_ONCE``."""
         for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
             yield self.logits(rows[start : start + ROWS_AT_ONCE])
 
     @_Once
     def sample(self) -> Logits:
-        """A random sample of a large index's logits; of an update's own ones the same share as of the base's."""
-        with self._own.reading("sample"):
+        """A random sample of a large index's logits: the same share of the base's and of the update's."""
+        with self._tables.reading("sample"):
             facts = np.frombuffer(self.meta("sample"), self._facts)
-        share = len(facts) / max(1, self._base_rows)
+        share = len(facts) / max(1, self._base_row_count)
         drawn = np.random.default_rng(0).random(len(self.recent)) < share
-        return Logits.joined([self._living(facts), self.recent[drawn]])
+        return Logits.joined([self._without_removed(facts), self.recent[drawn]])
 
     def shortlisted(
         self, coordinates: npt.NDArray[np.float32], count: int, effort: int = 1
     ) -> Iterator[Logits]:
-        """About the ``count`` best logits of a large index for a question's coordinates (p,), in pieces, by rows.
+        """About the ``count`` best logits of a large index for a query's coordinates (p,), in blocks, by rows.
 
-        None of ``recent`` is among them.
+        ``recent`` is not searched: it is not in the vector index.
         """
         vector = self.basis.query(coordinates)
         with self._base.reading("logits"):
-            found = shortlist.ask(self._base.open("logits"), vector, count, effort)
-            facts = structured(found, self._facts)
+            column = shortlist.look_up(self._base.open("logits"), vector, count, effort)
+            facts = structured(column, self._facts)
         facts = facts[np.argsort(facts["row"])]
         for start in range(0, max(1, len(facts)), ROWS_AT_ONCE):
-            yield self._living(facts[start : start + ROWS_AT_ONCE])
+            yield self._without_removed(facts[start : start + ROWS_AT_ONCE])
 
     @_Once
     def space(self) -> HeadSpace:
-        """What turns queries into directions: the probes and the background, as the encoder sees them."""
-        with self._own.reading("background"):
+        """Turns queries into directions, with the encoder's embeddings of the probes and of the background."""
+        with self._tables.reading("background"):
             return HeadSpace(self.probe_embeddings, from_npy(self.meta("background_vectors.npy")))
 
     @_Once
@@ -402,41 +417,42 @@ class Generation:
 
     @_Once
     def statistics(self) -> ColumnStatistics:
-        """How the background concepts score over the gallery."""
-        with self._own.reading("background"):
+        """Mean and standard deviation of each background concept's score over the gallery."""
+        with self._tables.reading("background"):
             means, stds = from_npy(self.meta("background_statistics.npy"))
             return ColumnStatistics(means, stds)
 
     @_Once
     def confidence(self) -> Confidence:
-        """What turns scores and margins into probabilities."""
+        """The fitted confidence: turns scores and margins into probabilities."""
         return self.settings.confidence
 
     @property
     def sharpness(self) -> float:
-        """The score's temperature ``b``."""
+        """Inverse temperature ``b`` of the scores (docs/method.md)."""
         return self.settings.sharpness
 
     def names(self, logits: Logits, count: int) -> tuple[list[list[str]], list[list[float]]]:
-        """The background concepts that some logits stand for most likely, best first, and their scores.
+        """The ``count`` background concepts that each of n logits recognises most likely, best first, and their scores.
 
-        In the order of ``z`` (``probelog.ranking.confidence``): plain scores would name concepts that score high everywhere.
+        Ordered by standardised score ``z`` (``probelog.ranking.confidence``): plain scores would name the concepts that
+        score high for every logit.
         """
         background = self.background_coordinates
         if not len(background) or not len(logits):
             return [[] for _ in logits.rows], [[] for _ in logits.rows]
         scores = background_scores(logits.coordinates, background, logits.offsets, self.sharpness)
         order = np.argsort(-self.statistics.standardise(scores), axis=1, kind="stable")[:, :count]
-        found = np.take_along_axis(scores, order, axis=1)
-        return [[self.background[i] for i in row] for row in order], found.tolist()
+        top_scores = np.take_along_axis(scores, order, axis=1)
+        return [[self.background[i] for i in row] for row in order], top_scores.tolist()
 
     @_Once
     def probe_embeddings(self) -> npt.NDArray[np.float32]:
-        """The encoder's embedding of every probe: (n, d), unit vectors."""
-        found = self.probes(["embedding"]).sort_by("id")
-        if not np.array_equal(found["id"].to_numpy(), np.arange(found.num_rows)):
-            raise self._base.gaps("probes")
-        return matrix_of(found["embedding"]).astype(np.float32, copy=False)
+        """The encoder's embeddings of the n probes: (n, d), unit vectors."""
+        table = self.probes(["embedding"]).sort_by("id")
+        if not np.array_equal(table["id"].to_numpy(), np.arange(table.num_rows)):
+            raise self._base.gap_error("probes")
+        return matrix_of(table["embedding"]).astype(np.float32, copy=False)
 
     def probes(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Columns of the probes, all of them or those that meet an SQL condition, and ``id``."""
@@ -472,24 +488,24 @@ class Generation:
         among: Iterable[int] | None = None,
         limit: int | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Columns of the models that meet an SQL condition, in the order of their numbers, and ``id``.
+        """Numeric columns of the models that meet an SQL condition, in the order of their numbers, and ``id``.
 
         Args:
             condition: over ``MODEL_FACTS``.
-            columns: of numbers.
+            columns: names of the columns.
             among: only models with one of these ``weights``.
-            limit: not more than so many, any of them.
+            limit: at most this many models, in no particular selection.
 
         Raises:
             QueryError: the condition is not understood; names the columns.
         """
-        # In brackets, because Lance reads the first expression only: it would drop whatever follows a mistake.
+        # In brackets, because Lance parses the first expression only and silently ignores the rest.
         bracketed = f"({condition}\n)"
         if among is not None:
             bracketed += f" AND {sql_in('weights', among)}"
-        with self._understood(condition):
-            found = self.models_table(columns, bracketed, limit)
-        return {name: found[name].to_numpy() for name in found.column_names}
+        with self._filter_errors(condition):
+            table = self.models_table(columns, bracketed, limit)
+        return {name: table[name].to_numpy() for name in table.column_names}
 
     def count_models(self, condition: str) -> int:
         """How many models meet an SQL condition.
@@ -498,21 +514,21 @@ class Generation:
             QueryError: the condition is not understood; names the columns.
         """
         bracketed = f"({condition}\n)"
-        with self._understood(condition):
+        with self._filter_errors(condition):
             count = self._base.count("models", bracketed)
             if self.is_update:
                 replaced = sql_in("id", self._replaced.tolist())
-                count += self._own.count("models", bracketed) - self._base.count(
+                count += self._tables.count("models", bracketed) - self._base.count(
                     "models", f"{bracketed} AND {replaced}"
                 )
         return count
 
     @contextlib.contextmanager
-    def _understood(self, condition: str) -> Iterator[None]:
+    def _filter_errors(self, condition: str) -> Iterator[None]:
         try:
             yield
         except StoreError as error:
-            # Raises where the table is at fault, not the condition.
+            # Raises StoreError if the table is at fault, not the condition.
             self._base.rows("models", ["id", "repo"], limit=1)
             raise QueryError(
                 f"the filter {condition!r} is not understood: {first_line(error.__cause__ or error)}\n"
@@ -524,15 +540,15 @@ class Generation:
         """The row of one repository's model.
 
         Raises:
-            QueryError: the index does not hold it; names similar ones.
+            QueryError: the index does not hold it; the message names similar ones.
         """
-        found = (
+        table = (
             self.models_table(MODELS.names, f"repo = {sql_literal(repo)}", limit=1)
             if is_valid_sql_text(repo)
             else None
         )
-        if found is not None and found.num_rows:
-            row: dict[str, Any] = found.to_pylist()[0]
+        if table is not None and table.num_rows:
+            row: dict[str, Any] = table.to_pylist()[0]
             return row
         close = self._similar(repo) if is_valid_sql_text(repo) else []
         raise QueryError(
@@ -540,16 +556,20 @@ class Generation:
         )
 
     def _similar(self, repo: str) -> list[str]:
-        """Up to three repositories that may have been meant."""
-        wanted = repo.casefold()
+        """Up to three repositories with a similar name."""
+        folded = repo.casefold()
         if self.settings.models <= _COMPARED_NAMES:
             condition = None
         else:
-            # Nobody mistypes the beginning of both the owner's and the model's name.
-            owner, _, name = wanted.rpartition("/")
-            starts = [f"{owner or name}%", f"%/{name}%", f"%/{name[:4]}%", f"{(owner or name)[:4]}%"]
-            condition = " OR ".join(f"lower(repo) LIKE {sql_literal(start)}" for start in starts)
-        found = self.models_table(["repo"], condition, limit=_COMPARED_NAMES)
-        repos = [str(name) for name in found["repo"].to_pylist()]
-        alike = [name for name in repos if wanted in (name.casefold(), name.casefold().rpartition("/")[2])]
-        return (list(dict.fromkeys(alike)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5))[:3]
+            # Assumes that the beginning of the owner's or of the model's name is spelled right.
+            owner, _, name = folded.rpartition("/")
+            patterns = [f"{owner or name}%", f"%/{name}%", f"%/{name[:4]}%", f"{(owner or name)[:4]}%"]
+            condition = " OR ".join(f"lower(repo) LIKE {sql_literal(start)}" for start in patterns)
+        table = self.models_table(["repo"], condition, limit=_COMPARED_NAMES)
+        repos = [str(name) for name in table["repo"].to_pylist()]
+        same_names = [
+            name for name in repos if folded in (name.casefold(), name.casefold().rpartition("/")[2])
+        ]
+        return (list(dict.fromkeys(same_names)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5))[
+            :3
+        ]

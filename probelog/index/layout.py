@@ -1,4 +1,4 @@
-"""Where the files of a generation lie below an index."""
+"""Paths of a generation's files below an index."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ HOLD = "hold.json"
 
 
 def folder_of(generation: str) -> str:
-    """Where a generation lies below its index."""
+    """Path of a generation's folder below its index."""
     return f"generations/{generation}"

@@ -1,7 +1,7 @@
-"""The pointer: a small file that says which generation of the index readers use, and which others are kept.
+"""The pointer: a small file that names the generation of the index that readers use, and the others that are kept.
 
-Everything that decides about generations is in this one file, which is replaced in one atomic step: readers and
-publishers see one state or the next, and of two publishers that replace the same state one is refused.
+All state about generations is in this one file, which is replaced in one atomic step: readers and publishers see one
+state or the next, and of two publishers that replace the same state one gets a conflict.
 `probelog.publication.lifecycle` has the rules.
 """
 
@@ -22,19 +22,19 @@ POINTER_VERSION = 3
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which generation is live, and what becomes of the others.
+    """The live generation, and the states of the others.
 
     Attributes:
-        generation: the live one.
-        source: key of what it was made from.
+        generation: name of the live generation.
+        source: key of the data that it was made from.
         published: when it became live (UTC, ISO 8601).
         files: SHA-256 of its list of files; None where it was published without one.
         previous: ``generation``, ``source``, ``published``, ``files`` and, of updates, ``base`` and ``base_files`` of
-            those before it, newest first, to which one can roll back.
-        withdrawn: likewise of those that were rolled back, oldest first, to which one can return until the next
-            publish.
+            the earlier generations, newest first, that a rollback can return to.
+        withdrawn: the same facts of the generations that were rolled back, oldest first, that a rollback can return
+            to until the next publish.
         retired: generations that can never be live again, and since when (UTC by the store's clock): they are
-            deleted when their last readers have had time to leave.
+            deleted when their last readers have had time to reopen.
         serial: grows with every change of the file, so that no content is ever written twice.
         base: the generation that the live one is an update of, if any.
         base_files: SHA-256 of that one's list of files.
@@ -54,25 +54,25 @@ class Pointer:
 
     @property
     def facts(self) -> dict[str, str | None]:
-        """What is remembered of the live generation when it no longer is."""
+        """The facts about the live generation that are kept when another one replaces it."""
         base = {} if self.base is None else {"base": self.base, "base_files": self.base_files}
         return {name: getattr(self, name) for name in (*_FACTS, "files")} | base
 
     @property
     def kept_facts(self) -> list[Mapping[str, str | None]]:
-        """The facts of the generations that are live or can be again, the live one first."""
+        """The facts of the generations that are live or that a rollback can return to, the live one first."""
         return [self.facts, *self.previous, *self.withdrawn]
 
     @property
     def referenced(self) -> list[str]:
-        """The generations that are live or can be again, the live one first, and those that they are updates of."""
+        """Names of the generations that must not be deleted: those of ``kept_facts``, and their bases."""
         names = [str(item["generation"]) for item in self.kept_facts]
         bases = [str(item["base"]) for item in self.kept_facts if item.get("base") is not None]
         return list(dict.fromkeys([*names, *bases]))
 
     @property
     def choice(self) -> list[str]:
-        """The generations that publishers and operators chose, newest first; sweeps leave them as they are."""
+        """Names of the live and the earlier generations, newest first: changed by publishers and rollbacks, not by sweeps."""
         return [self.generation, *(str(item["generation"]) for item in self.previous)]
 
     def to_bytes(self) -> bytes:
@@ -85,7 +85,7 @@ class Pointer:
 
         Raises:
             SchemaVersionError: published by a newer ProbeLog.
-            StoreError: damaged.
+            StoreError: the file is damaged.
         """
         try:
             content, _ = unsealed_json(data, where)
@@ -131,7 +131,7 @@ def _text(value: object) -> str:
 
 
 def find_index(uri: str) -> Store:
-    """The index at an address: its own, or that of a store that holds one.
+    """The index at an address: of the index itself, or of a store that holds one.
 
     Raises:
         IndexNotFoundError: there is none; the message says what to do.
@@ -151,7 +151,7 @@ def find_index(uri: str) -> Store:
 
 
 def read_pointer(index: Store) -> tuple[Pointer, bytes]:
-    """The live pointer and its bytes (to swap against).
+    """The pointer and its bytes, which a swap compares with.
 
     Raises:
         IndexNotFoundError: there is none.

@@ -50,7 +50,7 @@ def connect(index: Store, generation: str) -> DBConnection:
     )
 
 
-# What is known of a model, whoever asks.
+# Facts about a model, in every index.
 _FACTS: list[tuple[str, pa.DataType]] = [
     ("repo", pa.string()),
     ("sha", pa.string()),
@@ -83,16 +83,16 @@ MODELS = pa.schema(
 _META: list[tuple[str, pa.DataType]] = [("key", pa.string()), ("value", pa.large_binary())]
 META = pa.schema(_META)
 
-# How many of the probes that fire a logit most an index keeps, for people to look at.
+# Number of the probes that fire a logit most that an index keeps, for people to look at.
 SHOWN_PROBES = 8
 
 
 def logits_schema(basis: Basis, probes: int) -> pa.Schema:
-    """Schema of the ``logits`` table: ``vector`` to be looked up by, and ``facts``, a value of ``logit_facts``.
+    """Schema of the ``logits`` table: ``vector`` for the vector index, and ``facts``, a value of ``logit_facts``.
 
     Args:
-        basis: of its directions.
-        probes: how many there are.
+        basis: that the directions are encoded in.
+        probes: number of probes of the probe set.
     """
     return pa.schema(
         [
@@ -103,10 +103,10 @@ def logits_schema(basis: Basis, probes: int) -> pa.Schema:
 
 
 def logit_facts(basis: Basis, probes: int) -> np.dtype[np.void]:
-    """What is known of a logit, as one value of fixed size; ``row`` is its number in the table.
+    """The facts of a logit as one value of fixed size; ``row`` is its number in the table.
 
-    To fetch the rows of a shortlist from here and there is what a question costs most, and it costs a read for each
-    row and column: with the same numbers in eight columns four times as much.
+    Fetching the scattered rows of a shortlist is the largest cost of a query, and every row and column costs a read: the
+    same numbers in eight columns cost four times as much.
     """
     return np.dtype(
         [

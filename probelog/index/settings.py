@@ -1,6 +1,6 @@
-"""How one generation was made: the record in its ``meta`` table that readers and nightly runs go by.
+"""The settings of a generation: the record in its ``meta`` table that readers and nightly runs use.
 
-It is read from indexes that anybody may have published: every value is checked when the record is built.
+An index may come from anybody: every value is untrusted and checked when the record is built.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class UpdateBase:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """What a generation says about itself.
+    """How a generation was made, and what it holds.
 
     Attributes:
         version: of the index's format (``probelog.index.schema.INDEX_VERSION``).
@@ -93,7 +93,7 @@ class GenerationSettings:
         background_concepts: number of names in the background.
         watermark: the newest change on the Hub that it knows of (ISO 8601); nightly runs go on from there.
         listed: when the whole Hub was listed, or the index compared with it (UTC, ISO 8601).
-        night: when the last nightly run that it holds looked (UTC, ISO 8601).
+        night: when the last nightly run that it holds started (UTC, ISO 8601).
         text_encoder: settings of the exported encoder for texts (``probelog.encoders.text``).
         text_encoder_difference: largest difference of the exported encoder's vectors from the original's.
         image_encoder: likewise for images (``probelog.encoders.image``); None where it was not exported,
@@ -105,14 +105,14 @@ class GenerationSettings:
         held_out_top_rmse: on the largest of them.
         constant_logits_dropped: logits left out because no probe moves them.
         completion: key of the completion.
-        run: what the models that were probed by the run that made it came to: ``models``, and ``failures`` by reason.
+        run: counts of the run that made it: ``models`` that were probed, and ``failures`` by reason.
         rows: of the ``logits`` table, those of the base counted.
         large: whether it is searched by a vector index.
         middle_offset: what offsets are measured from (``probelog.index.basis``).
         base: of updates only, as are all that follow.
         folded_in: key of the completion that the update's descriptors are of.
         added: models that the update holds.
-        gone: models of the base that do not count any more.
+        gone: models of the base that are no longer valid.
         drift: how far the update is from what its base was fitted on (``pipelines.nightly.drift``).
     """
 
@@ -157,20 +157,20 @@ class GenerationSettings:
     drift: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. Whole generations say nothing of what only updates have."""
+        """Plain values, for JSON; the entries of updates only where they are set."""
         later = [item.name for item in fields(self) if item.default is None]
         return {name: value for name, value in asdict(self).items() if value is not None or name not in later}
 
     def to_bytes(self) -> bytes:
-        """As it lies in the ``meta`` table."""
+        """The JSON in the ``meta`` table."""
         return json.dumps(self.to_dict()).encode()
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], where: str) -> GenerationSettings:
-        """Read and check what ``to_dict`` gave; entries that this version does not know are passed over.
+        """Read and check the values of ``to_dict``; unknown entries are ignored.
 
         Raises:
-            StoreError: an entry is missing, or is nothing that it can be.
+            StoreError: an entry is missing or invalid.
         """
         return _record(cls, content, where, "settings")
 
@@ -178,26 +178,28 @@ class GenerationSettings:
 Record = typing.TypeVar("Record", GenerationSettings, UpdateBase)
 
 
-def _record(kind: type[Record], content: object, where: str, what: str) -> Record:
+def _record(kind: type[Record], content: object, where: str, label: str) -> Record:
     if not isinstance(content, Mapping):
-        raise StoreError(f"{where} is damaged: its {what} is no object")
-    hints = typing.get_type_hints(kind)
+        raise StoreError(f"{where} is damaged: its {label} is no object")
+    field_types = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
     for item in fields(kind):
-        optional = isinstance(hints[item.name], types.UnionType)
-        hint = typing.get_args(hints[item.name])[0] if optional else hints[item.name]
+        optional = isinstance(field_types[item.name], types.UnionType)
+        hint = typing.get_args(field_types[item.name])[0] if optional else field_types[item.name]
         value: Any = content.get(item.name)
         if value is None and optional:
             values[item.name] = None
         elif hint is Confidence:
             values[item.name] = Confidence.from_dict(content.get(item.name, {}))
         elif hint is UpdateBase:
-            values[item.name] = _record(UpdateBase, value, where, f"{what}' {item.name}")
+            values[item.name] = _record(UpdateBase, value, where, f"{label}' {item.name}")
         else:
             plain = typing.get_origin(hint) or hint
-            means, holds = item.metadata.get("check", _CHECKS[plain])
-            if item.name not in content or not holds(value):
-                said = f"is {value!r:.60}" if item.name in content else "is missing"
-                raise StoreError(f"{where} is damaged: {item.name} in its {what} {said}; it must be {means}")
+            requirement, is_valid = item.metadata.get("check", _CHECKS[plain])
+            if item.name not in content or not is_valid(value):
+                problem = f"is {value!r:.60}" if item.name in content else "is missing"
+                raise StoreError(
+                    f"{where} is damaged: {item.name} in its {label} {problem}; it must be {requirement}"
+                )
             values[item.name] = float(value) if plain is float else value
     return kind(**values)

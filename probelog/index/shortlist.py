@@ -1,8 +1,8 @@
-"""The shortlist of a large index: about the best logits for a question, looked up by their vectors.
+"""The shortlist of a large index: approximately the best logits for a query, from a vector index.
 
-The vectors' inner product with a question's (``probelog.index.basis``) is nearly the score, but for a constant and a
-factor, so that a vector index finds the best. It leaves order and scores to an exact re-ranking (``probelog.search.ranking``);
-it must hold the best, no more.
+The inner product of a logit's vector with the query's (``probelog.index.basis``) is nearly the score, up to a constant
+and a factor. Order and scores come from exact re-ranking (``probelog.search.ranking``); the shortlist only has to contain
+the best logits.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 # coordinates: all of 20,000 take 3 ms, of 50,000 10 ms and of 100,000 16 ms; shortlist and re-ranking 11 ms at a million.
 EXACT_LOGITS = 50_000
 _BITS = 5
-# Partitions, of some 8,000 logits each, that are looked into. Of a million logits, share of the exact ten in a list of
+# Partitions, of some 8,000 logits each, that are searched. Of a million logits, share of the exact ten in a list of
 # 300 for names, pictures and logits: 16 partitions .997 .987 .982; 64 partitions .997 .995 .992, and half a ms longer.
 _PROBES = 64
 
 
 def build(table: Table) -> None:
-    """Index the vectors of a written ``logits`` table."""
+    """Build the vector index of a written ``logits`` table."""
     from lancedb.index import IvfRq
 
     table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=_BITS))
 
 
-def ask(table: Table, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> Column:
-    """The facts of about the ``count`` best logits for a question, in no particular order.
-
-    Search and fetch are one request.
+def look_up(table: Table, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> Column:
+    """The ``facts`` of approximately the ``count`` best logits for a query, in no particular order, in one request.
 
     Args:
         table: the ``logits`` table.
-        vector: (w,) ``Basis.query``.
-        count: how many are wanted.
-        effort: how many times more of the index is looked into than for a plain question.
+        vector: (w,) of ``Basis.query``.
+        count: number of logits.
+        effort: factor by which more of the vector index is searched than by default.
     """
-    found: pa.Table = (
+    hits: pa.Table = (
         cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector"))
-        .distance_type("dot")  # another one than the index was built for would silently scan everything
+        .distance_type(
+            "dot"
+        )  # with another type than the index was built for LanceDB silently scans everything
         .nprobes(_PROBES * effort)
         .limit(count)
         .select(["facts", "_distance"])
         .to_arrow()
     )
-    return found["facts"]
+    return hits["facts"]

@@ -1,4 +1,4 @@
-"""The LanceDB tables of one folder of an index, as they are read."""
+"""Reading the LanceDB tables of one generation."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from probelog.storage.store import Store
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-# What LanceDB's messages carry besides what is wrong: its own prefix, and lines of its source code.
+# Parts of LanceDB's messages that say nothing to users: its prefix, and lines of its source code.
 _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
 
 
 class Tables:
-    """One generation's own tables, opened when they are first needed. Safe to share between threads.
+    """The tables in one generation's folder, opened when first needed. Safe to share between threads.
 
     Raises:
-        StoreError: the folder is not there, or the store cannot be reached.
+        StoreError: the folder is missing, or the store cannot be reached.
     """
 
     def __init__(self, index: Store, generation: str) -> None:
@@ -42,7 +42,7 @@ class Tables:
             self._connection = connect(index, generation)
 
     def open(self, name: str) -> Table:
-        """A table as LanceDB knows it."""
+        """LanceDB's handle of a table."""
         with self._lock:
             if name not in self._tables:
                 self._tables[name] = self._connection.open_table(name)
@@ -54,56 +54,56 @@ class Tables:
         """Columns of a table's rows, all of them or those that meet an SQL condition."""
         with self.reading(name):
             table = self.open(name)
-            found = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
-            rows: pa.Table = (found if where is None else found.where(where)).to_arrow()
+            query = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
+            rows: pa.Table = (query if where is None else query.where(where)).to_arrow()
             return rows
 
     def count(self, name: str, where: str) -> int:
-        """How many rows of a table meet an SQL condition."""
+        """Number of a table's rows that meet an SQL condition."""
         with self.reading(name):
             return int(self.open(name).count_rows(where))
 
     def meta(self, key: str) -> bytes | None:
-        """One value of the ``meta`` table, if it is there."""
-        found = self.rows("meta", ["value"], f"key = {sql_literal(key)}", limit=1)
-        return bytes(found["value"][0].as_py()) if found.num_rows else None
+        """One value of the ``meta`` table; None without one."""
+        rows = self.rows("meta", ["value"], f"key = {sql_literal(key)}", limit=1)
+        return bytes(rows["value"][0].as_py()) if rows.num_rows else None
 
     @contextlib.contextmanager
-    def reading(self, what: str) -> Iterator[None]:
-        """Whatever LanceDB raises becomes a StoreError that says what was read."""
+    def reading(self, subject: str) -> Iterator[None]:
+        """Turn LanceDB's errors into a StoreError that names ``subject``, the table or value that was read."""
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            # reason: LanceDB raises these, as it comes, for what is missing, damaged or out of reach
+            # LanceDB raises any of these for tables that are missing, damaged or out of reach.
             message = first_line(error)
             if not self._index.is_local and "credentials" in message.casefold():
                 message += " (for a bucket that is open to everybody set AWS_SKIP_SIGNATURE=true)"
             raise StoreError(
-                f"{self._index.uri}: generation {self._generation} cannot be read ({what}): {message}"
+                f"{self._index.uri}: generation {self._generation} cannot be read ({subject}): {message}"
             ) from error
 
-    def gaps(self, name: str) -> StoreError:
-        """A table does not hold the rows that it must."""
+    def gap_error(self, name: str) -> StoreError:
+        """The error for a table that lacks rows."""
         return StoreError(f"{self._index.uri}: the {name} table of generation {self._generation} has gaps")
 
 
 def sql_literal(text: str) -> str:
-    """A text in SQL."""
+    """A text as an SQL literal, quoted and escaped."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def is_valid_sql_text(text: str) -> bool:
-    """Whether SQL can hold a text: no repository's name has what it cannot."""
+    """Whether an SQL literal can hold a text: no zero byte and no lone surrogate, which no repository's name has."""
     return "\x00" not in text and text.encode("utf-8", "replace").decode() == text
 
 
 def sql_in(column: str, values: Iterable[int | str]) -> str:
-    """An SQL condition: the column holds one of these numbers or texts."""
+    """The SQL condition that a column has one of these numbers or texts."""
     listed = ", ".join(sql_literal(value) if isinstance(value, str) else str(int(value)) for value in values)
     return f"{column} IN ({listed})" if listed else "false"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of LanceDB's says, without its noise."""
+    """First line of a LanceDB error's message, at most 300 characters, without its prefix and source lines."""
     lines = _NOISE.sub("", str(error).strip()).splitlines()
     return lines[0].strip()[:300] if lines else repr(error)

@@ -105,7 +105,7 @@ def write_tables(
     """
     same = models["weight_digest"].to_pylist() if same is None else same
     numbering = Numbering(same_weights(same))
-    basis = Basis.learnt(sample, background)
+    basis = Basis.fit(sample, background)
     gallery = _Sample(_GALLERY_SAMPLE, np.empty(0, logit_facts(basis, probes)))
     rows = writer.write(
         "logits",
@@ -157,8 +157,8 @@ def logit_tables(
         places = numbering.take(batch.model)
         if not len(places):
             continue
-        stored = basis.stored(batch.directions[places])
-        coordinates = basis.decoded(stored)
+        stored = basis.encode(batch.directions[places])
+        coordinates = basis.decode(stored)
         facts = np.zeros(len(places), kind)
         facts["row"] = np.arange(first, first + len(places))
         weight_numbers = numbering.weights[batch.model[places]]

@@ -480,7 +480,7 @@ def ask_shortlist(folder: Path) -> None:
         f"{first}, as the client asks first",
         lambda i: np.concatenate([part.rows for part in generation.shortlisted(coordinates[i], first)]),
     )
-    table, kind = generation._own.open("logits"), logit_facts(generation.basis, generation.settings.probes)
+    table, kind = generation._tables.open("logits"), logit_facts(generation.basis, generation.settings.probes)
     for count in COUNTS:
         for partitions in PARTITIONS:
 
@@ -490,7 +490,7 @@ def ask_shortlist(folder: Path) -> None:
                 return structured(found["facts"], kind)["row"]
 
             curve("LanceDB", f"{count} of {partitions} partitions", by_lance)
-    vectors = matrix_of(generation._own.rows("logits", ["vector"])["vector"]).astype(np.float32)
+    vectors = matrix_of(generation._tables.rows("logits", ["vector"])["vector"]).astype(np.float32)
     for count in COUNTS:
         curve(
             "NumPy",

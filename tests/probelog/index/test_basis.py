@@ -29,8 +29,8 @@ def unit(seed: int, count: int, dimension: int) -> np.ndarray:
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(2, 100))
 def test_directions_keep_their_length_and_nearly_their_place(seed: int, count: int, dimension: int) -> None:
     rows = unit(seed, count, dimension)
-    basis = Basis.learnt(rows, Background(unit(seed + 1, 5, dimension), 3.0))
-    coordinates = basis.decoded(basis.stored(rows))
+    basis = Basis.fit(rows, Background(unit(seed + 1, 5, dimension), 3.0))
+    coordinates = basis.decode(basis.encode(rows))
     np.testing.assert_allclose(np.linalg.norm(coordinates, axis=1), 1, atol=1e-5)
     assert np.abs(basis.directions(coordinates) - rows).max() < 0.02
     np.testing.assert_allclose(
@@ -39,9 +39,9 @@ def test_directions_keep_their_length_and_nearly_their_place(seed: int, count: i
 
 
 def test_a_direction_of_zeros_and_none_at_all() -> None:
-    basis = Basis.learnt(np.zeros((3, 4)), Background(np.zeros((0, 4)), 3.0))
-    assert not basis.decoded(basis.stored(np.zeros((1, 4)))).any()
-    assert basis.decoded(basis.stored(np.zeros((0, 4)))).shape == (0, 4)
+    basis = Basis.fit(np.zeros((3, 4)), Background(np.zeros((0, 4)), 3.0))
+    assert not basis.decode(basis.encode(np.zeros((1, 4)))).any()
+    assert basis.decode(basis.encode(np.zeros((0, 4)))).shape == (0, 4)
 
 
 def kindred(seed: int, count: int, dimension: int) -> np.ndarray:
@@ -56,10 +56,10 @@ def kindred(seed: int, count: int, dimension: int) -> np.ndarray:
 def test_scores_of_stored_directions_are_right_to_a_hundredth(dimension: int) -> None:
     gallery = kindred(1, 2000, dimension)
     background = Background(kindred(2, 200, dimension), 9.0)
-    basis = Basis.learnt(gallery[:1000], background)
-    stored = basis.stored(gallery)
+    basis = Basis.fit(gallery[:1000], background)
+    stored = basis.encode(gallery)
     assert sum(values[0].nbytes for values in stored) <= BYTES
-    found, asked = basis.decoded(stored), basis.coordinates(background.directions)
+    found, asked = basis.decode(stored), basis.coordinates(background.directions)
     scores = [
         9.0 * rows @ queries.T - matched_heads.offsets(rows, queries, 9.0)[:, None]
         for rows, queries in ((gallery, background.directions), (found, asked))
@@ -73,14 +73,14 @@ def test_a_shortlists_products_rank_as_scores_do() -> None:
     gallery, query = unit(0, 500, dimension), unit(1, 1, dimension)[0]
     background = Background(unit(2, 30, dimension), b)
     offsets = background.offsets(gallery)
-    learnt = Basis.learnt(gallery, background)
+    learnt = Basis.fit(gallery, background)
     basis = Basis.from_array(learnt.array(), learnt.middle, b)
     vectors = basis.vectors(basis.coordinates(gallery), offsets)
     products = vectors.astype(float) @ basis.query(basis.coordinates(query))
     scores = b * gallery @ query - offsets
     assert vectors.shape[1] == basis.width == 24
     np.testing.assert_allclose(b * (products - products.mean()), scores - scores.mean(), atol=0.03)
-    assert Basis.learnt(unit(0, 500, 300), Background(unit(2, 30, 300), b)).width == PRECISE + 1
+    assert Basis.fit(unit(0, 500, 300), Background(unit(2, 30, 300), b)).width == PRECISE + 1
 
 
 def test_the_first_model_stands_for_its_weights() -> None:
@@ -110,7 +110,7 @@ def test_weights_are_written_once_however_they_are_batched(tmp_path: Path) -> No
     batches = [batch([1, 1, 2]), batch([2, 3]), batch([3, 4])]
     written = write_tables(writer, batches, facts(["x", "x", "y", "x", None]), background, SAMPLE, 3)
     assert (written.rows, written.logits) == (5, 2 + 2 + 2 + 2 + 1)
-    kind = logit_facts(Basis.learnt(SAMPLE, background), 3)
+    kind = logit_facts(Basis.fit(SAMPLE, background), 3)
     logits = structured(writer.open("logits").to_arrow()["facts"], kind)
     assert logits["row"].tolist() == [0, 1, 2, 3, 4]
     assert logits["weights"].tolist() == [0, 0, 2, 2, 4]

@@ -68,7 +68,7 @@ def large(built: tuple[SmallIndex, SmallIndex]) -> Iterator[probelog.Index]:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How long the shortlists are that a test's questions take, and 0 for each stream through all logits."""
     lengths: list[int] = []
-    ask, stream = shortlist.ask, Generation.blocks
+    ask, stream = shortlist.look_up, Generation.blocks
 
     def asked(table, vector, count, effort=1):  # type: ignore[no-untyped-def]
         lengths.append(count)
@@ -78,7 +78,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(0)
         return stream(generation)
 
-    monkeypatch.setattr(shortlist, "ask", asked)
+    monkeypatch.setattr(shortlist, "look_up", asked)
     monkeypatch.setattr(Generation, "blocks", streamed)
     return lengths
 

@@ -194,9 +194,9 @@ def build(
     written = write_tables(
         writer, [tamper(batch)], model_facts(models), compared, learnt_from, probes, exact_logits
     )
-    basis = Basis.learnt(learnt_from, compared)
+    basis = Basis.fit(learnt_from, compared)
     place = {owner: i for i, owner in enumerate(kept)}
-    stored = basis.directions(basis.decoded(basis.stored(distinct)))
+    stored = basis.directions(basis.decode(basis.encode(distinct)))
     stored = stored[[place[int(first[model]), logit, sign] for model, logit, sign in owners]]
     thumbnails = [None if i == 1 else f"picture {i}".encode() for i in range(probes)]
     probe_schema = probes_schema(encoder.dimension)
