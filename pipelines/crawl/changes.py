@@ -1,8 +1,8 @@
-"""What is new on the Hub since the last night: the listing, newest first, down to a watermark.
+"""Changes on the Hub since the last nightly run: its listing, newest first, down to a watermark.
 
-The Hub has no "since": its listing is read from the newest row down to the newest change that the last night saw,
-less an overlap. All times are the Hub's own. What changes without a new ``lastModified`` (a rename, a repository
-made public) is not seen here; `pipelines.crawl.reconcile` finds it.
+The Hub has no query for "since": its listing is read from the newest row down to the newest change that the last
+nightly run read, less an overlap. All times are the Hub's. A change without a new ``lastModified`` (a rename, a
+repository made public) does not show here; `pipelines.crawl.reconcile` finds it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FIRST = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one look at the Hub found.
+    """The changes that one listing shows.
 
     Attributes:
         rows: repositories with a commit that was not known, each once, at its newest commit; newest first.
         failures: rows of the listing that could not be read.
-        watermark: the newest change seen, from which the next night goes on; None if there never was one.
-        listed: how many repositories were looked at, the known ones included.
+        watermark: time of the newest change that was read, where the next nightly run continues; None without any.
+        listed: number of repositories that were read, the known ones included.
     """
 
     rows: list[CatalogueRow]
@@ -57,14 +57,14 @@ def listed_since(
     Args:
         job: whose filters and ``nightly.overlap_hours``; progress goes to its report.
         endpoint: the Hub's address.
-        watermark: that of the last good night; None: everything.
-        known: pairs of repository and commit that need no work: what the index holds, and what cannot be indexed.
+        watermark: of the last successful nightly run; None: list everything.
+        known: pairs of repository and commit that need no work: those in the index, and those that cannot be indexed.
         limiter: as for `probelog.hub.listing.iter_pages`.
-        retry: likewise.
-        page_size: likewise.
+        retry: as for `probelog.hub.listing.iter_pages`.
+        page_size: as for `probelog.hub.listing.iter_pages`.
 
     Raises:
-        HubError: the listing broke off. Nothing of it is given: the watermark must not move past what was not seen.
+        HubError: the listing was interrupted. No part of it is returned: the watermark must not pass unread changes.
     """
     filters = _since(
         listing_filters(job.config.filters), watermark, dt.timedelta(hours=job.config.nightly.overlap_hours)
@@ -76,8 +76,8 @@ def listed_since(
     pages = iter_pages(filters, endpoint=endpoint, limiter=limiter, retry=retry, page_size=page_size)
     for page in pages:
         for row in page.rows:
-            there = newest.get(row.repo)
-            if there is None or _modified(row) > _modified(there):
+            newest_row = newest.get(row.repo)
+            if newest_row is None or _modified(row) > _modified(newest_row):
                 newest[row.repo] = row
         failures += page.failures
         latest = _latest(latest, page.rows, page.date)
@@ -107,8 +107,8 @@ def _since(filters: ListingFilters, watermark: dt.datetime | None, overlap: dt.t
 def _latest(
     so_far: dt.datetime | None, rows: Iterable[CatalogueRow], sent: dt.datetime | None
 ) -> dt.datetime | None:
-    # A row that claims to come from the future (commits carry their author's clock) would move the watermark past
-    # everything that happens until then.
+    # A row with a time in the future (commits carry their author's clock) would move the watermark past all changes
+    # until then.
     times = (row.last_modified for row in rows if row.last_modified is not None)
     past = [time for time in times if sent is None or time <= sent]
     return max([*past, *([so_far] if so_far is not None else [])], default=None)

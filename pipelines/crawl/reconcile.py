@@ -1,12 +1,11 @@
-"""Which indexed repositories must disappear from answers, because the Hub no longer has them as they were.
+"""Finds the indexed repositories that must be removed from the index, because the Hub no longer has them as indexed.
 
 Deletions, renames and withdrawn access leave no trace in a listing sorted by time, so that from time to time the
-whole listing is read and compared with the index. Nothing is believed to be gone because a listing leaves it out:
-every such repository is asked for by itself, and one whose answer makes no sense stays where it is.
+whole listing is read and compared with the index. A repository is not removed because a listing leaves it out: each
+one is requested by itself, and stays in the index if the answer is unclear.
 
-**What is gated** stays for as long as this run's token opens it (it was indexed by that right), and goes when the
-token does not, or when there is none: then probing it would be refused too. Likewise a private one that the token
-opens stays.
+**A gated repository** stays as long as this run's token opens it, and is removed when the token does not, or without a
+token: probing it would be refused too. A private repository that the token opens stays as well.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from probelog.hub.model_info import read_row
 from probelog.hub.rate_limit import Limiter
 from probelog.storage.schemas import CatalogueRow
 
-#: Fewer than this may always disappear, whatever their share: a small index is not kept from shrinking.
+# Fewer removals than this are always allowed, whatever their share: a small index may shrink.
 FEWEST_ALARMING = 10
 _REQUESTS_AT_ONCE = 8
 _BATCH = 64
 
 
-class GoneReason(StrEnum):
-    """Why an indexed repository has to disappear."""
+class RemovalReason(StrEnum):
+    """Why an indexed repository must be removed."""
 
     REMOVED = "removed"  # or made private: the Hub does not tell which
     RENAMED = "renamed"
@@ -52,15 +51,15 @@ class GoneReason(StrEnum):
     FILTERED = "filtered"
 
 
-class TooManyGoneError(ProbeLogError):
-    """More of the index would disappear than the operator allows. Nothing was changed."""
+class TooManyRemovedError(ProbeLogError):
+    """More of the index would be removed than ``nightly.max_removed_share`` allows. Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """Why one repository has to disappear; ``detail`` may quote the Hub."""
+class Removal:
+    """Why one repository must be removed; ``detail`` may quote the Hub: untrusted text."""
 
-    reason: GoneReason
+    reason: RemovalReason
     detail: str
 
 
@@ -69,16 +68,16 @@ class Reconciliation:
     """The index compared with the Hub.
 
     Attributes:
-        gone: indexed repositories that have to disappear.
+        removed: indexed repositories that must be removed.
         renamed: of those, the new names by the old ones. The new name is in ``missed`` where the filters accept it.
         changed: indexed repositories with another commit than the indexed one, at that commit.
         missed: repositories that the filters accept and that are neither indexed nor known. (A rename, or a
-            repository made public, does not show in `pipelines.crawl.changes`: its ``lastModified`` stays.)
-        unconfirmed: indexed repositories that the listing leaves out, and what the Hub said when it was asked for
-            them. They stay.
+            repository made public, does not show in `pipelines.crawl.changes`: its ``lastModified`` is unchanged.)
+        unconfirmed: indexed repositories that the listing leaves out without a clear answer of the Hub, and its
+            answer. They stay in the index.
     """
 
-    gone: dict[str, Gone] = field(default_factory=dict)
+    removed: dict[str, Removal] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     changed: list[CatalogueRow] = field(default_factory=list)
     missed: list[CatalogueRow] = field(default_factory=list)
@@ -96,38 +95,42 @@ def reconcile(
 ) -> Reconciliation:
     """Compare an index with what the Hub lists under the job's filters.
 
-    One full listing (names are kept, rows only of what changed), then one request or two for every indexed
-    repository that it leaves out, or lists as gated or disabled; of an explicit list, for every indexed one. With
-    ``filters.limit`` only the newest are listed, and the older ones are asked for one by one.
+    One full listing (all names are kept in memory, rows only of changed repositories), then one or two requests for
+    every indexed repository that it leaves out, or lists as gated or disabled; with an explicit list, for every indexed
+    one. With ``filters.limit`` only the newest are listed, and the older ones are requested one by one.
 
     Args:
         job: whose filters and ``nightly.max_removed_share``; progress goes to its report.
         endpoint: the Hub's address.
         indexed: repositories and their commits, as the index holds them.
-        known: further pairs that need no work: what cannot be indexed.
-        limiter: shared with whoever else asks the same Hub.
-        retry: how patient to be.
+        known: further pairs that need no work: those that cannot be indexed.
+        limiter: shared with other users of the same Hub in this process.
+        retry: number of attempts and waits between them.
 
     Raises:
-        TooManyGoneError: more would disappear than ``nightly.max_removed_share`` allows.
-        HubError: the listing broke off.
+        TooManyRemovedError: more would be removed than ``nightly.max_removed_share`` allows.
+        HubError: the listing was interrupted.
     """
     filters = listing_filters(job.config.filters)
-    held = dict(indexed)
+    indexed_shas = dict(indexed)
     with HubClient(endpoint, limiter=limiter, retry=retry) as client:
-        work = _Comparison(job, client, filters, held, known)
-        doubtful = set(held) if filters.repos else work.read_listing()
+        work = _Comparison(job, client, filters, indexed_shas, known)
+        doubtful = set(indexed_shas) if filters.repos else work.read_listing()
         work.confirm(sorted(doubtful))
-    found = work.found
-    counts = Counter(gone.reason.value for gone in found.gone.values())
+    result = work.result
+    counts = Counter(removal.reason.value for removal in result.removed.values())
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
     job.report.say(
-        f"reconcile: {len(found.gone):,} of {len(held):,} indexed repositories are gone"
+        f"reconcile: {len(result.removed):,} of {len(indexed_shas):,} indexed repositories were removed"
         + (f" ({reasons})" if reasons else "")
-        + f", {len(found.changed):,} changed, {len(found.missed):,} were missed"
-        + (f", {len(found.unconfirmed):,} could not be confirmed and stay" if found.unconfirmed else "")
+        + f", {len(result.changed):,} changed, {len(result.missed):,} were missed"
+        + (
+            f", {len(result.unconfirmed):,} could not be confirmed and stay in the index"
+            if result.unconfirmed
+            else ""
+        )
     )
-    return found
+    return result
 
 
 class _Comparison:
@@ -136,16 +139,16 @@ class _Comparison:
         job: Job,
         client: HubClient,
         filters: ListingFilters,
-        held: dict[str, str],
+        indexed_shas: dict[str, str],
         known: Container[tuple[str, str]],
     ) -> None:
         self.job, self.client, self.filters = job, client, filters
-        self.held, self.known = held, known
-        self.found = Reconciliation()
+        self.indexed_shas, self.known = indexed_shas, known
+        self.result = Reconciliation()
 
     def read_listing(self) -> set[str]:
-        """Go through the listing; gives the indexed repositories that must be asked for by themselves."""
-        doubtful, seen = set(self.held), set[str]()
+        """Read the listing; returns the indexed repositories that must be requested one by one."""
+        unconfirmed, listed = set(self.indexed_shas), set[str]()
         counter = self.job.report.counter("reconcile: listing", None, "repositories")
         for page in iter_pages(
             self.filters,
@@ -155,101 +158,111 @@ class _Comparison:
         ):
             counter.add(len(page.rows))
             for row in page.rows:
-                if row.repo in seen:  # it changed meanwhile; the first is the newer
+                if row.repo in listed:  # it changed during the listing; the first row is the newer
                     continue
-                seen.add(row.repo)
-                if row.repo not in self.held:
+                listed.add(row.repo)
+                if row.repo not in self.indexed_shas:
                     if (row.repo, row.sha) not in self.known:
-                        self.found.missed.append(row)
+                        self.result.missed.append(row)
                 elif not row.gated and not row.disabled:
-                    doubtful.discard(row.repo)
-                    self._is_present(row)
-        return doubtful
+                    unconfirmed.discard(row.repo)
+                    self._record_present(row)
+        return unconfirmed
 
     def confirm(self, repos: Sequence[str]) -> None:
-        """Ask for repositories one by one, some at a time."""
+        """Request each repository's own page, several at the same time.
+
+        Raises:
+            TooManyRemovedError: more would be removed than ``nightly.max_removed_share`` allows.
+        """
         share = self.job.config.nightly.max_removed_share
-        allowed = max(FEWEST_ALARMING - 1, int(share * len(self.held)))
+        allowed = max(FEWEST_ALARMING - 1, int(share * len(self.indexed_shas)))
         counter = self.job.report.counter("reconcile: asking for", len(repos), "repositories")
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE, "reconcile") as pool:
             for begin, batch in _batches(repos):
-                silent = 0
+                unanswered = 0
                 for repo, answer in zip(batch, pool.map(self._ask, batch), strict=True):
                     counter.add()
-                    silent += isinstance(answer, HubUnavailableError)
-                    self._take(repo, answer)
-                if len(self.found.gone) > allowed:
-                    raise self._too_many(share, len(repos) - begin - len(batch))
-                if silent == len(batch):
+                    unanswered += isinstance(answer, HubUnavailableError)
+                    self._record_answer(repo, answer)
+                if len(self.result.removed) > allowed:
+                    raise self._too_many_removed(share, len(repos) - begin - len(batch))
+                if unanswered == len(batch):
                     # Each of them has cost all retries: the Hub is down.
                     for repo in repos[begin + len(batch) :]:
-                        self.found.unconfirmed[repo] = "not asked for: the Hub had stopped answering"
+                        self.result.unconfirmed[repo] = "not requested: the Hub had stopped answering"
                     return
 
-    def _take(self, repo: str, answer: CatalogueRow | Gone | HubError | ItemFailure | _Renamed) -> None:
+    def _record_answer(
+        self, repo: str, answer: CatalogueRow | Removal | HubError | ItemFailure | _Renamed
+    ) -> None:
         match answer:
             case CatalogueRow():
-                self._is_present(answer)
-            case Gone():
-                self.found.gone[repo] = answer
+                self._record_present(answer)
+            case Removal():
+                self.result.removed[repo] = answer
             case _Renamed(new):
-                self.found.gone[repo] = Gone(GoneReason.RENAMED, f"is now {new}")
-                self.found.renamed[repo] = new
+                self.result.removed[repo] = Removal(RemovalReason.RENAMED, f"is now {new}")
+                self.result.renamed[repo] = new
             case _:
-                self.found.unconfirmed[repo] = str(answer)
+                self.result.unconfirmed[repo] = str(answer)
 
-    def _is_present(self, row: CatalogueRow) -> None:
-        if row.sha != self.held[row.repo]:
-            self.found.changed.append(row)
+    def _record_present(self, row: CatalogueRow) -> None:
+        if row.sha != self.indexed_shas[row.repo]:
+            self.result.changed.append(row)
 
-    def _ask(self, repo: str) -> CatalogueRow | Gone | HubError | ItemFailure | _Renamed:
-        """One repository's own page: its row if it stays, else why it goes, or why nobody knows."""
+    def _ask(self, repo: str) -> CatalogueRow | Removal | HubError | ItemFailure | _Renamed:
+        """One repository's own page: its row if it stays, why it must be removed, or the error if that is unclear."""
         if self.filters.repos and repo not in self.filters.repos:
-            return Gone(GoneReason.FILTERED, "it is no longer in the list of repositories")
+            return Removal(RemovalReason.FILTERED, "it is no longer in the list of repositories")
         try:
             page = self.client.json(f"/api/models/{quote(repo)}", {"expand": list(EXPAND)}).value
             name = page.get("id") if isinstance(page, dict) else None
-            # Of an explicit list the name that the operator wrote counts, whatever the Hub calls it now.
+            # With an explicit list the name in the list counts, whatever the Hub calls the repository now.
             row = read_row({**page, "id": repo} if self.filters.repos and name else page)
             if row.repo != repo:
                 return _Renamed(row.repo)
             if row.disabled:
-                return Gone(GoneReason.DISABLED, "the Hub has disabled the repository")
+                return Removal(RemovalReason.DISABLED, "the Hub has disabled the repository")
             if not self.filters.accepts(row):
-                return Gone(GoneReason.FILTERED, _facts(row))
+                return Removal(RemovalReason.FILTERED, _facts(row))
             if row.gated and not self.client.has_token:
-                return Gone(
-                    GoneReason.GATED,
+                return Removal(
+                    RemovalReason.GATED,
                     "gated: access must be requested; set HF_TOKEN to that of a user who has it",
                 )
             if row.gated:
-                self._open(row)
+                self._check_access(row)
             return row
         except HubRefusalError as error:
-            return _verdict(error)
+            return _outcome_of_refusal(error)
         except (HubError, ItemFailure) as error:
             return error
 
-    def _open(self, row: CatalogueRow) -> None:
-        """Ask for a file that every model has, to see whether the token opens the repository."""
+    def _check_access(self, row: CatalogueRow) -> None:
+        """Request a file that every model has, to see whether the token opens the repository.
+
+        Raises:
+            HubRefusalError: it does not.
+        """
         url = f"{self.client.endpoint}/{quote(row.repo)}/resolve/{row.sha}/{CONFIG}"
 
         def read(answer: HubResponse) -> None:
-            # One that lacks the file says so only to those who are let in.
+            # The Hub says that a file is missing only to those who have access.
             if answer.response.status_code != 200 and answer.headers.get("x-error-code") != "EntryNotFound":
                 raise answer.refusal()
 
         self.client.call("file", url, read)
 
-    def _too_many(self, share: float, unasked: int) -> TooManyGoneError:
-        gone = self.found.gone
-        counts = Counter(item.reason.value for item in gone.values()).most_common()
-        return TooManyGoneError(
-            f"{len(gone):,}{' or more' if unasked else ''} of {len(self.held):,} indexed repositories would disappear "
+    def _too_many_removed(self, share: float, unasked: int) -> TooManyRemovedError:
+        removed = self.result.removed
+        counts = Counter(item.reason.value for item in removed.values()).most_common()
+        return TooManyRemovedError(
+            f"{len(removed):,}{' or more' if unasked else ''} of {len(self.indexed_shas):,} indexed repositories would disappear "
             f"({', '.join(f'{reason} {count}' for reason, count in counts)}; for example "
-            f"{', '.join(list(gone)[:3])}): more than nightly.max_removed_share = {share:g} allows. Nothing was "
+            f"{', '.join(list(removed)[:3])}): more than nightly.max_removed_share = {share:g} allows. Nothing was "
             f"changed. Check that {self.client.endpoint} is your Hub, that HF_TOKEN is the one the index was made "
-            "with, and the filters. If they are truly gone, allow it for one night: "
+            "with, and the filters. If they were really removed, allow it for one nightly run: "
             "--set nightly.max_removed_share=1"
         )
 
@@ -259,15 +272,15 @@ class _Renamed:
     new: str
 
 
-def _verdict(error: HubRefusalError) -> Gone | HubError:
+def _outcome_of_refusal(error: HubRefusalError) -> Removal | HubError:
     failure = item_failure(error)
     match failure.reason:
         case FailureReason.NOT_FOUND:
-            return Gone(GoneReason.REMOVED, f"removed or made private: {failure.detail}")
+            return Removal(RemovalReason.REMOVED, f"removed or made private: {failure.detail}")
         case FailureReason.GATED:
-            return Gone(GoneReason.GATED, failure.detail)
+            return Removal(RemovalReason.GATED, failure.detail)
         case FailureReason.DISABLED:
-            return Gone(GoneReason.DISABLED, failure.detail)
+            return Removal(RemovalReason.DISABLED, failure.detail)
         case _:
             return error
 

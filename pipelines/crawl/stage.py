@@ -58,7 +58,7 @@ def listing_filters(filters: Filters) -> ListingFilters:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """One finished crawl in a store."""
+    """A finished crawl in a store."""
 
     store: Store
     folder: str
@@ -84,18 +84,18 @@ class Catalogue:
 
     def rows(self) -> list[CatalogueRow]:
         """Every repository once, at its newest listed commit, by name."""
-        found: dict[str, CatalogueRow] = {}
+        rows_by_repo: dict[str, CatalogueRow] = {}
         # Newest first: a repository that changed during the crawl shows up twice, and its first row is the newer.
         for part in self.receipt["rows"]:
             for row in from_table(read_part(self.store, Part(**part), CATALOGUE), CatalogueRow):
-                found.setdefault(row.repo, row)
-        return [found[repo] for repo in sorted(found)]
+                rows_by_repo.setdefault(row.repo, row)
+        return [rows_by_repo[repo] for repo in sorted(rows_by_repo)]
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The same rows as an Arrow table, in the order of the listing, with all columns or some of them."""
         names = None if columns is None else list(columns)
         parts = [
-            _as_now(read_part(self.store, Part(**part), CATALOGUE, names), names)
+            _with_all_columns(read_part(self.store, Part(**part), CATALOGUE, names), names)
             for part in self.receipt["rows"]
         ]
         if not parts:
@@ -111,7 +111,7 @@ class Catalogue:
         )
 
     def failures(self) -> list[Failure]:
-        """What could not be read of the listing."""
+        """The rows of the listing that could not be read, with the reasons."""
         parts = (read_part(self.store, Part(**part), FAILURES) for part in self.receipt["failures"])
         return [failure for table in parts for failure in from_table(table, Failure)]
 
@@ -134,20 +134,24 @@ def is_crawled(job: Job, endpoint: str) -> bool:
 def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
     """List the Hub's classifiers into the catalogue.
 
-    A no-op where that was done; ``refresh`` lists again. What was listed is written every half minute, with the
-    address of the next page, so that a killed crawl goes on there.
+    A no-op where that was done; ``refresh`` lists again. Rows are written every half minute, with the address of the
+    next page, so that a killed crawl resumes there.
+
+    Raises:
+        HubError: the Hub refuses or does not answer. The rows listed so far are kept.
+        UsageError: a filter is invalid.
     """
     config = job.config
     folder = f"catalogue/{job.catalogue_key(endpoint)}"
     store = job.store
     receipt = f"{folder}/receipt.json"
     if not refresh and is_crawled(job, endpoint):
-        found = Catalogue.open(job, endpoint)
+        catalogue = Catalogue.open(job, endpoint)
         job.report.say(
-            f"crawl: {count_rows(found.receipt['rows']):,} models were listed on {found.finished[:10]} already "
+            f"crawl: {count_rows(catalogue.receipt['rows']):,} models were listed on {catalogue.finished[:10]} already "
             "(--refresh lists them again)"
         )
-        return found
+        return catalogue
     filters = listing_filters(config.filters)
     progress = _Progress(store, folder, refresh)
     counter = job.report.counter("crawl", None, "models", progress.listed)
@@ -175,18 +179,18 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         },
     )
     store.delete(progress.name)
-    kept = {progress.state["run"], *([last["run"]] if last is not None else [])}
-    _drop_old_runs(store, folder, kept)
-    done = Catalogue.open(job, endpoint)
-    failures = count_rows(done.receipt["failures"])
+    runs_to_keep = {progress.state["run"], *([last["run"]] if last is not None else [])}
+    _drop_old_runs(store, folder, runs_to_keep)
+    finished_catalogue = Catalogue.open(job, endpoint)
+    failures = count_rows(finished_catalogue.receipt["failures"])
     job.report.say(
-        f"crawl: {count_rows(done.receipt['rows']):,} models listed by {endpoint}"
+        f"crawl: {count_rows(finished_catalogue.receipt['rows']):,} models listed by {endpoint}"
         + (f", {failures:,} rows could not be read" if failures else "")
     )
-    return done
+    return finished_catalogue
 
 
-def _as_now(part: pa.Table, names: list[str] | None) -> pa.Table:
+def _with_all_columns(part: pa.Table, names: list[str] | None) -> pa.Table:
     """Columns of a part as the present version has them; what an older one did not know is null."""
     for name in CATALOGUE.names if names is None else names:
         if name not in part.column_names:
@@ -197,7 +201,7 @@ def _as_now(part: pa.Table, names: list[str] | None) -> pa.Table:
 
 
 class _Progress:
-    """Where a crawl is: pages are gathered into parts, and what is written is never asked for again."""
+    """The state of a crawl: pages are gathered into parts, and written pages are never requested again."""
 
     def __init__(self, store: Store, folder: str, refresh: bool) -> None:
         self.name = f"{folder}/progress.json"
@@ -206,7 +210,7 @@ class _Progress:
         self._failures: list[Failure] = []
         self._saved = time.monotonic()
         self.state: dict[str, Any] = {
-            # A crawl that is done again writes beside the parts of the one that readers still use.
+            # A refresh writes beside the parts of the last crawl, which running jobs may still read.
             "run": dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f") if refresh else "first",
             "next_url": None,
             "rows": [],
@@ -215,18 +219,18 @@ class _Progress:
             "version": CRAWL_VERSION,
             "started": _now(),
         }
-        before = store.read_json_or_none(self.name)
-        if before is not None:
-            check_version(before.get("version", 1), CRAWL_VERSION, store.path(self.name), "crawl")
-            self.state = before
+        saved = store.read_json_or_none(self.name)
+        if saved is not None:
+            check_version(saved.get("version", 1), CRAWL_VERSION, store.path(self.name), "crawl")
+            self.state = saved
 
     @property
     def listed(self) -> int:
-        """Rows that are written."""
+        """Number of rows that are written."""
         return count_rows(self.state["rows"])
 
     def add(self, page: Page) -> None:
-        """Take a page in; write what was gathered if it is worth a part or has waited long enough."""
+        """Add a page; write the gathered rows if they fill a part or are older than ``_PART_SECONDS``."""
         self._rows += page.rows
         self._failures += page.failures
         self.state["next_url"] = page.next_url
@@ -234,7 +238,7 @@ class _Progress:
             self.save()
 
     def save(self, ended: bool = False) -> None:
-        """Write what was gathered, then where to go on."""
+        """Write the gathered rows, then the state with the address of the next page."""
         for kind, records, schema in (
             ("rows", self._rows, CATALOGUE),
             ("failures", self._failures, FAILURES),

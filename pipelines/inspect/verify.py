@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.complete.record import DESCRIPTORS_VERSION
 from pipelines.crawl.stage import CRAWL_VERSION
 from pipelines.job.progress import Report
-from pipelines.nightly.record import NIGHT, NIGHT_VERSION
+from pipelines.nightly.record import RECORD, RECORD_VERSION
 from pipelines.publish import encoder
 from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
@@ -197,8 +197,8 @@ class _Verifier:
                 yield partial(self._spooled, name)
 
     def _nightly_records(self) -> Iterator[Check]:
-        for name in self._names("observations", NIGHT):
-            content = self._json(name, NIGHT_VERSION, "record of nightly runs")
+        for name in self._names("observations", RECORD):
+            content = self._json(name, RECORD_VERSION, "record of nightly runs")
             if content is not None and content.get("rows") is not None:
                 yield from self._parts(name, [content["rows"]], CATALOGUE)
 

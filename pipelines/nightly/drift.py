@@ -1,13 +1,13 @@
-"""How far an index has moved from what its completion and its calibration were fitted on.
+"""Drift of an index from the data that its completion and its calibration were fitted on.
 
 A nightly run folds new models in with the columns, the background's statistics and the temperature of the last full
-run. That is exact for what a full run would leave as it is, and drifts as the hub changes. Measured by each nightly run:
+run. The more the hub changes, the more these differ from those that a full run would fit. Each nightly run measures:
 
 - *held-out error*: a tenth of each new model's observations is predicted from the others with the published columns
-  (docs/method.md, section 5). Columns that do not know the new models predict them worse than those that they were fitted on.
-- *temperature*: ``b`` (`probelog.ranking.matched_heads.sharpness`) over the index as it is now against the published one.
-- *background*: how much the background concepts' mean scores over the index have moved, in their standard deviations
-  (`probelog.ranking.confidence.ColumnStatistics`): what confidences rest on.
+  (docs/method.md, section 5). Columns predict models that they were not fitted on with a larger error.
+- *temperature*: ``b`` (`probelog.ranking.matched_heads.sharpness`) of the present index against the published one.
+- *background*: shift of the background concepts' mean scores over the index, in their standard deviations
+  (`probelog.ranking.confidence.ColumnStatistics`): confidences depend on them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from probelog.ranking.confidence import ColumnStatistics
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import observed_models
 
-_HELD_SHARE = 0.1
-# New models that are predicted: enough for a mean, however many are new.
+_HELD_OUT_SHARE = 0.1
+# Number of new models that are predicted: enough for a mean.
 _MODELS = 200
 
 
@@ -43,13 +43,14 @@ class Drift:
     """Relative changes since the base was published; 0 is none.
 
     Attributes:
-        models: new ones whose observations were predicted.
-        held_out_rmse: of these predictions; None without any.
+        models: number of new models whose observations were predicted.
+        held_out_rmse: root mean square error of these predictions, in standard deviations; None without any.
         fitted_rmse: held-out error of the completion when it was fitted.
         held_out: ``held_out_rmse / fitted_rmse - 1``.
         temperature: relative change of ``b``.
         background: root mean square of the shifts of the background's mean scores, in standard deviations.
-        logits: added since, copies once; ``share``: theirs of all.
+        logits: number of logits that were added since, those of copies counted once.
+        share: these logits' share of all.
     """
 
     models: int
@@ -62,7 +63,7 @@ class Drift:
     share: float
 
     def largest(self) -> tuple[str, float]:
-        """The change that is largest, and its name. Models that are predicted better than usual are no harm."""
+        """Name and amount of the largest change. A smaller held-out error than the fit's does not count as drift."""
         changes = {
             "held-out error": self.held_out,
             "temperature": abs(self.temperature),
@@ -79,31 +80,34 @@ class Drift:
 def measure_drift(
     base: Generation, descriptors: Descriptors, completed: CompletionRecord, columns: Float32, top_r: int
 ) -> Drift:
-    """Compare what nightly runs have added with the base.
+    """Measure the drift of the base and the models that nightly runs have added to it.
 
     Args:
         base: the whole generation that is live, or that the live one is an update of.
-        descriptors: of the models that were added since.
-        completed: the base's completion.
-        columns: V (n, k) of it.
-        top_r: entries that count as a row's top.
+        descriptors: of the added models.
+        completed: completion of the base.
+        columns: V (n, k) of that completion.
+        top_r: number of a row's largest entries for the error of the top.
+
+    Raises:
+        StoreError: descriptors or observations cannot be read.
     """
-    error, models = _prediction(descriptors, completed.regularisation, columns, top_r)
+    error, models = _held_out_error(descriptors, completed.regularisation, columns, top_r)
     rmse = error.rmse if error.entries else None
     background, b = base.background_coordinates, base.sharpness
-    before = base.sample if base.large else base.all_logits
+    base_logits = base.sample if base.large else base.all_logits
     added = _coordinates(base, descriptors)
-    # Of what was added as large a share as the sample is of the base.
-    drawn = np.random.default_rng(0).random(len(added)) < len(before) / max(1, base.size)
-    after = np.concatenate([before.coordinates, added[drawn]])
+    # The same share of the added logits as the sample is of the base.
+    drawn = np.random.default_rng(0).random(len(added)) < len(base_logits) / max(1, base.size)
+    current = np.concatenate([base_logits.coordinates, added[drawn]])
     compared = matched_heads.Background(background.astype(np.float64), b)
-    old = ColumnStatistics.of(before.coordinates, background, before.offsets, b)
+    old = ColumnStatistics.of(base_logits.coordinates, background, base_logits.offsets, b)
     new = ColumnStatistics.of(
-        after, background, np.concatenate([before.offsets, compared.offsets(added[drawn])]), b
+        current, background, np.concatenate([base_logits.offsets, compared.offsets(added[drawn])]), b
     )
     shifts = (new.means - old.means) / np.maximum(old.stds, 1e-12)
-    temperature = matched_heads.sharpness(after, background) / matched_heads.sharpness(
-        before.coordinates, background
+    temperature = matched_heads.sharpness(current, background) / matched_heads.sharpness(
+        base_logits.coordinates, background
     )
     return Drift(
         models=models,
@@ -117,10 +121,10 @@ def measure_drift(
     )
 
 
-def _prediction(
-    descriptors: Descriptors, lam: float, columns: Float32, top_r: int
+def _held_out_error(
+    descriptors: Descriptors, regularisation: float, columns: Float32, top_r: int
 ) -> tuple[HeldOutError, int]:
-    """Error of predicting a part of the new models' observations, and how many models were predicted."""
+    """Error of predicting held-out observations of the new models, and the number of models that were predicted."""
     error, models = HeldOutError(0.0, 0, 0.0, 0), 0
     for receipt in descriptors.receipts:
         for facts, _, values in observed_models(descriptors.store, receipt):
@@ -130,19 +134,19 @@ def _prediction(
             if models == _MODELS:
                 return error, models
             seed = int(digest(f"{facts.repo}@{facts.sha}".encode())[:16], 16)
-            held = held_positions(len(block.probes), _HELD_SHARE, np.random.default_rng(seed))
-            factors = row_step(block, columns, lam, ~held)
-            error += held_out_error(block, held, factors, columns, min(1.0, top_r / len(columns)))
+            held_out = held_positions(len(block.probes), _HELD_OUT_SHARE, np.random.default_rng(seed))
+            factors = row_step(block, columns, regularisation, ~held_out)
+            error += held_out_error(block, held_out, factors, columns, min(1.0, top_r / len(columns)))
             models += 1
     return error, models
 
 
 def _coordinates(base: Generation, descriptors: Descriptors) -> Float32:
-    """Coordinates (D, p) of the added logits, in the base's basis; copies once."""
-    seen: set[str] = set()
-    found = [np.empty((0, len(base.basis.axes)), np.float32)]
+    """Coordinates (D, p) of the added logits in the base's basis, those of copies once."""
+    identities: set[str] = set()
+    coordinates = [np.empty((0, len(base.basis.axes)), np.float32)]
     for described in descriptors.stream(keep=True):  # to be written next
-        if same_logits(described.model) not in seen:
-            seen.add(same_logits(described.model))
-            found.append(base.basis.coordinates(described.directions))
-    return np.concatenate(found)
+        if same_logits(described.model) not in identities:
+            identities.add(same_logits(described.model))
+            coordinates.append(base.basis.coordinates(described.directions))
+    return np.concatenate(coordinates)

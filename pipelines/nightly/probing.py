@@ -1,4 +1,4 @@
-"""Probing and describing what the Hub added, in a ledger of its own beside the main one."""
+"""Probes and describes the models that the Hub added, in a separate ledger beside the main one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from probelog.storage.schemas import CATALOGUE, CatalogueRow, to_table
 
 @dataclass(frozen=True)
 class ProbedChanges:
-    """What probing came to.
+    """Results of probing.
 
     Attributes:
-        ledger: of all nightly runs since the base.
-        run: what became of the models that this run tried.
+        ledger: result of all nightly runs since the base.
+        run: counts of the models that this run tried and of its failures.
     """
 
     ledger: ProbeResult
@@ -34,7 +34,7 @@ class ProbedChanges:
 def probe_changes(
     job: Job, start: NightlyStart, rows: Sequence[CatalogueRow], ray: contextlib.ExitStack
 ) -> ProbedChanges:
-    """Probe the commits that were not probed yet; where there are any, ``ray`` keeps the session that it takes."""
+    """Probe the commits that were not probed yet; a Ray session that this needs stays open in ``ray``."""
     files, config = start.files, job.config
     earlier = set(files.ledger.receipt_names())
     if not rows and not earlier:
@@ -46,14 +46,14 @@ def probe_changes(
             ray.enter_context(session(config.ray_address))
         probed = probe(job, table, start.probe_set, start.endpoint, False, key=files.key)
     files.enter_in_main(receipt.name for receipt in probed.receipts)
-    fresh = [receipt for receipt in probed.receipts if receipt.name not in earlier]
-    counts = sum(files.ledger.counts(fresh, earlier=probed.receipts), Counts())
+    new_receipts = [receipt for receipt in probed.receipts if receipt.name not in earlier]
+    counts = sum(files.ledger.counts(new_receipts, earlier=probed.receipts), Counts())
     tried = counts.indexed + sum(counts.failed.values())
     return ProbedChanges(probed, FailureCounts(tried, dict(counts.failed)))
 
 
 def describe_changes(job: Job, start: NightlyStart, probed: ProbedChanges) -> CompletionRecord:
-    """Descriptors of all that nightly runs since the base have probed, with the base's columns."""
+    """Describe all models that nightly runs since the base have probed, with the base's columns."""
     key = f"{start.completion.key}-{start.files.base}"
     embeddings = start.base.probe_embeddings
     return fold_in(job, start.completion, key, start.files.key, probed.ledger.receipts, embeddings)

@@ -1,4 +1,4 @@
-"""A whole generation of all that the index holds by now, with the base's columns as they are."""
+"""Publishes a whole generation of the base and all changes since, with the base's columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from probelog.encoders.torch_encoder import load_encoder
 from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, from_table
 
-# What the catalogue says of a model and the index keeps.
+# Columns of the catalogue that the index keeps.
 _LISTED = ["repo", "sha", *LISTED_FACTS]
 
 
@@ -24,22 +24,26 @@ def publish_rebuilt(
     """Publish the base and all changes since as one generation.
 
     Args:
-        job: what is asked for, and where it is kept.
+        job: configuration and store.
         changes: since the base.
-        run: what this run's models came to.
-        allowed: raises where this run may not publish any more.
+        run: counts of this run's models and failures.
+        allowed: raises if this run may not publish any more.
 
     Raises:
         QualityError, StoreError, ConflictError: as `publish`.
     """
-    job.report.say("nightly: much of the index was added by nightly runs: it is rebuilt as a whole")
+    job.report.say(
+        "nightly: nightly runs have added more of the index than nightly.rebuild_share: it is rebuilt as a whole"
+    )
     start, record = changes.start, changes.hub.record
     key = start.base.settings.observations
     removed = set(changes.removed.values())
-    held = start.base.models_table(_LISTED)
+    base_models = start.base.models_table(_LISTED)
     rows = [
         row
-        for row, number in zip(from_table(held, CatalogueRow), held["id"].to_pylist(), strict=True)
+        for row, number in zip(
+            from_table(base_models, CatalogueRow), base_models["id"].to_pylist(), strict=True
+        )
         if number not in removed
     ]
     return publish(
@@ -52,7 +56,7 @@ def publish_rebuilt(
         joined(job.store, start.completion, changes.described, key),
         run,
         allowed,
-        night=start.at,
+        last_nightly_run=start.at,
         live=start.live,
         read=changes.descriptors,
     )

@@ -1,13 +1,12 @@
-"""What nightly runs keep between them: one *record* for each whole generation that they update.
+"""The state that nightly runs keep in the store: one *record* for each whole generation that they update.
 
-    observations/KEY-GENERATION/                 a ledger of its own: what nightly runs have probed since that generation
-    observations/KEY-GENERATION/night.json       the record: how far the Hub was looked at, and what was removed
-    observations/KEY-GENERATION/catalogue-*      rows of the catalogue of all that was added since
-    completion/COMPLETION-GENERATION/            descriptors, with the columns of the completion as they are
+    observations/KEY-GENERATION/                 a separate ledger of the models that nightly runs have probed since
+    observations/KEY-GENERATION/night.json       the record: how far the Hub's listing was read, and what was removed
+    observations/KEY-GENERATION/catalogue-*      rows of the catalogue of all models that were added since
+    completion/COMPLETION-GENERATION/            their descriptors, by the columns of that completion
 
-A run reads these, and of the rest of the store only what it looks up by name: its cost does not grow with the index.
-Its receipts are entered in the main ledger too (they name parts wherever these lie), so that the next full run knows
-what was probed.
+A run reads these, and looks up the rest of the store by name: its cost does not grow with the index. Its receipts are
+copied to the main ledger too (they name parts by their full paths), so that the next full run does not probe again.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_tab
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
 
-NIGHT_VERSION = 1
-NIGHT = "night.json"
+RECORD_VERSION = 1
+RECORD = "night.json"
 
 
 @dataclass(frozen=True)
 class NightlyRecord:
-    """How far the nightly runs since one whole generation have come.
+    """Progress of the nightly runs since one whole generation.
 
     Attributes:
-        base: that generation.
-        watermark: the newest change on the Hub that was seen (ISO 8601); what is older need not be looked at.
+        base: name of that generation.
+        watermark: time of the newest change on the Hub that was read (ISO 8601); older ones need not be read again.
         reconciled: when the index was last compared with the whole Hub (UTC, ISO 8601).
-        rows: the catalogue of what was added since, if anything was.
-        removed: repositories that must not answer: ``sha`` as it was indexed, ``reason`` and ``detail``.
+        rows: catalogue of the models that were added since; None without any.
+        removed: repositories to remove from answers: ``reason`` and ``detail`` by name.
     """
 
     base: str
@@ -45,7 +44,7 @@ class NightlyRecord:
     reconciled: str
     rows: Part | None = None
     removed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    version: int = NIGHT_VERSION
+    version: int = RECORD_VERSION
 
 
 class NightlyFiles:
@@ -63,7 +62,7 @@ class NightlyFiles:
         self.key = f"{key}-{base}"
         self.ledger = Ledger(store, f"observations/{self.key}")
         self._main = Ledger(store, f"observations/{key}")
-        self._name = f"{self.ledger.folder}/{NIGHT}"
+        self._name = f"{self.ledger.folder}/{RECORD}"
 
     def read(self) -> NightlyRecord | None:
         """The record; None before the first nightly run.
@@ -75,7 +74,7 @@ class NightlyFiles:
         if content is None:
             return None
         where = self.store.path(self._name)
-        check_version(content.get("version", 0), NIGHT_VERSION, where, "record of nightly runs")
+        check_version(content.get("version", 0), RECORD_VERSION, where, "record of nightly runs")
         try:
             rows = content["rows"]
             return NightlyRecord(**{**content, "rows": None if rows is None else Part(**rows)})
@@ -83,13 +82,13 @@ class NightlyFiles:
             raise StoreError(f"{where} is damaged ({error!r})") from error
 
     def rows(self, record: NightlyRecord) -> list[CatalogueRow]:
-        """What was added since the base, each repository once, at its newest commit."""
+        """The models that were added since the base, each repository once, at its newest commit."""
         if record.rows is None:
             return []
         return from_table(read_part(self.store, record.rows, CATALOGUE), CatalogueRow)
 
     def write(self, record: NightlyRecord, rows: Sequence[CatalogueRow]) -> NightlyRecord:
-        """Replace record and catalogue; the rows are all that were added since the base."""
+        """Replace record and catalogue; ``rows`` are those of all models that were added since the base."""
         part = None
         if rows:
             data = parquet_bytes(to_table(sorted(rows, key=lambda row: row.repo), CATALOGUE))
@@ -104,7 +103,7 @@ class NightlyFiles:
         return new
 
     def enter_in_main(self, names: Iterable[str]) -> None:
-        """Enter receipts in the main ledger."""
+        """Copy receipts to the main ledger."""
         for name in names:
             path = f"receipts/{name}.json"
             if not self.store.exists(f"{self._main.folder}/{path}"):

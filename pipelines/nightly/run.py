@@ -1,16 +1,17 @@
-"""The nightly run: what is new or changed on the Hub since the last one is probed and merged into the live index.
+"""The nightly run: probes models that are new or changed on the Hub since the last one and adds them to the live index.
 
 1. One run at a time: a lease in the store.
 2. *List*: the Hub's listing, newest first, down to a watermark.
-3. *Reconcile*: every some days the whole listing is compared with the index, to find what was removed, renamed or gated.
-4. *Probe* the new commits, in a ledger of their own (`pipelines.nightly.record`).
+3. *Reconcile*: every few days the whole listing is compared with the index, to find models that were removed, renamed
+   or gated.
+4. *Probe* the new commits, in a separate ledger (`pipelines.nightly.record`).
 5. *Describe* them with the published columns.
-6. *Decide* (`pipelines.nightly.decision`): with nothing new, nothing is published. Otherwise an update of the live
-   generation's base holds all changes since the base; when these are much of the index, it is rebuilt as a whole.
+6. *Decide* (`pipelines.nightly.decision`): without changes nothing is published. Otherwise an update of the live
+   generation's base holds all changes since the base; beyond ``nightly.rebuild_share`` a whole generation is built.
 7. *Publish*: checks, the quality gate, and one swap of the pointer.
 
-Killed at any moment, the next run goes on where this one was. When the index has drifted from what its completion was
-fitted on, the run says that a full one is due.
+If the run is killed, the next one resumes where it was. When the index has drifted too far from the data that its
+completion was fitted on, the run says that a full run is due.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ LEASE = "nightly/lease.json"
 
 @dataclass(frozen=True)
 class NightlyRun:
-    """What a nightly run did.
+    """Result of a nightly run.
 
     Attributes:
-        published: what is live now.
-        tried: repositories with a new commit, this run's and those that failed before and were tried again.
-        added: of those, what the index did not hold before.
-        gone: repositories that have disappeared from answers since the base was published.
+        published: the live generation.
+        tried: number of repositories with a new commit, those that failed before and were tried again included.
+        added: number of these that the index did not hold before.
+        removed: number of the base's models that are no longer in the index.
         failures: of the models that were added since the base and could not be probed.
         drift: None where nothing was published.
         refit_due: why a full run is due, if it is.
@@ -51,14 +52,14 @@ class NightlyRun:
     published: PublishResult
     tried: int
     added: int
-    gone: int
+    removed: int
     failures: Sequence[Failure]
     drift: Drift | None
     refit_due: str | None
 
     @property
     def failed_share(self) -> float:
-        """Share of the models that were tried since the base and failed."""
+        """Share of the models tried since the base that failed."""
         return len(self.failures) / self.tried if self.tried else 0.0
 
 
@@ -68,8 +69,9 @@ def run_nightly(job: Job) -> NightlyRun:
     Raises:
         UsageError: nothing was published yet, or with other settings.
         LeaseHeldError: another nightly run is at work.
-        TooManyGoneError, HubError: the Hub does not answer as it must.
-        QualityError: what was added is worse than the quality gate allows; what was live stays live.
+        TooManyRemovedError: the Hub lacks more of the index than ``nightly.max_removed_share`` allows.
+        HubError: the Hub refuses or does not answer.
+        QualityError: the new generation fails the quality gate; the live one stays live.
         StoreError: the store refuses, or is damaged.
     """
     nightly = job.config.nightly
@@ -78,7 +80,7 @@ def run_nightly(job: Job) -> NightlyRun:
         hub = list_changes(job, start)
         hub = reconcile_changes(job, start, hub)
         hub = save_changes(job, start, hub)
-        # A Ray that was started to probe is there to describe, too.
+        # The Ray session for probing is used for describing, too.
         with contextlib.ExitStack() as ray:
             probed = probe_changes(job, start, hub.to_index, ray)
             described = describe_changes(job, start, probed)
@@ -91,27 +93,27 @@ def run_nightly(job: Job) -> NightlyRun:
             published = publish_rebuilt(job, changes, probed.run, lease.check)
         else:
             published = publish_update(job, changes, probed.run, decision.drift, added, lease.check)
-    done = NightlyRun(
+    result = NightlyRun(
         published=published,
         tried=len(changes.rows),
         added=len(added),
-        gone=len(changes.removed),
+        removed=len(changes.removed),
         failures=probed.ledger.failures,
         drift=None if decision is None else decision.drift,
         refit_due=None if decision is None else decision.refit_due,
     )
-    _report(job, done, len(changes.descriptors.models))
-    return done
+    _report(job, result, len(changes.descriptors.models))
+    return result
 
 
-def _report(job: Job, done: NightlyRun, since_base: int) -> None:
-    if done.drift is None:
-        job.report.say(f"nightly: nothing new; generation {done.published.pointer.generation} stays live")
+def _report(job: Job, result: NightlyRun, since_base: int) -> None:
+    if result.drift is None:
+        job.report.say(f"nightly: nothing new; generation {result.published.pointer.generation} stays live")
         return
-    name, largest = done.drift.largest()
+    name, largest = result.drift.largest()
     job.report.say(
-        f"nightly: {done.added:,} models added tonight; since the last full run {since_base:,} added, "
-        f"{done.gone:,} gone, drift {largest:.1%} ({name})"
+        f"nightly: {result.added:,} models added by this run; since the last full run {since_base:,} added, "
+        f"{result.removed:,} removed, drift {largest:.1%} ({name})"
     )
-    if done.refit_due is not None:
-        job.report.say(f"nightly: a full run is due: {done.refit_due}")
+    if result.refit_due is not None:
+        job.report.say(f"nightly: a full run is due: {result.refit_due}")

@@ -1,4 +1,4 @@
-"""What a nightly run starts from: the live index, opened once, and what belongs to it in the store."""
+"""The start of a nightly run: the live index, opened once, and the data that belongs to it in the store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class NightlyStart:
     """The index that a nightly run adds to.
 
     Attributes:
-        live: what readers have.
+        live: the live generation.
         base: the whole generation that is live, or that the live one is an update of.
-        completion: the base's.
-        probe_set: the base's.
-        files: what nightly runs since the base have kept.
-        failed: what the last full run tried and could not index.
+        completion: of the base.
+        probe_set: of the base.
+        files: state of the nightly runs since the base.
+        failed: models that the last full run could not index.
         endpoint: the Hub's address.
         at: when this run began (UTC, ISO 8601).
     """
@@ -50,13 +50,17 @@ class NightlyStart:
     endpoint: str
     at: str
 
-    def held(self, repos: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """``id`` and ``sha`` of those of some repositories that the base holds."""
+    def rows_in_base(self, repos: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """``id``, ``repo`` and ``sha`` of those of some repositories that the base holds, by repository."""
         return {row["repo"]: row for row in self.base.models_named("repo", repos, ["repo", "sha"])}
 
 
 class FailedVersions:
-    """The models that the last full run tried and could not index, each at the commit it tried."""
+    """The models that the last full run could not index, each at the commit that it tried.
+
+    Args:
+        keys: (F,) sorted keys of the models (`probelog.storage.ledger.key_numbers`).
+    """
 
     def __init__(self, keys: npt.NDArray[np.uint64]) -> None:
         self._keys = keys
@@ -69,11 +73,11 @@ class FailedVersions:
 
 
 def open_start(job: Job) -> NightlyStart:
-    """Open what is live, and its base.
+    """Open the live generation, its base, and their data in the store.
 
     Raises:
         UsageError: nothing was published yet, or with other settings.
-        StoreError: something of it is damaged, or gone.
+        StoreError: part of it is damaged or missing.
     """
     index = job.store.child("index")
     live = LiveIndex.open(index)
@@ -99,20 +103,20 @@ def open_start(job: Job) -> NightlyStart:
 
 def _completion(job: Job, base: Generation) -> CompletionRecord:
     key = base.settings.completion
-    done = completed(job.store, key)
-    if done is None:
+    completion = completed(job.store, key)
+    if completion is None:
         raise StoreError(
-            f"{job.store.path('completion')}/{key}, which the live index was made from, is gone: run "
+            f"{job.store.path('completion')}/{key}, which the live index was made from, is missing: run "
             "`probelog-index full`"
         )
-    return done
+    return completion
 
 
 def _same_settings(job: Job, base: Generation) -> None:
-    """Refuse to add to an index what was made otherwise.
+    """Check that the configuration has the index's settings.
 
     Raises:
-        UsageError: names everything that is different.
+        UsageError: names every setting that differs.
     """
     config, settings = job.config, base.settings
     different = []

@@ -1,4 +1,4 @@
-"""An update: what nightly runs since the base have added and removed, published as a generation beside the base."""
+"""An update: the models that nightly runs since the base have added and removed, as a generation beside the base."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from probelog.storage.schemas import CatalogueRow
 
 @dataclass(frozen=True)
 class ChangesSinceBase:
-    """All that nightly runs since the base have added and removed.
+    """All models that nightly runs since the base have added and removed.
 
     Attributes:
-        start: what this run started from; it has the base.
-        hub: what changed on the Hub.
-        described: the completion of the added models.
-        descriptors: of these models.
-        rows: of the catalogue, by repository and commit.
-        removed: the base's models that do not count any more: their numbers, by repository.
+        start: of this run; it has the base.
+        hub: changes on the Hub.
+        described: completion of the added models.
+        descriptors: of the added models.
+        rows: rows of the catalogue, by repository and commit.
+        removed: numbers of the base's models that are no longer valid, by repository.
     """
 
     start: NightlyStart
@@ -58,19 +58,19 @@ class ChangesSinceBase:
 
     @property
     def source(self) -> str:
-        """Key of what an update would be made from."""
+        """Key of the data that an update would be made from."""
         added = [f"{model.repo}@{model.sha}" for model in self.descriptors.models]
         removed = sorted(self.removed.values())
         return short_key("update", self.base.pointer.generation, *added, "gone", *removed)
 
     @property
     def empty(self) -> bool:
-        """Whether the base is what an update would be."""
+        """Whether an update would equal the base."""
         return not self.descriptors.models and not self.removed
 
     @cached_property
     def known(self) -> dict[str, int]:
-        """Rows of the base's logits that added models share (`same_logits`), by what they share them by."""
+        """Number of rows of the base's logits that added models share, by identity (`same_logits`)."""
         identities = {same_logits(model) for model in self.descriptors.models}
         rows = self.base.models_named("identity", identities, ["identity", "rows"])
         return {row["identity"]: int(row["rows"]) for row in rows}
@@ -82,7 +82,7 @@ class ChangesSinceBase:
         return sorted(added - {(row["repo"], row["sha"]) for row in rows})
 
     def for_writer(self) -> Changes:
-        """What the index's writer is given."""
+        """The changes in the form of `probelog.publication.update.write_update`."""
         models = self.descriptors.models
         facts = model_table(models, self.rows)
         identities = [same_logits(model) for model in models]
@@ -92,11 +92,11 @@ class ChangesSinceBase:
 def changes_since_base(
     job: Job, start: NightlyStart, hub: HubChanges, probed: ProbedChanges, described: CompletionRecord
 ) -> ChangesSinceBase:
-    """Put together what the Hub added and removed and what became of it."""
+    """Combine the Hub's changes with the results of probing and describing."""
     receipts = probed.ledger.receipts
     rows = {(row.repo, row.sha): row for row in hub.to_index}
     models = [model for model in start.files.ledger.models(receipts) if (model.repo, model.sha) in rows]
-    # A new commit that may still be probed by another run leaves the old one where it is.
+    # As long as a later run may still probe a new commit, the old one stays in the index.
     replaced = {model.repo for model in models}
     replaced |= {failure.repo for failure in probed.ledger.failures if not failure.retryable}
     removed = {*hub.record.removed, *(repo for repo, _ in rows if repo in replaced)}
@@ -111,7 +111,7 @@ def changes_since_base(
             models,
         ),
         rows=rows,
-        removed={repo: int(row["id"]) for repo, row in start.held(removed).items()},
+        removed={repo: int(row["id"]) for repo, row in start.rows_in_base(removed).items()},
     )
 
 
@@ -126,23 +126,23 @@ def publish_update(
     """Build an update, check it, and make it live.
 
     Args:
-        job: what is asked for, and where it is kept.
-        changes: what the update holds.
-        run: what this run's models came to.
-        drift: how far it is from what the base was fitted on.
-        added: the models that the live generation does not hold.
-        allowed: raises where this run may not publish any more.
+        job: configuration and store.
+        changes: content of the update.
+        run: counts of this run's models and failures.
+        drift: of the update from the data that the base was fitted on.
+        added: models that the live generation does not hold.
+        allowed: raises if this run may not publish any more.
 
     Raises:
         QualityError, StoreError, ConflictError: as `release_generation`.
     """
     index, base = job.store.child("index"), changes.base
     models = changes.descriptors.models
-    # What the base holds of the same logits was seen on other probes: its directions are others.
+    # Logits that the base holds already were observed on other probes there: their directions differ.
     noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=changes.known)
 
     def build(name: str) -> GenerationSettings:
-        job.report.line("publish: writing what was added")
+        job.report.line("publish: writing the changes")
         writer = GenerationWriter(index, name)
         batches = (described.batch() for described in noted.of(changes.descriptors.stream()))
         written = write_update(writer, base, changes.for_writer(), batches)

@@ -1,7 +1,7 @@
-"""The Hub's catalogue: its models as typed rows, page by page, so that a crawl can stop and go on.
+"""The Hub's listing of models as typed rows, page by page, so that a crawl can be interrupted and resumed.
 
 Filters are sent to the server as `huggingface_hub.HfApi.list_models` sends them (version 2.4), and checked again
-here: mirrors and older servers ignore some. A row that makes no sense becomes a failure and the crawl goes on.
+here: mirrors and older servers ignore some. A malformed row becomes a failure and the crawl continues.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _MOST_TREE_PAGES = 20
 
 @dataclass(frozen=True, slots=True)
 class ListingFilters:
-    """Which models are wanted. What the Hub does not say about a model (its size, say) does not exclude it.
+    """Which models to list. A fact that the Hub does not give about a model (such as its size) does not exclude it.
 
     Args:
-        libraries: library names, any of which will do; empty: all.
+        libraries: library names, any of which matches; empty: all.
         pipeline_tag: the task; None: all.
         author: user or organisation.
         licences: licence names as the Hub writes them; empty: all. A model that names none is excluded.
         since: only models modified then or later (with a time zone); the listing is newest first and stops there.
-        max_bytes: bytes of weights, as far as the listing tells or lets estimate.
+        max_bytes: bytes of weights, where the listing gives them or they can be estimated from it.
         max_params: parameters in safetensors files.
         repos: exactly these repositories. Library, task, author and since then do not apply.
         limit: this many rows at most.
@@ -77,7 +77,7 @@ class ListingFilters:
             raise UsageError(f"not repository ids (owner/name): {', '.join(map(repr, wrong[:10]))}")
 
     def accepts(self, row: CatalogueRow) -> bool:
-        """Whether a row is wanted."""
+        """Whether a row passes the filters."""
         if self.licences and row.licence not in self.licences:
             return False
         if self.max_params is not None and row.parameters is not None and row.parameters > self.max_params:
@@ -96,9 +96,13 @@ class ListingFilters:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows that passed the filters, rows that made no sense, and where to go on (None: that was the last page).
+    """One page of a listing.
 
-    ``date`` is when the page was sent, by the Hub's clock; None where it does not say, and of explicit lists.
+    Attributes:
+        rows: that passed the filters.
+        failures: malformed rows.
+        next_url: address of the next page; None on the last one.
+        date: when the page was sent, by the Hub's clock; None where the Hub does not say, and for explicit lists.
     """
 
     rows: list[CatalogueRow] = field(default_factory=list)
@@ -119,21 +123,21 @@ def iter_pages(
 ) -> Iterator[Page]:
     """Crawl the catalogue, newest models first.
 
-    Save each page before asking for the next; after an interruption, ``start_url`` = the last saved ``next_url``
-    goes on where it was (the Hub's cursor is the last row's sort key and id, so rows that changed meanwhile have
-    jumped to the front, and the next crawl finds them). The same (repo, sha) may come twice.
+    Save each page before requesting the next; after an interruption, ``start_url`` = the last saved ``next_url``
+    resumes the crawl (the Hub's cursor is the last row's sort key and id, so rows that changed meanwhile have moved to
+    the front, where the next crawl finds them). The same (repo, sha) may be listed twice.
 
     Args:
         filters: which models.
         start_url: a ``next_url`` of an earlier run with the same filters; None: from the beginning.
-        already: rows that the earlier run has, counted against ``filters.limit``.
+        already: number of rows that the earlier run has, counted against ``filters.limit``.
         endpoint: the Hub's address, as for `probelog.hub.client.HubClient`.
-        limiter: shared with whoever else asks the same Hub.
-        retry: how patient to be.
-        page_size: models asked for at a time. Smaller than the Hub allows: long pages deep in a listing time out.
+        limiter: shared with other users of the same Hub in this process.
+        retry: number of attempts and waits between them.
+        page_size: models per page. Smaller than the Hub allows: long pages deep in a listing time out.
 
     Raises:
-        HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or leads in a
+        HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or its pages form a
             circle. Pages already yielded stay valid.
     """
     with HubClient(endpoint, limiter=limiter, retry=retry) as client:
@@ -162,14 +166,14 @@ def fetch_files(
     """The files at the root of a repository with size and, where the Hub knows it, SHA-256. One API request.
 
     Raises:
-        ItemFailure: there is no such commit, it is not public, or the Hub does not answer.
+        ItemFailure: the commit does not exist or is not public, or the Hub does not answer.
     """
     with HubClient(endpoint, limiter=limiter, retry=retry) as client:
         return tree(client, repo, sha)
 
 
 def tree(client: HubClient, repo: str, sha: str) -> list[RepoFile]:
-    """`fetch_files` with a client that is already there."""
+    """`fetch_files` with an open client."""
     if not is_repo_id(repo) or not SHA_PATTERN.fullmatch(sha):
         raise ItemFailure(FailureReason.MALFORMED_ROW, f"{repo!r} at {sha!r} is no repository and commit")
     files: list[RepoFile] = []
@@ -187,7 +191,7 @@ def tree(client: HubClient, repo: str, sha: str) -> list[RepoFile]:
 
 
 def item_failure(error: HubError) -> ItemFailure:
-    """What a refusal or a silence of the Hub says about the model that was asked for."""
+    """The failure of a model for which the Hub refused a request or did not answer."""
     if not isinstance(error, HubRefusalError):
         return ItemFailure(FailureReason.DOWNLOAD_FAILED, str(error))
     if error.code == "GatedRepo":
@@ -195,10 +199,10 @@ def item_failure(error: HubError) -> ItemFailure:
     elif error.message == "Access to this resource is disabled." or error.status == 451:
         reason = FailureReason.DISABLED
     elif error.status in (401, 404, 410) and not error.bad_token:
-        # The Hub says 401 of what is private or was never there, to whoever may not know which.
+        # The Hub answers 401 for private and for missing repositories alike, so as not to reveal which.
         reason = FailureReason.NOT_FOUND
     else:
-        # Also a wrong token: were it permanent, one bad night would bury the whole catalogue.
+        # Also a wrong token: as a permanent failure, one run with it would exclude the whole catalogue for good.
         reason = FailureReason.DOWNLOAD_FAILED
     return ItemFailure(reason, str(error))
 
@@ -207,7 +211,7 @@ def _pages(
     client: HubClient, filters: ListingFilters, start_url: str | None, page_size: int
 ) -> Iterator[Page]:
     url = client.reroot(start_url) if start_url else client.url("/api/models", _query(filters, page_size))
-    seen = {url}
+    visited = {url}
     newest_first = True
     last: list[dt.datetime] = []
     while True:
@@ -216,7 +220,7 @@ def _pages(
         except HubRefusalError as error:
             if error.status == 400 and start_url:
                 raise HubError(
-                    f"{error} The place where the crawl stopped is no longer known: start anew."
+                    f"{error} The Hub no longer knows the page where the crawl stopped: start from the first page."
                 ) from error
             if error.status == 404:
                 raise HubError(_NO_HUB.format(client.endpoint)) from error
@@ -224,18 +228,20 @@ def _pages(
         if not isinstance(answer.value, list):
             raise HubError(_NO_HUB.format(client.endpoint))
         page, modified = _read_page(client, answer.value, filters)
-        # A server that ignores the order, on any page so far, gets no say in when to stop.
+        # If the server ignored the order on any page so far, the times do not decide when to stop.
         newest_first &= all(before >= after for before, after in pairwise([*last, *modified]))
         last = modified[-1:] or last
-        done = filters.since is not None and newest_first and bool(modified) and modified[-1] < filters.since
-        following = None if done else answer.next_url
-        if following in seen:
-            raise HubError(f"{client.endpoint} leads in a circle: page {following} comes twice")
+        below_since = (
+            filters.since is not None and newest_first and bool(modified) and modified[-1] < filters.since
+        )
+        following = None if below_since else answer.next_url
+        if following in visited:
+            raise HubError(f"{client.endpoint} lists in a circle: page {following} was listed before")
         yield Page(page.rows, page.failures, following, answer.date)
         if following is None:
             return
         url = following
-        seen.add(url)
+        visited.add(url)
 
 
 def _read_page(
@@ -244,8 +250,8 @@ def _read_page(
     page, modified = Page(), []
     for item in items:
         try:
-            told = _with_commit(client, item)
-            row = read_row(told)
+            complete_item = _with_commit(client, item)
+            row = read_row(complete_item)
         except ItemFailure as failure:
             page.failures.append(Failure.of(_shown_id(item), "", STAGE, failure.reason, failure.detail))
             continue
@@ -257,7 +263,7 @@ def _read_page(
 
 
 def _with_commit(client: HubClient, item: object) -> object:
-    """A row of a listing; of a server that leaves the commit out, the model's own page."""
+    """A row of a listing, completed from the model's own page where the server leaves out the commit."""
     if not isinstance(item, dict) or item.get("sha") is not None:
         return item
     repo = item.get("id")
@@ -265,7 +271,7 @@ def _with_commit(client: HubClient, item: object) -> object:
 
 
 def _listed_pages(client: HubClient, filters: ListingFilters, start_url: str | None) -> Iterator[Page]:
-    """An explicit list has no pages: it is taken in portions, and ``next_url`` carries the position."""
+    """Pages of an explicit list: portions of it, with the position in ``next_url``."""
     start = (start_url or "").rpartition("#")[2]
     first = int(start) if start.isascii() and start.isdigit() and len(start) < 9 else 0
     for begin in range(first, len(filters.repos), _LISTED_PER_PAGE):
@@ -283,23 +289,23 @@ def _listed_pages(client: HubClient, filters: ListingFilters, start_url: str | N
 
 
 def _info(client: HubClient, repo: str) -> dict[str, Any]:
-    """One model's own page, which tells sizes and digests of files too.
+    """One model's own page, with sizes and digests of its files.
 
     Raises:
-        ItemFailure: there is no such model, or it is not public.
-        HubError: a wrong token, or nothing can be had at all.
+        ItemFailure: the model does not exist or is not public.
+        HubError: a wrong token, or the Hub does not answer.
     """
     try:
-        found = client.json(f"/api/models/{quote(repo)}", {"blobs": "true"}).value
+        page = client.json(f"/api/models/{quote(repo)}", {"blobs": "true"}).value
     except HubRefusalError as error:
         if error.bad_token:
             raise
         raise item_failure(error) from error
-    if not isinstance(found, dict):
+    if not isinstance(page, dict):
         raise ItemFailure(FailureReason.MALFORMED_ROW, "the model's page is no object")
     # A renamed model answers under its new name; the row belongs to the name that was asked for. An empty commit
     # is a malformed one: it is not looked up a second time.
-    return {**found, "id": repo, "sha": found.get("sha") or ""}
+    return {**page, "id": repo, "sha": page.get("sha") or ""}
 
 
 def _query(filters: ListingFilters, page_size: int) -> dict[str, Any]:
@@ -315,6 +321,6 @@ def _query(filters: ListingFilters, page_size: int) -> dict[str, Any]:
 
 
 def _shown_id(item: object) -> str:
-    """What to call a row that makes no sense: its id where it has some, else what stands in its place."""
+    """Name of a malformed row in failures: its id where it has one, else an excerpt of the value in its place."""
     repo = item.get("id") if isinstance(item, dict) else item
     return repo[:200] if isinstance(repo, str) and repo else f"({excerpt(repo)})"

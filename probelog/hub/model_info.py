@@ -1,4 +1,4 @@
-"""What the Hub says about a model, as a typed row. All of it is untrusted."""
+"""The Hub's JSON about a model as a typed row. All of it is untrusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_FILES, _LONGEST_PATH = 1_000, 500
 _MOST_PARENTS = 20
 _PARENT_TAG = "base_model:"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# Bytes per element of safetensors' types; one for those not named here, so that estimates err to the low side.
+# Bytes per element of safetensors' types; 1 for types not named here, so that estimates are rather too low.
 _WIDTHS = {
     "F64": 8,
     "I64": 8,
@@ -37,10 +37,10 @@ _WIDTHS = {
 
 
 def read_row(item: object) -> CatalogueRow:
-    """One row of the Hub's JSON as a typed row. What is missing or of the wrong type is None or empty.
+    """One row of the Hub's JSON as a typed row. Values that are missing or of the wrong type become None or empty.
 
     Raises:
-        ItemFailure: malformed-row, without a usable id or commit.
+        ItemFailure: malformed-row: the row has no valid id or commit.
     """
     if not isinstance(item, dict):
         raise ItemFailure(FailureReason.MALFORMED_ROW, f"a {type(item).__name__} in place of a model")
@@ -77,33 +77,37 @@ def read_row(item: object) -> CatalogueRow:
 
 
 def _parents(repo: str, card: Mapping[str, Any], config: Mapping[str, Any], tags: list[str]) -> list[Parent]:
-    """All that a model names as what it was made from, each once for every place that names it."""
+    """The declared parents of a model, each once for every place that names it (card, tag, adapter, config)."""
     declared = card.get("base_model")
-    told = card.get("base_model_relation")
-    relation = told if isinstance(told, str) and told in RELATIONS else "unknown"
-    found = [
+    declared_relation = card.get("base_model_relation")
+    relation = (
+        declared_relation
+        if isinstance(declared_relation, str) and declared_relation in RELATIONS
+        else "unknown"
+    )
+    candidates = [
         (name, relation, "card")
         for name in (declared if isinstance(declared, list) else [declared])[:_MOST_PARENTS]
     ]
     for tag in tags:
         kind, _, name = tag.removeprefix(_PARENT_TAG).partition(":")
         if tag.startswith(_PARENT_TAG) and kind in RELATIONS:
-            found.append((name, kind, "tag"))
-    found.append((_mapping(config.get("peft")).get("base_model_name_or_path"), "adapter", "adapter"))
-    found.append((config.get("_name_or_path"), "unknown", "config"))
-    # What is no repository's name is a path on the uploader's disk, or nothing.
+            candidates.append((name, kind, "tag"))
+    candidates.append((_mapping(config.get("peft")).get("base_model_name_or_path"), "adapter", "adapter"))
+    candidates.append((config.get("_name_or_path"), "unknown", "config"))
+    # Other values are paths on the uploader's disk.
     parents = (
         Parent(name, kind, source)
-        for name, kind, source in found
+        for name, kind, source in candidates
         if isinstance(name, str) and name != repo and len(name) <= _LONGEST_TAG and is_repo_id(name)
     )
     return list(dict.fromkeys(parents))[:_MOST_PARENTS]
 
 
 def weights(files: list[RepoFile]) -> list[RepoFile]:
-    """The files that hold a model's weights: one safetensors file, else its shards, else a pickle; else none.
+    """The files with a model's weights: one safetensors file, else its shards, else a pickle; empty without any.
 
-    Which one is used where several are there is transformers' and timm's own order.
+    The order of preference is that of transformers and timm.
     """
     at_root = {file.path: file for file in files}
     if SAFETENSORS in at_root:
@@ -123,8 +127,8 @@ def _weight_bytes(files: list[RepoFile], item: Mapping[str, Any]) -> int | None:
 
 
 def read_files(entries: object) -> list[RepoFile]:
-    """Files of a listing (``rfilename``) or of a tree (``path``); those at the root first, as they matter most."""
-    found = []
+    """Files of a listing (``rfilename``) or of a tree (``path``), at most 1,000, those at the root first."""
+    files = []
     for entry in _list(entries):
         if not isinstance(entry, dict) or entry.get("type", "file") != "file":
             continue
@@ -133,9 +137,9 @@ def read_files(entries: object) -> list[RepoFile]:
             lfs = _mapping(entry.get("lfs"))
             sha256 = lfs.get("sha256", lfs.get("oid"))
             valid = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
-            found.append(RepoFile(clean_unicode(path), _count(entry.get("size")), sha256 if valid else None))
-    found.sort(key=lambda file: file.path.count("/"))
-    return found[:_MOST_FILES]
+            files.append(RepoFile(clean_unicode(path), _count(entry.get("size")), sha256 if valid else None))
+    files.sort(key=lambda file: file.path.count("/"))
+    return files[:_MOST_FILES]
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
@@ -194,7 +198,7 @@ def _first(value: object) -> object:
 
 
 def excerpt(value: object) -> str:
-    """A value for a message: short, printable, whatever it is."""
+    """Any value as a short printable text for a message."""
     if isinstance(value, str):
         return ascii(value[:100])
     return "nothing" if value is None else f"a {type(value).__name__}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.config.model import Config
-from pipelines.crawl.reconcile import GoneReason, Reconciliation, TooManyGoneError, reconcile
+from pipelines.crawl.reconcile import Reconciliation, RemovalReason, TooManyRemovedError, reconcile
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from probelog.hub.client import HubError, Retry
@@ -41,8 +41,8 @@ def compare(hub: LiveHub, tmp_path: Path, indexed: dict[str, str], **settings: A
     return reconcile(job, hub.endpoint, indexed.items(), retry=FAST)
 
 
-def reasons(found: Reconciliation) -> dict[str, GoneReason]:
-    return {repo.removeprefix("owner/"): gone.reason for repo, gone in found.gone.items()}
+def reasons(result: Reconciliation) -> dict[str, RemovalReason]:
+    return {repo.removeprefix("owner/"): removal.reason for repo, removal in result.removed.items()}
 
 
 def test_nothing_changed(hub: LiveHub, tmp_path: Path) -> None:
@@ -62,15 +62,15 @@ def test_every_way_to_disappear(hub: LiveHub, tmp_path: Path) -> None:
     hub.put("owner/added", 0)
     found = compare(hub, tmp_path, indexed)
     assert reasons(found) == {
-        "model-0": GoneReason.REMOVED,
-        "model-1": GoneReason.RENAMED,
-        "model-2": GoneReason.REMOVED,
-        "model-3": GoneReason.GATED,
-        "model-4": GoneReason.DISABLED,
-        "model-5": GoneReason.FILTERED,
+        "model-0": RemovalReason.REMOVED,
+        "model-1": RemovalReason.RENAMED,
+        "model-2": RemovalReason.REMOVED,
+        "model-3": RemovalReason.GATED,
+        "model-4": RemovalReason.DISABLED,
+        "model-5": RemovalReason.FILTERED,
     }
     assert found.renamed == {"owner/model-1": "other/renamed"}
-    assert "text-generation" in found.gone["owner/model-5"].detail
+    assert "text-generation" in found.removed["owner/model-5"].detail
     assert [(row.repo, row.sha) for row in found.changed] == [("owner/model-6", hub.state()["owner/model-6"])]
     assert sorted(row.repo for row in found.missed) == ["other/renamed", "owner/added"]
     assert found.unconfirmed == {}
@@ -92,7 +92,7 @@ def test_a_renamed_repository_whose_old_name_lives_on_is_a_changed_one(hub: Live
     hub.rename("owner/model-1", "owner/moved")
     hub.put("owner/model-1", 3)
     found = compare(hub, tmp_path, indexed)
-    assert found.gone == {}
+    assert found.removed == {}
     assert [row.repo for row in found.changed] == ["owner/model-1"]
     assert [row.repo for row in found.missed] == ["owner/moved"]
 
@@ -105,7 +105,7 @@ def test_a_gated_repository_stays_for_whom_it_opens(hub: LiveHub, tmp_path: Path
     hub.faults.spoil("/owner/model-1/resolve/", faults.answer(404, {"x-error-code": "EntryNotFound"}))
     hub.faults.spoil("/owner/model-2/resolve/", faults.answer(503))
     found = compare(hub, tmp_path, indexed)
-    assert reasons(found) == {"model-3": GoneReason.GATED}
+    assert reasons(found) == {"model-3": RemovalReason.GATED}
     assert "503" in found.unconfirmed["owner/model-2"]
     assert {request.headers["authorization"] for request in hub.faults.requests} == {"Bearer hf_of-a-test"}
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_confirmed_stays(hub: LiveHub, tmp_path: Path, fault: fau
     hub.faults.spoil("/api/models?", without)
     hub.faults.spoil("/api/models/owner/model-1?", fault)
     found = compare(hub, tmp_path, indexed)
-    assert reasons(found) == {"model-0": GoneReason.REMOVED}
+    assert reasons(found) == {"model-0": RemovalReason.REMOVED}
     assert list(found.unconfirmed) == ["owner/model-1"]
     assert said in found.unconfirmed["owner/model-1"]
 
@@ -156,18 +156,20 @@ def test_a_listing_that_breaks_off_is_no_comparison(hub: LiveHub, tmp_path: Path
 def test_too_many_are_not_believed(hub: LiveHub, tmp_path: Path) -> None:
     indexed = hub.state()
     hub.remove(*[f"owner/model-{number}" for number in range(9)])
-    assert len(compare(hub, tmp_path, indexed).gone) == 9  # fewer than ten may always go
+    assert len(compare(hub, tmp_path, indexed).removed) == 9  # fewer than ten may always go
     hub.remove("owner/model-9")
-    with pytest.raises(TooManyGoneError, match=r"10 of 30 .*removed 10.*nightly.max_removed_share") as caught:
+    with pytest.raises(
+        TooManyRemovedError, match=r"10 of 30 .*removed 10.*nightly.max_removed_share"
+    ) as caught:
         compare(hub, tmp_path, indexed)
     assert caught.value.exit_status == 1
     found = compare(hub, tmp_path, indexed, nightly={"max_removed_share": 0.4})
-    assert len(found.gone) == 10
+    assert len(found.removed) == 10
 
 
 def test_a_wrong_hub_is_noticed_before_everything_was_asked_for(hub: LiveHub, tmp_path: Path) -> None:
     indexed = {f"someone/else-{number}": f"{number:040x}" for number in range(1000)}
-    with pytest.raises(TooManyGoneError, match="or more"):
+    with pytest.raises(TooManyRemovedError, match="or more"):
         compare(hub, tmp_path, indexed)
     assert len(hub.faults.asked("/api/models/")) < 400
 
@@ -176,7 +178,7 @@ def test_a_hub_that_stops_answering_is_not_asked_a_thousand_times(hub: LiveHub, 
     indexed = {f"someone/else-{number}": f"{number:040x}" for number in range(1000)}
     hub.faults.spoil("/api/models/someone", faults.answer(500))
     found = compare(hub, tmp_path, indexed)
-    assert found.gone == {}
+    assert found.removed == {}
     assert len(found.unconfirmed) == 1000
     assert len(hub.faults.asked("/api/models/someone")) == 64 * FAST.attempts
 
@@ -185,7 +187,7 @@ def test_with_a_limit_older_ones_stay(hub: LiveHub, tmp_path: Path) -> None:
     indexed = hub.state()
     hub.remove("owner/model-2")
     found = compare(hub, tmp_path, indexed, filters={"limit": 3})
-    assert reasons(found) == {"model-2": GoneReason.REMOVED}
+    assert reasons(found) == {"model-2": RemovalReason.REMOVED}
 
 
 def test_of_an_explicit_list_the_names_count(hub: LiveHub, tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_of_an_explicit_list_the_names_count(hub: LiveHub, tmp_path: Path) -> No
     hub.faults.spoil("/api/models/owner/model-3?", faults.answer(500))
     hub.put("owner/model-4", 70)
     found = compare(hub, tmp_path, indexed, filters={"list": tmp_path / "list.txt"})
-    assert reasons(found) == {"model-0": GoneReason.FILTERED, "model-2": GoneReason.REMOVED}
+    assert reasons(found) == {"model-0": RemovalReason.FILTERED, "model-2": RemovalReason.REMOVED}
     assert found.renamed == {}
     assert list(found.unconfirmed) == ["owner/model-3"]
     assert [row.repo for row in found.changed] == ["owner/model-4"]

@@ -161,10 +161,10 @@ def test_nothing_new_is_nothing_published(night: Night) -> None:
     before = night.pointer
     asked = len(night.faults.requests)
     done = night.run()
-    assert not done.published.fresh
+    assert not done.published.is_new
     assert night.pointer == before
     assert len(night.faults.requests) - asked == 1  # a page of the listing
-    assert (done.added, done.gone) == (0, 0)
+    assert (done.added, done.removed) == (0, 0)
 
 
 def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
@@ -179,8 +179,8 @@ def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
     night.commit("zed/broken", library="timm", pipeline_tag="image-classification")
 
     done = night.run()
-    assert done.published.fresh
-    assert (done.tried, done.added, done.gone) == (5, 4, 2)
+    assert done.published.is_new
+    assert (done.tried, done.added, done.removed) == (5, 4, 2)
     assert [failure.repo for failure in done.failures] == ["zed/broken"]
     assert done.drift is not None
     assert done.drift.models >= 2
@@ -207,7 +207,7 @@ def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
     assert night.pointer.base == before.generation
     assert night.index.models == len(MODELS) + 3
     assert "drift" in night.index.settings
-    assert not night.run().published.fresh
+    assert not night.run().published.is_new
 
     probed, models, ours = night.observed(), night.index.models, directions(night.index)
     first = {concept: night.index.search(concept)[0] for concept in CONCEPTS}
@@ -235,9 +235,9 @@ def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
     night.rename("ada/resnet", "ada/renamed")
     night.entries["timm-without-owner"]["gated"] = "auto"
     night.list()
-    assert not night.run().published.fresh  # the listing's newest page does not tell
+    assert not night.run().published.is_new  # the listing's newest page does not tell
     done = night.run(nightly={"reconcile_days": 0})
-    assert done.published.fresh
+    assert done.published.is_new
     index = night.index
     for repo in ("cleo/timm-bfloat", "zed/new", "ada/resnet", "timm-without-owner"):
         with pytest.raises(QueryError, match="does not hold"):
@@ -257,7 +257,7 @@ def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
     night.remove("cleo/timm-bfloat")
     with counted() as (reads, _):
         done = night.run(nightly={"rebuild_share": 0.01, "reconcile_days": 0})
-    assert done.published.fresh
+    assert done.published.is_new
     assert set(reads.values()) == {2}, "for the drift and to write, and to check"
     assert night.pointer.base is None
     assert night.pointer.choice == [done.published.pointer.generation, base]
@@ -265,7 +265,7 @@ def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
     assert index.models == len(MODELS)
     assert index.show("zed/new").logits
     assert index._generation.model("bob/one-logit")["licence"] == night.entries["bob/one-logit"]["license"]
-    assert not night.run().published.fresh  # the new base knows all of it
+    assert not night.run().published.is_new  # the new base knows all of it
     night.new("zed/second", 23)
     night.run()
     assert night.pointer.base == done.published.pointer.generation
@@ -283,7 +283,7 @@ def test_a_copy_that_saw_other_probes(night: Night) -> None:
     night.copy("ada/resnet", "zed/copy")
     night.copy("cleo/timm-half", "zed/another")
     done = run_nightly(night.job(store, fraction=0.5))
-    assert done.published.fresh
+    assert done.published.is_new
     index = open_index(store)
     assert sorted(index.show("zed/copy").same_weights) == ["ada/resnet", "ada/resnet-again"]
     assert len(index._generation.recent) == 0
@@ -297,7 +297,7 @@ def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
     assert night.index.models == len(MODELS)
     probed = len(night.faults.asked("zed/new"))
     done = night.run(nightly={"max_drift": 0.0})
-    assert done.published.fresh
+    assert done.published.is_new
     assert done.drift is not None
     assert done.refit_due is not None
     assert done.drift.largest()[0] in done.refit_due
@@ -310,7 +310,7 @@ def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
 def test_one_night_at_a_time(night: Night, tmp_path: Path) -> None:
     with hold_lease(Store(night.store), LEASE, seconds=60), pytest.raises(LeaseHeldError, match="at work"):
         night.run()
-    assert not night.run().published.fresh
+    assert not night.run().published.is_new
 
 
 def test_settings_of_another_index(night: Night) -> None:

@@ -268,7 +268,7 @@ def test_a_circle_of_pages_ends(write_listing: Listing) -> None:
             "cursor=x", faults.answer(200, {"link": f'<{endpoint}/api/models?cursor=x>; rel="next"'}, b"[]")
         )
         hub.rules.reverse()
-        with pytest.raises(HubError, match="leads in a circle"):
+        with pytest.raises(HubError, match="lists in a circle"):
             crawl(ALL, endpoint, page_size=6)
 
 

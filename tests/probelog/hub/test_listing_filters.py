@@ -90,9 +90,9 @@ def test_only_a_crawl_that_goes_on_can_have_lost_its_place(tmp_path: Path) -> No
         hub.faults.spoil("/api/models?", faults.answer(400))
         with pytest.raises(HubError) as fresh:
             list(iter_pages(ListingFilters(), endpoint=hub.endpoint))
-        assert "start anew" not in str(fresh.value)
+        assert "start from the first page" not in str(fresh.value)
         start = f"{hub.endpoint}/api/models?cursor=x"
-        with pytest.raises(HubError, match="start anew"):
+        with pytest.raises(HubError, match="start from the first page"):
             list(iter_pages(ListingFilters(), start, endpoint=hub.endpoint))
 
 
