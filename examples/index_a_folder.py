@@ -25,7 +25,7 @@ def main(folder: str, config_file: str) -> None:
     with running(Path(folder)) as endpoint:
         os.environ["HF_ENDPOINT"] = endpoint
         run_full(Job.of(config, Report()), refresh=True)
-    print(f'ask it: probelog search "dog" --index {config.store}')
+    print(f'search it: probelog search "dog" --index {config.store}')
 
 
 if __name__ == "__main__":

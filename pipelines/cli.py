@@ -1,4 +1,4 @@
-"""`probelog-index`: the operator's command line. Stages run in this process, their work on Ray."""
+"""`probelog-index`: the operators' command line. Stages run in this process, their work on Ray."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def _end(job: Job, failed_share: float) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the store and the index are kept.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the store and the index.")] = Path(
         "probelog-demo"
     ),
     quick: Annotated[
         bool, typer.Option("--quick", help="Half of the time: without the comparison with all probes.")
     ] = False,
 ) -> None:
-    """Everything on this machine, offline: serve a small hub, index it, ask it."""
+    """Serve a small hub on this machine, index it and search the index, offline."""
     from pipelines.demo.run import run_demo
 
     run_demo(out, compare=not quick)
@@ -80,7 +80,7 @@ def demo(
 def hub(
     folder: Annotated[Path, typer.Argument(help="Folder of repositories: OWNER/NAME/...")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
 ) -> None:
     """Serve a folder of model repositories over the Hub's protocol."""
     from pipelines.hubserver import serve
@@ -96,7 +96,7 @@ def probes(
     ],
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     count: Annotated[
-        int | None, typer.Option("-n", "--count", min=1, help="How many; all by default.")
+        int | None, typer.Option("-n", "--count", min=1, help="Number of probes; default: all.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     encoder: Annotated[
@@ -109,12 +109,12 @@ def probes(
     from pipelines.probe.probe_set import ready_probes
     from probelog.encoders.torch_encoder import load_encoder
 
-    wanted = [f"probes={json.dumps(source)}", f"encoder={json.dumps(encoder)}", f"seed={seed}", "top_r=1"]
-    config = load_config(None, wanted, store).model_copy(update={"probe_count": count})
-    made = ready_probes(Job.of(config), load_encoder(encoder))
-    for report in made.left_out[:20]:
+    settings = [f"probes={json.dumps(source)}", f"encoder={json.dumps(encoder)}", f"seed={seed}", "top_r=1"]
+    config = load_config(None, settings, store).model_copy(update={"probe_count": count})
+    probe_set = ready_probes(Job.of(config), load_encoder(encoder))
+    for report in probe_set.left_out[:20]:
         typer.echo(f"left out: {report.source}: {report.reason.value} ({report.detail})", err=True)
-    typer.echo(made.hash)
+    typer.echo(probe_set.hash)
 
 
 @app.command()
@@ -123,47 +123,67 @@ def zoo(
         str,
         typer.Argument(help="Folder with a sub-folder per class, or Parquet with images and their labels."),
     ],
-    models: Annotated[int, typer.Option("--models", help="How many; more later go on from there.")] = 12,
+    models: Annotated[
+        int, typer.Option("--models", help="Number of models; a later call with more adds to them.")
+    ] = 12,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("zoo"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     size: Annotated[int, typer.Option("--size", help="Pixels, height and width.")] = 64,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", help="Passes over a model's images; by default a fixed number of batches."),
+        typer.Option("--epochs", help="Passes over a model's images; default: a fixed number of batches."),
     ] = None,
     names: Annotated[
-        Path | None, typer.Option("--names", help="Class names, one a line, for numbers without names.")
+        Path | None,
+        typer.Option("--names", help="Class names, one per line, for classes that have only numbers."),
     ] = None,
     groups: Annotated[
         Path | None,
-        typer.Option("--groups", help="JSON, superclass: [class names]; by default shared last words."),
+        typer.Option("--groups", help="JSON, superclass: [class names]; default: by shared last words."),
     ] = None,
     architectures: Annotated[
         str | None,
-        typer.Option("--architectures", help="Names, comma-separated: of timm, or `resnet` of transformers."),
+        typer.Option("--architectures", help="Comma-separated names of timm's, or `resnet` of transformers."),
     ] = None,
     probe_count: Annotated[
-        int | None, typer.Option("--probes", help="Probes at the most; by default what is left, up to 4,000.")
+        int | None,
+        typer.Option(
+            "--probes", help="Largest number of probes; default: the remaining images, up to 4,000."
+        ),
     ] = None,
     probe_classes: Annotated[
         int | None,
-        typer.Option("--probe-classes", help="Classes no model learns; by default a fifth of 40 or more."),
+        typer.Option(
+            "--probe-classes", help="Number of classes that no model learns; default: a fifth of 40 or more."
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Models at the same time.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Number of models trained at the same time.")
+    ] = None,
     gpus: Annotated[
-        float, typer.Option("--gpus-per-model", min=0, help="A share of a GPU; 0 trains on CPUs.")
+        float, typer.Option("--gpus-per-model", min=0, help="Share of a GPU per model; 0 trains on CPUs.")
     ] = 0.0,
 ) -> None:
     """Train a synthetic hub from labelled images, with its truth file."""
     from pipelines.zoo.build import ARCHITECTURES, Request, build_zoo
 
-    chosen = (
+    names_of_architectures = (
         tuple(name.strip() for name in architectures.split(","))
         if architectures is not None
         else ARCHITECTURES
     )
     request = Request(
-        images, out, models, seed, size, epochs, chosen, names, groups, probe_count, probe_classes
+        images,
+        out,
+        models,
+        seed,
+        size,
+        epochs,
+        names_of_architectures,
+        names,
+        groups,
+        probe_count,
+        probe_classes,
     )
     build_zoo(request, workers=workers, gpus_per_model=gpus)
 
@@ -188,19 +208,24 @@ def plan(
     overrides: SetOption = None,
     measure: Annotated[
         int | None,
-        typer.Option("--measure", min=1, help="Probe so many models first, of all sizes; they stay indexed."),
+        typer.Option(
+            "--measure", min=1, help="First probe this many models of all sizes; they stay in the ledger."
+        ),
     ] = None,
     price: Annotated[
-        float | None, typer.Option("--price", help="Of a worker hour; of a GPU hour where workers have GPUs.")
+        float | None,
+        typer.Option("--price", help="Price of a worker hour; of a GPU hour where workers have GPUs."),
     ] = None,
     like: Annotated[
         str | None,
-        typer.Option("--like", help="A store to learn from where this one holds no measured model."),
+        typer.Option("--like", help="A store with measured models, to predict from where this one has none."),
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="How many there will be.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Number of workers to predict for.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What is left and what it will take: downloads, requests, disk, hours, bytes, money."""
+    """Predict the cost of the remaining work: downloads, requests, disk, hours, bytes, money."""
     from pipelines.forecast.run import run_plan
     from pipelines.forecast.table import lines
     from probelog.errors import UsageError
@@ -208,11 +233,13 @@ def plan(
 
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise UsageError(f"--price must be a number of at least 0, not {price}")
-    found = run_plan(_job(config, overrides, store), measure=measure, like=like, workers=workers, price=price)
+    forecast = run_plan(
+        _job(config, overrides, store), measure=measure, like=like, workers=workers, price=price
+    )
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(forecast.to_dict()))
         return
-    for line in lines(found):
+    for line in lines(forecast):
         typer.echo(printable(line, limit=500))
 
 
@@ -232,7 +259,7 @@ def probe(
 
 @app.command()
 def complete(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
-    """Fill in what the models did not see and describe every logit."""
+    """Complete the unobserved values and describe every logit."""
     from pipelines.full import run_complete
 
     run_complete(_job(config, overrides, store))
@@ -254,18 +281,18 @@ def full(
     refresh: RefreshOption = False,
     retry_failed: RetryOption = False,
 ) -> None:
-    """Crawl, probe, complete and publish. Killed at any moment, the same command goes on where it was."""
+    """Crawl, probe, complete and publish. If it is killed, the same command resumes."""
     from pipelines.full import run_full
 
     job = _job(config, overrides, store)
-    done = run_full(job, refresh, retry_failed)
-    job.report.say(f'ask it: probelog search "dog" --index {job.store.uri}')
-    _end(job, done.probed.failed_share)
+    result = run_full(job, refresh, retry_failed)
+    job.report.say(f'search it: probelog search "dog" --index {job.store.uri}')
+    _end(job, result.probed.failed_share)
 
 
 @app.command()
 def nightly(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
-    """Add what is new on the Hub to the published index, and take out what is gone. Nothing new: nothing published."""
+    """Add new models of the Hub to the published index and remove deleted ones. Publishes only if something changed."""
     from pipelines.nightly.run import run_nightly
 
     job = _job(config, overrides, store)
@@ -277,15 +304,15 @@ def status(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     as_json: JsonOption = False,
 ) -> None:
-    """What a store holds and what is left, read from receipts alone."""
+    """Show a store's content and the remaining work, read from receipts alone."""
     from pipelines.inspect.status import status as read_status
     from probelog.terminal import printable
 
-    found = read_status(store)
+    store_status = read_status(store)
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(store_status.to_dict()))
         return
-    for line in found.lines():
+    for line in store_status.lines():
         typer.echo(printable(line, limit=500))
 
 
@@ -297,16 +324,16 @@ def evaluate(
     ],
     truth: Annotated[
         Path | None,
-        typer.Option("--truth", help="JSON: classes, concepts, models. With --out declared labels may do."),
+        typer.Option(
+            "--truth", help="JSON: classes, concepts, models. Optional with --out: declared labels are used."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run the full benchmark and write it to this folder.")
     ] = None,
     budget: Annotated[
         list[float] | None,
-        typer.Option(
-            "--budget", help="Share of the probes that each model sees. Default: 1, 1/4, 1/8, 1/16."
-        ),
+        typer.Option("--budget", help="Share of the probes per model. Default: 1, 1/4, 1/8, 1/16."),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Draws of each budget. Default: 5.")] = None,
     method: Annotated[
@@ -332,7 +359,7 @@ def evaluate(
     from probelog.errors import UsageError
     from probelog.terminal import printable
 
-    found: Any
+    result: Any
     if out is not None:
         plan = BenchmarkPlan(
             indexes=index,
@@ -345,9 +372,9 @@ def evaluate(
             seeds=SEEDS if seeds is None else seeds,
             baseline=BASELINE if baseline is None else baseline,
         )
-        found = run_benchmark(plan, Report())
+        result = run_benchmark(plan, Report())
     else:
-        given: dict[str, object] = {
+        full_options: dict[str, object] = {
             "--budget": budget,
             "--seeds": seeds,
             "--method": method,
@@ -355,15 +382,15 @@ def evaluate(
             "--queries": queries,
             "--hierarchy": hierarchy,
         }
-        if full_only := [name for name, value in given.items() if value not in (None, [])]:
+        if full_only := [name for name, value in full_options.items() if value not in (None, [])]:
             raise UsageError(f"{full_only[0]} belongs to the full benchmark: add --out DIR")
         if truth is None or len(index) != 1:
             raise UsageError("give one --index and a --truth file, or run the full benchmark with --out DIR")
-        found = run_evaluate(index[0], truth)
+        result = run_evaluate(index[0], truth)
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(result.to_dict()))
         return
-    for line in found.lines():
+    for line in result.lines():
         typer.echo(printable(line, limit=500))
 
 
@@ -372,7 +399,7 @@ def rollback(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     to: Annotated[
         str | None,
-        typer.Option("--to", help="Which generation; by default the one before the live one."),
+        typer.Option("--to", help="Name of the generation; default: the one before the live one."),
     ] = None,
 ) -> None:
     """Return to the generation before the live one, or to another that is kept."""
@@ -388,18 +415,18 @@ def verify(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Re-read everything in a store against receipts and digests; exit status 1 where anything is damaged."""
+    """Check everything in a store against receipts and digests; exit status 1 if anything is damaged."""
     from pipelines.inspect.verify import verify as run_verify
     from pipelines.job.progress import Report
     from probelog.terminal import printable
 
-    found = run_verify(store, Report())
+    report = run_verify(store, Report())
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(report.to_dict()))
     else:
-        for line in found.lines():
+        for line in report.lines():
             typer.echo(printable(line, limit=500))
-    if not found.clean:
+    if not report.clean:
         raise typer.Exit(1)
 
 
@@ -433,9 +460,9 @@ def check(
     store: StoreOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Say everything that is wrong with a configuration file, and with what it points at."""
+    """Report every error in a configuration file and in the files it names."""
     from pipelines.inspect.config_check import check_config
     from probelog.terminal import printable
 
     config = check_config(file, overrides or (), store)
-    typer.echo(printable(f"{file}: good; the store is {config.store}", limit=500))
+    typer.echo(printable(f"{file}: no errors; the store is {config.store}", limit=500))

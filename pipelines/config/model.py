@@ -54,7 +54,7 @@ class Filters(_Strict):
         ["transformers", "timm"], description="Libraries whose checkpoints are loaded."
     )
     pipeline_tag: str | None = Field(
-        "image-classification", description='The Hub\'s task; "none" for any task.'
+        "image-classification", description='Task of the models on the Hub; "none" for any task.'
     )
     author: str | None = Field(None, description="Only this user's or organisation's repositories.")
     licence: list[str] = Field([], description="Only these licences (the Hub's short names); empty for any.")
@@ -62,9 +62,9 @@ class Filters(_Strict):
     max_params: Positive = Field(5_000_000_000, description="Largest number of parameters of one model.")
     since: dt.datetime | None = Field(None, description="Only repositories modified at or after this time.")
     repos: Path | None = Field(
-        None, alias="list", description="A text file of repositories, one a line; nothing else is read."
+        None, alias="list", description="A text file of repositories, one per line; only these are crawled."
     )
-    limit: Positive | None = Field(None, description="At most so many repositories, newest first.")
+    limit: Positive | None = Field(None, description="At most this many repositories, newest first.")
 
     @field_validator("since")
     @classmethod
@@ -73,45 +73,45 @@ class Filters(_Strict):
 
 
 class Nightly(_Strict):
-    """How a nightly run finds what changed, and when it asks for more than a night's work."""
+    """How a nightly run finds changes, and when a full run is due."""
 
     overlap_hours: float = Field(
         24.0,
         ge=0,
-        description="So far below the newest change that the last night saw, the listing is read again.",
+        description="The listing is read again for this long before the newest change that the last nightly run read.",
     )
     reconcile_days: float = Field(
         7.0,
         ge=0,
-        description="After so many days the whole index is compared with the Hub, for what was removed, renamed or "
-        "gated since; 0: every night.",
+        description="Days after which the whole index is compared with the Hub again, for repositories that were "
+        "removed, renamed or gated; 0: in every nightly run.",
     )
     max_removed_share: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="If more of the index than this (and ten models or more) would disappear at once, none does: "
-        "the token or a mirror may be at fault.",
+        description="If more of the index than this (and ten models or more) would be removed at once, the run ends "
+        "without removing any: the token or a mirror may be at fault.",
     )
     lease_seconds: float = Field(
         900.0,
         ge=2,
-        description="How long the lease of a run that died keeps others from starting; a running one renews its own.",
+        description="Seconds for which the lease of a run that died blocks others; a live run renews its lease.",
     )
     lease_wait: float = Field(
-        0.0, ge=0, description="Seconds to wait for another run to end; 0: leave at once, with a message."
+        0.0, ge=0, description="Seconds to wait for another run to end; 0: end at once, with a message."
     )
     max_drift: float = Field(
         0.1,
         ge=0,
-        description="With more drift (relative change) of the index's statistics since the last full run than this, "
-        "the run says that a full refit is due.",
+        description="If the index's statistics have drifted (relative change) by more than this since the last full "
+        "run, the nightly run says that a full run is due.",
     )
     rebuild_share: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="When more of the index than this came by nightly runs, it is built anew as a whole.",
+        description="If nightly runs have added a larger share of the logits, the index is rebuilt as a whole.",
     )
 
 
@@ -119,58 +119,59 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Quality(_Strict):
-    """What a generation is measured by before it goes live, and how much worse it may be."""
+    """The quality gate: measures of a generation before it goes live, and their limits."""
 
     enforce: bool = Field(
         True,
-        description="Refuse a generation that is worse than a limit (exit status 3). If false it is published all the "
-        "same, and the report says so.",
+        description="Refuse a generation that exceeds a limit (exit status 3). If false it is published anyway, and "
+        "the report says so.",
     )
     canaries: list[str] | Path | None = Field(
         None,
-        description="Names that are asked of the live and of the new generation: a list, or a text file with one a "
-        "line. After a tab may stand an answer that must be among the first ten: name<TAB>REPO#LOGIT, the logit by "
+        description="Names to query in the live and in the new generation: a list, or a text file with one per "
+        "line. An answer that must be among the first ten may follow after a tab: name<TAB>REPO#LOGIT, the logit by "
         "number or label.",
     )
     background_canaries: int = Field(
-        50, ge=0, description="How many of the background's names are asked besides them."
+        50, ge=0, description="Number of background names that are queried as well."
     )
     max_lost: Share = Field(
         0.15,
-        description="Share of the first ten answers to canaries that may be lost, but for those that left the Hub or "
-        "that newer models pushed down. Ordinary nights lose a hundredth.",
+        description="Share of the first ten answers to canaries that may be lost, without models that left the Hub "
+        "and answers that newer models pushed down. An ordinary nightly run loses 0.01.",
     )
     max_known_missed: Share = Field(
-        0.0, description="Share of the canaries with a known answer whose first ten may lack it."
+        0.0, description="Share of the canaries with a known answer that may lack it among the first ten."
     )
     max_agreement_fall: Share = Field(
         0.05,
-        description="By how much the share of declared names that find a logit declared so may fall, and the share of "
-        "logits that are named as declared (99.9 % sure).",
+        description="Fall that is allowed in the share of declared names whose first answers are declared so, and in "
+        "the share of logits that are named as declared (at 99.9 % confidence).",
     )
     max_new_agreement_fall: Share = Field(
         0.3,
-        description="By how much less often the new models' logits may be named as declared than the others' "
-        "(99.9 % sure).",
+        description="Allowed difference between the share of the new models' logits that are named as declared and "
+        "the others' (at 99.9 % confidence).",
     )
     max_gone: Share = Field(
-        0.2, description="Share of the live generation's repositories that may be gone (99.9 % sure)."
+        0.2,
+        description="Share of the live generation's repositories that may be missing (at 99.9 % confidence).",
     )
     max_failure_rise: Share = Field(
         0.1,
-        description="By how much the share of models that fail, all together or with one reason, may rise over the "
-        "last run's (99.9 % sure).",
+        description="Allowed rise of the share of models that fail, for any reason or for one, over the last run's "
+        "(at 99.9 % confidence).",
     )
 
 
 class _Indexed(_Strict):
-    """What is indexed, and how a logit is described."""
+    """The keys that decide what is indexed and how a logit is described."""
 
     store: str = Field(description="Where everything is kept: a directory or s3://bucket/prefix.")
     probes: str = Field(
         description="Probe images: a folder, Parquet with an image column, or hf://datasets/OWNER/NAME/*.parquet."
     )
-    probe_count: Positive | None = Field(4000, description='How many probes are drawn; "none" for all.')
+    probe_count: Positive | None = Field(4000, description='Number of probes that are drawn; "none" for all.')
     encoder: str = Field(
         "openai/clip-vit-base-patch32", description="The text-image encoder: a Hub id or a folder."
     )
@@ -178,11 +179,11 @@ class _Indexed(_Strict):
         "imagenet-21k", description="Background concepts: a text file, one name a line, or imagenet-21k."
     )
     background_count: Positive = Field(
-        2000, description="How many background concepts are drawn; more are better, and cost little."
+        2000, description="Number of background concepts that are drawn; more are better, and cost little."
     )
     prompt: str | list[str] = Field(
         "a photo of a {}",
-        description="What a concept's name is put into before encoding; of several the embeddings are averaged.",
+        description="Sentence that a concept's name is put into before encoding; the embeddings of several are averaged.",
     )
 
     fraction: float = Field(0.25, gt=0, le=1, description="Share of the probes that each model sees.")
@@ -226,16 +227,16 @@ class _Indexed(_Strict):
 
 
 class Config(WorkerSettings, _Indexed):
-    """Everything that a full run depends on.
+    """The configuration of a job.
 
-    Keys stand in the file's order: what is indexed, the workers', and those below.
+    Keys are in the file's order: those of the index, those of the workers, and those below.
     """
 
     max_failed_share: float = Field(
-        0.5, ge=0, le=1, description="With more of the models failed than this the job ends with status 3."
+        0.5, ge=0, le=1, description="The job ends with status 3 if a larger share of the models failed."
     )
     quality: Quality = Field(
-        Quality(), description="What keeps a bad generation from readers; see its report in `STORE/quality`."
+        Quality(), description="Limits of the quality gate; its reports are in `STORE/quality`."
     )
     ray_address: str | None = Field(None, description="A Ray cluster; none: RAY_ADDRESS, else this machine.")
 
@@ -281,7 +282,7 @@ def load_config(file: Path | None, overrides: Sequence[str] = (), store: str | N
 def _rename(content: dict[str, Any], old: str) -> str | None:
     name, value = _name_now(old), content.pop(old)
     if name in content:
-        return f"{old}: is called {name} now, which is there too: leave {old} out"
+        return f"{old}: is called {name} now, and both are given: leave {old} out"
     content[name] = value
     return None
 
@@ -289,7 +290,7 @@ def _rename(content: dict[str, Any], old: str) -> str | None:
 def _name_now(name: str) -> str:
     if name not in OLD_NAMES:
         return name
-    _log.warning("configuration: %s is called %s now; the old name will go", name, OLD_NAMES[name])
+    _log.warning("configuration: %s is called %s now; the old name will be removed", name, OLD_NAMES[name])
     return OLD_NAMES[name]
 
 
@@ -307,7 +308,7 @@ def _override(content: dict[str, Any], item: str) -> str | None:
     for key in keys[:-1]:
         inner = place.setdefault(key, {})
         if not isinstance(inner, dict):
-            return f"--set {item}: {key} has no keys of its own"
+            return f"--set {item}: {key} is no table and has no keys"
         place = inner
     place[keys[-1]] = value
     return None
@@ -320,14 +321,14 @@ def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such key"
     message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    value = error.get("input")
+    shown = f", not {value!r}" if isinstance(value, str | int | float | bool) else ""
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
 
 
 def _description(location: Sequence[Any]) -> str:
     field = Config.model_fields.get(str(location[0])) if location else None
-    return (field.description if field is not None else None) or "see the README"
+    return (field.description if field is not None else None) or "see docs/configuration.md"
 
 
 def template() -> str:

@@ -15,10 +15,10 @@ _HEAD = """\
 
 One TOML file describes a job; `--set key=value` (`--set filters.limit=10`) overrides one of its keys,
 `--store` of `store`. `probelog-index config` prints a file with every key to start from, and
-`probelog-index config check FILE` says everything that is wrong with one, before a cluster is paid for.
-This page is made from the code: `probelog-index config --markdown > docs/configuration.md`.
+`probelog-index config check FILE` reports every error in one, before a cluster is paid for.
+This page is generated: `probelog-index config --markdown > docs/configuration.md`.
 
-A key that is left out has its default. Relative paths are relative to the folder that the job runs in.
+A key that is not given has its default. Relative paths are relative to the folder that the job runs in.
 """
 
 _ENVIRONMENT = """\
@@ -29,7 +29,7 @@ These come from the environment, never from the file.
 | variable | meaning |
 |---|---|
 | `HF_ENDPOINT` | the Hub's address, for mirrors and `probelog-index hub`; by default the public Hub |
-| `HF_TOKEN` | raises the Hub's rate limits, and opens gated repositories that its owner was let into |
+| `HF_TOKEN` | raises the Hub's rate limits, and opens gated repositories that its owner has access to |
 | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN` | credentials of an object store |
 | `AWS_REGION`, `AWS_ENDPOINT_URL` | its region, and its address where it is not Amazon's |
 | `RAY_ADDRESS` | the Ray cluster; set inside a Ray job |
@@ -57,8 +57,8 @@ _TABLE_HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
 
 def _row(name: str, facts: Mapping[str, Any], needed: bool) -> str:
     default = facts.get("default")
-    given = "none" if default is None else f"`{json.dumps(default)}`"
-    cells = [f"`{name}`", _type(facts), "**needed**" if needed else given, facts["description"]]
+    shown = "none" if default is None else f"`{json.dumps(default)}`"
+    cells = [f"`{name}`", _type(facts), "**needed**" if needed else shown, facts["description"]]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -73,7 +73,7 @@ _NAMES = {
 
 
 def _type(facts: Mapping[str, Any]) -> str:
-    """What may be written there, from a field's JSON schema."""
+    """The type of a key in words, from a field's JSON schema."""
     if "anyOf" in facts:
         kinds = [_type(kind) for kind in facts["anyOf"] if kind.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))

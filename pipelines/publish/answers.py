@@ -1,7 +1,7 @@
-"""Asks a new generation through the client, before readers do.
+"""Queries a new generation through the client and compares the answers with exact ones, before readers see it.
 
-The right answers come from a plain scan of the descriptors' Parquet: nothing of the index is used for them, its
-offsets are computed again, and nothing is approximated. A logit's own direction must find that logit.
+The exact answers come from a plain scan of the descriptors' Parquet: the index is not used for them, offsets are
+computed again, and nothing is approximated. A query with a logit's own direction must find that logit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from probelog.search.client import Index
 from probelog.search.query import background_numbers
 from probelog.search.results import Hit
 
-# Names of the background that are asked, and logits: enough to notice a broken index, too few to cost anything.
+# Numbers of background names and of logits that are queried: enough to notice a broken index, few enough to be cheap.
 _NAMES = 5
 ASKED_LOGITS = 20
-# Not in any background: a name's own competitor is left out of the background, these have none.
+# Names in no background: a query by a background name excludes that name, these exclude none.
 _OTHER_NAMES = ("something else entirely", "a picture")
 _ANSWERS = 10
-# Mean over all questions of the share of the exact first ten that the client gives. An index that scans exactly has 1;
-# a vector index loses a few where many logits are nearly alike.
+# Least mean over all queries of the share of the exact first ten that the client gives. An index that scans all logits
+# has 1; a vector index misses a few where many logits are nearly alike.
 _LEAST_RECALL = 0.95
-# Of a cosine. The exported encoder differs from torch's by rounding; answers differ by hundredths.
+# Tolerance of a cosine. The exported encoder differs from torch's by rounding; wrong answers differ by hundredths.
 _COSINE = 5e-3
 _BLOCK_LOGITS = 8192
 
@@ -38,13 +38,13 @@ Float64 = npt.NDArray[np.float64]
 
 
 def wrong_answers(generation: Generation, expected: Expected) -> Iterator[str]:
-    """What a whole generation answers differently from its descriptors, its encoder included."""
+    """Check a whole generation's answers against its descriptors and its encoder; yields a sentence per problem."""
     space = matched_heads.HeadSpace(expected.embeddings, expected.vectors)
     client = _Client(generation)
     step = max(1, len(expected.background) // _NAMES)
     names = [*expected.background[::step][:_NAMES], *_OTHER_NAMES]
     same = {model.repo: same_logits(model) for model in expected.models}
-    canaries = [_named(client, space, expected, name, same) for name in names]
+    canaries = [_canary_of_name(client, space, expected, name, same) for name in names]
     shifts = np.stack(
         [
             canary.direction - _exported(generation, expected, name)
@@ -85,7 +85,7 @@ def wrong_answers(generation: Generation, expected: Expected) -> Iterator[str]:
 
 
 def wrong_answers_of_update(generation: Generation, expected: ExpectedUpdate) -> Iterator[str]:
-    """Logits that an update adds and that the client does not find by their own directions, with their scores."""
+    """Check that the client finds logits that an update adds by their own directions; yields a sentence per problem."""
     client = _Client(generation)
     background, b = expected.base.space.background, expected.base.sharpness
     for logit in expected.written.samples:
@@ -104,7 +104,7 @@ def wrong_answers_of_update(generation: Generation, expected: ExpectedUpdate) ->
 
 
 class _Client:
-    """The client, opened on a generation that is not live."""
+    """The query client, opened on a generation that is not live."""
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -112,12 +112,12 @@ class _Client:
         self._elsewhere = Index(generation.index, pinned=generation)
 
     def like(self, logit: SampledLogit) -> Sequence[Hit]:
-        """Answers to a logit's direction, asked for as if it were one of another index."""
+        """Answers to a logit's direction, queried as a logit of another index so that the logit itself may answer."""
         return self.index.search(like=logit.name, like_index=self._elsewhere, k=_ANSWERS)
 
 
 def _itself(hits: Sequence[Hit]) -> list[Hit]:
-    """The hits with the very direction that was asked for."""
+    """The hits with the same direction as the query, up to rounding."""
     return [hit for hit in hits if hit.distance < _COSINE]
 
 
@@ -126,15 +126,15 @@ def _not_found(name: str) -> str:
 
 
 class _Canary:
-    """One question with the client's answer, and the exact one as it is found.
+    """One query with the client's answer, and the exact answer as it is gathered.
 
     Args:
-        name: what it is called in messages.
-        direction: (d,), by the original encoder or of a logit.
-        excluded: background names that do not compete with it.
+        name: of the query in messages.
+        direction: (d,), of a text by the original encoder, or of a logit.
+        excluded: numbers of the background names that do not compete with the query.
         hits: the client's answer.
-        same: what models share their logits by (`same_logits`), by repository.
-        itself: the logit whose direction it is.
+        same: identity of the models' logits (`same_logits`), by repository.
+        itself: the logit whose direction it is; None for a text.
     """
 
     def __init__(
@@ -149,36 +149,36 @@ class _Canary:
         self.name, self.direction, self.excluded, self.hits, self.itself = (
             name, direction, excluded, hits, itself
         )  # fmt: skip
-        # The best scores so far; copies of the same weights count once, as in answers.
+        # The best exact scores so far; copies of the same weights count once, as in answers.
         self.exact: dict[Key, float] = {}
-        # Exact scores of what the client answered.
+        # Exact scores of the client's answers.
         self.scores: dict[Key, float] = {}
-        self._asked: dict[str, list[Key]] = {}
+        self._answered_keys: dict[str, list[Key]] = {}
         for hit in hits:
-            self._asked.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
+            self._answered_keys.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
 
-    def take(self, block: Sequence[ModelDescriptors], scores: Float64) -> None:
-        """Take some models' scores in: (N,), of all their logits."""
+    def add_scores(self, block: Sequence[ModelDescriptors], scores: Float64) -> None:
+        """Add the exact scores (N,) of all logits of some models."""
         starts = np.cumsum([0, *(len(described.negated) for described in block)])
         for described, start in zip(block, starts[:-1].tolist(), strict=True):
-            for key in self._asked.get(same_logits(described.model), ()):
+            for key in self._answered_keys.get(same_logits(described.model), ()):
                 place = described.place(key)
                 if place is not None:
                     self.scores[key] = float(scores[start + place])
-        seen: set[Key] = set()
+        folds: set[Key] = set()
         for row in np.argsort(-scores, kind="stable").tolist():
-            if len(seen) == _ANSWERS:
+            if len(folds) == _ANSWERS:
                 break
             number = int(np.searchsorted(starts, row, side="right")) - 1
             fold = block[number].fold(row - int(starts[number]))
-            if fold not in seen:
-                seen.add(fold)
+            if fold not in folds:
+                folds.add(fold)
                 self.exact[fold] = max(float(scores[row]), self.exact.get(fold, -np.inf))
         best = sorted(self.exact, key=lambda fold: -self.exact[fold])[:_ANSWERS]
         self.exact = {fold: self.exact[fold] for fold in best}
 
 
-def _named(
+def _canary_of_name(
     client: _Client,
     space: matched_heads.HeadSpace,
     expected: Expected,
@@ -203,7 +203,7 @@ def _scan(
     space: matched_heads.HeadSpace,
     b: float,
 ) -> Float64:
-    """Score every logit exactly, and find by how much each of some shifts of a direction moves any cosine at most."""
+    """Score every logit exactly; returns (s,), the largest change of a cosine by each of s shifts (s, d) of a direction."""
     directions = np.stack([canary.direction for canary in canaries]).T
     moved = np.zeros(len(shifts))
     for block in _blocks(distinct(expected.descriptors.stream())):
@@ -212,7 +212,7 @@ def _scan(
         cosines = gallery @ directions
         offsets = _Offsets(gallery, space.background, b)
         for number, canary in enumerate(canaries):
-            canary.take(block, b * cosines[:, number] - offsets.without(canary.excluded))
+            canary.add_scores(block, b * cosines[:, number] - offsets.without(canary.excluded))
     return moved
 
 
@@ -225,7 +225,7 @@ class _Offsets:
         self._weights = np.exp(self._exponents - self._top)
 
     def without(self, excluded: npt.NDArray[np.int64]) -> Float64:
-        """One number a logit, over the background without some of its names."""
+        """Offsets (n,) over the background without some of its names."""
         rivals = self._weights
         if 0 < len(excluded) < rivals.shape[1]:
             rivals = np.delete(rivals, excluded, axis=1)
@@ -249,7 +249,7 @@ def _blocks(described: Iterable[ModelDescriptors]) -> Iterator[list[ModelDescrip
 
 
 def _recall(canary: _Canary, tolerance: float) -> float:
-    """Share of the exact first ten that the client gave; equals count as one another."""
+    """Share of the exact first ten that the client gave; a logit of an equal score counts as well."""
     best = sorted(canary.exact.values(), reverse=True)[:_ANSWERS]
     if not best:
         return 1.0

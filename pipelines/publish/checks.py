@@ -1,11 +1,11 @@
-"""What must be true of a generation before readers see it.
+"""Checks that a generation must pass before readers see it.
 
-1. Rows: every model of the receipts that the catalogue lists, and every logit of theirs but the constant ones.
+1. Rows: every model of the receipts that the catalogue lists, and all their logits but the constant ones.
 2. Numbers: no NaN and no infinity in any column of any table.
 3. Encoder and answers (`pipelines.publish.answers`).
 
 Everything is streamed, a part of descriptors or a batch of rows at a time: memory does not grow with the index. The
-descriptors are read once for it, by the answers; the rest was noted while the generation was written.
+descriptors are read once, for the answers; the other checks use counts from when the generation was written.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _BATCH_ROWS = 8192
 
 
 def check_generation(generation: Generation, expected: Expected) -> None:
-    """Read a new generation back as a client would, before anybody else does.
+    """Read a whole generation back as a client does, and compare it with the data that it was made from.
 
     Raises:
-        StoreError: it does not hold or answer what it must; names every problem.
+        StoreError: rows, numbers or answers are wrong; names every problem.
     """
     _check(
         generation,
@@ -46,10 +46,10 @@ def check_generation(generation: Generation, expected: Expected) -> None:
 
 
 def check_update(generation: Generation, expected: ExpectedUpdate) -> None:
-    """Likewise for an update, whose base was checked when it was published: what it adds and what it takes away.
+    """Check the added and removed models of an update. Its base was checked when it was published.
 
     Raises:
-        StoreError: it does not hold or answer what it must; names every problem.
+        StoreError: rows, numbers or answers are wrong; names every problem.
     """
     _check(
         generation,
@@ -59,7 +59,7 @@ def check_update(generation: Generation, expected: ExpectedUpdate) -> None:
 
 
 def _check(generation: Generation, tables: Iterable[Iterator[str]], answers: Iterator[str]) -> None:
-    """Gather problems. Answers are asked for only where the tables are whole: with holes in them anything is answered."""
+    """Gather problems and raise them. Answers are checked only where the tables are right: otherwise they mean nothing."""
     problems: list[str] = []
     for check in tables:
         try:
@@ -85,17 +85,17 @@ def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
             "dropped for being constant"
         )
     listed = generation.models_table(["repo", "sha", "logits", "weights", "first_row", "rows"])
-    found = list(zip(*(listed[name].to_pylist() for name in ("repo", "sha", "logits")), strict=True))
-    if found != [(model.repo, model.sha, model.logits) for model in expected.models]:
-        yield f"its {len(found)} models are not the {len(expected.models)} of the receipts and the catalogue"
+    listed_models = list(zip(*(listed[name].to_pylist() for name in ("repo", "sha", "logits")), strict=True))
+    if listed_models != [(model.repo, model.sha, model.logits) for model in expected.models]:
+        yield f"its {len(listed_models)} models are not the {len(expected.models)} of the receipts and the catalogue"
         return
     weights, first, rows = (listed[name].to_numpy() for name in ("weights", "first_row", "rows"))
-    # What several models share is stored once, as it was seen first.
-    wanted = np.full(len(weights), -1, np.int64)
+    # Logits that several models share are stored once, as those of the first model.
+    expected_counts = np.full(len(weights), -1, np.int64)
     for number, logits in expected.written.logits.items():
-        if wanted[weights[number]] == -1:
-            wanted[weights[number]] = logits
-    wanted = np.maximum(wanted, 0)
+        if expected_counts[weights[number]] == -1:
+            expected_counts[weights[number]] = logits
+    expected_counts = np.maximum(expected_counts, 0)
     owner = np.concatenate([logits.weights for logits in generation.blocks()])
     if len(owner) and not (owner.min() >= 0 and owner.max() < len(weights)):
         yield "it holds logits of models that it does not hold"
@@ -104,13 +104,13 @@ def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
     starts = np.full(len(weights), -1, np.int64)
     numbers, places = np.unique(owner, return_index=True)
     starts[numbers] = places
-    wrong = counted[weights] != wanted[weights]
+    wrong = counted[weights] != expected_counts[weights]
     wrong |= (rows != counted[weights]) | ((first != starts[weights]) & (rows > 0))
     if wrong.any():
         number = int(np.argmax(wrong))
         yield (
-            f"{int(wrong.sum())} models have other logits than their descriptors, {found[number][0]} for one "
-            f"({counted[weights[number]]} instead of {wanted[weights[number]]})"
+            f"{int(wrong.sum())} models have other logits than their descriptors, {listed_models[number][0]} for one "
+            f"({counted[weights[number]]} instead of {expected_counts[weights[number]]})"
         )
 
 
@@ -126,10 +126,10 @@ def _rows_of_update(generation: Generation, expected: ExpectedUpdate) -> Iterato
         for row in generation.models_named("repo", added, ["repo", "sha", "rows"])
     }
     for model in models:
-        wanted = expected.known.get(same_logits(model), described.get(same_logits(model), 0))
+        expected_rows = expected.known.get(same_logits(model), described.get(same_logits(model), 0))
         rows = listed.get((model.repo, model.sha))
-        if rows != wanted:
-            yield f"{model.repo} has {rows} rows of logits instead of {wanted}"
+        if rows != expected_rows:
+            yield f"{model.repo} has {rows} rows of logits instead of {expected_rows}"
             break
     if len(listed) != len(models):
         yield f"it holds {len(listed)} of the repositories that were added, instead of {len(models)}"

@@ -59,7 +59,8 @@ def exported_encoder(
     """The encoder's towers, from the store or exported now and kept there; checked against the encoder.
 
     Returns:
-        The towers, and the largest difference to the encoder in any component of a text's and of an image's embedding.
+        The towers, and the largest absolute difference from the encoder in any component of a text's and of an image's
+        embedding (unit vectors); None for images without an image tower.
 
     Raises:
         UnsupportedExportError: the text tower cannot be exported.
@@ -68,16 +69,16 @@ def exported_encoder(
     """
     folder = f"{FOLDER}/{export_key(encoder)}"
     _renew(store, folder)
-    kept = _read(store, report, folder, encoder.source)
-    exported = kept or _export(report, encoder)
+    stored = _read_or_none(store, report, folder, encoder.source)
+    exported = stored or _export(report, encoder)
     text_difference = check_text_encoder(encoder, exported.text, prompts)
     image_difference = None
     if exported.image is not None:
         image_difference = check_image_encoder(encoder, exported.image)
     else:
         report.say(f"publish: this index will not be searchable by image: {exported.image_missing}")
-    if kept is None:
-        _keep(store, folder, exported)
+    if stored is None:
+        _write(store, folder, exported)
     return exported, text_difference, image_difference
 
 
@@ -90,7 +91,7 @@ def _export(report: Report, encoder: Encoder) -> ExportedEncoder:
         return ExportedEncoder(text, None, str(error))
 
 
-def _keep(store: Store, folder: str, exported: ExportedEncoder) -> None:
+def _write(store: Store, folder: str, exported: ExportedEncoder) -> None:
     files = {
         "text_encoder.onnx": exported.text.onnx,
         "tokenizer.json": exported.text.tokenizer_json.encode(),
@@ -110,10 +111,10 @@ def _keep(store: Store, folder: str, exported: ExportedEncoder) -> None:
 
 
 def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
-    """Delete the exports that nobody needs any more; returns their keys.
+    """Delete unused exports; returns their keys.
 
-    Those stay that a generation carries which is live or can be live again, and those that were used for the last time
-    less than ``BUILDING`` ago, as a generation that is being built stays.
+    An export is kept if a generation in the pointer carries it, or if it was used less than ``BUILDING`` ago (a
+    generation with it may be under construction).
     """
     written = defaultdict(list)
     for name in store.names(FOLDER):
@@ -125,7 +126,7 @@ def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
         if all(now and time and now - time >= BUILDING for time in times)
     }
     index = store.child("index")
-    for item in pointer.kept if unused else []:
+    for item in pointer.kept_facts if unused else []:
         generation = Generation(index, Pointer(str(item["generation"]), "", "", base=item.get("base")))
         unused.discard(generation.settings.text_encoder.get("made_with", {}).get("export"))
     for key in sorted(unused):
@@ -134,14 +135,14 @@ def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
 
 
 def _renew(store: Store, folder: str) -> None:
-    """Say that a publish uses what is kept: what was written lately is not swept."""
+    """Mark an export as used, by writing its receipt again: recently written exports are not swept."""
     receipt = store.read_or_none(f"{folder}/receipt.json")
     if receipt is not None:
         store.write(f"{folder}/receipt.json", receipt)
 
 
-def _read(store: Store, report: Report, folder: str, source: str) -> ExportedEncoder | None:
-    """What an earlier publish kept; None where nothing is kept, or not all of it is as it was written."""
+def _read_or_none(store: Store, report: Report, folder: str, source: str) -> ExportedEncoder | None:
+    """The export that an earlier publish kept; None where there is none, or where it is damaged."""
     try:
         receipt = store.read_json_or_none(f"{folder}/receipt.json")
         if receipt is None:
@@ -169,6 +170,6 @@ def _file(store: Store, path: str, item: dict[str, Any]) -> bytes:
     return data
 
 
-def _settings(kept: dict[str, Any], source: str) -> dict[str, Any]:
+def _settings(settings: dict[str, Any], source: str) -> dict[str, Any]:
     """Settings of a tower; the same encoder may lie in another folder now."""
-    return kept | {"made_with": kept["made_with"] | {"encoder": source}}
+    return settings | {"made_with": settings["made_with"] | {"encoder": source}}

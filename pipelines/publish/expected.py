@@ -1,4 +1,4 @@
-"""What a new generation is compared with before readers see it."""
+"""The data that a new generation is checked against before readers see it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from probelog.storage.schemas import ProbedModel
 
 @dataclass(frozen=True)
 class Expected:
-    """What a whole generation was made of.
+    """The data that a whole generation was made from.
 
     Attributes:
         descriptors: of the models that it must hold, in its order.
-        written: what was noted of these while the generation was written.
-        missing: logits of all probed models that have no descriptor row, and ``dropped``, how many of them the
-            completion dropped for being constant: the same number.
-        embeddings: (n, d) of the probes.
-        background: names, and ``vectors`` (B, d), their embeddings by the original encoder.
-        embed: the original encoder: unit vectors (C, d) of names in the index's prompts.
-        prompts: these.
+        written: summary of these descriptors, gathered while the generation was written.
+        missing: number of logits of all probed models without a descriptor row.
+        dropped: number of logits that the completion dropped for being constant; must equal ``missing``.
+        embeddings: (n, d) unit vectors of the probes.
+        background: B names of concepts.
+        vectors: (B, d) embeddings of these names by the original encoder.
+        embed: the original encoder: unit vectors (C, d) of C names in the index's prompts.
+        prompts: of the index.
     """
 
     descriptors: Descriptors
@@ -40,20 +41,20 @@ class Expected:
 
     @property
     def models(self) -> Sequence[ProbedModel]:
-        """Those that it must hold, in its order."""
+        """The models that the generation must hold, in its order."""
         return self.descriptors.models
 
 
 @dataclass(frozen=True)
 class ExpectedUpdate:
-    """What an update was made of. Its base was checked when it was published.
+    """The data that an update was made from.
 
     Attributes:
-        base: the whole generation that it updates.
-        models: those that it adds.
-        written: what was noted of their descriptors while it was written.
-        known: rows of the base's logits that added models share, by what they share them by (`same_logits`).
-        removed: repositories whose models of the base do not count any more.
+        base: the whole generation that is updated.
+        models: the added models.
+        written: summary of their descriptors, gathered while the update was written.
+        known: number of rows of the base's logits that added models share, by identity (`same_logits`).
+        removed: repositories whose models of the base are no longer valid.
     """
 
     base: Generation

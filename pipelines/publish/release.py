@@ -1,4 +1,4 @@
-"""From a generation that is built to one that readers see: checks, quality gate, swap of the pointer, sweep."""
+"""Releases a generation: build, checks, quality gate, swap of the pointer, sweep."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from probelog.storage.store import Store
 
 @dataclass(frozen=True)
 class PublishResult:
-    """The generation that is live now, and whether this run made it."""
+    """The live generation, and whether this run published it (``is_new``)."""
 
     pointer: Pointer
-    fresh: bool
+    is_new: bool
     models: int
     logits: int
 
 
 @dataclass(frozen=True)
 class LiveIndex:
-    """What readers have now, opened once for whoever replaces it.
+    """The generation that readers use now, opened once for all stages of a publish.
 
     Attributes:
-        pointer: names it.
-        opened: the generation; or why it cannot be read: then a new one is compared with no other.
+        pointer: of the index.
+        opened: the generation; or why it cannot be read: then a new one is not compared with it.
     """
 
     pointer: Pointer
@@ -45,7 +45,7 @@ class LiveIndex:
 
     @classmethod
     def open(cls, index: Store) -> LiveIndex | None:
-        """What is live; None where nothing was published yet."""
+        """The live generation; None where nothing was published yet."""
         try:
             pointer = read_pointer(index)[0]
         except IndexNotFoundError:
@@ -67,7 +67,7 @@ class LiveIndex:
         return self.opened
 
     def unchanged(self) -> PublishResult:
-        """That it stays live."""
+        """The result of a publish that changes nothing."""
         settings = self.generation.settings
         return PublishResult(self.pointer, False, settings.models, settings.logits)
 
@@ -83,22 +83,22 @@ def release_generation(
     added: Sequence[Version] | None = None,
     allowed: Callable[[], None] | None = None,
 ) -> PublishResult:
-    """Build a generation, check it, and make it the live one; what fails on the way is removed.
+    """Build a generation, check it, and make it the live one; a generation that fails a step is deleted.
 
     Args:
-        job: what is asked for, and where it is kept.
-        live: what was live when this run began; None where nothing was.
-        source: key of what the generation is made from.
-        build: writes a generation of a name; returns its settings.
-        check: raises StoreError where a generation is not what it must be.
-        run: what the models that were probed came to.
+        job: configuration and store.
+        live: the live generation when this run began; None without any.
+        source: key of the data that the generation is made from.
+        build: writes a generation under a name; returns its settings.
+        check: raises StoreError if the generation is wrong.
+        run: counts of the models that were probed and of failures.
         base: the generation that it is an update of.
-        added: the models that the live generation does not hold, where that is known.
-        allowed: raises where this run may not publish any more.
+        added: models that the live generation does not hold, where that is known.
+        allowed: raises if this run may not publish any more.
 
     Raises:
-        QualityError: it is worse than the live one allows (`pipelines.quality`).
-        StoreError: it is not what it must be, or the store refuses.
+        QualityError: it fails the quality gate (`pipelines.quality`).
+        StoreError: it fails the checks, or the store refuses.
         ConflictError: somebody else published meanwhile.
     """
     index = job.store.child("index")
@@ -110,14 +110,14 @@ def release_generation(
         job.report.line("publish: checking")
         generation = Generation(index, Pointer(name, source, "", base=base))
         check(generation)
-        _pass_gate(job, generation, compared, run, added)
+        _apply_quality_gate(job, generation, compared, run, added)
         if allowed is not None:
             allowed()
         pointer = go_live(
             index, name, source, expected_choice=[] if live is None else live.pointer.choice, base=base
         )
     except BaseException:
-        # What cannot be removed now is left to a sweep.
+        # If it cannot be deleted now, a sweep does it later.
         with contextlib.suppress(OSError, StoreError):
             discard(index, name)
         raise
@@ -133,10 +133,10 @@ def release_generation(
 
 
 def _compared_with(job: Job, live: LiveIndex | None) -> Generation | None:
-    """The live generation, where there is one that can be read.
+    """The live generation, or None where there is none or it cannot be read.
 
     Raises:
-        StoreError: it is damaged, and limits are enforced that cannot be told without it.
+        StoreError: it is damaged, and limits are enforced that need it.
     """
     if live is None or isinstance(live.opened, Generation):
         return None if live is None else live.generation
@@ -145,19 +145,23 @@ def _compared_with(job: Job, live: LiveIndex | None) -> Generation | None:
         raise StoreError(
             f"{error}. Roll back, or publish without comparing: --set quality.enforce=false"
         ) from error
-    job.report.say(f"publish: the new generation is compared with no other: {error}")
+    job.report.say(f"publish: the new generation is not compared with the live one: {error}")
     return None
 
 
-def _pass_gate(
+def _apply_quality_gate(
     job: Job,
     candidate: Generation,
     live: Generation | None,
     run: FailureCounts,
     added: Sequence[Version] | None,
 ) -> None:
-    """Let the quality gate see a generation, beside the live one."""
-    job.report.line("publish: asking canaries")
+    """Run the quality gate on a generation and report limits that are exceeded but not enforced.
+
+    Raises:
+        QualityError: a limit is exceeded and enforced.
+    """
+    job.report.line("publish: running the quality gate")
     last = None if live is None else FailureCounts.of_settings(live.settings)
     verdict = run_quality_gate(job.store, candidate, live, run, last, job.config.quality, added)
     if not verdict.passed:

@@ -49,21 +49,22 @@ from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, ProbedModel
 from probelog.storage.store import Store
 
-# Logits that the temperature and the basis are learnt from: enough, however large the hub.
+# Number of logits that the temperature and the basis are fitted on: enough for a hub of any size.
 _SAMPLE_LOGITS = 20_000
-# Fewer names than this calibrate badly: with 50 instead of 245 the README's hub lost 11 points of top-1, with 10 20.
+# Fewer names than this calibrate badly: with 50 instead of 245 the bench hub (docs/results.md) lost 11 points of top-1,
+# with 10 it lost 20.
 _FEW_NAMES = 50
 
 
 @dataclass(frozen=True)
 class ListingSnapshot:
-    """Which models there are on the Hub.
+    """The models of the Hub at one time.
 
     Attributes:
-        rows: of the catalogue, each repository once.
-        watermark: the newest change among what was listed (ISO 8601); nightly runs go on from there.
-        at: when the whole Hub was listed, or the index compared with it, last (UTC, ISO 8601).
-        finished: when the newest of this was listed.
+        rows: rows of the catalogue, each repository once.
+        watermark: time of the newest listed change (ISO 8601), where nightly runs continue.
+        at: when the whole Hub was last listed, or compared with the index (UTC, ISO 8601).
+        finished: when the newest row was listed (UTC, ISO 8601).
     """
 
     rows: Sequence[CatalogueRow]
@@ -73,9 +74,9 @@ class ListingSnapshot:
 
     @classmethod
     def of(cls, catalogue: Catalogue) -> ListingSnapshot:
-        """What one crawl found."""
+        """The snapshot of a finished crawl."""
         rows = catalogue.rows()
-        # A commit carries its author's clock: one from the future would hide all that happens until then.
+        # A commit carries its author's clock: a time in the future would hide all changes until then.
         end = dt.datetime.fromisoformat(catalogue.finished)
         times = [row.last_modified for row in rows if row.last_modified is not None]
         changes = [time for time in times if time <= end]
@@ -104,12 +105,12 @@ class _Inputs:
 
     @cached_property
     def descriptors(self) -> Descriptors:
-        """Their logits."""
+        """Descriptors of these models' logits."""
         return Descriptors(self.job.store, self.receipts, self.completed.parts, self.models, self.read)
 
     @cached_property
     def written(self) -> DescriptorSummary:
-        """What is noted of these logits on their way to the index."""
+        """Summary of these descriptors, filled while the index is written."""
         return DescriptorSummary(len(self.models), ASKED_LOGITS)
 
     @cached_property
@@ -152,37 +153,37 @@ def publish(
     completed: CompletionRecord,
     run: FailureCounts,
     allowed: Callable[[], None] | None = None,
-    night: str | None = None,
+    last_nightly_run: str | None = None,
     live: LiveIndex | None = None,
     read: Descriptors | None = None,
 ) -> PublishResult:
-    """Build a generation, check it, and make it the live one. A no-op when the live one is made of the same.
+    """Build a generation, check it, and make it the live one. A no-op when the live one is made from the same data.
 
     Args:
-        job: what is asked for, and where it is kept.
-        listed: which models there are; others that were probed are left out.
-        probe_set: the images.
+        job: configuration and store.
+        listed: models of the Hub; other models that were probed are left out.
+        probe_set: the probes.
         encoder: the text-image encoder.
         observations: key of the ledger.
         receipts: of the ledger.
-        completed: their descriptors.
-        run: what the models that were probed came to.
-        allowed: raises where this run may not publish any more.
-        night: when the newest of the models was added by a nightly run (UTC, ISO 8601), if any was.
-        live: what readers have, where it is open already.
+        completed: completion of these receipts' models.
+        run: counts of the models that were probed and of failures.
+        allowed: raises if this run may not publish any more.
+        last_nightly_run: when the newest of the models was added by a nightly run (UTC, ISO 8601), if any was.
+        live: the live generation, where it is open already.
         read: descriptors of some of the models, where they were read already.
 
     Raises:
-        QualityError: it is worse than the live one allows (`pipelines.quality`).
-        StoreError: it is not what it must be, or the store refuses.
+        QualityError: it fails the quality gate (`pipelines.quality`).
+        StoreError: it fails the checks, or the store refuses.
         ConflictError: somebody else published meanwhile.
         UsageError: the catalogue is older than the nightly runs whose models are live.
     """
     config = job.config
     index = job.store.child("index")
     live = live or LiveIndex.open(index)
-    _not_older(listed, live)
-    given = _Inputs(
+    _refuse_older_listing(listed, live)
+    inputs = _Inputs(
         job=job,
         probe_set=probe_set,
         encoder=encoder,
@@ -194,102 +195,105 @@ def publish(
         background=background_names(config.background, config.background_count, config.seed),
         read=read,
     )
-    if live is not None and live.pointer.source == given.source:
+    if live is not None and live.pointer.source == inputs.source:
         unchanged = live.unchanged()
         job.report.say(f"publish: generation {live.pointer.generation} is already live")
         return unchanged
     return release_generation(
         job,
         live,
-        given.source,
-        lambda name: _build(given, index, name, observations, run, night),
-        lambda generation: check_generation(generation, _expected(given)),
+        inputs.source,
+        lambda name: _build(inputs, index, name, observations, run, last_nightly_run),
+        lambda generation: check_generation(generation, _expected(inputs)),
         run,
         allowed=allowed,
     )
 
 
-def _not_older(listed: ListingSnapshot, live: LiveIndex | None) -> None:
-    """Refuse to take away what nightly runs have added since the Hub was listed.
+def _refuse_older_listing(listed: ListingSnapshot, live: LiveIndex | None) -> None:
+    """Refuse a listing that lacks models which nightly runs have added since.
 
     Raises:
-        UsageError: says what to do.
+        UsageError: the listing is older than the last nightly run that the live generation holds; says what to do.
     """
     if live is None or isinstance(live.opened, StoreError):
-        return  # what cannot be read is to be replaced
-    night = live.generation.settings.night
-    if night is not None and listed.finished < night:
+        return  # a generation that cannot be read may be replaced by any
+    last_nightly_run = live.generation.settings.night
+    if last_nightly_run is not None and listed.finished < last_nightly_run:
         raise UsageError(
-            f"the catalogue is of {listed.finished}, older than the nightly run of {night} whose models are live, and "
+            f"the catalogue is of {listed.finished}, older than the nightly run of {last_nightly_run} whose models are live, and "
             "would drop them: list the Hub again first (--refresh, with full or crawl)"
         )
 
 
 def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint64]:
-    """Keys (`first_keys`) of the models that were tried and never succeeded: nightly runs leave them alone."""
+    """Keys (`first_keys`) of the models that were tried and never succeeded: nightly runs skip them."""
     sealed = np.sort(key_numbers(item for receipt in receipts for item in receipt.items))
     return np.sort(first_keys(open_failures(ledger.failure_rows(receipts), sealed)))
 
 
 def _build(
-    given: _Inputs, index: Store, name: str, observations: str, run: FailureCounts, night: str | None
+    inputs: _Inputs,
+    index: Store,
+    name: str,
+    observations: str,
+    run: FailureCounts,
+    last_nightly_run: str | None,
 ) -> GenerationSettings:
-    job, config, completed = given.job, given.job.config, given.completed
-    embeddings = given.embeddings
-    prompts = [text for name in given.background for text in prompted(config.prompts, name)]
+    job, config, completed = inputs.job, inputs.job.config, inputs.completed
+    embeddings = inputs.embeddings
+    prompts = [text for name in inputs.background for text in prompted(config.prompts, name)]
     exported, text_difference, image_difference = exported_encoder(
-        job.store, job.report, given.encoder, prompts
+        job.store, job.report, inputs.encoder, prompts
     )
     text, image = exported.text, exported.image
 
-    models = given.models
+    models = inputs.models
     if not models:
-        raise UsageError(
-            "there is nothing to publish: none of the catalogue's models was probed with success"
-        )
-    if len(given.background) < _FEW_NAMES:
+        raise UsageError("there is nothing to publish: no model of the catalogue was probed successfully")
+    if len(inputs.background) < _FEW_NAMES:
         job.report.say(
-            f"publish: the background holds {len(given.background)} names only: answers will be worse than they could "
-            "be; some hundreds of names of all sorts are better"
+            f"publish: the background holds only {len(inputs.background)} names, which makes answers worse: use several "
+            "hundred names of all sorts"
         )
-    space = matched_heads.HeadSpace(embeddings, given.vectors)
-    some = given.descriptors.sample_directions(_SAMPLE_LOGITS)
-    background = Background(space.background, matched_heads.sharpness(some, space.background))
+    space = matched_heads.HeadSpace(embeddings, inputs.vectors)
+    sample_directions = inputs.descriptors.sample_directions(_SAMPLE_LOGITS)
+    background = Background(space.background, matched_heads.sharpness(sample_directions, space.background))
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
     written = write_tables(
         writer,
-        _logit_batches(given, background, sample),
-        model_table(models, given.rows),
+        _logit_batches(inputs, background, sample),
+        model_table(models, inputs.rows),
         background,
-        some,
-        given.probe_set.count,
+        sample_directions,
+        inputs.probe_set.count,
         same=[same_logits(model) for model in models],
     )
     job.report.line("publish: fitting the confidence of hits")
-    statistics, confidence = sample.fit(given, space, background)
-    writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(given.probe_set, embeddings)])
+    statistics, confidence = sample.fit(inputs, space, background)
+    writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(inputs.probe_set, embeddings)])
     settings = GenerationSettings(
         version=INDEX_VERSION,
         made_by=f"probelog {__version__}",
         models=len(models),
         logits=written.logits,
-        probe_set=given.probe_set.hash,
+        probe_set=inputs.probe_set.hash,
         observations=observations,
         fraction=config.fraction,
         seed=config.seed,
         encoder=config.encoder,
-        encoder_digest=given.encoder.digest,
+        encoder_digest=inputs.encoder.digest,
         prompts=config.prompts,
         method="matched heads",
         sharpness=background.sharpness,
         confidence=confidence,
-        background_concepts=len(given.background),
-        # Where nightly runs go on from.
-        watermark=given.listed.watermark,
-        listed=given.listed.at,
-        night=night,
+        background_concepts=len(inputs.background),
+        # Where nightly runs continue.
+        watermark=inputs.listed.watermark,
+        listed=inputs.listed.at,
+        night=last_nightly_run,
         text_encoder=text.settings,
         text_encoder_difference=text_difference,
         image_encoder=None if image is None else image.settings,
@@ -302,12 +306,12 @@ def _build(
     )
     meta = {
         "settings": settings.to_bytes(),
-        "background": json.dumps(given.background).encode(),
-        "background_vectors.npy": npy(given.vectors),
+        "background": json.dumps(inputs.background).encode(),
+        "background_vectors.npy": npy(inputs.vectors),
         "background_statistics.npy": npy(np.stack([statistics.means, statistics.stds])),
         "text_encoder.onnx": text.onnx,
         "tokenizer.json": text.tokenizer_json.encode(),
-        "failed.npy": npy(given.failed),
+        "failed.npy": npy(inputs.failed),
         **written.meta,
     }
     if image is not None:
@@ -317,14 +321,18 @@ def _build(
     return settings
 
 
-def _logit_batches(given: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:
-    for described in given.written.of(given.descriptors.stream()):
+def _logit_batches(inputs: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:
+    for described in inputs.written.of(inputs.descriptors.stream()):
         sample.add(described, background.offsets(described.directions))
         yield described.batch()
 
 
 class _Sample:
-    """Some of the published logits, whole models chosen by a hash: what the confidence is fitted on."""
+    """A sample of the published logits that the confidence is fitted on: all logits of models drawn by a hash.
+
+    Args:
+        share: of the models that are drawn.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -333,9 +341,9 @@ class _Sample:
         self._labels: list[str] = []
 
     def add(self, described: ModelDescriptors, offsets: npt.NDArray[np.float64]) -> None:
-        """Look at one model and its logits' offsets (L,)."""
+        """Add one model with its logits' offsets (L,), if it is drawn."""
         model = described.model
-        # The first one is kept whatever its hash: a sample of nothing has no statistics.
+        # The first model is always drawn: an empty sample has no statistics.
         if self._labels and not drawn(model, self._share):
             return
         self._directions.append(described.directions)
@@ -346,10 +354,10 @@ class _Sample:
         ]
 
     def fit(
-        self, given: _Inputs, space: matched_heads.HeadSpace, background: Background
+        self, inputs: _Inputs, space: matched_heads.HeadSpace, background: Background
     ) -> tuple[ColumnStatistics, Confidence]:
         """Statistics of the background over the sample, and the confidence fitted on its declared labels."""
-        config, b = given.job.config, background.sharpness
+        config, b = inputs.job.config, background.sharpness
         directions, offsets = np.concatenate(self._directions), np.concatenate(self._offsets)
         statistics = ColumnStatistics.of(directions, background.directions, offsets, b)
         return statistics, fit_confidence(
@@ -358,8 +366,8 @@ class _Sample:
             self._labels,
             space,
             b,
-            given.embed,
-            given.background,
+            inputs.embed,
+            inputs.background,
             statistics,
             config.seed,
         )
@@ -401,23 +409,23 @@ def _probe_table(probe_set: ProbeSet, embeddings: npt.NDArray[np.float32]) -> pa
     ).cast(probes_schema(embeddings.shape[1]))
 
 
-def _expected(given: _Inputs) -> Expected:
-    """What the checks compare the new generation with."""
+def _expected(inputs: _Inputs) -> Expected:
+    """The data that the new generation is checked against."""
     return Expected(
-        descriptors=given.descriptors,
-        written=given.written,
-        missing=_without_descriptor(given),
-        dropped=given.completed.dropped,
-        embeddings=given.embeddings,
-        background=given.background,
-        vectors=given.vectors,
-        embed=given.embed,
-        prompts=given.job.config.prompts,
+        descriptors=inputs.descriptors,
+        written=inputs.written,
+        missing=_without_descriptor(inputs),
+        dropped=inputs.completed.dropped,
+        embeddings=inputs.embeddings,
+        background=inputs.background,
+        vectors=inputs.vectors,
+        embed=inputs.embed,
+        prompts=inputs.job.config.prompts,
     )
 
 
-def _without_descriptor(given: _Inputs) -> int:
-    """Logits that the receipts count and that have no row of descriptors."""
-    ledger = Ledger(given.job.store, "")
-    counted = sum(counts.logits for counts in ledger.counts(given.receipts))
-    return counted - sum(given.completed.parts[receipt.name].rows for receipt in given.receipts)
+def _without_descriptor(inputs: _Inputs) -> int:
+    """Number of logits that the receipts count and that have no row of descriptors."""
+    ledger = Ledger(inputs.job.store, "")
+    counted = sum(counts.logits for counts in ledger.counts(inputs.receipts))
+    return counted - sum(inputs.completed.parts[receipt.name].rows for receipt in inputs.receipts)

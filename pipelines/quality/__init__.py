@@ -1,5 +1,5 @@
-"""The quality gate: whether a generation that was built and checked is fit to be read.
+"""The quality gate: compares a generation that was built and checked with the live one before it is published.
 
-`pipelines.publish.checks` asks whether a generation is what it was made of; the gate asks whether what it was made of
-is any good, beside what readers have now. `pipelines.quality.gate` is what publishers call.
+`pipelines.publish.checks` checks that a generation equals the data that it was made from; the gate checks that this
+data is no worse than that of the live generation. Publishers call `pipelines.quality.gate`.
 """

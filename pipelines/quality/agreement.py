@@ -1,14 +1,14 @@
-"""Agreement between what logits recognise and what their uploaders declare: no ground truth is needed.
+"""Agreement between the concepts that logits recognise and their declared labels: no ground truth is needed.
 
-Asked one way, names that logits declare are searched for: is the first answer, is one of the first ten declared so?
-Only answers with a label that names something are looked at, so that a growing share of unlabelled models changes
-nothing. The same names are asked of both generations; a name that is hard stays hard.
+*From names to logits*: names that logits declare are searched for. Is the first answer, is one of the first ten
+declared so? Only answers with a label that names something count, so that a growing share of unlabelled models changes
+nothing. Both generations get the same queries; a name that is hard is hard for both.
 
-Asked the other way, logits are named from the background (`Generation.names`): is what their uploader declares among
-the ten likeliest names? So every model counts, and not the largest ones alone, which give most first answers; and
-what tonight added can be told from what was there before.
+*From logits to names*: logits are named from the background (`Generation.names`). Is the declared label among the ten
+likeliest names? This counts every model, not only the largest ones, which give most first answers; and it tells the
+models that the candidate adds from the others.
 
-Labels err, and say too little rather than too much. None of that matters here: it errs alike before and after.
+Labels have errors and gaps. They do not matter here, because they affect both generations alike.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pipelines.quality.samples import Sampled, Version, draw, hashed, rows_of, s
 from probelog.index.generation import Generation
 from probelog.search.results import Hit
 
-# Enough to be sure of a fall by 12 points; two generations answer 400 questions in seconds.
+# Enough to detect a fall by 12 points; two generations answer 400 queries in seconds.
 NAMES = 200
-# Models whose labels are read for them: names that two of so few declare are common ones, which is what is wanted.
+# Number of models whose labels are read for these names: names that two of so few declare are common ones.
 MODELS = 400
-# Labels of one model that are read: heads of 21,000 classes would be most of what is read.
+# Number of labels that are read per model: heads of 21,000 classes would otherwise dominate.
 _LABELS = 1000
-# Answers asked for, of which the first ten with a label are looked at.
+# Number of answers per query, of which the first ten with a label count.
 _ASKED = 30
-# Logits of one model that are named, and models.
+# Numbers of logits per model that are named, and of models.
 _LOGITS = 40
 _NAMED_MODELS = 200
 
@@ -43,7 +43,7 @@ _NAMED_MODELS = 200
 
 
 def declared_names(models: Iterable[Sampled], count: int = NAMES) -> list[str]:
-    """At most ``count`` of the names that logits of two different weights' models, or two logits of one, declare."""
+    """At most ``count`` names that at least two logits declare, of different weights or of one model."""
     declarers: dict[str, set[tuple[int, int]]] = {}
     for model in models:
         for logit, label in enumerate(itertools.islice(model.labels, _LABELS)):
@@ -53,53 +53,71 @@ def declared_names(models: Iterable[Sampled], count: int = NAMES) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Agreed:
-    """Whether the first labelled answer to a name is declared so, and whether one of the first ten is."""
+class LabelAgreement:
+    """Agreement of the labelled answers to a name.
+
+    Attributes:
+        top: whether the first is declared as the name.
+        ten: whether one of the first ten is.
+        shown: the first, for messages.
+    """
 
     top: bool
     ten: bool
     shown: str
 
 
-def agreed(name: str, hits: Sequence[Hit], lexicon: Lexicon) -> Agreed:
-    """Judge the answers to a name by what they declare."""
-    wanted = lexicon.meaning([name])
-    told: list[tuple[Hit, bool]] = []
+def label_agreement(name: str, hits: Sequence[Hit], lexicon: Lexicon) -> LabelAgreement:
+    """Compare the answers to a name with their declared labels."""
+    queried = lexicon.meaning([name])
+    labelled: list[tuple[Hit, bool]] = []
     for hit in hits:
         names = [] if hit.negated else names_in(hit.label)
         if names:
-            told.append((hit, wanted.matches(lexicon.meaning(names))))
-    right = [matches for _, matches in told[:FIRST]]
-    shown = f"{told[0][0].repo}#{told[0][0].logit} ({told[0][0].label})" if told else "nothing with a label"
-    return Agreed(right[:1] == [True], any(right), shown)
+            labelled.append((hit, queried.matches(lexicon.meaning(names))))
+    matching = [matches for _, matches in labelled[:FIRST]]
+    shown = (
+        f"{labelled[0][0].repo}#{labelled[0][0].logit} ({labelled[0][0].label})"
+        if labelled
+        else "nothing with a label"
+    )
+    return LabelAgreement(matching[:1] == [True], any(matching), shown)
 
 
 def declared_measures(candidate: Generation, live: Generation | None, limit: float) -> list[Measure]:
-    """How often the first answer, and the first ten, are declared as what was asked for."""
+    """Measures of how often the first answer to a name, and one of the first ten, is declared as that name.
+
+    Args:
+        candidate: not yet live.
+        live: the live generation; None without one.
+        limit: of the fall of each share.
+    """
     lexicon = imagenet_lexicon()
     if live is None:
         names = declared_names(sampled_models(candidate, MODELS))
     else:
         models = sampled_models(live, MODELS)
-        # What left took its names with it.
-        still = {row.version for row in rows_of(candidate, (model.repo for model in models))}
-        names = declared_names(model for model in models if model.version in still)
-    after = [agreed(name, first(candidate, name, _ASKED), lexicon) for name in names]
-    before = [] if live is None else [agreed(name, first(live, name, _ASKED), lexicon) for name in names]
+        # Names that only removed models declare are not queried.
+        remaining = {row.version for row in rows_of(candidate, (model.repo for model in models))}
+        names = declared_names(model for model in models if model.version in remaining)
+    candidate_agreements = [label_agreement(name, first(candidate, name, _ASKED), lexicon) for name in names]
+    live_agreements = (
+        [] if live is None else [label_agreement(name, first(live, name, _ASKED), lexicon) for name in names]
+    )
     return [
-        _declared(names, before, after, limit, live is not None, kind, told)
-        for kind, told in (("top", "first answer"), ("ten", "first ten answers"))
+        _declared_measure(names, live_agreements, candidate_agreements, limit, live is not None, kind, phrase)
+        for kind, phrase in (("top", "first answer"), ("ten", "first ten answers"))
     ]
 
 
-def _declared(
+def _declared_measure(
     names: Sequence[str],
-    before: Sequence[Agreed],
-    after: Sequence[Agreed],
+    before: Sequence[LabelAgreement],
+    after: Sequence[LabelAgreement],
     limit: float,
     compared: bool,
     kind: str,
-    told: str,
+    phrase: str,
 ) -> Measure:
     now = np.array([getattr(item, kind) for item in after], bool)
     then = np.array([getattr(item, kind) for item in before], bool)
@@ -115,8 +133,8 @@ def _declared(
             f"{names[i]}: first was {before[i].shown}, is {after[i].shown}" for i in lost.tolist()[:EXAMPLES]
         ]
     return Measure(
-        name=f"declared, {told}",
-        meaning=f"Share of the names that logits declare to which the {told}, labelled ones alone, hold a logit that "
+        name=f"declared, {phrase}",
+        meaning=f"Share of the names that logits declare to which the {phrase}, labelled ones alone, hold a logit that "
         "is declared so; and by how much it fell at the least.",
         value=float(now.mean()) if len(now) else None,
         before=float(then.mean()) if len(then) else None,
@@ -132,8 +150,15 @@ def _declared(
 
 
 @dataclass(frozen=True)
-class Named:
-    """How many of a model's logits were judged by their names, and how many are named as they are declared."""
+class NamingAgreement:
+    """Naming of one model's logits.
+
+    Attributes:
+        model: the model.
+        judged: number of its logits whose declared label the background has.
+        right: number of these that are named as they are declared.
+        example: a sentence about one that is not.
+    """
 
     model: Sampled
     judged: int
@@ -142,39 +167,39 @@ class Named:
 
     @property
     def share(self) -> float:
-        """Of one model."""
+        """Share of the judged logits that are named as they are declared."""
         return self.right / self.judged
 
 
-def named(generation: Generation, model: Sampled, known: Meanings) -> Named | None:
-    """Judge a model's logits by the background's names; None where the background lacks what they declare."""
-    # Spread over the head, the same ones every night.
+def naming_agreement(generation: Generation, model: Sampled, known: Meanings) -> NamingAgreement | None:
+    """Compare the names of a model's logits with their labels; None where the background has none of the labels."""
+    # Spread over the head, the same ones in every run.
     places = np.unique(np.linspace(0, model.rows - 1, min(model.rows, _LOGITS)).astype(np.int64))
     if not len(model.labels) or not len(places):
         return None
     logits = generation.logits(model.first_row + places)
-    wanted: list[Meaning | None] = []
+    meanings: list[Meaning | None] = []
     for logit, negated in zip(logits.logit.tolist(), logits.negated.tolist(), strict=True):
-        own = names_in(model.labels[logit]) if logit < len(model.labels) and not negated else []
-        meaning = known.lexicon.meaning(own) if own else None
-        wanted.append(meaning if meaning is not None and known.holds(meaning) else None)
-    judged = [place for place, meaning in enumerate(wanted) if meaning is not None]
+        declared = names_in(model.labels[logit]) if logit < len(model.labels) and not negated else []
+        meaning = known.lexicon.meaning(declared) if declared else None
+        meanings.append(meaning if meaning is not None and known.holds(meaning) else None)
+    judged = [place for place, meaning in enumerate(meanings) if meaning is not None]
     if not judged:
         return None
-    told, _ = generation.names(logits[np.array(judged)], FIRST)
+    background_names, _ = generation.names(logits[np.array(judged)], FIRST)
     right, example = 0, ""
-    for place, names in zip(judged, told, strict=True):
-        meaning = wanted[place]
+    for place, names in zip(judged, background_names, strict=True):
+        meaning = meanings[place]
         if meaning is not None and any(meaning.matches(known.of(name)) for name in names):
             right += 1
         elif not example:
             logit = int(logits.logit[place])
             example = f"{model.repo}#{logit} ({model.labels[logit]}) is named {', '.join(names[:3])}"
-    return Named(model, len(judged), right, example)
+    return NamingAgreement(model, len(judged), right, example)
 
 
 class Meanings:
-    """What the background's names mean."""
+    """Meanings of the background's names."""
 
     def __init__(self, background: Sequence[str], lexicon: Lexicon) -> None:
         self.lexicon = lexicon
@@ -183,7 +208,7 @@ class Meanings:
         self._wider: set[str] = set().union(*(meaning.wider for meaning in self._known.values()))
 
     def of(self, name: str) -> Meaning:
-        """Of one name of the background."""
+        """Meaning of one name of the background."""
         return self._known[name]
 
     def holds(self, meaning: Meaning) -> bool:
@@ -202,42 +227,59 @@ def named_measures(
     limit: float,
     limit_of_new: float,
 ) -> list[Measure]:
-    """How often logits are named as they are declared: of the models of both generations, and of the added ones.
+    """Measures of how often logits are named as they are declared: in the models of both generations, and in added ones.
 
-    The first answers come from the few largest models; this sees the others too. Logits of one model stand or fall
-    together (its preprocessing, its weights), so every model counts as one: its share of logits named as declared.
+    Logits of one model are not independent (they share preprocessing and weights), so every model counts once, with its
+    share of logits named as declared.
+
+    Args:
+        candidate: not yet live.
+        live: the live generation; None without one.
+        added: models that the candidate holds and the live generation does not.
+        limit: of the fall in the models of both.
+        limit_of_new: of the difference between the added models and the others.
     """
     lexicon = imagenet_lexicon()
     known = Meanings(candidate.background, lexicon)
     if live is None:
-        old = _judged(candidate, sampled_models(candidate, MODELS), known)
+        old_namings = _namings(candidate, sampled_models(candidate, MODELS), known)
         return [
-            _kept(old, [], limit, "there is no live generation to compare with"),
-            _new([], [], limit_of_new, "there is no live generation: all models are new"),
+            _kept_models_measure(old_namings, [], limit, "there is no live generation to compare with"),
+            _new_models_measure([], [], limit_of_new, "there is no live generation: all models are new"),
         ]
     models = sampled_models(live, MODELS)
-    there = {row.version: row for row in rows_of(candidate, (model.repo for model in models))}
-    before = _judged(
+    candidate_rows = {row.version: row for row in rows_of(candidate, (model.repo for model in models))}
+    live_namings = _namings(
         live,
-        (model for model in models if model.version in there),
+        (model for model in models if model.version in candidate_rows),
         Meanings(live.background, lexicon),
     )
     same = candidate.background == live.background
     pairs = []
-    for item in before:
-        again = named(candidate, there[item.model.version], known)
-        # The same background holds what is declared; where it does no more, the declared labels are lost.
-        if again is not None or same:
+    for live_naming in live_namings:
+        candidate_naming = naming_agreement(candidate, candidate_rows[live_naming.model.version], known)
+        # With the same background the candidate can judge the model too; where it cannot, declared labels were lost.
+        if candidate_naming is not None or same:
             pairs.append(
-                (item, again or Named(item.model, 1, 0, f"{item.model.repo} declares nothing any more"))
+                (
+                    live_naming,
+                    candidate_naming
+                    or NamingAgreement(
+                        live_naming.model, 1, 0, f"{live_naming.model.repo} declares nothing any more"
+                    ),
+                )
             )
-    old = [after for _, after in pairs]
-    chosen = set(added)
-    fresh = rows_of(candidate, sorted({repo for repo, _ in added}, key=hashed)[: 4 * _NAMED_MODELS])
-    new = _judged(candidate, (model for model in fresh if model.version in chosen), known)
+    old_namings = [after for _, after in pairs]
+    added_set = set(added)
+    new_rows = rows_of(candidate, sorted({repo for repo, _ in added}, key=hashed)[: 4 * _NAMED_MODELS])
+    new_namings = _namings(candidate, (model for model in new_rows if model.version in added_set), known)
     return [
-        _kept(old, [item for item, _ in pairs], limit, "" if pairs else _NOTHING),
-        _new(new, old, limit_of_new, "" if new and old else _NOTHING),
+        _kept_models_measure(
+            old_namings, [live_naming for live_naming, _ in pairs], limit, "" if pairs else _NOTHING
+        ),
+        _new_models_measure(
+            new_namings, old_namings, limit_of_new, "" if new_namings and old_namings else _NOTHING
+        ),
     ]
 
 
@@ -245,8 +287,10 @@ _NOTHING = "no model declares a name that the background holds"
 _MEANING = "Share of the logits that are among the ten likeliest names what their uploader declares, mean over the models "
 
 
-def _kept(after: Sequence[Named], before: Sequence[Named], limit: float, note: str) -> Measure:
-    """The models of both generations, pair by pair; of the candidate alone where ``before`` is empty."""
+def _kept_models_measure(
+    after: Sequence[NamingAgreement], before: Sequence[NamingAgreement], limit: float, note: str
+) -> Measure:
+    """The measure over pairs of a model in both generations; over the candidate alone where ``before`` is empty."""
     falls = [one.share - other.share for one, other in zip(before, after, strict=False)]
     worst = sorted(zip(falls, after, strict=False), key=lambda pair: (-pair[0], pair[1].model.version))
     lost, gained = sum(max(0.0, fall) for fall in falls), sum(max(0.0, -fall) for fall in falls)
@@ -263,8 +307,10 @@ def _kept(after: Sequence[Named], before: Sequence[Named], limit: float, note: s
     )
 
 
-def _new(new: Sequence[Named], old: Sequence[Named], limit: float, note: str) -> Measure:
-    """The added models beside the others."""
+def _new_models_measure(
+    new: Sequence[NamingAgreement], old: Sequence[NamingAgreement], limit: float, note: str
+) -> Measure:
+    """The measure of the added models, compared with the others."""
     worse = None
     if not note:
         worse = least_rise(
@@ -286,18 +332,21 @@ def _new(new: Sequence[Named], old: Sequence[Named], limit: float, note: str) ->
     )
 
 
-def _judged(generation: Generation, models: Iterable[Sampled], known: Meanings) -> list[Named]:
-    """The first models, by hash and each weights once, that can be judged."""
-    found: list[Named] = []
-    met: set[int] = set()
+def _namings(generation: Generation, models: Iterable[Sampled], known: Meanings) -> list[NamingAgreement]:
+    """Namings of the first models by hash that can be judged, each weights once."""
+    namings: list[NamingAgreement] = []
+    weights_seen: set[int] = set()
     for model in sorted(models, key=lambda model: hashed(model.repo)):
-        if len(found) == _NAMED_MODELS:
+        if len(namings) == _NAMED_MODELS:
             break
-        if model.weights not in met and (item := named(generation, model, known)) is not None:
-            met.add(model.weights)
-            found.append(item)
-    return found
+        if (
+            model.weights not in weights_seen
+            and (item := naming_agreement(generation, model, known)) is not None
+        ):
+            weights_seen.add(model.weights)
+            namings.append(item)
+    return namings
 
 
-def _mean(models: Sequence[Named]) -> float | None:
+def _mean(models: Sequence[NamingAgreement]) -> float | None:
     return sum(item.share for item in models) / len(models) if models else None

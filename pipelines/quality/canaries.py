@@ -1,19 +1,19 @@
-"""Canary queries: what the first answers to some names lost, and whether known answers are among them.
+"""Canary queries: which of the live generation's first answers a candidate loses, and whether known answers are found.
 
-What is a broken night, and what is ordinary growth? An answer that readers have among the first ten today should be
-among the first ten tomorrow, unless there is a reason outside of the index:
+Damage must be told from ordinary growth. An answer among the live generation's first ten should be among the
+candidate's first ten, unless there is a reason outside of the index:
 
-- Its model left the catalogue, or has another sha: not counted. How many models may go at once is a measure of its
-  own (`pipelines.quality.gate`), or a crawl that lost half of the Hub would pass as growth.
-- Models that the live generation does not hold answer better: they are passed over when the candidate's ten are
-  counted, so that what they pushed down is where it was. Where they leave no room to see it, it is not counted.
-- Another repository with the same weights stands for it: the same answer.
+- Its model left the catalogue, or has another sha: not counted. The number of removed models is a measure of its own
+  (`removed_measure`), or a crawl that lost half of the Hub would pass as growth.
+- Models that the live generation does not hold score higher: they are skipped when the candidate's first ten are
+  counted. Where so many of them answer that this cannot be decided, the answer is not counted.
+- Another repository with the same weights answers instead: the same answer.
 - The settings of the method changed (encoder, prompts, probes, background): the answers should change. The loss is
   reported and not judged; declared labels judge such a generation.
 
-What is left are answers that the same logits, asked the same way, no longer give: rows mixed up, missing, or
-described anew by something broken. A little of that is ordinary too: temperature and basis are learnt anew by each
-publish, and what is tenth today may be eleventh tomorrow.
+The remaining losses are answers that the same logits no longer give to the same query: rows mixed up, missing, or
+described wrongly. A few are ordinary too: each publish fits temperature and basis again, and the tenth answer may
+become the eleventh.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from probelog.ranking.names import normal_name
 from probelog.search.client import Index
 from probelog.search.results import Hit
 
-# What a reader sees of an answer.
+# Number of answers that a reader sees.
 FIRST = 10
-# Asked for where new models are among the first ten.
+# Number of answers requested where new models are among the first ten.
 _DEEPER = 60
 # With fewer answers to compare, a swap at the tenth place would be a large share.
 LEAST_ANSWERS = 50
@@ -42,21 +42,21 @@ EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Canary:
-    """A name to ask, and ``REPO#LOGIT`` or ``REPO#LABEL`` that must be among the first ten answers, where known."""
+    """A name to query, and ``REPO#LOGIT`` or ``REPO#LABEL`` that must be among the first ten answers, where known."""
 
     name: str
     known: str | None = None
 
 
-def read_canaries(given: Sequence[str] | Path | None) -> list[Canary]:
+def read_canaries(source: Sequence[str] | Path | None) -> list[Canary]:
     """An operator's canaries: a list of lines or a text file of such, ``name`` or ``name<TAB>repo#logit-or-label``.
 
     Raises:
         UsageError: the file cannot be read, or a line has another form.
     """
-    if given is None:
+    if source is None:
         return []
-    lines = read_names(given, "canaries") if isinstance(given, Path) else list(given)
+    lines = read_names(source, "canaries") if isinstance(source, Path) else list(source)
     return [_canary(line) for line in lines]
 
 
@@ -72,16 +72,16 @@ def _canary(line: str) -> Canary:
 
 
 def background_canaries(background: Sequence[str], count: int) -> list[Canary]:
-    """Some of the background's names, from everywhere in it."""
+    """``count`` of the background's names, drawn by hash."""
     return [Canary(name) for name in draw(background, count)]
 
 
-# What was lost
+# Lost answers
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One canary's answers: how many of the live first ten count, and which of these are lost."""
+    """One canary's answers: number of the live first ten that count, and those of them that are lost."""
 
     name: str
     counted: int
@@ -89,60 +89,66 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Known:
-    """Some models of a generation: by version the digest of their weights, None where that is unknown."""
+class KnownModels:
+    """Some models of a generation: the digest of their weights by version, None where it is unknown."""
 
     versions: Mapping[Version, str | None]
 
     @classmethod
-    def of(cls, rows: Iterable[Sampled]) -> Known:
+    def of(cls, rows: Iterable[Sampled]) -> KnownModels:
         """From rows of the ``models`` table."""
         return cls({row.version: row.weight_digest for row in rows})
 
 
 def compare(
-    before: Sequence[Hit], after: Sequence[Hit], asked: int, held: Known, holds: Known
+    live_hits: Sequence[Hit],
+    candidate_hits: Sequence[Hit],
+    requested: int,
+    live_models: KnownModels,
+    candidate_models: KnownModels,
 ) -> tuple[int, list[Hit]]:
-    """How many of the first answers count, and which of them are lost; the rules are in the module's text.
+    """Number of the first answers that count, and those of them that are lost, by the rules of this module.
 
     Args:
-        before: the live generation's first ten.
-        after: the candidate's, as many as were asked for.
-        asked: how many that was.
-        held: the live generation's models, as far as they answered in either.
-        holds: the candidate's, likewise.
+        live_hits: the live generation's first ten.
+        candidate_hits: the candidate's first answers.
+        requested: number of answers that were requested from the candidate.
+        live_models: the live generation's models among those that answered in either.
+        candidate_models: the candidate's models among those that answered in either.
     """
-    mine = [_meanings(hit, held) for hit in before]
-    old: set[_Meaning] = set()
+    live_identities = [_identities(hit, live_models) for hit in live_hits]
+    identities_found: set[_Identity] = set()
     places = 0
-    for hit in after:
-        told = _meanings(hit, holds)
-        if (hit.repo, hit.sha) not in held.versions and not any(told & own for own in mine):
+    for hit in candidate_hits:
+        identities = _identities(hit, candidate_models)
+        if (hit.repo, hit.sha) not in live_models.versions and not any(
+            identities & identities_of_hit for identities_of_hit in live_identities
+        ):
             continue
         if places == FIRST:
             break
         places += 1
-        old |= told
-    crowded = places < FIRST and len(after) == asked
+        identities_found |= identities
+    crowded = places < FIRST and len(candidate_hits) == requested
     counted, lost = 0, []
-    for hit, own in zip(before, mine, strict=True):
-        kept = bool(own & old)
-        if kept or ((hit.repo, hit.sha) in holds.versions and not crowded):
+    for hit, identities_of_hit in zip(live_hits, live_identities, strict=True):
+        still_found = bool(identities_of_hit & identities_found)
+        if still_found or ((hit.repo, hit.sha) in candidate_models.versions and not crowded):
             counted += 1
-            if not kept:
+            if not still_found:
                 lost.append(hit)
     return counted, lost
 
 
-_Meaning = tuple[str, str, int, bool]
+_Identity = tuple[str, str, int, bool]
 
 
-def _meanings(hit: Hit, models: Known) -> set[_Meaning]:
-    """What an answer is known by: its logit of its model, and of its weights."""
-    found: set[_Meaning] = {(hit.repo, hit.sha, hit.logit, hit.negated)}
+def _identities(hit: Hit, models: KnownModels) -> set[_Identity]:
+    """Identities of an answer: its logit of its model, and its logit of its weights where their digest is known."""
+    identities: set[_Identity] = {(hit.repo, hit.sha, hit.logit, hit.negated)}
     if digest := models.versions.get((hit.repo, hit.sha)):
-        found.add(("", digest, hit.logit, hit.negated))
-    return found
+        identities.add(("", digest, hit.logit, hit.negated))
+    return identities
 
 
 def lost_answers(
@@ -152,12 +158,12 @@ def lost_answers(
 
     Args:
         candidate: not yet live.
-        live: the live generation, where there is one.
-        canaries: what is asked.
+        live: the live generation; None without one.
+        canaries: the queries.
         limit: of the share.
-        unlike: says which settings differ; empty where the two were made alike.
+        unlike: names of the settings that differ; empty where the two have the same.
     """
-    compared = _asked(candidate, live, canaries) if live is not None else []
+    compared = _compare_canaries(candidate, live, canaries) if live is not None else []
     counted = sum(item.counted for item in compared)
     lost = sum(len(item.lost) for item in compared)
     value = lost / counted if counted else None
@@ -188,25 +194,31 @@ def lost_answers(
     )
 
 
-def _asked(candidate: Generation, live: Generation, canaries: Sequence[Canary]) -> list[Compared]:
-    before: dict[str, list[Hit]] = {}
-    after: dict[str, tuple[list[Hit], int]] = {}
+def _compare_canaries(candidate: Generation, live: Generation, canaries: Sequence[Canary]) -> list[Compared]:
+    live_hits: dict[str, list[Hit]] = {}
+    candidate_hits: dict[str, tuple[list[Hit], int]] = {}
     for name in dict.fromkeys(canary.name for canary in canaries):
         try:
-            before[name] = _search(live, name, FIRST)
+            live_hits[name] = _search(live, name, FIRST)
         except QueryError:
-            continue  # its encoder knows no word of it: there is nothing that could be lost
-        after[name] = first(candidate, name, FIRST), FIRST
-    held = _models(live, before, after)
-    for name, (hits, _) in after.items():
-        if any((hit.repo, hit.sha) not in held.versions for hit in hits):
-            after[name] = first(candidate, name, _DEEPER), _DEEPER
-    held, holds = _models(live, before, after), _models(candidate, before, after)
-    return [Compared(name, *compare(hits, *after[name], held, holds)) for name, hits in before.items()]
+            continue  # its encoder knows no word of it: there are no answers to lose
+        candidate_hits[name] = first(candidate, name, FIRST), FIRST
+    live_models = _models(live, live_hits, candidate_hits)
+    for name, (hits, _) in candidate_hits.items():
+        if any((hit.repo, hit.sha) not in live_models.versions for hit in hits):
+            candidate_hits[name] = first(candidate, name, _DEEPER), _DEEPER
+    live_models, candidate_models = (
+        _models(live, live_hits, candidate_hits),
+        _models(candidate, live_hits, candidate_hits),
+    )
+    return [
+        Compared(name, *compare(hits, *candidate_hits[name], live_models, candidate_models))
+        for name, hits in live_hits.items()
+    ]
 
 
 def first(generation: Generation, name: str, count: int) -> list[Hit]:
-    """A generation's first answers to a name; none where its encoder knows no word of it."""
+    """A generation's first ``count`` answers to a name; none where its encoder knows no word of it."""
     try:
         return _search(generation, name, count)
     except QueryError:
@@ -218,12 +230,12 @@ def _search(generation: Generation, name: str, count: int) -> list[Hit]:
 
 
 def _models(
-    generation: Generation, before: dict[str, list[Hit]], after: dict[str, tuple[list[Hit], int]]
-) -> Known:
-    """What one of the two generations holds of the models that answered in either."""
-    repos = {hit.repo for hits in before.values() for hit in hits}
-    repos |= {hit.repo for hits, _ in after.values() for hit in hits}
-    return Known.of(rows_of(generation, repos))
+    generation: Generation, live_hits: dict[str, list[Hit]], candidate_hits: dict[str, tuple[list[Hit], int]]
+) -> KnownModels:
+    """The models of a generation among those that answered in either of the two."""
+    repos = {hit.repo for hits in live_hits.values() for hit in hits}
+    repos |= {hit.repo for hits, _ in candidate_hits.values() for hit in hits}
+    return KnownModels.of(rows_of(generation, repos))
 
 
 # Known answers
@@ -232,30 +244,28 @@ def _models(
 def known_answers(
     candidate: Generation, live: Generation | None, canaries: Sequence[Canary], limit: float
 ) -> Measure:
-    """Share of the canaries with a known answer that the candidate's first ten lack it of.
+    """Share of the canaries with a known answer whose answer the candidate's first ten lack.
 
-    An operator who says what must be found means it whatever the live generation does. Only an answer whose
-    repository is not in the index is not counted: its owner may delete it any day.
+    The operator's answer counts whatever the live generation answers. It is not counted if its repository is not in the
+    index: its owner may delete it any day.
     """
-    asked = [canary for canary in canaries if canary.known is not None]
-    found = {canary: _found(candidate, canary) for canary in asked}
-    counted = [canary for canary in asked if found[canary] is not None]
-    absent = [canary for canary in asked if found[canary] is None]
-    missed = [canary for canary in counted if not found[canary]]
+    with_answer = [canary for canary in canaries if canary.known is not None]
+    is_found = {canary: _finds_known_answer(candidate, canary) for canary in with_answer}
+    counted = [canary for canary in with_answer if is_found[canary] is not None]
+    absent = [canary for canary in with_answer if is_found[canary] is None]
+    missed = [canary for canary in counted if not is_found[canary]]
     value = len(missed) / len(counted) if counted else None
-    before = None
+    live_share = None
     if live is not None and counted:
-        before = sum(not _found(live, canary) for canary in counted) / len(counted)
+        live_share = sum(not _finds_known_answer(live, canary) for canary in counted) / len(counted)
     note = "" if counted else "no canary with a known answer"
     if absent:
-        note = (
-            f"not in the index, so not asked: {', '.join(str(canary.known) for canary in absent[:EXAMPLES])}"
-        )
+        note = f"not in the index, so not queried: {', '.join(str(canary.known) for canary in absent[:EXAMPLES])}"
     return Measure(
         name="known answers missed",
         meaning="Share of the canaries with a known answer that is not among the candidate's first ten.",
         value=value,
-        before=before,
+        before=live_share,
         worse=value,
         limit=limit,
         counted=len(counted),
@@ -264,13 +274,13 @@ def known_answers(
     )
 
 
-def _found(generation: Generation, canary: Canary) -> bool | None:
-    """Whether a known answer, or one of the same weights, is among the first ten; None where its model is not held."""
+def _finds_known_answer(generation: Generation, canary: Canary) -> bool | None:
+    """Whether a known answer, or one of the same weights, is among the first ten; None if its model is not indexed."""
     repo, _, logit = str(canary.known).partition("#")
     rows = rows_of(generation, [repo])
     if not rows:
         return None
-    meant = {int(logit)} if logit.isdecimal() else _labelled(rows[0].labels, logit)
+    meant = {int(logit)} if logit.isdecimal() else _logits_labelled(rows[0].labels, logit)
     hits = first(generation, canary.name, FIRST)
     same = {
         row.version
@@ -280,25 +290,25 @@ def _found(generation: Generation, canary: Canary) -> bool | None:
     return any((hit.repo, hit.sha) in same and hit.logit in meant and not hit.negated for hit in hits)
 
 
-def _labelled(labels: Sequence[str], wanted: str) -> set[int]:
-    return {number for number, label in enumerate(labels) if normal_name(label) == normal_name(wanted)}
+def _logits_labelled(labels: Sequence[str], requested: str) -> set[int]:
+    return {number for number, label in enumerate(labels) if normal_name(label) == normal_name(requested)}
 
 
 _MODELS = 400
 
 
-def gone_measure(candidate: Generation, live: Generation | None, limit: float) -> Measure:
+def removed_measure(candidate: Generation, live: Generation | None, limit: float) -> Measure:
     """Share of the live generation's repositories that the candidate lacks."""
     value = worse = None
-    note, gone, count = "", [], 0
+    note, removed, count = "", [], 0
     if live is None:
         note = "there is no live generation to compare with"
     else:
         repos = [model.repo for model in sampled_models(live, _MODELS)]
-        there = {row.repo for row in rows_of(candidate, repos)}
-        gone, count = [repo for repo in repos if repo not in there], len(repos)
+        candidate_repos = {row.repo for row in rows_of(candidate, repos)}
+        removed, count = [repo for repo in repos if repo not in candidate_repos], len(repos)
         if count:
-            value, worse = len(gone) / count, wilson(len(gone), count)[0]
+            value, worse = len(removed) / count, wilson(len(removed), count)[0]
     return Measure(
         name="models gone",
         meaning="Share of the live generation's repositories that the candidate lacks; and the least that it can be, "
@@ -309,5 +319,5 @@ def gone_measure(candidate: Generation, live: Generation | None, limit: float) -
         limit=limit,
         counted=count,
         note=note,
-        examples=gone[:EXAMPLES],
+        examples=removed[:EXAMPLES],
     )

@@ -1,4 +1,4 @@
-"""Shares of the models that failed, by reason, beside those of the last run."""
+"""Shares of the models that failed, by reason, compared with those of the last run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 from pipelines.quality.measure import Measure, least_rise
 from probelog.index.settings import GenerationSettings
 
-# Models come in batches: three broken ones of one uploader say nothing about the night. Only many of many do.
+# Uploaders add models in batches: three broken ones of one uploader do not mean a broken run. With fewer models than
+# this the rates are not judged.
 LEAST_MODELS = 20
 
 
 @dataclass(frozen=True)
 class FailureCounts:
-    """What a run's models came to.
+    """Counts of a run's models.
 
     Attributes:
-        models: how many were tried.
-        failures: how many of these failed, by reason.
+        models: number of models that were tried.
+        failures: number of these that failed, by reason.
     """
 
     models: int
@@ -27,7 +28,7 @@ class FailureCounts:
 
     @classmethod
     def of_settings(cls, settings: GenerationSettings) -> FailureCounts:
-        """That of the run which made a generation, from its settings."""
+        """Counts of the run that made a generation, from its settings."""
         return cls(**settings.run)
 
     def to_dict(self) -> dict[str, Any]:
@@ -35,16 +36,22 @@ class FailureCounts:
         return asdict(self)
 
     def share(self, reason: str | None = None) -> float | None:
-        """Share of the models that failed, of all or of one reason; None where none was tried."""
+        """Share of the models that failed, for any reason or for one; None where none was tried."""
         return self.count(reason) / self.models if self.models else None
 
     def count(self, reason: str | None = None) -> int:
-        """How many failed, of all or of one reason."""
+        """Number of models that failed, for any reason or for one."""
         return sum(self.failures.values()) if reason is None else self.failures.get(reason, 0)
 
 
 def failure_measures(run: FailureCounts, last: FailureCounts | None, limit: float) -> list[Measure]:
-    """All failures together, and each reason's, most frequent first."""
+    """Measures of all failures together and of each reason, most frequent first.
+
+    Args:
+        run: counts of this run.
+        last: counts of the run that made the live generation; None without one.
+        limit: of the rise of each share.
+    """
     reasons = sorted(
         {*run.failures, *(last.failures if last is not None else ())},
         key=lambda reason: (-run.count(reason), reason),

@@ -1,4 +1,4 @@
-"""What stands between a generation that was built and its readers."""
+"""Runs the quality gate: measures a candidate, writes its report, and refuses it if a limit is exceeded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipelines.config.model import Quality
 from pipelines.quality.agreement import declared_measures, named_measures
 from pipelines.quality.canaries import (
     background_canaries,
-    gone_measure,
     known_answers,
     lost_answers,
     read_canaries,
+    removed_measure,
 )
 from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.measure import Measure
@@ -23,7 +23,7 @@ from probelog.errors import QualityError, StoreError
 from probelog.index.generation import Generation
 from probelog.storage.store import Store
 
-# What decides how a logit is described and asked. Where one of these changed, so should the answers.
+# Settings that determine how logits are described and queried. Where one of these changed, answers should change.
 _METHOD = ("encoder_digest", "prompts", "probe_set", "fraction", "seed", "method")
 
 
@@ -41,17 +41,17 @@ def run_quality_gate(
     Args:
         store: gets the report.
         candidate: built, checked, and not live.
-        live: what readers have now; None for the first generation.
-        run: what this run's models came to.
-        last: likewise for the run that made the live generation (`FailureCounts.of_settings`), where it is known.
+        live: the live generation; None before the first publish.
+        run: counts of this run's models and failures.
+        last: counts of the run that made the live generation (`FailureCounts.of_settings`), where known.
         quality: the limits.
         added: (repo, sha) of the models that the candidate holds and the live generation does not, where the
             publisher knows them; otherwise both are compared.
 
     Raises:
-        QualityError: it is worse than a limit, and limits are enforced.
-        StoreError: one of the two cannot be read. A live generation that cannot be read is no reason where limits
-            are not enforced: then the candidate is measured alone.
+        QualityError: it exceeds a limit, and limits are enforced.
+        StoreError: one of the two cannot be read. If it is the live one and limits are not enforced, the candidate is
+            measured alone instead.
     """
     started, note = time.monotonic(), ""
     try:
@@ -86,36 +86,36 @@ def measure(
     added: Sequence[Version] | None = None,
 ) -> list[Measure]:
     """All measures, in the order of the report; arguments as for `run_quality_gate`."""
-    own = read_canaries(quality.canaries)
-    asked = [*own, *background_canaries(candidate.background, quality.background_canaries)]
+    operator_canaries = read_canaries(quality.canaries)
+    canaries = [*operator_canaries, *background_canaries(candidate.background, quality.background_canaries)]
     if added is None:
         added = [] if live is None else added_versions(candidate, live)
     unlike = "" if live is None else ", ".join(changed_settings(candidate, live))
     return [
-        lost_answers(candidate, live, asked, quality.max_lost, unlike),
-        known_answers(candidate, live, own, quality.max_known_missed),
+        lost_answers(candidate, live, canaries, quality.max_lost, unlike),
+        known_answers(candidate, live, operator_canaries, quality.max_known_missed),
         *declared_measures(candidate, live, quality.max_agreement_fall),
         *named_measures(candidate, live, added, quality.max_agreement_fall, quality.max_new_agreement_fall),
-        gone_measure(candidate, live, quality.max_gone),
+        removed_measure(candidate, live, quality.max_gone),
         *failure_measures(run, last, quality.max_failure_rise),
     ]
 
 
 def changed_settings(candidate: Generation, live: Generation) -> list[str]:
-    """Names of the settings by which answers differ however good both are."""
+    """Names of the settings that differ and explain different answers."""
     changed = [name for name in _METHOD if getattr(candidate.settings, name) != getattr(live.settings, name)]
     return changed + (["background"] if candidate.background != live.background else [])
 
 
 def _format(verdict: Verdict, page: str) -> str:
-    lines = [f"generation {verdict.generation} was not published: it is worse than the live one allows"]
+    lines = [f"generation {verdict.generation} was not published: it exceeds the limits of the quality gate"]
     for item in verdict.failed:
         share = "" if item.value is None else f"{item.value:.1%}"
-        before = "" if item.before is None else f" (before: {item.before:.1%})"
+        live_value = "" if item.before is None else f" (before: {item.before:.1%})"
         lines.append(
-            f"  - {item.name}: {share}{before}, worse by at least {item.worse:.1%}, allowed are {item.limit:.1%}"
+            f"  - {item.name}: {share}{live_value}, worse by at least {item.worse:.1%}, limit {item.limit:.1%}"
         )
         lines += [f"      {example}" for example in item.examples[:2]]
     lines.append(f"The report is {page}")
-    lines.append("What was live stays live. To publish it all the same: --set quality.enforce=false")
+    lines.append("The live generation stays live. To publish this one anyway: --set quality.enforce=false")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the gate measures, as it is judged and as it is reported."""
+"""Measures of the quality gate and the statistics that judge them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of a candidate beside the live generation. All numbers are shares between 0 and 1.
+    """One measure of a candidate, compared with the live generation. All numbers are shares between 0 and 1.
 
     Attributes:
-        name: what is measured.
-        meaning: in a sentence.
-        value: the candidate's; None where there was nothing to measure.
-        before: the live generation's, or the last run's; None where there is none.
-        worse: by how much it became worse at the least; None where that cannot be said.
-        limit: what ``worse`` may be at the most.
-        counted: how many the value is of.
+        name: of the measure.
+        meaning: a sentence that defines it.
+        value: of the candidate; None where there was nothing to measure.
+        before: of the live generation or the last run; None without one.
+        worse: lower bound of how much worse the value became; None where it is not judged.
+        limit: upper limit of ``worse``.
+        counted: number of items that the value is the share of.
         note: why it is not judged, or what was left out.
-        examples: some of what made it worse: untrusted text among it.
+        examples: items that made it worse; contains untrusted text.
     """
 
     name: str
@@ -35,18 +35,18 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """Whether it keeps its limit; what cannot be judged does."""
+        """Whether it keeps its limit; a measure that is not judged passes."""
         return self.worse is None or self.worse <= self.limit
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """``passed``, ``failed`` or ``not judged``."""
         if self.worse is None:
             return "not judged"
         return "passed" if self.passed else "failed"
 
 
-# One-sided 99.9 %: a nightly job asks a dozen questions 365 times a year.
+# One-sided 99.9 %: a nightly job evaluates a dozen measures 365 times a year.
 Z = 3.09
 
 
@@ -54,10 +54,13 @@ def wilson(hits: float, count: float, z: float = Z) -> tuple[float, float]:
     """Wilson's score interval of a share (E. B. Wilson 1927, eq. of Brown, Cai and DasGupta 2001, section 3.1.1).
 
     Args:
-        hits: how many of ``count`` have the property; sums of shares between 0 and 1 may stand for counts, whose
+        hits: number of ``count`` items with the property; sums of shares between 0 and 1 are accepted as counts, whose
             variance is then overstated.
-        count: of how many; with none the interval is all of 0 to 1.
+        count: number of items; with 0 the interval is 0 to 1.
         z: normal quantile.
+
+    Returns:
+        Lower and upper end.
     """
     if count <= 0:
         return 0.0, 1.0
@@ -69,30 +72,30 @@ def wilson(hits: float, count: float, z: float = Z) -> tuple[float, float]:
 
 
 def least_rise(hits: float, count: float, hits_before: float, count_before: float, z: float = Z) -> float:
-    """How much a share rose at the least: the lower end of the interval of the difference of two shares.
+    """Lower bound of the rise of a share: the lower end of the interval of the difference of two shares.
 
     Newcombe's hybrid score interval (R. G. Newcombe 1998, Statistics in Medicine 17:873, method 10). -1 where
-    nothing was counted on either side.
+    either count is 0.
     """
     if count <= 0 or count_before <= 0:
         return -1.0
-    now, before = hits / count, hits_before / count_before
+    share_now, share_before = hits / count, hits_before / count_before
     low = wilson(hits, count, z)[0]
     high_before = wilson(hits_before, count_before, z)[1]
-    return now - before - math.hypot(now - low, high_before - before)
+    return share_now - share_before - math.hypot(share_now - low, high_before - share_before)
 
 
 def least_paired_fall(lost: float, gained: float, count: int, z: float = Z) -> float:
-    """How much a share fell at the least, where the same were asked before and after.
+    """Lower bound of the fall of a share over the same items before and after.
 
     The adjusted Wald interval of matched pairs (A. Agresti and Y. Min 2005, Statistics in Medicine 24:729): half an
     observation is added to each of the four cells.
 
     Args:
-        lost: had the property before and have not now; a sum of falls between 0 and 1 may stand for the count, whose
-            variance is then overstated.
-        gained: have it now and had not before; likewise.
-        count: of how many pairs; -1 is given where there are none.
+        lost: number of items that lost the property; a sum of falls between 0 and 1 is accepted, whose variance is then
+            overstated.
+        gained: number of items that gained it; a sum of rises is accepted as well.
+        count: number of pairs; with 0 the result is -1.
         z: normal quantile.
     """
     if count <= 0:

@@ -1,6 +1,6 @@
-"""Reports of the gate in the store: ``quality/GENERATION.json``, sealed, and beside it a page for people.
+"""Reports of the quality gate in the store: ``quality/GENERATION.json``, with a checksum, and a HTML page beside it.
 
-The JSON names the page's size and digest, so that ``verify`` finds every changed byte of either.
+The JSON has the page's size and digest, so that ``verify`` finds every changed byte of either.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ KEPT = 30
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found.
+    """Result of the quality gate.
 
     Attributes:
-        generation: the candidate's name, and ``live``, that of the generation it was compared with.
-        enforced: whether a failed measure keeps the candidate from readers.
-        at: when (UTC, ISO 8601), and after how many ``seconds`` of asking.
+        generation: name of the candidate.
+        live: name of the generation that it was compared with; None without one.
+        enforced: whether a failed measure prevents publishing.
+        measures: in the order of the report.
+        at: when (UTC, ISO 8601).
+        seconds: that the measures took.
         note: about the whole.
     """
 
@@ -50,7 +53,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether none does."""
+        """Whether all measures keep their limits."""
         return not self.failed
 
     @property
@@ -76,7 +79,7 @@ def write_report(store: Store, verdict: Verdict) -> str:
     """Write a verdict's JSON and page, and remove all but the newest reports; returns the page's name in the store."""
     page = _page(verdict)
     name = f"{FOLDER}/{verdict.generation}"
-    # Page before JSON, and the other way round when they go: what the JSON names is there.
+    # The page is written before the JSON and deleted after it, so that the page of every JSON exists.
     store.write(f"{name}.html", page)
     described = {"size": len(page), "sha256": digest(page)}
     store.write_json(f"{name}.json", verdict.to_dict() | {"page": described})

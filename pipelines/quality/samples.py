@@ -1,7 +1,7 @@
-"""Models of a generation, drawn by the hash of their names: the same every night for as long as they are there.
+"""Samples of a generation's models, drawn by the hash of their names: the same in every run while they are indexed.
 
-A generation of any size is sampled alike, so that the gate's cost does not grow with it; only the column of the
-repositories' names is scanned (a quarter of a second for a million), and what is read of it is a sample too.
+The size of a sample does not depend on that of the generation, and neither does the gate's cost; only the column of
+the repositories' names is scanned (a quarter of a second for a million).
 """
 
 from __future__ import annotations
@@ -48,39 +48,39 @@ class Sampled:
 
 
 def hashed(text: str) -> str:
-    """What samples are drawn by: MD5 of a text as hexadecimal digits, as SQL's ``md5`` gives it."""
+    """MD5 of a text as hexadecimal digits, as SQL's ``md5`` gives it; samples are drawn by it."""
     return hashlib.md5(text.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()
 
 
 def draw(names: Iterable[str], count: int) -> list[str]:
-    """At most ``count`` of some names: those with the smallest hashes, each once, in the order of these."""
+    """The at most ``count`` names with the smallest hashes, each once, in the order of the hashes."""
     return sorted(set(names), key=hashed)[:count]
 
 
 def sampled_models(generation: Generation, count: int) -> list[Sampled]:
     """At most ``count`` models of a generation, by the hashes of their repositories."""
     total = generation.settings.models
-    # Twice as many as wanted on average; of the 2^32 shares that eight digits tell apart.
+    # Twice as many as requested on average; eight hexadecimal digits resolve shares of 2^-32.
     share = min(1.0, 2 * count / max(1, total))
     below = None if share >= 1.0 else f"md5(repo) < '{int(share * 16**8):08x}'"
-    found = values_of(generation.models_table(["repo"], below)["repo"], str)
-    return rows_of(generation, draw(found, count))
+    repos = values_of(generation.models_table(["repo"], below)["repo"], str)
+    return rows_of(generation, draw(repos, count))
 
 
 def rows_of(generation: Generation, repos: Iterable[str]) -> list[Sampled]:
-    """Those of some repositories that a generation holds, in the order of their names."""
-    wanted = (repo for repo in repos if is_valid_sql_text(repo))
-    rows = map(Sampled.of, generation.models_named("repo", wanted, _COLUMNS))
+    """The models of some repositories that a generation holds, sorted by repository."""
+    valid_repos = (repo for repo in repos if is_valid_sql_text(repo))
+    rows = map(Sampled.of, generation.models_named("repo", valid_repos, _COLUMNS))
     return sorted(rows, key=lambda row: row.version)
 
 
 def added_versions(candidate: Generation, live: Generation) -> list[Version]:
     """The models that a candidate holds and the live generation does not.
 
-    Reads the names of all models of both, some 70 MB for a million: a publisher that knows what it added says so.
+    Reads the names of all models of both, some 70 MB for a million: a publisher that knows the added models passes them.
     """
-    now, before = (
+    candidate_versions, live_versions = (
         set(zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True))
         for table in (generation.models_table(["repo", "sha"]) for generation in (candidate, live))
     )
-    return sorted(now - before)
+    return sorted(candidate_versions - live_versions)

@@ -140,7 +140,7 @@ def test_a_rerun_is_a_no_op(indexed: Indexed) -> None:
     before, asked = contents(indexed.store), len(indexed.hub.requests)
     again = run_full(indexed.job())
     assert again.published.pointer == indexed.run.published.pointer
-    assert not again.published.fresh
+    assert not again.published.is_new
     assert (again.published.models, again.published.logits) == (len(MODELS), LOGITS)
     assert indexed.hub.requests[asked:] == []
     assert contents(indexed.store) == before
@@ -178,7 +178,7 @@ def test_only_new_models_are_probed(
     assert kept.items() <= after.items(), "what was observed before is not touched"
     repos = set(opened(store).models_table(["repo"])["repo"].to_pylist())
     assert repos == set(MODELS) - {"cleo/timm-half"} | {"dan/newcomer"}
-    assert run.published.fresh
+    assert run.published.is_new
     ledger = next(item for item in status(str(store)).ledgers if item.key == run.probed.key)
     assert (ledger.planned, ledger.left) == (len(MODELS), 0)
 
@@ -189,13 +189,13 @@ def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed
     observations, encoders = contents(store / "observations"), written(store / "encoders")
     asked = len(indexed.hub.requests)
     prompted = run_full(indexed.job(store, prompt="{}"))
-    assert prompted.published.fresh
+    assert prompted.published.is_new
     assert prompted.published.pointer.generation != first.generation
     assert [item["generation"] for item in prompted.published.pointer.previous] == [first.generation]
     names = tmp_path / "names.txt"
     names.write_text("\n".join(CONCEPTS[:9]))
     other = run_full(indexed.job(store, background=str(names)))
-    assert other.published.fresh
+    assert other.published.is_new
     assert opened(store).background == CONCEPTS[:9]
     assert contents(store / "observations") == observations
     assert len(encoders) == 4
@@ -210,7 +210,7 @@ def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed
     assert again.search(text="dog", k=3)
     roll_back(find_index(str(store)))
     assert open_index(store).generation == first.generation
-    assert not run_full(indexed.job(store)).published.fresh, (
+    assert not run_full(indexed.job(store)).published.is_new, (
         "the settings of the generation that is live again"
     )
 
@@ -247,7 +247,7 @@ def test_the_stages_one_by_one_are_a_full_run(indexed: Indexed, half: Path) -> N
     before = contents(half)
     asked = len(indexed.hub.requests)
     run = run_full(indexed.job(half, fraction=0.5))
-    assert not run.published.fresh
+    assert not run.published.is_new
     assert (run.published.models, run.published.logits) == (len(MODELS), LOGITS)
     assert indexed.hub.requests[asked:] == []
     assert contents(half) == before

@@ -116,7 +116,7 @@ def test_killed_between_a_receipt_and_the_end_of_its_spool(indexed: Indexed, tmp
     assert (found.unsealed, found.left, found.indexed) == (0, 0, len(MODELS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", indexed.endpoint)
-        assert not run_full(indexed.job(store)).published.fresh
+        assert not run_full(indexed.job(store)).published.is_new
     after = files(folder)
     assert after.pop("summary.json")
     assert after == {name: value for name, value in before.items() if not name.startswith("spool/")}
@@ -210,7 +210,7 @@ def test_killed_while_publishing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     assert index.generation == first.generation
     np.testing.assert_array_equal(index.scores(QUERIES), open_index(indexed.store).scores(QUERIES))
     published = run_full(indexed.job(store, prompt="{}")).published
-    assert published.fresh
+    assert published.is_new
     assert published.pointer.generation != first.generation
     kept = {published.pointer.generation, *(item["generation"] for item in published.pointer.previous)}
     assert unfinished.name not in kept

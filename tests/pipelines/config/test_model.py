@@ -71,7 +71,7 @@ def test_overrides_take_the_place_of_the_file(tmp_path: Path) -> None:
 
 
 def test_overrides_of_what_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no keys of its own"):
+    with pytest.raises(ConfigError, match="is no table and has no keys"):
         load_config(write(tmp_path, 'store = "s"\nprobes = "p"\n'), ["store.x=1"])
 
 
@@ -147,7 +147,7 @@ def test_the_old_name_of_a_key_still_works_with_a_notice(
     caplog.clear()
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, f"{start}{old} = 7\n{new} = 8\n"))
-    assert caught.value.problems == [f"{old}: is called {new} now, which is there too: leave {old} out"]
+    assert caught.value.problems == [f"{old}: is called {new} now, and both are given: leave {old} out"]
     with pytest.raises(ConfigError, match=f"{new}: .*greater than or equal to 0"):
         load_config(write(tmp_path, f"{start}{old} = -1\n"))
     assert old not in template() + config_page()

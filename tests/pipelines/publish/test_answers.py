@@ -64,8 +64,8 @@ def canary(hits: list[Hit], same: dict[str, str]) -> _Canary:
 def test_the_exact_first_ten_are_of_all_blocks_and_copies_count_once() -> None:
     models = [described(0, 8), described(1, 8), described(2, 3, weight_digest="d0")]
     one = canary([hit("a/1", 3, 9.0), hit("a/2", 1, 8.0)], {"a/1": "d1", "a/2": "d0"})
-    one.take(models[:1], np.arange(8.0))
-    one.take(models[1:], np.concatenate([np.arange(8.0) + 0.5, [99.0, 0.0, 5.0]]))
+    one.add_scores(models[:1], np.arange(8.0))
+    one.add_scores(models[1:], np.concatenate([np.arange(8.0) + 0.5, [99.0, 0.0, 5.0]]))
     assert one.exact[("d0", 0, False)] == 99.0, "the best of what a model and its copies have"
     assert sorted(one.exact.values(), reverse=True) == [99.0, 7.5, 7.0, 6.5, 6.0, 5.5, 5.0, 5.0, 4.5, 4.0]
     assert one.scores[("a/1", 3, False)] == 3.5
@@ -77,7 +77,7 @@ def test_recall_is_the_share_of_the_exact_ones() -> None:
     scores = np.array([5.0, 4.0, 3.0, 2.0])
     for logits, share in (([0, 1, 2, 3], 1.0), ([0, 1], 0.5), ([], 0.0)):
         one = canary([hit("a/0", logit, 0.0) for logit in logits], same)
-        one.take([described(0, 4)], scores)
+        one.add_scores([described(0, 4)], scores)
         assert _recall(one, 0.1) == share
     many = canary([hit("a/0", 10, 0.0), hit("a/0", 11, 0.0)], same)
     many.take([described(0, 12)], np.array([*range(20, 9, -1), 5.0]))

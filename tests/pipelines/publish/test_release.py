@@ -79,7 +79,7 @@ def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publisher:
     def gate(job: Job, candidate: Generation, *_: object) -> None:
         made.step("gate")
 
-    monkeypatch.setattr(release, "_pass_gate", gate)
+    monkeypatch.setattr(release, "_apply_quality_gate", gate)
     return made
 
 
@@ -87,7 +87,7 @@ def test_checks_and_gate_come_before_the_swap(publisher: Publisher) -> None:
     done = publisher.release()
     assert publisher.steps == ["build", "check", "gate", "allowed"]
     pointer = read_pointer(publisher.index)[0]
-    assert (done.pointer, done.fresh, done.models, done.logits) == (pointer, True, 3, 12)
+    assert (done.pointer, done.is_new, done.models, done.logits) == (pointer, True, 3, 12)
     assert (pointer.source, pointer.base) == ("source", None)
     assert f"generation {pointer.generation} is live: 3 models, 12 logits" in publisher.out.getvalue()
 
@@ -144,7 +144,7 @@ def test_old_generations_are_swept_and_a_sweep_that_fails_is_told(
 
     monkeypatch.setattr(Store, "time", refused)
     done = publisher.release(LiveIndex.open(publisher.index), "other")
-    assert done.fresh
+    assert done.is_new
     assert (
         "old generations were not removed, the next publish tries again: no room" in publisher.out.getvalue()
     )
@@ -164,7 +164,7 @@ def test_what_is_live(publisher: Publisher) -> None:
     assert live.pointer == read_pointer(publisher.index)[0]
     assert live.generation.settings == SETTINGS
     unchanged = live.unchanged()
-    assert (unchanged.pointer, unchanged.fresh, unchanged.models, unchanged.logits) == (live.pointer, False, 3, 12)  # fmt: skip
+    assert (unchanged.pointer, unchanged.is_new, unchanged.models, unchanged.logits) == (live.pointer, False, 3, 12)  # fmt: skip
 
 
 def test_a_live_generation_that_cannot_be_read_keeps_a_comparison_from_being_made(
@@ -180,5 +180,5 @@ def test_a_live_generation_that_cannot_be_read_keeps_a_comparison_from_being_mad
     config = publisher.job.config.model_copy(deep=True)
     config.quality.__dict__["enforce"] = False
     publisher.job = Job(config, publisher.job.store, publisher.job.report)
-    assert publisher.release(live).fresh
-    assert "the new generation is compared with no other" in publisher.out.getvalue()
+    assert publisher.release(live).is_new
+    assert "the new generation is not compared with the live one" in publisher.out.getvalue()

@@ -79,7 +79,7 @@ def generations(store: Store) -> set[str]:
 
 def test_a_sound_generation_goes_live(indexed: Indexed, remote: Store) -> None:
     done = published(indexed, remote)
-    assert done.fresh
+    assert done.is_new
     assert done.logits == LOGITS
     index = open_index(remote.uri)
     assert index.generation == done.pointer.generation
@@ -98,7 +98,7 @@ def test_a_part_of_descriptors_is_read_at_most_twice(
     """Once to write and once to check, whether it is among those that the basis is learnt from or not."""
     monkeypatch.setattr(publish_module, "_SAMPLE_LOGITS", sampled)
     with caplog.at_level(logging.INFO, logger="werkzeug"):
-        assert published(indexed, remote).fresh
+        assert published(indexed, remote).is_new
     reads = Counter(re.findall(r"GET /\S*/completion/\w+/descriptors/(\S+)\.parquet", caplog.text))
     assert set(reads) == set(indexed.run.completed.parts)
     assert len(reads) > 2

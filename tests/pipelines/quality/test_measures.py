@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.labels.labels import Lexicon
-from pipelines.quality.agreement import agreed, declared_names
-from pipelines.quality.canaries import Canary, Known, background_canaries, compare, read_canaries
+from pipelines.quality.agreement import declared_names, label_agreement
+from pipelines.quality.canaries import Canary, KnownModels, background_canaries, compare, read_canaries
 from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.measure import Measure, least_paired_fall, least_rise, wilson
 from pipelines.quality.report import Verdict, last_report, write_report
@@ -105,9 +105,9 @@ def hit(repo: str, logit: int = 0, label: str = "", sha: str = "1", negated: boo
     )  # fmt: skip
 
 
-def known(*repos: str, sha: str = "1", digests: dict[str, str] | None = None) -> Known:
+def known(*repos: str, sha: str = "1", digests: dict[str, str] | None = None) -> KnownModels:
     versions = {(repo, sha): (digests or {}).get(repo) for repo in repos}
-    return Known(versions)
+    return KnownModels(versions)
 
 
 OLD = [f"old/{i}" for i in range(12)]
@@ -115,7 +115,7 @@ NEW = [f"new/{i}" for i in range(80)]
 
 
 def lost(
-    before: list[Hit], after: list[Hit], held: Known, holds: Known, asked: int = 60
+    before: list[Hit], after: list[Hit], held: KnownModels, holds: KnownModels, asked: int = 60
 ) -> tuple[int, list[str]]:
     counted, gone = compare(before, after, asked, held, holds)
     return counted, [item.repo for item in gone]
@@ -148,7 +148,7 @@ def test_models_that_left_or_changed_do_not_count() -> None:
     after = [hit(repo) for repo in OLD[2:12]]
     assert lost(before, after, known(*OLD), known(*OLD[2:]), 10) == (8, [])
     changed = [hit("old/0", sha="2"), *after[:9]]
-    holds = Known({**known(*OLD[1:]).versions, ("old/0", "2"): None})
+    holds = KnownModels({**known(*OLD[1:]).versions, ("old/0", "2"): None})
     assert lost(before, changed, known(*OLD), holds) == (9, ["old/1"])
 
 
@@ -215,14 +215,17 @@ def test_agreement_looks_at_labels_that_name_something() -> None:
         hit("c", label="cat"),
         hit("d", label="Egyptian cat"),
     ]
-    assert agreed("cat", hits, lexicon).top
-    assert agreed("egyptian cat", hits, lexicon).top
-    assert (agreed("dog", hits, lexicon).top, agreed("dog", hits, lexicon).ten) == (False, False)
+    assert label_agreement("cat", hits, lexicon).top
+    assert label_agreement("egyptian cat", hits, lexicon).top
+    assert (label_agreement("dog", hits, lexicon).top, label_agreement("dog", hits, lexicon).ten) == (
+        False,
+        False,
+    )
     eleventh = [*(hit(f"m{i}", label="owl") for i in range(10)), hit("c", label="cat")]
-    assert not agreed("cat", eleventh, lexicon).ten
-    assert agreed("cat", eleventh[1:], lexicon).ten
-    assert not agreed("cat", [hit("a", label="cat", negated=True)], lexicon).ten
-    assert agreed("cat", [], lexicon).shown == "nothing with a label"
+    assert not label_agreement("cat", eleventh, lexicon).ten
+    assert label_agreement("cat", eleventh[1:], lexicon).ten
+    assert not label_agreement("cat", [hit("a", label="cat", negated=True)], lexicon).ten
+    assert label_agreement("cat", [], lexicon).shown == "nothing with a label"
 
 
 # Failures
