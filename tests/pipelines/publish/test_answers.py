@@ -80,7 +80,7 @@ def test_recall_is_the_share_of_the_exact_ones() -> None:
         one.add_scores([described(0, 4)], scores)
         assert _recall(one, 0.1) == share
     many = canary([hit("a/0", 10, 0.0), hit("a/0", 11, 0.0)], same)
-    many.take([described(0, 12)], np.array([*range(20, 9, -1), 5.0]))
+    many.add_scores([described(0, 12)], np.array([*range(20, 9, -1), 5.0]))
     assert _recall(many, 0.5) == 0.0, "neither is among the first ten"
     assert _recall(many, 1.0) == 0.1, "as good as the tenth"
     assert _recall(canary([], {}), 0.1) == 1.0, "nothing to be answered"
