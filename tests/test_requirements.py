@@ -28,5 +28,5 @@ def test_it_holds_what_pyproject_asks_for() -> None:
         *(line for extra in project["project"]["optional-dependencies"].values() for line in extra),
         *(line for group in project["dependency-groups"].values() for line in group),
     ]
-    names = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in asked} - {"probelog"}  # type: ignore[index]
+    names = {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in asked} - {"probelog"}
     assert names <= set(re.findall(r"(?m)^([a-z0-9.-]+)", LIST))

@@ -23,7 +23,7 @@ from pipelines.benchmark.questions import Questions
 from pipelines.job.progress import Report
 from probelog.evaluation import METHODS, Method
 from probelog.evaluation.accuracy import PerQuery, per_query
-from probelog.evaluation.gallery import Concepts
+from probelog.evaluation.gallery import Concepts, Gallery
 from probelog.evaluation.truncated import second_version
 from probelog.storage.encoding import short_key
 from probelog.storage.store import Store
@@ -144,7 +144,7 @@ def run_cells(
     finished = {cell: result for cell in cells if (result := _finished(out, keys[cell])) is not None}
     counter = report.counter("evaluate", len(cells), "cells", len(finished))
     # Neighbours share the gallery: subsets are drawn once for all methods.
-    shared: tuple[tuple[str, float, int], Any] | None = None
+    shared: tuple[tuple[str, float, int], tuple[Gallery, npt.NDArray[np.int64]]] | None = None
     texts: dict[str, Asked] = {}
     for cell in cells:
         if (done := finished.get(cell)) is None:
@@ -172,7 +172,7 @@ def _run(
     hub: ProbedHub,
     questions: Questions,
     asked: Asked,
-    gallery: Any,
+    gallery: Gallery,
     kept: npt.NDArray[np.int64],
 ) -> CellResult:
     # Who asks with images gives no name that could be left out of the background.

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from cluster.runtime.settings import Positive, WorkerSettings
 from probelog.errors import ConfigError, UsageError
@@ -33,7 +34,7 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_is_written(cls, content: Any) -> Any:
+    def _none_is_written(cls, content: object) -> object:
         if not isinstance(content, dict):
             return content
         return {
@@ -314,7 +315,7 @@ def _override(content: dict[str, Any], item: str) -> str | None:
     return None
 
 
-def _problem(error: Any) -> str:
+def _problem(error: ErrorDetails) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the file as a whole"
     if error["type"] == "missing":
         return f"{where}: is needed ({_description(error['loc'])})"
@@ -347,7 +348,7 @@ def template() -> str:
     return "\n".join(lines)
 
 
-def _template_lines(name: str, field: Any) -> list[str]:
+def _template_lines(name: str, field: FieldInfo) -> list[str]:
     if field.is_required():
         example = {"store": '"/data/probelog"', "probes": '"photos/"'}[name]
         return [f"# {field.description}", f"{name} = {example}", ""]

@@ -16,7 +16,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.hubserver.protocol import create_app
@@ -63,12 +63,12 @@ def running(root: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]
 
 
 @contextlib.contextmanager
-def serving(app: object, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def serving(app: Callable[..., object], host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Any ASGI application in a thread of this process; yields its address."""
     import uvicorn
 
     # A second at most for what is still being sent: a client that stalls must not keep the block from ending.
-    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     with _listening(host, port) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="hub", daemon=True)

@@ -69,7 +69,7 @@ class Encoder:
         digest: str,
         model: ImageTextModel,
         tokenizer: PreTrainedTokenizerBase,
-        image_processor: Any,  # the library gives each family a class of its own and declares none for all
+        image_processor: Any,
     ) -> None:
         self.source = source
         self.digest = digest

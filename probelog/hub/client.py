@@ -368,7 +368,7 @@ def chunks(response: httpx.Response, retry: Retry) -> Iterator[bytes]:
             since, received = time.monotonic(), 0
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes) -> object:
     """JSON with untrusted text in it: broken UTF-8 is replaced, numbers beyond 64 bits and NaN become None.
 
     Raises:

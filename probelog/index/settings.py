@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from probelog.errors import StoreError
 from probelog.ranking.confidence import Confidence
@@ -21,19 +21,19 @@ _MOST = 2**53
 Check = tuple[str, Callable[[Any], bool]]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return type(value) in (int, float)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: object) -> TypeGuard[int | float]:
     return _is_number(value) and abs(value) < 1e300  # an integer may be too large for a float
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _is_run(value: Any) -> bool:
+def _is_run(value: object) -> bool:
     if not isinstance(value, dict) or value.keys() != {"models", "failures"}:
         return False
     failures = value["failures"]
@@ -43,7 +43,7 @@ def _is_run(value: Any) -> bool:
 
 _SHARE: Check = ("a share above 0", lambda value: _is_finite(value) and 0 < value <= 1)
 _POSITIVE: Check = ("a number above 0", lambda value: _is_finite(value) and value > 0)
-_PROMPTS: Check = ("a list of prompts", lambda value: _are_texts(value) and value)
+_PROMPTS: Check = ("a list of prompts", lambda value: _are_texts(value) and len(value) > 0)
 # Of very few values none is held out: the error of none is not a number.
 _ERROR: Check = (
     "an error, 0 or more",

@@ -9,6 +9,7 @@ the operator allows it and checked on every model.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -88,7 +89,7 @@ class Plans:
 
     def learn(self, kind: str, facts: object) -> None:
         """Take over what another process was ``told``, if nothing is known here. What makes no sense is ignored."""
-        if kind in self._known:
+        if kind in self._known or not isinstance(facts, dict):
             return
         try:
             plan = _plan(facts)
@@ -162,13 +163,13 @@ def kind(classifier: Classifier, device: str) -> str:
     return json.dumps([classifier.library, classifier.architecture, *classifier.recipe.shape, size, device])
 
 
-def _plan(facts: Any) -> ExecutionPlan:
+def _plan(facts: Mapping[str, Any]) -> ExecutionPlan:
     """From ``asdict``. Raises one of `_ODD` for anything else."""
     best, *untried = [_variant(one) for one in (facts["variant"], *facts["untried"])]
     return ExecutionPlan(int(facts["batch_size"]), facts["measured"] is True, best, tuple(untried))
 
 
-def _variant(facts: Any) -> Variant:
+def _variant(facts: Mapping[str, Any]) -> Variant:
     if facts["layout"] not in get_args(Layout) or facts["precision"] not in _PRECISIONS:
         raise ValueError("no variant")
     return Variant(facts["layout"], facts["precision"])

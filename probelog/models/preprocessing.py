@@ -405,13 +405,16 @@ def _effective(name: str, settings: str) -> str:
         ) from None
 
 
-def _make_processor(name: str, settings: Mapping[str, Any]) -> Any:
+def _make_processor(name: str, settings: Mapping[str, Any]) -> Callable[..., Mapping[str, Any]]:
     from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
     made = get_image_processor_class_from_name(name)
     known = getattr(getattr(made, "valid_kwargs", None), "__annotations__", {})
     try:
-        return made(**{key: value for key, value in settings.items() if key in known})
+        processor: Callable[..., Mapping[str, Any]] = made(
+            **{key: value for key, value in settings.items() if key in known}
+        )
+        return processor
     except Exception as error:  # a library's constructor given untrusted values raises anything
         raise _corrupt(f"{name} cannot be made: {str(error)[:300]}") from error
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,7 +127,7 @@ def _hub_files(source: str) -> list[SourceFile]:
             path,
             int(about.get("size") or 0),
             str(about.get("blob_id")),
-            lambda path=path: system.open(path, "rb"),  # type: ignore[misc]
+            partial(system.open, path, "rb"),
             True,
         )
         for path, about in facts.items()

@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -168,7 +169,7 @@ class Weights:
         rooms = _rooms([info.end - info.begin for _, (_, info) in headers])
         tensors = {}
         with ExitStack() as stack:
-            opened: dict[Path, BinaryIO] = {}
+            opened: dict[Path, FileIO] = {}
             for (name, (path, info)), room in zip(headers, rooms, strict=True):
                 if path not in opened:
                     stack.close()  # one file at a time: the uploader decides how many there are

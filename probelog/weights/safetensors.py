@@ -13,8 +13,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.weights.repository import member, parse_object, read_json
@@ -192,7 +192,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, tuple[Path, TensorInfo]]:
     return tensors
 
 
-def read_into(stream: BinaryIO, tensor: TensorInfo, room: memoryview, piece: int) -> Iterator[memoryview]:
+def read_into(stream: FileIO, tensor: TensorInfo, room: memoryview, piece: int) -> Iterator[memoryview]:
     """Fill ``room`` with the bytes of one tensor, ``piece`` bytes at a time; yields what was filled last.
 
     Raises:
@@ -203,9 +203,9 @@ def read_into(stream: BinaryIO, tensor: TensorInfo, room: memoryview, piece: int
         part = room[start : start + piece]
         filled = 0
         while filled < len(part):
-            count = stream.readinto(part[filled:])  # type: ignore[attr-defined]
+            count = stream.readinto(part[filled:])
             if not count:
-                raise _corrupt(Path(stream.name), f"cut off while tensor {tensor.name[:100]!r} was read")
+                raise _corrupt(Path(str(stream.name)), f"cut off while tensor {tensor.name[:100]!r} was read")
             filled += count
         yield part
 

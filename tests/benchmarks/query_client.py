@@ -125,7 +125,7 @@ def installed(python: Path) -> dict[str, int]:
     return sizes
 
 
-def ask(python: Path, uri: str, text: str) -> dict:  # type: ignore[type-arg]
+def ask(python: Path, uri: str, text: str) -> dict:
     """What one fresh process measures."""
     done = subprocess.run(
         [python, "-I", "-c", CHILD, uri, text, *UNWANTED],

@@ -133,10 +133,17 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
     names = [f"{name}-{suffix}" for suffix in ("v1", "small", "tiny") for name in rng.permutation(_NAMES)]
 
     def add(
-        architecture: str, kind: str, heads: Sequence[tuple[str, tuple[int, ...]]], **options: Any
+        architecture: str,
+        kind: str,
+        heads: Sequence[tuple[str, tuple[int, ...]]],
+        style: str | None = None,
+        dtype: str | None = None,
+        head: str = "softmax",
+        parent: str | None = None,
+        sharded: bool = False,
     ) -> Spec:
         i = len(specs)
-        style = options.pop("style", ("plain", "plain", "LABEL", "upper", "underscore", "plain")[i % 6])
+        style = style or ("plain", "plain", "LABEL", "upper", "underscore", "plain")[i % 6]
         spec = Spec(
             repo=f"{_OWNERS[int(rng.integers(len(_OWNERS)))]}/{names[i]}",
             architecture=architecture,
@@ -145,10 +152,12 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
             names=tuple(name for name, _ in heads),
             labels=tuple(networks.declared_label(name, j, style) for j, (name, _) in enumerate(heads)),
             designers=tuple(sorted(rng.permutation(DESIGNERS)[:3].tolist())),
-            dtype=options.pop("dtype", "bfloat16" if i % 5 == 3 else "float16"),
+            head=head,
+            dtype=dtype or ("bfloat16" if i % 5 == 3 else "float16"),
             normalisation=("imagenet", "inception")[int(rng.integers(2))],
+            sharded=sharded,
+            parent=parent,
             seed=seed * 1000 + i,
-            **options,
         )
         specs.append(spec)
         return spec
@@ -173,10 +182,8 @@ def plan(concepts: Sequence[DrawnConcept], seed: int, *, quick: bool = False) ->
     )
     for i in range(20):
         size = int(rng.integers(11, 21)) if i % 7 else int(rng.integers(5, 9))
-        options: dict[str, Any] = {"sharded": True} if i in (2, 11) else {}
-        if i in (1, 8):
-            options["dtype"] = "float32"
-        add(order[i % len(order)], "icons", singles(size), **options)
+        dtype = "float32" if i in (1, 8) else None
+        add(order[i % len(order)], "icons", singles(size), dtype=dtype, sharded=i in (2, 11))
     for architecture, models in (
         (
             "resnet",

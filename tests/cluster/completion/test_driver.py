@@ -59,7 +59,7 @@ def ledger_of(
 
 def fit(**changes: object) -> Fit:
     given = {"probes": PROBES, "rank": 3, "regularisation": 0.01, "seed": 0, "top_share": 0.1, "sweeps": 6}
-    return Fit(**(given | changes))  # type: ignore[arg-type]
+    return Fit(**(given | changes))
 
 
 def spec(store: Store, memory: int | None = None) -> ShardSpec:

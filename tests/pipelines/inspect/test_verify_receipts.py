@@ -51,7 +51,7 @@ def test_a_receipt_that_counts_something_else(
 ) -> None:
     ledger, receipt = sealed
     assert receipt.counts is not None
-    changed = replace(receipt, counts=replace(receipt.counts, **wrong))  # type: ignore[arg-type]
+    changed = replace(receipt, counts=replace(receipt.counts, **wrong))
     ledger.store.write_json(f"{ledger.folder}/receipts/{receipt.name}.json", asdict(changed))
     assert any("it counts other rows than its parts have" in problem for problem in problems(ledger))
 

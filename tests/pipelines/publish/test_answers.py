@@ -32,7 +32,7 @@ def described(number: int, logits: int, repo: str | None = None, **facts: Any) -
 
 def hit(repo: str, logit: int, score: float) -> Hit:
     given = dict.fromkeys(Hit.__dataclass_fields__)
-    return Hit(**(given | {"repo": repo, "logit": logit, "score": score, "negated": False, "distance": 0.5}))  # type: ignore[arg-type]
+    return Hit(**(given | {"repo": repo, "logit": logit, "score": score, "negated": False, "distance": 0.5}))
 
 
 @pytest.mark.parametrize("excluded", [[], [2], [0, 3], [0, 1, 2, 3]])
@@ -120,7 +120,7 @@ def test_a_watermark_is_the_newest_change_that_is_not_from_the_future() -> None:
             ]
 
     def watermark(*days: int | None) -> str | None:
-        snapshot = ListingSnapshot.of(Crawled(*days))  # type: ignore[arg-type]
+        snapshot = ListingSnapshot.of(Crawled(*days))
         assert (snapshot.at, snapshot.finished) == (Crawled.started, Crawled.finished)
         return snapshot.watermark
 

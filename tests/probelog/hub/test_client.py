@@ -74,7 +74,7 @@ def started() -> Iterator[Server]:
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
-    http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up
+    http.handle_error = lambda *_: None  # clients hang up
     state.endpoint = f"http://127.0.0.1:{http.server_address[1]}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -436,10 +436,10 @@ def test_a_body_that_drips_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     retry = replace(FAST, read_timeout=3.0, slowest=10.0)
     # Exactly as fast as it must be, in every span of three seconds.
-    assert sum(map(len, module.chunks(Dripping([10] * 9), retry))) == 90  # type: ignore[arg-type]
-    assert len(list(module.chunks(Dripping([0, 0, 30] * 3), retry))) == 9  # type: ignore[arg-type]
+    assert sum(map(len, module.chunks(Dripping([10] * 9), retry))) == 90
+    assert len(list(module.chunks(Dripping([0, 0, 30] * 3), retry))) == 9
     with pytest.raises(BrokenAnswerError, match="stalled: 29 bytes in 3 s"):
-        list(module.chunks(Dripping([10, 10, 9]), retry))  # type: ignore[arg-type]
+        list(module.chunks(Dripping([10, 10, 9]), retry))
     # What came before does not count for what comes now.
     with pytest.raises(BrokenAnswerError, match="stalled"):
-        list(module.chunks(Dripping([1000, 1000, 1000, 1, 1, 1]), retry))  # type: ignore[arg-type]
+        list(module.chunks(Dripping([1000, 1000, 1000, 1, 1, 1]), retry))

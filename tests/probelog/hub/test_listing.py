@@ -57,7 +57,7 @@ def test_a_large_catalogue_is_paged_newest_first(write_listing: Listing) -> None
     assert len({row.repo for row in rows}) == len(rows) == 2500
     times = [row.last_modified for row in rows]
     assert all(time is not None for time in times)
-    assert times == sorted(times, reverse=True)  # type: ignore[type-var]
+    assert times == sorted(times, reverse=True)
     assert from_table(to_table(rows, CATALOGUE), CatalogueRow) == rows
 
 

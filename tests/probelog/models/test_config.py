@@ -192,7 +192,7 @@ def test_a_construction_that_outgrows_its_weights_is_stopped() -> None:
 
     added = 0
 
-    class Many(torch.nn.Module):  # type: ignore[misc,name-defined]
+    class Many(torch.nn.Module):
         def __init__(self, parameters: int = 0, numbers: int = 0, modules: int = 0, buffers: int = 0) -> None:
             nonlocal added
             super().__init__()

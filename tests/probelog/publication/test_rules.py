@@ -289,7 +289,7 @@ def test_a_sweep_that_was_faster_is_no_conflict_and_a_publisher_is(
         def swap(self: Store, *given: object) -> None:
             monkeypatch.setattr(Store, "swap", real)
             change()
-            real(self, *given)  # type: ignore[arg-type]
+            real(self, *given)
 
         return swap
 
@@ -446,7 +446,7 @@ def test_a_sweep_that_was_overtaken_leaves_the_pointer_to_the_other(
     def swap(self: Store, *given: object) -> None:
         monkeypatch.setattr(Store, "swap", real)
         go_live(index, "b", "s")
-        real(self, *given)  # type: ignore[arg-type]
+        real(self, *given)
 
     monkeypatch.setattr(Store, "swap", swap)
     assert sweep(index, NO_GRACE) == []

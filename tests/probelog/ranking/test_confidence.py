@@ -181,7 +181,7 @@ def test_what_is_missing_is_refused() -> None:
         with pytest.raises(StoreError, match="incomplete"):
             Confidence.from_dict({key: value for key, value in FITTED.to_dict().items() if key != name})
     with pytest.raises(StoreError, match="incomplete"):
-        Confidence.from_dict([])  # type: ignore[arg-type]
+        Confidence.from_dict([])
 
 
 # From declared labels

@@ -140,7 +140,7 @@ def planted(world: World, head: Head) -> Observed:
     return Observed(head, np.arange(len(world.embeddings)), 8 * similarities)
 
 
-@pytest.mark.parametrize("head", list(HEADS.elements))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("head", list(HEADS.elements))
 def test_planted_logits_are_found(head: Head) -> None:
     world = World(0, probes=300, d=16, background=9)
     gallery = Gallery([planted(world, head)], world.embeddings)
@@ -163,7 +163,7 @@ def test_planted_logits_are_found(head: Head) -> None:
         lambda n: np.random.default_rng(0).normal(size=(1, n)),
     ],
 )
-@pytest.mark.parametrize("head", list(HEADS.elements))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("head", list(HEADS.elements))
 def test_extreme_logits_still_have_a_direction(head: Head, values: Callable[[int], np.ndarray]) -> None:
     world = World(1)
     found = world.space.of_model(Observed(head, np.arange(60), values(60)))

@@ -566,7 +566,7 @@ def test_known_words_need_no_note(index: probelog.Index, words: probelog.Index) 
         (lambda folder: Image.new("F", (8, 8)), "floating-point"),
     ],
 )
-def test_images_that_cannot_be_read(index: probelog.Index, tmp_path: Path, make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_images_that_cannot_be_read(index: probelog.Index, tmp_path: Path, make, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         index.search(images=[make(tmp_path)])
 
@@ -579,7 +579,7 @@ def _file(folder: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("images", [[], "a.png", b"\x89PNG", Path("a.png"), Image.new("RGB", (8, 8)), 3])
 def test_images_are_a_list(index: probelog.Index, images: object) -> None:
     with pytest.raises(QueryError, match="list of at least one picture"):
-        index.search(images=images)  # type: ignore[arg-type]
+        index.search(images=images)
 
 
 def test_an_index_without_image_encoder(words: probelog.Index) -> None:

@@ -70,11 +70,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     ask, stream = shortlist.look_up, Generation.blocks
 
-    def asked(table, vector, count, effort=1):  # type: ignore[no-untyped-def]
+    def asked(table, vector, count, effort=1):
         lengths.append(count)
         return ask(table, vector, count, effort)
 
-    def streamed(generation):  # type: ignore[no-untyped-def]
+    def streamed(generation):
         lengths.append(0)
         return stream(generation)
 

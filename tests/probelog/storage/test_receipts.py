@@ -56,7 +56,7 @@ def values(repo: str, logits: int = 2, probes: int = 3) -> np.ndarray:
 
 def success(ledger: Ledger, repo: str, sha: str = SHA, attempt: int = 1, **facts: object) -> str:
     key = item_key(repo, sha, attempt)
-    made = model(repo, sha, **facts)  # type: ignore[arg-type]
+    made = model(repo, sha, **facts)
     rows = to_rows(repo, sha, values(repo, made.logits, len(made.probes)))
     ledger.spool(key, ItemResult.success(made, rows))
     return key
@@ -334,7 +334,7 @@ def test_counts_of_early_receipts_are_those_that_present_ones_have(ledger: Ledge
     assert ledger.counts(early[2:], earlier=early[:2]) == expected[2:]
     (alone,) = ledger.counts(early[2:])
     assert alone.replaced == {}
-    assert sum(expected[1:], expected[0] or Counts()).failures == {timeout.value: 1}  # type: ignore[arg-type]
+    assert sum(expected[1:], expected[0] or Counts()).failures == {timeout.value: 1}
 
 
 def test_the_last_failure_of_each_model_counts(ledger: Ledger) -> None:

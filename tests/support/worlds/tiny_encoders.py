@@ -140,7 +140,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _saved(folder: Path, model, tokenizer, processor) -> Path:  # type: ignore[no-untyped-def]
+def _saved(folder: Path, model, tokenizer, processor) -> Path:
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
