@@ -533,7 +533,7 @@ class Generation:
             raise QueryError(
                 f"the filter {condition!r} is not understood: {first_line(error.__cause__ or error)}\n"
                 f"It is an SQL condition over: {', '.join(MODEL_FACTS.names)}. "
-                "For example: licence = 'mit' AND downloads > 100"
+                "For example: licence = 'mit' AND downloads > 100. Times are written timestamp '2023-01-01 00:00:00'."
             ) from error
 
     def model(self, repo: str) -> dict[str, Any]:

@@ -19,6 +19,9 @@ FILES = [
     CHECKOUT / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
     CHECKOUT / "SECURITY.md",
+    CHECKOUT / "CHANGELOG.md",
+    CHECKOUT / "deploy/README.md",
+    CHECKOUT / "deploy/grafana/README.md",
     *sorted((CHECKOUT / "docs").rglob("*.md")),
 ]
 PAGES = {str(file.relative_to(CHECKOUT)): file.read_text(encoding="utf-8") for file in FILES}
