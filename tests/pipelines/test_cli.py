@@ -165,7 +165,7 @@ def test_a_background_that_is_not_there(
     assert open_index(store).generation == indexed.run.published.pointer.generation
 
 
-def test_a_hub_that_nobody_serves(configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_not_served(configured: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Retry, "wait", lambda retry, failures: 0.01)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     message = refused("crawl", "--config", configured(), status=1)

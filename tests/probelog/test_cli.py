@@ -386,7 +386,7 @@ def test_models_like_one(run: Run, uri: str) -> None:
     assert (none.status, none.out) == (0, "no other model in this index meets the filter\n")
 
 
-def test_several_names_and_what_is_unwanted(run: Run, uri: str) -> None:
+def test_several_names_and_a_negative(run: Run, uri: str) -> None:
     def asked(*arguments: str) -> list[tuple[str, int]]:
         done = run("search", *arguments, "--json", "-k", "1000", "--index", uri)
         assert done.status == 0

@@ -107,7 +107,7 @@ def test_without_held_out_entries_all_sweeps_are_made_and_no_error_is_known() ->
 
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("interrupted", [1, 2, 3])
-def test_an_interrupted_fit_goes_on_where_it_was(tmp_path: Path, interrupted: int, held_out: bool) -> None:
+def test_an_interrupted_fit_resumes(tmp_path: Path, interrupted: int, held_out: bool) -> None:
     checkpoint = Checkpoint(Store(tmp_path), "fit")
     errors, fit = [1.0, 0.9, 0.5, 0.7, 0.6], replace(FIT, sweeps=4)
     with pytest.raises(ValueError, match="unpack"):  # the plan ends, and with it the driver

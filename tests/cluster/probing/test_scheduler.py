@@ -112,7 +112,7 @@ def test_what_is_handed_back_costs_nothing(tmp_path) -> None:
     assert by_item["back-1"].result == "BACK-1"
 
 
-def test_workers_without_a_place_are_waited_for_by_nobody(tmp_path) -> None:
+def test_workers_that_cannot_be_placed_are_not_waited_for(tmp_path) -> None:
     """As after the loss of a node: its workers' successors find no room, and are no failed starts either."""
     made = 0
 

@@ -398,7 +398,7 @@ def test_the_number_of_workers_follows_what_is_said(monkeypatch: pytest.MonkeyPa
     assert len(list(running)) == 120
 
 
-def test_a_count_that_wavers_once_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_count_that_wavers_once_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.probing.scheduler._LOOK_SECONDS", 0.0)
     counts = iter([2] * 20 + [1] + [2] * 10**6)
     farm = Farm()

@@ -45,7 +45,7 @@ def test_children_get_their_parents_result(local_ray: None) -> None:
     assert names.index("a") < names.index("b") < names.index("c")
 
 
-def test_a_failure_takes_its_descendants_along_and_nobody_else(local_ray: None) -> None:
+def test_a_failure_fails_its_descendants_and_no_other_task(local_ray: None) -> None:
     found = {
         end.name: end for end in ran(add, {"a": [-1], "b": [1], "c": [1], "d": [4]}, {"b": "a", "c": "b"})
     }

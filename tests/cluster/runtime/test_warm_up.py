@@ -43,7 +43,7 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_folder_that_cannot_be_used_disturbs_nobody(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_ignored(tmp_path: Path) -> None:
     """Whoever needs it is told why."""
     (tmp_path / "probelog").write_text("no folder")
     with preloaded_libraries(None, tmp_path):

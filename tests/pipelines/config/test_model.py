@@ -41,7 +41,7 @@ def test_none_is_written_where_leaving_a_key_out_means_something_else(tmp_path: 
         load_config(write(tmp_path, 'store = "s"\nprobes = "p"\nfraction = "none"\n'))
 
 
-def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     file = write(tmp_path, 'probes = ""\nfraction = 2\nrnak = 3\n[filters]\nlibrary = ["keras"]\n')
     with pytest.raises(ConfigError) as caught:
         load_config(file, ["seed"])
@@ -59,7 +59,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     assert caught.value.exit_status == 2
 
 
-def test_overrides_take_the_place_of_the_file(tmp_path: Path) -> None:
+def test_overrides_override_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, 'store = "s"\nprobes = "p"\nfraction = 0.5\n')
     config = load_config(file, ["fraction=0.125", "filters.limit=3", "encoder=some/model"], store="other")
     assert (config.fraction, config.filters.limit, config.encoder, config.store) == (
@@ -70,7 +70,7 @@ def test_overrides_take_the_place_of_the_file(tmp_path: Path) -> None:
     )
 
 
-def test_overrides_of_what_is_no_table(tmp_path: Path) -> None:
+def test_overrides_of_a_key_that_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no table and has no keys"):
         load_config(write(tmp_path, 'store = "s"\nprobes = "p"\n'), ["store.x=1"])
 

@@ -49,7 +49,7 @@ def at(hours: float) -> dt.datetime:
     return BEGINNING + dt.timedelta(hours=hours)
 
 
-def test_nights_follow_each_other(hub: LiveHub, tmp_path: Path) -> None:
+def test_a_nightly_run_continues_at_the_watermark(hub: LiveHub, tmp_path: Path) -> None:
     night = job(tmp_path, nightly={"overlap_hours": 2})
     first = look(hub, night, None)
     assert names(first) == [f"model-{number}" for number in reversed(range(MODELS))]
@@ -127,7 +127,7 @@ def test_hostile_rows_are_failures_and_do_no_harm(hub: LiveHub, tmp_path: Path) 
     assert found.watermark == at(MODELS - 1)
 
 
-def test_a_row_from_the_future_does_not_end_all_nights(hub: LiveHub, tmp_path: Path) -> None:
+def test_a_row_from_the_future_does_not_move_the_watermark(hub: LiveHub, tmp_path: Path) -> None:
     hub.put("owner/prophet", 24 * 365 * 100)
     night = job(tmp_path)
     first = look(hub, night, None)

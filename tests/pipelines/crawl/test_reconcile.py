@@ -50,7 +50,7 @@ def test_nothing_changed(hub: LiveHub, tmp_path: Path) -> None:
     assert not hub.faults.asked("/api/models/")
 
 
-def test_every_way_to_disappear(hub: LiveHub, tmp_path: Path) -> None:
+def test_every_reason_for_removal(hub: LiveHub, tmp_path: Path) -> None:
     indexed = hub.state()
     hub.remove("owner/model-0")
     hub.rename("owner/model-1", "other/renamed")
@@ -97,7 +97,7 @@ def test_a_renamed_repository_whose_old_name_lives_on_is_a_changed_one(hub: Live
     assert [row.repo for row in found.missed] == ["owner/moved"]
 
 
-def test_a_gated_repository_stays_for_whom_it_opens(hub: LiveHub, tmp_path: Path, token: None) -> None:
+def test_a_gated_repository_stays_if_the_token_opens_it(hub: LiveHub, tmp_path: Path, token: None) -> None:
     indexed = hub.state()
     for number in range(4):
         hub.set(f"owner/model-{number}", gated="manual")
@@ -136,7 +136,7 @@ def test_what_cannot_be_confirmed_stays(hub: LiveHub, tmp_path: Path, fault: fau
     assert said in found.unconfirmed["owner/model-1"]
 
 
-def test_a_listing_that_leaves_repositories_out_removes_none(hub: LiveHub, tmp_path: Path) -> None:
+def test_an_incomplete_listing_removes_no_repository(hub: LiveHub, tmp_path: Path) -> None:
     """Rows that are hostile, or missing, of repositories that are there."""
     indexed = hub.state()
     hub.faults.spoil(
@@ -153,7 +153,7 @@ def test_a_listing_that_breaks_off_is_no_comparison(hub: LiveHub, tmp_path: Path
         compare(hub, tmp_path, hub.state())
 
 
-def test_too_many_are_not_believed(hub: LiveHub, tmp_path: Path) -> None:
+def test_too_many_removals_are_refused(hub: LiveHub, tmp_path: Path) -> None:
     indexed = hub.state()
     hub.remove(*[f"owner/model-{number}" for number in range(9)])
     assert len(compare(hub, tmp_path, indexed).removed) == 9  # fewer than ten may always go

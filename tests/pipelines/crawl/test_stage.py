@@ -60,7 +60,7 @@ def test_a_crawl_is_done_once(hub: LiveHub, job: Job, out: io.StringIO) -> None:
     assert not job.store.exists(f"{done.folder}/progress.json")
 
 
-def test_a_refresh_keeps_the_last_crawl_for_who_reads_it(hub: LiveHub, job: Job) -> None:
+def test_a_refresh_keeps_the_last_crawl_for_its_readers(hub: LiveHub, job: Job) -> None:
     first = crawl(job, hub.endpoint)
     hub.remove("owner/model-0")
     second = crawl(job, hub.endpoint, refresh=True)
@@ -80,7 +80,7 @@ def test_rows_that_cannot_be_read_are_counted(hub: LiveHub, job: Job, out: io.St
     assert ", 2 rows could not be read" in out.getvalue()
 
 
-def test_a_crawl_that_broke_off_goes_on(hub: LiveHub, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_crawl_is_resumed(hub: LiveHub, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     real = stage.iter_pages
     starts: list[Any] = []
 
@@ -101,7 +101,7 @@ def test_a_crawl_that_broke_off_goes_on(hub: LiveHub, job: Job, monkeypatch: pyt
     assert starts[1][0] is not None
 
 
-def test_a_crawl_that_ended_but_was_not_receipted_asks_nobody(hub: LiveHub, job: Job) -> None:
+def test_a_crawl_that_ended_without_a_receipt_sends_no_request(hub: LiveHub, job: Job) -> None:
     progress = _Progress(job.store, f"catalogue/{job.catalogue_key(hub.endpoint)}", refresh=False)
     progress.add(Page([row("a/1")]))
     progress.save(ended=True)

@@ -190,7 +190,7 @@ def test_a_renamed_repository_answers_under_its_old_name(root: Path, write_listi
         assert HfApi(endpoint=endpoint).model_info("bea/resnet").id == "bea/resnet"
 
 
-def test_a_private_repository_is_shown_to_nobody(root: Path, write_listing: Listing) -> None:
+def test_a_private_repository_is_never_listed(root: Path, write_listing: Listing) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -304,7 +304,7 @@ def test_metadata_are_derived_where_none_are_listed(tmp_path: Path, write_reposi
         assert (stale.status_code, stale.headers["x-error-code"]) == (404, "RevisionNotFound")
 
 
-def test_whoever_asks_while_a_new_listing_is_read_gets_the_new_one(tmp_path: Path) -> None:
+def test_requests_during_a_new_listing_get_the_new_one(tmp_path: Path) -> None:
     file = tmp_path / "hub.json"
     file.write_text(json.dumps([{"id": f"a/{number}"} for number in range(20_000)]))
     hub = HubFolder(tmp_path)

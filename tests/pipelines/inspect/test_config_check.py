@@ -47,9 +47,7 @@ def test_a_good_file_and_nothing_is_made(tmp_path: Path, good: dict[str, object]
     assert check_config(write(tmp_path, good | {"probes": "hf://datasets/a/b/*.parquet"}))
 
 
-def test_everything_that_is_pointed_at_and_missing_is_told_at_once(
-    tmp_path: Path, good: dict[str, object]
-) -> None:
+def test_all_missing_files_are_reported_at_once(tmp_path: Path, good: dict[str, object]) -> None:
     (tmp_path / "a-file").write_text("")
     wrong = good | {
         "store": str(tmp_path / "a-file/store"),

@@ -158,7 +158,7 @@ def test_status_reads_no_receipt_that_the_summary_covers(tmp_path: Path) -> None
     assert status(str(tmp_path)).ledgers[0].indexed == 3
 
 
-def test_a_running_drivers_estimate_is_told_and_a_dead_ones_is_not(tmp_path: Path) -> None:
+def test_the_estimate_of_a_running_driver_is_shown_and_that_of_a_dead_one_is_not(tmp_path: Path) -> None:
     ledger = ledger_in(tmp_path)
     for age, running in ((1.0, True), (1000.0, False)):
         Summary().write(ledger, Running(time.time() - age, 7, 120.0, 210.0), now=True)

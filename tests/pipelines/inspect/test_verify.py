@@ -87,7 +87,7 @@ def test_every_byte_of_what_names_others(store: Path) -> None:
             assert named(found.damaged) == {"index/current.json"}, (place, bit)
 
 
-def test_any_file_that_is_gone(store: Path, tmp_path: Path) -> None:
+def test_any_missing_file(store: Path, tmp_path: Path) -> None:
     """It is missing where something names it; what it named itself is no longer accounted for."""
     for name in files(store):
         # Nothing names these: without one there is no such run, crawl, probe set, ledger, completion, index or verdict.
@@ -118,7 +118,7 @@ def test_what_nothing_names(store: Path) -> None:
     assert operator("verify", "--store", store).status == 0
 
 
-def test_damage_is_told_to_people_and_programs(store: Path) -> None:
+def test_damage_is_reported_to_people_and_programs(store: Path) -> None:
     part = next(store.glob("observations/*/observations/*.parquet"))
     part.write_bytes(part.read_bytes()[:-1])
     name = part.relative_to(store).as_posix()

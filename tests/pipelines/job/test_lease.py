@@ -109,7 +109,7 @@ def test_of_two_processes_the_second_leaves_and_says_what_to_do(store: Store) ->
         lease.check()
 
 
-def test_the_second_waits_as_long_as_it_was_told(store: Store) -> None:
+def test_the_second_run_waits_for_lease_wait_seconds(store: Store) -> None:
     entered = threading.Event()
 
     def first() -> None:
@@ -174,7 +174,7 @@ def test_a_halted_holder_learns_that_it_may_not_publish(store: Store) -> None:
             halted.process.send_signal(signal.SIGCONT)
 
 
-def test_a_holder_that_was_halted_too_long_has_lost_even_what_nobody_took(tmp_path: Path) -> None:
+def test_a_holder_that_was_halted_too_long_has_lost_its_lease_even_if_it_is_free(tmp_path: Path) -> None:
     with holding(Store(tmp_path), "halted") as halted:
         halted.process.send_signal(signal.SIGSTOP)
         time.sleep(SECONDS + 0.5)

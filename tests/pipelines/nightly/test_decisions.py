@@ -32,7 +32,7 @@ def test_a_full_run_is_due_above_the_bound_and_not_at_it() -> None:
     assert "more than nightly.max_drift (20.0%)" in due
 
 
-def test_who_failed_before_is_known_by_repository_and_commit() -> None:
+def test_failed_models_are_known_by_repository_and_commit() -> None:
     tried = [(f"a/{number}", "1") for number in range(50)]
     failed = FailedVersions(np.sort(key_numbers(item_key(*version) for version in tried)))
     assert all(version in failed for version in tried)

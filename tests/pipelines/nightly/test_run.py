@@ -167,7 +167,7 @@ def test_nothing_new_is_nothing_published(night: Night) -> None:
     assert (done.added, done.removed) == (0, 0)
 
 
-def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
+def test_a_nightly_run_gives_what_a_full_run_gives(night: Night) -> None:
     before = night.pointer
     crawl(night.job(), night.endpoint)
     night.new("zed/new", 21)
@@ -228,7 +228,7 @@ def test_a_night_is_what_a_full_run_would_have_made(night: Night) -> None:
     assert verify(str(night.store), Report(io.StringIO())).clean
 
 
-def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
+def test_repositories_removed_from_the_hub_are_removed_from_answers(night: Night) -> None:
     night.new("zed/new", 21)
     night.run()
     night.remove("cleo/timm-bfloat", "zed/new")
@@ -251,7 +251,7 @@ def test_what_left_the_hub_leaves_the_answers(night: Night) -> None:
     assert night.index.models == len(MODELS) - 1
 
 
-def test_when_much_has_come_the_index_is_built_anew(night: Night) -> None:
+def test_after_many_additions_the_index_is_rebuilt(night: Night) -> None:
     base = night.pointer.generation
     night.new("zed/new", 21)
     night.remove("cleo/timm-bfloat")
@@ -289,7 +289,7 @@ def test_a_copy_that_saw_other_probes(night: Night) -> None:
     assert len(index._generation.recent) == 0
 
 
-def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
+def test_a_rollback_is_undone_by_the_next_nightly_run(night: Night) -> None:
     night.new("zed/new", 21)
     night.run()
     index = Store(night.store / "index")
@@ -307,7 +307,7 @@ def test_a_rollback_is_taken_back_by_the_next_night(night: Night) -> None:
     assert len(night.faults.asked("zed/new")) == probed  # nothing was probed again
 
 
-def test_one_night_at_a_time(night: Night, tmp_path: Path) -> None:
+def test_one_nightly_run_at_a_time(night: Night, tmp_path: Path) -> None:
     with hold_lease(Store(night.store), LEASE, seconds=60), pytest.raises(LeaseHeldError, match="at work"):
         night.run()
     assert not night.run().published.is_new
@@ -348,7 +348,7 @@ def test_verify_finds_what_is_damaged(night: Night) -> None:
         file.write_bytes(data)
 
 
-def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
+def test_a_damaging_nightly_run_is_refused(night: Night, tmp_path: Path) -> None:
     before = night.pointer
     night.new("zed/new", 21)
     for number in range(60):
@@ -376,7 +376,7 @@ def test_a_spoilt_night_is_refused(night: Night, tmp_path: Path) -> None:
 
 
 @pytest.mark.acceptance
-def test_a_night_on_s3(night: Night, tmp_path: Path) -> None:
+def test_a_nightly_run_on_s3(night: Night, tmp_path: Path) -> None:
     with s3_server() as bucket:
         remote = Store(f"{bucket}/{tmp_path.name}")
         local = Store(night.store)

@@ -51,7 +51,7 @@ print(json.dumps({"found": found, "workers": max(workers[10:])}))
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(240)
-def test_a_node_that_vanishes_blames_nobody() -> None:
+def test_a_lost_node_blames_no_item() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=CHECKOUT,

@@ -72,7 +72,7 @@ def test_a_store_that_refuses_for_a_while(
     assert found.logits == sum(logits for logits, _ in MODELS.values())
 
 
-def test_a_lost_coordinator_costs_copies_a_run_and_is_told_once(
+def test_a_lost_coordinator_turns_copy_detection_off_and_is_reported_once(
     indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its process is killed before the first model is through."""

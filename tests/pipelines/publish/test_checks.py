@@ -80,7 +80,7 @@ def probed(model: Model) -> ProbedModel:
     )  # fmt: skip
 
 
-def test_a_sound_generation_passes(sound: SmallIndex) -> None:
+def test_a_correct_generation_passes(sound: SmallIndex) -> None:
     check_generation(opened(sound), expected(sound))
 
 

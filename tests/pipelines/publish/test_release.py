@@ -94,7 +94,7 @@ def test_checks_and_gate_come_before_the_swap(publisher: Publisher) -> None:
 
 @pytest.mark.parametrize("step", ["build", "check", "gate", "allowed"])
 @pytest.mark.parametrize("error", [StoreError("damaged"), KeyboardInterrupt()], ids=["error", "interrupt"])
-def test_what_fails_is_removed_and_what_was_live_stays(
+def test_a_failed_generation_is_removed_and_the_live_one_stays(
     publisher: Publisher, step: str, error: BaseException
 ) -> None:
     publisher.first()
@@ -111,7 +111,7 @@ def test_what_fails_is_removed_and_what_was_live_stays(
 
 
 @pytest.mark.parametrize("began", ["without an index", "before another publish"])
-def test_who_was_overtaken_is_removed(publisher: Publisher, began: str) -> None:
+def test_the_generation_of_an_overtaken_publisher_is_removed(publisher: Publisher, began: str) -> None:
     if began == "before another publish":
         publisher.first()
     live = LiveIndex.open(publisher.index)
@@ -129,7 +129,7 @@ def test_an_update_names_its_base(publisher: Publisher) -> None:
     assert done.pointer.choice[1:] == ["first"]
 
 
-def test_old_generations_are_swept_and_a_sweep_that_fails_is_told(
+def test_old_generations_are_swept_and_a_failed_sweep_is_reported(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.index.write("generations/ruin/x", b"1")
@@ -158,7 +158,7 @@ def _live(publisher: Publisher, change: Callable[[Store], object]) -> LiveIndex:
     return live
 
 
-def test_what_is_live(publisher: Publisher) -> None:
+def test_the_live_index(publisher: Publisher) -> None:
     assert LiveIndex.open(publisher.index) is None
     live = _live(publisher, lambda _: None)
     assert live.pointer == read_pointer(publisher.index)[0]

@@ -77,7 +77,7 @@ def generations(store: Store) -> set[str]:
     return {name.split("/")[2] for name in store.names("index/generations")}
 
 
-def test_a_sound_generation_goes_live(indexed: Indexed, remote: Store) -> None:
+def test_a_correct_generation_goes_live(indexed: Indexed, remote: Store) -> None:
     done = published(indexed, remote)
     assert done.is_new
     assert done.logits == LOGITS

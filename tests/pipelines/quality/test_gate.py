@@ -68,7 +68,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
     return Night(store, generation(store.child("index"), "live", OLD, live=True))
 
 
-def test_an_honest_night_passes(night: Night) -> None:
+def test_an_ordinary_nightly_run_passes(night: Night) -> None:
     """A good half as many models again, one that left, one that changed, one copy that takes its original's place."""
     copy = Model("a/copy", OLD[5].labels, weights=OLD[5].digest)
     models = [copy, *OLD[1:], *NEW]
@@ -124,7 +124,7 @@ def test_labels_lost(night: Night) -> None:
     assert night.refused(candidate)[0] == LABELS
 
 
-def test_most_models_answer_no_more(night: Night) -> None:
+def test_most_models_stop_answering(night: Night) -> None:
     """They are listed, but taken for copies of one of them."""
     models = [replace(model, weights="one") if i % 4 else model for i, model in enumerate(OLD)]
     failed, _, page = night.refused(night.build("folded", models))
@@ -133,7 +133,7 @@ def test_most_models_answer_no_more(night: Night) -> None:
     assert "lost answers" in page
 
 
-def test_most_models_left_at_once(night: Night) -> None:
+def test_most_models_are_removed_at_once(night: Night) -> None:
     """No answer is lost but by models that left."""
     failed, told, _ = night.refused(night.build("halved", OLD[:30]))
     assert failed == {"models gone"}
@@ -198,7 +198,7 @@ def test_the_first_generation_is_compared_with_nothing(night: Night) -> None:
     assert declared.value == pytest.approx(1, abs=0.05)
 
 
-def test_strangers_text_is_escaped(tmp_path: Path) -> None:
+def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     """Every label is markup too."""
     store = Store(tmp_path)
     hostile = "<img src=x onerror=alert(1)>\x1b[2J"

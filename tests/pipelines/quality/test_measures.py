@@ -126,7 +126,7 @@ def test_nothing_changed() -> None:
     assert lost(answers, answers, known(*OLD), known(*OLD), 10) == (10, [])
 
 
-def test_an_answer_that_others_of_old_took_the_place_of_is_lost() -> None:
+def test_an_answer_displaced_by_models_of_the_live_generation_is_lost() -> None:
     before, after = [hit(repo) for repo in OLD[:10]], [hit(repo) for repo in OLD[1:11]]
     assert lost(before, after, known(*OLD), known(*OLD), 10) == (10, ["old/0"])
 
@@ -143,7 +143,7 @@ def test_where_newer_models_leave_no_room_nothing_is_lost() -> None:
     assert lost(before, after, known(*OLD), known(*OLD, *NEW)) == (5, [])
 
 
-def test_models_that_left_or_changed_do_not_count() -> None:
+def test_removed_and_changed_models_do_not_count() -> None:
     before = [hit(repo) for repo in OLD[:10]]
     after = [hit(repo) for repo in OLD[2:12]]
     assert lost(before, after, known(*OLD), known(*OLD[2:]), 10) == (8, [])
@@ -274,7 +274,7 @@ def verdict(name: str, *measures: Measure) -> Verdict:
 BAD = Measure("m", "meaning", 0.5, 0.1, 0.3, 0.2, 7, "note", ["<script>alert(1)</script>\x1b[31m"])
 
 
-def test_a_page_escapes_strangers(tmp_path: Path) -> None:
+def test_a_page_escapes_untrusted_text(tmp_path: Path) -> None:
     store = Store(tmp_path)
     page = store.read(write_report(store, verdict("<b>first</b>".replace("/", ""), BAD))).decode()
     assert "<script>" not in page

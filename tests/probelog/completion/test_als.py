@@ -246,7 +246,7 @@ def test_sums_may_be_asked_for_while_models_are_added() -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_probes_that_nobody_saw_have_columns_of_zeros() -> None:
+def test_probes_that_no_model_saw_have_columns_of_zeros() -> None:
     block = Block(np.array([0, 2], np.int32), np.ones((2, 2), np.float32))
     columns = als.initial_columns(4, 2, seed=0)
     found = als.column_step(ColumnSums.of(4, 2, [(block, als.row_step(block, columns, 0.1))]), 0.1)

@@ -114,7 +114,7 @@ def test_what_cannot_be_used_is_refused(data, large):
     assert caught.value.too_large is large
 
 
-def test_formats_are_told_by_their_first_bytes():
+def test_formats_are_recognised_by_their_first_bytes():
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
         assert looks_like_image(encoded(photo(5, 5), kind)[:16])
     for head in (b"", b"PAR1", b"%!PS-Adobe", b"<svg", b"RIFF....WAVE"):

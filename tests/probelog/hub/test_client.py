@@ -115,7 +115,7 @@ def ask(server: Server, *answers: Answer, limiter: Counting | None = None, retry
 
 
 @pytest.mark.parametrize("status", [408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529])
-def test_passing_refusals_are_tried_again(server: Server, status: int) -> None:
+def test_temporary_refusals_are_retried(server: Server, status: int) -> None:
     limiter = Counting()
     assert ask(server, Answer(status), Answer(body=b"[1]"), limiter=limiter).value == [1]
     assert len(server.asked) == 2
@@ -123,7 +123,7 @@ def test_passing_refusals_are_tried_again(server: Server, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 451, 501, 505])
-def test_a_no_is_not_asked_again(server: Server, status: int) -> None:
+def test_a_permanent_refusal_is_not_retried(server: Server, status: int) -> None:
     headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such thing"}
     with pytest.raises(HubRefusalError) as caught:
         ask(server, Answer(status, headers=headers))
@@ -225,11 +225,11 @@ def test_waits_double_up_to_the_longest_and_vary_by_half() -> None:
         assert 0.9 * longest < max(waits) <= longest
 
 
-def test_how_patient_a_client_is_by_default() -> None:
+def test_default_retry_settings() -> None:
     assert Retry() == Retry(6, 1.0, 30.0, 20, 330.0, 10.0, 30.0, 1024.0)
 
 
-def test_headers_are_asked_anew_for_every_try(server: Server) -> None:
+def test_headers_are_made_again_for_every_attempt(server: Server) -> None:
     server.answers = [Answer(500), Answer()]
     numbers = iter("12")
     with client(server) as hub:
@@ -362,7 +362,7 @@ def test_the_token_goes_to_the_hub(
     assert headers["user-agent"].startswith("probelog/")
 
 
-def test_a_wrong_token_is_told_from_a_missing_repository() -> None:
+def test_a_wrong_token_is_distinguished_from_a_missing_repository() -> None:
     assert HubRefusalError("a", 401, "", "Invalid credentials in header").bad_token
     assert not HubRefusalError("a", 403, "", "Invalid credentials in header").bad_token
     assert not HubRefusalError("a", 401, "", "Repository not found").bad_token

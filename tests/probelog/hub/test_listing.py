@@ -61,7 +61,7 @@ def test_a_large_catalogue_is_paged_newest_first(write_listing: Listing) -> None
     assert from_table(to_table(rows, CATALOGUE), CatalogueRow) == rows
 
 
-def test_an_interrupted_crawl_goes_on_where_it_was(write_listing: Listing) -> None:
+def test_an_interrupted_crawl_resumes(write_listing: Listing) -> None:
     with running(write_listing([entry(number) for number in range(60)])) as endpoint:
         undisturbed = crawl(ALL, endpoint, page_size=7)
         first = list(itertools.islice(iter_pages(ALL, endpoint=endpoint, page_size=7), 3))
@@ -332,7 +332,7 @@ def test_a_wrong_token_is_named(write_listing: Listing, status: int) -> None:
         assert len(hub.requests) == 1
 
 
-def test_what_is_no_hub_is_named(write_listing: Listing) -> None:
+def test_a_server_that_is_no_hub_is_named(write_listing: Listing) -> None:
     with faulty(write_listing([entry(1)])) as (endpoint, hub):
         hub.spoil("/api/models", faults.answer(404), times=1)
         hub.spoil("/api/models", faults.answer(200, body=b'{"hello": 1}'))

@@ -50,7 +50,7 @@ def test_a_token_comes_back_one_window_after_it_was_taken() -> None:
     assert bucket.try_acquire("api") == 4.0
 
 
-def test_who_asks_too_early_is_not_counted() -> None:
+def test_refused_requests_are_not_counted() -> None:
     clock = Clock()
     bucket = limit(clock, {"api": 1})
     bucket.acquire("api")

@@ -299,7 +299,7 @@ def test_made_once_and_kept(base: Generation) -> None:
 # SQL and columns
 
 
-def test_texts_in_sql() -> None:
+def test_sql_literals() -> None:
     assert sql_literal("it's") == "'it''s'"
     assert sql_in("id", [3, 1]) == "id IN (3, 1)"
     assert sql_in("repo", ["a", "b'c"]) == "repo IN ('a', 'b''c')"

@@ -114,7 +114,7 @@ def test_a_writer_streams_batches(tmp_path: Path) -> None:
     assert read["id"].to_pylist() == list(range(50))
 
 
-def test_nothing_is_live_before_it_is_said_so(tmp_path: Path) -> None:
+def test_a_generation_is_not_live_before_the_swap(tmp_path: Path) -> None:
     GenerationWriter(Store(tmp_path), "a").write_meta({"settings": b"{}"})
     with pytest.raises(IndexNotFoundError):
         find_index(str(tmp_path))

@@ -158,7 +158,7 @@ def test_what_is_no_pair(module: Any) -> None:
     assert traced(settled(module), images()) == []
 
 
-def test_hooks_are_gone() -> None:
+def test_hooks_are_removed() -> None:
     module = settled(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
     with pytest.raises(ZeroDivisionError):
         pairs_seen(module, lambda: print(1 / 0))

@@ -138,7 +138,7 @@ class Holder(torch.nn.Module):
 @pytest.mark.parametrize(
     ("kind", "times"), [("none", 1), ("closure", 2), ("nested", 2), ("alias", 3), ("view", 3)]
 )
-def test_tensors_in_places_where_nobody_looks(kind: str, times: int) -> None:
+def test_tensors_in_unexpected_places(kind: str, times: int) -> None:
     plain = Holder(kind)
     calls = []
 

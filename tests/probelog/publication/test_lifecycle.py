@@ -126,7 +126,7 @@ def test_a_sweep_keeps_what_the_pointer_names(index: Store) -> None:
     assert read_pointer(index)[0].retired == {}
 
 
-def test_a_generation_that_fell_off_outlives_its_readers(index: Store) -> None:
+def test_a_retired_generation_outlives_its_readers(index: Store) -> None:
     """A script publishes three times within a minute: a reader of the oldest one has not looked yet."""
     publish(index, "a")
     reader = probelog.open_index(index.uri)
@@ -171,7 +171,9 @@ def test_a_sweep_leaves_a_generation_that_is_being_built(index: Store) -> None:
 
 
 @on_both_stores
-def test_a_sweep_takes_what_a_dead_publisher_left(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_deletes_the_generation_of_a_dead_publisher(
+    index: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(index, "a")
     GenerationWriter(index, "dead").write("models", MODELS, [])
     index.write("generations/no-hold/meta.lance/data/x", b"{")
@@ -185,7 +187,7 @@ def test_a_sweep_takes_what_a_dead_publisher_left(index: Store, monkeypatch: pyt
     assert read_pointer(index)[0].retired == {}
 
 
-def test_a_publisher_that_was_taken_for_dead_does_not_go_live(
+def test_a_publisher_whose_hold_expired_does_not_go_live(
     index: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(index, "a")
@@ -206,7 +208,7 @@ def test_a_publisher_that_was_taken_for_dead_does_not_go_live(
 
 
 @on_both_stores
-def test_a_generation_that_is_not_whole_does_not_go_live(index: Store) -> None:
+def test_an_incomplete_generation_does_not_go_live(index: Store) -> None:
     publish(index, "a")
     make(index, "b")
     file = next(name for name in index.names("generations/b") if "models.lance/data" in name)
@@ -228,7 +230,7 @@ def test_a_withdrawn_generation_outlives_its_readers(index: Store, monkeypatch: 
     assert reader.search("dog")[0].licence == "c"
 
 
-def test_a_late_sweep_spares_what_went_live_after_its_publisher(index: Store) -> None:
+def test_a_late_sweep_keeps_generations_published_meanwhile(index: Store) -> None:
     """Of two publishers the first goes live, then the second does and sweeps; only then the first one sweeps."""
     make(index, "a")
     go_live(index, "a", "s")
@@ -273,7 +275,7 @@ def test_of_two_publishers_one_wins(index: Store, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_who_was_overtaken_while_building_does_not_go_live(index: Store, first: bool) -> None:
+def test_a_publisher_that_was_overtaken_while_building_gets_a_conflict(index: Store, first: bool) -> None:
     """Its inputs may be older than those of what is live now."""
     if not first:
         publish(index, "a")
@@ -307,7 +309,7 @@ def test_a_sweep_does_not_overtake_a_publisher(index: Store, monkeypatch: pytest
     assert (found.choice, sorted(found.retired)) == (["d", "c", "b"], ["a", "ruin"])
 
 
-def test_rolling_back_to_a_generation_that_is_gone(index: Store) -> None:
+def test_rolling_back_to_a_missing_generation(index: Store) -> None:
     for name in "abc":
         publish(index, name)
     index.delete_folder("generations/b")
@@ -351,7 +353,7 @@ def test_a_reader_of_a_swept_generation_asks_the_next_one(index: Store, warm: bo
 
 
 @on_both_stores
-def test_a_reader_whose_pointer_is_gone_answers_on(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_without_a_pointer_keeps_answering(index: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(index, "a")
     reader = probelog.open_index(index.uri)
     want = [hit.repo for hit in reader.search("dog")]

@@ -120,7 +120,7 @@ def test_an_update_of_what_is_no_longer_kept_does_not_go_live(index: Store) -> N
     assert live(index).generation == "a"
 
 
-def test_an_update_whose_base_is_not_whole_does_not_go_live(index: Store) -> None:
+def test_an_update_of_an_incomplete_base_does_not_go_live(index: Store) -> None:
     publish(index, "base")
     make(index, "update")
     index.delete("generations/base/logits.lance/data")
@@ -143,7 +143,7 @@ def _relist(index: Store) -> None:
 
 
 @pytest.mark.parametrize("damage", [_remove, _shorten, _relist])
-def test_no_rollback_to_an_update_whose_base_is_gone(index: Store, damage: Callable[[Store], None]) -> None:
+def test_no_rollback_to_an_update_of_a_missing_base(index: Store, damage: Callable[[Store], None]) -> None:
     publish(index, "base")
     publish(index, "update", base="base")
     publish(index, "w1")
@@ -168,7 +168,7 @@ def test_no_rollback_to_a_generation_that_has_changed(index: Store) -> None:
 # Going live
 
 
-def test_what_a_publish_says(index: Store) -> None:
+def test_the_pointer_after_a_publish(index: Store) -> None:
     files = make(index, "a")
     assert index.exists(f"generations/a/{HOLD}")
     before = dt.datetime.now(dt.UTC).replace(microsecond=0)
@@ -183,7 +183,7 @@ def test_what_a_publish_says(index: Store) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_as_many_are_kept_as_are_asked_for(index: Store, keep: int) -> None:
+def test_keep_is_the_number_of_generations(index: Store, keep: int) -> None:
     for name in "abcde":
         make(index, name)
         pointer = go_live(index, name, "s", keep=keep)
@@ -210,7 +210,7 @@ def test_what_was_withdrawn_is_retired_by_the_next_publish(index: Store) -> None
         roll_back(index, "b")
 
 
-def test_what_is_retired_never_comes_back(index: Store) -> None:
+def test_a_retired_generation_cannot_go_live(index: Store) -> None:
     publish(index, "a", "b", "c", "d")
     before = index.read(POINTER)
     with pytest.raises(StoreError, match="generation a was retired by a sweep"):
@@ -218,7 +218,7 @@ def test_what_is_retired_never_comes_back(index: Store) -> None:
     assert index.read(POINTER) == before
 
 
-def test_what_was_published_meanwhile_wins_where_it_matters(index: Store) -> None:
+def test_a_publisher_with_an_expected_choice_gets_a_conflict(index: Store) -> None:
     publish(index, "a", "b")
     make(index, "c")
     for seen in (["a"], ["b"], [], ["a", "b"]):
@@ -231,7 +231,7 @@ def test_what_was_published_meanwhile_wins_where_it_matters(index: Store) -> Non
         go_live(index, "d", "s", expected_choice=["c"])
 
 
-def test_what_is_not_finished_does_not_go_live(index: Store) -> None:
+def test_an_unfinished_generation_does_not_go_live(index: Store) -> None:
     reserve(index, "a")
     with pytest.raises(StoreError, match="generation a is missing, or was never finished"):
         go_live(index, "a", "s")
@@ -277,7 +277,7 @@ def test_a_pointer_that_changes_all_the_time_is_left_alone(
     assert live(index).generation == "a"
 
 
-def test_a_sweep_that_was_faster_is_no_conflict_and_a_publisher_is(
+def test_a_concurrent_sweep_is_no_conflict_and_a_publisher_is(
     index: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(index, "a")
@@ -396,7 +396,7 @@ def test_each_is_deleted_in_its_own_time(index: Store, clock: list[dt.datetime])
     assert list(live(index).retired) == ["b"]
 
 
-def test_what_a_dead_publisher_left_is_retired_after_a_day(
+def test_the_generation_of_a_dead_publisher_is_retired_after_a_day(
     index: Store, tmp_path: Path, clock: list[dt.datetime]
 ) -> None:
     publish(index, "a")
@@ -425,7 +425,7 @@ def test_a_time_that_cannot_be_read_deletes_nothing(index: Store) -> None:
     assert generations(index) == {"a", "b", "old"}
 
 
-def test_a_sweep_tells_only_of_what_was_there(index: Store) -> None:
+def test_a_sweep_returns_only_deleted_generations(index: Store) -> None:
     pointer = publish(index, "a")
     index.write(POINTER, replace(pointer, retired={"none": "2020-01-01T00:00:00+00:00"}).to_bytes())
     assert sweep(index) == []
@@ -435,7 +435,7 @@ def test_a_sweep_tells_only_of_what_was_there(index: Store) -> None:
         sweep(index)
 
 
-def test_a_sweep_that_was_overtaken_leaves_the_pointer_to_the_other(
+def test_an_overtaken_sweep_leaves_the_pointer_unchanged(
     index: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(index, "a")
@@ -518,7 +518,7 @@ def test_a_list_of_files(index: Store) -> None:
             read_files(index, "a")
 
 
-def test_only_what_nobody_uses_is_discarded(index: Store) -> None:
+def test_only_unused_generations_are_discarded(index: Store) -> None:
     make(index, "first")
     discard(index, "first")
     assert generations(index) == set(), "there is no pointer yet"

@@ -101,7 +101,7 @@ def test_no_files_but_those_it_was_given(child: Child, tmp_path: Path) -> None:
     assert told(child, "parent's environment", os.getpid()) == "PermissionError"
 
 
-def test_memory_ends_where_it_was_told(child: Child) -> None:
+def test_memory_is_limited(child: Child) -> None:
     assert told(child, "allocate", 200 << 20) == f"{200 << 20} bytes"
     assert told(child, "memory", 100 << 20) is True
     assert told(child, "allocate", 200 << 20) == "MemoryError"

@@ -293,7 +293,7 @@ def test_confidences_are_the_formulas(
     )
 
 
-def test_pictures_take_the_nearest_name_for_their_own(small: SmallIndex, index: probelog.Index) -> None:
+def test_queries_by_picture_exclude_the_nearest_name(small: SmallIndex, index: probelog.Index) -> None:
     direction = picture_direction(small, [photo(32, 32, 1)])
     nearest = BACKGROUND[int(np.argmax(parts(small)[1] @ direction))]
     rows = [row for row, _ in ranked(small, direction)[:4]]
@@ -302,12 +302,12 @@ def test_pictures_take_the_nearest_name_for_their_own(small: SmallIndex, index: 
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_questions_by_a_logit_have_no_confidence(index: probelog.Index) -> None:
+def test_queries_by_a_logit_have_no_confidence(index: probelog.Index) -> None:
     assert {hit.confidence for hit in index.search(like="emil/things#3")} == {None}
     assert {hit.confidence for hit in index.search("dog", like="emil/things#3")} == {None}
 
 
-def test_nothing_here_is_an_answer(tmp_path: Path) -> None:
+def test_a_low_confidence_is_noted(tmp_path: Path) -> None:
     unsure = Confidence(-6.0, 0.0, 0.0, "declared labels", 100, 50)
     index = probelog.open_index(build(Store(tmp_path), settings={"confidence": unsure.to_dict()}).store.uri)
     found = index.search("dog", k=3)
@@ -319,7 +319,7 @@ def test_nothing_here_is_an_answer(tmp_path: Path) -> None:
     assert index.search("dog", where="false").notes == []
 
 
-def test_what_is_negative_loses(small: SmallIndex, index: probelog.Index) -> None:
+def test_negatives_lower_scores(small: SmallIndex, index: probelog.Index) -> None:
     wanted, unwanted = text_direction(small, "dog"), text_direction(small, "cat", ["cat"])
     scores = [
         (row, score(small, row, wanted) - 0.7 * max(0.0, score(small, row, unwanted)))
@@ -396,7 +396,7 @@ def test_like_does_not_answer_with_the_logit_itself_or_its_copies(index: probelo
         ("", "REPO#NUMBER"),
     ],
 )
-def test_a_logit_that_is_not_there(index: probelog.Index, like: str, message: str) -> None:
+def test_an_unknown_logit(index: probelog.Index, like: str, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         index.search(like=like)
 
@@ -517,7 +517,7 @@ def test_an_empty_text(index: probelog.Index, text: str) -> None:
         index.search(text)
 
 
-def test_nothing_was_asked(index: probelog.Index) -> None:
+def test_an_empty_query(index: probelog.Index) -> None:
     for nothing in (None, []):
         with pytest.raises(QueryError, match="the query is empty"):
             index.search(nothing)
@@ -664,7 +664,7 @@ def test_thumbnails(index: probelog.Index) -> None:
             index.thumbnail(probe)
 
 
-def test_what_an_index_says_of_itself(small: SmallIndex, index: probelog.Index) -> None:
+def test_properties_and_settings_of_an_index(small: SmallIndex, index: probelog.Index) -> None:
     assert index.uri == small.store.uri
     assert index.generation == small.pointer.generation
     assert (index.models, index.logits) == (len(small.models), len(small.z))

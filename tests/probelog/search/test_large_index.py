@@ -136,7 +136,7 @@ def test_pictures_logits_and_mixtures(exact: probelog.Index, large: probelog.Ind
     assert "owner-1/model-1#3" not in {f"{hit.repo}#{hit.logit}" for hit in found[1]}
 
 
-def test_what_is_unwanted_makes_a_longer_shortlist(
+def test_negatives_make_a_longer_shortlist(
     exact: probelog.Index, large: probelog.Index, taken: list[int]
 ) -> None:
     for against in ("dog", ["chair", "a dog"], "violin"):
@@ -235,7 +235,7 @@ def test_a_mistyped_name(
 
 
 @pytest.mark.parametrize("asked", ["", "x", "it's", "\x00", "\ud800", "%", "a/" + "b" * 5000])
-def test_a_name_that_is_none(large: probelog.Index, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+def test_an_empty_name(large: probelog.Index, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     for compared in (10_000, 100):
         monkeypatch.setattr("probelog.index.generation._COMPARED_NAMES", compared)
         with pytest.raises(QueryError, match="the index does not hold"):
@@ -252,7 +252,7 @@ def test_the_vector_index_is_the_right_one(built: tuple[SmallIndex, SmallIndex])
     assert not connect(small.store, "first").open_table("logits").list_indices()
 
 
-def test_what_a_shortlist_misses(built: tuple[SmallIndex, SmallIndex], exact: probelog.Index) -> None:
+def test_recall_of_the_shortlist(built: tuple[SmallIndex, SmallIndex], exact: probelog.Index) -> None:
     generation = Generation(built[1].store, read_pointer(built[1].store)[0])
     whole = exact._generation.all_logits
     random = np.random.default_rng(0)

@@ -31,7 +31,7 @@ def test_patience_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), ConflictError("somebody else")])
-def test_what_waiting_does_not_cure_is_told_at_once(error: Exception) -> None:
+def test_errors_that_waiting_does_not_cure_are_raised_at_once(error: Exception) -> None:
     calls = []
 
     def call() -> None:

@@ -144,7 +144,7 @@ def changed(parent: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarr
     return parent + matrix.reshape(shape)
 
 
-def test_a_parent_is_nearer_than_any_stranger() -> None:
+def test_a_parent_is_nearer_than_any_unrelated_model() -> None:
     shape = (128, 64, 3, 3)
     rng = np.random.default_rng(0)
     parents = [rng.normal(size=shape) * 0.05 for _ in range(30)]
