@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Ask a ProbeLog index which models recognise a concept, from their weights alone.",
+    help="Search a ProbeLog index for models that recognise a concept, from their weights alone.",
 )
 
 IndexOption = Annotated[
@@ -38,7 +38,7 @@ IndexOption = Annotated[
         show_envvar=True,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def search(
     text: Annotated[
         list[str] | None,
         typer.Argument(
-            help="The concept, as a person would say it; several names of the same thing may be given."
+            help="Name of the concept in plain words; several names of the same concept make one query."
         ),
     ] = None,
     image: Annotated[
@@ -79,32 +79,31 @@ def search(
     ] = None,
     like_index: Annotated[
         str | None,
-        typer.Option(
-            "--like-index", help="The index that holds the logit of --like, where it is another one."
-        ),
+        typer.Option("--like-index", help="The index that holds the logit of --like; default: --index."),
     ] = None,
     negative: Annotated[
-        list[str] | None, typer.Option("--not", help="What must not be recognised; may be given again.")
+        list[str] | None,
+        typer.Option("--not", help="A concept that must not be recognised; may be repeated."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="REPO: find other models that do what this one does.")
+        str | None, typer.Option("--model", help="REPO: find other models that recognise what this one does.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many answers.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
     where: Annotated[
         str | None,
         typer.Option("--where", help="SQL condition over the models, e.g. \"licence = 'mit'\"."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which models recognise this? By text, image, a logit or a model of the index.
+    """Find the models that recognise a concept, given by text, images, a logit or a model of the index.
 
-    Text, images and --like may be mixed: together they describe one concept.
+    Text, images and --like may be combined: together they describe one concept.
     """
     opened = _open(index)
     if model is not None:
         if text or image or like or negative:
             raise QueryError(
-                "--model asks for models that do what one model does; it goes with -k and --where only"
+                "--model finds models that recognise what one model does; it can be combined with -k and --where only"
             )
         _print_models(opened.models_like(model, k=k, where=where), as_json, where)
         return
@@ -133,10 +132,12 @@ def search(
 def show(
     repo: Annotated[str, typer.Argument(help="A repository of the index: owner/name.")],
     index: IndexOption,
-    concepts: Annotated[int, typer.Option("-c", "--concepts", min=1, help="Concepts a logit.")] = 4,
+    concepts: Annotated[
+        int, typer.Option("-c", "--concepts", min=1, help="Number of concepts per logit.")
+    ] = 4,
     as_json: JsonOption = False,
 ) -> None:
-    """What each logit of one model recognises."""
+    """Show what each logit of one model recognises."""
     summary = _open(index).show(repo, concepts)
     if as_json:
         typer.echo(_as_json(summary))
@@ -147,7 +148,7 @@ def show(
         f"{summary.parameters:,} parameters" if summary.parameters else "",
         f"licence {summary.licence or 'unknown'}",
         f"{summary.downloads:,} downloads" if summary.downloads is not None else "",
-        f"seen on {summary.observed} probes",
+        f"observed on {summary.observed} probes",
         f"created {summary.created_at:%Y-%m-%d}" if summary.created_at is not None else "",
     ]
     typer.echo(f"{printable(summary.repo)} @ {printable(summary.sha)[:12]}")
@@ -172,7 +173,7 @@ def show(
 
 @app.command()
 def info(index: IndexOption, as_json: JsonOption = False) -> None:
-    """What an index holds and how it was made."""
+    """Show an index's content and how it was made."""
     opened = _open(index)
     facts = {"uri": opened.uri, "generation": opened.generation, **opened.settings}
     if as_json:
@@ -195,12 +196,13 @@ def _as_json(answer: Hit | ModelHit | ModelSummary) -> str:
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:
-    columns = ["#>", "repository", "class>", "declared label", "sure>", "score>", "licence", "downloads>"]
+    confidence = "conf.>" if _narrow() else "confidence>"
+    columns = ["#>", "repository", "class>", "declared label", confidence, "score>", "licence", "downloads>"]
     if _narrow():
         columns.remove("score>")
     table = _table(*columns)
     if _narrow():
-        table.columns[3].max_width = 16  # so that names of repositories, the longest of all, stay whole
+        table.columns[3].max_width = 15  # so that names of repositories, the longest cells, are not folded
     for hit in hits:
         label = printable(hit.label, limit=60)
         cells = {
@@ -208,7 +210,7 @@ def _print_hits(hits: Sequence[Hit]) -> None:
             "repository": printable(hit.repo) + _copies(hit.duplicates),
             "class>": str(hit.logit),
             "declared label": f"not {label}" if hit.negated else label,
-            "sure>": "-" if hit.confidence is None else f"{hit.confidence:.0%}",
+            confidence: "-" if hit.confidence is None else f"{hit.confidence:.0%}",
             "score>": f"{hit.score:.2f}",
             "licence": printable(hit.licence or "-", limit=30),
             "downloads>": "-" if hit.downloads is None else f"{hit.downloads:,}",
@@ -265,7 +267,7 @@ def _add(table: Table, *cells: str) -> None:
 
 
 def _width() -> int:
-    # Into a file or a pipe nothing is folded to a width that nobody looks at.
+    # Output into a file or a pipe is not folded.
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
 
 
