@@ -42,7 +42,10 @@ class IndexNotFoundError(UsageError):
 
 
 class StoreError(ProbeLogError):
-    """The store's content contradicts itself, or the store refused an operation."""
+    """A store that fails: a disk or an object store that cannot be read or written, or content that contradicts itself.
+
+    Where a library's error is the reason, it is the cause (``__cause__``).
+    """
 
 
 class SchemaVersionError(StoreError):

@@ -203,7 +203,7 @@ class Prober:
                 retry_with_backoff(
                     lambda: self._ledger.spool(item.key, result), self._settings.store_retry_seconds
                 )
-            except (OSError, StoreError) as error:
+            except StoreError as error:
                 # Handed back it would be probed and refused again, for ever. The driver tries to write the failure.
                 reason = FailureReason.STORE_FAILED
                 report = replace(report, reason=reason.value, detail=str(error), spooled=False)

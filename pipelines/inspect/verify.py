@@ -323,7 +323,7 @@ class _Verifier:
         except FileNotFoundError:
             self._note("missing", name, "it was removed while the store was read")
             return None
-        except (OSError, StoreError) as error:
+        except StoreError as error:
             self._note("damaged", name, str(error))
             return None
         self._count(len(data))
@@ -364,7 +364,7 @@ class _Verifier:
                 metadata = pq.ParquetFile(source)
                 check_schema(metadata.schema_arrow, schema, part.path)
                 rows = metadata.metadata.num_rows
-        except (OSError, pa.ArrowException, StoreError) as error:
+        except StoreError as error:
             self._note("damaged", part.path, str(error))
             return
         if rows != part.rows:
@@ -378,8 +378,8 @@ class _Verifier:
         except FileNotFoundError:
             self._note("missing", path, f"{by} names it")
             return False
-        except OSError as error:
-            self._note("damaged", path, f"it cannot be read: {error}")
+        except StoreError as error:
+            self._note("damaged", path, str(error))
             return False
         self._count(measured[0])
         if measured == (size, sha256):

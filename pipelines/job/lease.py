@@ -80,7 +80,7 @@ class Lease:
             try:
                 self._renew()
                 return
-            except (OSError, StoreError) as error:
+            except StoreError as error:
                 _log.warning("the lease %s was not renewed: %s", self._store.path(self._name), error)
             time.sleep(max(0.0, min(self._seconds / 10, 1.0, self._until - _now())))
 
@@ -137,7 +137,7 @@ class Lease:
                 ended = {**self._state, "number": self._state["number"] + 1, "ended": True}
                 # A conditional put: deleting could hit the lease of somebody who took over at this moment.
                 self._store.swap(self._name, sealed_json(ended), self._content)
-        except (OSError, StoreError) as error:
+        except StoreError as error:
             _log.warning("the lease %s was not given up: %s", self._store.path(self._name), error)
         finally:
             self._turn.release()

@@ -220,8 +220,8 @@ class _Run:
         """Do all of it; returns the receipts that are new. ``known``: weights that were met before, by identity.
 
         Raises:
-            OSError, StoreError: the store refused for longer than ``store_retry_seconds``. Nothing is lost: another run
-                goes on from there.
+            StoreError: the store refused for longer than ``store_retry_seconds``. Nothing is lost: another run goes on
+                from there.
         """
         config = self._job.config
         policy = Policy(in_flight=config.in_flight, item_seconds=config.item_seconds)

@@ -104,7 +104,7 @@ class Summary:
             "sealed": self.sealed,
             "running": asdict(running) if running else None,
         }
-        with contextlib.suppress(OSError, StoreError):
+        with contextlib.suppress(StoreError):
             ledger.store.write(_path(ledger), sealed_json(content, indent=None))
 
     @property

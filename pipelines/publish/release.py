@@ -118,13 +118,13 @@ def release_generation(
         )
     except BaseException:
         # If it cannot be deleted now, a sweep does it later.
-        with contextlib.suppress(OSError, StoreError):
+        with contextlib.suppress(StoreError):
             discard(index, name)
         raise
     try:
         sweep(index)
         sweep_exports(job.store, pointer)
-    except (OSError, StoreError) as error:
+    except StoreError as error:
         job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
     job.report.say(
         f"publish: generation {name} is live: {settings.models:,} models, {settings.logits:,} logits"

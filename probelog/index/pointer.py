@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
@@ -139,11 +139,8 @@ def find_index(uri: str) -> Store:
     """
     store = Store(uri)
     for candidate in (store, store.child("index")):
-        try:
-            if candidate.exists(POINTER):
-                return candidate
-        except OSError as error:
-            _unreachable(candidate, error)
+        if candidate.exists(POINTER):
+            return candidate
     raise IndexNotFoundError(
         f"no published index at {store.uri} (looked for {POINTER} there and in index/). "
         "Give the index's address or the store's, or publish one first: probelog-index publish"
@@ -158,14 +155,7 @@ def read_pointer(index: Store) -> tuple[Pointer, bytes]:
         SchemaVersionError: published by a newer ProbeLog.
         StoreError: it is damaged or cannot be read.
     """
-    try:
-        data = index.read_or_none(POINTER)
-    except OSError as error:
-        _unreachable(index, error)
+    data = index.read_or_none(POINTER)
     if data is None:
         raise IndexNotFoundError(f"no published index at {index.uri}: publish one first")
     return Pointer.from_bytes(data, index.path(POINTER)), data
-
-
-def _unreachable(index: Store, error: OSError) -> NoReturn:
-    raise StoreError(f"{index.uri} cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from probelog.errors import StoreError
 from probelog.index.schema import META, connect
+from probelog.index.tables import first_line
 from probelog.publication.lifecycle import list_files, renew, reserve
 from probelog.publication.stream import run_consumer_in_thread
 from probelog.storage.store import Store
@@ -38,7 +40,7 @@ class GenerationWriter:
         """Stream batches into a table; returns its number of rows.
 
         Raises:
-            StoreError: LanceDB counts other rows than were written.
+            StoreError: the store refuses, or LanceDB counts other rows than were written.
         """
         rows = 0
         renew(self.index, self.name)
@@ -53,7 +55,8 @@ class GenerationWriter:
         def create_table(received: Iterator[pa.RecordBatch]) -> Table:
             # One streamed write: LanceDB cuts it into fragments of a good size, whatever the batches' sizes.
             reader = pa.RecordBatchReader.from_batches(schema, received)
-            return self._connection.create_table(table, data=reader, schema=schema)
+            with self.writing(table):
+                return self._connection.create_table(table, data=reader, schema=schema)
 
         opened = run_consumer_in_thread(counted_batches(), create_table)
         if opened.count_rows() != rows:
@@ -63,6 +66,17 @@ class GenerationWriter:
     def open(self, table: str) -> Table:
         """Open a table that was written."""
         return self._connection.open_table(table)
+
+    @contextlib.contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """What LanceDB raises where the store refuses becomes a StoreError that says what was written."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            # reason: LanceDB raises these, as it comes, for a full disk and a store out of reach
+            raise StoreError(
+                f"{self.index.uri}: generation {self.name} cannot be written ({what}): {first_line(error)}"
+            ) from error
 
     def write_meta(self, values: dict[str, bytes]) -> None:
         """Write the ``meta`` table: named byte strings."""

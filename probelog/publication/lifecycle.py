@@ -156,7 +156,7 @@ def go_live(
         return replace(new, retired=_with_retired(index, old, dropped))
 
     pointer = _swap_pointer(index, next_pointer, _optional_pointer(index))
-    with contextlib.suppress(OSError, StoreError):  # the hold of a generation that is named means nothing
+    with contextlib.suppress(StoreError):  # the hold of a generation that is named means nothing
         index.delete(_hold_path(generation))
     return pointer
 

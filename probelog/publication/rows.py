@@ -114,14 +114,16 @@ def write_tables(
     )
     writer.write("models", MODELS, [numbering.joined(models, same)])
     if models.num_rows >= _INDEXED_MODELS:
-        table = writer.open("models")
-        for column in ("repo", "weights", "identity"):
-            table.create_scalar_index(column)
+        with writer.writing("indexes of models"):
+            table = writer.open("models")
+            for column in ("repo", "weights", "identity"):
+                table.create_scalar_index(column)
     large = rows >= exact_logits and rows > 0
     settings = {"rows": rows, "large": large, "middle_offset": basis.middle, "probes": probes}
     meta = {"basis.npy": npy(basis.array())}
     if large:
-        shortlist.build(writer.open("logits"))
+        with writer.writing("the vector index of logits"):
+            shortlist.build(writer.open("logits"))
         meta["sample"] = gallery.rows.tobytes()
     return TableSummary(numbering.logits, rows, settings, meta)
 

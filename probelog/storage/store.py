@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import fcntl
 import hashlib
 import logging
 import os
 import random
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -39,6 +41,7 @@ _TEMPORARY = ".tmp-"
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 30.0
 _SWAP_ATTEMPTS = 5
 _CHUNK = 4 << 20
+_READ, _WRITTEN, _DELETED = "read", "written", "deleted"
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -56,7 +59,7 @@ def retry_with_backoff(call: Callable[[], Result], seconds: float) -> Result:
 
     Raises:
         FileNotFoundError, ConflictError, SchemaVersionError: at once; waiting cures none of them.
-        OSError, StoreError: when the time is over.
+        StoreError: when the time is over.
     """
     deadline = time.monotonic() + seconds
     wait = _FIRST_WAIT
@@ -65,7 +68,7 @@ def retry_with_backoff(call: Callable[[], Result], seconds: float) -> Result:
             return call()
         except (FileNotFoundError, ConflictError, SchemaVersionError):
             raise
-        except (OSError, StoreError) as error:
+        except StoreError as error:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise
@@ -80,6 +83,9 @@ class Store:
     Paths are relative to the store, with ``/`` between names. Credentials and endpoints of object stores come
     from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``).
     Cheap to make and to pickle: connections open when first used.
+
+    Where a disk or an object store fails, every operation raises a StoreError that names the object and what to check,
+    with the library's own error as its cause; where there is no such object, reading it raises FileNotFoundError.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
@@ -137,8 +143,9 @@ class Store:
     def read(self, name: str) -> bytes:
         """The bytes of one object. Raises FileNotFoundError where there is none."""
         if self.is_local:
-            return Path(self.path(name)).read_bytes()
-        with self._filesystem().open_input_file(self._key(name)) as stream:
+            with self._explained(name, _READ):
+                return Path(self.path(name)).read_bytes()
+        with self.open(name) as stream:
             return bytes(stream.read())
 
     def read_or_none(self, name: str) -> bytes | None:
@@ -150,8 +157,7 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether an object (not a folder) of this name is there."""
-        info = self._filesystem().get_file_info(self._key(name))
-        return bool(info.type == pafs.FileType.File)
+        return bool(self._info(name).type == pafs.FileType.File)
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the objects below a folder, relative to the store, sorted; empty where there is no folder."""
@@ -161,28 +167,41 @@ class Store:
         """Bytes of the objects below a folder, by name; empty where there is no folder."""
         selector = pafs.FileSelector(self._key(folder), allow_not_found=True, recursive=True)
         base = self.root.rstrip("/") + "/"
+        with self._explained(folder, _READ):
+            infos = self._filesystem().get_file_info(selector)
         return {
             info.path.removeprefix(base): int(info.size)
-            for info in self._filesystem().get_file_info(selector)
+            for info in infos
             if info.type == pafs.FileType.File and not info.base_name.startswith(_TEMPORARY)
         }
 
     def measure(self, name: str) -> tuple[int, str]:
         """Size and SHA-256 of one object, read a few megabytes at a time. Raises FileNotFoundError as ``read``."""
         found, size = hashlib.sha256(), 0
-        with self._filesystem().open_input_stream(self._key(name)) as stream:
+        with (
+            self._explained(name, _READ),
+            self._filesystem().open_input_stream(self._key(name)) as stream,
+        ):
             while chunk := stream.read(_CHUNK):
                 found.update(chunk)
                 size += len(chunk)
         return size, found.hexdigest()
 
-    def open(self, name: str) -> pa.NativeFile:
-        """One object for reading here and there, in ranges. Raises FileNotFoundError as ``read``."""
-        return self._filesystem().open_input_file(self._key(name))
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        """One object for reading here and there, in ranges, within a block. Raises FileNotFoundError as ``read``.
+
+        What fails in the block fails as reading the object does (StoreError), also where a library reads the stream.
+        """
+        with (
+            self._explained(name, _READ),
+            self._filesystem().open_input_file(self._key(name)) as stream,
+        ):
+            yield stream
 
     def modified(self, name: str) -> dt.datetime | None:
         """When one object was written, by the store's clock; None where there is none."""
-        info = self._filesystem().get_file_info(self._key(name))
+        info = self._info(name)
         return info.mtime if info.type == pafs.FileType.File else None
 
     def time(self) -> dt.datetime:
@@ -191,38 +210,41 @@ class Store:
         Writers on several machines compare ages by it, so that none of their clocks matters.
         """
         if not self.is_local:
-            with self._explained(""):
+            with self._explained("", _READ):
                 # Below the store's own prefix: credentials may be good for nothing else.
                 prefix = self.root.partition("/")[2]
                 found = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
             return parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
         folder = Path(self.root)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=_TEMPORARY) as probe:
-            return dt.datetime.fromtimestamp(os.fstat(probe.fileno()).st_mtime, dt.UTC)
+        with self._explained("", _WRITTEN):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=_TEMPORARY) as probe:
+                return dt.datetime.fromtimestamp(os.fstat(probe.fileno()).st_mtime, dt.UTC)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet object as a table."""
-        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+        data = self.read(name)
+        with self._explained(name, _READ):
+            return pq.read_table(pa.BufferReader(data), columns=columns)
 
     # Writing
 
     def write(self, name: str, data: bytes) -> None:
         """Write one object whole: a reader sees the old bytes or the new ones, never a part."""
-        if not self.is_local:
-            with self._explained(name):
+        with self._explained(name, _WRITTEN):
+            if not self.is_local:
                 self._client().put_object(Bucket=self._bucket, Key=self._object_key(name), Body=data)
-            return
-        target = Path(self.path(name))
-        with _written_beside(target, data) as temporary:
-            os.replace(temporary, target)
+                return
+            target = Path(self.path(name))
+            with _written_beside(target, data) as temporary:
+                os.replace(temporary, target)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write one object only if none of this name exists; says whether it did."""
         if not self.is_local:
             return self._put_if(name, data, None)
         target = Path(self.path(name))
-        with _written_beside(target, data) as temporary:
+        with self._explained(name, _WRITTEN), _written_beside(target, data) as temporary:
             try:
                 os.link(temporary, target)
             except FileExistsError:
@@ -241,12 +263,13 @@ class Store:
         message = f"{self.path(name)} was changed by somebody else meanwhile; nothing was written. Run again."
         if self.is_local:
             target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(target.with_name(_TEMPORARY + target.name + ".lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if self.read_or_none(name) != expected:
-                    raise ConflictError(message)
-                self.write(name, data)
+            with self._explained(name, _WRITTEN):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target.with_name(_TEMPORARY + target.name + ".lock"), "w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if self.read_or_none(name) != expected:
+                        raise ConflictError(message)
+                    self.write(name, data)
             return
         for _ in range(_SWAP_ATTEMPTS):
             found, tag = self._tagged(name)
@@ -261,8 +284,8 @@ class Store:
 
     def _tagged(self, name: str) -> tuple[bytes | None, str | None]:
         """What an object of an object store holds, and the tag of that version."""
-        client = self._client()
-        with self._explained(name):
+        with self._explained(name, _READ):
+            client = self._client()
             try:
                 found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
                 return found["Body"].read(), str(found["ETag"])
@@ -271,17 +294,17 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Remove one object; no error where there is none."""
-        if not self.is_local:
-            with self._explained(name):
+        with self._explained(name, _DELETED):
+            if self.is_local:
+                Path(self.path(name)).unlink(missing_ok=True)
+            else:
                 self._client().delete_object(Bucket=self._bucket, Key=self._object_key(name))
-            return
-        Path(self.path(name)).unlink(missing_ok=True)
 
     def delete_folder(self, folder: str) -> None:
         """Remove everything below a folder; no error where there is none."""
         if not folder:
             raise StoreError("refusing to delete a whole store")
-        with contextlib.suppress(FileNotFoundError):
+        with self._explained(folder, _DELETED), contextlib.suppress(FileNotFoundError):
             self._filesystem().delete_dir(self._key(folder))
 
     def write_json(self, name: str, value: object) -> None:
@@ -307,6 +330,10 @@ class Store:
     def _key(self, name: str) -> str:
         self.path(name)  # refuses names that climb out
         return f"{self.root}/{name}".rstrip("/")
+
+    def _info(self, name: str) -> pafs.FileInfo:
+        with self._explained(name, _READ):
+            return self._filesystem().get_file_info(self._key(name))
 
     @property
     def _bucket(self) -> str:
@@ -336,7 +363,7 @@ class Store:
         """Put an object that still has this tag (None: that does not exist); says whether it was so."""
         from botocore.exceptions import ClientError
 
-        with self._explained(name):
+        with self._explained(name, _WRITTEN):
             try:
                 put = partial(
                     self._client().put_object, Bucket=self._bucket, Key=self._object_key(name), Body=data
@@ -349,17 +376,31 @@ class Store:
         return True
 
     @contextlib.contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
-        """What the object store's library raises, as an error that says what to check."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
+    def _explained(self, name: str, done: str) -> Iterator[None]:
+        """What the libraries of disks and object stores raise, as an error that says what to check."""
         try:
             yield
-        except (BotoCoreError, ClientError) as error:
-            raise StoreError(
-                f"{self.path(name)}: the object store refused: {error}. Check the bucket, the AWS_* credentials "
-                "and AWS_ENDPOINT_URL."
-            ) from error
+        except _library_errors() as error:
+            # To a reader it means that there is no such object. A writer has lost its folder.
+            if isinstance(error, FileNotFoundError) and done == _READ:
+                raise
+            raise StoreError(f"{self.path(name)} cannot be {done}: {error}. {self._advice(error)}") from error
+
+    def _advice(self, error: BaseException) -> str:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            return "Make room there."
+        if not self.is_local:
+            return "Check the bucket, the AWS_* credentials and AWS_ENDPOINT_URL."
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return "Check who may read and write there."
+        return "Check that folder and the disk that it lies on."
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """Those of pyarrow and the operating system, and of boto3 where it was imported: the query client goes without."""
+    loaded = sys.modules.get("botocore.exceptions")
+    return (OSError, pa.ArrowException, *((loaded.BotoCoreError, loaded.ClientError) if loaded else ()))
 
 
 def _s3_endpoint() -> str | None:

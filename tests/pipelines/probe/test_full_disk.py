@@ -16,6 +16,7 @@ import pytest
 from pipelines.full import run_crawl, run_probe
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
+from probelog.errors import StoreError
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.support.hub.faults import FaultyHub, faulty
@@ -118,7 +119,7 @@ def test_the_store_is_full(
 
     filling = threading.Thread(target=at_the_first_download, args=(len(hub.requests),))
     filling.start()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoreError, match="No space left"):
         run_probe(impatient)
     filling.join()
     (folder,) = (path.name for path in (store / "observations").iterdir())

@@ -16,6 +16,7 @@ from pipelines.full import run_probe
 from pipelines.inspect.status import status
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
+from probelog.errors import StoreError
 from probelog.storage.ledger import Ledger, item_key
 from probelog.storage.store import Store
 from tests.support.processes.processes import command_of, descends_from, eventually, probers
@@ -39,7 +40,7 @@ def test_a_store_that_refuses_for_a_while(
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("in the way")
 
-    with pytest.raises(OSError, match="models"):
+    with pytest.raises(StoreError, match="models"):
         run_probe(indexed.job(store, store_retry_seconds=0.0, item_log=str(log)))
     # Workers that are about to end may spool what they have in hand.
     assert eventually(lambda: not probers(indexed.world.root / "scratch/probelog"), 30)

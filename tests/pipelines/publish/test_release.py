@@ -140,7 +140,7 @@ def test_old_generations_are_swept_and_a_failed_sweep_is_reported(
     assert list(read_pointer(publisher.index)[0].retired) == ["ruin"]
 
     def refused(_: Store) -> None:
-        raise OSError("no room")
+        raise StoreError("no room")
 
     monkeypatch.setattr(Store, "time", refused)
     done = publisher.release(LiveIndex.open(publisher.index), "other")

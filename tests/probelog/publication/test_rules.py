@@ -248,7 +248,7 @@ def test_a_hold_is_there_until_the_swap_has_happened(index: Store, monkeypatch: 
     make(index, "b")
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", _no_power)
-        with pytest.raises(OSError, match="no power"):
+        with pytest.raises(StoreError, match="no power"):
             go_live(index, "b", "s")
     assert index.exists(f"generations/b/{HOLD}")
     assert live(index).generation == "a"

@@ -73,3 +73,10 @@ def test_a_table_of_no_rows(tmp_path: Path) -> None:
     writer = GenerationWriter(Store(tmp_path), "a")
     assert writer.write("meta", META, []) == 0
     assert writer.open("meta").count_rows() == 0
+
+
+def test_a_store_that_refuses_a_table(tmp_path: Path, hold: Path) -> None:
+    writer = GenerationWriter(Store(tmp_path), "a")
+    (hold.parent / "meta.lance").write_text("in the way")
+    with pytest.raises(StoreError, match=r"generation a cannot be written \(meta\): "):
+        writer.write_meta({"x": b"1"})

@@ -137,9 +137,9 @@ def test_the_last_wait_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
 
     def call() -> None:
-        raise OSError("no")
+        raise StoreError("no")
 
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(StoreError, match="no"):
         retry_with_backoff(call, 0.6)
     assert clock.slept == pytest.approx([0.25, 0.35])
 

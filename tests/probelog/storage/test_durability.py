@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from probelog.errors import ConflictError
+from probelog.errors import ConflictError, StoreError
 from probelog.storage.store import Store
 
 
@@ -64,7 +64,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, disk: Disk, fa
     store = Store(tmp_path)
     store.write("folder/name", b"old")
     disk.fails = fails
-    with pytest.raises(OSError, match="power"):
+    with pytest.raises(StoreError, match="power"):
         store.write("folder/name", b"content")
     assert store.read("folder/name") == b"old"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["name"]
@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, disk: Disk, fa
 
 def test_a_folder_that_cannot_be_synced_is_no_success(tmp_path: Path, disk: Disk) -> None:
     disk.fails = "fsync folder"
-    with pytest.raises(OSError, match="power"):
+    with pytest.raises(StoreError, match="power"):
         Store(tmp_path).write("folder/name", b"content")
 
 

@@ -89,7 +89,7 @@ def test_a_crash_before_the_receipt_is_written_loses_no_spooled_result(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail_later)
-        with pytest.raises(OSError, match="went down"):
+        with pytest.raises(StoreError, match="went down"):
             ledger.seal(items)
     assert ledger.receipts() == []
     assert ledger.spooled() == set(items)

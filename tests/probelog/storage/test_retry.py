@@ -25,7 +25,7 @@ def test_patience_ends(tmp_path: Path) -> None:
     blocked = tmp_path / "store"
     blocked.write_text("in the way")
     begun = time.monotonic()
-    with pytest.raises(OSError, match="store"):
+    with pytest.raises(StoreError, match="store/a/b cannot be written"):
         retry_with_backoff(lambda: Store(blocked).write("a/b", b"content"), 0.6)
     assert time.monotonic() - begun > 0.5
 
