@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probelog import terminal
+from probelog import logs, terminal
 
 if TYPE_CHECKING:
     from pipelines.job.job import Job
@@ -34,6 +34,15 @@ SetOption = Annotated[
 RefreshOption = Annotated[bool, typer.Option("--refresh", help="List the Hub again.")]
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Also retry failures that a retry is not expected to cure.")
+]
+LogOption = Annotated[
+    logs.LogLevel,
+    typer.Option(
+        "--log-level",
+        callback=logs.configure,
+        expose_value=False,
+        help="Lowest level of log messages to write (to standard error; Ray keeps the logs of its workers).",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -69,6 +78,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Half of the time: without the comparison with all probes.")
     ] = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Serve a small hub on this machine, index it and search the index, offline."""
     from pipelines.demo.run import run_demo
@@ -81,6 +91,7 @@ def hub(
     folder: Annotated[Path, typer.Argument(help="Folder of repositories: OWNER/NAME/...")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Serve a folder of model repositories over the Hub's protocol."""
     from pipelines.hubserver import serve
@@ -102,6 +113,7 @@ def probes(
     encoder: Annotated[
         str, typer.Option("--encoder", help="Hub id or folder of the text-image encoder.")
     ] = "openai/clip-vit-base-patch32",
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Make a probe set and embed it."""
     from pipelines.config.model import load_config
@@ -163,6 +175,7 @@ def zoo(
     gpus: Annotated[
         float, typer.Option("--gpus-per-model", min=0, help="Share of a GPU per model; 0 trains on CPUs.")
     ] = 0.0,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Train a synthetic hub from labelled images, with its truth file."""
     from pipelines.zoo.build import ARCHITECTURES, Request, build_zoo
@@ -194,6 +207,7 @@ def crawl(
     store: StoreOption = None,
     overrides: SetOption = None,
     refresh: RefreshOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """List the Hub's classifiers into the catalogue."""
     from pipelines.full import run_crawl
@@ -224,6 +238,7 @@ def plan(
         int | None, typer.Option("--workers", min=1, help="Number of workers to predict for.")
     ] = None,
     as_json: JsonOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Predict the cost of the remaining work: downloads, requests, disk, hours, bytes, money."""
     from pipelines.forecast.run import run_plan
@@ -249,6 +264,7 @@ def probe(
     store: StoreOption = None,
     overrides: SetOption = None,
     retry_failed: RetryOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Run the catalogue's models on their probes."""
     from pipelines.full import run_probe
@@ -258,7 +274,12 @@ def probe(
 
 
 @app.command()
-def complete(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
+def complete(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
     """Complete the unobserved values and describe every logit."""
     from pipelines.full import run_complete
 
@@ -266,7 +287,12 @@ def complete(config: ConfigOption = None, store: StoreOption = None, overrides: 
 
 
 @app.command()
-def publish(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
+def publish(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
     """Build a generation of the index, check it, and make it live."""
     from pipelines.full import run_publish
 
@@ -280,6 +306,7 @@ def full(
     overrides: SetOption = None,
     refresh: RefreshOption = False,
     retry_failed: RetryOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Crawl, probe, complete and publish. If it is killed, the same command resumes."""
     from pipelines.full import run_full
@@ -291,7 +318,12 @@ def full(
 
 
 @app.command()
-def nightly(config: ConfigOption = None, store: StoreOption = None, overrides: SetOption = None) -> None:
+def nightly(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
     """Add new models of the Hub to the published index and remove deleted ones. Publishes only if something changed."""
     from pipelines.nightly.run import run_nightly
 
@@ -303,6 +335,7 @@ def nightly(config: ConfigOption = None, store: StoreOption = None, overrides: S
 def status(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     as_json: JsonOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Show a store's content and the remaining work, read from receipts alone."""
     from pipelines.inspect.status import status as read_status
@@ -351,6 +384,7 @@ def evaluate(
         typer.Option("--hierarchy", help="CHILD<tab>PARENT lines: which declared names are super-classes."),
     ] = None,
     as_json: JsonOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Accuracy of text queries beside chance and simpler methods; with --out the full benchmark."""
     from pipelines.benchmark.run import BASELINE, SEEDS, BenchmarkPlan, run_benchmark
@@ -401,6 +435,7 @@ def rollback(
         str | None,
         typer.Option("--to", help="Name of the generation; default: the one before the live one."),
     ] = None,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Return to the generation before the live one, or to another that is kept."""
     from probelog.index.pointer import find_index
@@ -414,6 +449,7 @@ def rollback(
 def verify(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     as_json: JsonOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Check everything in a store against receipts and digests; exit status 1 if anything is damaged."""
     from pipelines.inspect.verify import verify as run_verify

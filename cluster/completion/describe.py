@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from probelog import logs
 from probelog.completion.als import Float32
 from probelog.completion.descriptors import describe
 from probelog.ranking.matched_heads import HeadSpace
@@ -30,8 +31,10 @@ def _describe(
     regularisation: float,
     top_r: int,
     folder: str,
+    log_level: str,
 ) -> Part:
     """Write the descriptors of one part. Nothing is lost with the worker: Ray runs it again elsewhere."""
+    logs.configure(log_level)
     store = Store(store_uri)
     # Directions of models do not depend on the background.
     space = HeadSpace(embeddings, embeddings[:0])
@@ -85,7 +88,7 @@ def describe_parts(
     while remaining or under_way:
         while remaining and len(under_way) < at_once:
             receipt = remaining.pop()
-            ref = _describe.remote(store.uri, receipt, *shared, regularisation, top_r, folder)
+            ref = _describe.remote(store.uri, receipt, *shared, regularisation, top_r, folder, logs.current())
             under_way[ref] = receipt.name
         (done, *_), _ = ray.wait(list(under_way), num_returns=1)
         parts[under_way.pop(done)] = ray.get(done)

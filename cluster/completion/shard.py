@@ -15,6 +15,7 @@ from cluster.completion.rows import RowStore, StoredModel
 from cluster.runtime.node import memory_share
 from cluster.runtime.scratch import scratch_folder
 from cluster.runtime.settings import WorkerSettings
+from probelog import logs
 from probelog.completion.als import (
     Bools,
     Float32,
@@ -43,12 +44,14 @@ class ShardSpec:
         seed: of the held-out entries.
         settings: what it may use: ``completion_memory`` and ``scratch``.
         working: bytes that a sweep takes beside the rows (``completion.working_bytes``).
+        log_level: of the command.
     """
 
     store: str
     seed: int
     settings: WorkerSettings
     working: int = 0
+    log_level: str = logs.LogLevel.WARNING
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Shard:
     """The observations of some parts: an actor's state, and testable without Ray."""
 
     def __init__(self, spec: ShardSpec) -> None:
+        logs.configure(spec.log_level)
         self._spec = spec
         memory = spec.settings.completion_memory
         if memory is None:

@@ -11,8 +11,10 @@ to one at a time. A model that crashes, hangs or eats all memory costs its proce
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
+import secrets
 import shutil
 import socket
 import threading
@@ -33,6 +35,7 @@ from cluster.probing.scheduler import kill
 from cluster.runtime.node import memory_share
 from cluster.runtime.scratch import local_probes, own_downloads, scratch_folder
 from cluster.runtime.settings import WorkerSettings
+from probelog import logs
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
 from probelog.sandbox.process import ModelProcess, PlanCache, ProcessSpec, fork_server
@@ -48,6 +51,8 @@ _PROCESS_SHARE = 0.6
 _NODE_SHARE = 0.9
 #: A model may lose its process so often before it is given up: once may have been bad luck.
 _LOSSES = 2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class ProberSpec:
         max_bytes: largest download of one model.
         max_params: largest number of parameters of one.
         settings: how it works, and what it may use.
+        log_level: of the command.
     """
 
     store: str
@@ -77,6 +83,7 @@ class ProberSpec:
     max_bytes: int
     max_params: int
     settings: WorkerSettings
+    log_level: str = logs.LogLevel.WARNING
 
 
 class Item(Protocol):
@@ -120,7 +127,9 @@ class _Clock:
 class Prober:
     """Probes models. ``run`` may be called from ``in_flight`` threads at once."""
 
-    def __init__(self, spec: ProberSpec, coordinator: Any) -> None:
+    def __init__(self, spec: ProberSpec, coordinator: Any, identity: str) -> None:
+        """``identity``: how the coordinator tells this worker from others."""
+        logs.configure(spec.log_level)
         self._spec, settings = spec, spec.settings
         self._settings = settings
         self._drain = Drain(settings.drain_seconds, self._leave)
@@ -159,7 +168,7 @@ class Prober:
         self._threads = ThreadPoolExecutor(settings.in_flight)
         self._end: Future[None] = Future()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._id = str(ray.get_runtime_context().get_actor_id())
+        self._id = identity
 
     def ready(self) -> str:
         """Returns when the actor can work: the node it is on."""
@@ -189,7 +198,10 @@ class Prober:
         except MemoryError as error:
             detail = str(error) or "out of memory"
             report = replace(report, reason=FailureReason.OUT_OF_MEMORY.value, detail=detail)
+        except StoreError as error:
+            report = replace(report, reason=FailureReason.STORE_FAILED.value, detail=str(error))
         except Exception as error:  # whatever happens to one model must cost its own row and no more
+            _log.exception("%s@%s: internal error", row.repo, row.sha)
             detail = f"{type(error).__name__}: {error}"
             report = replace(report, reason=FailureReason.INTERNAL.value, detail=detail)
         if report.reason is not None:
@@ -435,8 +447,16 @@ def probers(spec: ProberSpec, coordinator: Any) -> Probers:
         max_concurrency=settings.in_flight + 1,
     )
 
+    identities: dict[Any, str] = {}
+
+    def make() -> Any:
+        identity = secrets.token_hex(8)
+        prober: Any = actor.remote(spec, coordinator, identity)
+        identities[prober] = identity
+        return prober
+
     def end(prober: Any) -> None:
         kill(prober)
-        coordinator.worker_lost.remote(prober._actor_id.hex())
+        coordinator.worker_lost.remote(identities.pop(prober))
 
-    return Probers(lambda: actor.remote(spec, coordinator), end)
+    return Probers(make, end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,8 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     if ray.is_initialized():
         yield
         return
+    # Starting Ray forks into other programs, of which no thread or lock of LanceDB's can be in the way.
+    warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
     try:
         if address_of_ray == "local":
             ray.init(

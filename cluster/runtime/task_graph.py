@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from probelog import logs
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -43,7 +45,8 @@ def run_families(
     Raises:
         ValueError: a parent is not among the names, or its own descendant.
     """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(work)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(_logged)
+    level = logs.current()
     waiting = list(arguments)
     awaited = set(parents.values())
     results: dict[str, Any] = {}
@@ -58,7 +61,8 @@ def run_families(
                 yield Finished(name, error=f"its parent {parent} failed")
             elif len(running) < at_once and (parent is None or parent in results):
                 waiting.remove(name)
-                running[task.remote(*arguments[name], results.get(parent) if parent else None)] = name
+                result = results.get(parent) if parent else None
+                running[task.remote(work, level, *arguments[name], result)] = name
         if waiting and not running and not any(parents.get(name) in failed for name in waiting):
             raise ValueError(f"these wait for a parent that is not among the tasks: {waiting}")
         done, _ = ray.wait(list(running), num_returns=1, timeout=1.0) if running else ([], [])
@@ -75,6 +79,11 @@ def run_families(
             yield Finished(name, result)
         if tick is not None:
             tick()
+
+
+def _logged(work: Callable[..., Any], log_level: str, *arguments: Any) -> Any:
+    logs.configure(log_level)
+    return work(*arguments)
 
 
 def _cause(error: RayError) -> str:

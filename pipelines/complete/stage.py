@@ -23,6 +23,7 @@ from pipelines.complete.record import (
     write_record,
 )
 from pipelines.job.job import Job
+from probelog import logs
 from probelog.completion.als import HeldOutError, working_bytes
 from probelog.errors import UsageError
 from probelog.probes.probe_set import ProbeSet
@@ -181,7 +182,7 @@ def _shard_spec(job: Job, probes: int) -> ShardSpec:
             f"completion_memory is {config.completion_memory:,} bytes, but the sums over {probes:,} probes at rank "
             f"{config.rank or RANKS[-1]} take {working:,}: allow more, or set a smaller `rank`"
         )
-    return ShardSpec(job.store.uri, config.seed, config, working)
+    return ShardSpec(job.store.uri, config.seed, config, working, logs.current())
 
 
 def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[Fit, int, HeldOutError]:

@@ -43,7 +43,9 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 0) -> None:
         address = _address(host, listener)
         print(f"serving {root} at {address} (Ctrl-C stops)", flush=True)
         print(f"export HF_ENDPOINT={address}", flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        # Its messages go the way of all others; those on single requests from `info` on.
+        config = uvicorn.Config(app, log_config=None, log_level=log.getEffectiveLevel(), lifespan="off")
+        server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
@@ -68,7 +70,9 @@ def serving(app: Callable[..., object], host: str = "127.0.0.1", port: int = 0) 
     import uvicorn
 
     # A second at most for what is still being sent: a client that stalls must not keep the block from ending.
-    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_config=None, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     with _listening(host, port) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="hub", daemon=True)

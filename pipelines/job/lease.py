@@ -94,7 +94,9 @@ class Lease:
                 _log.error("%s", error)
                 return
             except Exception as error:  # whatever it is, there is time left to try again
-                _log.warning("the lease %s was not renewed: %s", self._store.path(self._name), error)
+                ours = not isinstance(error, StoreError)
+                path = self._store.path(self._name)
+                _log.warning("the lease %s was not renewed: %s", path, error, exc_info=ours)
                 wait = self._seconds / 10
 
     def _renew(self) -> None:

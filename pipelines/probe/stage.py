@@ -28,6 +28,7 @@ from pipelines.probe.metrics import Metrics
 from pipelines.probe.plan import Item, ProbingPlan, first_keys, make_plan
 from pipelines.probe.summary import Running, Summary
 from pipelines.probe.timeline import Timeline
+from probelog import logs
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.ledger import LEDGER_VERSION, ItemResult, Ledger, Receipt, key_numbers, open_failures
@@ -192,6 +193,7 @@ def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> Probe
         max_bytes=config.filters.max_bytes,
         max_params=config.filters.max_params,
         settings=config,
+        log_level=logs.current(),
     )
 
 

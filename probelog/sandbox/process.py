@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import logging
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.logs import shortened
 from probelog.sandbox.fork_server import Child, ForkServer, ProcessLostError, writable_home
 from probelog.storage.encoding import from_npy
 from probelog.storage.schemas import WEIGHTS
@@ -41,6 +43,8 @@ _DEVICES = (
 # Which of a node's devices an actor was given; told to each process, which finds them when it first computes.
 _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _START_SECONDS = 120.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class ModelProcess:
     ) -> None:
         """``learnt``: shared with other processes of the same spec."""
         self._server, self._spec, self._recycle_after = server, spec, recycle_after
-        self._learnt, self._kind = learnt or PlanCache(), ""
+        self._learnt, self._kind, self._model = learnt or PlanCache(), "", ""
         pixels_folder(Path(spec.scratch)).mkdir(parents=True, exist_ok=True)
         self._child: Child | None = None
         self._served = 0
@@ -145,6 +149,7 @@ class ModelProcess:
             self.close()
             self._start()
         self._served += 1
+        self._model = f"{repo}@{sha}"
         answer, blobs = self._ask(until, command="load", folder=str(folder), repo=repo, sha=sha)
         table = pa.ipc.open_stream(blobs[0]).read_all()
         if table.schema != WEIGHTS:
@@ -218,6 +223,9 @@ class ModelProcess:
         if reason is not None:
             if answer.get("worn"):
                 self.close()
+            if trace := answer.get("traceback"):
+                # Untrusted like the rest of the answer: bounded here, and made harmless where the log is written.
+                _log.error("%s: internal error in its process\n%s", self._model, shortened(str(trace)))
             raise ItemFailure(reason, str(answer.get("detail", "")))
         return answer, blobs
 

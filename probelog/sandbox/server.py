@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from probelog import logs
 from probelog.errors import FailureReason, ItemFailure
 from probelog.inference import execution_plan
 from probelog.models import memory
@@ -50,12 +52,13 @@ def serve(connection: Connection) -> None:
             answer(
                 connection, failure=failure.reason.value, detail=failure.detail, worn=_worn(failure.reason)
             )
-        except (
-            Exception
-        ) as error:  # an untrusted model can raise anything; it must cost its own row and no more
+        except Exception as error:  # whatever goes wrong must cost its own row and no more
             reason = FailureReason.OUT_OF_MEMORY if out_of_memory(error) else FailureReason.INTERNAL
             detail = f"{type(error).__name__}: {str(error)[:500]}"
-            answer(connection, failure=reason.value, detail=detail, worn=True)
+            # Nobody reads what this process writes to its standard error.
+            lines = traceback.format_exception(error) if reason is FailureReason.INTERNAL else []
+            trace = logs.shortened("".join(lines))
+            answer(connection, failure=reason.value, detail=detail, worn=True, traceback=trace)
 
 
 def _worn(reason: FailureReason) -> bool:

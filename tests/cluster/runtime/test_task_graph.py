@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.runtime.task_graph import Finished, run_families
+from probelog import logs
 
 
 def add(amount: int, before: int | None) -> int:
@@ -30,6 +32,10 @@ def stamps(seconds: float, before: None) -> tuple[float, float]:
     begin = time.monotonic()
     time.sleep(seconds)
     return begin, time.monotonic()
+
+
+def level(before: None) -> int:
+    return logging.getLogger("probelog").level
 
 
 def ran(
@@ -68,3 +74,10 @@ def test_no_more_at_once_than_allowed(local_ray: None) -> None:
 def test_parents_that_never_come(local_ray: None, parents: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="not among the tasks"):
         ran(add, {"a": [1], "b": [1]}, parents)
+
+
+def test_tasks_log_as_the_command_does(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen in ("info", "error"):
+        monkeypatch.setattr(logging.getLogger("probelog"), "level", getattr(logging, chosen.upper()))
+        assert logs.current() == chosen
+        assert [end.result for end in ran(level, {"a": []}, {})] == [getattr(logging, chosen.upper())]

@@ -365,15 +365,24 @@ def test_a_taken_port_is_refused(root: Path) -> None:
         pass
 
 
-def test_serve_says_where_it_is_until_interrupted(root: Path) -> None:
-    script = "import sys; from pathlib import Path; from pipelines.hubserver import serve; serve(Path(sys.argv[1]))"
-    checkout = CHECKOUT
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [
+        ("error", ""),
+        ("warning", "is not served: its name cannot be a repository id"),
+        ("info", "GET /api/models/ada/vit"),
+    ],
+)
+def test_the_command_serves_until_interrupted_and_logs_from_a_level_on(
+    root: Path, level: str, logged: str
+) -> None:
+    (root / "ada/no--name").mkdir()
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(root)],
+        [sys.executable, "-m", "pipelines", "hub", root, "--port", "0", "--log-level", level],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=checkout,
+        cwd=CHECKOUT,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -381,8 +390,10 @@ def test_serve_says_where_it_is_until_interrupted(root: Path) -> None:
         assert key == "HF_ENDPOINT"
         assert httpx.get(f"{endpoint}/api/models/ada/vit").json()["sha"] == SHA
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (0, "")
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert logged in errors
+    assert len(errors.splitlines()) == {"error": 0, "warning": 1}.get(level, len(errors.splitlines()))
 
 
 @pytest.mark.skipif(not BENCH.is_dir(), reason="the bench folder is not beside the checkout")

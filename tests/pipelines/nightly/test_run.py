@@ -7,6 +7,7 @@ import datetime as dt
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -391,6 +392,7 @@ def test_a_nightly_run_on_s3(night: Night, tmp_path: Path) -> None:
                 out, _ = process.communicate(timeout=250)
             assert process.returncode == 0, out
             assert told in out
+            assert not re.search("warning|experimental|FinalizeS3", out, re.IGNORECASE), out
         assert read_pointer(remote.child("index"))[0].base == night.pointer.generation
         index = open_index(remote.uri)
         assert index.models == len(MODELS) + 1

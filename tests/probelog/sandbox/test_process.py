@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from probelog.errors import ItemFailure
 from probelog.sandbox.process import ModelProcess, PlanCache, ProcessSpec, downloads_folder, fork_server
 from tests.support.worlds.tiny_world import Indexed
 
@@ -42,6 +44,43 @@ def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Pat
     finally:
         first.close()
         second.close()
+
+
+@pytest.fixture
+def process(indexed: Indexed, tmp_path: Path) -> Iterator[ModelProcess]:
+    shutil.copytree(indexed.world.hub / "ada" / "resnet", downloads_folder(tmp_path) / "model")
+    spec = ProcessSpec(
+        probes=str(indexed.store), probe_set=indexed.probe_set, scratch=str(tmp_path), cache_bytes=10**8,
+        batch_size=64, precision="float32", max_params=10**9, allow_pickle=False, memory_bytes=2 * 10**9,
+    )  # fmt: skip
+    made = ModelProcess(fork_server(tmp_path, ()), spec)
+    yield made
+    made.close()
+
+
+def test_an_internal_error_leaves_its_traceback_in_the_log(
+    process: ModelProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and the failure keeps its short reason."""
+    process.load(downloads_folder(tmp_path) / "model", "ada/resnet", "0" * 40, 60)
+    process.release()
+    with pytest.raises(ItemFailure, match=r"^internal: AssertionError: $"):
+        process.prepare([0], 60)  # no model is loaded
+    (record,) = caplog.records
+    first, *trace = record.getMessage().splitlines()
+    assert first == f"ada/resnet@{'0' * 40}: internal error in its process"
+    assert trace[0] == "Traceback (most recent call last):"
+    assert "in _prepare" in record.getMessage()
+    assert trace[-1] == "AssertionError"
+
+
+def test_a_failure_of_the_model_leaves_none(
+    process: ModelProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (downloads_folder(tmp_path) / "model/model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ItemFailure, match=r"^corrupt-weights: "):
+        process.load(downloads_folder(tmp_path) / "model", "ada/resnet", "0" * 40, 60)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["kind", "k" * 3000])
