@@ -54,6 +54,21 @@ def test_a_wrong_import_breaks_a_contract(module: str, statement: str, contract:
     assert re.search(rf"{contract}.* BROKEN", done.stdout), done.stdout
 
 
+@pytest.mark.parametrize(
+    ("private", "home"),
+    [
+        (r"ray\._|ray\.core\b|\b_actor_id\b|_ray_actor_id", "cluster/runtime/ray_private.py"),
+        (r"huggingface_hub\.(utils|hf_api|_)\b", "probelog/hub/huggingface.py"),
+    ],
+)
+def test_private_parts_are_used_in_one_module(private: str, home: str) -> None:
+    sources = [
+        path for root in ("probelog", "cluster", "pipelines") for path in (CHECKOUT / root).rglob("*.py")
+    ]
+    using = {str(path.relative_to(CHECKOUT)) for path in sources if re.search(private, path.read_text())}
+    assert using == {home}
+
+
 HEAVY = ["torch", "ray", "transformers", "timm", "huggingface_hub", "torchvision", "pydantic", "boto3"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import signal
 import threading
@@ -11,7 +11,11 @@ from collections.abc import Callable
 
 import ray
 
+from cluster.runtime.ray_private import draining_nodes
+
 _POLL_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class Drain:
@@ -44,14 +48,16 @@ class Drain:
             timer.start()
 
     def _watch_node(self) -> None:
-        # What Ray's own libraries (Train, Serve) ask; there is no public call.
-        from ray._private.state import state
-
         node = ray.get_runtime_context().get_node_id()
         while not self._noticed.is_set():
-            with contextlib.suppress(Exception):  # a head that does not answer just now
-                deadline = state.get_draining_nodes().get(node)
+            try:
+                deadline = draining_nodes().get(node)
                 if deadline is not None:
                     remaining = deadline / 1000 - time.time() if deadline else self._seconds
                     self._told(max(1.0, min(self._seconds, remaining - 1.0)))
+            except NotImplementedError as error:
+                _log.warning("which nodes are drained is not known (%s): only SIGTERM is heeded", error)
+                return
+            except Exception as error:  # a head that does not answer just now
+                _log.debug("which nodes are drained is not known now: %s", error)
             self._noticed.wait(_POLL_SECONDS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from probelog.errors import ConfigError, UsageError
-from probelog.hub.client import is_repo_id
+from probelog.hub.huggingface import is_repo_id
 from probelog.storage.schemas import clean_unicode
 
 Fact = TypeVar("Fact")

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from starlette.applications import Starlette
@@ -34,6 +34,7 @@ from pipelines.hubserver.folder import (
     pointer,
     tags,
 )
+from probelog.hub.huggingface import listing_properties
 
 _PAGE = 1000
 _BRIEF = (
@@ -322,9 +323,7 @@ def _wanted(query: QueryParams) -> list[str]:
 
 
 def _checked(expand: list[str]) -> list[str]:
-    from huggingface_hub.hf_api import ExpandModelProperty_T
-
-    known = {"id", *get_args(ExpandModelProperty_T)}
+    known = {"id", *listing_properties()}
     if unknown := [name for name in expand if name not in known]:
         raise _Refusal(400, None, f"expand: unknown property {', '.join(unknown)}")
     return list(dict.fromkeys(expand))

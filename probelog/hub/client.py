@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from probelog.errors import ProbeLogError, UsageError
+from probelog.hub import huggingface
 from probelog.hub.rate_limit import Kind, Limiter, SlidingWindowLimit, is_loopback
 
 if TYPE_CHECKING:
@@ -158,7 +159,6 @@ class HubClient:
         self, endpoint: str | None = None, *, limiter: Limiter | None = None, retry: Retry = PATIENT
     ) -> None:
         import httpx
-        from huggingface_hub.utils import get_token_to_send  # type: ignore[attr-defined]
 
         import probelog
 
@@ -166,7 +166,7 @@ class HubClient:
         self.retry = retry
         # The library's own headers are not used: to make them it asks the Hub for a list of agents and keeps it
         # in the home folder.
-        token: str | None = get_token_to_send(None)
+        token = huggingface.token()
         self.has_token = token is not None
         self._authorization = {"authorization": f"Bearer {token}"} if token else {}
         self.limiter = limiter or SlidingWindowLimit.for_endpoint(self.endpoint, with_token=self.has_token)
@@ -380,18 +380,6 @@ def parse_json(body: bytes) -> object:
         )
     except (ValueError, RecursionError) as error:
         raise BrokenAnswerError(f"answered with broken JSON ({len(body)} bytes): {error}") from error
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether the Hub would take this as a repository's id (by its own rule: no ``..``, at most one slash)."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def checked_endpoint(endpoint: str | None = None) -> str:

@@ -33,8 +33,8 @@ from probelog.hub.client import (
     HubResponse,
     Retry,
     chunks,
-    is_repo_id,
 )
+from probelog.hub.huggingface import is_repo_id
 from probelog.hub.listing import item_failure, tree
 from probelog.hub.model_info import INDEX, PICKLE, SAFETENSORS
 from probelog.storage.schemas import CatalogueRow, RepoFile

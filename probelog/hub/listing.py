@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from probelog.errors import FailureReason, ItemFailure, UsageError
-from probelog.hub.client import PATIENT, SHA_PATTERN, HubClient, HubError, HubRefusalError, Retry, is_repo_id
+from probelog.hub.client import PATIENT, SHA_PATTERN, HubClient, HubError, HubRefusalError, Retry
+from probelog.hub.huggingface import is_repo_id
 from probelog.hub.model_info import excerpt, read_files, read_row
 from probelog.hub.rate_limit import Limiter
 from probelog.storage.schemas import CatalogueRow, Failure, RepoFile

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub.client import SHA_PATTERN, is_repo_id
+from probelog.hub.client import SHA_PATTERN
+from probelog.hub.huggingface import is_repo_id
 from probelog.storage.schemas import RELATIONS, CatalogueRow, Parent, RepoFile, clean_unicode
 
 SAFETENSORS = "model.safetensors"

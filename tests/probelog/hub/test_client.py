@@ -23,9 +23,9 @@ from probelog.hub.client import (
     HubUnavailableError,
     Retry,
     checked_endpoint,
-    is_repo_id,
     parse_json,
 )
+from probelog.hub.huggingface import is_repo_id
 from probelog.hub.rate_limit import Kind
 
 FAST = Retry(
