@@ -114,15 +114,28 @@ def test_an_object_store_that_hangs_up(name: str, cut_short: str, monkeypatch: p
         OPERATIONS[name](Store("s3://bucket/x"))
 
 
-def test_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Make room there."),
+        (errno.EDQUOT, "Make room there."),
+        (errno.EACCES, "Check who may read and write there."),
+        (errno.EPERM, "Check who may read and write there."),
+        (errno.EROFS, "Check who may read and write there."),
+        (errno.EIO, "Check that folder and the disk that it lies on."),
+        # The folder was removed meanwhile: to a writer this is no missing object.
+        (errno.ENOENT, "Check that folder and the disk that it lies on."),
+    ],
+)
+def test_what_to_check(number: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: int) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        StoreError, match=r"/a cannot be written: .*No space left.*\. Make room there"
-    ) as error:
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StoreError) as error:
         Store(tmp_path).write("a", b"1")
+    cause = OSError(number, os.strerror(number))
+    assert str(error.value) == f"{tmp_path}/a cannot be written: {cause}. {advice}"
     assert isinstance(error.value.__cause__, OSError)
-    assert error.value.__cause__.errno == errno.ENOSPC
+    assert error.value.__cause__.errno == number
     assert not list(tmp_path.iterdir())
