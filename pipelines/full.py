@@ -72,7 +72,7 @@ def run_publish(job: Job) -> PublishResult:
     with session(job.config.ray_address):
         completed = complete(job, key, receipts, probe_set, encoder.digest)
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
-    counts = sum(ledger.counts(receipts), Counts())
+    counts = sum((receipt.counts for receipt in receipts), Counts())
     run = FailureCounts(counts.indexed + sum(counts.failures.values()), counts.failures)
     return publish(job, ListingSnapshot.of(catalogue), probe_set, encoder, key, receipts, completed, run)
 

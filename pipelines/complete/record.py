@@ -12,9 +12,9 @@ from probelog.errors import StoreError
 from probelog.storage.encoding import digest, from_npy, npy, short_key
 from probelog.storage.parquet_parts import Part
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 
-DESCRIPTORS_VERSION = 3
+DESCRIPTORS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,14 @@ def write_record(
     facts = {name: value for name, value in asdict(done).items() if name != "key"}
     store.write_json(
         f"completion/{done.key}/receipt.json",
-        {**facts, **further, "files": files, "observations": observations, "version": DESCRIPTORS_VERSION},
+        {
+            **facts,
+            **further,
+            "files": files,
+            "observations": observations,
+            "version": DESCRIPTORS_VERSION,
+            "made_by": MADE_BY,
+        },
     )
 
 
@@ -110,7 +117,7 @@ def measure_file(store: Store, path: str) -> dict[str, int | str]:
 
 def read_record(store: Store, key: str, facts: dict[str, Any]) -> CompletionRecord:
     where = store.path(f"completion/{key}/receipt.json")
-    check_version(facts.get("version", 1), DESCRIPTORS_VERSION, where, "completion")
+    check_version(facts, DESCRIPTORS_VERSION, where, "completion")
     return CompletionRecord(
         key=key,
         rank=int(facts["rank"]),

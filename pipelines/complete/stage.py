@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -189,13 +188,13 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
     """Rank and regularisation by held-out entries; what an interrupted run tried is not tried again."""
     config = job.config
     name = f"{folder}/choice.json"
-    stored = job.store.read_or_none(name)
+    stored = job.store.read_json_or_none(name)
     tried = {
         (int(item["rank"]), float(item["regularisation"])): (
             int(item["sweeps"]),
             HeldOutError(**item["error"]),
         )
-        for item in (json.loads(stored) if stored is not None else [])
+        for item in (stored["tried"] if stored is not None else [])
     }
 
     def progress(fit: Fit, fitted: Fitted) -> None:
@@ -206,10 +205,12 @@ def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[F
         )
         job.store.write_json(
             name,
-            [
-                {"rank": rank, "regularisation": lam, "sweeps": sweeps, "error": asdict(error)}
-                for (rank, lam), (sweeps, error) in tried.items()
-            ],
+            {
+                "tried": [
+                    {"rank": rank, "regularisation": lam, "sweeps": sweeps, "error": asdict(error)}
+                    for (rank, lam), (sweeps, error) in tried.items()
+                ]
+            },
         )
 
     return completion.choose(

@@ -20,7 +20,7 @@ from probelog.storage.encoding import digest, parquet_bytes
 from probelog.storage.parquet_parts import Part, count_rows, read_part
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 
 CRAWL_VERSION = 1
 _PART_ROWS = 5000
@@ -77,9 +77,7 @@ class Catalogue:
                 f"{endpoint} was not crawled with these filters yet: run `probelog-index crawl` first"
             )
         receipt = job.store.read_json(f"{folder}/receipt.json")
-        check_version(
-            receipt.get("version", 1), CRAWL_VERSION, job.store.path(f"{folder}/receipt.json"), "crawl"
-        )
+        check_version(receipt, CRAWL_VERSION, job.store.path(f"{folder}/receipt.json"), "crawl")
         return cls(job.store, folder, receipt)
 
     def rows(self) -> list[CatalogueRow]:
@@ -94,10 +92,7 @@ class Catalogue:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The same rows as an Arrow table, in the order of the listing, with all columns or some of them."""
         names = None if columns is None else list(columns)
-        parts = [
-            _with_all_columns(read_part(self.store, Part(**part), CATALOGUE, names), names)
-            for part in self.receipt["rows"]
-        ]
+        parts = [read_part(self.store, Part(**part), CATALOGUE, names) for part in self.receipt["rows"]]
         if not parts:
             return CATALOGUE.empty_table() if names is None else CATALOGUE.empty_table().select(names)
         listed = pa.concat_tables([part.select(["repo"]) for part in parts])["repo"]
@@ -117,8 +112,8 @@ class Catalogue:
 
     @property
     def started(self) -> str:
-        """When the listing began (UTC, ISO 8601); early ones say only when it ended."""
-        return str(self.receipt.get("started", self.finished))
+        """When the listing began (UTC, ISO 8601)."""
+        return str(self.receipt["started"])
 
     @property
     def finished(self) -> str:
@@ -176,6 +171,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             "started": progress.state["started"],
             "finished": _now(),
             "version": CRAWL_VERSION,
+            "made_by": MADE_BY,
         },
     )
     store.delete(progress.name)
@@ -188,16 +184,6 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         + (f", {failures:,} rows could not be read" if failures else "")
     )
     return finished_catalogue
-
-
-def _with_all_columns(part: pa.Table, names: list[str] | None) -> pa.Table:
-    """Columns of a part as the present version has them; what an older one did not know is null."""
-    for name in CATALOGUE.names if names is None else names:
-        if name not in part.column_names:
-            part = part.append_column(
-                CATALOGUE.field(name), pa.nulls(part.num_rows, CATALOGUE.field(name).type)
-            )
-    return part
 
 
 class _Progress:
@@ -217,11 +203,12 @@ class _Progress:
             "failures": [],
             "ended": False,
             "version": CRAWL_VERSION,
+            "made_by": MADE_BY,
             "started": _now(),
         }
         saved = store.read_json_or_none(self.name)
         if saved is not None:
-            check_version(saved.get("version", 1), CRAWL_VERSION, store.path(self.name), "crawl")
+            check_version(saved, CRAWL_VERSION, store.path(self.name), "crawl")
             self.state = saved
 
     @property

@@ -145,12 +145,12 @@ def _largest(store: Store, source: str) -> Measured | None:
 def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     """None where no model is indexed."""
     receipts = ledger.receipts()
-    counts = sum(ledger.counts(receipts), Counts())
+    counts = sum((receipt.counts for receipt in receipts), Counts())
     if not counts.indexed:
         return None
     path = f"{ledger.folder}/manifest.json"
     manifest = ledger.store.read_json(path)
-    check_version(manifest.get("version", 1), LEDGER_VERSION, ledger.store.path(path), "ledger")
+    check_version(manifest, LEDGER_VERSION, ledger.store.path(path), "ledger")
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
     return Measured(
         ledger=ledger,

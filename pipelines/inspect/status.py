@@ -174,7 +174,7 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
 
 def _ledger(store: Store, manifest: str) -> LedgerStatus:
     content = store.read_json(manifest)
-    check_version(content.get("version", 1), LEDGER_VERSION, store.path(manifest), "ledger")
+    check_version(content, LEDGER_VERSION, store.path(manifest), "ledger")
     folder = manifest.rsplit("/", 1)[0]
     ledger = Ledger(store, folder)
     summary, fresh = Summary.read(ledger)

@@ -59,7 +59,6 @@ class Verified:
         damaged: not what they were when they were written, or not understood.
         missing: named by a receipt, a list or the pointer, and not there.
         unexpected: there, and named by nothing. No damage: what a killed run left, or an older crawl or generation.
-        unprotected: JSON or generations of an early ProbeLog, with nothing to check them against.
     """
 
     store: str
@@ -68,7 +67,6 @@ class Verified:
     damaged: list[dict[str, str]] = field(default_factory=list)
     missing: list[dict[str, str]] = field(default_factory=list)
     unexpected: list[dict[str, str]] = field(default_factory=list)
-    unprotected: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
@@ -82,7 +80,7 @@ class Verified:
     def lines(self) -> list[str]:
         """The same for a person."""
         lines = [f"store {self.store}: {self.files:,} files, {self.bytes:,} bytes re-read"]
-        for kind in ("damaged", "missing", "unprotected", "unexpected"):
+        for kind in ("damaged", "missing", "unexpected"):
             problems = getattr(self, kind)
             lines += [f"{kind:<12} {item['path']}: {item['problem']}" for item in problems]
         if self.clean:
@@ -132,7 +130,7 @@ class _Verifier:
                 future.result()
         for name in sorted(self._listed.keys() - self._claimed):
             self._note("unexpected", name, _why_unexpected(name))
-        for problems in (self._found.damaged, self._found.missing, self._found.unprotected):
+        for problems in (self._found.damaged, self._found.missing):
             problems.sort(key=lambda item: item["path"])
         self._counter.show(final=True)
         return self._found
@@ -214,7 +212,7 @@ class _Verifier:
         for part, schema in _ledger_parts(receipt):
             self._part(name, part, schema)
         counts = receipt.counts
-        if counts is not None and (
+        if (
             counts.indexed != receipt.models.rows
             or counts.logits != receipt.observations.rows
             or sum(counts.failed.values()) != receipt.failures.rows
@@ -256,7 +254,6 @@ class _Verifier:
         self._claimed.add(f"index/{POINTER}")
         try:
             pointer, data = read_pointer(index)
-            _, protected = unsealed_json(data, POINTER)
         except IndexNotFoundError:
             return
         except StoreError as error:
@@ -264,8 +261,6 @@ class _Verifier:
             self._note("damaged", f"index/{POINTER}", str(error))
             return
         self._count(len(data))
-        if not protected:
-            self._note("unprotected", f"index/{POINTER}", "written by an early ProbeLog, without a seal")
         for name, files in _generations(pointer).items():
             yield from self._generation(index, name, files)
 
@@ -279,21 +274,13 @@ class _Verifier:
                 page = content["page"]
                 yield partial(self._bytes, name, page_of(name), int(page["size"]), str(page["sha256"]))
 
-    def _generation(self, index: Store, name: str, expected: str | None) -> Iterator[Check]:
+    def _generation(self, index: Store, name: str, expected: str) -> Iterator[Check]:
         folder = f"index/{folder_of(name)}"
         self._claimed |= {f"{folder}/{FILES}", f"{folder}/{HOLD}"}
         try:
             files, _ = read_files(index, name, expected)
         except FileNotFoundError:
-            if expected is not None:
-                self._note("missing", f"{folder}/{FILES}", "the pointer names it")
-            elif any(path.startswith(f"{folder}/") for path in self._listed):
-                self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
-                self._note(
-                    "unprotected", folder, "published by an early ProbeLog, without a list of its files"
-                )
-            else:
-                self._note("missing", folder, "the pointer names it")
+            self._note("missing", f"{folder}/{FILES}", "the pointer names it")
             return
         except StoreError as error:
             self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
@@ -315,11 +302,9 @@ class _Verifier:
         self._claimed.add(name)
         try:
             data = self._store.read(name)
-            content, protected = unsealed_json(data, name)
-            if not isinstance(content, dict):
-                raise StoreError("not a JSON object")
+            content = unsealed_json(data, name)
             if known is not None:
-                check_version(content.get("version", 1), known, name, what)
+                check_version(content, known, name, what)
         except FileNotFoundError:
             self._note("missing", name, "it was removed while the store was read")
             return None
@@ -327,8 +312,6 @@ class _Verifier:
             self._note("damaged", name, str(error))
             return None
         self._count(len(data))
-        if not protected:
-            self._note("unprotected", name, "written by an early ProbeLog, without a seal")
         return content
 
     def _expect(self, name: str, by: str) -> None:
@@ -407,17 +390,16 @@ def _ledger_parts(receipt: Receipt) -> Iterator[tuple[Part, pa.Schema]]:
     yield receipt.observations, OBSERVATIONS
     yield receipt.models, PROBED_MODELS
     yield receipt.failures, FAILURES
-    if receipt.weights is not None:
-        yield receipt.weights, WEIGHTS
+    yield receipt.weights, WEIGHTS
 
 
-def _generations(pointer: Pointer) -> dict[str, str | None]:
+def _generations(pointer: Pointer) -> dict[str, str]:
     """The generations that the pointer names, and the digests of their lists of files."""
-    generations: dict[str, str | None] = {}
+    generations: dict[str, str] = {}
     for item in pointer.kept_facts:
-        generations[str(item["generation"])] = item["files"]
+        generations[str(item["generation"])] = str(item["files"])
         if item.get("base") is not None:
-            generations.setdefault(str(item["base"]), item.get("base_files"))
+            generations.setdefault(str(item["base"]), str(item["base_files"]))
     return generations
 
 

@@ -247,10 +247,9 @@ def _take(
 
 def _read(content: bytes, where: str) -> dict[str, Any]:
     try:
-        value = unsealed_json(content, where)[0]
+        return unsealed_json(content, where)
     except StoreError:
-        value = None
-    return value if isinstance(value, dict) else {}
+        return {}
 
 
 def _time(text: object) -> dt.datetime | None:

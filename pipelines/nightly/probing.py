@@ -47,7 +47,7 @@ def probe_changes(
         probed = probe(job, table, start.probe_set, start.endpoint, False, key=files.key)
     files.enter_in_main(receipt.name for receipt in probed.receipts)
     new_receipts = [receipt for receipt in probed.receipts if receipt.name not in earlier]
-    counts = sum(files.ledger.counts(new_receipts, earlier=probed.receipts), Counts())
+    counts = sum((receipt.counts for receipt in new_receipts), Counts())
     tried = counts.indexed + sum(counts.failed.values())
     return ProbedChanges(probed, FailureCounts(tried, dict(counts.failed)))
 

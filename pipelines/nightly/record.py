@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest, parquet_bytes
@@ -21,7 +20,7 @@ from probelog.storage.ledger import Ledger
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_table
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 
 RECORD_VERSION = 1
 RECORD = "night.json"
@@ -45,6 +44,7 @@ class NightlyRecord:
     rows: Part | None = None
     removed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     version: int = RECORD_VERSION
+    made_by: str = MADE_BY
 
 
 class NightlyFiles:
@@ -70,11 +70,11 @@ class NightlyFiles:
         Raises:
             SchemaVersionError, StoreError: written by a newer ProbeLog, or damaged.
         """
-        content: dict[str, Any] | None = self.store.read_json_or_none(self._name)
+        content = self.store.read_json_or_none(self._name)
         if content is None:
             return None
         where = self.store.path(self._name)
-        check_version(content.get("version", 0), RECORD_VERSION, where, "record of nightly runs")
+        check_version(content, RECORD_VERSION, where, "record of nightly runs")
         try:
             rows = content["rows"]
             return NightlyRecord(**{**content, "rows": None if rows is None else Part(**rows)})

@@ -22,13 +22,13 @@ from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
-from probelog import __version__
 from probelog.index.generation import Generation
 from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.update import Changes, write_update
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
+from probelog.storage.versions import MADE_BY
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def publish_update(
         settings = replace(
             base.settings,
             **written.settings,
-            made_by=f"probelog {__version__}",
+            made_by=MADE_BY,
             logits=written.logits,
             folded_in=changes.described.key,
             watermark=changes.hub.record.watermark,

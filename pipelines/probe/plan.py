@@ -197,8 +197,6 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
     (the Hub's listing tells names alone), what the counts of parameters by type come to, else four bytes a parameter.
     """
     sizes = []
-    if "weight_bytes" not in table.column_names:  # a catalogue of version 1
-        table = table.append_column("weight_bytes", pa.nulls(table.num_rows, pa.int64()))
     for batch in table.select(["files", "parameters", "weight_bytes"]).to_batches():
         files = batch["files"]
         parents = pc.list_parent_indices(files).to_numpy()

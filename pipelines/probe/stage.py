@@ -34,6 +34,7 @@ from probelog.probes.probe_set import ProbeSet
 from probelog.storage.ledger import LEDGER_VERSION, ItemResult, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import Failure, from_table
 from probelog.storage.store import retry_with_backoff
+from probelog.storage.versions import MADE_BY
 
 STAGE = "probe"
 # Parts of a worker's time that lie inside other parts, or that it spent on other models.
@@ -121,6 +122,7 @@ def probe(
         "seed": config.seed,
         "planned": table.num_rows,
         "version": LEDGER_VERSION,
+        "made_by": MADE_BY,
     }
     retry_with_backoff(
         lambda: job.store.write_json(f"{folder}/manifest.json", manifest), config.store_retry_seconds
@@ -301,7 +303,7 @@ class _Run:
             receipt = future.result()
             self._sealed.append(receipt)
             self._coordinator.sealed.remote(receipt.name, receipt.items)
-            self._summary.add([receipt], self._ledger.counts([receipt]))
+            self._summary.add([receipt])
 
     def _tick(self, scheduler: Scheduler[Item], in_flight: int) -> None:
         """About once a second."""

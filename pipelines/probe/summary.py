@@ -53,10 +53,7 @@ class Summary:
         if not cached.sealed.keys() <= set(names):
             cached = cls()
         missing = ledger.receipts(name for name in names if name not in cached.sealed)
-        if cached.sealed and any(receipt.counts is None for receipt in missing):
-            # Which failures they replaced is known only beside all others.
-            cached, missing = cls(running=cached.running), ledger.receipts(names)
-        cached.add(missing, ledger.counts(missing))
+        cached.add(missing)
         return cached, missing
 
     @classmethod
@@ -66,13 +63,13 @@ class Summary:
         if not cached.sealed.keys() <= {receipt.name for receipt in receipts}:
             cached = cls()
         missing = [receipt for receipt in receipts if receipt.name not in cached.sealed]
-        cached.add(missing, ledger.counts(missing, earlier=receipts))
+        cached.add(missing)
         return cached
 
     @classmethod
     def _cached(cls, ledger: Ledger) -> Summary:
         try:
-            content: dict[str, Any] = ledger.store.read_json_or_none(_path(ledger)) or {}
+            content = ledger.store.read_json_or_none(_path(ledger)) or {}
             if content.get("version") != 1:
                 return cls()
             return cls(
@@ -83,10 +80,10 @@ class Summary:
         except (StoreError, ValueError, KeyError, TypeError):
             return cls()
 
-    def add(self, receipts: Sequence[Receipt], counts: Sequence[Counts]) -> None:
+    def add(self, receipts: Sequence[Receipt]) -> None:
         """Take receipts in."""
-        for receipt, count in zip(receipts, counts, strict=True):
-            self.counts += count
+        for receipt in receipts:
+            self.counts += receipt.counts
             self.sealed[receipt.name] = (
                 dt.datetime.fromisoformat(receipt.at).timestamp(),
                 len(receipt.items),

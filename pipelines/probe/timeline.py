@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from cluster.probing.results import ItemReport
 from pipelines.config.model import Config
@@ -110,5 +109,5 @@ class Timeline:
 def read_runs(ledger: Ledger) -> Sequence[Run]:
     """The runs of a ledger that came to their end, oldest first."""
     names = ledger.store.names(f"{ledger.folder}/runs", suffix=".json")
-    contents: list[dict[str, Any]] = [ledger.store.read_json(name) for name in names]
+    contents = [ledger.store.read_json(name) for name in names]
     return [Run(**content) for content in contents if content.get("version") == 1]

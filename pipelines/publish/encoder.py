@@ -32,7 +32,7 @@ from probelog.index.pointer import Pointer
 from probelog.publication.lifecycle import BUILDING
 from probelog.storage.encoding import digest
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 
 FOLDER = "encoders"
 EXPORT_RECEIPT_VERSION = 1
@@ -102,6 +102,7 @@ def _write(store: Store, folder: str, exported: ExportedEncoder) -> None:
         store.write(f"{folder}/{name}", data)
     receipt = {
         "version": EXPORT_RECEIPT_VERSION,
+        "made_by": MADE_BY,
         "text": exported.text.settings,
         "image": None if exported.image is None else exported.image.settings,
         "image_missing": exported.image_missing,
@@ -148,7 +149,7 @@ def _read_or_none(store: Store, report: Report, folder: str, source: str) -> Exp
         if receipt is None:
             return None
         where = store.path(folder)
-        check_version(receipt["version"], EXPORT_RECEIPT_VERSION, where, "exported encoder")
+        check_version(receipt, EXPORT_RECEIPT_VERSION, where, "exported encoder")
         files = {name: _file(store, f"{folder}/{name}", item) for name, item in receipt["files"].items()}
         tokenizer = files["tokenizer.json"].decode()
         text = TextEncoderFiles(files["text_encoder.onnx"], tokenizer, _settings(receipt["text"], source))

@@ -31,7 +31,6 @@ from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.expected import Expected
 from pipelines.publish.release import LiveIndex, PublishResult, release_generation
 from pipelines.quality.failures import FailureCounts
-from probelog import __version__
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError, UsageError
 from probelog.index.arrow import fixed_lists
@@ -48,6 +47,7 @@ from probelog.storage.encoding import npy, short_key
 from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, ProbedModel
 from probelog.storage.store import Store
+from probelog.storage.versions import MADE_BY
 
 # Number of logits that the temperature and the basis are fitted on: enough for a hub of any size.
 _SAMPLE_LOGITS = 20_000
@@ -276,7 +276,7 @@ def _build(
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(inputs.probe_set, embeddings)])
     settings = GenerationSettings(
         version=INDEX_VERSION,
-        made_by=f"probelog {__version__}",
+        made_by=MADE_BY,
         models=len(models),
         logits=written.logits,
         probe_set=inputs.probe_set.hash,
@@ -426,6 +426,5 @@ def _expected(inputs: _Inputs) -> Expected:
 
 def _without_descriptor(inputs: _Inputs) -> int:
     """Number of logits that the receipts count and that have no row of descriptors."""
-    ledger = Ledger(inputs.job.store, "")
-    counted = sum(counts.logits for counts in ledger.counts(inputs.receipts))
+    counted = sum(receipt.counts.logits for receipt in inputs.receipts)
     return counted - sum(inputs.completed.parts[receipt.name].rows for receipt in inputs.receipts)

@@ -16,7 +16,7 @@ from pipelines.quality.measure import Measure
 from probelog import __version__
 from probelog.storage.encoding import digest
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 from probelog.terminal import printable
 
 FOLDER = "quality"
@@ -65,7 +65,7 @@ class Verdict:
         """Plain values, for JSON."""
         return {
             "version": REPORT_VERSION,
-            "made_by": f"probelog {__version__}",
+            "made_by": MADE_BY,
             **{name: getattr(self, name) for name in ("generation", "live", "at", "seconds", "note")},
             **{name: getattr(self, name) for name in ("passed", "enforced", "refused")},
             "measures": [
@@ -96,9 +96,9 @@ def last_report(store: Store) -> dict[str, Any] | None:
         StoreError: it is damaged, or written by a newer ProbeLog.
     """
     names = _newest_first(store)
-    content: dict[str, Any] | None = store.read_json_or_none(names[0]) if names else None
+    content = store.read_json_or_none(names[0]) if names else None
     if content is not None:
-        check_version(content["version"], REPORT_VERSION, store.path(names[0]), "quality report")
+        check_version(content, REPORT_VERSION, store.path(names[0]), "quality report")
     return content
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from probelog.encoders.decoding import UnreadableImageError, decode, to_rgb
 from probelog.encoders.text import open_session, read_settings, unit_rows
 from probelog.errors import QueryError
+from probelog.storage.versions import MADE_BY
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,6 +52,7 @@ class ImageSettings:
     std: list[float] | None
     made_with: dict[str, str] = field(default_factory=dict)
     version: int = SETTINGS_VERSION
+    made_by: str = MADE_BY
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from probelog.errors import SchemaVersionError, StoreError
+from probelog.errors import StoreError
 from probelog.storage.schemas import clean_unicode
+from probelog.storage.versions import MADE_BY, check_version
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,6 +52,7 @@ class TextSettings:
     pad_id: int
     made_with: dict[str, str] = field(default_factory=dict)
     version: int = SETTINGS_VERSION
+    made_by: str = MADE_BY
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -69,14 +71,7 @@ class TextSettings:
 
 def read_settings(kind: type[Settings], settings: Mapping[str, Any], version: int, what: str) -> Settings:
     """Versioned JSON settings as the dataclass ``kind`` (shared with the image encoder)."""
-    stored = settings.get("version")
-    if not isinstance(stored, int):
-        raise StoreError(f"the index's {what} settings are damaged: no version. Publish the index again.")
-    if stored > version:
-        raise SchemaVersionError(
-            f"the index's {what} settings have version {stored}, newer than this ProbeLog knows ({version}). "
-            "Upgrade ProbeLog."
-        )
+    check_version(settings, version, "the index", f"{what} settings")
     try:
         return kind(**settings)
     except TypeError as error:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import values_of
-from probelog.errors import QueryError, SchemaVersionError, StoreError
+from probelog.errors import QueryError, StoreError
 from probelog.index import shortlist
 from probelog.index.arrow import matrix_of, structured
 from probelog.index.basis import Basis, EncodedDirections
@@ -34,6 +34,7 @@ from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in,
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
+from probelog.storage.versions import check_version
 
 if TYPE_CHECKING:
     from probelog.encoders.image import ImageEncoder
@@ -130,18 +131,8 @@ class Generation:
         self._lock = threading.RLock()
         self._tables = Tables(index, pointer.generation)
         with self._tables.reading("settings"):
-            content = json.loads(self._tables.meta("settings") or b"{}")
-            version = int(content["version"])
-        if version > INDEX_VERSION:
-            raise SchemaVersionError(
-                f"{index.uri}: index version {version} is newer than this ProbeLog knows ({INDEX_VERSION}). "
-                "Upgrade ProbeLog."
-            )
-        if version < INDEX_VERSION:
-            raise SchemaVersionError(
-                f"{index.uri}: index version {version} is older than this ProbeLog reads ({INDEX_VERSION}). "
-                "Publish it again (probelog-index publish), or use the ProbeLog that made it."
-            )
+            content = dict(json.loads(self._tables.meta("settings") or b"{}"))
+        check_version(content, INDEX_VERSION, index.uri, "index")
         self.settings = GenerationSettings.from_dict(content, f"{index.uri}: generation {pointer.generation}")
         base = self.settings.base
         self._base = self._tables if base is None else Tables(index, base.generation)

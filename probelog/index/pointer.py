@@ -14,10 +14,10 @@ from typing import Any
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 
 POINTER = "current.json"
-POINTER_VERSION = 3
+POINTER_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pointer:
         generation: name of the live generation.
         source: key of the data that it was made from.
         published: when it became live (UTC, ISO 8601).
-        files: SHA-256 of its list of files; None where it was published without one.
+        files: SHA-256 of its list of files; empty only for a generation that is not published yet.
         previous: ``generation``, ``source``, ``published``, ``files`` and, of updates, ``base`` and ``base_files`` of
             the earlier generations, newest first, that a rollback can return to.
         withdrawn: the same facts of the generations that were rolled back, oldest first, that a rollback can return
@@ -43,7 +43,7 @@ class Pointer:
     generation: str
     source: str
     published: str
-    files: str | None = None
+    files: str = ""
     previous: Sequence[Mapping[str, str | None]] = field(default_factory=list)
     withdrawn: Sequence[Mapping[str, str | None]] = field(default_factory=list)
     retired: Mapping[str, str] = field(default_factory=dict)
@@ -51,12 +51,13 @@ class Pointer:
     base: str | None = None
     base_files: str | None = None
     version: int = POINTER_VERSION
+    made_by: str = MADE_BY
 
     @property
     def facts(self) -> dict[str, str | None]:
         """The facts about the live generation that are kept when another one replaces it."""
         base = {} if self.base is None else {"base": self.base, "base_files": self.base_files}
-        return {name: getattr(self, name) for name in (*_FACTS, "files")} | base
+        return {name: getattr(self, name) for name in _FACTS} | base
 
     @property
     def kept_facts(self) -> list[Mapping[str, str | None]]:
@@ -88,40 +89,30 @@ class Pointer:
             StoreError: the file is damaged.
         """
         try:
-            content, _ = unsealed_json(data, where)
-            check_version(content["version"], POINTER_VERSION, where, "pointer")
+            content = unsealed_json(data, where)
+            check_version(content, POINTER_VERSION, where, "pointer")
             return cls(
                 **_facts(content),
                 previous=[_facts(item) for item in content["previous"]],
-                withdrawn=[_facts(item) for item in content.get("withdrawn", [])],
-                retired={_text(name): _text(since) for name, since in content.get("retired", {}).items()},
-                serial=int(content.get("serial", 1)),
+                withdrawn=[_facts(item) for item in content["withdrawn"]],
+                retired={_text(name): _text(since) for name, since in content["retired"].items()},
+                serial=int(content["serial"]),
             )
         except SchemaVersionError:
             raise
-        except (
-            StoreError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-        ) as error:
+        except StoreError as error:
+            raise StoreError(f"{error}. Delete it and publish again.") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise StoreError(f"{where} is damaged ({error!r}). Delete it and publish again.") from error
 
 
-_FACTS = ("generation", "source", "published")
+_FACTS = ("generation", "source", "published", "files")
 _OF_UPDATES = ("base", "base_files")
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
-    files = item.get("files")
     base = {} if item.get("base") is None else {name: _text(item[name]) for name in _OF_UPDATES}
-    return (
-        {name: _text(item[name]) for name in _FACTS}
-        | {"files": None if files is None else _text(files)}
-        | base
-    )
+    return {name: _text(item[name]) for name in _FACTS} | base
 
 
 def _text(value: object) -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lancedb import DBConnection
 
 # Of a generation, in its settings; the pointer has a version of its own.
-INDEX_VERSION = 5
+INDEX_VERSION = 1
 
 
 # What one generation's connection keeps in memory of indexes and of tables' metadata, however large they are.

@@ -35,7 +35,7 @@ from probelog.probes.selection import Chosen, Selection
 from probelog.probes.sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
 from probelog.storage.encoding import digest, parquet_bytes, short_key
 from probelog.storage.store import Store
-from probelog.storage.versions import NAME_KEY, VERSION_KEY, check_schema, check_version
+from probelog.storage.versions import MADE_BY, check_schema, check_version, schema_metadata
 
 if TYPE_CHECKING:
     from probelog.encoders.torch_encoder import Encoder
@@ -53,7 +53,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def _fields(name: str, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(VERSION).encode()})
+    return pa.schema(fields, metadata=schema_metadata(name, VERSION))
 
 
 _FACTS: list[tuple[str, pa.DataType]] = [
@@ -388,6 +388,7 @@ def _written(
     manifest = {
         "kind": "probe-set",
         "version": VERSION,
+        "made_by": MADE_BY,
         "hash": set_hash,
         "count": len(chosen),
         "seed": seed,
@@ -440,9 +441,9 @@ def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
         manifest = store.read_json(name)
     except FileNotFoundError:
         return None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "probe-set":
+    if manifest.get("kind") != "probe-set":
         raise StoreError(f"{store.path(name)} is not the manifest of a probe set")
-    check_version(manifest.get("version"), VERSION, store.path(name), "probe set")
+    check_version(manifest, VERSION, store.path(name), "probe set")
     return manifest
 
 

@@ -34,7 +34,7 @@ from probelog.index.pointer import POINTER, Pointer, read_pointer
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
 from probelog.storage.encoding import digest
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_version
 
 # The hold is renewed before every table and once a minute while one is written; indexing a table, or checking all,
 # takes hours at worst.
@@ -84,7 +84,9 @@ def list_files(index: Store, generation: str) -> str:
             name: {"size": size, "sha256": sha256}
             for name, (size, sha256) in zip(names, measured, strict=True)
         }
-    data = sealed_json({"version": FILES_VERSION, "generation": generation, "files": files})
+    data = sealed_json(
+        {"version": FILES_VERSION, "made_by": MADE_BY, "generation": generation, "files": files}
+    )
     index.write(f"{folder}/{FILES}", data)
     return digest(data)
 
@@ -190,10 +192,10 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
         )
     place = names.index(target)
     try:
-        _check_is_present(index, target, timeline[place]["files"])
+        _check_complete(index, target, timeline[place]["files"])
         base = timeline[place].get("base")
         if base is not None:
-            _check_is_present(index, base, timeline[place].get("base_files"))
+            _check_complete(index, base, timeline[place].get("base_files"))
     except StoreError as error:
         raise StoreError(
             f"{error}. Publish again"
@@ -209,7 +211,7 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
             generation=target,
             source=str(facts["source"]),
             published=_now(),
-            files=facts["files"],
+            files=str(facts["files"]),
             base=facts.get("base"),
             base_files=facts.get("base_files"),
             previous=timeline[:place][::-1],
@@ -313,7 +315,7 @@ def read_files(
         expected: digest of the list, where it is known.
 
     Raises:
-        FileNotFoundError: it has no such list: it is not finished, or was published by an early ProbeLog.
+        FileNotFoundError: it has no such list: it is not finished.
         SchemaVersionError: made by a newer ProbeLog.
         StoreError: the list is damaged, or not the expected one.
     """
@@ -322,9 +324,9 @@ def read_files(
     where = index.path(path)
     if expected is not None and digest(data) != expected:
         raise StoreError(f"{where} is damaged: its digest is not the one in the pointer")
-    content, _ = unsealed_json(data, where)
+    content = unsealed_json(data, where)
+    check_version(content, FILES_VERSION, where, "list of files")
     try:
-        check_version(content["version"], FILES_VERSION, where, "list of files")
         files = {
             str(name): (int(item["size"]), str(item["sha256"])) for name, item in content["files"].items()
         }
@@ -353,14 +355,6 @@ def _check_complete(index: Store, generation: str, expected: str | None = None) 
             + " missing or of another size"
         )
     return list_digest
-
-
-def _check_is_present(index: Store, generation: str, files: str | None) -> None:
-    """Raises StoreError where a generation that was published is not whole; early ones have no list to tell by."""
-    if files is not None:
-        _check_complete(index, generation, files)
-    elif not index.names(f"{folder_of(generation)}/meta.lance"):
-        raise StoreError(f"{index.uri}: generation {generation} is missing")
 
 
 def _hold_path(generation: str) -> str:

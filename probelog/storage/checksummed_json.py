@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest
 
 
-def sealed_json(value: object, indent: int | None = 1) -> bytes:
-    """A value as JSON with sorted keys. An object ends with a *seal*, the SHA-256 of its file without that entry.
+def sealed_json(value: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """An object (not empty) as JSON with sorted keys; it ends with a *seal*, the SHA-256 of the file without that entry.
 
     So a JSON file that says what other files must hold can itself be checked; a program that knows nothing of seals
-    reads one key more. What is no object, or an empty one, is written without.
+    reads one key more.
     """
     body = json.dumps(value, indent=indent, sort_keys=True).encode()
-    if not isinstance(value, dict) or not value:
-        return body + b"\n"
     body = body[:-1].rstrip() + _END
     return body[: -len(_END)] + _seal(body)
 
 
-def unsealed_json(data: bytes, where: str) -> tuple[Any, bool]:
-    """The value of a JSON file, and whether a seal protects it (files of older versions have none).
+def unsealed_json(data: bytes, where: str) -> dict[str, Any]:
+    """The object of a JSON file, without its seal.
 
     Raises:
-        StoreError: it is not JSON, or not what its seal was made for.
+        StoreError: it is not JSON, or not what its seal was made for, or has none.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{where} is damaged: {error}") from error
-    body = data[:-_SEAL_BYTES] + _END
-    seal = _seal(body)
-    if data.endswith(seal) and isinstance(value, dict):
-        del value["seal"]
-        return value, True
-    # The right digest in another frame is one that was damaged.
-    framed = digest(body).encode() in data[-_SEAL_BYTES:]
-    if framed or (isinstance(value, dict) and "seal" in value):
-        raise StoreError(f"{where} is damaged: its content is not what it was sealed with")
-    return value, False
+    if not isinstance(value, dict) or not data.endswith(_seal(data[:-_SEAL_BYTES] + _END)):
+        raise StoreError(f"{where} is damaged: it has no seal, or its content is not what it was sealed with")
+    del value["seal"]
+    return value
 
 
 _END = b"\n}\n"

@@ -38,15 +38,15 @@ from probelog.storage.schemas import (
     to_table,
 )
 from probelog.storage.store import Store
-from probelog.storage.versions import check_version
+from probelog.storage.versions import MADE_BY, check_schema, check_version
 
 _READERS = 16
-RECEIPT_VERSION = 3
+_DIGEST_BYTES = 32
+RECEIPT_VERSION = 1
 # Of ``manifest.json``, which says what a ledger is for.
 LEDGER_VERSION = 1
 # What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
 TIMED_PHASES = ("download", "load", "preprocess", "forward", "weights", "sketch")
-_COUNTED = ["repo", "sha", "logits", "copy_of_repo", "bytes", *(f"seconds_{part}" for part in TIMED_PHASES)]
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,6 @@ class Receipt:
     """Proof of one sealed batch: its items, its parts, and when it was sealed (UTC, ISO 8601).
 
     ``originals`` maps the identities of the models that were run (not of copies) to their ``[repo, sha]``.
-    Receipts of version 1 have no ``weights``; early ones have no ``counts`` (``Ledger.counts`` reads their parts).
-    From version 3 on the file has a seal.
     """
 
     name: str
@@ -108,11 +106,12 @@ class Receipt:
     observations: Part
     models: Part
     failures: Part
+    weights: Part
+    counts: Counts
+    originals: Mapping[str, list[str]]
     at: str
-    weights: Part | None = None
-    counts: Counts | None = None
-    originals: Mapping[str, list[str]] = field(default_factory=dict)
     version: int = RECEIPT_VERSION
+    made_by: str = MADE_BY
 
 
 @dataclass(frozen=True)
@@ -156,20 +155,20 @@ class ItemResult:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ItemResult:
-        """Read what ``to_bytes`` wrote (early ones without the digest).
+        """Read what ``to_bytes`` wrote.
 
         Raises:
+            SchemaVersionError: written by a newer ProbeLog.
             StoreError: damaged.
         """
-        source = pa.BufferReader(data)
-        try:
-            found = cls(*(pa.ipc.open_stream(source).read_all() for _ in range(4)))
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"a spooled result is damaged: {error}") from error
-        rest = data[source.tell() :]
-        if rest and rest.hex() != digest(data[: -len(rest)]):
+        content = data[:-_DIGEST_BYTES]
+        if data[len(content) :].hex() != digest(content):
             raise StoreError("a spooled result is damaged: its digest is not the one at its end")
-        return found
+        source = pa.BufferReader(content)
+        tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
+        for table, schema in zip(tables, (OBSERVATIONS, PROBED_MODELS, FAILURES, WEIGHTS), strict=True):
+            check_schema(table.schema, schema, "a spooled result")
+        return cls(*tables)
 
 
 def key_numbers(keys: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -301,57 +300,10 @@ class Ledger:
         except FileNotFoundError:
             return None
 
-    def counts(self, receipts: Sequence[Receipt], earlier: Sequence[Receipt] = ()) -> list[Counts]:
-        """What each receipt's items came to; the parts of old receipts, which do not say, are read.
-
-        Args:
-            receipts: of this ledger.
-            earlier: further receipts, in which failures that these replace may lie.
-        """
-        old = [receipt for receipt in receipts if receipt.counts is None]
-        counted = dict(
-            zip([receipt.name for receipt in old], self._recount(old, [*receipts, *earlier]), strict=True)
-        )
-        return [receipt.counts or counted[receipt.name] for receipt in receipts]
-
-    def _recount(self, old: Sequence[Receipt], every: Sequence[Receipt]) -> Iterator[Counts]:
-        """The counts of receipts that do not say, from their parts."""
-        if not old:
-            return
-        failures = self.failure_rows(every)
-        reasons = dict(
-            zip(
-                zip(*(failures[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True),
-                failures["reason"].to_pylist(),
-                strict=True,
-            )
-        )
-        tables = zip(
-            self._tables([receipt.models for receipt in old], PROBED_MODELS, _COUNTED),
-            self._tables([receipt.failures for receipt in old], FAILURES),
-            strict=True,
-        )
-        for receipt, (models, failed) in zip(old, tables, strict=True):
-            items = set(receipt.items)
-            replaced: Counter[str] = Counter()
-            for repo, sha in zip(values_of(models["repo"], str), values_of(models["sha"], str), strict=True):
-                attempt = 1
-                while (repo, sha, attempt) in reasons and item_key(repo, sha, attempt) not in items:
-                    attempt += 1
-                if attempt > 1:
-                    replaced[reasons[repo, sha, attempt - 1]] += 1
-            for repo, sha, attempt in zip(
-                *(failed[name].to_pylist() for name in ("repo", "sha", "attempts")), strict=True
-            ):
-                if (before := reasons.get((repo, sha, attempt - 1))) is not None:
-                    replaced[before] += 1
-            none = ItemResult(OBSERVATIONS.empty_table(), models, failed, WEIGHTS.empty_table())
-            yield replace(_counts([none]), replaced=dict(replaced))
-
     def failure_rows(self, receipts: Sequence[Receipt]) -> pa.Table:
         """Every failure that is recorded, superseded ones included (``FAILURES``). Reads parts of failures alone."""
         parts = [receipt.failures for receipt in receipts if receipt.failures.rows]
-        tables = [table.cast(FAILURES) for table in self._tables(parts, FAILURES)]
+        tables = list(self._tables(parts, FAILURES))
         return pa.concat_tables(tables) if tables else FAILURES.empty_table()
 
     def models(self, receipts: Sequence[Receipt]) -> list[ProbedModel]:
@@ -374,11 +326,9 @@ class Ledger:
                     found[key] = failure
         return [found[key] for key in sorted(found)]
 
-    def _tables(
-        self, parts: Sequence[Part], schema: pa.Schema, columns: list[str] | None = None
-    ) -> Iterator[pa.Table]:
+    def _tables(self, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from pool.map(lambda part: read_part(self.store, part, schema, columns), parts)
+            yield from pool.map(lambda part: read_part(self.store, part, schema), parts)
 
     def _spool_path(self, item: str) -> str:
         return f"{self.folder}/spool/{item}.arrow"
@@ -456,12 +406,10 @@ def _counts(results: Sequence[ItemResult]) -> Counts:
         if not models.num_rows:
             continue
         logits += pc.sum(models["logits"]).as_py()
-        if "copy_of_repo" in models.column_names:
-            copies += models.num_rows - models["copy_of_repo"].null_count
-            size += pc.sum(models["bytes"]).as_py() or 0
+        copies += models.num_rows - models["copy_of_repo"].null_count
+        size += pc.sum(models["bytes"]).as_py() or 0
         for part in TIMED_PHASES:
-            if f"seconds_{part}" in models.column_names:
-                seconds[part] += pc.sum(models[f"seconds_{part}"]).as_py() or 0.0
+            seconds[part] += pc.sum(models[f"seconds_{part}"]).as_py()
     return Counts(indexed, copies, logits, size, dict(sorted(failed.items())), {}, seconds)
 
 
@@ -479,16 +427,15 @@ def _originals(results: Sequence[ItemResult]) -> dict[str, list[str]]:
 
 def _receipt(content: dict[str, Any], where: str) -> Receipt:
     try:
-        # The first receipts had no version.
-        check_version(content.get("version", 1), RECEIPT_VERSION, where, "receipt")
+        check_version(content, RECEIPT_VERSION, where, "receipt")
         return Receipt(
             **{
                 **content,
                 "observations": Part(**content["observations"]),
                 "models": Part(**content["models"]),
                 "failures": Part(**content["failures"]),
-                "weights": Part(**content["weights"]) if content.get("weights") else None,
-                "counts": Counts(**content["counts"]) if content.get("counts") else None,
+                "weights": Part(**content["weights"]),
+                "counts": Counts(**content["counts"]),
             }
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -35,16 +35,12 @@ def count_rows(parts: Iterable[Mapping[str, Any]]) -> int:
 
 
 def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one part, checked against its receipt and against the schema's version.
-
-    Of ``columns`` those that are there are read; by default all.
+    """The rows of one part, with all columns or some, checked against its receipt and the schema's version.
 
     Raises:
         StoreError: the bytes are not those that the receipt was written for.
     """
-    file = open_part(store, part, schema)
-    there = file.schema_arrow.names
-    return file.read(None if columns is None else [name for name in columns if name in there])
+    return open_part(store, part, schema).read(columns)
 
 
 def open_part(store: Store, part: Part, schema: pa.Schema) -> pq.ParquetFile:

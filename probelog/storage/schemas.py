@@ -1,6 +1,6 @@
 """What the stages hand to each other: versioned Arrow schemas and the typed records behind them.
 
-Each schema carries its name and version in its metadata. Readers accept their own version and older ones;
+Each schema carries its name and version in its metadata. Readers accept their own version and the one before;
 a newer one is refused with a message that says so, never half understood.
 """
 
@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from probelog.errors import FailureReason
-from probelog.storage.versions import NAME_KEY, VERSION_KEY
+from probelog.storage.versions import schema_metadata
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _STRINGS = pa.list_(pa.string())
 
 
 def _schema(name: str, version: int, fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
-    return pa.schema(fields, metadata={NAME_KEY: name.encode(), VERSION_KEY: str(version).encode()})
+    return pa.schema(fields, metadata=schema_metadata(name, version))
 
 
 FAILURES = _schema(
@@ -58,7 +58,7 @@ OBSERVATIONS = _schema(
 
 PROBED_MODELS = _schema(
     "probed-models",
-    2,
+    1,
     [
         ("repo", pa.string()),
         ("sha", pa.string()),
@@ -107,10 +107,9 @@ WEIGHTS = _schema(
     ],
 )
 
-# Before version 3 lists of numbers that are not integers held float32, and every logit had its lowest probes.
 DESCRIPTORS = _schema(
     "descriptors",
-    3,
+    1,
     [
         ("repo", pa.string()),
         ("sha", pa.string()),
@@ -254,7 +253,7 @@ def arrow_fields(record: Any) -> list[tuple[str, pa.DataType]]:
     ]
 
 
-CATALOGUE = _schema("catalogue", 3, arrow_fields(CatalogueRow))
+CATALOGUE = _schema("catalogue", 1, arrow_fields(CatalogueRow))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -307,23 +307,23 @@ class Store:
         with self._explained(folder, _DELETED), contextlib.suppress(FileNotFoundError):
             self._filesystem().delete_dir(self._key(folder))
 
-    def write_json(self, name: str, value: object) -> None:
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one object as JSON with sorted keys and a seal (`sealed_json`)."""
         self.write(name, sealed_json(value))
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict[str, Any]:
         """One JSON object, without its seal.
 
         Raises:
             FileNotFoundError: there is none.
             StoreError: it is not JSON, or not what its seal was made for.
         """
-        return unsealed_json(self.read(name), self.path(name))[0]
+        return unsealed_json(self.read(name), self.path(name))
 
-    def read_json_or_none(self, name: str) -> Any:
+    def read_json_or_none(self, name: str) -> dict[str, Any] | None:
         """Likewise, or None where there is none."""
         data = self.read_or_none(name)
-        return None if data is None else unsealed_json(data, self.path(name))[0]
+        return None if data is None else unsealed_json(data, self.path(name))
 
     # Behind the scenes
 

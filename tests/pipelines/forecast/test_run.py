@@ -50,7 +50,7 @@ def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: 
     left, basis = plan["left"], plan["basis"]
     (folder,) = (f"observations/{path.name}" for path in (tmp_path / "store/observations").iterdir())
     ledger = Ledger(Store(tmp_path / "store"), folder)
-    (before,) = ledger.counts(ledger.receipts())
+    (before,) = (receipt.counts for receipt in ledger.receipts())
     receipt_bytes = sum(ledger.store.sizes(f"{folder}/receipts").values())
     assert (basis["source"], basis["models"], basis["runs"]) == ("this configuration", 3, 1)
     assert (plan["catalogue"], plan["done"]["models"], left["models"]) == (len(MODELS), 3, len(MODELS) - 3)
@@ -66,7 +66,7 @@ def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: 
     asked = len(hub.requests)
     assert operator("probe", "--config", file).status == 0
     addresses = [request.address for request in hub.requests[asked:]]
-    after = sum(ledger.counts(ledger.receipts()), type(before)())
+    after = sum((receipt.counts for receipt in ledger.receipts()), type(before)())
     assert left["indexed"]["value"] == after.indexed - before.indexed
     assert left["file_requests"]["value"] == sum("/resolve/" in address for address in addresses)
     assert left["api_requests"] == sum("/api/" in address for address in addresses) == 0

@@ -17,7 +17,14 @@ from pipelines.inspect.status import LedgerStatus, status
 from pipelines.probe.plan import ProbingPlan, first_keys, make_plan
 from pipelines.probe.summary import Running, Summary
 from probelog.errors import FailureReason
-from probelog.storage.ledger import TIMED_PHASES, ItemResult, Ledger, key_numbers, open_failures
+from probelog.storage.ledger import (
+    LEDGER_VERSION,
+    TIMED_PHASES,
+    ItemResult,
+    Ledger,
+    key_numbers,
+    open_failures,
+)
 from probelog.storage.observations import to_rows
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, Failure, to_table
 from probelog.storage.store import Store
@@ -31,7 +38,13 @@ FOLDER = "observations/x"
 
 def ledger_in(folder: Path) -> Ledger:
     ledger = Ledger(Store(folder), FOLDER)
-    manifest = {"probe_set": "p", "fraction": 1.0, "seed": 0, "planned": len(MODELS)}
+    manifest = {
+        "probe_set": "p",
+        "fraction": 1.0,
+        "seed": 0,
+        "planned": len(MODELS),
+        "version": LEDGER_VERSION,
+    }
     ledger.store.write_json(f"{FOLDER}/manifest.json", manifest)
     return ledger
 
@@ -53,15 +66,6 @@ def result(repo: str, attempt: int, draw: int) -> ItemResult:
     copy = {"copy_of_repo": "o/other", "copy_of_sha": SHA} if draw == 4 else {}
     facts = model(repo, logits=draw, bytes=100 * draw, identity=f"i-{repo}", **seconds, **copy)
     return ItemResult.success(facts, to_rows(repo, SHA, np.zeros((draw, 7), np.float32)))
-
-
-def make_old(ledger: Ledger, name: str) -> None:
-    """A receipt as version 1 wrote it."""
-    path = f"{FOLDER}/receipts/{name}.json"
-    content = ledger.store.read_json(path)
-    for key in ("counts", "originals", "weights"):
-        del content[key]
-    ledger.store.write_json(path, content | {"version": 1})
 
 
 def recount(ledger: Ledger) -> dict[str, object]:
@@ -98,7 +102,6 @@ def told(found: LedgerStatus) -> dict[str, object]:
 ROUND = st.tuples(
     st.lists(st.integers(0, 4), min_size=7, max_size=7),  # what comes of each model
     st.integers(1, 3),  # batches done before the driver is killed
-    st.booleans(),  # whether this was a driver of version 1
     st.sampled_from(["no summary", "summary before", "summary after", "killed in sealing"]),
 )
 
@@ -108,7 +111,7 @@ ROUND = st.tuples(
 def test_status_is_a_recount(history) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ledger = ledger_in(Path(folder))
-        for draws, batches, old, ending in history:
+        for draws, batches, ending in history:
             ledger.drop_sealed_spool(ledger.receipts())
             if ending == "summary before":
                 Summary.covering(ledger, ledger.receipts()).write(ledger, now=True)
@@ -117,9 +120,7 @@ def test_status_is_a_recount(history) -> None:
                 here = np.arange(plan.starts[number], plan.starts[number + 1])
                 for item in plan.items(here):
                     ledger.spool(item.key, result(item.row.repo, item.attempt, draws[item.number]))
-                receipt = ledger.seal(plan.batch(number), plan.replaced(number))
-                if old:
-                    make_old(ledger, receipt.name)
+                ledger.seal(plan.batch(number), plan.replaced(number))
                 if ending == "killed in sealing":
                     ledger.spool(item.key, result(item.row.repo, item.attempt, draws[item.number]))
             if ending == "summary after":

@@ -69,8 +69,6 @@ def test_weights_are_what_would_be_downloaded() -> None:
     assert np.isnan(size(*unsized))
     assert size(*unsized, parameters=10) == 40
     assert size(*unsized, parameters=10, weight_bytes=20) == 20
-    old = to_table([CatalogueRow("o/m", SHA, parameters=10)], CATALOGUE).drop(["weight_bytes"])
-    assert weight_bytes(old).tolist() == [40], "a catalogue of version 1"
     assert size(parameters=10) == 40
     assert np.isnan(size())
 

@@ -123,7 +123,6 @@ def test_every_model_has_a_line_in_the_log(indexed: Indexed) -> None:
 
 def test_the_receipts_counts_are_their_rows(indexed: Indexed) -> None:
     for receipt in indexed.run.probed.receipts:
-        assert receipt.counts is not None
         assert receipt.counts.indexed == receipt.models.rows
         if not receipt.counts.copies:  # a copy has no rows of its own
             assert receipt.counts.logits == receipt.observations.rows

@@ -1,7 +1,6 @@
 import collections
 import hashlib
 import io
-import json
 import os
 import pickle
 import random
@@ -397,7 +396,7 @@ def test_manifests_of_another_make_are_refused(pictures, store, encoder):
     name = f"probes/{made.hash[:16]}/manifest.json"
     manifest = store.read_json(name)
     for change, error in (({"version": 99}, SchemaVersionError), ({"kind": "other"}, StoreError)):
-        store.write(name, json.dumps(manifest | change).encode())
+        store.write_json(name, manifest | change)
         with pytest.raises(error):
             ProbeSet.open(store, made.hash)
     with pytest.raises(UsageError, match="no probe set"):

@@ -82,22 +82,6 @@ def test_publish_and_roll_back(index: Store) -> None:
     assert read_pointer(index)[0].generation == "a"
 
 
-def test_rolling_back_to_what_an_early_probelog_published(index: Store) -> None:
-    """It listed no files."""
-    publish(index, "a")
-    publish(index, "b")
-    found = read_pointer(index)[0]
-    early = {name: value for name, value in found.facts.items() if name != "files"}
-    past = [{name: value for name, value in item.items() if name != "files"} for item in found.previous]
-    index.write(POINTER, json.dumps(early | {"previous": past, "version": 2}).encode())
-    index.delete("generations/a/files.json")
-    assert roll_back(index).generation == "a"
-    assert probelog.open_index(index.uri).search("dog")[0].licence == "a"
-    index.delete_folder("generations/b")
-    with pytest.raises(StoreError, match="generation b is missing"):
-        roll_back(index, "b")
-
-
 def test_a_rollback_can_be_taken_back(index: Store) -> None:
     for name in ("a", "b", "c"):
         publish(index, name)

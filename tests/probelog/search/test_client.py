@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import probelog
 from probelog.cli import app
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
-from probelog.index.pointer import read_pointer
+from probelog.index.pointer import POINTER, Pointer, read_pointer
 from probelog.ranking.confidence import Confidence
 from probelog.search.results import Hit
 from probelog.storage.schemas import Parent
@@ -703,9 +703,7 @@ def test_there_is_no_index(tmp_path: Path) -> None:
 
 def test_opening_writes_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "index")
-    store.write(
-        "current.json", b'{"version": 2, "generation": "x", "source": "s", "published": "p", "previous": []}'
-    )
+    store.write(POINTER, Pointer("x", "s", "p", "f").to_bytes())
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreError, match=r"generation x cannot be read.*publish again or roll back"):
         probelog.open_index(tmp_path)
