@@ -253,6 +253,10 @@ def _export(
             f"{encoder.source}: {tower} takes over 2 GiB as ONNX (the whole encoder: {weights >> 20} MiB). "
             "Use a smaller encoder."
         )
+    # The exporter notes which lines of which files each node comes from: paths of this machine, in a published index.
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
     opset = next(item.version for item in proto.opset_import if item.domain == "")
     return proto.SerializeToString(), opset
 

@@ -12,6 +12,7 @@ from probelog.encoders.image import ImageEncoder, ImageSettings, pixels
 from probelog.encoders.text import TextEncoder, unit_rows
 from probelog.errors import QueryError, SchemaVersionError, StoreError
 from tests.probelog.encoders.test_decoding import bomb, encoded
+from tests.support.paths import CHECKOUT
 from tests.support.worlds import tiny_encoders
 from tests.support.worlds.tiny_encoders import CONCEPTS, KINDS, photo
 
@@ -32,6 +33,13 @@ def test_texts_are_embedded_as_the_encoder_does(kind):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, tiny_encoders.encoder(kind).embed_texts(CONCEPTS), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_export_says_nothing_of_the_machine_that_made_it(kind):
+    for files in (tiny_encoders.text_files(kind), tiny_encoders.image_files(kind)):
+        for place in (str(CHECKOUT), sys.prefix, ".py"):
+            assert place.encode() not in files.onnx
 
 
 def test_no_text_gives_no_rows():
