@@ -20,6 +20,7 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.search.client import open_index
 from probelog.search.query import background_numbers, text_vectors
+from probelog.storage.layout import INDEX
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS
 from probelog.storage.store import Store
@@ -150,7 +151,7 @@ class _Kept(NamedTuple):
 def _around(index: Store) -> Store:
     """The store that an index lies in."""
     parent, _, folder = index.uri.rpartition("/")
-    return Store(parent) if folder == "index" and parent else index
+    return Store(parent) if folder == INDEX and parent else index
 
 
 def _top_pairs(store: Store, keys: Sequence[str], kept: Sequence[_Kept]) -> scoring.TopPairs | None:

@@ -19,6 +19,7 @@ from pipelines.publish.stage import ListingSnapshot, publish
 from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
+from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Counts, Ledger
 
 
@@ -52,7 +53,7 @@ def run_complete(job: Job) -> CompletionRecord:
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
-    receipts = Ledger(job.store, f"observations/{key}").receipts()
+    receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
     with session(job.config.ray_address):
@@ -65,7 +66,7 @@ def run_publish(job: Job) -> PublishResult:
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
-    ledger = Ledger(job.store, f"observations/{key}")
+    ledger = Ledger(job.store, LedgerFolder.of(key).path)
     receipts = ledger.receipts()
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")

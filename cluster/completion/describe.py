@@ -13,6 +13,7 @@ from probelog.completion.als import Float32
 from probelog.completion.descriptors import describe
 from probelog.ranking.matched_heads import HeadSpace
 from probelog.storage.encoding import digest
+from probelog.storage.layout import CompletionFolder
 from probelog.storage.ledger import Receipt, observed_models
 from probelog.storage.parquet_parts import Part, part_bytes
 from probelog.storage.schemas import DESCRIPTORS
@@ -40,16 +41,12 @@ def _describe(
     space = HeadSpace(embeddings, embeddings[:0])
     tables = describe(observed_models(store, receipt), columns, space, regularisation, top_r)
     data = part_bytes(tables, DESCRIPTORS)
-    path = f"{folder}/descriptors/{receipt.name}.parquet"
+    path = CompletionFolder(folder).descriptors(receipt.name)
     store.write(path, data)
     part = Part(path, sum(table.num_rows for table in tables), len(data), digest(data))
-    store.write_json(_described(folder, receipt.name), asdict(part))
+    # Says that the part is described, until the stage's receipt says so of all.
+    store.write_json(CompletionFolder(folder).described(receipt.name), asdict(part))
     return part
-
-
-def _described(folder: str, name: str) -> str:
-    """What says that a part is described, until the stage's receipt says so of all."""
-    return f"{folder}/described/{name}.json"
 
 
 def describe_parts(
@@ -76,7 +73,7 @@ def describe_parts(
         folder: where in the store.
         progress: hears how many parts are described.
     """
-    prefix = f"{folder}/described"
+    prefix = CompletionFolder(folder).described_folder
     parts = {
         name.removeprefix(f"{prefix}/").removesuffix(".json"): Part(**store.read_json(name))
         for name in store.names(prefix, suffix=".json")
@@ -99,4 +96,4 @@ def describe_parts(
 
 def forget_described(store: Store, folder: str) -> None:
     """Remove what says that single parts are described: the stage's receipt does now."""
-    store.delete_folder(f"{folder}/described")
+    store.delete_folder(CompletionFolder(folder).described_folder)

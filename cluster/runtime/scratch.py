@@ -10,6 +10,7 @@ from pathlib import Path
 
 from probelog.errors import UsageError
 from probelog.sandbox.process import downloads_folder
+from probelog.storage.layout import ProbeSetFolder
 from probelog.storage.store import Store
 
 
@@ -45,14 +46,14 @@ def local_probes(store: Store, probe_set: str, scratch: Path) -> Store:
     """
     if store.is_local:
         return store
-    folder = f"probes/{probe_set[:16]}"
+    folder = ProbeSetFolder.of(probe_set)
     local = Store(scratch / "probe-sets")
     (scratch / "probe-sets").mkdir(exist_ok=True)
-    with open(scratch / "probe-sets" / f"{probe_set[:16]}.lock", "w") as lock:
+    with open(scratch / "probe-sets" / f"{folder.key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        manifest = f"{folder}/manifest.json"
+        manifest = folder.manifest
         if not local.exists(manifest):
-            names = [name for name in store.names(folder) if name != manifest]
+            names = [name for name in store.names(folder.path) if name != manifest]
             for name in [*names, manifest]:  # last: a set without it does not exist
                 if not local.exists(name):
                     local.write(name, store.read(name))

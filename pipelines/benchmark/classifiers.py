@@ -32,6 +32,7 @@ from probelog.errors import UsageError
 from probelog.evaluation.accuracy import precision_recall_area
 from probelog.probes.sources import ProbeReport, candidates, source_files
 from probelog.storage.encoding import digest
+from probelog.storage.layout import CATALOGUES, RECEIPT
 from probelog.storage.ledger import observed_models
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_table
@@ -161,7 +162,7 @@ def _catalogue_rows(hubs: Iterable[ProbedHub]) -> list[CatalogueRow]:
     rows: dict[tuple[str, str], CatalogueRow] = {}
     for hub in hubs:
         requested = {(model.repo, model.sha) for model in hub.models}
-        for name in hub.store.names("catalogue", suffix="receipt.json"):
+        for name in hub.store.names(CATALOGUES, suffix=RECEIPT):
             for part in hub.store.read_json(name)["rows"]:
                 for row in from_table(read_part(hub.store, Part(**part), CATALOGUE), CatalogueRow):
                     if (row.repo, row.sha) in requested:

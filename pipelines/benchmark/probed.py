@@ -21,6 +21,7 @@ from probelog.probes.probe_set import subset
 from probelog.ranking.matched_heads import Observed
 from probelog.search.query import background_numbers, text_vectors
 from probelog.storage.encoding import short_key
+from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger, observed_models
 from probelog.storage.schemas import Head, ProbedModel
 from probelog.storage.store import Store
@@ -63,7 +64,7 @@ class ProbedHub:
         key = generation.settings.observations
         parent, _, folder = index.uri.rpartition("/")
         store = Store(parent) if folder == "index" and parent else index
-        receipts = Ledger(store, f"observations/{key}").receipts()
+        receipts = Ledger(store, LedgerFolder.of(key).path).receipts()
         if not receipts:
             raise UsageError(
                 f"{index.uri}: the observations of this index ({key}) are not in {store.uri}; the benchmark needs "

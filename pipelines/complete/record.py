@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest, from_npy, npy, short_key
+from probelog.storage.layout import COLUMNS, CompletionFolder
 from probelog.storage.parquet_parts import Part
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
@@ -44,7 +45,7 @@ class CompletionRecord:
 
 def completed(store: Store, key: str) -> CompletionRecord | None:
     """A finished completion of a store, if it is there."""
-    facts = store.read_json_or_none(f"completion/{key}/receipt.json")
+    facts = store.read_json_or_none(CompletionFolder.of(key).receipt)
     return None if facts is None else read_record(store, key, facts)
 
 
@@ -60,8 +61,8 @@ def joined(
         observations: key of a ledger that has the receipts of both.
     """
     key = short_key("completion", DESCRIPTORS_VERSION, "joined", base.key, *sorted(more.parts))
-    folder = f"completion/{key}"
-    store.write(f"{folder}/columns.npy", npy(read_columns(store, base)))
+    path = CompletionFolder.of(key).columns
+    store.write(path, npy(read_columns(store, base)))
     done = replace(
         base,
         key=key,
@@ -70,7 +71,7 @@ def joined(
         dropped=base.dropped + more.dropped,
         parts={**base.parts, **more.parts},
     )
-    write_record(store, done, {"columns.npy": measure_file(store, f"{folder}/columns.npy")}, observations)
+    write_record(store, done, {COLUMNS: measure_file(store, path)}, observations)
     return done
 
 
@@ -80,7 +81,7 @@ def write_record(
     """A completion's receipt, with further facts."""
     facts = {name: value for name, value in asdict(done).items() if name != "key"}
     store.write_json(
-        f"completion/{done.key}/receipt.json",
+        CompletionFolder.of(done.key).receipt,
         {
             **facts,
             **further,
@@ -98,13 +99,14 @@ def read_columns(store: Store, done: CompletionRecord) -> npt.NDArray[np.float32
     Raises:
         StoreError: they are not there, or not those that the completion wrote.
     """
-    name = f"completion/{done.key}/columns.npy"
-    facts = store.read_json(f"completion/{done.key}/receipt.json")
+    folder = CompletionFolder.of(done.key)
+    name = folder.columns
+    facts = store.read_json(folder.receipt)
     try:
         data = store.read(name)
     except FileNotFoundError:
         raise StoreError(f"{store.path(name)} is gone: run `probelog-index full`") from None
-    if digest(data) != facts["files"]["columns.npy"]["sha256"]:
+    if digest(data) != facts["files"][COLUMNS]["sha256"]:
         raise StoreError(f"{store.path(name)} is damaged: its digest is not the one in its receipt")
     return from_npy(data)
 
@@ -116,7 +118,7 @@ def measure_file(store: Store, path: str) -> dict[str, int | str]:
 
 
 def read_record(store: Store, key: str, facts: dict[str, Any]) -> CompletionRecord:
-    where = store.path(f"completion/{key}/receipt.json")
+    where = store.path(CompletionFolder.of(key).receipt)
     check_version(facts, DESCRIPTORS_VERSION, where, "completion")
     return CompletionRecord(
         key=key,

@@ -28,6 +28,7 @@ from probelog.errors import UsageError
 from probelog.probes.probe_set import ProbeSet
 from probelog.ranking.matched_heads import RIDGE
 from probelog.storage.encoding import npy, short_key
+from probelog.storage.layout import CHOICE, COLUMNS, CompletionFolder
 from probelog.storage.ledger import Receipt
 
 # Smallest first: a larger rank must earn its cost by a smaller held-out error.
@@ -47,8 +48,8 @@ def complete(
     names = sorted(receipt.name for receipt in receipts)
     parameters = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE)
     key = short_key("completion", DESCRIPTORS_VERSION, observations, *parameters, *names)
-    folder = f"completion/{key}"
-    checkpoint = Checkpoint(job.store, f"{folder}/sweep.npy")
+    folder = CompletionFolder.of(key)
+    checkpoint = Checkpoint(job.store, folder.sweep)
     done = completed(job.store, key)
     if done is not None:
         _tidy(checkpoint, job, folder)
@@ -91,10 +92,10 @@ def complete(
         probe_set.embeddings(encoder_digest),
         fit.regularisation,
         config.top_r,
-        folder,
+        folder.path,
         progress=lambda done: job.report.line(f"complete: {done:,} of {len(receipts):,} parts described"),
     )
-    job.store.write(f"{folder}/columns.npy", npy(final.columns))
+    job.store.write(folder.columns, npy(final.columns))
     done = CompletionRecord(
         key=key,
         rank=fit.rank,
@@ -106,7 +107,7 @@ def complete(
         dropped=loaded.dropped,
         parts=parts,
     )
-    files = {name: measure_file(job.store, f"{folder}/{name}") for name in ("choice.json", "columns.npy")}
+    files = {name: measure_file(job.store, folder.file(name)) for name in (CHOICE, COLUMNS)}
     write_record(job.store, done, files, observations, sweeps=sweeps)
     _tidy(checkpoint, job, folder)
     return done
@@ -135,7 +136,7 @@ def fold_in(
     Raises:
         StoreError: the columns are not those that the completion wrote.
     """
-    store, folder = job.store, f"completion/{key}"
+    store, folder = job.store, CompletionFolder.of(key)
     existing = completed(store, key)
     parts = {} if existing is None else dict(existing.parts)
     remaining = [receipt for receipt in receipts if receipt.models.rows and receipt.name not in parts]
@@ -145,7 +146,7 @@ def fold_in(
         columns = read_columns(store, base)
         with session(job.config.ray_address):
             parts |= describe_parts(
-                store, remaining, columns, embeddings, base.regularisation, job.config.top_r, folder
+                store, remaining, columns, embeddings, base.regularisation, job.config.top_r, folder.path
             )
     indexed = [receipt for receipt in receipts if receipt.name in parts]
     logits = sum(part.rows for part in parts.values())
@@ -158,14 +159,14 @@ def fold_in(
         parts=parts,
     )
     write_record(store, done, {}, observations)
-    forget_described(store, folder)
+    forget_described(store, folder.path)
     return done
 
 
-def _tidy(checkpoint: Checkpoint, job: Job, folder: str) -> None:
+def _tidy(checkpoint: Checkpoint, job: Job, folder: CompletionFolder) -> None:
     """Remove what an interrupted run would go on from; with a receipt it is needed no more."""
     checkpoint.clear()
-    forget_described(job.store, folder)
+    forget_described(job.store, folder.path)
 
 
 def _shard_spec(job: Job, probes: int) -> ShardSpec:
@@ -184,10 +185,12 @@ def _shard_spec(job: Job, probes: int) -> ShardSpec:
     return ShardSpec(job.store.uri, config.seed, config, working, logs.current())
 
 
-def _chosen(job: Job, completion: Completion, base: Fit, folder: str) -> tuple[Fit, int, HeldOutError]:
+def _chosen(
+    job: Job, completion: Completion, base: Fit, folder: CompletionFolder
+) -> tuple[Fit, int, HeldOutError]:
     """Rank and regularisation by held-out entries; what an interrupted run tried is not tried again."""
     config = job.config
-    name = f"{folder}/choice.json"
+    name = folder.choice
     stored = job.store.read_json_or_none(name)
     tried = {
         (int(item["rank"]), float(item["regularisation"])): (

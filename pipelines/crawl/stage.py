@@ -17,6 +17,7 @@ from pipelines.job.job import Job, read_repos
 from probelog.errors import UsageError
 from probelog.hub.listing import ListingFilters, Page, iter_pages
 from probelog.storage.encoding import digest, parquet_bytes
+from probelog.storage.layout import CatalogueFolder
 from probelog.storage.parquet_parts import Part, count_rows, read_part
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, from_table, to_table
 from probelog.storage.store import Store
@@ -61,7 +62,6 @@ class Catalogue:
     """A finished crawl in a store."""
 
     store: Store
-    folder: str
     receipt: dict[str, Any]
 
     @classmethod
@@ -71,14 +71,14 @@ class Catalogue:
         Raises:
             UsageError: it was never crawled, or not to the end.
         """
-        folder = f"catalogue/{job.catalogue_key(endpoint)}"
         if not is_crawled(job, endpoint):
             raise UsageError(
                 f"{endpoint} was not crawled with these filters yet: run `probelog-index crawl` first"
             )
-        receipt = job.store.read_json(f"{folder}/receipt.json")
-        check_version(receipt, CRAWL_VERSION, job.store.path(f"{folder}/receipt.json"), "crawl")
-        return cls(job.store, folder, receipt)
+        path = _folder(job, endpoint).receipt
+        receipt = job.store.read_json(path)
+        check_version(receipt, CRAWL_VERSION, job.store.path(path), "crawl")
+        return cls(job.store, receipt)
 
     def rows(self) -> list[CatalogueRow]:
         """Every repository once, at its newest listed commit, by name."""
@@ -123,7 +123,11 @@ class Catalogue:
 
 def is_crawled(job: Job, endpoint: str) -> bool:
     """Whether the Hub was listed with a job's filters, to the end."""
-    return job.store.exists(f"catalogue/{job.catalogue_key(endpoint)}/receipt.json")
+    return job.store.exists(_folder(job, endpoint).receipt)
+
+
+def _folder(job: Job, endpoint: str) -> CatalogueFolder:
+    return CatalogueFolder.of(job.catalogue_key(endpoint))
 
 
 def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
@@ -137,9 +141,8 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         UsageError: a filter is invalid.
     """
     config = job.config
-    folder = f"catalogue/{job.catalogue_key(endpoint)}"
+    folder = _folder(job, endpoint)
     store = job.store
-    receipt = f"{folder}/receipt.json"
     if not refresh and is_crawled(job, endpoint):
         catalogue = Catalogue.open(job, endpoint)
         job.report.say(
@@ -160,9 +163,9 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             progress.save()
             raise
         progress.save(ended=True)
-    last = store.read_json_or_none(receipt)
+    last = store.read_json_or_none(folder.receipt)
     store.write_json(
-        receipt,
+        folder.receipt,
         {
             "run": progress.state["run"],
             "rows": progress.state["rows"],
@@ -189,8 +192,8 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
 class _Progress:
     """The state of a crawl: pages are gathered into parts, and written pages are never requested again."""
 
-    def __init__(self, store: Store, folder: str, refresh: bool) -> None:
-        self.name = f"{folder}/progress.json"
+    def __init__(self, store: Store, folder: CatalogueFolder, refresh: bool) -> None:
+        self.name = folder.progress
         self._store, self._folder = store, folder
         self._rows: list[CatalogueRow] = []
         self._failures: list[Failure] = []
@@ -232,7 +235,7 @@ class _Progress:
         ):
             if records:
                 number = len(self.state[kind])
-                path = f"{self._folder}/{self.state['run']}/{kind}-{number:05d}.parquet"
+                path = self._folder.part(self.state["run"], kind, number)
                 data = parquet_bytes(to_table(records, schema))
                 self._store.write(path, data)
                 self.state[kind].append(asdict(Part(path, len(records), len(data), digest(data))))
@@ -241,10 +244,10 @@ class _Progress:
         self._store.write_json(self.name, self.state)
 
 
-def _drop_old_runs(store: Store, folder: str, keep: set[str]) -> None:
+def _drop_old_runs(store: Store, folder: CatalogueFolder, keep: set[str]) -> None:
     """Delete the parts of earlier crawls, but for the last one: a running job may be reading it."""
-    for run in {name.split("/")[2] for name in store.names(folder, suffix=".parquet")} - keep:
-        store.delete_folder(f"{folder}/{run}")
+    for run in {name.split("/")[2] for name in store.names(folder.path, suffix=".parquet")} - keep:
+        store.delete_folder(folder.run(run))
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.job.eta import duration
 from pipelines.job.progress import Report
 from probelog.errors import ProbeLogError
+from probelog.storage.layout import LedgerFolder
 from probelog.terminal import printable
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _show_failures(job: Job, report: Report) -> None:
 
     report.say("\nrefused, each with its reason:")
     for counted in status(job.config.store).ledgers:
-        ledger = Ledger(job.store, f"observations/{counted.key}")
+        ledger = Ledger(job.store, LedgerFolder.of(counted.key).path)
         receipts = ledger.receipts()
         for failure in ledger.failures(receipts, ledger.models(receipts)):
             report.say(f"  {failure.repo:<32} {failure.reason:<18} {printable(failure.detail, 90)}")

@@ -15,6 +15,7 @@ from pipelines.probe.timeline import BUSY, Run, read_runs
 from probelog.arrays import Floats, values_of
 from probelog.errors import UsageError
 from probelog.models.preprocessing import Recipe
+from probelog.storage.layout import LEDGERS, LedgerFolder
 from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import PROBED_MODELS
@@ -122,7 +123,7 @@ def find_measured(store: Store, own_key: str | None, like: str | None) -> Measur
         UsageError: ``like`` holds no measured model.
     """
     if own_key is not None and (
-        measured := _read(Ledger(store, f"observations/{own_key}"), "this configuration", True)
+        measured := _read(Ledger(store, LedgerFolder.of(own_key).path), "this configuration", True)
     ):
         return measured
     other = _largest(store, "another ledger of this store")
@@ -136,7 +137,7 @@ def find_measured(store: Store, own_key: str | None, like: str | None) -> Measur
 
 def _largest(store: Store, source: str) -> Measured | None:
     folders = {
-        name.rsplit("/", 2)[0] for name in store.names("observations", suffix=".json") if "/receipts/" in name
+        name.rsplit("/", 2)[0] for name in store.names(LEDGERS, suffix=".json") if "/receipts/" in name
     }
     measured = [_read(Ledger(store, folder), source, False) for folder in sorted(folders)]
     return max(filter(None, measured), key=lambda one: one.counts.indexed, default=None)
@@ -148,7 +149,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     counts = sum((receipt.counts for receipt in receipts), Counts())
     if not counts.indexed:
         return None
-    path = f"{ledger.folder}/manifest.json"
+    path = ledger.paths.manifest
     manifest = ledger.store.read_json(path)
     check_version(manifest, LEDGER_VERSION, ledger.store.path(path), "ledger")
     sealed = key_numbers(item for receipt in receipts for item in receipt.items)
@@ -159,7 +160,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         probes=int(manifest["probes"]),
         fraction=float(manifest["fraction"]),
         receipts=receipts,
-        receipt_bytes=sum(ledger.store.sizes(f"{ledger.folder}/receipts").values()),
+        receipt_bytes=sum(ledger.store.sizes(ledger.paths.receipts).values()),
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),

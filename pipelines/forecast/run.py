@@ -25,6 +25,7 @@ from probelog.arrays import values_of
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.rate_limit import hub_account
 from probelog.probes.probe_set import ProbeSet, find_probe_set
+from probelog.storage.layout import COMPLETIONS, INDEX, RECEIPT, GenerationFolder, ProbeSetFolder
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.schemas import CATALOGUE, FAILURES
 from probelog.storage.store import Store
@@ -104,7 +105,7 @@ def run_plan(
         catalogue=len(known),
         basis=Basis(
             source=measured.source,
-            ledger=measured.ledger.folder.rsplit("/", 1)[1],
+            ledger=measured.ledger.paths.key,
             models=len(measured),
             failures=sum(failed.values()),
             runs=len(measured.runs),
@@ -168,26 +169,26 @@ def _probe_copy(store: Store, probe_set: ProbeSet | None) -> int:
     """Bytes of the probe set that each node copies; none where the store is a folder."""
     if store.is_local or probe_set is None:
         return 0
-    return sum(store.sizes(f"probes/{probe_set.hash[:16]}").values())
+    return sum(store.sizes(ProbeSetFolder.of(probe_set.hash).path).values())
 
 
 def _store_rates(measured: Measured) -> dict[str, float]:
     """Bytes a logit of what the measured ledger became: a completion's descriptors, and the live index's tables of
     logits and models.
     """
-    store, key = measured.ledger.store, measured.ledger.folder.rsplit("/", 1)[1]
+    store, key = measured.ledger.store, measured.ledger.paths.key
     rates = {}
-    for name in store.names("completion", suffix="/receipt.json"):
+    for name in store.names(COMPLETIONS, suffix=f"/{RECEIPT}"):
         content = store.read_json(name)
         if content["observations"] == key and content["logits"]:
             rates["descriptors"] = sum(part["size"] for part in content["parts"].values()) / content["logits"]
-    live = LiveIndex.open(store.child("index"))
+    live = LiveIndex.open(store.child(INDEX))
     if live is not None and live.generation.settings.observations == key:
         # An update leaves most of what readers see to its base.
-        folders = {live.pointer.generation, live.pointer.base} - {None}
+        names = [live.pointer.generation, *([live.pointer.base] if live.pointer.base is not None else [])]
         sizes = [
-            sum(store.sizes(f"index/generations/{folder}/{table}.lance").values())
-            for folder in folders
+            sum(live.generation.index.sizes(GenerationFolder.of(name).table(table)).values())
+            for name in names
             for table in ("logits", "models")
         ]
         rates["index"] = sum(sizes) / live.generation.settings.logits

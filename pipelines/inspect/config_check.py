@@ -14,6 +14,7 @@ from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries
 from probelog.errors import ConfigError, ProbeLogError
 from probelog.probes.sources import HUB, source_files
+from probelog.storage.layout import INDEX, POINTER
 from probelog.storage.store import Store
 
 
@@ -44,7 +45,7 @@ def _store(config: Config) -> Iterator[str]:
             if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
                 yield f"store: {nearest} is not a folder that can be written"
         else:
-            store.exists("index/current.json")
+            store.child(INDEX).exists(POINTER)
     except (ProbeLogError, OSError) as error:  # OSError: a folder above it may not be looked into
         yield f"store: {error}"
 

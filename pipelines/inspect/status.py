@@ -8,9 +8,10 @@ from typing import Any
 
 from pipelines.job.eta import duration
 from pipelines.probe.summary import Summary
-from pipelines.quality.report import FOLDER, last_report
+from pipelines.quality.report import last_report
 from probelog.errors import UsageError
-from probelog.index.pointer import POINTER, Pointer
+from probelog.index.pointer import Pointer
+from probelog.storage import layout
 from probelog.storage.ledger import LEDGER_VERSION, TIMED_PHASES, Ledger
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.store import Store
@@ -132,17 +133,17 @@ def status(uri: str) -> Status:
         catalogues=_catalogues(store),
         probe_sets=[
             {"hash": content["hash"], "count": content["count"]}
-            for name in _names(store, "probes", "manifest.json")
+            for name in _names(store, layout.PROBE_SETS, layout.MANIFEST)
             for content in [store.read_json(name)]
         ],
-        ledgers=[_ledger(store, name) for name in _names(store, "observations", "manifest.json")],
+        ledgers=[_ledger(store, name) for name in _names(store, layout.LEDGERS, layout.MANIFEST)],
         completions=[
             {"key": name.split("/")[1]}
             | {
                 key: content[key]
                 for key in ("logits", "models", "rank", "regularisation", "rmse", "top_rmse")
             }
-            for name in _names(store, "completion", "receipt.json")
+            for name in _names(store, layout.COMPLETIONS, layout.RECEIPT)
             for content in [store.read_json(name)]
         ],
         index=_index(store),
@@ -159,10 +160,10 @@ def _names(store: Store, folder: str, last: str) -> list[str]:
 
 def _catalogues(store: Store) -> list[dict[str, Any]]:
     catalogues: dict[str, dict[str, Any]] = {}
-    for last in ("progress.json", "receipt.json"):
-        for name in _names(store, "catalogue", last):
+    for last in (layout.PROGRESS, layout.RECEIPT):
+        for name in _names(store, layout.CATALOGUES, last):
             content = store.read_json(name)
-            finished = content["finished"] if last == "receipt.json" else None
+            finished = content["finished"] if last == layout.RECEIPT else None
             catalogues[name.split("/")[1]] = {
                 "key": name.split("/")[1],
                 "rows": count_rows(content["rows"]),
@@ -175,8 +176,7 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
 def _ledger(store: Store, manifest: str) -> LedgerStatus:
     content = store.read_json(manifest)
     check_version(content, LEDGER_VERSION, store.path(manifest), "ledger")
-    folder = manifest.rsplit("/", 1)[0]
-    ledger = Ledger(store, folder)
+    ledger = Ledger(store, manifest.rsplit("/", 1)[0])
     summary, fresh = Summary.read(ledger)
     counts, running = summary.counts, summary.running
     failed = counts.failures
@@ -190,7 +190,7 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
     if eta is None and remaining and rate:
         eta = remaining / rate * 3600
     return LedgerStatus(
-        key=folder.split("/")[1],
+        key=ledger.paths.key,
         probe_set=content["probe_set"],
         fraction=content["fraction"],
         seed=content["seed"],
@@ -212,9 +212,9 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
 
 
 def _index(store: Store) -> dict[str, Any] | None:
-    name = f"index/{POINTER}"
-    data = store.read_or_none(name)
-    return None if data is None else asdict(Pointer.from_bytes(data, store.path(name)))
+    index = store.child(layout.INDEX)
+    data = index.read_or_none(layout.POINTER)
+    return None if data is None else asdict(Pointer.from_bytes(data, index.path(layout.POINTER)))
 
 
 def _quality(store: Store) -> dict[str, Any] | None:
@@ -224,5 +224,5 @@ def _quality(store: Store) -> dict[str, Any] | None:
         return None
     return {name: content[name] for name in ("generation", "live", "at", "passed", "enforced", "refused")} | {
         "failed": [measure["name"] for measure in content["measures"] if not measure["passed"]],
-        "page": f"{FOLDER}/{content['generation']}.html",
+        "page": layout.report(content["generation"], "html"),
     }

@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 from pipelines.complete.record import DESCRIPTORS_VERSION
 from pipelines.crawl.stage import CRAWL_VERSION
 from pipelines.job.progress import Report
-from pipelines.nightly.record import RECORD, RECORD_VERSION
+from pipelines.nightly.record import RECORD_VERSION
 from pipelines.publish import encoder
-from pipelines.quality.report import FOLDER, REPORT_VERSION, page_of
+from pipelines.quality.report import REPORT_VERSION, page_of
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
-from probelog.index.layout import FILES, HOLD, folder_of
-from probelog.index.pointer import POINTER, Pointer, read_pointer
+from probelog.index.pointer import Pointer, read_pointer
 from probelog.probes import probe_set
 from probelog.publication.lifecycle import read_files
+from probelog.storage import layout
 from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, ItemResult, Ledger, Receipt
 from probelog.storage.parquet_parts import Part
@@ -42,7 +42,15 @@ from probelog.storage.versions import check_schema, check_version
 
 _READERS = 8
 _WAITING = 64
-_KNOWN_FOLDERS = ("catalogue", "completion", encoder.FOLDER, "index", "observations", "probes", FOLDER)
+_KNOWN_FOLDERS = (
+    layout.CATALOGUES,
+    layout.COMPLETIONS,
+    layout.ENCODERS,
+    layout.INDEX,
+    layout.LEDGERS,
+    layout.PROBE_SETS,
+    layout.REPORTS,
+)
 
 
 Check = Callable[[], object]
@@ -149,21 +157,20 @@ class _Verifier:
     # The stages
 
     def _catalogues(self) -> Iterator[Check]:
-        for name in self._names("catalogue", "receipt.json", "progress.json"):
+        for name in self._names(layout.CATALOGUES, layout.RECEIPT, layout.PROGRESS):
             content = self._json(name, CRAWL_VERSION, "crawl")
             if content is not None:
                 for kind, schema in (("rows", CATALOGUE), ("failures", FAILURES)):
                     yield from self._parts(name, content.get(kind, []), schema)
 
     def _probe_sets(self) -> Iterator[Check]:
-        for name in self._listed:
-            if name.startswith(f"{probe_set.FOLDER}/made/") and name.endswith(".json"):
-                self._json(name)
-        for name in self._names(probe_set.FOLDER, "manifest.json"):
+        for name in self._below(layout.made_probe_set("").removesuffix(".json")):
+            self._json(name)
+        for name in self._names(layout.PROBE_SETS, layout.MANIFEST):
             content = self._json(name, probe_set.VERSION, "probe set")
             folder = name.rsplit("/", 1)[0]
             if content is None:
-                self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
+                self._claimed.update(self._below(f"{folder}/"))
                 continue
             items = [
                 item | {"path": f"{folder}/{item['name']}"} for item in _objects(content.get("files", []))
@@ -171,31 +178,29 @@ class _Verifier:
             for item in items:
                 schema = probe_set.THUMBNAILS if "thumbnail" in item["path"] else probe_set.IMAGES
                 yield from self._parts(name, [item], schema)
-            for receipt in [p for p in self._listed if p.startswith(f"{folder}/embeddings-")]:
+            for receipt in self._below(f"{folder}/embeddings-"):
                 if receipt.endswith(".json") and (facts := self._json(receipt)) is not None:
                     part = facts | {"path": receipt.removesuffix(".json") + ".parquet"}
                     schema = probe_set.embeddings_schema(int(facts.get("dimension", 0)))
                     yield from self._parts(receipt, [part], schema)
 
     def _ledgers(self) -> Iterator[Check]:
-        for manifest in self._names("observations", "manifest.json"):
+        for manifest in self._names(layout.LEDGERS, layout.MANIFEST):
             self._json(manifest, LEDGER_VERSION, "ledger")
-            folder = manifest.rsplit("/", 1)[0]
-            receipts = [p for p in self._listed if p.startswith(f"{folder}/receipts/")]
-            for name in receipts:
-                yield partial(self._receipt, Ledger(self._store, folder), name)
-            for name in [p for p in self._listed if p.startswith(f"{folder}/runs/")]:
+            ledger = Ledger(self._store, manifest.rsplit("/", 1)[0])
+            paths = ledger.paths
+            for name in self._below(f"{paths.receipts}/"):
+                yield partial(self._receipt, ledger, name)
+            for name in self._below(f"{paths.runs}/"):
                 self._json(name)
-            summary = (
-                self._json(f"{folder}/summary.json") if f"{folder}/summary.json" in self._listed else None
-            )
+            summary = self._json(paths.summary) if paths.summary in self._listed else None
             for receipt in (summary or {}).get("sealed", {}):
-                self._expect(f"{folder}/receipts/{receipt}.json", f"{folder}/summary.json")
-            for name in [p for p in self._listed if p.startswith(f"{folder}/spool/")]:
+                self._expect(paths.receipt(receipt), paths.summary)
+            for name in self._below(f"{paths.spool}/"):
                 yield partial(self._spooled, name)
 
     def _nightly_records(self) -> Iterator[Check]:
-        for name in self._names("observations", RECORD):
+        for name in self._names(layout.LEDGERS, layout.NIGHTLY_RECORD):
             content = self._json(name, RECORD_VERSION, "record of nightly runs")
             if content is not None and content.get("rows") is not None:
                 yield from self._parts(name, [content["rows"]], CATALOGUE)
@@ -233,32 +238,34 @@ class _Verifier:
             self._note("damaged", name, str(error))
 
     def _completions(self) -> Iterator[Check]:
-        for name in self._names("completion", "receipt.json"):
+        for name in self._names(layout.COMPLETIONS, layout.RECEIPT):
             content = self._json(name, DESCRIPTORS_VERSION, "completion")
             if content is None:
                 continue
             parts = content.get("parts", {})
+            ledger = layout.LedgerFolder.of(str(content.get("observations")))
             for receipt in parts:
-                self._expect(f"observations/{content.get('observations')}/receipts/{receipt}.json", name)
+                self._expect(ledger.receipt(receipt), name)
             yield from self._parts(name, parts.values(), DESCRIPTORS)
             yield from self._files(name, content)
 
     def _encoders(self) -> Iterator[Check]:
-        for name in self._names(encoder.FOLDER, "receipt.json"):
+        for name in self._names(layout.ENCODERS, layout.RECEIPT):
             content = self._json(name, encoder.EXPORT_RECEIPT_VERSION, "exported encoder")
             if content is not None:
                 yield from self._files(name, content)
 
     def _index(self) -> Iterator[Check]:
-        index = self._store.child("index")
-        self._claimed.add(f"index/{POINTER}")
+        index = self._store.child(layout.INDEX)
+        name = f"{layout.INDEX}/{layout.POINTER}"
+        self._claimed.add(name)
         try:
             pointer, data = read_pointer(index)
         except IndexNotFoundError:
             return
         except StoreError as error:
-            self._claimed.update(path for path in self._listed if path.startswith("index/"))
-            self._note("damaged", f"index/{POINTER}", str(error))
+            self._claimed.update(self._below(f"{layout.INDEX}/"))
+            self._note("damaged", name, str(error))
             return
         self._count(len(data))
         for name, files in _generations(pointer).items():
@@ -266,36 +273,35 @@ class _Verifier:
 
     def _reports(self) -> Iterator[Check]:
         """The quality gate's: each JSON object describes its page."""
-        for name in [
-            path for path in self._listed if path.startswith(f"{FOLDER}/") and path.endswith(".json")
-        ]:
+        for name in [path for path in self._below(f"{layout.REPORTS}/") if path.endswith(".json")]:
             content = self._json(name, REPORT_VERSION, "quality report")
             if content is not None:
                 page = content["page"]
                 yield partial(self._bytes, name, page_of(name), int(page["size"]), str(page["sha256"]))
 
     def _generation(self, index: Store, name: str, expected: str) -> Iterator[Check]:
-        folder = f"index/{folder_of(name)}"
-        self._claimed |= {f"{folder}/{FILES}", f"{folder}/{HOLD}"}
+        folder = layout.GenerationFolder(f"{layout.INDEX}/{layout.GenerationFolder.of(name).path}")
+        self._claimed |= {folder.files, folder.hold}
         try:
             files, _ = read_files(index, name, expected)
         except FileNotFoundError:
-            self._note("missing", f"{folder}/{FILES}", "the pointer names it")
+            self._note("missing", folder.files, "the pointer names it")
             return
         except StoreError as error:
-            self._claimed.update(path for path in self._listed if path.startswith(f"{folder}/"))
-            self._note("damaged", f"{folder}/{FILES}", str(error))
+            self._claimed.update(self._below(folder.file("")))
+            self._note("damaged", folder.files, str(error))
             return
-        self._count(self._listed.get(f"{folder}/{FILES}", 0))
+        self._count(self._listed.get(folder.files, 0))
         for path, (size, sha256) in files.items():
-            yield partial(self._bytes, f"{folder}/{FILES}", f"{folder}/{path}", size, sha256)
+            yield partial(self._bytes, folder.files, folder.file(path), size, sha256)
 
     # Files
 
     def _names(self, folder: str, *last: str) -> list[str]:
-        return [
-            p for p in self._listed if p.startswith(f"{folder}/") and p.count("/") == 2 and p.endswith(last)
-        ]
+        return [path for path in self._below(f"{folder}/") if path.count("/") == 2 and path.endswith(last)]
+
+    def _below(self, start: str) -> list[str]:
+        return [path for path in self._listed if path.startswith(start)]
 
     def _json(self, name: str, known: int | None = None, what: str = "") -> dict[str, Any] | None:
         """A JSON object without its seal; None where it is damaged, which is then noted."""
@@ -405,8 +411,8 @@ def _generations(pointer: Pointer) -> dict[str, str]:
 
 def _why_unexpected(name: str) -> str:
     kind, *rest = name.split("/")
-    if kind == "catalogue":
+    if kind == layout.CATALOGUES:
         return "of an earlier crawl, or of one that was killed"
-    if kind == "index" and rest[:1] == ["generations"]:
+    if kind == layout.INDEX and rest[:1] == [layout.GENERATIONS]:
         return "of a generation that the pointer does not name (any more, or not yet)"
     return "nothing names it: left by a run that was killed"

@@ -1,15 +1,7 @@
-"""What the stages share: where each one's output lies in the store, and how finished ones are found.
-
-    catalogue/KEY/      one crawl of the Hub with one set of filters
-    probes/HASH/        one probe set
-    observations/KEY/   ledger of one probe set, fraction and seed; grows with every crawl
-    completion/KEY/     descriptors of one state of a ledger
-    encoders/KEY/       an exported encoder, which every publish with it puts into its generation
-    index/              published generations
-    quality/            the quality gate's reports, one for each generation it saw
+"""What the stages share: one job, and the keys by which it finds its own work in the store.
 
 A key is a hash of everything that the output depends on, so that outputs of different settings never mix and a
-finished stage finds its own work.
+finished stage finds its own work. Where the output of each stage lies: `probelog.storage.layout`.
 """
 
 from __future__ import annotations

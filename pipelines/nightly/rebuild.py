@@ -11,6 +11,7 @@ from pipelines.publish.release import PublishResult
 from pipelines.publish.stage import ListingSnapshot, publish
 from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import load_encoder
+from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, from_table
 
@@ -52,7 +53,7 @@ def publish_rebuilt(
         start.probe_set,
         load_encoder(job.config.encoder),
         key,
-        Ledger(job.store, f"observations/{key}").receipts(),
+        Ledger(job.store, LedgerFolder.of(key).path).receipts(),
         joined(job.store, start.completion, changes.described, key),
         run,
         allowed,

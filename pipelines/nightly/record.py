@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest, parquet_bytes
+from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table, to_table
@@ -23,7 +24,6 @@ from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
 
 RECORD_VERSION = 1
-RECORD = "night.json"
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class NightlyFiles:
         self.store = store
         self.base = base
         self.key = f"{key}-{base}"
-        self.ledger = Ledger(store, f"observations/{self.key}")
-        self._main = Ledger(store, f"observations/{key}")
-        self._name = f"{self.ledger.folder}/{RECORD}"
+        self.ledger = Ledger(store, LedgerFolder.of(self.key).path)
+        self._main = Ledger(store, LedgerFolder.of(key).path)
+        self._name = self.ledger.paths.nightly_record
 
     def read(self) -> NightlyRecord | None:
         """The record; None before the first nightly run.
@@ -92,7 +92,7 @@ class NightlyFiles:
         part = None
         if rows:
             data = parquet_bytes(to_table(sorted(rows, key=lambda row: row.repo), CATALOGUE))
-            path = f"{self.ledger.folder}/catalogue-{digest(data)[:16]}.parquet"
+            path = self.ledger.paths.nightly_catalogue(digest(data))
             part = Part(path, len(rows), len(data), digest(data))
             if record.rows != part:
                 self.store.write(path, data)
@@ -105,7 +105,6 @@ class NightlyFiles:
     def enter_in_main(self, names: Iterable[str]) -> None:
         """Copy receipts to the main ledger."""
         for name in names:
-            path = f"receipts/{name}.json"
-            if not self.store.exists(f"{self._main.folder}/{path}"):
-                data = self.store.read(f"{self.ledger.folder}/{path}")
-                self.store.write(f"{self._main.folder}/{path}", data)
+            path = self._main.paths.receipt(name)
+            if not self.store.exists(path):
+                self.store.write(path, self.store.read(self.ledger.paths.receipt(name)))

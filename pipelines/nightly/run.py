@@ -30,9 +30,8 @@ from pipelines.nightly.rebuild import publish_rebuilt
 from pipelines.nightly.start import open_start
 from pipelines.nightly.update import changes_since_base, publish_update
 from pipelines.publish.release import PublishResult
+from probelog.storage.layout import LEASE
 from probelog.storage.schemas import Failure
-
-LEASE = "nightly/lease.json"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.encoding import from_npy
+from probelog.storage.layout import INDEX, CompletionFolder
 from probelog.storage.ledger import item_key, key_numbers
 
 
@@ -79,7 +80,7 @@ def open_start(job: Job) -> NightlyStart:
         UsageError: nothing was published yet, or with other settings.
         StoreError: part of it is damaged or missing.
     """
-    index = job.store.child("index")
+    index = job.store.child(INDEX)
     live = LiveIndex.open(index)
     if live is None:
         raise UsageError(
@@ -106,7 +107,7 @@ def _completion(job: Job, base: Generation) -> CompletionRecord:
     completion = completed(job.store, key)
     if completion is None:
         raise StoreError(
-            f"{job.store.path('completion')}/{key}, which the live index was made from, is missing: run "
+            f"{job.store.path(CompletionFolder.of(key).path)}, which the live index was made from, is missing: run "
             "`probelog-index full`"
         )
     return completion

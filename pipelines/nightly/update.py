@@ -27,6 +27,7 @@ from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.update import Changes, write_update
 from probelog.storage.encoding import short_key
+from probelog.storage.layout import INDEX
 from probelog.storage.schemas import CatalogueRow
 from probelog.storage.versions import MADE_BY
 
@@ -136,7 +137,7 @@ def publish_update(
     Raises:
         QualityError, StoreError, ConflictError: as `release_generation`.
     """
-    index, base = job.store.child("index"), changes.base
+    index, base = job.store.child(INDEX), changes.base
     models = changes.descriptors.models
     # Logits that the base holds already were observed on other probes there: their directions differ.
     noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=changes.known)

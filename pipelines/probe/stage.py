@@ -31,6 +31,7 @@ from pipelines.probe.timeline import Timeline
 from probelog import logs
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
+from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import LEDGER_VERSION, ItemResult, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import Failure, from_table
 from probelog.storage.store import retry_with_backoff
@@ -113,8 +114,7 @@ def probe(
     """
     config = job.config
     key = job.observations_key(probe_set.hash) if key is None else key
-    folder = f"observations/{key}"
-    ledger = Ledger(job.store, folder)
+    ledger = Ledger(job.store, LedgerFolder.of(key).path)
     manifest = {
         "probe_set": probe_set.hash,
         "probes": probe_set.count,
@@ -125,7 +125,7 @@ def probe(
         "made_by": MADE_BY,
     }
     retry_with_backoff(
-        lambda: job.store.write_json(f"{folder}/manifest.json", manifest), config.store_retry_seconds
+        lambda: job.store.write_json(ledger.paths.manifest, manifest), config.store_retry_seconds
     )
     receipts = ledger.receipts()
     known = {
@@ -169,7 +169,7 @@ def probe(
 
 def anything_left(job: Job, table: pa.Table, key: str) -> bool:
     """Whether `probe` would find anything to do, of failures only those that a retry can cure."""
-    ledger = Ledger(job.store, f"observations/{key}")
+    ledger = Ledger(job.store, LedgerFolder.of(key).path)
     state = _State.of(ledger, ledger.receipts())
     keys = first_keys(table)
     return len(make_plan(table, keys, state.sealed, state.failures, job.config.batch_models, False)) > 0

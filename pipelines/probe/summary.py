@@ -69,7 +69,7 @@ class Summary:
     @classmethod
     def _cached(cls, ledger: Ledger) -> Summary:
         try:
-            content = ledger.store.read_json_or_none(_path(ledger)) or {}
+            content = ledger.store.read_json_or_none(ledger.paths.summary) or {}
             if content.get("version") != 1:
                 return cls()
             return cls(
@@ -102,7 +102,7 @@ class Summary:
             "running": asdict(running) if running else None,
         }
         with contextlib.suppress(StoreError):
-            ledger.store.write(_path(ledger), sealed_json(content, indent=None))
+            ledger.store.write(ledger.paths.summary, sealed_json(content, indent=None))
 
     @property
     def models_an_hour(self) -> float | None:
@@ -115,7 +115,3 @@ class Summary:
         start = max((number for number, (at, _) in enumerate(ordered) if at <= end - _HOUR), default=0)
         seconds = end - ordered[start][0]
         return sum(items for _, items in ordered[start + 1 :]) / seconds * _HOUR if seconds > 0 else None
-
-
-def _path(ledger: Ledger) -> str:
-    return f"{ledger.folder}/summary.json"

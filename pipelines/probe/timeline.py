@@ -103,11 +103,11 @@ class Timeline:
         run = self.run()
         if run is not None:
             stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
-            ledger.store.write_json(f"{ledger.folder}/runs/{stamp}.json", asdict(run))
+            ledger.store.write_json(ledger.paths.run(stamp), asdict(run))
 
 
 def read_runs(ledger: Ledger) -> Sequence[Run]:
     """The runs of a ledger that came to their end, oldest first."""
-    names = ledger.store.names(f"{ledger.folder}/runs", suffix=".json")
+    names = ledger.store.names(ledger.paths.runs, suffix=".json")
     contents = [ledger.store.read_json(name) for name in names]
     return [Run(**content) for content in contents if content.get("version") == 1]

@@ -1,10 +1,8 @@
 """The exported encoder, kept in the store: an export takes minutes, and every publish with this encoder needs the same.
 
-    encoders/KEY/text_encoder.onnx, tokenizer.json, image_encoder.onnx
-    encoders/KEY/receipt.json    written last: the settings of both towers, sizes and digests of the files
-
-``KEY`` names the encoder and what exports it (`probelog.encoders.onnx_export.export_key`), so that nothing here
-is ever out of date. What no kept generation carries and no publish has used for a day is deleted (`sweep_exports`).
+Its folder's key names the encoder and what exports it (`probelog.encoders.onnx_export.export_key`), so that nothing here
+is ever out of date. The receipt, written last, has the settings of both towers, sizes and digests of the files. What no
+kept generation carries and no publish has used for a day is deleted (`sweep_exports`).
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
 from probelog.publication.lifecycle import BUILDING
 from probelog.storage.encoding import digest
+from probelog.storage.layout import ENCODERS, IMAGE_ENCODER, INDEX, TEXT_ENCODER, TOKENIZER, EncoderFolder
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
 
-FOLDER = "encoders"
 EXPORT_RECEIPT_VERSION = 1
 
 
@@ -67,7 +65,7 @@ def exported_encoder(
         ExportMismatchError: a tower does not give what the encoder gives. Such an export is not kept.
         SchemaVersionError: kept by a newer ProbeLog.
     """
-    folder = f"{FOLDER}/{export_key(encoder)}"
+    folder = EncoderFolder.of(export_key(encoder))
     _renew(store, folder)
     stored = _read_or_none(store, report, folder, encoder.source)
     exported = stored or _export(report, encoder)
@@ -91,15 +89,15 @@ def _export(report: Report, encoder: Encoder) -> ExportedEncoder:
         return ExportedEncoder(text, None, str(error))
 
 
-def _write(store: Store, folder: str, exported: ExportedEncoder) -> None:
+def _write(store: Store, folder: EncoderFolder, exported: ExportedEncoder) -> None:
     files = {
-        "text_encoder.onnx": exported.text.onnx,
-        "tokenizer.json": exported.text.tokenizer_json.encode(),
+        TEXT_ENCODER: exported.text.onnx,
+        TOKENIZER: exported.text.tokenizer_json.encode(),
     }
     if exported.image is not None:
-        files["image_encoder.onnx"] = exported.image.onnx
+        files[IMAGE_ENCODER] = exported.image.onnx
     for name, data in files.items():
-        store.write(f"{folder}/{name}", data)
+        store.write(folder.file(name), data)
     receipt = {
         "version": EXPORT_RECEIPT_VERSION,
         "made_by": MADE_BY,
@@ -108,7 +106,7 @@ def _write(store: Store, folder: str, exported: ExportedEncoder) -> None:
         "image_missing": exported.image_missing,
         "files": {name: {"size": len(data), "sha256": digest(data)} for name, data in files.items()},
     }
-    store.write_json(f"{folder}/receipt.json", receipt)
+    store.write_json(folder.receipt, receipt)
 
 
 def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
@@ -118,7 +116,7 @@ def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
     generation with it may be under construction).
     """
     written = defaultdict(list)
-    for name in store.names(FOLDER):
+    for name in store.names(ENCODERS):
         written[name.split("/")[1]].append(store.modified(name))
     now = store.time() if written else None
     unused = {
@@ -126,36 +124,36 @@ def sweep_exports(store: Store, pointer: Pointer) -> list[str]:
         for key, times in written.items()
         if all(now and time and now - time >= BUILDING for time in times)
     }
-    index = store.child("index")
+    index = store.child(INDEX)
     for item in pointer.kept_facts if unused else []:
         generation = Generation(index, Pointer(str(item["generation"]), "", "", base=item.get("base")))
         unused.discard(generation.settings.text_encoder.get("made_with", {}).get("export"))
     for key in sorted(unused):
-        store.delete_folder(f"{FOLDER}/{key}")
+        store.delete_folder(EncoderFolder.of(key).path)
     return sorted(unused)
 
 
-def _renew(store: Store, folder: str) -> None:
+def _renew(store: Store, folder: EncoderFolder) -> None:
     """Mark an export as used, by writing its receipt again: recently written exports are not swept."""
-    receipt = store.read_or_none(f"{folder}/receipt.json")
+    receipt = store.read_or_none(folder.receipt)
     if receipt is not None:
-        store.write(f"{folder}/receipt.json", receipt)
+        store.write(folder.receipt, receipt)
 
 
-def _read_or_none(store: Store, report: Report, folder: str, source: str) -> ExportedEncoder | None:
+def _read_or_none(store: Store, report: Report, folder: EncoderFolder, source: str) -> ExportedEncoder | None:
     """The export that an earlier publish kept; None where there is none, or where it is damaged."""
     try:
-        receipt = store.read_json_or_none(f"{folder}/receipt.json")
+        receipt = store.read_json_or_none(folder.receipt)
         if receipt is None:
             return None
-        where = store.path(folder)
+        where = store.path(folder.path)
         check_version(receipt, EXPORT_RECEIPT_VERSION, where, "exported encoder")
-        files = {name: _file(store, f"{folder}/{name}", item) for name, item in receipt["files"].items()}
-        tokenizer = files["tokenizer.json"].decode()
-        text = TextEncoderFiles(files["text_encoder.onnx"], tokenizer, _settings(receipt["text"], source))
+        files = {name: _file(store, folder.file(name), item) for name, item in receipt["files"].items()}
+        tokenizer = files[TOKENIZER].decode()
+        text = TextEncoderFiles(files[TEXT_ENCODER], tokenizer, _settings(receipt["text"], source))
         image = None
         if receipt["image"] is not None:
-            image = ImageEncoderFiles(files["image_encoder.onnx"], _settings(receipt["image"], source))
+            image = ImageEncoderFiles(files[IMAGE_ENCODER], _settings(receipt["image"], source))
         return ExportedEncoder(text, image, receipt["image_missing"])
     except SchemaVersionError:
         raise

@@ -18,6 +18,7 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.settings import GenerationSettings
 from probelog.publication.lifecycle import discard, go_live, sweep
+from probelog.storage.layout import INDEX
 from probelog.storage.store import Store
 
 
@@ -101,7 +102,7 @@ def release_generation(
         StoreError: it fails the checks, or the store refuses.
         ConflictError: somebody else published meanwhile.
     """
-    index = job.store.child("index")
+    index = job.store.child(INDEX)
     compared = _compared_with(job, live)
     # Two publishers that start in the same second must not write to the same place.
     name = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

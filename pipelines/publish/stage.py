@@ -44,6 +44,7 @@ from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Background
 from probelog.ranking.names import name_vectors, prompted
 from probelog.storage.encoding import npy, short_key
+from probelog.storage.layout import INDEX
 from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, ProbedModel
 from probelog.storage.store import Store
@@ -180,7 +181,7 @@ def publish(
         UsageError: the catalogue is older than the nightly runs whose models are live.
     """
     config = job.config
-    index = job.store.child("index")
+    index = job.store.child(INDEX)
     live = live or LiveIndex.open(index)
     _refuse_older_listing(listed, live)
     inputs = _Inputs(

@@ -14,12 +14,12 @@ from typing import Any
 from pipelines.job.templates import rendered
 from pipelines.quality.measure import Measure
 from probelog import __version__
+from probelog.storage import layout
 from probelog.storage.encoding import digest
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
 from probelog.terminal import printable
 
-FOLDER = "quality"
 REPORT_VERSION = 1
 KEPT = 30
 
@@ -78,15 +78,15 @@ class Verdict:
 def write_report(store: Store, verdict: Verdict) -> str:
     """Write a verdict's JSON and page, and remove all but the newest reports; returns the page's name in the store."""
     page = _page(verdict)
-    name = f"{FOLDER}/{verdict.generation}"
+    page_name, name = (layout.report(verdict.generation, suffix) for suffix in ("html", "json"))
     # The page is written before the JSON and deleted after it, so that the page of every JSON exists.
-    store.write(f"{name}.html", page)
+    store.write(page_name, page)
     described = {"size": len(page), "sha256": digest(page)}
-    store.write_json(f"{name}.json", verdict.to_dict() | {"page": described})
+    store.write_json(name, verdict.to_dict() | {"page": described})
     for old in _newest_first(store)[KEPT:]:
         store.delete(old)
         store.delete(page_of(old))
-    return f"{name}.html"
+    return page_name
 
 
 def last_report(store: Store) -> dict[str, Any] | None:
@@ -109,7 +109,7 @@ def page_of(report: str) -> str:
 
 def _newest_first(store: Store) -> list[str]:
     long_ago = dt.datetime.min.replace(tzinfo=dt.UTC)
-    names = store.names(FOLDER, suffix=".json")
+    names = store.names(layout.REPORTS, suffix=".json")
     return sorted(names, key=lambda name: (store.modified(name) or long_ago, name), reverse=True)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
+from probelog.storage.layout import INDEX, POINTER
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
 
-POINTER = "current.json"
 POINTER_VERSION = 1
 
 
@@ -129,11 +129,11 @@ def find_index(uri: str) -> Store:
         StoreError: the address cannot be reached.
     """
     store = Store(uri)
-    for candidate in (store, store.child("index")):
+    for candidate in (store, store.child(INDEX)):
         if candidate.exists(POINTER):
             return candidate
     raise IndexNotFoundError(
-        f"no published index at {store.uri} (looked for {POINTER} there and in index/). "
+        f"no published index at {store.uri} (looked for {POINTER} there and in {INDEX}/). "
         "Give the index's address or the store's, or publish one first: probelog-index publish"
     )
 

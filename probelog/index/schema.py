@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from probelog.index.basis import Basis
-from probelog.index.layout import folder_of
+from probelog.storage.layout import GenerationFolder
 from probelog.storage.schemas import ListedFacts, arrow_fields
 from probelog.storage.store import Store, lance_options
 
@@ -44,7 +44,7 @@ def connect(index: Store, generation: str) -> DBConnection:
     import lancedb
 
     return lancedb.connect(
-        index.path(folder_of(generation)),
+        index.path(GenerationFolder.of(generation).path),
         storage_options=lance_options(index.uri) or None,
         session=lancedb.Session(_INDEX_CACHE, _METADATA_CACHE),
     )

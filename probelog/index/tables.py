@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from probelog.errors import StoreError
-from probelog.index.layout import folder_of
 from probelog.index.schema import connect
+from probelog.storage.layout import GenerationFolder
 from probelog.storage.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Tables:
         self._tables: dict[str, Table] = {}
         with self.reading("settings"):
             # LanceDB would make the missing folder.
-            if index.is_local and not Path(index.path(folder_of(generation))).is_dir():
+            if index.is_local and not Path(index.path(GenerationFolder.of(generation).path)).is_dir():
                 raise FileNotFoundError("there is no such folder; publish again or roll back")
             self._connection = connect(index, generation)
 

@@ -33,6 +33,7 @@ from probelog.encoders.decoding import UnreadableImageError, decode
 from probelog.errors import StoreError, UsageError
 from probelog.probes.selection import Chosen, Selection
 from probelog.probes.sources import LeftOut, ProbeReport, SourceFile, candidates, source_files
+from probelog.storage import layout
 from probelog.storage.encoding import digest, parquet_bytes, short_key
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_schema, check_version, schema_metadata
@@ -40,13 +41,10 @@ from probelog.storage.versions import MADE_BY, check_schema, check_version, sche
 if TYPE_CHECKING:
     from probelog.encoders.torch_encoder import Encoder
 
-FOLDER = "probes"
 VERSION = 1
 _PART_BYTES = 32 << 20
 _LISTED = 1000
 _PARTS_IN_MEMORY = 2
-_MANIFEST = "manifest.json"
-_THUMBNAILS = "thumbnails.parquet"
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done (``images``, ``embeddings``), how many are done and, if known, of how many."""
@@ -80,7 +78,7 @@ class ProbeSet:
 
     def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
         self._root = store
-        self._store = store.child(f"{FOLDER}/{manifest['hash'][:16]}")
+        self._store = store.child(layout.ProbeSetFolder.of(manifest["hash"]).path)
         self._manifest = manifest
         self._files = {item["name"]: item for item in manifest["files"]}
         self._parts = [item for item in manifest["files"] if "first" in item]
@@ -174,7 +172,7 @@ class ProbeSet:
 
     def has_embeddings(self, encoder_digest: str) -> bool:
         """Whether the set carries the embeddings of this encoder."""
-        return self._store.exists(_embeddings_name(encoder_digest, "json"))
+        return self._store.exists(layout.ProbeSetFolder.embeddings(encoder_digest, "json"))
 
     def embeddings(self, encoder_digest: str) -> NDArray[np.float32]:
         """The probes' embeddings (n, d) by one encoder, of unit length.
@@ -184,13 +182,13 @@ class ProbeSet:
             StoreError: the file is damaged.
         """
         try:
-            receipt = self._store.read_json(_embeddings_name(encoder_digest, "json"))
+            receipt = self._store.read_json(layout.ProbeSetFolder.embeddings(encoder_digest, "json"))
         except FileNotFoundError:
             raise UsageError(
                 f"probe set {self.hash[:16]} has no embeddings by encoder {encoder_digest[:16]}. "
                 "Run `probelog-index probes` with that encoder to add them."
             ) from None
-        name = _embeddings_name(encoder_digest, "parquet")
+        name = layout.ProbeSetFolder.embeddings(encoder_digest, "parquet")
         if receipt.get("encoder") != encoder_digest or receipt.get("hash") != self.hash:
             raise StoreError(f"{self._store.path(name)}: its receipt is for another encoder or probe set")
         table = self._read(name, receipt, embeddings_schema(int(receipt["dimension"])))
@@ -206,18 +204,18 @@ class ProbeSet:
         schema = embeddings_schema(rows.shape[1])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
         table = pa.table([pa.array(range(self.count), pa.int32()), vectors], schema=schema)
-        written = _write(self._store, _embeddings_name(encoder.digest, "parquet"), table)
+        written = _write(self._store, layout.ProbeSetFolder.embeddings(encoder.digest, "parquet"), table)
         self._store.write_json(
-            _embeddings_name(encoder.digest, "json"),
+            layout.ProbeSetFolder.embeddings(encoder.digest, "json"),
             written | {"encoder": encoder.digest, "dimension": rows.shape[1], "hash": self.hash},
         )
         return rows
 
     def _thumbnail_table(self) -> pa.Table:
-        table = self._table(_THUMBNAILS)
+        table = self._table(layout.THUMBNAILS)
         if _set_hash(values_of(table["sha256"], str)) != self.hash:
             raise StoreError(
-                f"{self._store.path(_THUMBNAILS)} belongs to another probe set than its manifest"
+                f"{self._store.path(layout.THUMBNAILS)} belongs to another probe set than its manifest"
             )
         return table
 
@@ -226,7 +224,7 @@ class ProbeSet:
             if name in self._tables:
                 self._tables.move_to_end(name)
                 return self._tables[name]
-        table = self._read(name, self._files[name], THUMBNAILS if name == _THUMBNAILS else IMAGES)
+        table = self._read(name, self._files[name], THUMBNAILS if name == layout.THUMBNAILS else IMAGES)
         with self._lock:
             self._tables[name] = table
             while len(self._tables) > _PARTS_IN_MEMORY:
@@ -314,7 +312,7 @@ def find_probe_set(source: str, count: int | None, seed: int, store: Store) -> P
 
 def _made_name(source: str, count: int | None, seed: int, files: Sequence[SourceFile]) -> str:
     listing = [[file.name, file.size, file.version] for file in files]
-    return f"{FOLDER}/made/{short_key(VERSION, source, count, seed, json.dumps(listing))}.json"
+    return layout.made_probe_set(short_key(VERSION, source, count, seed, json.dumps(listing)))
 
 
 def _made_before(store: Store, made: str) -> ProbeSet | None:
@@ -378,13 +376,13 @@ def _written(
         probe_set = ProbeSet(store, manifest)
         probe_set.add_embeddings(encoder, progress)
         return probe_set
-    folder = store.child(f"{FOLDER}/{set_hash[:16]}")
+    folder = store.child(layout.ProbeSetFolder.of(set_hash).path)
     files = [
-        _write(folder, f"images-{number:05}.parquet", table) | {"first": table["id"][0].as_py()}
+        _write(folder, layout.ProbeSetFolder.images(number), table) | {"first": table["id"][0].as_py()}
         for number, table in enumerate(_image_parts(chosen, selection.spool))
     ]
     thumbnails = [(selection.spool / f"{item.sha256}.webp").read_bytes() for item in chosen]
-    files.append(_write(folder, _THUMBNAILS, _fact_table(chosen, 0, thumbnails, THUMBNAILS)))
+    files.append(_write(folder, layout.THUMBNAILS, _fact_table(chosen, 0, thumbnails, THUMBNAILS)))
     manifest = {
         "kind": "probe-set",
         "version": VERSION,
@@ -401,7 +399,7 @@ def _written(
     }
     probe_set = ProbeSet(store, manifest)
     probe_set.add_embeddings(encoder, progress)
-    folder.write_json(_MANIFEST, manifest)
+    folder.write_json(layout.MANIFEST, manifest)
     return probe_set
 
 
@@ -436,7 +434,7 @@ def _write(folder: Store, name: str, table: pa.Table) -> dict[str, Any]:
 
 
 def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
-    name = f"{FOLDER}/{key}/{_MANIFEST}"
+    name = layout.ProbeSetFolder.of(key).manifest
     try:
         manifest = store.read_json(name)
     except FileNotFoundError:
@@ -449,10 +447,6 @@ def _manifest_or_none(store: Store, key: str) -> dict[str, Any] | None:
 
 def _set_hash(contents: Sequence[str]) -> str:
     return digest("\n".join([f"probe-set {VERSION}", *contents]).encode())
-
-
-def _embeddings_name(encoder_digest: str, suffix: str) -> str:
-    return f"embeddings-{encoder_digest[:16]}.{suffix}"
 
 
 def _silent(what: str, done: int, total: int | None) -> None:

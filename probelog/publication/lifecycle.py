@@ -29,13 +29,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
-from probelog.index.layout import FILES, FILES_VERSION, HOLD, folder_of
-from probelog.index.pointer import POINTER, Pointer, read_pointer
+from probelog.index.pointer import Pointer, read_pointer
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
 from probelog.storage.encoding import digest
+from probelog.storage.layout import FILES, GENERATIONS, HOLD, POINTER, GenerationFolder
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
 
+# Of the list of a generation's files.
+FILES_VERSION = 1
 # The hold is renewed before every table and once a minute while one is written; indexing a table, or checking all,
 # takes hours at worst.
 BUILDING = dt.timedelta(hours=24)
@@ -54,8 +56,8 @@ def reserve(index: Store, generation: str) -> None:
     Raises:
         StoreError: a generation of this name exists.
     """
-    existing = index.names(folder_of(generation))
-    if existing or not index.create(_hold_path(generation), _hold_content()):
+    existing = index.names(GenerationFolder.of(generation).path)
+    if existing or not index.create(GenerationFolder.of(generation).hold, _hold_content()):
         raise StoreError(f"{index.uri}: there is a generation {generation} already")
 
 
@@ -65,9 +67,9 @@ def renew(index: Store, generation: str) -> None:
     Raises:
         StoreError: a sweep retired it meanwhile.
     """
-    if not index.exists(_hold_path(generation)):
+    if not index.exists(GenerationFolder.of(generation).hold):
         raise _swept_error(index, generation)
-    index.write(_hold_path(generation), _hold_content())
+    index.write(GenerationFolder.of(generation).hold, _hold_content())
 
 
 def list_files(index: Store, generation: str) -> str:
@@ -75,11 +77,11 @@ def list_files(index: Store, generation: str) -> str:
 
     Its tables must not change afterwards.
     """
-    folder = folder_of(generation)
-    names = [name.removeprefix(f"{folder}/") for name in index.names(folder)]
+    folder = GenerationFolder.of(generation)
+    names = [name.removeprefix(folder.file("")) for name in index.names(folder.path)]
     names = [name for name in names if name not in (FILES, HOLD)]
     with ThreadPoolExecutor(_READERS) as pool:
-        measured = pool.map(lambda name: index.measure(f"{folder}/{name}"), names)
+        measured = pool.map(lambda name: index.measure(folder.file(name)), names)
         files = {
             name: {"size": size, "sha256": sha256}
             for name, (size, sha256) in zip(names, measured, strict=True)
@@ -87,7 +89,7 @@ def list_files(index: Store, generation: str) -> str:
     data = sealed_json(
         {"version": FILES_VERSION, "made_by": MADE_BY, "generation": generation, "files": files}
     )
-    index.write(f"{folder}/{FILES}", data)
+    index.write(folder.files, data)
     return digest(data)
 
 
@@ -100,7 +102,7 @@ def discard(index: Store, generation: str) -> None:
     with contextlib.suppress(IndexNotFoundError):
         if generation in read_pointer(index)[0].referenced:
             raise StoreError(f"{index.uri}: generation {generation} is in use and was not removed")
-    index.delete_folder(folder_of(generation))
+    index.delete_folder(GenerationFolder.of(generation).path)
 
 
 # Choosing what is live
@@ -159,7 +161,7 @@ def go_live(
 
     pointer = _swap_pointer(index, next_pointer, _optional_pointer(index))
     with contextlib.suppress(StoreError):  # the hold of a generation that is named means nothing
-        index.delete(_hold_path(generation))
+        index.delete(GenerationFolder.of(generation).hold)
     return pointer
 
 
@@ -233,11 +235,11 @@ def sweep(index: Store, grace: dt.timedelta = GRACE) -> list[str]:
     """
     pointer, pointer_bytes = read_pointer(index)
     # Listed after the pointer was read: what went live since then makes the swap below fail.
-    existing = {name.split("/")[1] for name in index.names("generations")}
+    existing = {name.split("/")[1] for name in index.names(GENERATIONS)}
     now = index.time()
     due = sorted(name for name, since in pointer.retired.items() if _age(now, since) >= grace)
     for name in due:
-        index.delete_folder(folder_of(name))
+        index.delete_folder(GenerationFolder.of(name).path)
     abandoned = [
         name
         for name in sorted(existing - {*pointer.referenced, *pointer.retired})
@@ -319,7 +321,7 @@ def read_files(
         SchemaVersionError: made by a newer ProbeLog.
         StoreError: the list is damaged, or not the expected one.
     """
-    path = f"{folder_of(generation)}/{FILES}"
+    path = GenerationFolder.of(generation).files
     data = index.read(path)
     where = index.path(path)
     if expected is not None and digest(data) != expected:
@@ -345,9 +347,9 @@ def _check_complete(index: Store, generation: str, expected: str | None = None) 
         files, list_digest = read_files(index, generation, expected)
     except FileNotFoundError:
         raise StoreError(f"{index.uri}: generation {generation} is missing, or was never finished") from None
-    folder = folder_of(generation)
-    sizes = index.sizes(folder)
-    wrong = [name for name, (size, _) in files.items() if sizes.get(f"{folder}/{name}") != size]
+    folder = GenerationFolder.of(generation)
+    sizes = index.sizes(folder.path)
+    wrong = [name for name, (size, _) in files.items() if sizes.get(folder.file(name)) != size]
     if wrong:
         raise StoreError(
             f"{index.uri}: generation {generation} is incomplete: {wrong[0]}"
@@ -357,17 +359,13 @@ def _check_complete(index: Store, generation: str, expected: str | None = None) 
     return list_digest
 
 
-def _hold_path(generation: str) -> str:
-    return f"{folder_of(generation)}/{HOLD}"
-
-
 def _hold_content() -> bytes:
     # The file's time of writing counts; its content is for people.
     return sealed_json({"building_on": platform.node(), "process": os.getpid()})
 
 
 def _is_abandoned(index: Store, generation: str, now: dt.datetime) -> bool:
-    renewed = index.modified(_hold_path(generation))
+    renewed = index.modified(GenerationFolder.of(generation).hold)
     return renewed is None or now - renewed >= BUILDING
 
 

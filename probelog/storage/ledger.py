@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from probelog.arrays import values_of
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest, short_key
+from probelog.storage.layout import LedgerFolder
 from probelog.storage.observations import from_rows
 from probelog.storage.parquet_parts import Part, open_part, part_bytes, read_part
 from probelog.storage.schemas import (
@@ -187,16 +188,17 @@ class Ledger:
     def __init__(self, store: Store, folder: str) -> None:
         self.store = store
         self.folder = folder
+        self.paths = LedgerFolder(folder)
 
     # Spool
 
     def spool(self, item: str, result: ItemResult) -> None:
         """Make one item's result durable."""
-        self.store.write(self._spool_path(item), result.to_bytes())
+        self.store.write(self.paths.spooled(item), result.to_bytes())
 
     def spooled_result(self, item: str) -> ItemResult | None:
         """One item's result, None where it is sealed already or was never there."""
-        data = self.store.read_or_none(self._spool_path(item))
+        data = self.store.read_or_none(self.paths.spooled(item))
         return None if data is None else ItemResult.from_bytes(data)
 
     def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[ProbedModel, pa.Table] | None:
@@ -211,13 +213,13 @@ class Ledger:
 
     def spooled(self) -> set[str]:
         """Items that have a spool object; after a kill, sealed ones may be among them."""
-        names = self.store.names(f"{self.folder}/spool", suffix=".arrow")
+        names = self.store.names(self.paths.spool, suffix=".arrow")
         return {name.rsplit("/", 1)[1].removesuffix(".arrow") for name in names}
 
     def drop_sealed_spool(self, receipts: Sequence[Receipt]) -> None:
         """Finish what a kill between a receipt and the end of its spool left undone."""
         for item in self.spooled() & {item for receipt in receipts for item in receipt.items}:
-            self.store.delete(self._spool_path(item))
+            self.store.delete(self.paths.spooled(item))
 
     # Sealing
 
@@ -238,7 +240,7 @@ class Ledger:
             with ThreadPoolExecutor(_READERS) as pool:
                 results = [
                     ItemResult.from_bytes(data)
-                    for data in pool.map(lambda item: self.store.read(self._spool_path(item)), ordered)
+                    for data in pool.map(lambda item: self.store.read(self.paths.spooled(item)), ordered)
                 ]
             results.sort(key=_order)
             receipt = Receipt(
@@ -252,9 +254,9 @@ class Ledger:
                 originals=_originals(results),
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
-            self.store.write_json(self._receipt_path(name), asdict(receipt))
+            self.store.write_json(self.paths.receipt(name), asdict(receipt))
         for item in ordered:
-            self.store.delete(self._spool_path(item))
+            self.store.delete(self.paths.spooled(item))
         return receipt
 
     def _write_part(self, kind: str, name: str, results: Sequence[ItemResult]) -> Part:
@@ -266,7 +268,7 @@ class Ledger:
         }[kind]
         tables: list[pa.Table] = [getattr(result, kind) for result in results]
         data = part_bytes([table for table in tables if table.num_rows], schema)
-        path = f"{self.folder}/{kind}/{name}.parquet"
+        path = self.paths.part(kind, name)
         self.store.write(path, data)
         return Part(path, sum(table.num_rows for table in tables), len(data), digest(data))
 
@@ -274,7 +276,7 @@ class Ledger:
 
     def receipt_names(self) -> list[str]:
         """Names of all receipts, without reading them."""
-        names = self.store.names(f"{self.folder}/receipts", suffix=".json")
+        names = self.store.names(self.paths.receipts, suffix=".json")
         return [name.rsplit("/", 1)[1].removesuffix(".json") for name in names]
 
     def receipts(self, names: Iterable[str] | None = None) -> list[Receipt]:
@@ -291,7 +293,7 @@ class Ledger:
             SchemaVersionError: written by a newer ProbeLog.
             StoreError: it is damaged.
         """
-        path = self._receipt_path(name)
+        path = self.paths.receipt(name)
         return _receipt(self.store.read_json(path), self.store.path(path))
 
     def _receipt_or_none(self, name: str) -> Receipt | None:
@@ -329,12 +331,6 @@ class Ledger:
     def _tables(self, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(lambda part: read_part(self.store, part, schema), parts)
-
-    def _spool_path(self, item: str) -> str:
-        return f"{self.folder}/spool/{item}.arrow"
-
-    def _receipt_path(self, name: str) -> str:
-        return f"{self.folder}/receipts/{name}.json"
 
 
 def open_failures(failures: pa.Table, sealed: npt.NDArray[np.uint64]) -> pa.Table:

@@ -40,7 +40,7 @@ def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str
     Raises:
         StoreError: the bytes are not those that the receipt was written for.
     """
-    return open_part(store, part, schema).read(columns)
+    return open_part(store, part, schema).read(None if columns is None else list(columns))
 
 
 def open_part(store: Store, part: Part, schema: pa.Schema) -> pq.ParquetFile:

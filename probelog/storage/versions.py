@@ -19,7 +19,7 @@ MADE_BY = f"probelog {__version__}"
 _MADE_BY = re.compile(r"probelog (\d[\w.+-]{0,30})", re.ASCII)
 
 
-def schema_metadata(name: str, version: int) -> dict[bytes, bytes]:
+def schema_metadata(name: str, version: int) -> dict[bytes | str, bytes | str]:
     """What the Parquet files of one schema say of themselves."""
     return {NAME_KEY: name.encode(), VERSION_KEY: str(version).encode(), MADE_BY_KEY: MADE_BY.encode()}
 

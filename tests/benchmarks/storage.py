@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from probelog.errors import IndexNotFoundError, UsageError
 from probelog.index.generation import Generation
-from probelog.index.layout import folder_of
 from probelog.index.pointer import find_index, read_pointer
+from probelog.storage.layout import GenerationFolder
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 
@@ -109,7 +109,7 @@ def measured(store: Store) -> Iterator[Held]:
     pointer = read_pointer(index)[0]
     generation = Generation(index, pointer)
     sizes: Counter[str] = Counter()
-    folder = folder_of(pointer.generation)
+    folder = GenerationFolder.of(pointer.generation).path
     for name, size in index.sizes(folder).items():
         table, *rest = name.removeprefix(f"{folder}/").split("/")
         sizes[f"{table} {rest[0]}" if rest else table] += size

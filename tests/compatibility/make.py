@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import probelog
-from pipelines.nightly.run import LEASE
+from probelog.storage.layout import LEASE
 from probelog.storage.store import Store
 from tests.support.paths import CHECKOUT
 from tests.support.worlds import tiny_encoders, tiny_world
@@ -76,7 +76,7 @@ def main() -> None:
         for name in ("hub", "scratch"):
             shutil.rmtree(root / name)
         _check_private(root)
-        shutil.copytree(root, target)
+        shutil.copytree(root, target, ignore=shutil.ignore_patterns(".tmp-*"))
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size:,} bytes")
 

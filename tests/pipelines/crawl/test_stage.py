@@ -17,6 +17,7 @@ from pipelines.job.progress import Report
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.client import HubError
 from probelog.hub.listing import Page
+from probelog.storage.layout import CatalogueFolder
 from probelog.storage.schemas import CatalogueRow, Failure
 from probelog.storage.store import Store
 from tests.support.hub import faults
@@ -57,7 +58,7 @@ def test_a_crawl_is_done_once(hub: LiveHub, job: Job, out: io.StringIO) -> None:
     assert crawl(job, hub.endpoint).receipt == done.receipt
     assert len(hub.faults.requests) == asked
     assert "7 models were listed on" in out.getvalue()
-    assert not job.store.exists(f"{done.folder}/progress.json")
+    assert job.store.names("catalogue", suffix="progress.json") == []
 
 
 def test_a_refresh_keeps_the_last_crawl_for_its_readers(hub: LiveHub, job: Job) -> None:
@@ -102,7 +103,7 @@ def test_an_interrupted_crawl_is_resumed(hub: LiveHub, job: Job, monkeypatch: py
 
 
 def test_a_crawl_that_ended_without_a_receipt_sends_no_request(hub: LiveHub, job: Job) -> None:
-    progress = _Progress(job.store, f"catalogue/{job.catalogue_key(hub.endpoint)}", refresh=False)
+    progress = _Progress(job.store, CatalogueFolder.of(job.catalogue_key(hub.endpoint)), refresh=False)
     progress.add(Page([row("a/1")]))
     progress.save(ended=True)
     asked = len(hub.faults.requests)
@@ -111,7 +112,7 @@ def test_a_crawl_that_ended_without_a_receipt_sends_no_request(hub: LiveHub, job
 
 
 def test_of_one_repository_the_first_row_counts(job: Job, hub: LiveHub) -> None:
-    progress = _Progress(job.store, f"catalogue/{job.catalogue_key(hub.endpoint)}", refresh=False)
+    progress = _Progress(job.store, CatalogueFolder.of(job.catalogue_key(hub.endpoint)), refresh=False)
     progress.add(Page([row("b/2", "new"), row("a/1", "new")]))
     progress.save()
     progress.add(Page([row("a/1", "old"), row("c/3", downloads=5), row("b/2", "old"), row("c/3", "old")]))
@@ -131,7 +132,7 @@ def test_of_one_repository_the_first_row_counts(job: Job, hub: LiveHub) -> None:
 
 
 def test_an_empty_catalogue(job: Job, hub: LiveHub) -> None:
-    _Progress(job.store, f"catalogue/{job.catalogue_key(hub.endpoint)}", refresh=False).save(ended=True)
+    _Progress(job.store, CatalogueFolder.of(job.catalogue_key(hub.endpoint)), refresh=False).save(ended=True)
     done = crawl(job, hub.endpoint)
     assert (done.rows(), done.table().num_rows, done.table(["repo"]).column_names) == ([], 0, ["repo"])
 
@@ -141,14 +142,14 @@ def test_pages_are_gathered_until_they_are_worth_a_part(
 ) -> None:
     store = Store(tmp_path)
     monkeypatch.setattr(stage, "_PART_ROWS", 3)
-    progress = _Progress(store, "c", refresh=False)
+    progress = _Progress(store, CatalogueFolder("c"), refresh=False)
     progress.add(Page([row("a/1"), row("a/2")], next_url="second"))
     assert store.names("c") == []
     failure = Failure.of("x", "", "crawl", FailureReason.MALFORMED_ROW, "odd")
     progress.add(Page([row("a/3")], [failure], next_url="third"))
     assert store.names("c") == ["c/first/failures-00000.parquet", "c/first/rows-00000.parquet", "c/progress.json"]  # fmt: skip
     assert progress.listed == 3
-    again = _Progress(store, "c", refresh=True)
+    again = _Progress(store, CatalogueFolder("c"), refresh=True)
     assert (again.listed, again.state["next_url"], again.state["run"], again.state["ended"]) == (3, "third", "first", False)  # fmt: skip
     monkeypatch.setattr(stage, "_PART_SECONDS", -1.0)
     again.add(Page([row("a/4")]))
@@ -166,7 +167,7 @@ def test_a_row_is_written_before_the_crawl_is_said_to_be_beyond_it(
         real(self, name, data)
 
     monkeypatch.setattr(Store, "write", write)
-    progress = _Progress(Store(tmp_path), "c", refresh=False)
+    progress = _Progress(Store(tmp_path), CatalogueFolder("c"), refresh=False)
     progress.add(Page([row("a/1")]))
     progress.save()
     assert names == ["c/first/rows-00000.parquet", "c/progress.json"]

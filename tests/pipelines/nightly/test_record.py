@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.nightly.record import RECORD, NightlyFiles, NightlyRecord
+from pipelines.nightly.record import NightlyFiles, NightlyRecord
 from probelog.errors import SchemaVersionError, StoreError
 from probelog.storage.ledger import Ledger, item_key
 from probelog.storage.schemas import CatalogueRow
@@ -63,7 +63,7 @@ def test_an_older_catalogue_is_deleted_once_the_record_names_the_newer(
 
 
 def test_a_record_that_is_damaged_or_newer(files: NightlyFiles) -> None:
-    name = f"{files.ledger.folder}/{RECORD}"
+    name = files.ledger.paths.nightly_record
     content = asdict(EMPTY)
     files.store.write_json(name, content)
     assert files.read() == EMPTY

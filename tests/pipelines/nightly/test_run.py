@@ -24,12 +24,13 @@ from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
 from pipelines.job.lease import LeaseHeldError, hold_lease
 from pipelines.job.progress import Report
-from pipelines.nightly.run import LEASE, NightlyRun, run_nightly
+from pipelines.nightly.run import NightlyRun, run_nightly
 from probelog.errors import QueryError, UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.publication.lifecycle import roll_back
 from probelog.search.client import Index, open_index
+from probelog.storage.layout import LEASE
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.support.hub.faults import FaultyHub, faulty

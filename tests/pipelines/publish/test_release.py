@@ -17,10 +17,11 @@ from pipelines.publish.release import LiveIndex, release_generation
 from pipelines.quality.failures import FailureCounts
 from probelog.errors import ConflictError, StoreError
 from probelog.index.generation import Generation
-from probelog.index.pointer import POINTER, read_pointer
+from probelog.index.pointer import read_pointer
 from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
+from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
 from tests.support.worlds.small_index import some_settings
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.arrow import fixed_lists, matrix_of
-from probelog.index.pointer import POINTER, POINTER_VERSION, Pointer, find_index, read_pointer
+from probelog.index.pointer import POINTER_VERSION, Pointer, find_index, read_pointer
 from probelog.index.schema import MODELS, connect
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
+from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
 
 names = st.text(min_size=1, max_size=20)

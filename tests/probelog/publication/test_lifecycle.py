@@ -16,12 +16,13 @@ import pytest
 
 import probelog
 from probelog.errors import ConflictError, StoreError, UsageError
-from probelog.index.pointer import POINTER, read_pointer
+from probelog.index.pointer import read_pointer
 from probelog.index.schema import MODELS
 from probelog.publication import lifecycle
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import GRACE, discard, go_live, roll_back, sweep
 from probelog.search import client
+from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
 from tests.support.processes.s3 import s3_server
 from tests.support.worlds.small_index import Model, build

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 import probelog
-from probelog.index.pointer import POINTER, read_pointer
+from probelog.index.pointer import read_pointer
 from probelog.publication.lifecycle import roll_back, sweep
 from probelog.search import client
+from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
 from tests.support.processes.operator_command import CHECKOUT
 from tests.support.processes.publisher import load_encoder, publish, save_encoder

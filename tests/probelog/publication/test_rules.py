@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
-from probelog.index.layout import FILES, HOLD
-from probelog.index.pointer import POINTER, Pointer, find_index, read_pointer
+from probelog.index.pointer import Pointer, find_index, read_pointer
 from probelog.publication.lifecycle import (
     BUILDING,
     GRACE,
@@ -26,6 +25,7 @@ from probelog.publication.lifecycle import (
     sweep,
 )
 from probelog.storage.encoding import digest
+from probelog.storage.layout import FILES, HOLD, POINTER
 from probelog.storage.store import Store
 
 NO_GRACE = dt.timedelta(0)

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from probelog.errors import StoreError
-from probelog.index.layout import FILES, HOLD
 from probelog.index.schema import META
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import read_files
 from probelog.storage.encoding import digest
+from probelog.storage.layout import FILES, HOLD
 from probelog.storage.store import Store
 
 

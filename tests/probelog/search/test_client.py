@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 import probelog
 from probelog.cli import app
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
-from probelog.index.pointer import POINTER, Pointer, read_pointer
+from probelog.index.pointer import Pointer, read_pointer
 from probelog.ranking.confidence import Confidence
 from probelog.search.results import Hit
+from probelog.storage.layout import POINTER
 from probelog.storage.schemas import Parent
 from probelog.storage.store import Store
 from tests.probelog.encoders.test_decoding import bomb, encoded
