@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,6 +33,7 @@ from pipelines.publish.release import LiveIndex, PublishResult, release_generati
 from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError, UsageError
+from probelog.hub.model_info import add_configured_parent
 from probelog.index.arrow import fixed_lists
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
 from probelog.index.settings import GenerationSettings
@@ -378,7 +379,10 @@ def model_table(models: Sequence[ProbedModel], listed_as: Mapping[tuple[str, str
     """The facts of models (``MODEL_FACTS``, but for ``copies``), from probing and from the catalogue."""
     rows = []
     for model in models:
-        listed = asdict(listed_as[model.repo, model.sha])
+        row = listed_as[model.repo, model.sha]
+        listed = asdict(
+            replace(row, parents=add_configured_parent(row.repo, row.parents, model.name_or_path))
+        )
         rows.append(
             {
                 "repo": model.repo,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
@@ -86,7 +86,7 @@ def _parents(repo: str, card: Mapping[str, Any], config: Mapping[str, Any], tags
         if isinstance(declared_relation, str) and declared_relation in RELATIONS
         else "unknown"
     )
-    candidates = [
+    candidates: list[tuple[object, str, str]] = [
         (name, relation, "card")
         for name in (declared if isinstance(declared, list) else [declared])[:_MOST_PARENTS]
     ]
@@ -96,6 +96,19 @@ def _parents(repo: str, card: Mapping[str, Any], config: Mapping[str, Any], tags
             candidates.append((name, kind, "tag"))
     candidates.append((_mapping(config.get("peft")).get("base_model_name_or_path"), "adapter", "adapter"))
     candidates.append((config.get("_name_or_path"), "unknown", "config"))
+    return _other_repositories(repo, candidates)
+
+
+def add_configured_parent(repo: str, listed: Sequence[Parent], name_or_path: str | None) -> list[Parent]:
+    """The parents that a listing declares, and the older ``_name_or_path`` of the model's own configuration.
+
+    The Hub leaves it out of its excerpt of the configuration, so it is known only of models that were downloaded.
+    """
+    candidates = [(parent.repo, parent.relation, parent.source) for parent in listed]
+    return _other_repositories(repo, [*candidates, (name_or_path, "unknown", "config")])
+
+
+def _other_repositories(repo: str, candidates: Iterable[tuple[object, str, str]]) -> list[Parent]:
     # Other values are paths on the uploader's disk.
     parents = (
         Parent(name, kind, source)

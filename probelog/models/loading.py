@@ -10,6 +10,7 @@ configuration object and tensors, never the folder, so that no other file in it 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import LoadLimits, read_config
 from probelog.models.memory import out_of_memory
 from probelog.storage.encoding import short_key
-from probelog.storage.schemas import Head
+from probelog.storage.schemas import Head, clean_unicode
 from probelog.weights.reader import LayerFacts, Weights
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from probelog.models.preprocessing import Recipe
     from probelog.models.timm import TimmPlan
     from probelog.models.transformers import TransformersPlan
+
+# Of what a configuration calls its model: more than any repository's name has.
+_LONGEST_NAME = 200
 
 __all__ = ["Classifier", "LoadLimits", "load_classifier"]
 
@@ -44,7 +48,8 @@ class Classifier:
     sharding of their weights or in what is never looked at.
 
     ``seconds_weights`` is what reading the weights took, with digest, statistics and sketches;
-    ``seconds_sketch`` the part of it for statistics and sketches.
+    ``seconds_sketch`` the part of it for statistics and sketches. ``name_or_path`` is the configuration's
+    ``_name_or_path``, where that is a text of a name's length: untrusted, like the labels.
     """
 
     module: torch.nn.Module = field(repr=False)
@@ -65,6 +70,7 @@ class Classifier:
     layers: list[LayerFacts] = field(default_factory=list, repr=False)
     seconds_weights: float = 0.0
     seconds_sketch: float = 0.0
+    name_or_path: str | None = None
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """The logits, (B, L) float32 on the model's device, of a normalised batch (B, C, H, W) float32.
@@ -153,4 +159,10 @@ def load_classifier(
         layers=facts.layers,
         seconds_weights=facts.seconds,
         seconds_sketch=facts.seconds_sketch,
+        name_or_path=_name_or_path(config),
     )
+
+
+def _name_or_path(config: Mapping[str, Any]) -> str | None:
+    name = config.get("_name_or_path")
+    return clean_unicode(name) if isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME else None

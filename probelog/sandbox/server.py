@@ -139,6 +139,7 @@ class _Server:
             "identity": made.identity,
             "seconds_weights": made.seconds_weights,
             "seconds_sketch": made.seconds_sketch,
+            "name_or_path": made.name_or_path,
             "seconds_load": time.perf_counter() - started,
         }
         kind = execution_plan.kind(made, self._device)

@@ -87,6 +87,7 @@ PROBED_MODELS = _schema(
         ("bytes", pa.int64()),
         ("seconds_weights", pa.float32()),
         ("seconds_sketch", pa.float32()),
+        ("name_or_path", pa.string()),
     ],
 )
 
@@ -296,7 +297,8 @@ class ProbedModel:
     ``seconds_sketch`` (statistics and sketches alone) part of that. ``identity`` is equal for models that give
     the same logits (same weights, architecture and preprocessing); a model with an identity that was met before
     is not run: its observations are those of ``copy_of_repo`` at ``copy_of_sha``. ``precision`` is that of the
-    forward pass, ``bytes`` what was downloaded.
+    forward pass, ``bytes`` what was downloaded. ``name_or_path`` is what the configuration says in ``_name_or_path``:
+    perhaps the repository that the model was made from.
     """
 
     repo: str
@@ -326,6 +328,7 @@ class ProbedModel:
     bytes: int | None = None
     seconds_weights: float = 0.0
     seconds_sketch: float = 0.0
+    name_or_path: str | None = None
 
 
 def clean_unicode(text: str) -> str:

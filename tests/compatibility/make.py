@@ -111,7 +111,8 @@ def _write_inputs(root: Path) -> None:
         embedding_size=8,
         layer_type="basic",
     )
-    shutil.copytree(hub / "ada/resnet", hub / "ada/resnet-again")
+    again = shutil.copytree(hub / "ada/resnet", hub / "ada/resnet-again") / "config.json"
+    again.write_text(json.dumps(json.loads(again.read_text()) | {"_name_or_path": "ada/older"}))
     tiny_world.timm_model(hub / "bob/one-logit", "test_resnet", 1, 4)
     shutil.copytree(hub / "bob/one-logit", hub / "bob/broken")
     os.truncate(hub / "bob/broken/model.safetensors", 1000)

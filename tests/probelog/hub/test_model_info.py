@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub.model_info import excerpt, read_files, read_row, weights
-from probelog.storage.schemas import RepoFile
+from probelog.hub.model_info import add_configured_parent, excerpt, read_files, read_row, weights
+from probelog.storage.schemas import Parent, RepoFile
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -240,6 +240,17 @@ def test_parents_of_every_place_that_names_one() -> None:
         ("k/l", "adapter", "adapter"),
         ("i/j", "unknown", "config"),
     ]
+
+
+def test_the_parent_of_a_configuration_is_added_to_those_of_the_listing() -> None:
+    listed = [Parent("a/b", "merge", "card"), Parent("i/j", "unknown", "tag")]
+    added = Parent("i/j", "unknown", "config")
+    assert add_configured_parent("o/m", listed, "i/j") == [*listed, added]
+    assert add_configured_parent("o/m", [*listed, added], "i/j") == [*listed, added], "it is known already"
+    for nothing in ("o/m", "/home/me/run", "./checkpoint-100", "", None, "a/" + "b" * 500):
+        assert add_configured_parent("o/m", listed, nothing) == listed
+    many = [Parent(f"a/{number}", "unknown", "card") for number in range(20)]
+    assert add_configured_parent("o/m", many, "i/j") == many, "as many as are kept"
 
 
 @pytest.mark.parametrize("name", ["owner/model", "/home/me/checkpoint", "", 7, None, "a/" + "b" * 500])

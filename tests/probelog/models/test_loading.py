@@ -186,6 +186,29 @@ def test_identity(file: str, changes: dict[str, Any], same: bool, tmp_path: Path
     assert len(load_classifier(tmp_path / "a").identity) == 16
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("google/vit", "google/vit"),
+        ("/home/me/run", "/home/me/run"),
+        ("a\ud800b", "a?b"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, None),
+        ("", None),
+        (7, None),
+        (["a/b"], None),
+        ({"a": "b"}, None),
+    ],
+)
+def test_what_a_model_was_made_from_is_untrusted_text(name: object, kept: str | None, tmp_path: Path) -> None:
+    make("ResNetForImageClassification").save_pretrained(tmp_path)
+    identity = load_classifier(tmp_path).identity
+    config = json.loads((tmp_path / "config.json").read_text())
+    hostile.write_json(tmp_path, "config.json", config | {"_name_or_path": name})
+    classifier = load_classifier(tmp_path)
+    assert (classifier.name_or_path, classifier.identity) == (kept, identity)
+
+
 def test_identity_of_timm_models(tmp_path: Path) -> None:
     inputs = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": 3}
     hostile.timm_repository(tmp_path / "a")
