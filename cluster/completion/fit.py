@@ -1,4 +1,4 @@
-"""How a completion is fitted, how far one is, and where that is kept between sweeps."""
+"""Parameters of a completion's fit, its state between sweeps, and the checkpoint of that state in the store."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from probelog.storage.store import Store
 
 @dataclass(frozen=True)
 class Fit:
-    """How a completion is fitted.
+    """Parameters of a fit.
 
     Attributes:
-        probes: n.
-        rank, regularisation: of the factorisation.
+        probes: number n of probes.
+        rank: of the factorisation.
+        regularisation: of the factorisation.
         seed: of the start and of the held-out entries.
         held_share: share of each model's probes that is held out while choosing.
         top_share: share of a row that counts as its top entries (r / n).
-        sweeps: at most so many.
+        sweeps: largest number of sweeps.
         sample: share of the models that the choice is made on.
         tolerance: a sweep that lowers the held-out error by less than this share is the last one.
     """
@@ -50,7 +51,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class State:
-    """Where a fit is: the sweeps done, the columns after them, and the best of the columns whose error is known."""
+    """State of a fit: number of finished sweeps, the columns after them, and the best columns by held-out error."""
 
     fit: Fit
     held_out: bool
@@ -59,7 +60,7 @@ class State:
     best: Fitted | None = None
 
     def to_bytes(self) -> bytes:
-        """One object for the store: a line of JSON, then the columns as ``.npy``, then the best ones."""
+        """Serialise: a line of JSON, then the columns as ``.npy``, then the best ones."""
         best = self.best
         facts = {
             "fit": asdict(self.fit),
@@ -73,7 +74,7 @@ class State:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> State:
-        """Read what ``to_bytes`` wrote."""
+        """Parse the bytes of ``to_bytes``."""
         line, _, arrays = data.partition(b"\n")
         facts = json.loads(line)
         stream = io.BytesIO(arrays)
@@ -86,24 +87,24 @@ class State:
 
 
 class Checkpoint:
-    """Where the fit under way is kept: one object in the store, replaced after every sweep."""
+    """The checkpoint of a running fit: one object in the store, replaced after every sweep."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
 
     def save(self, state: State) -> None:
-        """Keep a state in place of the one before."""
+        """Write a state in place of the previous one."""
         self._store.write(self._name, state.to_bytes())
 
     def load(self, fit: Fit, held_out: bool) -> State | None:
-        """The state that was kept, if it is one of this very fit."""
+        """The saved state, if it is of a fit with the same parameters; None otherwise."""
         data = self._store.read_or_none(self._name)
         try:
             state = None if data is None else State.from_bytes(data)
-        except (EOFError, KeyError, TypeError, ValueError):  # of another version of this program
+        except (EOFError, KeyError, TypeError, ValueError):  # written by another version
             return None
         return state if state is not None and (state.fit, state.held_out) == (fit, held_out) else None
 
     def clear(self) -> None:
-        """Forget it."""
+        """Delete the saved state."""
         self._store.delete(self._name)

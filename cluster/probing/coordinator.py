@@ -1,10 +1,10 @@
-"""What all workers of a job share: the rate limit for the Hub, and which weights were met before. One actor.
+"""The coordinator: one actor with the state that all workers of a job share, rate limit of the Hub and copy detection.
 
 The Hub counts requests per account, not per process. And a large part of a Hub are re-uploads: copies are recorded,
-not run again. Two that are in flight at the same time (they sort next to each other) must not both run: the first to
-ask owns an identity, the others wait for its result.
+not run again. Of two copies in flight at the same time (they sort next to each other) only one must run: the first
+worker to ask claims the identity, the others wait for its result.
 
-A job goes on without its coordinator: every model is run then, and each worker keeps the rate limit by itself.
+A job continues without its coordinator: then every model is run, and each worker keeps the rate limit by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Original:
-    """Where a model's observations are: below its item in the spool, or in the parts of a receipt once sealed."""
+    """The first model with some weights, and the place of its observations: the spool (``item``) or a receipt's parts."""
 
     repo: str
     sha: str
@@ -37,9 +37,12 @@ class Original:
 
 @dataclass(frozen=True)
 class Claim:
-    """The answer to `Originals.claim`: the original; nothing (the asker is to run the model); or to wait.
+    """The answer to `Originals.claim`.
 
-    ``answered``: whether the coordinator could be asked.
+    Attributes:
+        original: whose observations to copy; None: run the model, unless ``wait``.
+        wait: whether another worker runs the same weights now.
+        answered: whether the coordinator answered.
     """
 
     original: Original | None = None
@@ -48,8 +51,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A claim: for which item, by which worker, since when."""
+class _Holder:
+    """The holder of a claim: item, worker, and time of the claim."""
 
     item: str
     worker: str
@@ -57,44 +60,50 @@ class _Held:
 
 
 class Originals:
-    """Who probed which weights first. A claim ends with its worker, or after ``claim_seconds``."""
+    """The first model with each weights. A claim ends with its worker, or after ``claim_seconds``."""
 
     def __init__(self, known: Mapping[str, Original], claim_seconds: float) -> None:
-        """``known``: what earlier runs met, by identity."""
+        """``known``: the originals of earlier runs, by identity."""
         self._known = dict(known)
         self._claim_seconds = claim_seconds
-        self._claimed: dict[str, _Held] = {}
+        self._claimed: dict[str, _Holder] = {}
         self._of_item: dict[str, str] = {}
 
     def claim(self, identity: str, item: str, worker: str) -> Claim:
-        """Who has these weights? Without an answer they are the asker's to run."""
+        """Claim an identity for an item: returns its original, or whether to wait; otherwise the caller runs the model."""
         original = self._known.get(identity)
         if original is not None:
             return Claim(original)
-        held = self._claimed.get(identity)
-        if held is not None and held.item != item and time.monotonic() - held.since < self._claim_seconds:
+        holder = self._claimed.get(identity)
+        if (
+            holder is not None
+            and holder.item != item
+            and time.monotonic() - holder.since < self._claim_seconds
+        ):
             return Claim(wait=True)
-        self._claimed[identity] = _Held(item, worker, time.monotonic())
+        self._claimed[identity] = _Holder(item, worker, time.monotonic())
         return Claim()
 
     def give_up(self, identity: str, item: str) -> None:
-        """The asker failed: the next one may try."""
-        held = self._claimed.get(identity)
-        if held is not None and held.item == item:
+        """End the claim of an item that failed: the next copy may run."""
+        holder = self._claimed.get(identity)
+        if holder is not None and holder.item == item:
             del self._claimed[identity]
 
     def worker_lost(self, worker: str) -> None:
-        """What a worker had claimed is anybody's: its items may be queued behind those that wait for them."""
-        self._claimed = {identity: held for identity, held in self._claimed.items() if held.worker != worker}
+        """End all claims of a lost worker: its items may be queued behind those that wait for them."""
+        self._claimed = {
+            identity: holder for identity, holder in self._claimed.items() if holder.worker != worker
+        }
 
-    def found(self, identity: str, repo: str, sha: str, item: str) -> None:
-        """The asker's observations are in the spool."""
+    def record_original(self, identity: str, repo: str, sha: str, item: str) -> None:
+        """Record an item whose observations are in the spool as the original of its identity."""
         self._claimed.pop(identity, None)
         self._known.setdefault(identity, Original(repo, sha, item=item))
         self._of_item[item] = identity
 
     def sealed(self, receipt: str, items: list[str]) -> None:
-        """The observations of these items have moved from the spool into the parts of a receipt."""
+        """Record that the observations of items have moved from the spool into the parts of a receipt."""
         for item in items:
             identity = self._of_item.pop(item, None)
             if identity is not None:
@@ -112,11 +121,11 @@ class Coordinator(Originals):
         self._limit = SlidingWindowLimit.for_endpoint(endpoint, with_token=with_token)
 
     def try_acquire(self, kind: Kind) -> float:
-        """Take a token of the rate limit and return 0, or say in how many seconds to ask again."""
+        """Take a token of the rate limit and return 0, or return the seconds after which to ask again."""
         return self._limit.try_acquire(kind)
 
     def penalise(self, kind: Kind, seconds: float) -> None:
-        """The Hub refused a request: nobody sends another of this kind for so many seconds."""
+        """Stop all requests of a kind for ``seconds``, because the Hub refused one."""
         self._limit.penalise(kind, seconds)
 
 
@@ -181,9 +190,9 @@ class CoordinatorClient:
         """See `Originals.give_up`."""
         self._ask("give_up", identity, item)
 
-    def found(self, identity: str, repo: str, sha: str, item: str) -> None:
-        """See `Originals.found`."""
-        self._ask("found", identity, repo, sha, item)
+    def record_original(self, identity: str, repo: str, sha: str, item: str) -> None:
+        """See `Originals.record_original`."""
+        self._ask("record_original", identity, repo, sha, item)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """The actor's answer; None where it is lost or does not answer."""

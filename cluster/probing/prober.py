@@ -120,7 +120,7 @@ class _Clock:
             self.used += spent if counts else 0.0
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         return max(0.0, self.limit - self.used)
 
 
@@ -221,7 +221,7 @@ class Prober:
                 report = replace(report, reason=reason.value, detail=str(error), spooled=False)
         if report.identity is not None and report.copy_of is None:
             if report.reason is None:
-                self._coordinator.found(report.identity, row.repo, row.sha, item.key)
+                self._coordinator.record_original(report.identity, row.repo, row.sha, item.key)
             else:
                 self._coordinator.give_up(report.identity, item.key)
         return replace(report, seconds=clock.seconds)
@@ -300,7 +300,7 @@ class Prober:
 
         row, spec = item.row, self._spec
         with clock.part("load", counts=True):
-            loaded = process.load(folder, row.repo, row.sha, clock.left)
+            loaded = process.load(folder, row.repo, row.sha, clock.remaining)
         # As the worker sees it, like the other parts: with the start of the model's process.
         facts = loaded.facts | {"seconds_load": clock.seconds["load"]}
         with clock.part("wait"):
@@ -312,14 +312,14 @@ class Prober:
                 return copied, self._report(facts, size, original.repo)
             chosen = subset(spec.probe_set, row.repo, row.sha, spec.seed, spec.fraction, spec.probes)
             with clock.part("preprocess", counts=True):
-                process.prepare(chosen.tolist(), clock.left)
+                process.prepare(chosen.tolist(), clock.remaining)
             with clock.part("wait"):
                 self._computing.acquire()
             try:
                 self._busy = process
                 self._check()
                 with clock.part("forward", counts=True):
-                    seen = process.observe(chosen.tolist(), int(facts["logits"]), clock.left)
+                    seen = process.observe(chosen.tolist(), int(facts["logits"]), clock.remaining)
             finally:
                 self._busy = None
                 self._computing.release()
@@ -374,16 +374,16 @@ class Prober:
         self, original: Original, row: CatalogueRow, facts: dict[str, Any], size: int
     ) -> ItemResult | None:
         """The original's observations under this repository's name; None where they cannot be found."""
-        found = None
+        result = None
         spooled = None if original.item is None else self._ledger.spooled_result(original.item)
         if spooled is not None and spooled.models.num_rows == 1:
-            found = from_table(spooled.models, ProbedModel)[0], spooled.observations
+            result = from_table(spooled.models, ProbedModel)[0], spooled.observations
         elif original.receipt is not None:
-            found = self._ledger.sealed_result(original.receipt, original.repo, original.sha)
-        if found is None:  # between the spool and its receipt, or damaged: running it again loses nothing
+            result = self._ledger.sealed_result(original.receipt, original.repo, original.sha)
+        if result is None:  # between the spool and its receipt, or damaged: running it again loses nothing
             return None
-        model, rows = found
-        own = replace(
+        model, rows = result
+        copied = replace(
             model,
             **facts,
             repo=row.repo,
@@ -394,11 +394,11 @@ class Prober:
             seconds_preprocess=0.0,
             seconds_forward=0.0,
         )
-        if own.logits != rows.num_rows:
+        if copied.logits != rows.num_rows:
             return None
         for name, value in (("repo", row.repo), ("sha", row.sha)):
             rows = rows.set_column(rows.schema.get_field_index(name), name, [[value] * rows.num_rows])
-        return ItemResult.success(own, rows.cast(OBSERVATIONS))
+        return ItemResult.success(copied, rows.cast(OBSERVATIONS))
 
     # The end of the machine
 

@@ -115,7 +115,7 @@ class _Slot(Generic[Item]):
     served: int = 0
     reserved: bool = False
     leaving: bool = False
-    gone: bool = False
+    ended: bool = False
 
 
 _Answer = tuple["_Slot[Item]", "Task[Item] | None", "Future[Any]"]
@@ -226,7 +226,7 @@ class Scheduler(Generic[Item]):
         self._read_ahead()
         while self._free and (self._queue or self._suspects):
             slot = self._free.popleft()
-            if slot.gone or slot.leaving:
+            if slot.ended or slot.leaving:
                 continue
             self._fill(slot)
         if self._staying < self._target:
@@ -307,7 +307,7 @@ class Scheduler(Generic[Item]):
     def _take(
         self, slot: _Slot[Item], task: Task[Item] | None, future: Future[Any]
     ) -> Iterator[ItemOutcome[Item]]:
-        if slot.gone:
+        if slot.ended:
             return  # it died a moment ago and its items are already queued again
         error = future.exception()
         if task is None:
@@ -380,7 +380,7 @@ class Scheduler(Generic[Item]):
             self._drop(slot)
 
     def _drop(self, slot: _Slot[Item]) -> None:
-        slot.gone = True
+        slot.ended = True
         self._slots.discard(slot)
         self._staying -= not slot.leaving
         self._starting -= slot.starting

@@ -34,9 +34,9 @@ def own_downloads(scratch: Path) -> Path:
         for folder in downloads.iterdir():
             if folder.name.isdigit() and not Path("/proc", folder.name).exists():
                 shutil.rmtree(folder, ignore_errors=True)
-    own = downloads / str(os.getpid())
-    own.mkdir(parents=True, exist_ok=True)
-    return own
+    folder_of_process = downloads / str(os.getpid())
+    folder_of_process.mkdir(parents=True, exist_ok=True)
+    return folder_of_process
 
 
 def local_probes(store: Store, probe_set: str, scratch: Path) -> Store:

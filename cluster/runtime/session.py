@@ -22,7 +22,7 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         ProbeLogError: the cluster cannot be reached.
     """
-    address_of_ray = _wanted(address)
+    address_of_ray = _resolved_address(address)
     import ray
 
     if ray.is_initialized():
@@ -51,10 +51,10 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
 
 def is_local(address: str | None = None) -> bool:
     """Whether a session's Ray is started on this machine, for this job alone."""
-    return _wanted(address) == "local"
+    return _resolved_address(address) == "local"
 
 
-def _wanted(address: str | None) -> str:
+def _resolved_address(address: str | None) -> str:
     return address or os.environ.get("RAY_ADDRESS") or "local"
 
 

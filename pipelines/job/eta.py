@@ -19,15 +19,17 @@ _SAMPLE_SECONDS = 5.0
 class Pace:
     """Rates over the last ten minutes."""
 
-    def __init__(self, left: int, left_bytes: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, remaining: int, remaining_bytes: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Nothing is through yet.
 
         Args:
-            left: models to do.
-            left_bytes: of their weights.
+            remaining: models to do.
+            remaining_bytes: of their weights.
             clock: seconds, ascending.
         """
-        self.left, self.left_bytes = left, left_bytes
+        self.remaining, self.remaining_bytes = remaining, remaining_bytes
         self._clock = clock
         self._count = 0
         self._x = self._y = self._xx = self._xy = 0.0
@@ -35,8 +37,8 @@ class Pace:
 
     def add(self, size: float, seconds: float) -> None:
         """One model is through: the bytes that it was planned with, the seconds that a worker spent on it."""
-        self.left -= 1
-        self.left_bytes -= size
+        self.remaining -= 1
+        self.remaining_bytes -= size
         self._count += 1
         self._x += size
         self._y += seconds
@@ -59,19 +61,19 @@ class Pace:
     def work_left(self) -> float:
         """Worker-seconds that the remaining models will take."""
         constant, per_byte = self._fit()
-        return max(0.0, constant * self.left + per_byte * max(0.0, self.left_bytes))
+        return max(0.0, constant * self.remaining + per_byte * max(0.0, self.remaining_bytes))
 
     @property
     def eta_seconds(self) -> float | None:
         """Wall time until all are through; None while nothing is known."""
-        if not self.left:
+        if not self.remaining:
             return 0.0
         since, count, work = self._samples[0]
         wall = self._clock() - since
         if wall <= 1 or self._count == count:
             return None
         if self._y - work <= 0:  # nothing but failures that cost nothing: only their number is known
-            return self.left * wall / (self._count - count)
+            return self.remaining * wall / (self._count - count)
         return self.work_left * wall / (self._y - work)
 
     def _fit(self) -> tuple[float, float]:

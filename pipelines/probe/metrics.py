@@ -57,7 +57,12 @@ class Metrics:
         self._histograms["probelog_item_seconds"].observe(seconds)
 
     def publish(
-        self, left: int, workers: int, in_flight: int, models_an_hour: float | None, eta_seconds: float | None
+        self,
+        remaining: int,
+        workers: int,
+        in_flight: int,
+        models_an_hour: float | None,
+        eta_seconds: float | None,
     ) -> None:
         """Hand over what was gathered, and the state of the run. What is not known yet is left as it was."""
         for (name, tag), value in self._gathered.items():
@@ -66,7 +71,7 @@ class Metrics:
                 self._counters[name].inc(value, tags=tags)
         self._gathered.clear()
         values: dict[str, float | None] = {
-            "probelog_items_left": left,
+            "probelog_items_left": remaining,
             "probelog_workers": workers,
             "probelog_in_flight": in_flight,
             "probelog_models_per_hour": models_an_hour,

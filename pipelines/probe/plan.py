@@ -62,7 +62,7 @@ class ProbingPlan:
         sizes: (N,) of the weights in bytes; where unknown, the mean of the known ones.
         batches: (N,) each item's batch, ascending.
         starts: (B + 1,) each batch's first item.
-        before: (N,) number of the reason why the attempt before failed; -1 for a first one.
+        previous_reasons: (N,) number of the reason why the attempt before failed; -1 for a first one.
         reasons: names of the reasons.
     """
 
@@ -73,7 +73,7 @@ class ProbingPlan:
     sizes: npt.NDArray[np.float64]
     batches: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
-    before: npt.NDArray[np.int64]
+    previous_reasons: npt.NDArray[np.int64]
     reasons: list[str]
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class ProbingPlan:
 
     def replaced(self, number: int) -> dict[str, int]:
         """Earlier failures, by reason, that a batch's items are the next attempts at."""
-        codes = Counter(self.before[self.starts[number] : self.starts[number + 1]].tolist())
+        codes = Counter(self.previous_reasons[self.starts[number] : self.starts[number + 1]].tolist())
         return {self.reasons[code]: count for code, count in sorted(codes.items()) if code >= 0}
 
 
@@ -176,7 +176,7 @@ def make_plan(
         sizes=np.nan_to_num(sizes[rows], nan=float(known.mean()) if len(known) else 0.0),
         batches=batch,
         starts=np.append(np.flatnonzero(np.diff(batch, prepend=-1)), len(rows)),
-        before=np.concatenate([np.full(len(first), -1), codes[open_at[second]].astype(np.int64)]),
+        previous_reasons=np.concatenate([np.full(len(first), -1), codes[open_at[second]].astype(np.int64)]),
         reasons=reasons,
     )
 

@@ -309,5 +309,5 @@ class _Run:
         """About once a second."""
         self._counter.show()
         rate, eta = self._pace.models_an_hour, self._pace.eta_seconds
-        self._metrics.publish(self._pace.left, scheduler.workers, in_flight, rate, eta)
-        self._summary.write(self._ledger, Running.now(self._pace.left, rate, eta))
+        self._metrics.publish(self._pace.remaining, scheduler.workers, in_flight, rate, eta)
+        self._summary.write(self._ledger, Running.now(self._pace.remaining, rate, eta))

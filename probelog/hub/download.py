@@ -134,7 +134,7 @@ def needed_files(names: Collection[str], allow_pickle: bool) -> list[str]:
     """
     weights = _weights_name(names, allow_pickle)
     if CONFIG not in names:
-        raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {_held(names)}")
+        raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {_listing(names)}")
     return [CONFIG, *(name for name in OPTIONAL if name in names), weights]
 
 
@@ -146,18 +146,18 @@ def _weights_name(names: Collection[str], allow_pickle: bool) -> str:
         return PICKLE
     pickles = sorted(path for path in names if path.endswith(_PICKLES))
     if pickles and allow_pickle:
-        raise ItemFailure(FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {_held(names)}")
+        raise ItemFailure(FailureReason.UNSAFE_FORMAT, f"of pickles only {PICKLE} is read; {_listing(names)}")
     if pickles:
         raise ItemFailure(
             FailureReason.UNSAFE_FORMAT,
             f"weights only as pickle ({pickles[0]}), which can run code when loaded",
         )
-    raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {_held(names)}")
+    raise ItemFailure(FailureReason.NOT_FOUND, f"no {SAFETENSORS} and no {INDEX}; {_listing(names)}")
 
 
-def _held(there: Collection[str]) -> str:
-    names = ", ".join(sorted(there)[:8])
-    return f"the repository holds {names or 'no files'}{', ...' if len(there) > 8 else ''}"
+def _listing(files: Collection[str]) -> str:
+    names = ", ".join(sorted(files)[:8])
+    return f"the repository holds {names or 'no files'}{', ...' if len(files) > 8 else ''}"
 
 
 class _Download:

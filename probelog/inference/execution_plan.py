@@ -1,9 +1,9 @@
-"""How the models of one architecture are best run on one device: batch size, memory layout, precision.
+"""Execution plans: batch size, memory layout and precision for the models of one architecture on one device.
 
-Found on the first models of each architecture, from their own batches, and remembered for as long as the process
-lives; processes that are set up alike can tell each other (`Plans.told`, `Plans.learn`). None of it may change an
-answer: a layout is kept only where it gives the same logits within rounding, and lower precision is tried only where
-the operator allows it and checked on every model.
+They are measured on the first models of each architecture, with their own batches, and kept while the process lives;
+processes with the same setup can share them (`Plans.exported`, `Plans.learn`). No plan may change a result: a layout is
+kept only where it gives the same logits within rounding, and lower precision is tried only where the operator allows
+it and checked on every model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Precision = Literal["float32", "auto"]
 Layout = Literal["contiguous", "channels_last"]
 
 _PRECISIONS = ("float32", "bfloat16", "float16")
-_ODD = (TypeError, ValueError, KeyError, OverflowError)
+_INVALID = (TypeError, ValueError, KeyError, OverflowError)
 _PROCESSORS = Path("/proc/cpuinfo")
 
 #: Input values of a batch on a CPU. At 224 pixels 16 images are 0 to 12 % slower than these 32, and larger batches gain
@@ -48,8 +48,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """What is known of one kind of model: images a batch, the best variant so far, and those not tried yet.
-    ``measured``: its need of memory is known, or nothing bounds it.
+    """The plan for one kind of model.
+
+    Attributes:
+        batch_size: images per batch.
+        measured: whether its need of memory is known, or memory is not bounded.
+        variant: the best one so far.
+        untried: variants that were not tried yet.
     """
 
     batch_size: int
@@ -74,26 +79,26 @@ class Plans:
         self._known: dict[str, ExecutionPlan] = {}
 
     def plan(self, classifier: Classifier, device: str) -> ExecutionPlan:
-        """What is known about a model's kind; for a new kind, what to begin with."""
+        """The plan for a model's kind; for a new kind, the initial one."""
         known = self._known.get(kind(classifier, device))
         return known if known is not None else self._first(classifier, device)
 
     def remember(self, classifier: Classifier, device: str, plan: ExecutionPlan) -> None:
-        """For the next model of the same kind."""
+        """Keep a plan for the next model of the same kind."""
         self._known[kind(classifier, device)] = plan
 
-    def told(self, kind: str) -> dict[str, Any] | None:
-        """What is known about a kind, for another process: numbers and words."""
+    def exported(self, kind: str) -> dict[str, Any] | None:
+        """The plan of a kind as plain values for another process; None without one."""
         plan = self._known.get(kind)
         return None if plan is None else asdict(plan)
 
     def learn(self, kind: str, facts: object) -> None:
-        """Take over what another process was ``told``, if nothing is known here. What makes no sense is ignored."""
+        """Take over another process's plan (``exported``) for a kind without one. Invalid values are ignored."""
         if kind in self._known or not isinstance(facts, dict):
             return
         try:
-            plan = _plan(facts)
-        except _ODD:
+            plan = _plan_from(facts)
+        except _INVALID:
             return
         lower = any(one.precision != "float32" for one in (plan.variant, *plan.untried))
         if 1 <= plan.batch_size <= self.batch_size and (self.precision == "auto" or not lower):
@@ -102,7 +107,7 @@ class Plans:
     def sized(
         self, plan: ExecutionPlan, bytes_an_image: float, classifier: Classifier, device: str
     ) -> ExecutionPlan:
-        """The plan with the largest batch that fits into memory if an image takes so much, then a power of two."""
+        """The plan with the largest batch that fits into memory at ``bytes_an_image``, rounded down to a power of two."""
         most = self._most(classifier, device)
         free = free_memory(device, self.memory_bytes)
         if free is not None and bytes_an_image > 0:
@@ -163,13 +168,13 @@ def kind(classifier: Classifier, device: str) -> str:
     return json.dumps([classifier.library, classifier.architecture, *classifier.recipe.shape, size, device])
 
 
-def _plan(facts: Mapping[str, Any]) -> ExecutionPlan:
+def _plan_from(facts: Mapping[str, Any]) -> ExecutionPlan:
     """From ``asdict``. Raises one of `_ODD` for anything else."""
-    best, *untried = [_variant(one) for one in (facts["variant"], *facts["untried"])]
+    best, *untried = [_variant_from(one) for one in (facts["variant"], *facts["untried"])]
     return ExecutionPlan(int(facts["batch_size"]), facts["measured"] is True, best, tuple(untried))
 
 
-def _variant(facts: Mapping[str, Any]) -> Variant:
+def _variant_from(facts: Mapping[str, Any]) -> Variant:
     if facts["layout"] not in get_args(Layout) or facts["precision"] not in _PRECISIONS:
         raise ValueError("no variant")
     return Variant(facts["layout"], facts["precision"])

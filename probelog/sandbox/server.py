@@ -167,7 +167,7 @@ class _Server:
         facts = {
             "batch_size": observation.batch_size,
             "precision": observation.precision,
-            "plan": self._plans.told(kind),
+            "plan": self._plans.exported(kind),
         }
         return [npy(np.ascontiguousarray(observation.values, np.float32))], facts
 

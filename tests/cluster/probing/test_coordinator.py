@@ -13,7 +13,7 @@ def test_one_runs_and_the_others_wait() -> None:
     assert originals.claim("weights", "a", "one") == Claim()
     assert originals.claim("weights", "a", "one") == Claim(), "asked again by the same item"
     assert originals.claim("weights", "b", "two") == Claim(wait=True)
-    originals.found("weights", "ada/a", "sha", "a")
+    originals.record_original("weights", "ada/a", "sha", "a")
     assert originals.claim("weights", "b", "two") == Claim(Original("ada/a", "sha", item="a"))
     originals.sealed("receipt", ["a", "b"])
     assert originals.claim("weights", "c", "two") == Claim(Original("ada/a", "sha", receipt="receipt"))
@@ -52,7 +52,7 @@ def test_workers_go_on_without_their_coordinator() -> None:
         client.acquire("file")
         ray.kill(actor)
         assert client.claim("weights", "c", "one") == Claim(answered=False)
-        client.found("others", "ada/b", "sha", "b")
+        client.record_original("others", "ada/b", "sha", "b")
         client.give_up("weights", "c")
         client.acquire("file")
         client.penalise("file", 1.5)

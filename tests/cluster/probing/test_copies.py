@@ -87,7 +87,7 @@ def test_what_cannot_be_found_is_run_again(prober: Prober) -> None:
 def test_the_first_that_was_run_stays_the_original() -> None:
     known = Original("zoe/run", "1", receipt="old")
     originals = Originals({"weights": known}, claim_seconds=60)
-    originals.found("weights", "ada/copy", "2", "item")
+    originals.record_original("weights", "ada/copy", "2", "item")
     originals.sealed("new", ["item", "of nobody"])
     claim = originals.claim("weights", "other", "worker")
     assert claim.original is not None
@@ -100,7 +100,7 @@ def test_one_that_ran_is_known_at_once_by_its_item() -> None:
     assert originals.claim("weights", "item", "one") == Claim()
     originals.give_up("weights", "another")
     assert originals.claim("weights", "other", "two") == Claim(wait=True)
-    originals.found("weights", "ada/run", "1", "item")
+    originals.record_original("weights", "ada/run", "1", "item")
     originals.worker_lost("one")
     expected = Claim(Original("ada/run", "1", item="item"))
     assert originals.claim("weights", "other", "two") == expected

@@ -31,7 +31,7 @@ def test_every_metric_is_exported_under_its_name() -> None:
     metrics.add(ItemReport(copies_checked=False, seconds={"download": 1.0}), 1.0)
     metrics.add(ItemReport(copy_of="a/b", seconds={"download": 1.0}), 1.0)
     metrics.add(ItemReport(reason="too-large"), 0.0)
-    metrics.publish(left=7, workers=2, in_flight=4, models_an_hour=60.0, eta_seconds=90.0)
+    metrics.publish(remaining=7, workers=2, in_flight=4, models_an_hour=60.0, eta_seconds=90.0)
     names = {f"ray_{name}" for name in (*COUNTERS, *GAUGES, *(f"{name}_bucket" for name in HISTOGRAMS))}
     deadline = time.monotonic() + 90
     left = r"^ray_probelog_items_left\{.*\} 7(?:\.0)?$"  # an earlier run's gauge, on the same Ray, says something else

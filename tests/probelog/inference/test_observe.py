@@ -233,14 +233,14 @@ def test_processes_tell_each_other_what_they_learnt() -> None:
     plans = Plans(batch_size=4)
     many(Sleepy("contiguous"), plans)
     name = kind(classifier(Sleepy("")), "cpu")
-    told = json.loads(json.dumps(plans.told(name)))
+    told = json.loads(json.dumps(plans.exported(name)))
     other, second = Plans(batch_size=4), Sleepy("contiguous")
     other.learn(name, told)
     assert many(second, other).layout == "channels_last"
     assert {layout for layout, _, _ in second.seen} == {"channels_last"}
     other.learn(name, {**told, "batch_size": 1})  # it knows better by now
-    assert other.told(name) == plans.told(name)
-    assert Plans().told(name) is None
+    assert other.exported(name) == plans.exported(name)
+    assert Plans().exported(name) is None
 
 
 @pytest.mark.parametrize(
@@ -262,9 +262,9 @@ def test_what_makes_no_sense_is_not_learnt(change: dict[str, object]) -> None:
     plans = Plans(batch_size=4)
     for facts in ({**right, **change}, None, [], "plan", {}):
         plans.learn("kind", facts)
-        assert plans.told("kind") is None
+        assert plans.exported("kind") is None
     plans.learn("kind", right)
-    assert plans.told("kind") == {**right, "untried": ()}
+    assert plans.exported("kind") == {**right, "untried": ()}
 
 
 def test_a_layout_that_changes_answers_is_not_used() -> None:
