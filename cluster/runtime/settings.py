@@ -19,13 +19,15 @@ class WorkerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workers: Positive | None = Field(None, description="Probing actors; none: as many as the cluster holds.")
+    workers: Positive | None = Field(
+        None, description="Number of probing actors; none: as many as the cluster has room for."
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that each actor reserves.")
     gpus_per_worker: float = Field(
         0.0, ge=0, description="GPUs, whole or a fraction, that each actor reserves."
     )
     in_flight: Positive = Field(
-        3, description="Models under way per actor: one computes, one loads, the others download."
+        3, description="Models in flight per actor: one computes, one loads, the others download."
     )
     memory_per_worker: Positive | None = Field(
         None, description="Bytes that the models of one actor may use; none: its share of the node's memory."
@@ -37,23 +39,24 @@ class WorkerSettings(BaseModel):
     )
     precision: Literal["float32", "auto"] = Field(
         "float32",
-        description="auto computes in 16 bits where a model's logits stay the same within the stated tolerance.",
+        description="With auto a model computes in 16 bits if its logits stay the same within the stated tolerance.",
     )
     drain_seconds: float = Field(
         25.0,
         gt=0,
-        description="How long an actor goes on after it was told that its machine goes away (Ray allows 30).",
+        description="Seconds for which an actor finishes its work after notice that its machine goes away (Ray allows 30).",
     )
     preload: list[str] = Field(
         [],
-        description="Python modules to import before models are loaded (architectures of your own, for timm).",
+        description="Python modules to import before models are loaded (for your own timm architectures).",
     )
     batch_size: Positive = Field(
-        256, description="Images a forward pass at most; memory decides, and on CPUs the cache."
+        256,
+        description="Largest number of images per forward pass; memory may lower it, and on CPUs the cache.",
     )
-    batch_models: Positive = Field(32, description="Models whose observations share one part.")
+    batch_models: Positive = Field(32, description="Number of models whose observations share one part.")
     item_seconds: float = Field(
-        1800.0, gt=0, description="After so long without an answer a model is given up."
+        1800.0, gt=0, description="Seconds without an answer after which a model fails with `timeout`."
     )
     cache_bytes: int = Field(
         8_000_000_000, ge=0, description="Disk a node may use for preprocessed probes, in bytes."
@@ -63,14 +66,14 @@ class WorkerSettings(BaseModel):
         description="Node-local folder for downloads, and for rows that exceed completion_memory; none: the system's.",
     )
     item_log: Path | None = Field(
-        None, description="JSON lines, one for every model probed; none: a file in the scratch folder."
+        None, description="File of JSON lines, one per probed model; none: a file in the scratch folder."
     )
     store_retry_seconds: float = Field(
-        600.0, ge=0, description="Seconds for which refused writes to the store are tried again."
+        600.0, ge=0, description="Seconds for which refused writes to the store are retried."
     )
     disk_retry_seconds: float = Field(
-        60.0, ge=0, description="Seconds for which a download waits for room on a full disk."
+        60.0, ge=0, description="Seconds for which a download waits for space on a full disk."
     )
     allow_pickle: bool = Field(
-        False, description="Also read pytorch_model.bin, with weights_only. It has had holes."
+        False, description="Also read pytorch_model.bin, with weights_only, which has had security holes."
     )
