@@ -12,7 +12,7 @@ from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import fold_in
 from pipelines.job.job import Job
 from pipelines.nightly.start import NightlyStart
-from pipelines.probe.stage import ProbeResult, anything_left, probe
+from pipelines.probe.stage import ProbeResult, has_remaining_work, probe
 from pipelines.quality.failures import FailureCounts
 from probelog.storage.ledger import Counts
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, to_table
@@ -41,7 +41,7 @@ def probe_changes(
         return ProbedChanges(ProbeResult(files.key, [], 0, []), FailureCounts(0))
     table = to_table(rows, CATALOGUE)
     with contextlib.ExitStack() as warm:
-        if anything_left(job, table, files.key):
+        if has_remaining_work(job, table, files.key):
             warm.enter_context(preloaded_libraries(config.ray_address, config.scratch, config.preload))
             ray.enter_context(session(config.ray_address))
         probed = probe(job, table, start.probe_set, start.endpoint, False, key=files.key)

@@ -1,4 +1,4 @@
-"""One JSON line for every model probed: what came of it and where its time went."""
+"""A log with one JSON line per probed model: its result and the time of each phase."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class ItemLog:
-    """Appends to a file. Strangers' names and messages stay on their line: JSON escapes what could break it."""
+    """Appends lines to a file. Untrusted names and messages cannot break a line: JSON escapes them."""
 
     def __init__(self, file: Path) -> None:
         """Open the file, with the folders above it.
@@ -25,7 +25,7 @@ class ItemLog:
             UsageError: it cannot be written.
         """
         self.file = file
-        self._told = self._torn = False
+        self._has_warned = self._torn = False
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = file.open("ab", buffering=0)
@@ -41,7 +41,7 @@ class ItemLog:
         self._stream.close()
 
     def write(self, item: Item, report: ItemReport) -> None:
-        """One line."""
+        """Append the line of one item."""
         line = {
             "at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
             "repo": item.row.repo,
@@ -58,10 +58,10 @@ class ItemLog:
         data = ("\n" * self._torn + json.dumps(line) + "\n").encode("ascii")
         try:
             self._torn = self._stream.write(data) < len(data)
-        except OSError as error:  # a full disk: the job goes on, and so does the log when there is room again
-            if not self._told:
+        except OSError as error:  # a full disk: the job continues, and so does the log once there is space
+            if not self._has_warned:
                 _log.warning("%s: lines of the log are lost (%s)", self.file, error.strerror)
-            self._told = True
+            self._has_warned = True
 
 
 def result_of(report: ItemReport) -> str:

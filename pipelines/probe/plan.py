@@ -1,7 +1,7 @@
-"""What is left to probe, in the order in which it is best done.
+"""The plan of a probing run: the remaining models in the order of work, cut into batches.
 
-A million models are a few arrays of numbers beside the catalogue's Arrow table; Python objects are made of a few
-hundred at a time, when their turn comes.
+A million models are a few arrays of numbers beside the catalogue's Arrow table; Python objects are made for a few
+hundred at a time, when they are sent to workers.
 
 Order of work: by size of the weights in classes of a factor two, the largest class first, so that a run ends with
 small models only and no worker waits for a straggler (longest processing time first: Graham, SIAM J. Appl. Math.
@@ -24,7 +24,7 @@ from probelog.arrays import values_of
 from probelog.storage.ledger import item_key, key_numbers
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 
-# All that probing may want to know of a model. Labels (a thousand names a model) and tags are not among it.
+# Columns of the catalogue that probing uses: all but labels (a thousand names per model) and tags.
 COLUMNS = [name for name in CATALOGUE.names if name not in ("labels", "tags")]
 _CHUNK = 256
 _BYTES_A_PARAMETER = 4
@@ -39,8 +39,8 @@ class Item:
         key: in the ledger.
         row: of the catalogue, without labels and tags.
         attempt: 1 the first time.
-        number: its place in the plan.
-        size: of its weights in bytes, as far as the catalogue tells.
+        number: position in the plan.
+        size: of its weights in bytes; an estimate where the catalogue does not have it.
     """
 
     key: str
@@ -62,7 +62,7 @@ class ProbingPlan:
         sizes: (N,) of the weights in bytes; where unknown, the mean of the known ones.
         batches: (N,) each item's batch, ascending.
         starts: (B + 1,) each batch's first item.
-        previous_reasons: (N,) number of the reason why the attempt before failed; -1 for a first one.
+        previous_reasons: (N,) number of the reason why the previous attempt failed; -1 for a first attempt.
         reasons: names of the reasons.
     """
 
@@ -80,21 +80,21 @@ class ProbingPlan:
         return len(self.rows)
 
     def items(self, numbers: npt.NDArray[np.int64]) -> Iterator[Item]:
-        """Some of the items, by their numbers, made as they are asked for."""
+        """The items with the given numbers, made lazily."""
         pieces = self.table.to_batches()
         first = np.cumsum([0, *(piece.num_rows for piece in pieces)])
         for start in range(0, len(numbers), _CHUNK):
-            chosen = numbers[start : start + _CHUNK]
-            at = self.rows[chosen]
-            piece = np.searchsorted(first, at, side="right") - 1
+            chunk = numbers[start : start + _CHUNK]
+            rows = self.rows[chunk]
+            piece = np.searchsorted(first, rows, side="right") - 1
             # Slices, since taking rows out of many chunks would put the chunks together each time.
             batch = pa.Table.from_batches(
                 [
                     pieces[p].slice(row - first[p], 1)
-                    for p, row in zip(piece.tolist(), at.tolist(), strict=True)
+                    for p, row in zip(piece.tolist(), rows.tolist(), strict=True)
                 ]
             )
-            for number, row in zip(chosen.tolist(), from_table(batch, CatalogueRow), strict=True):
+            for number, row in zip(chunk.tolist(), from_table(batch, CatalogueRow), strict=True):
                 yield Item(
                     f"{self.keys[number]:016x}",
                     row,
@@ -108,7 +108,7 @@ class ProbingPlan:
         return [f"{key:016x}" for key in self.keys[self.starts[number] : self.starts[number + 1]].tolist()]
 
     def replaced(self, number: int) -> dict[str, int]:
-        """Earlier failures, by reason, that a batch's items are the next attempts at."""
+        """Number of earlier failures, by reason, that the attempts of a batch replace."""
         codes = Counter(self.previous_reasons[self.starts[number] : self.starts[number + 1]].tolist())
         return {self.reasons[code]: count for code, count in sorted(codes.items()) if code >= 0}
 
@@ -121,10 +121,10 @@ def make_plan(
     batch_models: int,
     retry_failed: bool,
 ) -> ProbingPlan:
-    """What is left to do, in batches whose boundaries do not move when a run is resumed.
+    """Plan the remaining models, in batches whose boundaries do not move when a run is resumed.
 
-    Fresh items and retries are cut apart: sealed batches are whole ones, so what remains of the fresh items falls
-    into the same batches again.
+    First attempts and retries are batched separately: batches are sealed as a whole, so the remaining first attempts
+    fall into the same batches again.
 
     Args:
         table: the catalogue, each (repo, sha) once.
@@ -138,17 +138,17 @@ def make_plan(
     order = work_order(table, sizes)
     failed = first_keys(failures)
     by_key = np.argsort(failed)
-    place = np.searchsorted(failed, keys, sorter=by_key)
-    place[place == len(failed)] = 0
-    open_at = by_key[place] if len(failed) else np.zeros(len(keys), np.int64)
+    position = np.searchsorted(failed, keys, sorter=by_key)
+    position[position == len(failed)] = 0
+    open_at = by_key[position] if len(failed) else np.zeros(len(keys), np.int64)
     is_open = failed[open_at] == keys if len(failed) else np.zeros(len(keys), bool)
-    again = np.zeros(len(keys), bool)
-    again[is_open] = retry_failed | failures["retryable"].to_numpy()[open_at[is_open]]
-    fresh = ~is_open & ~np.isin(keys, sealed)
+    retries = np.zeros(len(keys), bool)
+    retries[is_open] = retry_failed | failures["retryable"].to_numpy()[open_at[is_open]]
+    first_attempts = ~is_open & ~np.isin(keys, sealed)
 
     reasons = sorted(values_of(pc.unique(failures["reason"]), str))
     codes = pc.index_in(failures["reason"], pa.array(reasons, pa.string())).to_numpy()
-    first, second = order[fresh[order]], order[again[order]]
+    first, second = order[first_attempts[order]], order[retries[order]]
     attempts = np.concatenate(
         [np.ones(len(first), np.int64), failures["attempts"].to_numpy()[open_at[second]].astype(np.int64) + 1]
     )
@@ -191,10 +191,10 @@ def first_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
 
 
 def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
-    """Bytes of each model's weights, as far as the catalogue tells; NaN where it tells nothing.
+    """Bytes of each model's weights (N,), from the catalogue; NaN where it has no information.
 
-    The safetensors of the top folder; where there is none, other weights. Where their sizes or all files are unlisted
-    (the Hub's listing tells names alone), what the counts of parameters by type come to, else four bytes a parameter.
+    The sizes of the safetensors files in the top folder; without any, of other weights. Where sizes or files are not
+    listed (the Hub's listing has names only), an estimate from parameter counts by type, else four bytes per parameter.
     """
     sizes = []
     for batch in table.select(["files", "parameters", "weight_bytes"]).to_batches():
@@ -208,19 +208,19 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
         count = batch.num_rows
         totals = np.bincount(parents[safe], size[safe], count)
         totals = np.where(totals > 0, totals, np.bincount(parents[other], size[other], count))
-        named = np.bincount(parents[safe | other], minlength=count) > 0
+        has_weights = np.bincount(parents[safe | other], minlength=count) > 0
         unlisted = np.bincount(parents, minlength=count) == 0
         sizes_by_format, parameters = (
             pc.cast(batch[name], pa.float64()).to_numpy(zero_copy_only=False)
             for name in ("weight_bytes", "parameters")
         )
         estimate = np.where(np.isnan(sizes_by_format), _BYTES_A_PARAMETER * parameters, sizes_by_format)
-        sizes.append(np.where(unlisted | (named & (totals == 0)), estimate, totals))
+        sizes.append(np.where(unlisted | (has_weights & (totals == 0)), estimate, totals))
     return np.concatenate(sizes) if sizes else np.zeros(0)
 
 
 def work_order(table: pa.Table, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Rows of the table in the order of work; models of unknown size count as the largest."""
+    """Numbers (N,) of the table's rows in the order of work; models of unknown size count as the largest."""
     classes = np.floor(np.log2(np.maximum(sizes, 1.0)))
     names = ["library", "model_type", "architecture", "repo", "sha"]
     keyed = table.select(names).append_column("class", pa.array(np.where(np.isnan(sizes), np.inf, classes)))

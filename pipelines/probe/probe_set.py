@@ -1,4 +1,4 @@
-"""The probe stage's input: the probe set that a configuration names, made if it is not there yet."""
+"""The probe stage's input: the probe set that a configuration names, made if the store does not have it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def ready_probes(job: Job, encoder: Encoder) -> ProbeSet:
     """
     last = {"at": time.monotonic()}
 
-    def progress(what: str, done: int, total: int | None) -> None:
+    def progress(step: str, done: int, total: int | None) -> None:
         if time.monotonic() - last["at"] > _QUIET_SECONDS:
             last["at"] = time.monotonic()
-            job.report.line(f"probes: {what} {done:,}" + (f" of {total:,}" if total else ""))
+            job.report.line(f"probes: {step} {done:,}" + (f" of {total:,}" if total else ""))
 
     config = job.config
-    made = make_probe_set(config.probes, config.probe_count, config.seed, job.store, encoder, progress)
-    left_out = sum(made.left_out_counts.values())
-    reasons = ", ".join(f"{reason.value} {count}" for reason, count in made.left_out_counts.items())
+    probe_set = make_probe_set(config.probes, config.probe_count, config.seed, job.store, encoder, progress)
+    left_out = sum(probe_set.left_out_counts.values())
+    reasons = ", ".join(f"{reason.value} {count}" for reason, count in probe_set.left_out_counts.items())
     job.report.say(
-        f"probes: set {made.hash[:16]} of {made.count:,} images"
+        f"probes: set {probe_set.hash[:16]} of {probe_set.count:,} images"
         + (f"; {left_out:,} left out ({reasons})" if left_out else "")
     )
-    return made
+    return probe_set

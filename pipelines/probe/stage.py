@@ -44,7 +44,14 @@ _NOT_ADDED = ("wait", "weights", "sketch")
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """State of the ledger after the stage: its receipts, and what the catalogue's models came to."""
+    """State of the ledger after the stage.
+
+    Attributes:
+        key: of the ledger.
+        receipts: all receipts of the ledger, without their ``originals``.
+        models: number of the catalogue's models that are indexed.
+        failures: of the catalogue's other models.
+    """
 
     key: str
     receipts: list[Receipt]
@@ -53,7 +60,7 @@ class ProbeResult:
 
     @property
     def tried(self) -> int:
-        """How many of the catalogue's models were indexed or failed."""
+        """Number of the catalogue's models that were indexed or failed."""
         return self.models + len(self.failures)
 
     @property
@@ -63,13 +70,20 @@ class ProbeResult:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many failed for each reason, most frequent first."""
+        """Number of failures by reason, most frequent first."""
         return dict(Counter(failure.reason for failure in self.failures).most_common())
 
 
 @dataclass(frozen=True)
 class _State:
-    """What the receipts say: keys of sealed items (sorted), every failure ever, and those that still stand."""
+    """State of a ledger by its receipts.
+
+    Attributes:
+        receipts: sorted by name.
+        sealed: sorted keys of the sealed items.
+        recorded: all failures that were ever recorded.
+        failures: those that no later attempt has replaced.
+    """
 
     receipts: list[Receipt]
     sealed: npt.NDArray[np.uint64]
@@ -81,7 +95,7 @@ class _State:
         return cls([], np.zeros(0, np.uint64), pa.table({}), pa.table({})).after(ledger, receipts)
 
     def after(self, ledger: Ledger, receipts: list[Receipt]) -> _State:
-        """With further receipts. Their ``originals`` are left out: a million names that are needed only once."""
+        """The state after further receipts. Their ``originals`` are dropped: a million names that are used only once."""
         sealed = np.union1d(self.sealed, key_numbers(item for receipt in receipts for item in receipt.items))
         tables = [table for table in (self.recorded, ledger.failure_rows(receipts)) if table.column_names]
         recorded = pa.concat_tables(tables)
@@ -99,18 +113,21 @@ def probe(
     only: npt.NDArray[np.bool_] | None = None,
     key: str | None = None,
 ) -> ProbeResult:
-    """Probe what the ledger does not hold yet; needs a running Ray session.
+    """Probe the models that the ledger does not hold yet; needs a running Ray session.
 
-    Failures that a retry can cure are tried again; the others only with ``retry_failed``.
+    Retryable failures are retried; the others only with ``retry_failed``.
 
     Args:
-        job: what is asked for, and where it is kept.
-        table: the catalogue (`pipelines.probe.plan.COLUMNS` at the least), each (repo, sha) once.
-        probe_set: the images.
+        job: configuration and store.
+        table: the catalogue (at least the columns `pipelines.probe.plan.COLUMNS`), each (repo, sha) once.
+        probe_set: the probes.
         endpoint: the Hub's address.
         retry_failed: also retry failures that a retry is not expected to cure.
-        only: which rows of the table to do now; all by default.
+        only: mask of the table's rows to probe now; all by default.
         key: of the ledger; by default that of all models with the job's probes, fraction and seed.
+
+    Raises:
+        StoreError: the store refused for longer than ``store_retry_seconds``. A later run resumes.
     """
     config = job.config
     key = job.observations_key(probe_set.hash) if key is None else key
@@ -151,7 +168,7 @@ def probe(
     if len(plan):
         with _item_log(job, key) as log:
             run = _Run(job, ledger, plan, summary, log)
-            state = state.after(ledger, run.work(_spec(job, ledger, probe_set, endpoint), known))
+            state = state.after(ledger, run.run(_spec(job, ledger, probe_set, endpoint), known))
             unchecked = run.unchecked
     summary.write(ledger, now=True)
     failures = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))
@@ -167,8 +184,8 @@ def probe(
     return ProbeResult(key, state.receipts, models, from_table(failures, Failure))
 
 
-def anything_left(job: Job, table: pa.Table, key: str) -> bool:
-    """Whether `probe` would find anything to do, of failures only those that a retry can cure."""
+def has_remaining_work(job: Job, table: pa.Table, key: str) -> bool:
+    """Whether `probe` has models left to run, retryable failures included."""
     ledger = Ledger(job.store, LedgerFolder.of(key).path)
     state = _State.of(ledger, ledger.receipts())
     keys = first_keys(table)
@@ -200,28 +217,28 @@ def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> Probe
 
 
 class _Run:
-    """One run over a plan: what is through, what is sealed, and who is told."""
+    """One run over a plan: follows its items from the workers to spool and receipts, and reports progress."""
 
     def __init__(self, job: Job, ledger: Ledger, plan: ProbingPlan, summary: Summary, log: ItemLog) -> None:
         self._job, self._ledger, self._plan = job, ledger, plan
         self._summary, self._log = summary, log
-        self._patience = job.config.store_retry_seconds
+        self._retry_seconds = job.config.store_retry_seconds
         self._metrics = Metrics()
         spooled = key_numbers(ledger.spooled())
         self._spooled = np.isin(plan.keys, spooled)
-        self._todo = np.flatnonzero(~self._spooled)
+        self._unspooled = np.flatnonzero(~self._spooled)
         self._open = np.diff(plan.starts)
-        self._pace = Pace(len(self._todo), float(plan.sizes[self._todo].sum()))
+        self._pace = Pace(len(self._unspooled), float(plan.sizes[self._unspooled].sum()))
         self._timeline = Timeline(job.config)
         total = plan.table.num_rows
-        self._counter = job.report.counter("probe", total, "models", total - len(self._todo), self._pace)
+        self._counter = job.report.counter("probe", total, "models", total - len(self._unspooled), self._pace)
         self._coordinator: Any = None
         self.unchecked = 0
         self._sealing: list[Future[Receipt]] = []
         self._sealed: list[Receipt] = []
 
-    def work(self, spec: ProberSpec, known: Mapping[str, Original]) -> list[Receipt]:
-        """Do all of it; returns the receipts that are new. ``known``: weights that were met before, by identity.
+    def run(self, spec: ProberSpec, known: Mapping[str, Original]) -> list[Receipt]:
+        """Run all items; returns the new receipts. ``known``: originals of earlier runs, by identity.
 
         Raises:
             StoreError: the store refused for longer than ``store_retry_seconds``. Nothing is lost: another run goes on
@@ -236,16 +253,16 @@ class _Run:
             pool = ThreadPoolExecutor(2)
             try:
                 for number in np.flatnonzero(self._spooled).tolist():
-                    self._through(number, pool)
-                items = self._plan.items(self._todo)
+                    self._item_spooled(number, pool)
+                items = self._plan.items(self._unspooled)
                 with closing(scheduler.run(items, partial(self._tick, scheduler))) as outcomes:
                     for outcome in outcomes:
-                        self._take(outcome)
-                        self._through(outcome.item.number, pool)
+                        self._record(outcome)
+                        self._item_spooled(outcome.item.number, pool)
                         self._collect()
                 self._collect(wait=True)
             finally:
-                # After an error what waits to be sealed is left to the next run: the store may be refusing.
+                # After an error the next run seals the waiting batches: the store may be refusing writes.
                 pool.shutdown(cancel_futures=True)
             self._tick(scheduler, in_flight=0)
         self._timeline.write(self._ledger)
@@ -253,12 +270,12 @@ class _Run:
         return self._sealed
 
     def _workers(self) -> int:
-        """How many there should be now."""
+        """Number of workers that there should be now."""
         config = self._job.config
         return config.workers or worker_count(config.cpus_per_worker, config.gpus_per_worker)
 
-    def _take(self, outcome: ItemOutcome[Item]) -> None:
-        """Count one item and tell of it; where no worker could write its failure down, that is done here."""
+    def _record(self, outcome: ItemOutcome[Item]) -> None:
+        """Count and report one finished item; writes its failure if no worker could."""
         item, report = outcome.item, outcome.result
         if outcome.reason is not None:
             report = ItemReport(reason=outcome.reason.value, detail=outcome.detail, spooled=False)
@@ -266,7 +283,7 @@ class _Run:
             reason = FailureReason(report.reason)
             failure = Failure.of(item.row.repo, item.row.sha, STAGE, reason, report.detail, item.attempt)
             retry_with_backoff(
-                lambda: self._ledger.spool(item.key, ItemResult.failure(failure)), self._patience
+                lambda: self._ledger.spool(item.key, ItemResult.failure(failure)), self._retry_seconds
             )
         seconds = sum(spent for part, spent in report.seconds.items() if part not in _NOT_ADDED)
         self._pace.add(item.size, seconds)
@@ -285,8 +302,8 @@ class _Run:
             )
         self.unchecked += 1
 
-    def _through(self, number: int, pool: ThreadPoolExecutor) -> None:
-        """An item's result is in the spool; the last one of a batch has it sealed."""
+    def _item_spooled(self, number: int, pool: ThreadPoolExecutor) -> None:
+        """Note that an item's result is in the spool; after the last item of a batch, seal it."""
         batch = int(self._plan.batches[number])
         self._open[batch] -= 1
         if not self._open[batch]:
@@ -294,10 +311,10 @@ class _Run:
 
     def _seal(self, batch: int) -> Receipt:
         items, replaced = self._plan.batch(batch), self._plan.replaced(batch)
-        return retry_with_backoff(lambda: self._ledger.seal(items, replaced), self._patience)
+        return retry_with_backoff(lambda: self._ledger.seal(items, replaced), self._retry_seconds)
 
     def _collect(self, wait: bool = False) -> None:
-        """Take in the receipts of batches that are sealed."""
+        """Take the receipts of sealed batches."""
         for future in [future for future in self._sealing if wait or future.done()]:
             self._sealing.remove(future)
             receipt = future.result()
@@ -306,7 +323,7 @@ class _Run:
             self._summary.add([receipt])
 
     def _tick(self, scheduler: Scheduler[Item], in_flight: int) -> None:
-        """About once a second."""
+        """Report progress; called about once a second."""
         self._counter.show()
         rate, eta = self._pace.models_an_hour, self._pace.eta_seconds
         self._metrics.publish(self._pace.remaining, scheduler.workers, in_flight, rate, eta)

@@ -1,7 +1,7 @@
-"""The sums of a ledger's receipts, kept in one small object so that nobody needs to read thousands of them.
+"""The sums of a ledger's receipts in one small object, so that readers need not read thousands of receipts.
 
-A cache and nothing more: it names the receipts that it covers; a reader adds those that it does not, and one that
-names a receipt which is not there is thrown away. Only receipts whose spool is gone are in it.
+It is only a cache: it names the receipts that it covers, and a reader adds the others; a cache that names a missing
+receipt is ignored. It covers only receipts whose spool was deleted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ _HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Running:
-    """What a driver said of its run: when (seconds since 1970), models left, its rate and its estimate."""
+    """Progress that a driver reported.
+
+    Attributes:
+        at: when (seconds since 1970).
+        left: number of remaining models.
+        models_an_hour: rate; None while unknown.
+        eta_seconds: estimated time to the end; None while unknown.
+    """
 
     at: float
     left: int
@@ -32,13 +39,13 @@ class Running:
 
     @classmethod
     def now(cls, left: int, models_an_hour: float | None, eta_seconds: float | None) -> Running:
-        """As of this moment."""
+        """The progress at the present time."""
         return cls(time.time(), left, models_an_hour, eta_seconds)
 
 
 @dataclass
 class Summary:
-    """Sums over receipts. ``sealed``: of each receipt, when (seconds since 1970) and how many items."""
+    """Sums over receipts. ``sealed``: time (seconds since 1970) and number of items of each receipt, by name."""
 
     counts: Counts = field(default_factory=Counts)
     sealed: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -47,7 +54,7 @@ class Summary:
 
     @classmethod
     def read(cls, ledger: Ledger) -> tuple[Summary, list[Receipt]]:
-        """The sums of all receipts that are there now, and those receipts that had to be read for it."""
+        """The sums of all present receipts, and the receipts that had to be read for them."""
         names = ledger.receipt_names()
         cached = cls._cached(ledger)
         if not cached.sealed.keys() <= set(names):
@@ -58,7 +65,7 @@ class Summary:
 
     @classmethod
     def covering(cls, ledger: Ledger, receipts: Sequence[Receipt]) -> Summary:
-        """The sums of receipts that have been read already: all that are there."""
+        """The sums of all present receipts, which have been read already."""
         cached = cls._cached(ledger)
         if not cached.sealed.keys() <= {receipt.name for receipt in receipts}:
             cached = cls()
@@ -81,7 +88,7 @@ class Summary:
             return cls()
 
     def add(self, receipts: Sequence[Receipt]) -> None:
-        """Take receipts in."""
+        """Add receipts."""
         for receipt in receipts:
             self.counts += receipt.counts
             self.sealed[receipt.name] = (
@@ -90,7 +97,7 @@ class Summary:
             )
 
     def write(self, ledger: Ledger, running: Running | None = None, now: bool = False) -> None:
-        """Write it, unless that was done a moment ago. Not written is no error: it only saves readers time."""
+        """Write the summary, at most every ten seconds. A refused write is no error: the summary only saves time."""
         if not now and time.monotonic() - self._written < _WRITE_SECONDS:
             return
         self._written = time.monotonic()
@@ -106,7 +113,7 @@ class Summary:
 
     @property
     def models_an_hour(self) -> float | None:
-        """Over the last hour of work, from one receipt to the last; None while there is only one."""
+        """Rate over the last hour of work; None with fewer than two receipts."""
         ordered = sorted(self.sealed.values())
         if len(ordered) < 2:
             return None

@@ -1,7 +1,7 @@
-"""How the wall time of one run of the probe stage compares with the work done in it: a small object in the store.
+"""Wall time of a run of the probe stage compared with the work done in it: a small object in the store.
 
-The sidecar rows of models say how long each part of each one took, but not how far parts overlapped, how long the
-workers took to start, or how long they waited for each other. A plan for more models needs both.
+The rows of models in the ledger have the time that each phase of each model took, but not how far phases overlapped,
+how long the workers took to start, or how long they waited for each other. A forecast needs both.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ BUSY = ("load", "preprocess", "forward")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the probe stage that came to its end.
+    """A finished run of the probe stage.
 
     Attributes:
         at: when it ended (UTC, ISO 8601).
-        models: that were indexed; ``failed``: that were not.
-        workers: processes that did something.
-        cpus_per_worker, gpus_per_worker, in_flight: as configured.
-        start_seconds: from the start of the stage until the first model was begun.
-        wall_seconds: from then until the last one was through.
+        models: number of models that were indexed.
+        failed: number of models that failed.
+        workers: number of processes that ran a model.
+        cpus_per_worker: as configured.
+        gpus_per_worker: as configured.
+        in_flight: as configured.
+        start_seconds: from the start of the stage to the start of the first model.
+        wall_seconds: from then to the end of the last model.
         busy_seconds: sum of the times that the indexed models took to load, preprocess and compute.
         bytes: downloaded.
     """
@@ -50,15 +53,15 @@ class Run:
 
     @property
     def overlap(self) -> float:
-        """Busy seconds a second of a worker's time: over 1 where parts overlap, below where workers wait."""
+        """Busy seconds per second of a worker's time: above 1 where phases overlap, below where workers wait."""
         return self.busy_seconds / (self.workers * self.wall_seconds)
 
 
 class Timeline:
-    """Follows one run."""
+    """Measures one run of the probe stage."""
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
-        """The stage starts now."""
+        """Start the measurement at the start of the stage."""
         self._config, self._clock = config, clock
         self._created = clock()
         self._begun = self._ended = float("inf")
@@ -67,7 +70,7 @@ class Timeline:
         self._busy = 0.0
 
     def add(self, report: ItemReport) -> None:
-        """One model is through now."""
+        """Add a model that has just ended."""
         self._ended = self._clock()
         self._begun = min(self._begun, self._ended - sum(report.seconds.values()))
         if report.worker:
@@ -80,7 +83,7 @@ class Timeline:
         self._busy += sum(report.seconds.get(part, 0.0) for part in BUSY)
 
     def run(self) -> Run | None:
-        """What was seen; None where no model was indexed."""
+        """The measured run; None where no model was indexed."""
         if not self._count["models"] or self._ended <= self._begun:
             return None
         begun = max(self._begun, self._created)
@@ -99,7 +102,7 @@ class Timeline:
         )
 
     def write(self, ledger: Ledger) -> None:
-        """Keep it beside the ledger."""
+        """Write the run's record into the ledger's folder."""
         run = self.run()
         if run is not None:
             stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
@@ -107,7 +110,7 @@ class Timeline:
 
 
 def read_runs(ledger: Ledger) -> Sequence[Run]:
-    """The runs of a ledger that came to their end, oldest first."""
+    """The finished runs of a ledger, oldest first."""
     names = ledger.store.names(ledger.paths.runs, suffix=".json")
     contents = [ledger.store.read_json(name) for name in names]
     return [Run(**content) for content in contents if content.get("version") == 1]
