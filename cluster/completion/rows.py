@@ -12,13 +12,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from probelog.completion.als import Block, Float32
 from probelog.errors import UsageError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 # What is read from disk at a time. Large enough for a disk, small beside any memory.
 _CHUNK_BYTES = 8_000_000
@@ -157,7 +159,7 @@ def _packed(models: list[StoredModel]) -> bytes:
 def _unpacked(data: bytes | memoryview) -> Iterator[StoredModel]:
     place = 0
 
-    def section(count: int, kind: type[np.generic]) -> npt.NDArray[np.generic]:
+    def section(count: int, kind: type[Scalar]) -> npt.NDArray[Scalar]:
         nonlocal place
         values = np.frombuffer(data, kind, count, place)
         place += values.nbytes
@@ -174,8 +176,8 @@ def _unpacked(data: bytes | memoryview) -> Iterator[StoredModel]:
         size = rows * width
         yield StoredModel(
             key,
-            probes[probe : probe + width],  # type: ignore[arg-type]
-            scales[row : row + rows],  # type: ignore[arg-type]
-            entries[entry : entry + size].reshape(rows, width),  # type: ignore[arg-type]
+            probes[probe : probe + width],
+            scales[row : row + rows],
+            entries[entry : entry + size].reshape(rows, width),
         )
         row, probe, entry = row + rows, probe + width, entry + size

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
@@ -23,6 +23,9 @@ from cluster.runtime.node import driver_node_affinity
 from probelog.hub.rate_limit import Kind, SlidingWindowLimit
 
 _ANSWER_SECONDS = 60.0
+
+# A `Coordinator`'s handle. Ray's own type for handles declares their methods as `Never`.
+CoordinatorHandle: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,11 @@ class Coordinator(Originals):
 
 
 @contextmanager
-def coordinator(endpoint: str, known: Mapping[str, Original], claim_seconds: float) -> Iterator[Any]:
+def coordinator(
+    endpoint: str, known: Mapping[str, Original], claim_seconds: float
+) -> Iterator[CoordinatorHandle]:
     """The actor, on the driver's node, for as long as the block runs."""
-    actor: Any = (
+    actor: CoordinatorHandle = (
         ray.remote(num_cpus=0)(Coordinator)
         .options(**driver_node_affinity())
         .remote(endpoint, _with_token(), dict(known), claim_seconds)
@@ -149,7 +154,7 @@ class CoordinatorClient:
     ``check`` is called before every request to the Hub and while waiting; what it raises ends the waiting.
     """
 
-    def __init__(self, actor: Any, endpoint: str, check: Callable[[], None]) -> None:
+    def __init__(self, actor: CoordinatorHandle, endpoint: str, check: Callable[[], None]) -> None:
         self._actor, self._check = actor, check
         self._own_limit = SlidingWindowLimit.for_endpoint(endpoint, with_token=_with_token())
         self._waited = threading.local()
@@ -177,7 +182,7 @@ class CoordinatorClient:
 
     def _pause(self, kind: Kind) -> float:
         pause = self._ask("try_acquire", kind)
-        return self._own_limit.try_acquire(kind) if pause is None else float(pause)
+        return float(pause) if isinstance(pause, int | float) else self._own_limit.try_acquire(kind)
 
     # Copies
 
@@ -194,7 +199,7 @@ class CoordinatorClient:
         """See `Originals.record_original`."""
         self._ask("record_original", identity, repo, sha, item)
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _ask(self, method: str, *arguments: object) -> object:
         """The actor's answer; None where it is lost or does not answer."""
         try:
             return ray.get(getattr(self._actor, method).remote(*arguments), timeout=_ANSWER_SECONDS)

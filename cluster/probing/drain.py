@@ -30,7 +30,7 @@ class Drain:
         self._noticed = threading.Event()
         self._lock = threading.Lock()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self._told(self._seconds))
+            signal.signal(signal.SIGTERM, lambda *_: self._start_draining(self._seconds))
         threading.Thread(target=self._watch_node, daemon=True, name="drain").start()
 
     @property
@@ -38,7 +38,7 @@ class Drain:
         """Whether the end is near."""
         return self._noticed.is_set()
 
-    def _told(self, seconds: float) -> None:
+    def _start_draining(self, seconds: float) -> None:
         # In a signal handler nothing may wait. Never released: the first notice is the only one.
         if self._lock.acquire(blocking=False):
             self._noticed.set()
@@ -54,7 +54,7 @@ class Drain:
                 deadline = draining_nodes().get(node)
                 if deadline is not None:
                     remaining = deadline / 1000 - time.time() if deadline else self._seconds
-                    self._told(max(1.0, min(self._seconds, remaining - 1.0)))
+                    self._start_draining(max(1.0, min(self._seconds, remaining - 1.0)))
             except NotImplementedError as error:
                 _log.warning("which nodes are drained is not known (%s): only SIGTERM is heeded", error)
                 return

@@ -24,14 +24,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import ray
 
-from cluster.probing.coordinator import Claim, CoordinatorClient, Original
+from cluster.probing.coordinator import Claim, CoordinatorClient, CoordinatorHandle, Original
 from cluster.probing.drain import Drain
 from cluster.probing.results import ItemReport, Requeued
-from cluster.probing.scheduler import kill
+from cluster.probing.scheduler import Worker, kill
 from cluster.runtime.node import memory_share
 from cluster.runtime.scratch import local_probes, own_downloads, scratch_folder
 from cluster.runtime.settings import WorkerSettings
@@ -127,7 +127,7 @@ class _Clock:
 class Prober:
     """Probes models. ``run`` may be called from ``in_flight`` threads at once."""
 
-    def __init__(self, spec: ProberSpec, coordinator: Any, identity: str) -> None:
+    def __init__(self, spec: ProberSpec, coordinator: CoordinatorHandle, identity: str) -> None:
         """``identity``: how the coordinator tells this worker from others."""
         logs.configure(spec.log_level)
         self._spec, settings = spec, spec.settings
@@ -431,11 +431,11 @@ class Prober:
 class Probers:
     """Makes probing actors, and ends them."""
 
-    make: Callable[[], Any]
-    end: Callable[[Any], None]
+    make: Callable[[], Worker]
+    end: Callable[[Worker], None]
 
 
-def probers(spec: ProberSpec, coordinator: Any) -> Probers:
+def probers(spec: ProberSpec, coordinator: CoordinatorHandle) -> Probers:
     """Probing actors that share a coordinator (`cluster.probing.coordinator`)."""
     settings = spec.settings
     actor = ray.remote(Prober).options(
@@ -447,15 +447,15 @@ def probers(spec: ProberSpec, coordinator: Any) -> Probers:
         max_concurrency=settings.in_flight + 1,
     )
 
-    identities: dict[Any, str] = {}
+    identities: dict[Worker, str] = {}
 
-    def make() -> Any:
+    def make() -> Worker:
         identity = secrets.token_hex(8)
-        prober: Any = actor.remote(spec, coordinator, identity)
+        prober = cast("Worker", actor.remote(spec, coordinator, identity))
         identities[prober] = identity
         return prober
 
-    def end(prober: Any) -> None:
+    def end(prober: Worker) -> None:
         kill(prober)
         coordinator.worker_lost.remote(identities.pop(prober))
 

@@ -22,13 +22,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError
 
 from cluster.probing.results import Requeued
 from probelog.errors import FailureReason, ProbeLogError
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 Item = TypeVar("Item")
 
@@ -109,7 +112,7 @@ class _Slot(Generic[Item]):
     ``reserved``: gets nothing until it is empty, then suspects, one at a time. ``leaving``: gets nothing any more.
     """
 
-    actor: Any
+    actor: Worker
     starting: bool = True
     flying: dict[Task[Item], float] = field(default_factory=dict)
     served: int = 0
@@ -121,9 +124,9 @@ class _Slot(Generic[Item]):
 _Answer = tuple["_Slot[Item]", "Task[Item] | None", "Future[Any]"]
 
 
-def kill(actor: Any) -> None:
+def kill(actor: Worker) -> None:
     """End an actor's process at once."""
-    ray.kill(actor, no_restart=True)
+    ray.kill(cast("ActorHandle[Any]", actor), no_restart=True)
 
 
 class Scheduler(Generic[Item]):
@@ -131,10 +134,10 @@ class Scheduler(Generic[Item]):
 
     def __init__(
         self,
-        make_worker: Callable[[], Any],
+        make_worker: Callable[[], Worker],
         workers: int | Callable[[], int],
         policy: Policy | None = None,
-        end_worker: Callable[[Any], None] = kill,
+        end_worker: Callable[[Worker], None] = kill,
     ) -> None:
         """Nothing starts yet.
 
@@ -280,7 +283,7 @@ class Scheduler(Generic[Item]):
         self.in_flight += 1
         self._listen(slot, task, slot.actor.run.remote(task.item))
 
-    def _listen(self, slot: _Slot[Item], task: Task[Item] | None, ref: Any) -> None:
+    def _listen(self, slot: _Slot[Item], task: Task[Item] | None, ref: ray.ObjectRef[Any]) -> None:
         ref.future().add_done_callback(lambda future: self._arrived.put((slot, task, future)))
 
     def _start(self) -> None:

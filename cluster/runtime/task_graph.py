@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from probelog import logs
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_families(
             tick()
 
 
-def _logged(work: Callable[..., Any], log_level: str, *arguments: Any) -> Any:
+def _logged(work: Callable[..., Result], log_level: str, *arguments: object) -> Result:
     logs.configure(log_level)
     return work(*arguments)
 

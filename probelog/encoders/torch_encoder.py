@@ -69,7 +69,7 @@ class Encoder:
         digest: str,
         model: ImageTextModel,
         tokenizer: PreTrainedTokenizerBase,
-        image_processor: Any,
+        image_processor: Any,  # noqa: ANN401 - transformers has one class per family and no common one
     ) -> None:
         self.source = source
         self.digest = digest

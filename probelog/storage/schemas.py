@@ -13,12 +13,15 @@ import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from probelog.errors import FailureReason
 from probelog.storage.versions import schema_metadata
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _TIME = pa.timestamp("ms", tz="UTC")
 _STRINGS = pa.list_(pa.string())
@@ -227,7 +230,7 @@ class CatalogueRow(ListedFacts):
     weight_bytes: int | None = None
 
 
-_ARROW: dict[type, pa.DataType] = {
+_ARROW: dict[object, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
     float: pa.float64(),
@@ -236,16 +239,18 @@ _ARROW: dict[type, pa.DataType] = {
 }
 
 
-def arrow_type(hint: Any) -> pa.DataType:
+def arrow_type(hint: object) -> pa.DataType:
     """The Arrow type of a record's field, from its annotation."""
     if isinstance(hint, types.UnionType):
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is list:
         return pa.list_(arrow_type(typing.get_args(hint)[0]))
-    return pa.struct(arrow_fields(hint)) if dataclasses.is_dataclass(hint) else _ARROW[hint]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return pa.struct(arrow_fields(hint))
+    return _ARROW[hint]
 
 
-def arrow_fields(record: Any) -> list[tuple[str, pa.DataType]]:
+def arrow_fields(record: type[DataclassInstance]) -> list[tuple[str, pa.DataType]]:
     """Names and Arrow types of a record's fields; a field's metadata may name another (``arrow``)."""
     hints = typing.get_type_hints(record)
     return [

@@ -321,7 +321,11 @@ class Store:
         return unsealed_json(self.read(name), self.path(name))
 
     def read_json_or_none(self, name: str) -> dict[str, Any] | None:
-        """Likewise, or None where there is none."""
+        """One JSON object, without its seal; None where there is none.
+
+        Raises:
+            StoreError: it is not JSON, or not what its seal was made for.
+        """
         data = self.read_or_none(name)
         return None if data is None else unsealed_json(data, self.path(name))
 
