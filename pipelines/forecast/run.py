@@ -96,7 +96,7 @@ def run_plan(
     names = zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
     rows = {name: row for row, name in enumerate(names)}
     places = [rows.get(name, -1) for name in measured.versions]
-    failed = _unforetold(measured, known, rows)
+    failed = _unpredicted_failures(measured, known, rows)
     left = predict(
         known, remaining, measured, np.array(places, np.int64), failed, _store_rates(measured), settings
     )
@@ -136,17 +136,17 @@ def _measure(job: Job, table: pa.Table, chosen: npt.NDArray[np.bool_], endpoint:
     return probe_set
 
 
-def _unforetold(measured: Measured, known: Known, rows: dict[tuple[str, str], int]) -> Counter[str]:
+def _unpredicted_failures(measured: Measured, known: Known, rows: dict[tuple[str, str], int]) -> Counter[str]:
     """Measured failures by reason, without those of models that the catalogue says cannot be indexed."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     failures = measured.failures
     for repo, sha, reason in zip(
         *(failures[name].to_pylist() for name in ("repo", "sha", "reason")), strict=True
     ):
         row = rows.get((repo, sha))
         if (known.reasons[row] is None) if row is not None else reason not in _FORETOLD:
-            found[reason] += 1
-    return found
+            counts[reason] += 1
+    return counts
 
 
 def _done(measured: Measured, known: Known, keys: npt.NDArray[np.uint64]) -> Done:
@@ -212,10 +212,10 @@ def _notes(measured: Measured, settings: Settings, left: Left, probe_set: ProbeS
             f"the overlap of work was measured with {' and '.join(map(str, seen))} workers, not {settings.workers}"
         )
     devices = {device.split(":")[0] for device in measured.devices}
-    wanted = "cuda" if settings.config.gpus_per_worker > 0 else "cpu"
-    if devices - {wanted}:
+    kind_of_device = "cuda" if settings.config.gpus_per_worker > 0 else "cpu"
+    if devices - {kind_of_device}:
         notes.append(
-            f"measured on {' and '.join(sorted(devices))}, to be run on {wanted}: the hours will differ"
+            f"measured on {' and '.join(sorted(devices))}, to be run on {kind_of_device}: the hours will differ"
         )
     if probe_set is None:
         notes.append("the probe set is not made yet: its size is taken as configured")

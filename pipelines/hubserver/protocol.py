@@ -128,7 +128,7 @@ class _Hub:
         if sort not in _SORTS:
             raise _Refusal(400, None, f"sort must be one of {', '.join(_SORTS)}")
         ascending = query.get("direction") == "1"
-        fields = _wanted(query)
+        fields = _expanded_fields(query)
         limit = min(_number(query, "limit") or _PAGE, _PAGE)
 
         key = _SORTS[sort]
@@ -177,7 +177,7 @@ class _Hub:
 
     def model(self, request: Request) -> Response:
         name, rest = self._split(_segments(request)[2:], ("revision", "tree", "auth-check"))
-        repository = self._found(name)
+        repository = self._repository(name)
         match rest:
             case []:
                 return self._info(request, repository)
@@ -254,7 +254,7 @@ class _Hub:
         name, rest = self._split(_segments(request), ("resolve",))
         if len(rest) < 3:
             raise _Refusal(404, None, "no such address")
-        repository = self._found(name)
+        repository = self._repository(name)
         self._check_access(repository)
         commit = self._check_revision(repository, rest[1])
         path = "/".join(rest[2:])
@@ -282,7 +282,7 @@ class _Hub:
         size = next((n for n in (1, 2) if len(segments) > n and segments[n] in verbs), min(len(segments), 2))
         return "/".join(segments[:size]), segments[size:]
 
-    def _found(self, name: str) -> Repository:
+    def _repository(self, name: str) -> Repository:
         repository = self.folder.repository(name)
         if repository is None:
             if (new := self.folder.renamed(name)) is not None:
@@ -315,7 +315,7 @@ def _segments(request: Request) -> list[str]:
     return segments
 
 
-def _wanted(query: QueryParams) -> list[str]:
+def _expanded_fields(query: QueryParams) -> list[str]:
     if expand := query.getlist("expand"):
         return _checked(["id", *expand])
     fields = list(_FULL if _flag(query, "full") else _BRIEF)

@@ -214,8 +214,8 @@ def _model_class(config: Mapping[str, Any]) -> type[PreTrainedModel]:
         raise ItemFailure(FailureReason.NOT_A_CLASSIFIER, f"{shown}: not an image classifier")
     if model_type in _OTHER_INPUT:
         raise ItemFailure(FailureReason.UNSUPPORTED, f"{shown}: its input is not a plain image")
-    found: type[PreTrainedModel] = getattr(transformers, (native or known)[0])
-    return found
+    model_class: type[PreTrainedModel] = getattr(transformers, (native or known)[0])
+    return model_class
 
 
 def _known_keys(config: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:

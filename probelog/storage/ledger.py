@@ -86,9 +86,9 @@ class Counts:
     @property
     def failures(self) -> dict[str, int]:
         """Models that failed and never succeeded, by the reason of their last failure; most frequent first."""
-        left = Counter(self.failed)
-        left.subtract(self.replaced)
-        return {reason: count for reason, count in left.most_common() if count > 0}
+        remaining = Counter(self.failed)
+        remaining.subtract(self.replaced)
+        return {reason: count for reason, count in remaining.most_common() if count > 0}
 
 
 def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,9 +281,9 @@ class Ledger:
 
     def receipts(self, names: Iterable[str] | None = None) -> list[Receipt]:
         """All receipts, or those of some names, by name."""
-        wanted = self.receipt_names() if names is None else sorted(names)
+        requested = self.receipt_names() if names is None else sorted(names)
         with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self.receipt, wanted))
+            return list(pool.map(self.receipt, requested))
 
     def receipt(self, name: str) -> Receipt:
         """One receipt.
@@ -310,23 +310,23 @@ class Ledger:
 
     def models(self, receipts: Sequence[Receipt]) -> list[ProbedModel]:
         """The models that were run, by (repo, sha)."""
-        found = {
+        models_by_key = {
             (model.repo, model.sha): model
             for table in self._tables([receipt.models for receipt in receipts], PROBED_MODELS)
             for model in from_table(table, ProbedModel)
         }
-        return [found[key] for key in sorted(found)]
+        return [models_by_key[key] for key in sorted(models_by_key)]
 
     def failures(self, receipts: Sequence[Receipt], models: Sequence[ProbedModel]) -> list[Failure]:
         """The latest failure of every (repo, sha) that never succeeded."""
         good = {(model.repo, model.sha) for model in models}
-        found: dict[tuple[str, str], Failure] = {}
+        latest: dict[tuple[str, str], Failure] = {}
         for table in self._tables([receipt.failures for receipt in receipts], FAILURES):
             for failure in from_table(table, Failure):
                 key = (failure.repo, failure.sha)
-                if key not in good and (key not in found or failure.attempts > found[key].attempts):
-                    found[key] = failure
-        return [found[key] for key in sorted(found)]
+                if key not in good and (key not in latest or failure.attempts > latest[key].attempts):
+                    latest[key] = failure
+        return [latest[key] for key in sorted(latest)]
 
     def _tables(self, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.Table]:
         with ThreadPoolExecutor(_READERS) as pool:
@@ -375,14 +375,14 @@ def observed_models(
         while rows.num_rows < model.logits and (group := next(groups, None)) is not None:
             following = file.read_row_group(group)
             rows = pa.concat_tables([rows, following]) if rows.num_rows else following
-        own, rows = rows.slice(0, model.logits), rows.slice(model.logits)
-        values = from_rows(own)
-        fits = own.num_rows == model.logits and values.shape == (model.logits, len(model.probes))
-        if not fits or own["repo"].unique().to_pylist() != [model.repo]:
+        rows_of_model, rows = rows.slice(0, model.logits), rows.slice(model.logits)
+        values = from_rows(rows_of_model)
+        fits = rows_of_model.num_rows == model.logits and values.shape == (model.logits, len(model.probes))
+        if not fits or rows_of_model["repo"].unique().to_pylist() != [model.repo]:
             raise StoreError(
                 f"{store.path(receipt.observations.path)} does not hold {model.repo} as recorded"
             )
-        yield model, own["logit"].to_numpy(), values
+        yield model, rows_of_model["logit"].to_numpy(), values
 
 
 def _order(result: ItemResult) -> tuple[str, str]:
@@ -410,15 +410,15 @@ def _counts(results: Sequence[ItemResult]) -> Counts:
 
 
 def _originals(results: Sequence[ItemResult]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    originals: dict[str, list[str]] = {}
     columns = ("identity", "copy_of_repo", "repo", "sha")
     for result in results:
         for identity, copy, repo, sha in zip(
             *(result.models[name].to_pylist() for name in columns), strict=True
         ):
             if identity is not None and copy is None:
-                found.setdefault(identity, [repo, sha])
-    return found
+                originals.setdefault(identity, [repo, sha])
+    return originals
 
 
 def _receipt(content: dict[str, Any], where: str) -> Receipt:

@@ -74,5 +74,5 @@ def from_rows(table: pa.Table) -> Floats:
     matrix = stored.astype(np.float64) * scale[:, None] + offset[:, None]
     # The largest float32 numbers may have been rounded up, to just above what float32 can hold.
     bound = np.finfo(np.float32).max
-    found: Floats = np.clip(matrix, -bound, bound).astype(np.float32)
-    return found
+    clipped: Floats = np.clip(matrix, -bound, bound).astype(np.float32)
+    return clipped

@@ -376,9 +376,9 @@ def from_table(table: pa.Table, record: type[Record]) -> list[Record]:
 
 
 def _nested_records(record: type) -> dict[str, type]:
-    found: dict[str, type] = {}
+    records: dict[str, type] = {}
     for name, hint in typing.get_type_hints(record).items():
         inner = typing.get_args(hint) if not isinstance(hint, types.UnionType) else ()
         if inner and isinstance(inner[0], type) and dataclasses.is_dataclass(inner[0]):
-            found[name] = inner[0]
-    return found
+            records[name] = inner[0]
+    return records

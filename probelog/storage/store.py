@@ -69,11 +69,11 @@ def retry_with_backoff(call: Callable[[], Result], seconds: float) -> Result:
         except (FileNotFoundError, ConflictError, SchemaVersionError):
             raise
         except StoreError as error:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise
-            _log.warning("the store refused (%s); trying again for %.0f s more", error, left)
-        time.sleep(min(left, random.uniform(0.5, 1.0) * wait))  # noqa: S311 - spreads load, guards nothing
+            _log.warning("the store refused (%s); trying again for %.0f s more", error, remaining)
+        time.sleep(min(remaining, random.uniform(0.5, 1.0) * wait))  # noqa: S311 - spreads load, guards nothing
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
@@ -177,15 +177,15 @@ class Store:
 
     def measure(self, name: str) -> tuple[int, str]:
         """Size and SHA-256 of one object, read a few megabytes at a time. Raises FileNotFoundError as ``read``."""
-        found, size = hashlib.sha256(), 0
+        sha256, size = hashlib.sha256(), 0
         with (
             self._explained(name, _READ),
             self._filesystem().open_input_stream(self._key(name)) as stream,
         ):
             while chunk := stream.read(_CHUNK):
-                found.update(chunk)
+                sha256.update(chunk)
                 size += len(chunk)
-        return size, found.hexdigest()
+        return size, sha256.hexdigest()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[pa.NativeFile]:
@@ -213,8 +213,8 @@ class Store:
             with self._explained("", _READ):
                 # Below the store's own prefix: credentials may be good for nothing else.
                 prefix = self.root.partition("/")[2]
-                found = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
-            return parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+                listing = self._client().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=1)
+            return parsedate_to_datetime(listing["ResponseMetadata"]["HTTPHeaders"]["date"])
         folder = Path(self.root)
         with self._explained("", _WRITTEN):
             folder.mkdir(parents=True, exist_ok=True)
@@ -272,8 +272,8 @@ class Store:
                     self.write(name, data)
             return
         for _ in range(_SWAP_ATTEMPTS):
-            found, tag = self._tagged(name)
-            if found != expected:
+            current, tag = self._tagged(name)
+            if current != expected:
                 break
             if self._put_if(name, data, tag):
                 return
@@ -287,8 +287,8 @@ class Store:
         with self._explained(name, _READ):
             client = self._client()
             try:
-                found = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
-                return found["Body"].read(), str(found["ETag"])
+                response = client.get_object(Bucket=self._bucket, Key=self._object_key(name))
+                return response["Body"].read(), str(response["ETag"])
             except client.exceptions.NoSuchKey:
                 return None, None
 

@@ -51,14 +51,14 @@ def check_version(content: Mapping[str, Any], known: int, where: str, what: str)
     return version
 
 
-def check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:
+def check_schema(schema: pa.Schema, expected: pa.Schema, where: str) -> None:
     """Refuse a table of another kind, of a newer version, or without one.
 
     Raises:
         SchemaVersionError: written by a newer ProbeLog.
         StoreError: not the kind of table that was expected.
     """
-    actual, known = found.metadata or {}, expected.metadata
+    actual, known = schema.metadata or {}, expected.metadata
     kind = known[NAME_KEY].decode()
     if actual.get(NAME_KEY) != known[NAME_KEY]:
         raise StoreError(

@@ -75,7 +75,7 @@ def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyP
     with faulty(hub) as (endpoint, faults):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         night = run_nightly(job(kept))
-        assert (night.added, night.gone, night.failures) == (1, 0, [])
+        assert (night.added, night.removed, night.failures) == (1, 0, [])
         assert night.published.pointer.base == before.base
         assert models(kept) == ["ada/resnet", "ada/resnet-again", "bob/one-logit", "cleo/new", "zoe/newer"]
         again = run_full(job(kept))
