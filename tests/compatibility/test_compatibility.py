@@ -74,9 +74,9 @@ def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyP
     before = read_pointer(store.child("index"))[0]
     with faulty(hub) as (endpoint, faults):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        night = run_nightly(job(kept))
-        assert (night.added, night.removed, night.failures) == (1, 0, [])
-        assert night.published.pointer.base == before.base
+        result = run_nightly(job(kept))
+        assert (result.added, result.removed, result.failures) == (1, 0, [])
+        assert result.published.pointer.base == before.base
         assert models(kept) == ["ada/resnet", "ada/resnet-again", "bob/one-logit", "cleo/new", "zoe/newer"]
         again = run_full(job(kept))
         assert (again.probed.models, [failure.reason for failure in again.probed.failures]) == (

@@ -1,4 +1,4 @@
-"""What a night finds on a Hub that changed since the last one."""
+"""What a nightly run finds on a Hub that changed since the last one."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def at(hours: float) -> dt.datetime:
 
 
 def test_a_nightly_run_continues_at_the_watermark(hub: LiveHub, tmp_path: Path) -> None:
-    night = job(tmp_path, nightly={"overlap_hours": 2})
-    first = look(hub, night, None)
+    nightly_job = job(tmp_path, nightly={"overlap_hours": 2})
+    first = look(hub, nightly_job, None)
     assert names(first) == [f"model-{number}" for number in reversed(range(MODELS))]
     assert first.watermark == at(MODELS - 1)
     known = {row.repo: row.sha for row in first.rows}
 
-    second = look(hub, night, first.watermark, known)
+    second = look(hub, nightly_job, first.watermark, known)
     assert (second.rows, second.failures, second.watermark) == ([], [], first.watermark)
     assert second.listed == 3  # the overlap
 
     hub.put("owner/new", MODELS + 5)
     changed = hub.put("owner/model-3", MODELS + 6)
     before = len(hub.faults.requests)
-    third = look(hub, night, first.watermark, known)
+    third = look(hub, nightly_job, first.watermark, known)
     assert names(third) == ["model-3", "new"]
     assert third.rows[0].sha == changed
     assert third.watermark == at(MODELS + 6)
@@ -129,13 +129,13 @@ def test_hostile_rows_are_failures_and_do_no_harm(hub: LiveHub, tmp_path: Path) 
 
 def test_a_row_from_the_future_does_not_move_the_watermark(hub: LiveHub, tmp_path: Path) -> None:
     hub.put("owner/prophet", 24 * 365 * 100)
-    night = job(tmp_path)
-    first = look(hub, night, None)
+    nightly_job = job(tmp_path)
+    first = look(hub, nightly_job, None)
     assert names(first)[0] == "prophet"
     assert first.watermark == at(MODELS - 1)
     known = hub.state()
     hub.put("owner/new", MODELS)
-    assert names(look(hub, night, first.watermark, known)) == ["new"]
+    assert names(look(hub, nightly_job, first.watermark, known)) == ["new"]
 
 
 def test_a_repository_counts_once_at_its_newest_commit(hub: LiveHub, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nights over a real Hub on loopback that grows, changes and shrinks, merged into an index that readers hold."""
+"""Nightly runs over a real Hub on loopback that grows, changes and shrinks, merged into an index with readers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.worlds.tiny_world import CONCEPTS, MODELS, Indexed, timm_mode
 _START = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
 
 
-class Night:
+class NightlyWorld:
     """A store of its own beside a Hub of its own, on which things happen."""
 
     def __init__(self, indexed: Indexed, root: Path, endpoint: str, faults: FaultyHub) -> None:
@@ -94,7 +94,7 @@ class Night:
         # The tiny index is small: a few models more are much of it.
         nightly = {"max_drift": 100.0, "rebuild_share": 1.0} | changes.pop("nightly", {})
         quality = {"enforce": False} | changes.pop("quality", {})
-        # The world's scratch folder: the process that forks model processes is started once for all nights.
+        # The world's scratch folder: the process that forks model processes is started once for all runs.
         config = self._indexed.world.config(store or self.store, nightly=nightly, quality=quality, **changes)
         self.told = io.StringIO()
         return Job.of(config, Report(self.told))
@@ -118,11 +118,13 @@ class Night:
 
 
 @pytest.fixture
-def night(indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+def hub_and_index(
+    indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[NightlyWorld]:
     indexed.world.copy_hub(tmp_path / "hub")
     with faulty(tmp_path / "hub") as (endpoint, faults):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        yield Night(indexed, tmp_path, endpoint, faults)
+        yield NightlyWorld(indexed, tmp_path, endpoint, faults)
 
 
 def directions(index: Index) -> dict[tuple[str, int, bool], np.ndarray]:
@@ -159,38 +161,38 @@ def counted() -> Iterator[tuple[Counter[str], Counter[str]]]:
         yield reads, opened
 
 
-def test_nothing_new_is_nothing_published(night: Night) -> None:
-    before = night.pointer
-    asked = len(night.faults.requests)
-    done = night.run()
+def test_nothing_new_is_nothing_published(hub_and_index: NightlyWorld) -> None:
+    before = hub_and_index.pointer
+    asked = len(hub_and_index.faults.requests)
+    done = hub_and_index.run()
     assert not done.published.is_new
-    assert night.pointer == before
-    assert len(night.faults.requests) - asked == 1  # a page of the listing
+    assert hub_and_index.pointer == before
+    assert len(hub_and_index.faults.requests) - asked == 1  # a page of the listing
     assert (done.added, done.removed) == (0, 0)
 
 
-def test_a_nightly_run_gives_what_a_full_run_gives(night: Night) -> None:
-    before = night.pointer
-    crawl(night.job(), night.endpoint)
-    night.new("zed/new", 21)
-    night.copy("ada/resnet", "zed/copy")
-    night.new("cleo/timm-half", 22, logits=2)  # other weights, another head
-    readme = night.commit("bob/one-logit")  # the same files at another commit
-    (night.hub / "zed/broken").mkdir()
-    (night.hub / "zed/broken/config.json").write_text("{")
-    night.commit("zed/broken", library="timm", pipeline_tag="image-classification")
+def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) -> None:
+    before = hub_and_index.pointer
+    crawl(hub_and_index.job(), hub_and_index.endpoint)
+    hub_and_index.new("zed/new", 21)
+    hub_and_index.copy("ada/resnet", "zed/copy")
+    hub_and_index.new("cleo/timm-half", 22, logits=2)  # other weights, another head
+    readme = hub_and_index.commit("bob/one-logit")  # the same files at another commit
+    (hub_and_index.hub / "zed/broken").mkdir()
+    (hub_and_index.hub / "zed/broken/config.json").write_text("{")
+    hub_and_index.commit("zed/broken", library="timm", pipeline_tag="image-classification")
 
-    done = night.run()
+    done = hub_and_index.run()
     assert done.published.is_new
     assert (done.tried, done.added, done.removed) == (5, 4, 2)
     assert [failure.repo for failure in done.failures] == ["zed/broken"]
     assert done.drift is not None
     assert done.drift.models >= 2
-    assert (night.pointer.base, night.pointer.generation) == (
+    assert (hub_and_index.pointer.base, hub_and_index.pointer.generation) == (
         before.generation,
         done.published.pointer.generation,
     )
-    index = night.index
+    index = hub_and_index.index
     assert index.models == len(MODELS) + 2
     assert index._generation.model("bob/one-logit")["sha"] == readme
     assert index.show("cleo/timm-half").logits[-1].logit == 1
@@ -198,195 +200,205 @@ def test_a_nightly_run_gives_what_a_full_run_gives(night: Night) -> None:
     (hit, *_) = [hit for hit in index.search("dog", k=50) if hit.repo == "ada/resnet"]
     assert hit.duplicates == 2
 
-    # A second night adds to the first; what it does not touch stays.
-    night.new("zed/second", 23)
-    live = night.pointer.generation
+    # A second run adds to the first; all else stays.
+    hub_and_index.new("zed/second", 23)
+    live = hub_and_index.pointer.generation
     with counted() as (reads, opened):
-        again = night.run()
+        again = hub_and_index.run()
     assert set(reads.values()) == {1}, "for the drift and to write; the checks need no more"
-    assert opened == dict.fromkeys([before.generation, live, night.pointer.generation], 1)
+    assert opened == dict.fromkeys([before.generation, live, hub_and_index.pointer.generation], 1)
     assert (again.tried, again.added) == (6, 1)
-    assert night.pointer.base == before.generation
-    assert night.index.models == len(MODELS) + 3
-    assert "drift" in night.index.settings
-    assert not night.run().published.is_new
+    assert hub_and_index.pointer.base == before.generation
+    assert hub_and_index.index.models == len(MODELS) + 3
+    assert "drift" in hub_and_index.index.settings
+    assert not hub_and_index.run().published.is_new
 
-    probed, models, ours = night.observed(), night.index.models, directions(night.index)
-    first = {concept: night.index.search(concept)[0] for concept in CONCEPTS}
-    # A full run with the catalogue from before the nights would take what they added away.
+    probed, models, ours = (
+        hub_and_index.observed(),
+        hub_and_index.index.models,
+        directions(hub_and_index.index),
+    )
+    first = {concept: hub_and_index.index.search(concept)[0] for concept in CONCEPTS}
+    # A full run with the catalogue from before the nightly runs would remove what they added.
     with pytest.raises(UsageError, match="older than the nightly run"):
-        run_full(night.job())
-    full = run_full(night.job(), refresh=True)
-    assert night.observed() == probed
-    assert night.pointer.base is None
-    assert night.index.models == full.probed.models == models
-    theirs = directions(night.index)
+        run_full(hub_and_index.job())
+    full = run_full(hub_and_index.job(), refresh=True)
+    assert hub_and_index.observed() == probed
+    assert hub_and_index.pointer.base is None
+    assert hub_and_index.index.models == full.probed.models == models
+    theirs = directions(hub_and_index.index)
     assert ours.keys() == theirs.keys()
     for key, direction in ours.items():
         assert direction @ theirs[key] > 0.999, key
     for concept, mine in first.items():
-        other = night.index.search(concept)[0]
+        other = hub_and_index.index.search(concept)[0]
         assert (mine.repo, mine.logit) == (other.repo, other.logit) or abs(mine.score - other.score) < 0.2
-    assert verify(str(night.store), Report(io.StringIO())).clean
+    assert verify(str(hub_and_index.store), Report(io.StringIO())).clean
 
 
-def test_repositories_removed_from_the_hub_are_removed_from_answers(night: Night) -> None:
-    night.new("zed/new", 21)
-    night.run()
-    night.remove("cleo/timm-bfloat", "zed/new")
-    night.rename("ada/resnet", "ada/renamed")
-    night.entries["timm-without-owner"]["gated"] = "auto"
-    night.list()
-    assert not night.run().published.is_new  # the listing's newest page does not tell
-    done = night.run(nightly={"reconcile_days": 0})
+def test_repositories_removed_from_the_hub_are_removed_from_answers(hub_and_index: NightlyWorld) -> None:
+    hub_and_index.new("zed/new", 21)
+    hub_and_index.run()
+    hub_and_index.remove("cleo/timm-bfloat", "zed/new")
+    hub_and_index.rename("ada/resnet", "ada/renamed")
+    hub_and_index.entries["timm-without-owner"]["gated"] = "auto"
+    hub_and_index.list()
+    assert not hub_and_index.run().published.is_new  # the listing's newest page does not tell
+    done = hub_and_index.run(nightly={"reconcile_days": 0})
     assert done.published.is_new
-    index = night.index
+    index = hub_and_index.index
     for repo in ("cleo/timm-bfloat", "zed/new", "ada/resnet", "timm-without-owner"):
         with pytest.raises(QueryError, match="does not hold"):
             index.show(repo)
         assert all(hit.repo != repo for hit in index.search("dog", k=100))
     assert index.show("ada/renamed").same_weights == ["ada/resnet-again"]
     assert index.models == len(MODELS) - 2
-    night.new("cleo/timm-bfloat", 30)  # it comes back
-    night.run(nightly={"overlap_hours": 1e6})  # the gated one is listed still
-    assert night.index.show("cleo/timm-bfloat").logits
-    assert night.index.models == len(MODELS) - 1
+    hub_and_index.new("cleo/timm-bfloat", 30)  # it comes back
+    hub_and_index.run(nightly={"overlap_hours": 1e6})  # the gated one is listed still
+    assert hub_and_index.index.show("cleo/timm-bfloat").logits
+    assert hub_and_index.index.models == len(MODELS) - 1
 
 
-def test_after_many_additions_the_index_is_rebuilt(night: Night) -> None:
-    base = night.pointer.generation
-    night.new("zed/new", 21)
-    night.remove("cleo/timm-bfloat")
+def test_after_many_additions_the_index_is_rebuilt(hub_and_index: NightlyWorld) -> None:
+    base = hub_and_index.pointer.generation
+    hub_and_index.new("zed/new", 21)
+    hub_and_index.remove("cleo/timm-bfloat")
     with counted() as (reads, _):
-        done = night.run(nightly={"rebuild_share": 0.01, "reconcile_days": 0})
+        done = hub_and_index.run(nightly={"rebuild_share": 0.01, "reconcile_days": 0})
     assert done.published.is_new
     assert set(reads.values()) == {2}, "for the drift and to write, and to check"
-    assert night.pointer.base is None
-    assert night.pointer.choice == [done.published.pointer.generation, base]
-    index = night.index
+    assert hub_and_index.pointer.base is None
+    assert hub_and_index.pointer.choice == [done.published.pointer.generation, base]
+    index = hub_and_index.index
     assert index.models == len(MODELS)
     assert index.show("zed/new").logits
-    assert index._generation.model("bob/one-logit")["licence"] == night.entries["bob/one-logit"]["license"]
-    assert not night.run().published.is_new  # the new base knows all of it
-    night.new("zed/second", 23)
-    night.run()
-    assert night.pointer.base == done.published.pointer.generation
-    assert night.index.models == len(MODELS) + 1
+    assert (
+        index._generation.model("bob/one-logit")["licence"]
+        == hub_and_index.entries["bob/one-logit"]["license"]
+    )
+    assert not hub_and_index.run().published.is_new  # the new base knows all of it
+    hub_and_index.new("zed/second", 23)
+    hub_and_index.run()
+    assert hub_and_index.pointer.base == done.published.pointer.generation
+    assert hub_and_index.index.models == len(MODELS) + 1
     with pytest.raises(UsageError, match="fraction"):
-        night.run(fraction=0.5)
-    report = verify(str(night.store), Report(io.StringIO()))
+        hub_and_index.run(fraction=0.5)
+    report = verify(str(hub_and_index.store), Report(io.StringIO()))
     assert report.clean, report.lines()
 
 
-def test_a_copy_that_saw_other_probes(night: Night) -> None:
+def test_a_copy_that_saw_other_probes(hub_and_index: NightlyWorld) -> None:
     """Its own directions are others than those that the base holds of the same weights; the base's are kept."""
-    store = night.store.parent / "half"
-    run_full(night.job(store, fraction=0.5))
-    night.copy("ada/resnet", "zed/copy")
-    night.copy("cleo/timm-half", "zed/another")
-    done = run_nightly(night.job(store, fraction=0.5))
+    store = hub_and_index.store.parent / "half"
+    run_full(hub_and_index.job(store, fraction=0.5))
+    hub_and_index.copy("ada/resnet", "zed/copy")
+    hub_and_index.copy("cleo/timm-half", "zed/another")
+    done = run_nightly(hub_and_index.job(store, fraction=0.5))
     assert done.published.is_new
     index = open_index(store)
     assert sorted(index.show("zed/copy").same_weights) == ["ada/resnet", "ada/resnet-again"]
     assert len(index._generation.recent) == 0
 
 
-def test_a_rollback_is_undone_by_the_next_nightly_run(night: Night) -> None:
-    night.new("zed/new", 21)
-    night.run()
-    index = Store(night.store / "index")
+def test_a_rollback_is_undone_by_the_next_nightly_run(hub_and_index: NightlyWorld) -> None:
+    hub_and_index.new("zed/new", 21)
+    hub_and_index.run()
+    index = Store(hub_and_index.store / "index")
     roll_back(index)
-    assert night.index.models == len(MODELS)
-    probed = len(night.faults.asked("zed/new"))
-    done = night.run(nightly={"max_drift": 0.0})
+    assert hub_and_index.index.models == len(MODELS)
+    probed = len(hub_and_index.faults.asked("zed/new"))
+    done = hub_and_index.run(nightly={"max_drift": 0.0})
     assert done.published.is_new
     assert done.drift is not None
     assert done.refit_due is not None
     assert done.drift.largest()[0] in done.refit_due
-    assert "a full run is due" in night.told.getvalue()
-    assert night.index.settings["drift"]["share"] == done.drift.share > 0
-    assert night.index.models == len(MODELS) + 1
-    assert len(night.faults.asked("zed/new")) == probed  # nothing was probed again
+    assert "a full run is due" in hub_and_index.told.getvalue()
+    assert hub_and_index.index.settings["drift"]["share"] == done.drift.share > 0
+    assert hub_and_index.index.models == len(MODELS) + 1
+    assert len(hub_and_index.faults.asked("zed/new")) == probed  # nothing was probed again
 
 
-def test_one_nightly_run_at_a_time(night: Night, tmp_path: Path) -> None:
-    with hold_lease(Store(night.store), LEASE, seconds=60), pytest.raises(LeaseHeldError, match="at work"):
-        night.run()
-    assert not night.run().published.is_new
+def test_one_nightly_run_at_a_time(hub_and_index: NightlyWorld, tmp_path: Path) -> None:
+    with (
+        hold_lease(Store(hub_and_index.store), LEASE, seconds=60),
+        pytest.raises(LeaseHeldError, match="at work"),
+    ):
+        hub_and_index.run()
+    assert not hub_and_index.run().published.is_new
 
 
-def test_settings_of_another_index(night: Night) -> None:
+def test_settings_of_another_index(hub_and_index: NightlyWorld) -> None:
     with pytest.raises(UsageError, match=r"fraction and seed.*prompt"):
-        night.run(fraction=0.5, prompt="{}")
+        hub_and_index.run(fraction=0.5, prompt="{}")
     with pytest.raises(UsageError, match="run `probelog-index full` first"):
-        run_nightly(night.job(night.store.parent / "empty"))
+        run_nightly(hub_and_index.job(hub_and_index.store.parent / "empty"))
 
 
-def test_the_command_says_what_is_wrong(night: Night, tmp_path: Path) -> None:
-    file = night._indexed.world.config_file(tmp_path / "job.toml", tmp_path / "none")
+def test_the_command_says_what_is_wrong(hub_and_index: NightlyWorld, tmp_path: Path) -> None:
+    file = hub_and_index._indexed.world.config_file(tmp_path / "job.toml", tmp_path / "none")
     ended = operator("nightly", "--config", file)
     assert ended.status == 2
     assert "run `probelog-index full` first" in ended.err
 
 
-def test_verify_finds_what_is_damaged(night: Night) -> None:
-    night.new("zed/new", 21)
-    night.run()
-    report = verify(str(night.store), Report(io.StringIO()))
+def test_verify_finds_what_is_damaged(hub_and_index: NightlyWorld) -> None:
+    hub_and_index.new("zed/new", 21)
+    hub_and_index.run()
+    report = verify(str(hub_and_index.store), Report(io.StringIO()))
     assert report.clean, report.lines()
     assert not report.unexpected
-    (folder,) = [path for path in (night.store / "observations").iterdir() if "-" in path.name]
+    (folder,) = [path for path in (hub_and_index.store / "observations").iterdir() if "-" in path.name]
     files = [folder / "night.json", *folder.glob("catalogue-*.parquet")]
-    base = night.store / "index/generations" / str(night.pointer.base)
+    base = hub_and_index.store / "index/generations" / str(hub_and_index.pointer.base)
     files.append(next(base.glob("logits.lance/data/*")))
-    own = night.store / "index/generations" / night.pointer.generation
+    own = hub_and_index.store / "index/generations" / hub_and_index.pointer.generation
     files.append(next(own.glob("logits.lance/data/*")))
     assert len(files) == 4
     for file in files:
         data = file.read_bytes()
         file.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
-        found = verify(str(night.store), Report(io.StringIO()))
-        assert [item["path"] for item in found.damaged] == [str(file.relative_to(night.store))]
+        found = verify(str(hub_and_index.store), Report(io.StringIO()))
+        assert [item["path"] for item in found.damaged] == [str(file.relative_to(hub_and_index.store))]
         file.write_bytes(data)
 
 
-def test_a_damaging_nightly_run_is_refused(night: Night, tmp_path: Path) -> None:
-    before = night.pointer
-    night.new("zed/new", 21)
+def test_a_damaging_nightly_run_is_refused(hub_and_index: NightlyWorld, tmp_path: Path) -> None:
+    before = hub_and_index.pointer
+    hub_and_index.new("zed/new", 21)
     for number in range(60):
-        (night.hub / f"zed/broken-{number}").mkdir()
-        (night.hub / f"zed/broken-{number}/config.json").write_text("{")
-        night.commit(f"zed/broken-{number}", library="timm", pipeline_tag="image-classification")
+        (hub_and_index.hub / f"zed/broken-{number}").mkdir()
+        (hub_and_index.hub / f"zed/broken-{number}/config.json").write_text("{")
+        hub_and_index.commit(f"zed/broken-{number}", library="timm", pipeline_tag="image-classification")
     settings: dict[str, Any] = {"quality": {"max_failure_rise": 0.05}, "nightly": {"rebuild_share": 1.0}}
-    file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
+    file = hub_and_index._indexed.world.config_file(tmp_path / "job.toml", hub_and_index.store, **settings)
     ended = operator("nightly", "--config", file)
     assert ended.status == 3, ended.err
     assert "was not published" in ended.err
-    assert night.pointer == before
-    told = json.loads(max((night.store / "quality").glob("*.json")).read_text())
+    assert hub_and_index.pointer == before
+    told = json.loads(max((hub_and_index.store / "quality").glob("*.json")).read_text())
     assert told["live"] == before.generation
     refused = [item["name"] for item in told["measures"] if not item["passed"]]
     assert "failed models" in refused
     # What was probed is kept: published all the same, it is not probed again.
-    asked = len(night.faults.asked("zed/new"))
+    asked = len(hub_and_index.faults.asked("zed/new"))
     ended = operator(
         "nightly", "--config", file, "--set", "quality.enforce=false", "--set", "max_failed_share=1"
     )
     assert ended.status == 0, ended.err
-    assert night.index.models == len(MODELS) + 1
-    assert len(night.faults.asked("zed/new")) == asked
+    assert hub_and_index.index.models == len(MODELS) + 1
+    assert len(hub_and_index.faults.asked("zed/new")) == asked
 
 
 @pytest.mark.acceptance
-def test_a_nightly_run_on_s3(night: Night, tmp_path: Path) -> None:
+def test_a_nightly_run_on_s3(hub_and_index: NightlyWorld, tmp_path: Path) -> None:
     with s3_server() as bucket:
         remote = Store(f"{bucket}/{tmp_path.name}")
-        local = Store(night.store)
+        local = Store(hub_and_index.store)
         for name in local.names(""):
             remote.write(name, local.read(name))
-        night.new("zed/new", 21)
+        hub_and_index.new("zed/new", 21)
         settings = {"nightly": {"rebuild_share": 1.0}, "quality": {"enforce": False}}
-        file = night._indexed.world.config_file(tmp_path / "job.toml", remote.uri, **settings)
+        file = hub_and_index._indexed.world.config_file(tmp_path / "job.toml", remote.uri, **settings)
         # A Ray of its own: the workers of this one were started before there was a bucket.
         for told in ("is live", "nothing new"):
             with operator_process("nightly", "--config", file) as process:
@@ -394,7 +406,7 @@ def test_a_nightly_run_on_s3(night: Night, tmp_path: Path) -> None:
             assert process.returncode == 0, out
             assert told in out
             assert not re.search("warning|experimental|FinalizeS3", out, re.IGNORECASE), out
-        assert read_pointer(remote.child("index"))[0].base == night.pointer.generation
+        assert read_pointer(remote.child("index"))[0].base == hub_and_index.pointer.generation
         index = open_index(remote.uri)
         assert index.models == len(MODELS) + 1
         assert index.show("zed/new").logits
@@ -403,27 +415,27 @@ def test_a_nightly_run_on_s3(night: Night, tmp_path: Path) -> None:
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_at_any_moment(night: Night, tmp_path: Path, seed: int) -> None:
+def test_killed_at_any_moment(hub_and_index: NightlyWorld, tmp_path: Path, seed: int) -> None:
     """SIGKILL for the whole process tree, at a random moment; the next run does what is left."""
     for number in range(6):
-        night.new(f"zed/new-{number}", 30 + number)
+        hub_and_index.new(f"zed/new-{number}", 30 + number)
     settings = {
         "nightly": {"lease_seconds": 2.0, "lease_wait": 30.0, "rebuild_share": 1.0, "max_drift": 100.0}
     }
     settings |= {"quality": {"enforce": False}, "scratch": str(tmp_path / "scratch")}
-    file = night._indexed.world.config_file(tmp_path / "job.toml", night.store, **settings)
+    file = hub_and_index._indexed.world.config_file(tmp_path / "job.toml", hub_and_index.store, **settings)
     moments = np.random.default_rng(seed).uniform(3.0, 30.0, size=2)
     for moment in moments.tolist():
         with operator_process("nightly", "--config", file) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(moment)
             kill_tree(process)
-        assert night.index.search("dog")  # readers never notice
+        assert hub_and_index.index.search("dog")  # readers never notice
     done = operator("nightly", "--config", file)
     assert done.status == 0, done.err
-    index = night.index
+    index = hub_and_index.index
     assert index.models == len(MODELS) + 6
     for number in range(6):
         assert index.show(f"zed/new-{number}").logits
-    assert len([version for version in night.observed() if version[0].startswith("zed/")]) == 6
-    assert verify(str(night.store), Report(io.StringIO())).clean
+    assert len([version for version in hub_and_index.observed() if version[0].startswith("zed/")]) == 6
+    assert verify(str(hub_and_index.store), Report(io.StringIO())).clean

@@ -1,4 +1,4 @@
-"""The quality gate over real indexes: honest nights pass, spoilt ones are refused, and the report says why."""
+"""The quality gate over real indexes: ordinary updates pass, damaging ones are refused, and the report says why."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEW = some_models(40, seed=1, owner="new")
 
 
 @dataclass(frozen=True)
-class Night:
+class GateWorld:
     """A store with a live generation, in which another one is built."""
 
     store: Store
@@ -63,17 +63,17 @@ class Night:
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Night:
+def world(tmp_path_factory: pytest.TempPathFactory) -> GateWorld:
     store = Store(tmp_path_factory.mktemp("night"))
-    return Night(store, generation(store.child("index"), "live", OLD, live=True))
+    return GateWorld(store, generation(store.child("index"), "live", OLD, live=True))
 
 
-def test_an_ordinary_nightly_run_passes(night: Night) -> None:
+def test_an_ordinary_nightly_run_passes(world: GateWorld) -> None:
     """A good half as many models again, one that left, one that changed, one copy that takes its original's place."""
     copy = Model("a/copy", OLD[5].labels, weights=OLD[5].digest)
     models = [copy, *OLD[1:], *NEW]
-    candidate = night.build("honest", models, describe=like_the_original)
-    verdict = night.gate(candidate)
+    candidate = world.build("honest", models, describe=like_the_original)
+    verdict = world.gate(candidate)
     assert verdict.passed
     judged = {measure.name: measure for measure in verdict.measures if measure.worse is not None}
     assert {
@@ -86,8 +86,8 @@ def test_an_ordinary_nightly_run_passes(night: Night) -> None:
     assert judged["lost answers"].counted > 200
     assert judged["declared, first answer"].value == pytest.approx(1, abs=0.05)
     assert judged["new models named as declared"].value == pytest.approx(1, abs=0.05)
-    assert night.store.read_json("quality/honest.json")["passed"]
-    assert "good enough" in night.store.read("quality/honest.html").decode()
+    assert world.store.read_json("quality/honest.json")["passed"]
+    assert "good enough" in world.store.read("quality/honest.html").decode()
 
 
 def like_the_original(model: Model, space: Any, encoder: Any) -> Directions:
@@ -99,99 +99,99 @@ def describes(others: dict[str, Model]) -> Callable[[Model, Any, Any], Direction
     return lambda model, space, encoder: recognised(others[model.repo], space, encoder)
 
 
-def test_rows_mixed_up_among_models(night: Night) -> None:
+def test_rows_mixed_up_among_models(world: GateWorld) -> None:
     others = np.random.default_rng(0).permutation(len(OLD))
     mixed = {model.repo: OLD[other] for model, other in zip(OLD, others, strict=True)}
-    candidate = night.build("mixed", OLD, describe=describes(mixed))
-    failed, told, page = night.refused(candidate)
+    candidate = world.build("mixed", OLD, describe=describes(mixed))
+    failed, told, page = world.refused(candidate)
     assert failed == {"lost answers", *LABELS}
     assert "lost answers: 9" in told
     assert "first was old/model-" in page
 
 
-def test_labels_shuffled(night: Night) -> None:
+def test_labels_shuffled(world: GateWorld) -> None:
     every = np.random.default_rng(0).permutation([label for model in OLD for label in model.labels])
     labels = iter(every.tolist())
     models = [replace(model, labels=tuple(next(labels) for _ in model.labels)) for model in OLD]
-    candidate = night.build("labels", models, describe=describes({model.repo: model for model in OLD}))
-    failed, _, _ = night.refused(candidate)
+    candidate = world.build("labels", models, describe=describes({model.repo: model for model in OLD}))
+    failed, _, _ = world.refused(candidate)
     assert failed == LABELS
 
 
-def test_labels_lost(night: Night) -> None:
+def test_labels_lost(world: GateWorld) -> None:
     nameless = [replace(model, labels=tuple(f"LABEL_{i}" for i in range(4))) for model in OLD]
-    candidate = night.build("nameless", nameless, describe=describes({model.repo: model for model in OLD}))
-    assert night.refused(candidate)[0] == LABELS
+    candidate = world.build("nameless", nameless, describe=describes({model.repo: model for model in OLD}))
+    assert world.refused(candidate)[0] == LABELS
 
 
-def test_most_models_stop_answering(night: Night) -> None:
+def test_most_models_stop_answering(world: GateWorld) -> None:
     """They are listed, but taken for copies of one of them."""
     models = [replace(model, weights="one") if i % 4 else model for i, model in enumerate(OLD)]
-    failed, _, page = night.refused(night.build("folded", models))
+    failed, _, page = world.refused(world.build("folded", models))
     assert "lost answers" in failed
     assert "models gone" not in failed
     assert "lost answers" in page
 
 
-def test_most_models_are_removed_at_once(night: Night) -> None:
+def test_most_models_are_removed_at_once(world: GateWorld) -> None:
     """No answer is lost but by models that left."""
-    failed, told, _ = night.refused(night.build("halved", OLD[:30]))
+    failed, told, _ = world.refused(world.build("halved", OLD[:30]))
     assert failed == {"models gone"}
     assert "models gone: 57.1%" in told
 
 
-def test_new_models_come_out_wrong(night: Night) -> None:
+def test_new_models_come_out_wrong(world: GateWorld) -> None:
     def wrong(model: Model, space: Any, encoder: Any) -> Directions:
         exact = recognised(model, space, encoder)
         return exact if model.repo.startswith("old") else -exact
 
-    failed, _, page = night.refused(night.build("wrong", [*OLD, *NEW], describe=wrong))
+    failed, _, page = world.refused(world.build("wrong", [*OLD, *NEW], describe=wrong))
     assert failed == {"new models named as declared"}
     assert "is named" in page
 
 
-def test_failures_rise(night: Night) -> None:
-    candidate = night.build("failing", OLD)
-    failed, told, page = night.refused(candidate, FailureCounts(100, {"timeout": 57, "gated": 3}))
+def test_failures_rise(world: GateWorld) -> None:
+    candidate = world.build("failing", OLD)
+    failed, told, page = world.refused(candidate, FailureCounts(100, {"timeout": 57, "gated": 3}))
     assert failed == {"failed models", "failed: timeout"}
     assert "failed: timeout: 57.0% (before: 2.0%)" in told
     assert "57 of 100 models, 2 of 100 in the last run" in page
-    assert night.gate(candidate, FailureCounts(100, {"timeout": 6, "gated": 3})).passed
-    let = night.gate(candidate, FailureCounts(100, {"timeout": 57}), enforce=False)
+    assert world.gate(candidate, FailureCounts(100, {"timeout": 6, "gated": 3})).passed
+    let = world.gate(candidate, FailureCounts(100, {"timeout": 57}), enforce=False)
     assert not let.passed
-    assert "let through" in night.store.read("quality/failing.html").decode()
+    assert "let through" in world.store.read("quality/failing.html").decode()
 
 
-def test_other_settings_change_answers_and_are_no_damage(night: Night) -> None:
+def test_other_settings_change_answers_and_are_no_damage(world: GateWorld) -> None:
     """Here with another share of the probes; the declared labels still judge."""
     opposite = {model.repo: other for model, other in zip(OLD, OLD[1:] + OLD[:1], strict=True)}
-    candidate = night.build("settings", OLD, describe=describes(opposite), settings={"fraction": 0.5})
-    failed, _, page = night.refused(candidate)
+    candidate = world.build("settings", OLD, describe=describes(opposite), settings={"fraction": 0.5})
+    failed, _, page = world.refused(candidate)
     assert "lost answers" not in failed
     assert "declared, first answer" in failed
     assert "made with other settings (fraction)" in page
 
 
-def test_an_operators_canaries(night: Night, tmp_path: Path) -> None:
-    candidate = night.build("canaries", OLD)
+def test_an_operators_canaries(world: GateWorld, tmp_path: Path) -> None:
+    candidate = world.build("canaries", OLD)
     holder = next(model for model in OLD if "owl" in model.labels)
     number = holder.labels.index("owl")
     other = next(model for model in OLD if "owl" not in model.labels)
     right = [f"owl\t{holder.repo}#{number}", f"owl\t{holder.repo}#Owl", "owl\tnobody/there#0", "fox"]
-    verdict = night.gate(candidate, canaries=right)
+    verdict = world.gate(candidate, canaries=right)
     known = next(measure for measure in verdict.measures if measure.name == "known answers missed")
     assert (known.value, known.counted) == (0, 2)
     assert "nobody/there#0" in known.note
     file = tmp_path / "canaries.txt"
     file.write_text("\n".join([*right, f"owl\t{other.repo}#0"]))
-    failed, told, _ = night.refused(candidate, canaries=file)
+    failed, told, _ = world.refused(candidate, canaries=file)
     assert failed == {"known answers missed"}
     assert f"owl: {other.repo}#0" in told
-    assert night.gate(candidate, canaries=file, max_known_missed=0.5).passed
+    assert world.gate(candidate, canaries=file, max_known_missed=0.5).passed
 
 
-def test_the_first_generation_is_compared_with_nothing(night: Night) -> None:
-    verdict = run_quality_gate(night.store, night.live, None, USUAL, None, Quality())
+def test_the_first_generation_is_compared_with_nothing(world: GateWorld) -> None:
+    verdict = run_quality_gate(world.store, world.live, None, USUAL, None, Quality())
     assert verdict.passed
     assert {measure.verdict for measure in verdict.measures} == {"not judged"}
     declared = next(item for item in verdict.measures if item.name == "declared, first answer")
@@ -210,19 +210,19 @@ def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     mixed = dict(zip(names, OLD[1:] + OLD[:1], strict=True))
     index = store.child("index")
     live = generation(index, "live", models, live=True, describe=describes(names))
-    night = Night(store, live)
-    _, told, page = night.refused(night.build("mixed", models, describe=describes(mixed)))
+    world = GateWorld(store, live)
+    _, told, page = world.refused(world.build("mixed", models, describe=describes(mixed)))
     assert hostile[:10] in told, "the command line makes it printable (probelog.terminal)"
     assert "&lt;img src=x onerror=alert(1)&gt;" in page
     assert not any(text in page for text in ("<img", "<b>", "\x1b"))
 
 
-def test_a_live_generation_that_is_damaged(night: Night, tmp_path: Path) -> None:
-    store = Store(shutil.copytree(night.store.root, tmp_path / "store"))
+def test_a_live_generation_that_is_damaged(world: GateWorld, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(world.store.root, tmp_path / "store"))
     index = store.child("index")
     for file in Path(index.path("generations/live/logits.lance/data")).iterdir():
         file.write_bytes(b"x")
-    damaged = Night(store, Generation(index, night.live.pointer))
+    damaged = GateWorld(store, Generation(index, world.live.pointer))
     candidate = damaged.build("after", OLD)
     with pytest.raises(StoreError, match="cannot be read"):
         damaged.gate(candidate)
@@ -231,19 +231,19 @@ def test_a_live_generation_that_is_damaged(night: Night, tmp_path: Path) -> None
     assert "could not be compared with" in verdict.note
 
 
-def test_samples_are_drawn_by_hash(night: Night) -> None:
+def test_samples_are_drawn_by_hash(world: GateWorld) -> None:
     repos = [model.repo for model in OLD]
-    assert {row.repo for row in sampled_models(night.live, 1000)} == set(repos)
-    assert [row.repo for row in sampled_models(night.live, 5)] == sorted(draw(repos, 5))
-    assert rows_of(night.live, ["old/it's", "old/\x00", "nobody/there"]) == []
-    assert added_versions(night.live, night.live) == []
-    assert set(night.live.background) <= set(NAMES)
+    assert {row.repo for row in sampled_models(world.live, 1000)} == set(repos)
+    assert [row.repo for row in sampled_models(world.live, 5)] == sorted(draw(repos, 5))
+    assert rows_of(world.live, ["old/it's", "old/\x00", "nobody/there"]) == []
+    assert added_versions(world.live, world.live) == []
+    assert set(world.live.background) <= set(NAMES)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_benchmark(night: Night, way: str) -> None:
-    assert trial(night.live, way, 0.0, 0)["refused by"] == ""
-    assert trial(night.live, way, 0.8, 0)["refused by"] != ""
+def test_the_benchmark(world: GateWorld, way: str) -> None:
+    assert trial(world.live, way, 0.0, 0)["refused by"] == ""
+    assert trial(world.live, way, 0.8, 0)["refused by"] != ""
 
 
 # The operator's command
