@@ -1,8 +1,9 @@
 """Decoding of untrusted images: bounded, first frame only, always to plain RGB.
 
 Probes, encoders and image queries all go through here, so that the same file gives the same pixels on the
-machine that builds an index and on the one that asks it. EXIF orientation is not applied, because neither the
-classifiers' nor the encoders' image processors in transformers apply it. Colour profiles are ignored likewise.
+machine that builds an index and on the one that asks it. They are turned upright here, once, as their EXIF
+orientation says, as the libraries' own loaders do (``transformers.image_utils.load_image``). Colour profiles are
+ignored, as by the libraries.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from probelog.errors import ProbeLogError
 
@@ -25,6 +26,17 @@ MAX_ASPECT = 50
 """Longer shapes are refused: a processor that resizes the short side would blow up the long one."""
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\x00", b"MM\x00*")
+
+# By the value of the tag "Orientation" (EXIF 2.32, 4.6.4).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(ProbeLogError):
@@ -41,7 +53,7 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def decode(data: bytes) -> Image.Image:
-    """The first frame of an encoded image as RGB (mode ``RGB``, height x width as stored).
+    """The first frame of an encoded image as RGB (mode ``RGB``), upright.
 
     Transparency is composited onto white (as transformers' processors do), 16-bit grey is scaled to 8 bits.
 
@@ -65,12 +77,27 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableImageError(f"damaged image ({type(error).__name__}: {error})") from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF tag says; EXIF that cannot be read says nothing."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # reason: Pillow's parser raises almost any type on crafted EXIF
+        return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    # Without the tag, so that nobody turns it again.
+    turned.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return turned
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB.
+    """Any Pillow image as RGB, upright.
 
     Raises:
         UnreadableImageError: its pixels have no agreed range (floating point, or integers over 16 bits).
     """
+    image = upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image if type(image) is Image.Image else image.copy()
     if image.mode == "F":

@@ -1,8 +1,7 @@
 """The query side's image encoder: ONNX and Pillow, with neither torch nor transformers.
 
 The preprocessing follows transformers' Pillow backend step by step (resize, centre crop with zero padding,
-rescale in float64, normalise in float32), so that the pixels are equal, not only similar. EXIF orientation is
-not applied: those processors do not apply it either.
+rescale in float64, normalise in float32), so that the pixels are equal, not only similar.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors", re.AS
 _MOST_SHARDS = 1_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
-_SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
+_DIGEST = re.compile(r'(?:W/)?"?([0-9a-f]{40}|[0-9a-f]{64})"?')
+_WEB_PAGE = "answered with a web page in place of the file (a proxy that asks for a log-in?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +249,14 @@ class _Transfer:
         if response.status_code == 200:
             self._restart()
         self._check_commit(answer)
+        if response.headers.get("content-type", "").lower().startswith("text/html"):
+            raise BrokenAnswerError(_WEB_PAGE)
         size = self._size(answer)
         self.etag = response.headers.get("etag", "")
         for chunk in chunks(response, self.retry):
             self.check()
+            if self.received == 0 and chunk[:100].lstrip().lower().startswith((b"<!doctype", b"<html")):
+                raise BrokenAnswerError(_WEB_PAGE)
             self.received += len(chunk)
             if self.received > self.bound:
                 raise _too_large(
@@ -288,29 +293,40 @@ class _Transfer:
         """Bytes of the whole file, from the listing or else as announced; refused here if they are too many."""
         announced = _announced_size(answer)
         if self.file.size is not None and announced not in (None, self.file.size):
-            raise ItemFailure(
-                FailureReason.WRONG_DIGEST,
-                f"{self.file.path} is announced with {announced} bytes and listed with {self.file.size}",
-            )
+            raise BrokenAnswerError(f"announces {announced} bytes; {self.file.size} are listed")
         size = announced if self.file.size is None else self.file.size
         if size is not None and size > self.bound:
             raise _too_large(f"{self.file.path} has {size} bytes", self.bound)
         return size
 
     def _verify(self, answer: HubResponse) -> None:
-        """Compare with the digest in the listing, else with the Hub's own name for the file (LFS: its SHA-256)."""
-        expected = self.file.sha256 or _announced_digest(answer)
-        actual = self.digest.hexdigest()
-        if expected is None or expected == actual:
+        """Compare with the digest in the listing, else with the Hub's own name for the file.
+
+        That is the SHA-256 of a file in LFS, and of others git's: the SHA-1 of their size and content.
+        """
+        announced = _announced_digest(answer)
+        expected = self.file.sha256 or announced
+        if expected is None:
+            return
+        actual = self.digest.hexdigest() if len(expected) == 64 else self._blob_digest()
+        if expected == actual:
             return
         # Once more from the beginning: it may have been the way here and not the file.
         if self.mismatched:
+            kind = "SHA-256" if len(expected) == 64 else "git digest"
             raise ItemFailure(
-                FailureReason.WRONG_DIGEST, f"{self.file.path} has SHA-256 {actual}, not {expected}"
+                FailureReason.WRONG_DIGEST, f"{self.file.path} has the {kind} {actual}, not {expected}"
             )
         self.mismatched = True
         self._restart()
-        raise BrokenAnswerError(f"brought {self.file.path} with a wrong SHA-256")
+        raise BrokenAnswerError(f"brought {self.file.path} with a wrong digest")
+
+    def _blob_digest(self) -> str:
+        digest = hashlib.sha1(b"blob %d\0" % self.received, usedforsecurity=False)
+        self.stream.seek(0)
+        while piece := self.stream.read(MEBIBYTE):
+            digest.update(piece)
+        return digest.hexdigest()
 
 
 def read_shards(index: bytes) -> list[str]:
@@ -341,7 +357,7 @@ def _part(target: Path) -> Iterator[BinaryIO]:
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)
     try:
-        with open(part, "xb") as stream:
+        with open(part, "x+b") as stream:
             yield stream
         part.replace(target)
     finally:
@@ -361,15 +377,15 @@ def _announced_size(answer: HubResponse) -> int | None:
 
 
 def _announced_digest(answer: HubResponse) -> str | None:
-    """SHA-256 by the Hub's headers: a linked ETag, or the ETag of an answer that the Hub gave itself.
+    """SHA-256 or git's SHA-1 by the Hub's headers: a linked ETag, or the ETag of an answer that the Hub gave itself.
 
-    A CDN's own ETag means something else; that of a file in git is 40 digits long.
+    A CDN's own ETag means something else.
     """
     headers = answer.response.headers
     etag = answer.headers.get("x-linked-etag") or (
         headers.get("etag", "") if "x-repo-commit" in headers else ""
     )
-    match = _SHA256.fullmatch(etag)
+    match = _DIGEST.fullmatch(etag)
     return match[1] if match else None
 
 

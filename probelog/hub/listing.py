@@ -15,7 +15,15 @@ from typing import Any
 from urllib.parse import quote
 
 from probelog.errors import FailureReason, ItemFailure, UsageError
-from probelog.hub.client import PATIENT, SHA_PATTERN, HubClient, HubError, HubRefusalError, Retry
+from probelog.hub.client import (
+    PATIENT,
+    SHA_PATTERN,
+    HubClient,
+    HubError,
+    HubRefusalError,
+    HubUnavailableError,
+    Retry,
+)
 from probelog.hub.huggingface import is_repo_id
 from probelog.hub.model_info import excerpt, read_files, read_row
 from probelog.hub.rate_limit import Limiter
@@ -31,6 +39,8 @@ EXPAND = (
 _LISTED_PER_PAGE = 20
 _NO_HUB = "{} does not answer as a Hub does. Set HF_ENDPOINT to a Hub's address."
 _MOST_TREE_PAGES = 20
+# Entries of an explicit list in a row without any proper answer, after which the Hub counts as unavailable.
+_SILENT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +289,21 @@ def _listed_pages(client: HubClient, filters: ListingFilters, start_url: str | N
         end = begin + _LISTED_PER_PAGE
         items: list[Any] = []
         failures = []
+        silent = 0
         for repo in filters.repos[begin:end]:
             try:
                 items.append(_info(client, repo))
+                silent = 0
             except ItemFailure as failure:
                 failures.append(Failure.of(repo, "", STAGE, failure.reason, failure.detail))
+                silent = 0
+            except HubUnavailableError as error:
+                # One entry that the Hub cannot answer fails alone; a Hub that answers nothing ends the crawl.
+                silent += 1
+                if silent == min(_SILENT, end - begin):
+                    raise
+                reason = FailureReason.DOWNLOAD_FAILED
+                failures.append(Failure.of(repo, "", STAGE, reason, str(error)))
         page, _ = _read_page(client, items, filters)
         following = f"{client.endpoint}/api/models#{end}" if end < len(filters.repos) else None
         yield Page(page.rows, failures + page.failures, following)
@@ -293,13 +313,17 @@ def _info(client: HubClient, repo: str) -> dict[str, Any]:
     """One model's own page, with sizes and digests of its files.
 
     Raises:
-        ItemFailure: the model does not exist or is not public.
-        HubError: a wrong token, or the Hub does not answer.
+        ItemFailure: the model does not exist or is not public, or its page leads elsewhere (a renamed model behind a
+            mirror that redirects to another host).
+        HubRefusalError: a wrong token.
+        HubUnavailableError: no proper answer, several times in a row.
     """
     try:
         page = client.json(f"/api/models/{quote(repo)}", {"blobs": "true"}).value
-    except HubRefusalError as error:
-        if error.bad_token:
+    except HubUnavailableError:
+        raise
+    except HubError as error:
+        if isinstance(error, HubRefusalError) and error.bad_token:
             raise
         raise item_failure(error) from error
     if not isinstance(page, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 MAX_LABEL_CHARACTERS = 300
+
+#: How the name of a batch norm's counter of batches ends. It does nothing in inference, so it may be missing.
+COUNTER = ".num_batches_tracked"
 
 #: Sizes up to this are accepted however small the weights are: image sizes, buckets, kernel sizes.
 _ORDINARY_SIZE = 1 << 16
@@ -70,7 +74,7 @@ def bound_numbers(
 
     Raises:
         ItemFailure: CONFIG_MISMATCH, TOO_LARGE for an image size above the limit, CORRUPT_CONFIG for a negative
-            number of layers.
+            number of layers and for numbers that are not finite.
     """
     sizes = {key: value for key, value in config.items() if key not in _LABEL_KEYS}
     largest, deepest = max(elements, _ORDINARY_SIZE), max(len(shapes), _ORDINARY_DEPTH)
@@ -78,6 +82,8 @@ def bound_numbers(
     for count, (key, value) in enumerate(walk(sizes)):
         if count > 100_000:
             raise ItemFailure(FailureReason.CORRUPT_CONFIG, "config.json holds more than 100,000 values")
+        if isinstance(value, float) and not math.isfinite(value) and not _TRAINING_KEY.search(key):
+            raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"config.json says {key[:60]} = {value}")
         if type(value) is not int:
             continue
         if abs(value) > largest:

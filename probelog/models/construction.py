@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from torch.nn.modules.module import _IncompatibleKeys
 from torch.overrides import TorchFunctionMode
 
 _INIT = torch.nn.init
@@ -70,41 +71,41 @@ def constructed(create: Callable[[], torch.nn.Module], device: str) -> tuple[tor
 
 def with_weights(
     create: Callable[[], torch.nn.Module],
-    tensors: Mapping[str, torch.Tensor],
+    load: Callable[[torch.nn.Module, bool], object],
     sketch: tuple[torch.nn.Module, Construction] | None = None,
 ) -> torch.nn.Module:
-    """The model on the CPU, in float32, with the tensors as its weights: the same memory where the type fits.
+    """The model on the CPU, in float32, with its weights: in their own memory where the type fits.
 
-    ``sketch`` is the model on the meta device, if there is one already. It becomes the model, unless it holds more
-    tensors than its state dict names: these have values only if it is made on the CPU. There, tensors that share
-    memory with a parameter (a list of weights, a view) must go on sharing it, so that weights are copied.
+    ``load`` puts the weights into a model that ``create`` made, its second argument says whether in place of the
+    model's tensors or into their memory. ``sketch`` is the model on the meta device, if there is one already. It
+    becomes the model, unless it holds more tensors than its state dict names: these have values only if it is made
+    on the CPU. There, tensors that share memory with a parameter (a list of weights, a view) must go on sharing it,
+    so that weights are copied.
     """
     if sketch is not None:
         module, construction = sketch
-        _assign(module, tensors)
+        load(module, True)
         if not any(tensor.is_meta for tensor in construction.alive()):
             return module.float()
     del sketch
     module, construction = constructed(create, "cpu")
     replaced = {_memory(tensor) for tensor in module.state_dict(keep_vars=True).values() if tensor.numel()}
-    _assign(module, tensors)
+    load(module, True)
     if not any(_memory(tensor) in replaced for tensor in construction.alive()):
         return module.float()
     module, _ = constructed(create, "cpu")
-    module.load_state_dict(tensors, strict=True)
+    load(module, False)
     return module.float()
 
 
-def _assign(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, assign: bool) -> _IncompatibleKeys:
+    """``load_state_dict`` with floating-point weights as float32, the rest in the type that the model has."""
     dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    module.load_state_dict(
-        {
-            name: tensor.to(torch.float32 if dtypes[name].is_floating_point else dtypes[name])
-            for name, tensor in tensors.items()
-        },
-        strict=True,
-        assign=True,
-    )
+    state = {
+        name: tensor.to(torch.float32 if dtypes[name].is_floating_point else dtypes[name])
+        for name, tensor in tensors.items()
+    }
+    return type(module).load_state_dict(module, state, strict=True, assign=assign)
 
 
 def _memory(tensor: torch.Tensor) -> int:

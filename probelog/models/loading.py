@@ -83,7 +83,8 @@ class Classifier:
         output: Any = (
             self.module(batch) if self.input_name is None else self.module(**{self.input_name: batch})
         )
-        logits = getattr(output, "logits", output)
+        # PPLCNetForImageClassification returns its logits under the other name.
+        logits = getattr(output, "logits", getattr(output, "last_hidden_state", output))
         if not isinstance(logits, torch.Tensor) or logits.shape != (len(batch), self.logits):
             shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise ItemFailure(

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
+from probelog.encoders.decoding import upright
 from probelog.errors import FailureReason, ItemFailure
 from probelog.storage.encoding import short_key
 from probelog.weights.repository import read_json, walk
@@ -41,8 +42,18 @@ _SIZES = ("size", "crop_size", "pad_size")
 _SETTINGS = (
     *_SIZES, "do_resize", "resample", "do_center_crop", "do_pad", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std", "default_to_square", "crop_pct", "rescale_offset", "include_top",
-    "do_flip_channel_order", "size_divisor", "do_thumbnail", "do_align_long_axis",
+    "do_flip_channel_order", "size_divisor", "do_thumbnail", "do_align_long_axis", "resize_short",
+    "ensure_multiple_of", "keep_aspect_ratio",
 )  # fmt: skip
+# What does not change the pixels of one picture. Any other setting is refused unless it is the class's default.
+_HARMLESS = frozenset({
+    "do_convert_rgb", "data_format", "input_data_format", "device", "return_tensors", "disable_grouping",
+    "image_seq_length", "do_reduce_labels", "ignore_index", "num_labels", "format", "do_convert_annotations",
+})  # fmt: skip
+# The words that the library's default backend takes for a filter, as Pillow's numbers.
+_FILTERS = {
+    "nearest": 0, "nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5,
+}  # fmt: skip
 _NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False, "include_top": False}
 _NO_GEOMETRY = {"do_resize": False, "do_center_crop": False, "do_pad": False, "do_thumbnail": False}
 _SHAPE = ("channels", "height", "width")
@@ -54,10 +65,9 @@ _ARITHMETIC_KEYS = (
 def as_rgb(image: Image.Image) -> Image.Image:
     """A picture as every model is to see it: turned as its EXIF tag says, and RGB.
 
-    The same steps, in the same order, as ``transformers.image_utils.load_image``. Strips more than 64 times as
-    long as wide lose their ends: resized by their short edge they would take gigabytes.
+    The same steps, in the same order, as ``transformers.image_utils.load_image``. Strips more than 64 times as long as wide lose their ends: resized by their short edge they would take gigabytes.
     """
-    image = ImageOps.exif_transpose(image) if image.getexif() else image
+    image = upright(image)
     image = image if image.mode == "RGB" else image.convert("RGB")
     width, height = image.size
     longest = _MAX_ASPECT * min(width, height)
@@ -226,7 +236,7 @@ def _numbers(name: str, value: object, count: int) -> tuple[float, ...]:
 # timm
 
 
-def timm_recipe(pretrained_cfg: Mapping[str, Any], in_chans: object, max_size: int) -> Recipe:
+def timm_recipe(pretrained_cfg: Mapping[str, Any], max_size: int) -> Recipe:
     """The evaluation transform of ``timm.data.create_transform`` for a ``pretrained_cfg``.
 
     Raises:
@@ -241,7 +251,7 @@ def timm_recipe(pretrained_cfg: Mapping[str, Any], in_chans: object, max_size: i
     size = data["input_size"]
     if not isinstance(size, list | tuple) or len(size) != 3:
         raise _corrupt(f"input_size = {str(size)[:60]} is not channels, height and width")
-    channels = size[0] if in_chans is None else in_chans
+    channels = size[0]
     if channels not in (1, 3) or type(channels) is not int:
         raise ItemFailure(
             FailureReason.UNSUPPORTED, f"the model takes {str(channels)[:20]} channels, not RGB or grey"
@@ -304,8 +314,12 @@ def transformers_recipe(folder: Path, model_type: str, image_size: int | None, m
     """
     declared = _declared_processor(folder)
     name = _processor_class(declared, model_type)
-    settings = {key: declared[key] for key in _SETTINGS if declared and declared.get(key) is not None}
+    # A null is a setting too: the library takes it in place of the class's default.
+    settings = {key: declared[key] for key in _SETTINGS if declared and key in declared}
+    if "resample" in settings:
+        settings["resample"] = _filter(settings["resample"])
     _check_settings(settings, max_size)
+    _check_others(name, declared or {})
     if declared is None and image_size is not None:
         _check_edge("image_size", image_size, max_size)
         settings = _sized_for(name, image_size)
@@ -320,11 +334,13 @@ def transformers_recipe(folder: Path, model_type: str, image_size: int | None, m
 
 
 def _declared_processor(folder: Path) -> dict[str, Any] | None:
-    declared = read_json(folder, "preprocessor_config.json", 1 << 20)
-    if declared is None:
-        nested = (read_json(folder, "processor_config.json", 1 << 20) or {}).get("image_processor")
-        declared = nested if isinstance(nested, dict) else None
-    return declared
+    """The processor's settings: nested in the newer file, or else the older file (as the library reads them)."""
+    nested = (read_json(folder, "processor_config.json", 1 << 20) or {}).get("image_processor")
+    if nested is None:
+        return read_json(folder, "preprocessor_config.json", 1 << 20)
+    if not isinstance(nested, dict):
+        raise _corrupt("image_processor in processor_config.json is not an object")
+    return nested
 
 
 def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str:
@@ -338,9 +354,9 @@ def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str
     default_name = default.get("pil") or default.get("torchvision")
     name: object = default_name
     if declared is not None:
-        name = declared.get("image_processor_type", declared.get("feature_extractor_type", default_name))
+        name = declared.get("image_processor_type") or declared.get("feature_extractor_type") or default_name
         if not isinstance(name, str) or not _CLASS_NAME.fullmatch(name):
-            raise _corrupt("preprocessor_config.json names no image processor class")
+            raise _corrupt("the image processor's configuration names no class")
         name = name.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
         name = f"{name}Pil" if f"{name}Pil" in known else name
     if name is None or name not in known:
@@ -351,8 +367,30 @@ def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str
     return str(name)
 
 
+def _filter(value: object) -> object:
+    """A resampling filter as Pillow's number, where it is written as a word or as 2.0."""
+    if isinstance(value, str):
+        return _FILTERS.get(value.lower(), value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _check_others(name: str, declared: Mapping[str, Any]) -> None:
+    """Refuse settings that the class would follow and that are not read here, unless they change nothing."""
+    from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
+
+    made = get_image_processor_class_from_name(name)
+    others = (
+        set(getattr(getattr(made, "valid_kwargs", None), "__annotations__", {})) - _HARMLESS - set(_SETTINGS)
+    )
+    for key in sorted(others & declared.keys()):
+        if declared[key] != getattr(made, key, None):
+            raise ItemFailure(FailureReason.UNSUPPORTED, f"{name} with {key} = {str(declared[key])[:60]}")
+
+
 def _check_settings(settings: Mapping[str, Any], max_size: int) -> None:
     for key, value in settings.items():
+        if value is None:
+            continue
         if key in _SIZES:
             for name, edge in walk(value, key):
                 if edge is not None:
@@ -368,7 +406,7 @@ def _check_settings(settings: Mapping[str, Any], max_size: int) -> None:
         elif key == "resample":
             if type(value) is not int or not 0 <= value <= 5:
                 raise _corrupt(f"resample = {str(value)[:40]}")
-        elif key == "size_divisor":
+        elif key in ("size_divisor", "resize_short", "ensure_multiple_of"):
             _check_edge(key, value, max_size)
         elif not isinstance(value, bool):
             raise _corrupt(f"{key} = {str(value)[:40]} is neither true nor false")
@@ -389,10 +427,12 @@ def _sized_for(name: str, image_size: int) -> dict[str, Any]:
 def _effective(name: str, settings: str) -> str:
     """The settings that a processor really has, with the class's own defaults filled in, as canonical JSON."""
     made = _make_processor(name, json.loads(settings))
-    settings_in_effect = {}
+    settings_in_effect: dict[str, Any] = {}
     for key in _SETTINGS:
         value: Any = getattr(made, key, None)
         if value is None:
+            if getattr(type(made), key, None) is not None:
+                settings_in_effect[key] = None  # in place of the class's default
             continue
         if key in _SIZES:
             value = {edge: pixels for edge, pixels in dict(value).items() if pixels is not None}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import (
+    COUNTER,
     LoadLimits,
     bound_numbers,
     bounded_construction,
@@ -25,6 +28,7 @@ from probelog.weights.reader import WeightFacts, Weights
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.modules.module import _IncompatibleKeys
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _WORD = re.compile(r"[A-Za-z0-9_]{0,40}")
@@ -47,30 +51,31 @@ _MODEL_ARGS = frozenset({
     "channel_multiplier", "round_chs_fn", "pad_type", "se_layer", "norm_layer", "act_layer", "norm_eps",
     "bn_eps", "bn_momentum", "drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate",
     "pos_drop_rate", "patch_drop_rate", "drop_block_rate", "drop_connect_rate", "weight_init",
-    "pool_size",
+    "pool_size", "use_naflex",
 })  # fmt: skip
-_INPUT_KEYS = (
-    "input_size",
-    "fixed_input_size",
-    "pool_size",
-    "interpolation",
-    "crop_pct",
-    "crop_mode",
-    "mean",
-    "std",
-)
+_INPUT_SIZE = (3, 224, 224)
+_CFG_KEYS = (
+    "input_size", "fixed_input_size", "pool_size", "interpolation", "crop_pct", "crop_mode", "mean", "std",
+    "first_conv", "classifier", "label_offset",
+)  # fmt: skip
+_MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,20}")
+_CLASS = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
 class TimmPlan:
-    """A timm model that the configuration describes, checked as far as possible without its weights."""
+    """A timm model that the configuration describes, checked as far as possible without its weights.
+
+    ``pretrained_cfg`` is None for transformers' wrapper, which has timm's registry say what else belongs to the
+    architecture and creates it as not pretrained.
+    """
 
     library: ClassVar[str] = "timm"
     input_name: ClassVar[None] = None
 
     architecture: str
     arguments: Mapping[str, Any]
-    pretrained_cfg: Mapping[str, Any]
+    pretrained_cfg: Mapping[str, Any] | None
     head: Head
     labels: list[str] = field(repr=False)
     recipe: Recipe
@@ -79,10 +84,14 @@ class TimmPlan:
     @property
     def function(self) -> str:
         """What decides the logits besides weights, architecture and preprocessing, as canonical JSON."""
-        inputs = {
-            key: self.pretrained_cfg.get(key) for key in ("input_size", "fixed_input_size", "pool_size")
-        }
-        return canonical({**self.arguments, **{f"input {key}": value for key, value in inputs.items()}})
+        if self.pretrained_cfg is None:
+            return canonical({**self.arguments, "created by": "transformers"})
+        inputs = {key: self.pretrained_cfg.get(key) for key in ("fixed_input_size", "pool_size")}
+        inputs["input_size"] = self.recipe.shape
+        offset = {key: value for key, value in self.pretrained_cfg.items() if key == "label_offset" and value}
+        return canonical(
+            {**self.arguments, **{f"input {key}": value for key, value in inputs.items()}, **offset}
+        )
 
     def build(self, weights: Weights) -> tuple[torch.nn.Module, WeightFacts]:
         """The model with its weights, on the CPU in float32.
@@ -95,35 +104,45 @@ class TimmPlan:
 
         shapes = {name.removeprefix(_WRAPPER_PREFIX): shape for name, shape in weights.shapes.items()}
         bound_numbers(self.arguments, shapes, weights.elements, self.limits)
+        loader = _Loader(self)
         with bounded_construction(len(shapes), weights.elements):
-            sketch = constructed(self._create, "meta")
-        expected = {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()}
-        renamed = shapes != expected
-        if renamed:
-            # Exports of older timm versions: the library's own converter renames what it knows.
-            shapes = {
-                name: tuple(tensor.shape)
-                for name, tensor in self._convert(_sketches(shapes), sketch[0]).items()
-            }
-        _compare(self.architecture, expected, shapes)
+            sketch = constructed(loader.create, "meta")
+        if shapes != {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()}:
+            # Known before the weights are read: whether what the library makes of these names and shapes fits.
+            loader.load(sketch[0], _sketches(shapes), assign=False)
         tensors, facts = weights.read()
         tensors = {name.removeprefix(_WRAPPER_PREFIX): tensor for name, tensor in tensors.items()}
-        if not renamed:
-            return with_weights(self._create, tensors, sketch), facts
-        # The converter may ask the model for values that a sketch has not.
-        tensors = self._convert(tensors, constructed(self._create, "cpu")[0])
-        return with_weights(self._create, tensors, sketch), facts
+        module = with_weights(
+            loader.create, lambda module, assign: loader.load(module, tensors, assign=assign), sketch
+        )
+        return module, facts
 
-    def _create(self) -> torch.nn.Module:
+
+class _Loader:
+    """timm's own two steps, apart: creating a model as pretrained, and loading a state dict into it.
+
+    Some architectures are created otherwise as pretrained than not (fbnetc_100: the epsilon of its batch norms), and
+    each hands its own converter of older names to the library's loader. ``create`` notes what the loader would be
+    called with; ``load`` calls it.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, plan: TimmPlan) -> None:
+        self._plan = plan
+        self._loading: dict[str, Any] = {}
+
+    def create(self) -> torch.nn.Module:
+        """The model without its weights. Raises ItemFailure, UNSUPPORTED, where timm cannot create it."""
         import timm
 
+        plan, cfg = self._plan, self._plan.pretrained_cfg
+        described = {} if cfg is None else {"pretrained_cfg": {**cfg, "architecture": plan.architecture}}
         try:
-            module: torch.nn.Module = timm.create_model(
-                self.architecture,
-                pretrained=False,
-                pretrained_cfg={**self.pretrained_cfg, "architecture": self.architecture},
-                **self.arguments,
-            )
+            with self._noting():
+                module: torch.nn.Module = timm.create_model(
+                    plan.architecture, pretrained=cfg is not None, **described, **plan.arguments
+                )
         except ItemFailure:
             raise
         except Exception as error:  # a library's constructor given untrusted arguments raises anything
@@ -131,21 +150,99 @@ class TimmPlan:
                 raise
             raise ItemFailure(
                 FailureReason.UNSUPPORTED,
-                f"timm cannot build {self.architecture} as described: {str(error)[:300]}",
+                f"timm cannot build {plan.architecture} as described: {str(error)[:300]}",
             ) from error
         return module
 
-    def _convert(self, tensors: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
-        if convert is None:
-            return tensors
+    def load(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, assign: bool) -> None:
+        """Load tensors into a model of `create`, as timm or transformers' wrapper would.
+
+        Raises:
+            ItemFailure: CONFIG_MISMATCH where they are not this model's.
+        """
+        from timm.models import load_pretrained
+
+        def load_state_dict(state: dict[str, torch.Tensor], strict: bool = True) -> _IncompatibleKeys:
+            return _fill(self._plan.architecture, module, state, strict=strict, assign=assign)
+
+        if self._plan.pretrained_cfg is None:
+            load_state_dict(dict(tensors), strict=False)  # transformers leaves out what the model has not
+            return
+        convert = self._loading.get("filter_fn")
+        state = self._converted(convert, tensors, module) if convert else dict(tensors)
+        # The library's loader asks the model to load; this is how the model does it here.
+        module.load_state_dict = load_state_dict  # type: ignore[assignment, method-assign]
         try:
-            return dict(convert(dict(tensors), module))
+            load_pretrained(
+                module,
+                **{
+                    **self._loading,
+                    "filter_fn": None,
+                    "pretrained_cfg": {**self._loading["pretrained_cfg"], "state_dict": state},
+                },
+            )
+        except ItemFailure:
+            raise
+        except Exception as error:  # the loader meets a state dict that is not what it expects
+            raise self._other_weights(error) from error
+        finally:
+            del module.load_state_dict
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """While a model is created in this process, timm's loader only notes what it is called with."""
+        from timm.models import _builder
+
+        def note(_module: torch.nn.Module, **arguments: Any) -> None:
+            self._loading = arguments
+
+        with self._lock:
+            loader = _builder.load_pretrained
+            _builder.load_pretrained = note
+            try:
+                yield
+            finally:
+                _builder.load_pretrained = loader
+
+    def _converted(
+        self,
+        convert: Callable[..., Mapping[str, torch.Tensor]],
+        tensors: Mapping[str, torch.Tensor],
+        module: torch.nn.Module,
+    ) -> dict[str, torch.Tensor]:
+        """What the architecture's own converter makes of a state dict: the names of today."""
+        from probelog.models.construction import constructed
+
+        sketched = any(tensor.is_meta for tensor in tensors.values())
+        try:
+            state = _call_converter(convert, tensors, module)
+            if sketched or not any(tensor.is_meta for tensor in state.values()):
+                return state
         except Exception as error:  # the converter meets a state dict that is not what it expects
-            raise ItemFailure(
-                FailureReason.CONFIG_MISMATCH,
-                f"the weights are not those of {self.architecture}: {str(error)[:300]}",
-            ) from error
+            if sketched:
+                raise self._other_weights(error) from error
+        # The converter asks the model for values that a sketch has not.
+        try:
+            return _call_converter(convert, tensors, constructed(self.create, "cpu")[0])
+        except Exception as error:
+            raise self._other_weights(error) from error
+
+    def _other_weights(self, error: Exception) -> ItemFailure:
+        return ItemFailure(
+            FailureReason.CONFIG_MISMATCH,
+            f"the weights are not those of {self._plan.architecture}: {str(error)[:300]}",
+        )
+
+
+def _call_converter(
+    convert: Callable[..., Mapping[str, torch.Tensor]],
+    tensors: Mapping[str, torch.Tensor],
+    module: torch.nn.Module,
+) -> dict[str, torch.Tensor]:
+    try:
+        return dict(convert(dict(tensors), module))
+    except TypeError:  # as the library: older converters take the state dict alone
+        return dict(convert(dict(tensors)))
 
 
 def _sketches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -154,15 +251,32 @@ def _sketches(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def _compare(
-    architecture: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
-) -> None:
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
-    problems += [f"{name[:100]} is not part of it" for name in sorted(actual.keys() - expected.keys())]
+def _fill(
+    architecture: str,
+    module: torch.nn.Module,
+    state: Mapping[str, torch.Tensor],
+    *,
+    strict: bool,
+    assign: bool,
+) -> _IncompatibleKeys:
+    """Load a state dict in which nothing is missing: the libraries would leave random numbers there and go on.
+
+    Counters of batches are set to zero, as torch does.
+    """
+    import torch
+
+    from probelog.models.construction import fill
+
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    problems = [
+        f"{name} is missing" for name in sorted(expected.keys() - state.keys()) if not name.endswith(COUNTER)
+    ]
+    extra = sorted(state.keys() - expected.keys())
+    problems += [f"{name[:100]} is not part of it" for name in extra if strict]
     problems += [
-        f"{name} has shape {list(actual[name])}, not {list(expected[name])}"
-        for name in sorted(expected.keys() & actual.keys())
-        if expected[name] != actual[name]
+        f"{name} has shape {list(state[name].shape)}, not {list(expected[name])}"
+        for name in sorted(expected.keys() & state.keys())
+        if expected[name] != tuple(state[name].shape)
     ]
     if problems:
         raise ItemFailure(
@@ -170,6 +284,11 @@ def _compare(
             f"the weights are not those of {architecture} as described: {'; '.join(problems[:3])} "
             f"({len(problems)} differences)",
         )
+    loaded = {name: state[name] for name in state if name in expected}
+    sketched = any(tensor.is_meta for tensor in loaded.values())
+    for name in expected.keys() - loaded.keys():
+        loaded[name] = torch.zeros(expected[name], dtype=torch.int64, device="meta" if sketched else "cpu")
+    return fill(module, loaded, assign=assign)
 
 
 def plan(config: Mapping[str, Any], limits: LoadLimits) -> TimmPlan:
@@ -180,26 +299,69 @@ def plan(config: Mapping[str, Any], limits: LoadLimits) -> TimmPlan:
             not known to be harmless; NOT_A_CLASSIFIER, TOO_LARGE, CORRUPT_CONFIG, CONFIG_MISMATCH.
     """
     # Exports before 2023 are one flat object.
-    pretrained_cfg = config.get("pretrained_cfg", config)
-    if not isinstance(pretrained_cfg, dict):
+    declared = config.get("pretrained_cfg", config)
+    if not isinstance(declared, dict):
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "pretrained_cfg is not an object")
     architecture = _architecture(config["architecture"])
     arguments = _arguments(config.get("model_args"))
-    logits = _logits(config, pretrained_cfg, arguments, limits)
+    logits = _logits(config, declared, arguments, limits)
     arguments["num_classes"] = logits
-    inputs = {key: pretrained_cfg[key] for key in _INPUT_KEYS if pretrained_cfg.get(key) is not None}
-    channels = arguments.get("in_chans")
-    recipe = timm_recipe(inputs, None if channels is None else channels, limits.max_image_size)
-    inputs["input_size"] = (recipe.channels, recipe.height, recipe.width)
+    wrapped = config.get("model_type") == "timm_wrapper"
+    pretrained_cfg = _pretrained_cfg(declared)
+    if not wrapped:
+        pretrained_cfg = _as_loaded(pretrained_cfg, arguments)
     return TimmPlan(
         architecture=architecture,
         arguments=arguments,
-        pretrained_cfg={**inputs, "num_classes": logits},
+        pretrained_cfg=None if wrapped else {**pretrained_cfg, "num_classes": logits},
         head=head_of(config.get("problem_type"), logits),
-        labels=tidy_labels(_labels(config, pretrained_cfg), logits),
-        recipe=recipe,
+        labels=tidy_labels(_labels(config, declared), logits),
+        recipe=timm_recipe(pretrained_cfg, limits.max_image_size),
         limits=limits,
     )
+
+
+def _pretrained_cfg(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that say how pictures are prepared and weights are loaded; none that says where from."""
+    kept = {key: declared[key] for key in _CFG_KEYS if declared.get(key) is not None}
+    for key in ("first_conv", "classifier"):
+        names = kept.get(key, [])
+        names = names if isinstance(names, list) else [names]
+        if not all(isinstance(name, str) and _MODULE_NAME.fullmatch(name) for name in names):
+            raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"{key} names no module")
+    for key in ("pool_size", "label_offset"):
+        value = kept.get(key, 0)
+        if not all(
+            type(item) is int and 0 <= item <= 1 << 16
+            for item in (value if isinstance(value, list) else [value])
+        ):
+            raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"{key} = {str(value)[:40]}")
+    if type(kept.get("fixed_input_size", False)) is not bool:
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, "fixed_input_size is neither true nor false")
+    return kept
+
+
+def _as_loaded(pretrained_cfg: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as timm corrects it when it loads a repository (``timm.models._hub._parse_model_cfg``).
+
+    The model's own arguments describe the stored weights; the rest may still describe those that they were made from.
+    """
+    cfg = dict(pretrained_cfg)
+    size = cfg.get("input_size", _INPUT_SIZE)
+    if not isinstance(size, list | tuple) or len(size) != 3:
+        return cfg  # refused by the recipe
+    if (
+        arguments.get("dynamic_img_size")
+        or arguments.get("strict_img_size") is False
+        or arguments.get("use_naflex")
+    ):
+        cfg["fixed_input_size"] = False
+    if arguments.get("in_chans") is not None:
+        size = (arguments["in_chans"], *size[1:])
+    if arguments.get("img_size") is not None and cfg.get("fixed_input_size"):
+        edges = arguments["img_size"]
+        size = (size[0], *(edges if isinstance(edges, tuple) else (edges, edges)))
+    return cfg | {"input_size": tuple(size)}
 
 
 def _architecture(name: object) -> str:
@@ -223,7 +385,9 @@ def _arguments(given: object) -> dict[str, Any]:
     for key, value in given.items():
         items = value if isinstance(value, list) else [value]
         harmless = all(
-            isinstance(item, bool | int | float | None) or (isinstance(item, str) and _WORD.fullmatch(item))
+            isinstance(item, bool | int | None)
+            or (isinstance(item, float) and math.isfinite(item))
+            or (isinstance(item, str) and _WORD.fullmatch(item))
             for item in items
         )
         if key not in _MODEL_ARGS or not harmless or len(items) > 100:
@@ -258,11 +422,16 @@ def _logits(
 def _labels(config: Mapping[str, Any], pretrained_cfg: Mapping[str, Any]) -> dict[int, object]:
     for source in (config, pretrained_cfg):
         names = source.get("label_names", source.get("labels"))
-        described = source.get("label_descriptions")
         if isinstance(names, list):
-            # ImageNet exports name synsets (n02110185) and describe them in words.
-            words = described if isinstance(described, dict) else {}
-            return {
-                i: words.get(name, name) if isinstance(name, str) else name for i, name in enumerate(names)
-            }
+            named: dict[int, object] = dict(enumerate(names))
+        elif isinstance(names, dict):  # where some classes have no name
+            named = {int(key): name for key, name in names.items() if _CLASS.fullmatch(key)}
+        else:
+            continue
+        # ImageNet exports name synsets (n02110185) and describe them in words.
+        described = source.get("label_descriptions")
+        words = described if isinstance(described, dict) else {}
+        return {
+            index: words.get(name, name) if isinstance(name, str) else name for index, name in named.items()
+        }
     return {}

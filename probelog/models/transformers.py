@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import (
+    COUNTER,
     LoadLimits,
     bound_numbers,
     bounded_construction,
@@ -123,10 +124,10 @@ class TransformersPlan:
                     f"the weights do not fit {self.architecture} as described: {str(error)[:300]}",
                 ) from error
         wrong = {
-            kind: sorted(str(key) for key in report[kind])
+            kind: sorted(str(key) for key in report.get(kind) or () if not str(key).endswith(COUNTER))
             for kind in ("missing_keys", "mismatched_keys", "error_msgs")
-            if report.get(kind)
         }
+        wrong = {kind: keys for kind, keys in wrong.items() if keys}
         if wrong:
             # The library would fill these with random numbers and go on.
             kind, keys = next(iter(wrong.items()))
@@ -142,6 +143,11 @@ class TransformersPlan:
             return make()
         except ItemFailure:
             raise
+        except ImportError as error:  # a package that few architectures need
+            raise ItemFailure(
+                FailureReason.UNSUPPORTED,
+                f"{self.architecture} needs a package that is not installed: {' '.join(str(error).split())[:300]}",
+            ) from error
         except Exception as error:  # a library's constructors given untrusted values raise anything
             if out_of_memory(error):
                 raise

@@ -195,7 +195,9 @@ def _image_column(name: str, schema: pa.Schema) -> str:
     """The column with images: in the Hub's format (a struct with ``bytes``), or else plain binary."""
 
     def is_bytes(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return bool(
+            pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+        )
 
     structs = [
         item.name

@@ -46,8 +46,9 @@ def member(folder: Path, name: str) -> Path | None:
 def read_json(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
     """A JSON object of the repository, or None where there is no such file.
 
-    Stricter than Python's own reader: duplicate keys, numbers that are not finite and deep nesting are refused,
-    because two readers would understand such a file differently.
+    Stricter than Python's own reader: duplicate keys and deep nesting are refused, because two readers would
+    understand such a file differently. ``Infinity`` and ``NaN``, which Python writes and reads, are taken, because
+    configurations hold them where they do no harm: whoever uses a number checks that it is finite.
 
     Raises:
         ItemFailure: CORRUPT_CONFIG, or UNSAFE_PATH as `member`.
@@ -58,13 +59,18 @@ def read_json(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[
     size = path.stat().st_size
     if size > max_bytes:
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"{name} has {size} bytes; {max_bytes} are accepted")
-    return parse_object(path.read_bytes(), name, FailureReason.CORRUPT_CONFIG)
+    return parse_object(path.read_bytes(), name, FailureReason.CORRUPT_CONFIG, finite=False)
 
 
-def parse_object(data: bytes, name: str, reason: FailureReason) -> dict[str, Any]:
-    """Bytes as one JSON object, strictly (see `read_json`). Raises ItemFailure with the reason given."""
+def parse_object(data: bytes, name: str, reason: FailureReason, *, finite: bool = True) -> dict[str, Any]:
+    """Bytes as one JSON object, strictly (see `read_json`), by default with finite numbers only.
+
+    Raises:
+        ItemFailure: with the reason given.
+    """
+    numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(data, object_pairs_hook=_unique, **numbers)
     except (ValueError, RecursionError) as error:
         raise ItemFailure(reason, f"{name} is not sound JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):

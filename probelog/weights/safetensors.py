@@ -32,6 +32,8 @@ ITEM_SIZES: Mapping[str, int] = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+# Further types of the format (safetensors 0.7), most of them packed or scaled by another tensor.
+_NOT_CONVERTED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 _SHARD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack", ".tar", ".npz", ".joblib")
@@ -107,6 +109,10 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise _corrupt(path, f"{label} lacks dtype, shape or data_offsets") from None
+    if dtype in _NOT_CONVERTED:
+        raise ItemFailure(
+            FailureReason.UNSUPPORTED, f"{path.name}: {label} is stored as {dtype}, which is not converted"
+        )
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
         raise _corrupt(path, f"{label} has the unknown dtype {str(dtype)[:40]!r}")
     if (

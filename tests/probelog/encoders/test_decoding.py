@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from probelog.encoders.decoding import MAX_PIXELS, UnreadableImageError, decode, looks_like_image, to_rgb
 from tests.support.worlds.tiny_encoders import photo
@@ -80,10 +80,24 @@ def test_cmyk_jpeg():
     assert blue < 15
 
 
-def test_exif_orientation_is_not_applied():
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_once(form: str, orientation: int):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert decode(encoded(photo(20, 10), "JPEG", exif=exif.tobytes())).size == (20, 10)
+    exif[0x0112] = orientation
+    options = {} if form == "TIFF" else {"lossless": True} if form == "WEBP" else {}
+    data = encoded(photo(20, 10), form, exif=exif if form == "TIFF" else exif.tobytes(), **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    upright = decode(data)
+    assert upright.size == ((20, 10) if orientation < 5 else (10, 20))
+    assert np.array_equal(np.asarray(upright), expected)
+    assert ImageOps.exif_transpose(upright).size == upright.size  # nobody turns it again
+
+
+def test_exif_that_cannot_be_read_turns_nothing():
+    data = encoded(photo(20, 10), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\x01" * 30)
+    assert decode(data).size == (20, 10)
 
 
 def test_first_frame_of_an_animation():

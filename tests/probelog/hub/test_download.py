@@ -228,7 +228,7 @@ def test_sizes_are_checked_before_and_while(hub: Hub, write_repository: Write) -
     assert hub.failure(row, limits=DownloadLimits(max_json_bytes=10)).reason is FailureReason.TOO_LARGE
     # A size that is not the listed one.
     other = replace(row, files=[RepoFile("config.json"), RepoFile("model.safetensors", 17)])
-    assert hub.failure(other).reason is FailureReason.WRONG_DIGEST
+    assert hub.failure(other).reason is FailureReason.DOWNLOAD_FAILED
 
 
 def test_a_cut_transfer_resumes_where_it_was(hub: Hub, write_repository: Write) -> None:
@@ -399,3 +399,43 @@ def test_seconds_are_those_of_the_clock(hub: Hub, write_repository: Write) -> No
     started = time.monotonic()
     done = hub.get(row)
     assert 0.1 <= done.seconds <= time.monotonic() - started
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "headers",
+    [{"content-type": "text/html; charset=utf-8"}, {"content-type": "application/octet-stream"}, {}],
+)
+def test_a_web_page_in_place_of_a_file_is_a_failure_of_the_download(
+    hub: Hub, write_repository: Write, name: str, headers: dict[str, str]
+) -> None:
+    """What a proxy that asks for a log-in says, with status 200."""
+    write_repository("ada/vit", values=1000)
+    row = hub.row("ada/vit")
+    unlisted = replace(row, files=[RepoFile(file.path) for file in row.files])
+    page = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
+    for model in (row, unlisted):
+        hub.faulty.spoil(name, faults.answer(200, headers, page), times=1)
+        assert same(hub, "ada/vit", hub.get(model))
+        hub.faulty.spoil(name, faults.answer(200, headers, page))
+        failure = hub.failure(model)
+        assert (failure.reason, failure.reason.retryable) == (FailureReason.DOWNLOAD_FAILED, True)
+        hub.faulty.rules.clear()
+
+
+def test_files_in_git_are_checked_by_its_digest(hub: Hub, write_repository: Write) -> None:
+    write_repository("ada/vit", values=1000)
+    row = hub.row("ada/vit")
+    row = replace(row, files=[RepoFile(file.path) for file in row.files])
+    other = faults.answer(200, {}, b"")
+
+    def swapped(reply: faults.Reply) -> faults.Reply:
+        """Another JSON object of the same length, under the headers of the first."""
+        return replace(other(reply), headers=reply.headers, body=b"{" + b" " * (len(reply.body) - 2) + b"}")
+
+    hub.faulty.spoil("config.json", swapped, times=1)
+    assert same(hub, "ada/vit", hub.get(row))
+    hub.faulty.spoil("config.json", swapped)
+    failure = hub.failure(row)
+    assert failure.reason is FailureReason.WRONG_DIGEST
+    assert "config.json has the git digest" in failure.detail

@@ -488,3 +488,25 @@ def test_a_hub_serves_the_time_of_creation_and_the_parents(write_listing: Listin
         (row,) = [row for page in crawl(ALL, endpoint) for row in page.rows]
     assert row.created_at == dt.datetime(2024, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
     assert row.parents == [Parent("a/b", "finetune", "card"), Parent("a/b", "finetune", "tag")]
+
+
+def test_every_entry_of_an_explicit_list_fails_alone(tmp_path: Path, write_repository: Write) -> None:
+    """A renamed model behind a mirror that sends its API elsewhere; a page that the Hub cannot make."""
+    names = ("ada/first", "ada/renamed", "ada/broken", "ada/last")
+    for name in names:
+        write_repository(name)
+    with faulty(tmp_path / "hub") as (endpoint, hub):
+        moved = {"location": "http://localhost:1/api/models/ada/new"}
+        hub.spoil("/api/models/ada/renamed", faults.answer(307, moved))
+        hub.spoil("/api/models/ada/broken", faults.answer(500))
+        (page,) = crawl(ListingFilters(repos=names), endpoint)
+        assert [row.repo for row in page.rows] == ["ada/first", "ada/last"]
+        assert {(failure.repo, failure.reason) for failure in page.failures} == {
+            ("ada/renamed", "download-failed"), ("ada/broken", "download-failed"),
+        }  # fmt: skip
+        assert all(failure.retryable for failure in page.failures)
+        assert any("redirects its API to http://localhost:1" in failure.detail for failure in page.failures)
+        hub.rules.clear()
+        hub.spoil("/api/models/", faults.answer(500))
+        with pytest.raises(HubUnavailableError):
+            crawl(ListingFilters(repos=names), endpoint)

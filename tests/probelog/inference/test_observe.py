@@ -46,7 +46,7 @@ def make(index: int) -> Image.Image:
 
 
 def recipe(size: int = 8, mean: float = 0.5) -> Recipe:
-    return timm_recipe({"input_size": [3, size, size], "crop_pct": 1.0, "mean": [mean] * 3}, None, 256)
+    return timm_recipe({"input_size": [3, size, size], "crop_pct": 1.0, "mean": [mean] * 3}, 256)
 
 
 def classifier(module: torch.nn.Module, logits: int = 4, size: int = 8) -> Classifier:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from probelog.models.config import (
     tidy_label,
     tidy_labels,
 )
+from probelog.models.loading import load_classifier
 from probelog.storage.schemas import Head
+from tests.support.hub import hostile
 
 LIMITS = LoadLimits(max_image_size=512, max_logits=10)
 
@@ -245,3 +249,36 @@ def test_only_the_thread_that_builds_is_counted() -> None:
         thread.start()
         thread.join()
     assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"max_length": math.inf}, None),  # no field of the model
+        ({"hidden_dropout_prob": math.nan}, None),  # of training alone
+        ({"layer_norm_eps": math.inf}, FailureReason.CORRUPT_CONFIG),
+        ({"layer_norm_eps": math.nan}, FailureReason.CORRUPT_CONFIG),
+    ],
+)
+def test_numbers_that_are_not_finite_count_only_where_they_are_used(
+    changes: dict[str, Any], reason: FailureReason | None, tmp_path: Path
+) -> None:
+    hostile.vit(tmp_path, **changes)
+    assert any(word in (tmp_path / "config.json").read_text() for word in ("Infinity", "NaN"))
+    if reason is None:
+        assert load_classifier(tmp_path).logits == 3
+        return
+    with pytest.raises(ItemFailure) as failure:
+        load_classifier(tmp_path)
+    assert failure.value.reason is reason
+
+
+def test_an_architecture_whose_package_is_missing_is_not_supported(tmp_path: Path) -> None:
+    if importlib.util.find_spec("natten"):
+        pytest.skip("natten is installed: the message about its absence is NOT tested")
+    hostile.vit(tmp_path)
+    dinat = {"model_type": "dinat", "architectures": ["DinatForImageClassification"], "num_labels": 3}
+    hostile.write_json(tmp_path, "config.json", dinat | {"depths": [1], "num_heads": [2], "embed_dim": 8})
+    with pytest.raises(ItemFailure, match=r"needs a package that is not installed.*natten") as failure:
+        load_classifier(tmp_path)
+    assert failure.value.reason is FailureReason.UNSUPPORTED

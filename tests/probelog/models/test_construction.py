@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from probelog.models.construction import constructed, with_weights
+from probelog.models.construction import constructed, fill, with_weights
 
 TINY_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 64, "patch_size": 16}
 # One small model of each family that keeps tensors outside of its state dict, and of some that only look odd.
@@ -74,13 +74,18 @@ def stirred(model: Any) -> Any:
     return model.eval()
 
 
+def filled(tensors: dict[str, Any]) -> Any:
+    """How these tensors are put into a model."""
+    return lambda module, assign: fill(module, tensors, assign=assign)
+
+
 def check(name: str, arguments: dict[str, Any]) -> int:
     """Compares logits, bit for bit; returns how often the model was made."""
     torch.manual_seed(0)
     plain = stirred(timm.create_model(name, num_classes=5, **arguments))
     tensors = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
     make = Maker(name, arguments)
-    made = with_weights(make, tensors, constructed(make, "meta")).eval()
+    made = with_weights(make, filled(tensors), constructed(make, "meta")).eval()
     size = arguments.get("img_size") or plain.default_cfg["input_size"][-1]
     batch = torch.randn(2, 3, size, size)
     expected = plain(batch)
@@ -147,7 +152,7 @@ def test_tensors_in_unexpected_places(kind: str, times: int) -> None:
         return Holder(kind)
 
     tensors = {"weight": plain.weight.detach().clone()}
-    made = with_weights(make, tensors, constructed(make, "meta"))
+    made = with_weights(make, filled(tensors), constructed(make, "meta"))
     x = torch.randn(2, 3)
     assert torch.equal(made(x), plain(x))
     assert len(calls) == times
@@ -163,7 +168,7 @@ def test_types_become_the_models_own() -> None:
         "running_mean": torch.ones(4, dtype=torch.bfloat16), "running_var": torch.ones(4, dtype=torch.float8_e5m2),
         "num_batches_tracked": torch.tensor(7.0),
     }  # fmt: skip
-    found = with_weights(make, stored, constructed(make, "meta")).state_dict()
+    found = with_weights(make, filled(stored), constructed(make, "meta")).state_dict()
     assert found.pop("num_batches_tracked").dtype is torch.int64
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
 

@@ -171,7 +171,7 @@ TIMM: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("cfg", TIMM)
 def test_equals_the_transform_of_timm(cfg: dict[str, Any]) -> None:
-    recipe = timm_recipe(cfg, None, 2048)
+    recipe = timm_recipe(cfg, 2048)
     data = timm_data.resolve_data_config(pretrained_cfg=cfg or {"tag": "none"})
     transform = timm_data.create_transform(**data, is_training=False)
     for kind, image in PICTURES.items():
@@ -181,8 +181,8 @@ def test_equals_the_transform_of_timm(cfg: dict[str, Any]) -> None:
 
 
 def test_random_interpolation_is_bilinear() -> None:
-    sure = timm_recipe({"input_size": [3, 32, 32], "interpolation": "bilinear"}, None, 64)
-    assert timm_recipe({"input_size": [3, 32, 32], "interpolation": "random"}, None, 64) == sure
+    sure = timm_recipe({"input_size": [3, 32, 32], "interpolation": "bilinear"}, 64)
+    assert timm_recipe({"input_size": [3, 32, 32], "interpolation": "random"}, 64) == sure
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_random_interpolation_is_bilinear() -> None:
 )
 def test_timm_values_without_meaning(cfg: dict[str, Any], reason: FailureReason) -> None:
     with pytest.raises(ItemFailure) as failure:
-        timm_recipe(cfg, None, 2048)
+        timm_recipe(cfg, 2048)
     assert failure.value.reason is reason
 
 
@@ -269,14 +269,14 @@ def test_keys(tmp_path: Path) -> None:
     assert base.key != other.key
     assert base.geometry_key == other.geometry_key != larger.geometry_key
     assert len(base.key) == 16
-    border = [timm_recipe({"crop_mode": "border", "mean": [m] * 3}, None, 999) for m in (0.1, 0.9)]
+    border = [timm_recipe({"crop_mode": "border", "mean": [m] * 3}, 999) for m in (0.1, 0.9)]
     assert border[0].geometry_key != border[1].geometry_key
 
 
 def test_recipe_travels(tmp_path: Path) -> None:
     for recipe in (
         load(tmp_path, "CLIPImageProcessor", {"size": 32, "crop_size": 32}),
-        timm_recipe({}, None, 999),
+        timm_recipe({}, 999),
     ):
         pixels = recipe.geometry([PICTURES["grey"]])
         copy = pickle.loads(pickle.dumps(recipe))
@@ -287,3 +287,98 @@ def test_recipe_travels(tmp_path: Path) -> None:
 def test_very_long_strips_lose_their_ends() -> None:
     assert as_rgb(Image.new("L", (2, 100_000))).size == (2, 128)
     assert as_rgb(Image.new("RGB", (64, 1))).size == (64, 1)
+
+
+def beside(folder: Path, **backend: Any) -> list[np.ndarray]:
+    """What the library's own loader makes of some pictures."""
+    own = transformers.AutoImageProcessor.from_pretrained(folder, **backend)
+    seen = [transformers.image_utils.load_image(PICTURES[kind]) for kind in ODD]
+    return [own(image, return_tensors="np")["pixel_values"][0] for image in seen]
+
+
+def check(folder: Path, expected: list[np.ndarray], model_type: str = "vit") -> Recipe:
+    """Within a grey level of what is expected."""
+    recipe = transformers_recipe(folder, model_type, None, 2048)
+    assert recipe.gain is not None
+    for kind, pixels in zip(ODD, expected, strict=True):
+        made = finished(recipe, [PICTURES[kind]])[0]
+        np.testing.assert_allclose(made, pixels, atol=1.001 * max(recipe.gain), err_msg=kind)
+    return recipe
+
+
+VIT_32 = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+
+
+def test_the_nested_processor_counts_before_the_older_file(tmp_path: Path) -> None:
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    write_json(tmp_path, "config.json", {"model_type": "vit"})
+    write_json(tmp_path, "preprocessor_config.json", VIT_32 | imagenet)
+    write_json(tmp_path, "processor_config.json", {"image_processor": VIT_32 | half, "processor_class": "X"})
+    recipe = check(tmp_path, beside(tmp_path, backend="pil"))
+    assert recipe.gain == pytest.approx([2 / 255] * 3, rel=1e-5)
+    for older in ({"processor_class": "X"}, {"image_processor": None}):
+        write_json(tmp_path, "processor_config.json", older)
+        assert check(tmp_path, beside(tmp_path, backend="pil")).gain != recipe.gain
+    write_json(tmp_path, "processor_config.json", {"image_processor": "ViTImageProcessor"})
+    with pytest.raises(ItemFailure, match="not an object"):
+        transformers_recipe(tmp_path, "vit", None, 2048)
+
+
+def test_a_class_that_only_the_older_key_names(tmp_path: Path) -> None:
+    older = {"image_processor_type": None, "feature_extractor_type": "ViTFeatureExtractor"}
+    write_json(tmp_path, "config.json", {"model_type": "vit"})
+    write_json(tmp_path, "preprocessor_config.json", VIT_32 | older)
+    assert check(tmp_path, beside(tmp_path, backend="pil")).processor == "ViTImageProcessorPil"
+
+
+@pytest.mark.parametrize(
+    "nulls", [{"do_normalize": None}, {"do_rescale": None, "do_normalize": None}, {"do_convert_rgb": None}]
+)
+def test_a_null_stands_in_place_of_the_default(nulls: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path, "config.json", {"model_type": "vit"})
+    write_json(tmp_path, "preprocessor_config.json", VIT_32 | nulls)
+    check(tmp_path, beside(tmp_path, backend="pil"))
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("bicubic", 3), ("BICUBIC", 3), ("bilinear", 2), ("lanczos", 1), ("nearest", 0), (2.0, 2), (3.0, 3)],
+)
+def test_filters_as_words_and_as_floating_point(written: object, number: int, tmp_path: Path) -> None:
+    recipe = load(tmp_path, "ViTImageProcessor", VIT_32 | {"resample": written})
+    assert recipe.key == load(tmp_path, "ViTImageProcessor", VIT_32 | {"resample": number}).key
+
+
+@pytest.mark.parametrize("written", ["cubic", 2.5, float("nan"), True, [2], None])
+def test_filters_without_meaning(written: object, tmp_path: Path) -> None:
+    with pytest.raises(ItemFailure) as failure:
+        load(tmp_path, "ViTImageProcessor", VIT_32 | {"resample": written})
+    assert failure.value.reason is FailureReason.CORRUPT_CONFIG
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"resize_short": 128, "crop_size": 112},
+        {"resize_short": None},
+        {"resize_short": None, "do_center_crop": False},
+    ],
+)
+def test_pp_lcnet_resizes_by_the_short_edge(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path, "config.json", {"model_type": "pp_lcnet"})
+    write_json(
+        tmp_path, "preprocessor_config.json", {"image_processor_type": "PPLCNetImageProcessor"} | settings
+    )
+    check(tmp_path, beside(tmp_path), "pp_lcnet")
+
+
+def test_settings_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path, "config.json", {"model_type": "dinov2"})
+    dpt = {"image_processor_type": "DPTImageProcessor", "size": {"height": 40, "width": 40}}
+    write_json(tmp_path, "preprocessor_config.json", dpt | {"ensure_multiple_of": 14})
+    assert check(tmp_path, beside(tmp_path, backend="pil"), "dinov2").shape == (3, 42, 42)
+    gemma = {"size": {"height": 40, "width": 40}, "pan_and_scan_min_crop_size": 99}
+    with pytest.raises(ItemFailure, match="pan_and_scan_min_crop_size = 99") as failure:
+        load(tmp_path, "Gemma3ImageProcessor", gemma)
+    assert failure.value.reason is FailureReason.UNSUPPORTED

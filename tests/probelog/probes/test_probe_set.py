@@ -263,6 +263,16 @@ def test_too_few_images_say_why(pictures, store, encoder):
         lambda images: pa.table(
             {"data": pa.array(images, pa.large_binary()), "n": pa.array(range(len(images)))}
         ),
+        lambda images: pa.table({"image": pa.array(images, pa.binary_view())}),
+        lambda images: pa.table(
+            {
+                "image": pa.array(
+                    [data and {"bytes": data, "path": "a.png"} for data in images],
+                    pa.struct([("bytes", pa.binary_view()), ("path", pa.large_string())]),
+                ),
+                "tags": pa.array([["a"]] * len(images), pa.list_view(pa.string())),
+            }
+        ),
         lambda images: pa.table(
             {"image": pa.array(images, pa.binary()), "mask": pa.array(images, pa.binary())}
         ),
@@ -270,7 +280,9 @@ def test_too_few_images_say_why(pictures, store, encoder):
 )
 def test_image_columns_are_found(tmp_path, store, encoder, table):
     images = [encoded(photo(9, 9, seed=number)) for number in range(5)]
-    pq.write_table(table([*images[:2], None, *images[2:]]), tmp_path / "some.parquet", row_group_size=2)
+    made = table([*images[:2], None, *images[2:]])
+    rows = None if "view" in str(made.schema) else 2  # pyarrow 26 cannot cut views into row groups
+    pq.write_table(made, tmp_path / "some.parquet", row_group_size=rows)
     found = make_probe_set(str(tmp_path / "some.parquet"), None, 0, store, encoder)
     assert set(found.facts()["sha256"].to_pylist()) == {hashlib.sha256(data).hexdigest() for data in images}
     assert found.left_out_counts == {LeftOut.NO_BYTES: 1}

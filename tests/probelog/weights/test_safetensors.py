@@ -182,3 +182,10 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     os.truncate(path, tensor.end - 4)
     with pytest.raises(ItemFailure, match=r"corrupt-weights.*cut off while tensor 'a'"):
         read(path, tensor)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"])
+def test_types_of_the_format_that_are_not_converted(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": {"dtype": dtype, "shape": [16], "data_offsets": [0, 16]}}, bytes(16))
+    assert outcome(path) is FailureReason.UNSUPPORTED
