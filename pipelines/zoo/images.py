@@ -93,7 +93,7 @@ def read_images(
     given = None if names_file is None else _read_names(names_file)
     recipe = timm_recipe(
         {"input_size": (3, size, size), "interpolation": "bicubic", "crop_pct": 1.0, "mean": IMAGENET[0],
-         "std": IMAGENET[1]}, None, MAX_SIZE,
+         "std": IMAGENET[1]}, MAX_SIZE,
     )  # fmt: skip
     pixels: list[NDArray[np.uint8]] = []
     keys: list[Key] = []

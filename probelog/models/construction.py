@@ -105,7 +105,8 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, assign
         name: tensor.to(torch.float32 if dtypes[name].is_floating_point else dtypes[name])
         for name, tensor in tensors.items()
     }
-    return type(module).load_state_dict(module, state, strict=True, assign=assign)
+    loaded: _IncompatibleKeys = type(module).load_state_dict(module, state, strict=True, assign=assign)
+    return loaded
 
 
 def _memory(tensor: torch.Tensor) -> int:

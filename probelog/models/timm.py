@@ -137,11 +137,11 @@ class _Loader:
         import timm
 
         plan, cfg = self._plan, self._plan.pretrained_cfg
-        described = {} if cfg is None else {"pretrained_cfg": {**cfg, "architecture": plan.architecture}}
+        described = None if cfg is None else {**cfg, "architecture": plan.architecture}
         try:
             with self._noting():
                 module: torch.nn.Module = timm.create_model(
-                    plan.architecture, pretrained=cfg is not None, **described, **plan.arguments
+                    plan.architecture, pretrained=cfg is not None, pretrained_cfg=described, **plan.arguments
                 )
         except ItemFailure:
             raise
@@ -198,7 +198,7 @@ class _Loader:
 
         with self._lock:
             loader = _builder.load_pretrained
-            _builder.load_pretrained = note
+            _builder.load_pretrained = note  # type: ignore[assignment]  # it takes what the library passes
             try:
                 yield
             finally:

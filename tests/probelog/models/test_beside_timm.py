@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
-import transformers
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.loading import Classifier, load_classifier
+from tests.conformance.compare import pictures
+from tests.conformance.timm_models import as_wrapper, by_timm, by_transformers, saved, trained
 
-
-def picture(width: int, height: int) -> Image.Image:
-    rng = np.random.default_rng(width * 1000 + height)
-    coarse = rng.integers(0, 256, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8)
-    return Image.fromarray(np.kron(coarse, np.ones((4, 4, 1), np.uint8))[:height, :width])
-
-
-PICTURES = [picture(92, 60), picture(128, 128), picture(200, 300)]
+PICTURES = pictures()
 
 
 @pytest.fixture(autouse=True)
@@ -34,45 +24,12 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def trained(name: str, size: int | None = None, **arguments: Any) -> Any:
-    """A model with random weights, and batch statistics as its layers meet them."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, **({"num_classes": 5} | arguments))
-    for parameter in model.parameters():
-        parameter.add_(0.02 * torch.randn_like(parameter))
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the statistics of all batches, equally
-    edge = size or model.pretrained_cfg["input_size"][-1]
-    model.train()(torch.randn(4, 3, edge, edge))
-    return model.eval()
-
-
-def saved(model: Any, folder: Path, change: Callable[[dict[str, Any]], object] = lambda config: None) -> Path:
-    """The model as timm saves it, with its configuration changed afterwards."""
-    timm.models.save_for_hf(model, folder, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def as_wrapper(config: dict[str, Any]) -> None:
-    """What transformers adds to a repository that is made for its wrapper."""
-    config["model_args"].pop("num_classes")  # the wrapper gives it itself
-    config |= {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"]}
-
-
 def beside_timm(folder: Path) -> Any:
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    return model(torch.stack([transform(image) for image in PICTURES]))
+    return by_timm(folder, PICTURES)[1]
 
 
 def beside_transformers(folder: Path) -> Any:
-    model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    return model(**processor(PICTURES, return_tensors="pt")).logits
+    return by_transformers(folder, PICTURES)[1]
 
 
 def check(folder: Path, expected: Any) -> Classifier:
