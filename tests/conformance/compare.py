@@ -80,6 +80,18 @@ def square(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + edge, top + edge))
 
 
+@torch.no_grad()
+def calibrated(model: Any, batch: Any, noise: float) -> Any:
+    """A fresh model stirred, with batch statistics as its layers meet them: fresh ones often end in zeros or explode."""
+    for parameter in model.parameters():
+        parameter.add_(noise * torch.randn_like(parameter))
+    for module in model.eval().modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train().momentum = None  # the statistics of all batches, equally
+    model(batch)
+    return model.eval()
+
+
 def compare(
     library: str,
     architecture: str,

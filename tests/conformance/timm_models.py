@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conformance.compare import Answer, Outcome, compare
+from tests.conformance.compare import Answer, Outcome, calibrated, compare
 
 #: Larger architectures differ from smaller ones in numbers alone.
 MOST_PARAMETERS = 40_000_000
@@ -55,22 +55,13 @@ def parameters(name: str) -> int:
         return sum(parameter.numel() for parameter in timm.create_model(name, num_classes=5).parameters())
 
 
-@torch.no_grad()
 def trained(name: str, size: int | None = None, **arguments: Any) -> Any:
     """A model of five classes with random weights, and batch statistics as its layers meet them."""
     torch.manual_seed(0)
     model = timm.create_model(name, **({"num_classes": 5} | arguments))
-    for parameter in model.parameters():
-        parameter.add_(0.02 * torch.randn_like(parameter))
-    normalised = [
-        module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-    ]
-    if normalised:
-        for module in normalised:
-            module.momentum = None  # the statistics of all batches, equally
-        channels, *edges = model.pretrained_cfg["input_size"]
-        model.train()(torch.randn(2, channels, *(edges if size is None else (size, size))))
-    return model.eval()
+    channels, *edges = model.pretrained_cfg["input_size"]
+    channels = arguments.get("in_chans", channels)
+    return calibrated(model, torch.randn(2, channels, *(edges if size is None else (size, size))), 0.02)
 
 
 def saved(model: Any, folder: Path, change: Change = lambda config: None) -> Path:

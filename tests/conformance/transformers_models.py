@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from tests.conformance.compare import Answer, Outcome, compare
+from tests.conformance.compare import Answer, Outcome, calibrated, compare
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -119,32 +119,27 @@ def make(architecture: str, **changes: Any) -> Any:
     """A model with random weights and random batch statistics, of three classes."""
     cls = getattr(transformers, architecture)
     torch.manual_seed(0)
-    model = cls(cls.config_class(**{"num_labels": 3} | TINY[architecture] | changes)).eval()
-    stir(model)
-    return model
+    model = cls(cls.config_class(**{"num_labels": 3} | TINY[architecture] | changes))
+    return calibrated(model, torch.randn(2, 3, *[edge(architecture) or 64] * 2), 0.1)
 
 
-def stir(model: Any) -> None:
-    """Fresh models often end in zeros; a comparison of zeros proves nothing."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_var"):
-                buffer.add_(torch.rand_like(buffer))
+def edge(architecture: str) -> int | None:
+    """The size of a tiny model's pictures in pixels; None where it takes any."""
+    vision = TINY[architecture].get("vision_config", {})
+    size = TINY[architecture].get("image_size", vision.get("image_size"))
+    return size[0] if isinstance(size, list) else size
 
 
 def processor(architecture: str, backend: str = "pil") -> Any:
     """The image processor that belongs to a tiny model: the model type's own, or ViT's, at the model's size."""
     names = IMAGE_PROCESSOR_MAPPING_NAMES.get(classes()[architecture], IMAGE_PROCESSOR_MAPPING_NAMES["vit"])
     made = getattr(transformers, names.get(backend) or names["torchvision"])
-    edge = TINY[architecture].get("image_size", TINY[architecture].get("vision_config", {}).get("image_size"))
-    if edge is None:
+    pixels = edge(architecture)
+    if pixels is None:
         return made()
-    edge = edge[0] if isinstance(edge, list) else edge
     sizes = {key: getattr(made, key, None) for key in ("size", "crop_size")}
     return made(
-        **{key: dict.fromkeys(value, edge) for key, value in sizes.items() if isinstance(value, dict)}
+        **{key: dict.fromkeys(value, pixels) for key, value in sizes.items() if isinstance(value, dict)}
     )
 
 

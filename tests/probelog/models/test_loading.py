@@ -19,7 +19,8 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.models.loading import load_classifier
 from probelog.storage.schemas import WEIGHTS, Head
 from probelog.weights.reader import MAX_LAYERS, Weights, layer_table
-from tests.conformance.transformers_models import TINY, make, processor, stir
+from tests.conformance.timm_models import trained
+from tests.conformance.transformers_models import TINY, edge, make, processor
 from tests.support.hub import hostile
 from tests.support.paths import BENCH as SHARED_BENCH
 
@@ -42,8 +43,7 @@ def test_transformers_architectures(architecture: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     processor(architecture).save_pretrained(tmp_path)
     classifier = load_classifier(tmp_path)
-    size = TINY[architecture].get("image_size", 32)
-    batch = pixels(size[0] if isinstance(size, list) else size)
+    batch = pixels(edge(architecture) or 32)
     output = model(batch)
     expected = output.last_hidden_state if architecture.startswith("PPLCNet") else output.logits
     assert classifier.architecture == architecture
@@ -251,10 +251,8 @@ def test_timm_architectures(
     from safetensors.torch import save_file
     from timm.models._hub import save_config_for_hf
 
-    torch.manual_seed(0)
     with torch.inference_mode(False):
-        model = timm.create_model(architecture, num_classes=5, **arguments).eval()
-        stir(model)
+        model = trained(architecture, arguments.get("img_size"), **arguments)
     state = model.state_dict()
     save_file(
         {f"timm_model.{k}": v for k, v in state.items()} if wrapped else state, tmp_path / "model.safetensors"
