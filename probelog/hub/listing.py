@@ -51,7 +51,8 @@ class ListingFilters:
         libraries: library names, any of which matches; empty: all.
         pipeline_tag: the task; None: all.
         author: user or organisation.
-        licences: licence names as the Hub writes them; empty: all. A model that names none is excluded.
+        licences: licence names as the Hub writes them, any of which will do; empty: all. A model that names none is
+            excluded.
         since: only models modified then or later (with a time zone); the listing is newest first and stops there.
         max_bytes: bytes of weights, where the listing gives them or they can be estimated from it.
         max_params: parameters in safetensors files.
@@ -89,7 +90,7 @@ class ListingFilters:
 
     def accepts(self, row: CatalogueRow) -> bool:
         """Whether a row passes the filters."""
-        if self.licences and row.licence not in self.licences:
+        if self.licences and not {row.licence, *row.licences}.intersection(self.licences):
             return False
         if self.max_params is not None and row.parameters is not None and row.parameters > self.max_params:
             return False

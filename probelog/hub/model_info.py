@@ -21,6 +21,8 @@ _MOST_LABELS, _LONGEST_LABEL = 25_000, 500
 _MOST_FILES, _LONGEST_PATH = 1_000, 500
 _MOST_PARENTS = 20
 _PARENT_TAG = "base_model:"
+_MOST_LICENCES = 20
+_LICENCE_TAG = "license:"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Bytes per element of safetensors' types; 1 for types not named here, so that estimates are rather too low.
 _WIDTHS = {
@@ -53,6 +55,7 @@ def read_row(item: object) -> CatalogueRow:
     card, config = _mapping(item.get("cardData")), _mapping(item.get("config"))
     tags = [tag for value in _list(item.get("tags"))[:_MOST_TAGS] if (tag := _text(value, _LONGEST_TAG))]
     files = read_files(item.get("siblings"))
+    licences = _licences(card, tags)
     return CatalogueRow(
         repo=repo,
         sha=sha,
@@ -62,12 +65,13 @@ def read_row(item: object) -> CatalogueRow:
         architecture=_text(_first(config.get("architectures"))) or _text(config.get("architecture")),
         parameters=_parameters(item),
         files=files,
-        licence=_text(_first(card.get("license"))) or _tagged(tags, "license:"),
+        licence=next(iter(licences), None),
         tags=tags,
         downloads=_count(item.get("downloads")),
         likes=_count(item.get("likes")),
         last_modified=_time(item.get("lastModified")),
         labels=_labels(config),
+        licences=licences,
         created_at=_time(item.get("createdAt")),
         parents=_parents(repo, card, config, tags),
         base_model=_text(_first(card.get("base_model"))) or _tagged(tags, "base_model:"),
@@ -75,6 +79,16 @@ def read_row(item: object) -> CatalogueRow:
         disabled=item.get("disabled") is True,
         weight_bytes=_weight_bytes(files, item),
     )
+
+
+def _licences(card: Mapping[str, Any], tags: list[str]) -> list[str]:
+    """The licences of the model card, or else of the tags; a card names one or a list of them."""
+    declared = card.get("license")
+    named = [
+        _text(name) for name in (declared if isinstance(declared, list) else [declared])[:_MOST_LICENCES]
+    ]
+    tagged = [tag.removeprefix(_LICENCE_TAG) for tag in tags if tag.startswith(_LICENCE_TAG)][:_MOST_LICENCES]
+    return list(dict.fromkeys(filter(None, named))) or list(dict.fromkeys(filter(None, tagged)))
 
 
 def _parents(repo: str, card: Mapping[str, Any], config: Mapping[str, Any], tags: list[str]) -> list[Parent]:

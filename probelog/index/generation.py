@@ -30,7 +30,7 @@ from probelog.index.basis import Basis, EncodedDirections
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
 from probelog.index.settings import GenerationSettings
-from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
+from probelog.index.tables import Tables, completed, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
@@ -201,8 +201,8 @@ class Generation:
         parts: list[pa.Table] = []
         if len(base_numbers):
             with self._base.reading("models"):
-                query = self._base.open("models").take_offsets(base_numbers.tolist()).select(names)
-                parts.append(query.to_arrow())
+                query = self._base.open("models").take_offsets(base_numbers.tolist())
+                parts.append(completed(query.select(self._base.present("models", names)).to_arrow(), names))
             if self.is_update and "copies" in columns:
                 parts[-1] = self._with_current_copies(parts[-1])
         if len(update_numbers):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from probelog.errors import StoreError
-from probelog.index.schema import connect
+from probelog.index.schema import MODEL_FACTS, connect
 from probelog.storage.layout import GenerationFolder
+from probelog.storage.schemas import LISTED_FACTS
 from probelog.storage.store import Store
 
 if TYPE_CHECKING:
@@ -54,9 +55,15 @@ class Tables:
         """Columns of a table's rows, all of them or those that meet an SQL condition."""
         with self.reading(name):
             table = self.open(name)
-            query = table.search().select(list(columns)).limit(limit or max(1, table.count_rows()))
-            rows: pa.Table = (query if where is None else query.where(where)).to_arrow()
-            return rows
+            query = (
+                table.search().select(self.present(name, columns)).limit(limit or max(1, table.count_rows()))
+            )
+            return completed((query if where is None else query.where(where)).to_arrow(), columns)
+
+    def present(self, name: str, columns: Sequence[str]) -> list[str]:
+        """Those of the columns to ask a table for: one that was written before a fact was added does not have it."""
+        names = self.open(name).schema.names
+        return [column for column in columns if column in names or column not in LISTED_FACTS]
 
     def count(self, name: str, where: str) -> int:
         """Number of a table's rows that meet an SQL condition."""
@@ -85,6 +92,16 @@ class Tables:
     def gap_error(self, name: str) -> StoreError:
         """The error for a table that lacks rows."""
         return StoreError(f"{self._index.uri}: the {name} table of generation {self._generation} has gaps")
+
+
+def completed(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Rows with all of these columns, in this order; of facts that the table does not have nothing is known."""
+    for column in columns:
+        if column not in rows.column_names:
+            kind = MODEL_FACTS.field(column).type
+            empty = [] if pa.types.is_list(kind) else None
+            rows = rows.append_column(column, pa.array([empty] * rows.num_rows, kind))
+    return rows.select(list(columns))
 
 
 def sql_literal(text: str) -> str:

@@ -185,7 +185,8 @@ class ListedFacts:
 
     Attributes:
         pipeline_tag: the task.
-        licence: as the Hub writes it.
+        licence: the first that the model card declares, as the Hub writes it, and
+        licences: all of them.
         tags: of the model card and the Hub's own.
         downloads: of the last 30 days.
         likes: so far.
@@ -204,6 +205,7 @@ class ListedFacts:
     created_at: dt.datetime | None = None
     base_model: str | None = None
     parents: list[Parent] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)
 
 
 LISTED_FACTS = tuple(item.name for item in dataclasses.fields(ListedFacts))

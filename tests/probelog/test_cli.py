@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from probelog import __version__, cli
 from probelog.index.schema import INDEX_VERSION
+from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.store import Store
 from tests.support.worlds.small_index import Model, SmallIndex, build
 from tests.support.worlds.tiny_encoders import photo
@@ -270,8 +271,8 @@ def test_the_index_comes_from_the_environment(run: Run, uri: str, monkeypatch: p
 
 
 def pointer(**changes: object) -> bytes:
-    facts = {"version": 1, "generation": "x", "source": "s", "published": "p", "previous": []}
-    return json.dumps(facts | changes).encode()
+    facts = {"version": 1, "generation": "x", "source": "s", "published": "p", "files": "f", "serial": 1}
+    return sealed_json(facts | {"previous": [], "withdrawn": [], "retired": {}} | changes)
 
 
 @pytest.mark.parametrize(

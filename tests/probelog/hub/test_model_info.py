@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.hub.listing import ListingFilters
 from probelog.hub.model_info import add_configured_parent, excerpt, read_files, read_row, weights
 from probelog.storage.schemas import Parent, RepoFile
 
@@ -94,6 +95,16 @@ def test_the_second_places_of_facts() -> None:
     assert row(config={"architecture": "resnet18"}).architecture == "resnet18"
     assert row(tags=["license:mit"]).licence == "mit"
     assert row(tags=["license:", "mylicense:x", "license:bsd"]).licence == "bsd"
+
+
+def test_every_licence_of_a_card_counts() -> None:
+    both = row(cardData={"license": ["mit", 7, "apache-2.0", "mit", ""]}, tags=["license:bsd"])
+    assert (both.licence, both.licences) == ("mit", ["mit", "apache-2.0"])
+    assert ListingFilters(licences=("apache-2.0",), libraries=(), pipeline_tag=None).accepts(both)
+    assert not ListingFilters(licences=("bsd",), libraries=(), pipeline_tag=None).accepts(both)
+    assert row(cardData={"license": "mit"}).licences == ["mit"]
+    assert row(cardData={"license": {"a": 1}}, tags=["license:bsd", "license:mit"]).licences == ["bsd", "mit"]
+    assert row().licences == []
     assert row(tags=["base_model:finetune:a/b", "base_model:c/d"]).base_model == "c/d"
     assert row(cardData={"base_model": "a/b"}, tags=["base_model:c/d"]).base_model == "a/b"
     assert row(safetensors={"parameters": {"F32": 3, "I64": 2, "X": None}}).parameters == 5
