@@ -193,7 +193,7 @@ class _Loader:
         """While a model is created in this process, timm's loader only notes what it is called with."""
         from timm.models import _builder
 
-        def note(_module: torch.nn.Module, **arguments: Any) -> None:
+        def note(_module: torch.nn.Module, **arguments: object) -> None:
             self._loading = arguments
 
         with self._lock:
