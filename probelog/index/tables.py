@@ -99,8 +99,8 @@ def completed(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     for column in columns:
         if column not in rows.column_names:
             kind = MODEL_FACTS.field(column).type
-            unknown = pa.scalar([] if pa.types.is_list(kind) else None, kind)
-            rows = rows.append_column(column, pa.repeat(unknown, rows.num_rows))
+            unknown: list[object] = [[] if pa.types.is_list(kind) else None] * rows.num_rows
+            rows = rows.append_column(column, pa.array(unknown, kind))
     return rows.select(list(columns))
 
 
