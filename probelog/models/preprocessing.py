@@ -389,27 +389,48 @@ def _check_others(name: str, declared: Mapping[str, Any]) -> None:
 
 def _check_settings(settings: Mapping[str, Any], max_size: int) -> None:
     for key, value in settings.items():
-        if value is None:
-            continue
-        if key in _SIZES:
-            for name, edge in walk(value, key):
-                if edge is not None:
-                    _check_edge(name, edge, max_size * (_MAX_ENLARGED if name == "longest_edge" else 1))
-        elif key in ("image_mean", "image_std"):
-            if min(map(abs, _numbers(key, value, 3))) == 0 and key == "image_std":
-                raise _corrupt(f"{key} = {value}")
-        elif key == "rescale_factor":
-            _numbers(key, value, 1)
-        elif key == "crop_pct":
-            if not 1 / _MAX_ENLARGED <= _numbers(key, value, 1)[0] <= _MAX_ENLARGED:
-                raise _corrupt(f"crop_pct = {value}")
-        elif key == "resample":
-            if type(value) is not int or not 0 <= value <= 5:
-                raise _corrupt(f"resample = {str(value)[:40]}")
-        elif key in ("size_divisor", "resize_short", "ensure_multiple_of"):
-            _check_edge(key, value, max_size)
-        elif not isinstance(value, bool):
-            raise _corrupt(f"{key} = {str(value)[:40]} is neither true nor false")
+        if value is not None:
+            _CHECKS.get(key, _check_switch)(key, value, max_size)
+
+
+def _check_sizes(key: str, value: object, max_size: int) -> None:
+    for name, edge in walk(value, key):
+        if edge is not None:
+            _check_edge(name, edge, max_size * (_MAX_ENLARGED if name == "longest_edge" else 1))
+
+
+def _check_channels(key: str, value: object, _: int) -> None:
+    if min(map(abs, _numbers(key, value, 3))) == 0 and key == "image_std":
+        raise _corrupt(f"{key} = {value}")
+
+
+def _check_number(key: str, value: object, _: int) -> None:
+    _numbers(key, value, 1)
+
+
+def _check_crop(key: str, value: object, _: int) -> None:
+    if not 1 / _MAX_ENLARGED <= _numbers(key, value, 1)[0] <= _MAX_ENLARGED:
+        raise _corrupt(f"{key} = {value}")
+
+
+def _check_filter(key: str, value: object, _: int) -> None:
+    if type(value) is not int or not 0 <= value <= max(_FILTERS.values()):
+        raise _corrupt(f"{key} = {str(value)[:40]}")
+
+
+def _check_switch(key: str, value: object, _: int) -> None:
+    if not isinstance(value, bool):
+        raise _corrupt(f"{key} = {str(value)[:40]} is neither true nor false")
+
+
+_CHECKS: dict[str, Callable[[str, object, int], None]] = {
+    **dict.fromkeys(_SIZES, _check_sizes),
+    **dict.fromkeys(("image_mean", "image_std"), _check_channels),
+    **dict.fromkeys(("size_divisor", "resize_short", "ensure_multiple_of"), _check_edge),
+    "rescale_factor": _check_number,
+    "crop_pct": _check_crop,
+    "resample": _check_filter,
+}
 
 
 def _sized_for(name: str, image_size: int) -> dict[str, Any]:
