@@ -27,7 +27,7 @@ from tests.conformance.table import markdown, read_csv, write_csv
 ROOT = Path(__file__).parents[2]
 CSV = ROOT / "docs" / "benchmark" / "conformance.csv"
 PAGE = ROOT / "docs" / "conformance.md"
-BEGIN = "<!-- The rest of this page is written by python -m tests.conformance. -->\n"
+BEGIN = "<!-- The rest of this page is written by `python -m tests.conformance`; do not edit it. -->\n"
 
 
 def architectures(library: str | None, everything: bool, named: list[str]) -> Iterator[tuple[str, str]]:
