@@ -110,12 +110,14 @@ class HubResponse:
     """An open answer.
 
     ``url`` is what was asked for (a redirect may have led on). ``headers`` (lower-case names) are the answer's own,
-    and what only the Hub's hop of a redirect says about a file.
+    and what only the Hub's hop of a redirect says about a file. ``storage`` is the host that answered where that is
+    not the Hub; else empty.
     """
 
     url: str
     response: httpx.Response
     headers: Mapping[str, str]
+    storage: str = ""
 
     def refusal(self) -> HubRefusalError:
         """The answer, which is no success, as an error."""
@@ -228,9 +230,10 @@ class HubClient:
     ) -> T:
         """Send a GET request until ``read`` makes something of the answer.
 
-        ``read`` gets every answer but 429 and server errors; when it raises `BrokenAnswerError` or an error of the
-        transport, the request is sent again, with ``headers()`` asked anew (a download resumes where it broke
-        off). Any other exception of ``read`` passes through.
+        ``read`` gets every answer but 429, server errors and refusals of a storage host, which say nothing about the
+        repository: each redirect signs another address, and one may have expired. When it raises
+        `BrokenAnswerError` or an error of the transport, the request is sent again, with ``headers()`` asked anew
+        (a download resumes where it broke off). Any other exception of ``read`` passes through.
 
         Raises:
             HubUnavailableError: no proper answer after all retries.
@@ -250,9 +253,11 @@ class HubClient:
                         throttled += 1
                         self._wait_out(kind, answer.headers, throttled)
                         continue
-                    if status not in _RETRIED:
+                    refused_by_storage = answer.storage and status >= 400 and status != 416
+                    if status not in _RETRIED and not refused_by_storage:
                         return read(answer)
-                    problem, longer = f"answered {status}", _retry_after(answer.headers) or 0.0
+                    where = f"was redirected to {answer.storage}, which " if answer.storage else ""
+                    problem, longer = f"{where}answered {status}", _retry_after(answer.headers) or 0.0
             except httpx.ConnectError as error:
                 problem = f"refuses connections or is not there: {error}"
             except httpx.TimeoutException as error:
@@ -279,8 +284,10 @@ class HubClient:
                 "set HF_TOKEN for a higher limit; then run again: what was done is kept."
             )
         said = _retry_after(headers)
-        if said is None and (reset := re.search(r";\s*t\s*=\s*(\d{1,6})", headers.get("ratelimit", ""))):
-            said = float(reset[1])
+        # The header comes with every answer: where requests remain (r), something else is the reason.
+        reset = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,6})", headers.get("ratelimit", ""))
+        if said is None and reset:
+            said = float(reset[1]) + 1.0  # it counts whole seconds, down to 0
         wait = min(self.retry.wait(throttled) if said is None else said, self.retry.longest_penalty)
         log.warning("%s: too many requests; next %s request in %.0f s", self.endpoint, kind, wait)
         self.limiter.penalise(kind, wait)
@@ -323,7 +330,11 @@ class HubClient:
                 for name, value in response.headers.items():
                     seen.setdefault(name, value)
                 if not response.has_redirect_location:
-                    yield HubResponse(url, response, {**response.headers, **_linked(seen)})
+                    refused_by_hub = (
+                        "x-error-code" in response.headers or "x-error-message" in response.headers
+                    )
+                    storage = "" if ours or refused_by_hub else current.host
+                    yield HubResponse(url, response, {**response.headers, **_linked(seen)}, storage)
                     return
                 current = self._redirected(kind, url, current, response.headers["location"])
             finally:

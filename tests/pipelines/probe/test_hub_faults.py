@@ -30,7 +30,7 @@ FAULTS: dict[str, tuple[Fault, str, int, str | None, str]] = {
     "always-breaks-off": (
         faults.cut(50), "model.safetensors", FOR_EVER, "download-failed", "broke off",
     ),
-    "always-wrong": (faults.flipped, "model.safetensors", FOR_EVER, "wrong-digest", "has SHA-256"),
+    "always-wrong": (faults.flipped, "model.safetensors", FOR_EVER, "wrong-digest", "has the SHA-256"),
     "always-slow": (
         faults.slow(0.5, 16), "model.safetensors", FOR_EVER, "download-failed", "download timed out after 20 s",
     ),

@@ -317,7 +317,7 @@ def test_too_many_requests_bar_everybody_for_as_long_as_the_hub_says(write_listi
             "/api/models", faults.answer(429, {"retry-after": "7", "ratelimit": '"api";r=0;t=55'}), times=1
         )
         assert len(repos(crawl(ALL, endpoint, retry=patient, limiter=limiter))) == 1
-    assert slept == [55.0, 7.0]
+    assert slept == [56.0, 7.0]
 
 
 @pytest.mark.parametrize("status", [401, 403])
