@@ -39,6 +39,7 @@ from tests.support.hub.public_hub import (
     HostedRepository,
     PublicHub,
     public_hub,
+    repositories,
     written,
 )
 
@@ -128,6 +129,7 @@ def facts(row: CatalogueRow) -> dict[str, Any]:
         "gated": row.gated,
         "disabled": row.disabled,
         "parameters": row.parameters,
+        "licence": row.licence,
         "files": sorted((file.path, file.size, file.sha256) for file in row.files),
     }
 
@@ -146,6 +148,7 @@ def facts_of_library(info: huggingface_hub.ModelInfo) -> dict[str, Any]:
         "gated": info.gated in ("auto", "manual"),
         "disabled": info.disabled,
         "parameters": info.safetensors.total if info.safetensors else None,
+        "licence": info.card_data.license if info.card_data else None,
         "files": sorted(
             (file.rfilename, file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []
         ),
@@ -284,6 +287,26 @@ def test_without_a_token_none_is_sent(public: PublicHub, tmp_path: Path) -> None
     assert all("authorization" not in request.headers for request in public.hub.requests)
 
 
+def test_a_mirror_that_sends_files_to_another_hub(
+    public: PublicHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers count as the Hub's, refusals included; the mirror's token does not go there."""
+    use_token(monkeypatch, MEMBER)
+    elsewhere = public.endpoint.replace("127.0.0.1", "localhost")
+    vit, gated = described(public, "lab/vit-tiny", "lab/gated-auto")
+    address = f"{elsewhere}/{vit.repo}/resolve/{vit.sha}/config.json"
+    public.hub.spoil("/config.json", faults.answer(308, {"location": address}), times=1)
+    public.hub.requests.clear()
+    assert written(public, vit.repo, download(public, vit, tmp_path).folder)
+    sent = [request.headers.get("authorization") for request in public.hub.asked("/config.json")]
+    assert sent == [f"Bearer {MEMBER}", None, None], "the mirror, the other Hub and its cache"
+    address = f"{elsewhere}/{gated.repo}/resolve/{gated.sha}/config.json"
+    public.hub.spoil("/config.json", faults.answer(308, {"location": address}), times=1)
+    public.hub.requests.clear()
+    assert file_failure(public, gated, tmp_path).reason is FailureReason.GATED
+    assert len(public.hub.requests) == 2
+
+
 # Names that changed
 
 
@@ -394,7 +417,7 @@ def test_a_commit_or_a_file_that_is_gone(
         try:
             failure = file_failure(public, row, tmp_path)
         finally:
-            public.repositories = PublicHub().repositories
+            public.repositories = repositories()
     assert (failure.reason, failure.reason.retryable) == (FailureReason.NOT_FOUND, False)
 
 
@@ -445,6 +468,17 @@ def test_a_refusal_of_the_storage_says_nothing_about_the_model(
     assert (failure.reason, failure.reason.retryable) == (FailureReason.DOWNLOAD_FAILED, True)
     assert "X-Amz-Signature" not in failure.detail
     assert str(status) in failure.detail
+
+
+def test_a_listed_row_without_a_commit_that_is_disabled(public: PublicHub) -> None:
+    gone = HostedRepository("odd/gone", {}, disabled=True, facts={"sha": None})
+    public.repositories = [gone, public.find("lab/vit-tiny")]
+    try:
+        rows, (failure,) = crawl(public)
+    finally:
+        public.repositories = repositories()
+    assert [row.repo for row in rows] == ["lab/vit-tiny"]
+    assert (failure.repo, failure.reason) == ("odd/gone", FailureReason.DISABLED)
 
 
 # Rates
@@ -619,4 +653,4 @@ def test_cards_and_fields_of_every_shape(public: PublicHub, name: str) -> None:
             with pytest.raises((KeyError, TypeError, ValueError)):
                 list(api.list_models(expand=list(EXPAND)))
     finally:
-        public.repositories = PublicHub().repositories
+        public.repositories = repositories()

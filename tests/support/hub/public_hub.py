@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import json
 import re
@@ -250,6 +251,10 @@ class PublicHub:
         response.headers["X-Request-Id"] = "Root=1-69f2325e-620262f97b6b75d06f0de3f2"
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED
         response.headers.update(RATE_LIMIT["api" if api else "resolvers"])
+        if api and response.status_code == 200 and "gzip" in request.headers.get("accept-encoding", ""):
+            response.body = gzip.compress(bytes(response.body))
+            response.headers["Content-Encoding"] = "gzip"
+            response.headers["Content-Length"] = str(len(response.body))
         return response
 
     def _answer(self, request: Request, path: str) -> Response:
@@ -481,7 +486,9 @@ def _refusal(status: int, code: str | None, message: str) -> Response:
     headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="Authentication required"'
-    return JSONResponse({"error": message}, status, headers)
+    if code in (None, "RepoNotFound"):
+        return JSONResponse({"error": message}, status, headers)
+    return Response(message, status, headers, "text/plain; charset=utf-8")
 
 
 def _unknown_revision(repository: HostedRepository, revision: str) -> Response | None:
