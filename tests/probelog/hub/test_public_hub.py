@@ -549,7 +549,7 @@ ODD: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
     "none": ({"cardData": None, "tags": None, "config": None}, {"licence": None, "tags": []}, True),
     "a list": ({"cardData": ["license: mit"]}, {"licence": None}, True),
     "a text": ({"cardData": "license: mit"}, {"licence": None}, True),
-    "licences": ({"cardData": {"license": ["mit", "apache-2.0"]}}, {}, True),
+    "licences": ({"cardData": {"license": ["mit", "apache-2.0"]}}, {"licences": ["mit", "apache-2.0"]}, True),
     "no licence": ({"cardData": {"license": None}}, {"licence": None}, True),
     "a licence that is a number": ({"cardData": {"license": 2.0}}, {"licence": None}, True),
     "licence in the tags": (
