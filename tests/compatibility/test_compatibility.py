@@ -91,7 +91,8 @@ def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyP
 
 
 def job(kept: Path) -> Job:
-    return Job.of(load_config(kept / "job.toml", store=str(kept / "store")), Report(io.StringIO()))
+    apart = f"scratch={json.dumps(str(kept / 'scratch'))}"  # workers have another current folder
+    return Job.of(load_config(kept / "job.toml", [apart], str(kept / "store")), Report(io.StringIO()))
 
 
 def models(kept: Path) -> list[str]:
