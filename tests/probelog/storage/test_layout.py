@@ -27,6 +27,7 @@ def filled(function: object) -> str:
     """The path that a function gives for arguments that are their own names."""
     assert callable(function)
     names = [name.upper() for name in inspect.signature(function).parameters]
+    assert names, "what takes no argument is a property"
     return str(
         function(*({"SET_HASH": "HASH", "ENCODER_DIGEST": "ENCODER"}.get(name, name) for name in names))
     )
@@ -71,3 +72,10 @@ def test_a_store_holds_nothing_else(documented: list[str], kept: Path) -> None:
         if file.is_file():
             name = file.relative_to(kept / "store").as_posix()
             assert any(pattern.fullmatch(name) for pattern in patterns), name
+
+
+def test_a_folder_by_its_key_and_by_its_path() -> None:
+    assert layout.LedgerFolder.of("a") == layout.LedgerFolder("observations/a")
+    assert [layout.LedgerFolder(path).key for path in ("observations/a", "x/y/z", "l")] == ["a", "z", "l"]
+    assert layout.ProbeSetFolder.of("0123456789abcdef" * 4).key == "0123456789abcdef"
+    assert layout.CatalogueFolder.of("k").part("run", "rows", 7) == "catalogue/k/run/rows-00007.parquet"

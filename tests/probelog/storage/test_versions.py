@@ -59,6 +59,15 @@ def test_every_schema(schema: pa.Schema, tmp_path: Path) -> None:
             check_schema(without, schema, "here")
 
 
+def test_another_kind_of_rows() -> None:
+    for other, name in (
+        (schemas.FAILURES, "failures"),
+        (pa.schema([("repo", pa.string())]), "something else"),
+    ):
+        with pytest.raises(StoreError, match=f"here: expected catalogue rows, found {name}"):
+            check_schema(other, schemas.CATALOGUE, "here")
+
+
 @pytest.mark.parametrize("version", [None, "1", 1.0, True, [], 0, -1])
 def test_what_is_no_version(version: object) -> None:
     for content in ({"version": version}, {}):
