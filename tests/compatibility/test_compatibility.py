@@ -91,8 +91,10 @@ def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyP
 
 
 def job(kept: Path) -> Job:
-    apart = f"scratch={json.dumps(str(kept / 'scratch'))}"  # workers have another current folder
-    return Job.of(load_config(kept / "job.toml", [apart], str(kept / "store")), Report(io.StringIO()))
+    # Workers start in another folder than this process is in.
+    scratch = [f"scratch={json.dumps(str(kept / 'scratch'))}"]
+    config = load_config(kept / "job.toml", scratch, store=str(kept / "store"))
+    return Job.of(config, Report(io.StringIO()))
 
 
 def models(kept: Path) -> list[str]:
