@@ -125,7 +125,7 @@ def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bo
 
     config = Config.model_validate(
         {
-            "store": str(root / "store"), "probes": "none", "encoder": "none", "probe_count": PROBES, "top_r": 5,
+            "store": str(root / "store"), "probes": "none", "encoder": "none", "probe_count": PROBES, "top_r": 8,
             "scratch": str(root / "scratch"), "workers": WORKERS, "in_flight": IN_FLIGHT, "batch_models": 5,
             "drain_seconds": DRAIN_SECONDS, "store_retry_seconds": 5.0,
         }
