@@ -20,6 +20,7 @@ import probelog
 from probelog.cli import app
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
+from probelog.index.schema import connect
 from probelog.ranking.confidence import Confidence
 from probelog.search.results import Hit
 from probelog.storage.layout import POINTER
@@ -750,3 +751,22 @@ def test_time_of_creation_and_parents(tmp_path: Path) -> None:
         "relation": "finetune",
         "source": "card",
     }
+
+
+def test_an_index_of_before_a_fact_was_added_is_read_without_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "index")
+    build(store)
+    table = connect(store, "first").open_table("models")
+    table.drop_columns(["licences", "created_at"])
+    index = probelog.open_index(tmp_path)
+    hits = list(index.search("dog", k=100))
+    assert len(hits) > 5
+    assert all((hit.licences, hit.created_at) == ([], None) for hit in hits)
+    assert {hit.licence for hit in hits} > {"mit", "apache-2.0"}
+    assert index.show("anna/pets").licences == []
+    assert list(index.models_like("anna/pets"))
+    with pytest.raises(QueryError, match="SQL condition over"):
+        index.search("dog", where="array_has(licences, 'mit')")
+    table.drop_columns(["labels"])  # no fact of the listing: the table is damaged
+    with pytest.raises(StoreError, match="cannot be read"):
+        probelog.open_index(tmp_path).show("anna/pets")
