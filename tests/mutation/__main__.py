@@ -11,7 +11,7 @@ from tests.mutation.run import BOUND, Mutant, Verdict, judge, modules, sample, s
 from tests.support.paths import CHECKOUT
 
 TABLE = CHECKOUT / "docs" / "benchmark" / "mutation.csv"
-COLUMNS = ("module", "mutants", "tried", "killed", "accepted", "survived", "score")
+COLUMNS = ("module", "mutants", "tried", "killed", "accepted", "survived", "score", "seed")
 
 
 def main() -> int:
@@ -45,12 +45,12 @@ def main() -> int:
         for mutant, verdict in judge(picked, root):
             verdicts[mutant.module][verdict] += 1
             _report(mutant, verdict)
-    rows = [_row(name, counts) for name, counts in verdicts.items()]
+    rows = [_row(name, counts, options.sample, options.seed) for name, counts in verdicts.items()]
     for row in rows:
         print(*row, sep=",")
     if not options.no_table and not options.line:
         _write(rows)
-    return int(any(float(row[-1]) < BOUND for row in rows))
+    return int(any(float(row[COLUMNS.index("score")]) < BOUND for row in rows))
 
 
 def _report(mutant: Mutant, verdict: Verdict) -> None:
@@ -58,11 +58,12 @@ def _report(mutant: Mutant, verdict: Verdict) -> None:
         print(f"survived: {mutant}", flush=True)
 
 
-def _row(module: str, counts: Counter[Verdict]) -> tuple[str, ...]:
+def _row(module: str, counts: Counter[Verdict], sampled: int | None, seed: int) -> tuple[str, ...]:
     killed = counts["killed"] + counts["timed out"]
     tried, judged = sum(counts.values()), killed + counts["survived"]
     numbers = (len(sites(module)), tried, killed, counts["accepted"], counts["survived"])
-    return (module, *map(str, numbers), f"{killed / judged if judged else 1.0:.3f}")
+    score = f"{killed / judged if judged else 1.0:.3f}"
+    return (module, *map(str, numbers), score, "" if sampled is None else str(seed))
 
 
 def _write(rows: list[tuple[str, ...]]) -> None:

@@ -27,7 +27,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
 from tests.mutation.operators import operators
-from tests.support.paths import CHECKOUT
+from tests.support.paths import CHECKOUT, KEPT_EXPORTS
 
 HERE = Path(__file__).parent
 BOUND = 0.85
@@ -150,6 +150,9 @@ def temporary_copy() -> Iterator[Path]:
         shutil.copytree(
             CHECKOUT, root, ignore=shutil.ignore_patterns("__pycache__", *_LEFT_OUT), symlinks=True
         )
+        exports = Path(folder) / "exports"
+        exports.mkdir()
+        os.environ[KEPT_EXPORTS] = str(exports)
         yield root
 
 

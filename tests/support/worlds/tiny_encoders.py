@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +20,7 @@ from probelog.encoders.onnx_export import (
     export_text_encoder,
 )
 from probelog.encoders.torch_encoder import Encoder, load_encoder
+from tests.support.paths import KEPT_EXPORTS
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
@@ -121,12 +126,27 @@ def encoder(kind: str) -> Encoder:
 
 @functools.cache
 def text_files(kind: str) -> TextEncoderFiles:
-    return export_text_encoder(encoder(kind))
+    return _exported(f"{kind}-text", lambda: export_text_encoder(encoder(kind)))
 
 
 @functools.cache
 def image_files(kind: str) -> ImageEncoderFiles:
-    return export_image_encoder(encoder(kind))
+    return _exported(f"{kind}-image", lambda: export_image_encoder(encoder(kind)))
+
+
+Files = TypeVar("Files", TextEncoderFiles, ImageEncoderFiles)
+
+
+def _exported(name: str, export: Callable[[], Files]) -> Files:
+    if KEPT_EXPORTS not in os.environ:
+        return export()
+    path = Path(os.environ[KEPT_EXPORTS], f"{name}.pickle")
+    if path.exists():
+        kept: Files = pickle.loads(path.read_bytes())
+        return kept
+    files = export()
+    path.write_bytes(pickle.dumps(files))
+    return files
 
 
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
