@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -259,7 +259,9 @@ def _kill_group(leader: int) -> None:
 
 
 def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations stand, what forbids assignments, and texts for people: no program does anything else."""
+    """Where annotations stand and what is imported for them, what forbids assignments, and texts for people: no program
+    does anything else.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             yield _span(node.annotation)
@@ -267,16 +269,21 @@ def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]
             yield _span(node.returns)
         elif isinstance(node, ast.keyword) and node.arg in ("frozen", "slots"):
             yield _span(node.value)
-        elif isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Call) and _logs(node.func)):
+        elif isinstance(node, ast.JoinedStr) or _logs(node) or _for_types(node):
             yield _span(node)
 
 
-def _logs(function: ast.expr) -> bool:
+def _logs(node: ast.AST) -> TypeGuard[ast.expr]:
+    function = node.func if isinstance(node, ast.Call) else None
     owner = function.value if isinstance(function, ast.Attribute) else None
     return isinstance(owner, ast.Name) and owner.id in ("log", "_log")
 
 
-def _span(node: ast.expr) -> tuple[tuple[int, int], tuple[int, int]]:
+def _for_types(node: ast.AST) -> TypeGuard[ast.stmt]:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _span(node: ast.expr | ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
     assert node.end_lineno is not None
     assert node.end_col_offset is not None
     return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.complete.descriptors import Descriptors, DescriptorSummary, ModelDescriptors
 from pipelines.publish.answers import ASKED_LOGITS
-from pipelines.publish.checks import check_generation
-from pipelines.publish.expected import Expected
+from pipelines.publish.checks import check_generation, check_update
+from pipelines.publish.expected import Expected, ExpectedUpdate
 from probelog.errors import StoreError
+from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
+from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch
+from probelog.ranking.confidence import ColumnStatistics
 from probelog.ranking.names import name_vectors
 from probelog.search.client import Index
 from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store
+from tests.probelog.publication.test_update import written_update
 from tests.support.worlds.small_index import PROMPT, Model, SmallIndex, build
 
 
@@ -172,3 +177,136 @@ def test_a_logit_that_is_not_found(sound: SmallIndex, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Index, "search", search)
     with pytest.raises(StoreError, match=r"asked for the direction of .* it does not find that logit"):
         check_generation(opened(sound), expected(sound))
+
+
+def test_statistics_that_are_not_finite(sound: SmallIndex, tmp_path: Path) -> None:
+    means, stds = sound.statistics.means.copy(), sound.statistics.stds
+    means[3] = np.nan
+    like = replace(sound, statistics=ColumnStatistics(means, stds))
+    index = build(Store(tmp_path), kind="clip", images=False, live=False, like=like)
+    with pytest.raises(
+        StoreError, match=r"its background_statistics.npy holds values that are not finite"
+    ) as error:
+        check_generation(opened(index), expected(index))
+    assert "background_vectors" not in str(error.value)
+
+
+def test_probes_whose_embeddings_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = GenerationWriter.write
+
+    def write(self: GenerationWriter, table: str, schema: pa.Schema, batches: Any) -> int:
+        if table == "probes":
+            (rows,) = batches
+            values = np.stack(rows["embedding"].to_numpy())
+            values[0, 1] = values[3, 0] = np.inf  # LanceDB itself refuses NaN
+            values[2, 2] = -np.inf
+            place = rows.column_names.index("embedding")
+            batches = [rows.set_column(place, "embedding", fixed_lists(values, pa.float32()))]
+        return real(self, table, schema, batches)
+
+    monkeypatch.setattr(GenerationWriter, "write", write)
+    index = written(tmp_path)
+    with pytest.raises(StoreError, match="column embedding of its probes holds 3 values that are not finite"):
+        check_generation(opened(index), expected(index))
+
+
+# Updates
+
+ADDED = (
+    Model("new/one", ("a", "b", "c")),
+    Model("new/copy", ("a", "b", "c"), weights="digest of new/one"),
+    Model("new/known", ("cat", "dog", "Golden_Retriever", "3"), weights="digest of anna/pets"),
+)
+REMOVED = ["dora/hot-dog", "emil/things"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update of the sound index, and what it was made of."""
+
+    generation: Generation
+    expected: ExpectedUpdate
+
+
+@pytest.fixture(scope="module")
+def update(tmp_path_factory: pytest.TempPathFactory) -> Update:
+    base = build(Store(tmp_path_factory.mktemp("updated")), kind="clip", images=False, live=False)
+    return an_update(base)
+
+
+def an_update(base: SmallIndex, tamper: Callable[[LogitBatch], LogitBatch] = lambda batch: batch) -> Update:
+    generation = written_update(base, "update", REMOVED, ADDED, "clip", tamper)
+    source = build(base.store, "described", ADDED, kind="clip", images=False, live=False, like=base)
+    descriptors = SmallDescriptors(source)
+    known = {"digest of anna/pets": 4}
+    noted = DescriptorSummary(len(ADDED), ASKED_LOGITS, passed_over=known)
+    for _ in noted.of(descriptors.stream()):
+        pass
+    whole = Generation(base.store, base.pointer)
+    return Update(generation, ExpectedUpdate(whole, descriptors.models, noted, known, set(REMOVED)))
+
+
+def test_a_sound_update_passes(update: Update) -> None:
+    assert [logit.name for logit in update.expected.written.samples] == ["new/one#1"]
+    check_update(update.generation, update.expected)
+
+
+def refused(generation: Generation, expected: ExpectedUpdate) -> str:
+    with pytest.raises(StoreError) as error:
+        check_update(generation, expected)
+    return str(error.value)
+
+
+def test_an_update_that_lacks_models_or_logits(update: Update) -> None:
+    made_of = update.expected
+    written = DescriptorSummary(0, 0)
+    written.logits = {0: 2, 1: 3}
+    assert "new/one has 3 rows of logits instead of 2" in refused(update.generation, replace(made_of, written=written))  # fmt: skip
+    told = refused(update.generation, replace(made_of, known={"digest of anna/pets": 5}))
+    assert "new/known has 4 rows of logits instead of 5" in told
+    more = [*made_of.models, probed(Model("new/missing", ("a",)))]
+    told = refused(update.generation, replace(made_of, models=more))
+    assert "new/missing has None rows of logits instead of 0" in told
+    assert "it holds 3 of the repositories that were added, instead of 4" in told
+    assert "it holds 9 models instead of 10" in told
+    written.logits = {0: 3}
+    fewer = replace(made_of, models=made_of.models[:2], written=written)
+    assert refused(update.generation, fewer).endswith("not published: it holds 9 models instead of 8")
+
+
+def test_an_update_that_holds_what_was_removed(update: Update) -> None:
+    made_of = update.expected
+    told = refused(update.generation, replace(made_of, removed={*REMOVED, "anna/pets"}))
+    assert "it still holds models that were removed" in told
+    assert "it holds 9 models instead of 8" in told
+    # One that was removed and added again is held.
+    again = replace(made_of, removed={*REMOVED, "new/one"})
+    assert "still holds" not in refused(update.generation, again)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (opposite, "asked for the direction of new/one#1 it gives it the score"),
+        (first_is(np.inf), "values of direction of its logits are not finite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_an_update_that_is_wrong_is_refused(
+    tamper: Callable[[LogitBatch], LogitBatch], message: str, tmp_path: Path
+) -> None:
+    base = build(Store(tmp_path), kind="clip", images=False, live=False)
+    wrong = an_update(base, tamper)
+    assert message in refused(wrong.generation, wrong.expected)
+
+
+def test_a_logit_of_an_update_that_is_not_found(update: Update, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Index.search
+
+    def search(self: Any, *given: Any, **named: Any) -> Any:
+        return [hit for hit in real(self, *given, **named) if hit.distance > 1e-3]
+
+    monkeypatch.setattr(Index, "search", search)
+    assert "asked for the direction of new/one#1 it does not find that logit" in refused(
+        update.generation, update.expected
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -40,14 +41,22 @@ CAME = (
 )
 
 
-def _written(base: SmallIndex, name: str, gone: list[str], came: tuple[Model, ...]) -> Generation:
+def written_update(
+    base: SmallIndex,
+    name: str,
+    gone: list[str],
+    came: tuple[Model, ...],
+    kind: str = "siglip",
+    tamper: Callable[[LogitBatch], LogitBatch] = lambda batch: batch,
+) -> Generation:
     """An update, written with the logits that a whole generation of the models that came has."""
     index = base.store
     opened = Generation(index, base.pointer)
     numbers = {model.repo: number for number, model in enumerate(base.models)}
     batches = []
     if came:
-        batch = small_index.build(index, f"{name}-source", came, live=False, like=base).batch
+        source = small_index.build(index, f"{name}-source", came, kind, False, live=False, like=base)
+        batch = tamper(source.batch)
         batches = [LogitBatch(*(values[batch.model == n] for values in batch)) for n in range(len(came))]
     writer = GenerationWriter(index, name)
     identities = [str(model.digest) for model in came]
@@ -79,7 +88,7 @@ def test_an_update_answers_as_a_whole_generation(tmp_path: Path, scenario: str, 
     store = Store(str(tmp_path / "index"))
     limit = 1 if large else 1000
     base = small_index.build(store, "base", BASE, exact_logits=limit)
-    updated = _written(base, "update", gone, came)
+    updated = written_update(base, "update", gone, came)
     left = (*(model for model in BASE if model.repo not in gone), *came)
     whole = small_index.build(store, "whole", left, live=False, like=base)
     ours = Index(store, pinned=updated)

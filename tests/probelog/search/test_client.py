@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import probelog
 from probelog.cli import app
 from probelog.errors import IndexNotFoundError, QueryError, StoreError, UsageError
+from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.schema import connect
 from probelog.ranking.confidence import Confidence
@@ -28,7 +29,7 @@ from probelog.storage.schemas import Parent
 from probelog.storage.store import Store
 from tests.probelog.encoders.test_decoding import bomb, encoded
 from tests.support.worlds import naive, tiny_encoders
-from tests.support.worlds.small_index import BACKGROUND, PROMPT, Model, SmallIndex, build
+from tests.support.worlds.small_index import BACKGROUND, MODELS_OF_ALL_SORTS, PROMPT, Model, SmallIndex, build
 from tests.support.worlds.tiny_encoders import photo
 
 
@@ -720,6 +721,88 @@ def test_a_damaged_table_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="generation first cannot be read"):
         index.search("dog", where="downloads > 3")
     assert read_pointer(small.store)[0].generation == "first"
+
+
+# Newer generations
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the client takes for the time: one number, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr("probelog.search.client.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_newer_generation_is_looked_for_every_half_minute(tmp_path: Path, clock: list[float]) -> None:
+    store = Store(tmp_path / "index")
+    first = build(store, "first", images=False)
+    index, pinned = probelog.open_index(tmp_path), probelog.Index(store, Generation(store, first.pointer))
+    build(store, "second", MODELS_OF_ALL_SORTS[:3], images=False)
+    for moment, name in ((1000.0, "first"), (1029.9, "first"), (1030.1, "second")):
+        clock[0] = moment
+        assert len({hit.repo for hit in index.search("dog", k=100)} & {"emil/things"}) == (name == "first")
+        assert index.generation == name
+    build(store, "third", images=False)
+    clock[0] = 1060.0
+    assert index.show("anna/pets").repo == "anna/pets"
+    assert index.generation == "second", "it was looked for less than half a minute ago"
+    pointer = store.read("current.json")
+    store.delete("current.json")
+    clock[0] = 1060.2
+    assert index.search("dog")
+    assert index.generation == "second", "a pointer that cannot be read takes nothing away"
+    store.write("current.json", pointer)
+    assert index.search("dog")
+    assert index.generation == "second"
+    clock[0] = 1090.3
+    assert index.search("dog")
+    assert (index.generation, index.models) == ("third", 8)
+    assert pinned.search("dog")
+    assert (pinned.generation, pinned.models) == ("first", 8)
+
+
+def test_what_was_swept_meanwhile_is_answered_by_the_next_one(tmp_path: Path, clock: list[float]) -> None:
+    store = Store(tmp_path / "index")
+    build(store, "first", images=False)
+    index, pinned = (
+        probelog.open_index(tmp_path),
+        probelog.Index(store, Generation(store, read_pointer(store)[0])),
+    )
+    build(store, "second", images=False)
+    store.delete_folder("generations/first")
+    assert index.search("dog", where="downloads > 3")
+    assert index.generation == "second"
+    with pytest.raises(StoreError, match="generation first cannot be read"):
+        pinned.search("dog", where="downloads > 3")
+
+
+def test_a_generation_that_is_swept_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "index")
+    gone = build(store, "first", images=False).pointer
+    build(store, "second", images=False)
+    store.delete_folder("generations/first")
+    pointers = [gone]
+
+    def read(store: Store) -> tuple[Pointer, str]:
+        return (pointers.pop(), "") if pointers else read_pointer(store)
+
+    monkeypatch.setattr("probelog.search.client.read_pointer", read)
+    assert probelog.open_index(tmp_path).generation == "second"
+    assert pointers == []
+
+
+def test_of_a_head_with_many_logits_the_first_are_named(tmp_path: Path) -> None:
+    models = [
+        Model("a/21", tuple(f"x{i}" for i in range(21))),
+        Model("a/20", tuple(f"x{i}" for i in range(20))),
+    ]
+    index = probelog.open_index(build(Store(tmp_path), models=models, images=False).store.uri)
+    for repo, end in (("a/21", "18, 19, ..."), ("a/20", "18, 19")):
+        with pytest.raises(QueryError, match=f"it has 0, 1, .*, {end}$"):
+            index.search(like=f"{repo}#y")
 
 
 def test_time_of_creation_and_parents(tmp_path: Path) -> None:

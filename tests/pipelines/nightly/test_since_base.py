@@ -1,0 +1,324 @@
+"""What nightly runs have added since the base: put together, compared with the base, and what is decided by that."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from pipelines.complete.descriptors import Descriptors
+from pipelines.complete.record import CompletionRecord, measure_file, write_record
+from pipelines.config.model import Config
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
+from pipelines.nightly import decision, drift
+from pipelines.nightly.changes import HubChanges
+from pipelines.nightly.decision import Decision, decide
+from pipelines.nightly.drift import Drift, measure_drift
+from pipelines.nightly.probing import ProbedChanges
+from pipelines.nightly.record import NightlyFiles, NightlyRecord
+from pipelines.nightly.start import FailedVersions, NightlyStart
+from pipelines.nightly.update import ChangesSinceBase, changes_since_base
+from pipelines.probe.stage import ProbeResult
+from pipelines.publish.release import LiveIndex
+from pipelines.quality.failures import FailureCounts
+from probelog.completion.descriptors import describe
+from probelog.errors import FailureReason
+from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer
+from probelog.ranking.matched_heads import HeadSpace
+from probelog.storage.encoding import digest, npy
+from probelog.storage.ledger import ItemResult, Ledger, Receipt, item_key, observed_models
+from probelog.storage.observations import to_rows
+from probelog.storage.parquet_parts import Part, part_bytes
+from probelog.storage.schemas import DESCRIPTORS, CatalogueRow, Failure
+from probelog.storage.store import Store
+from tests.support.worlds import naive
+from tests.support.worlds.probed_models import probed_model
+from tests.support.worlds.small_index import Model, SmallIndex, build
+
+PROBES, RANK, TOP_R = 40, 3, 10
+HELD = (
+    Model("owner/a", ("x", "y", "z")),
+    Model("owner/b", ("x", "y"), weights="twins"),
+    Model("owner/b-again", ("x", "y"), weights="twins"),
+    Model("owner/c", ("x",), head="single"),
+)
+COLUMNS = np.random.default_rng(7).standard_normal((PROBES, RANK)).astype(np.float32)
+FITTED = 0.5
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> SmallIndex:
+    return build(Store(tmp_path_factory.mktemp("base")), "base", HELD, "clip", images=False, probes=PROBES)
+
+
+def observed(ledger: Ledger, repo: str, predictable: bool = True, sha: str = "1", **facts: Any) -> str:
+    """A model of four logits on half of the probes, whose values the columns explain, or do not; its key."""
+    random = np.random.default_rng(list(repo.encode()))
+    values = random.standard_normal((4, PROBES))
+    if predictable:
+        values = random.standard_normal((4, RANK)) @ COLUMNS.T
+        # The columns know of no mean: what is observed has none.
+    probes = facts.pop("probes", np.sort(random.choice(PROBES, PROBES // 2, replace=False)).tolist())
+    given = {"sha": sha, "logits": 4, "labels": [], "probes": probes, "weight_digest": f"of {repo}"}
+    model = probed_model(repo, **given | facts)
+    key = item_key(repo, sha)
+    ledger.spool(key, ItemResult.success(model, to_rows(repo, sha, values[:, probes].astype(np.float32))))
+    return key
+
+
+def failed(ledger: Ledger, repo: str, reason: FailureReason) -> str:
+    key = item_key(repo, "1")
+    ledger.spool(key, ItemResult.failure(Failure.of(repo, "1", "probe", reason, "x")))
+    return key
+
+
+class Since:
+    """A base, and a ledger of what came since."""
+
+    def __init__(self, index: SmallIndex, folder: Path) -> None:
+        self.index, self.base = index, Generation(index.store, index.pointer)
+        self.store = Store(folder)
+        self.files = NightlyFiles(self.store, "key", "base")
+        self.ledger = self.files.ledger
+        self.completion = CompletionRecord("base", RANK, 0.1, FITTED, FITTED, 4, 7, 0, {})
+        self.store.write("completion/base/columns.npy", npy(COLUMNS))
+        columns = {"columns.npy": measure_file(self.store, "completion/base/columns.npy")}
+        write_record(self.store, self.completion, columns, "key")
+
+    def described(self, receipts: Sequence[Receipt]) -> CompletionRecord:
+        """Their descriptors, with the base's columns."""
+        embeddings = self.index.embeddings
+        parts = {}
+        for receipt in receipts:
+            space = HeadSpace(embeddings, embeddings[:0])
+            tables = describe(observed_models(self.store, receipt), COLUMNS, space, 0.1, TOP_R)
+            data = part_bytes(tables, DESCRIPTORS)
+            path = f"completion/more/descriptors/{receipt.name}.parquet"
+            self.store.write(path, data)
+            rows = sum(table.num_rows for table in tables)
+            parts[receipt.name] = Part(path, rows, len(data), digest(data))
+        return replace(self.completion, key="more", parts=parts)
+
+    def drift(self, *batches: Sequence[str]) -> Drift:
+        """Of the models of some batches."""
+        receipts = [self.ledger.seal(batch) for batch in batches]
+        models = self.ledger.models(receipts)
+        described = Descriptors(self.store, receipts, self.described(receipts).parts, models)
+        return measure_drift(self.base, described, self.completion, COLUMNS, TOP_R)
+
+    def changes(
+        self,
+        items: Sequence[str] = (),
+        rows: Sequence[str] = (),
+        removed: Sequence[str] = (),
+        live: Pointer | None = None,
+    ) -> ChangesSinceBase:
+        """What one batch of items came to, of the repositories that the Hub lists at commit 1."""
+        receipts = [self.ledger.seal(items)] if items else []
+        models = self.ledger.models(receipts)
+        failures = self.ledger.failures(receipts, models)
+        probed = ProbedChanges(ProbeResult("key", receipts, len(models), failures), FailureCounts(0))
+        start = NightlyStart(
+            live=LiveIndex(live or self.base.pointer, self.base),
+            base=self.base,
+            completion=self.completion,
+            probe_set=cast("Any", None),
+            files=self.files,
+            failed=FailedVersions(np.empty(0, np.uint64)),
+            endpoint="http://127.0.0.1:1",
+            at="2026-01-02T00:00:00+00:00",
+        )
+        gone: Mapping[str, Any] = {repo: {"reason": "removed", "detail": ""} for repo in removed}
+        record = NightlyRecord("base", None, "2026-01-01T00:00:00+00:00", removed=gone)
+        hub = HubChanges(record, {repo: CatalogueRow(repo, "1") for repo in rows})
+        return changes_since_base(self.job(), start, hub, probed, self.described(receipts))
+
+    def job(self, **nightly: float) -> Job:
+        content = {"store": str(self.store.root), "probes": "unused", "top_r": TOP_R}
+        nothing_much = {"max_drift": 1e9, "rebuild_share": 1.0}
+        config = Config.model_validate({**content, "nightly": nothing_much | nightly})
+        return Job.of(config, Report(io.StringIO()))
+
+
+@pytest.fixture
+def since(index: SmallIndex, tmp_path: Path) -> Since:
+    return Since(index, tmp_path)
+
+
+# Put together
+
+
+def test_a_new_commit_takes_the_old_ones_place_once_its_fate_is_known(since: Since) -> None:
+    items = [
+        observed(since.ledger, "owner/a"),
+        failed(since.ledger, "owner/b", FailureReason.TIMEOUT),
+        failed(since.ledger, "owner/c", FailureReason.UNSUPPORTED),
+        observed(since.ledger, "owner/new"),
+        observed(since.ledger, "owner/left"),
+    ]
+    rows = ["owner/a", "owner/b", "owner/c", "owner/new", "owner/b-again"]
+    found = since.changes(items, rows, removed=["owner/b-again", "owner/nobody"])
+    assert [model.repo for model in found.descriptors.models] == ["owner/a", "owner/new"]
+    assert found.removed == {"owner/a": 0, "owner/b-again": 2, "owner/c": 3}
+    assert set(found.rows) == {(repo, "1") for repo in rows if repo != "owner/b-again"}
+    assert found.base is since.base
+    assert not found.empty
+    streamed = [described.model.repo for described in found.descriptors.stream()]
+    assert streamed == ["owner/a", "owner/new"]
+    assert found.for_writer().gone.tolist() == [0, 2, 3]
+    assert found.for_writer().models["repo"].to_pylist() == ["owner/a", "owner/new"]
+    assert found.for_writer().identities == ["of owner/a", "of owner/new"]
+
+
+def test_what_is_the_same_has_the_same_source(since: Since) -> None:
+    nothing = since.changes()
+    assert nothing.empty
+    assert (nothing.descriptors.models, nothing.removed) == ([], {})
+    removed = since.changes(removed=["owner/a", "owner/c"])
+    assert removed.removed == {"owner/a": 0, "owner/c": 3}
+    assert not removed.empty
+    items = [observed(since.ledger, f"owner/{name}") for name in ("m", "n")]
+    rows = ["owner/m", "owner/n"]
+    added = since.changes(items, rows)
+    assert not added.empty
+    fewer = replace(added, removed={"owner/a": 0})
+    every = [nothing, removed, added, fewer, since.changes(removed=["owner/a"])]
+    assert len({changes.source for changes in every}) == len(every)
+    other_order = replace(removed, removed=dict(reversed(removed.removed.items())))
+    assert other_order.source == removed.source
+
+
+def test_what_a_generation_lacks_of_the_added(since: Since) -> None:
+    items = [observed(since.ledger, "owner/new"), observed(since.ledger, "owner/a")]
+    items.append(observed(since.ledger, "owner/c", sha=HELD[3].sha))
+    receipt = since.ledger.seal(items)
+    found = replace(since.changes(), descriptors=Descriptors(since.store, [receipt], {}, since.ledger.models([receipt])))  # fmt: skip
+    assert found.missing_in(since.base) == [("owner/a", "1"), ("owner/new", "1")]
+
+
+def test_rows_of_the_base_that_are_shared(since: Since) -> None:
+    items = [
+        observed(since.ledger, "new/one", weight_digest="twins"),
+        observed(since.ledger, "new/two", weight_digest=str(HELD[0].digest)),
+        observed(since.ledger, "new/three"),
+    ]
+    found = since.changes(items, ["new/one", "new/two", "new/three"])
+    assert found.known == {"twins": 2, HELD[0].digest: 3}
+
+
+# Drift
+
+
+def test_without_changes_nothing_has_drifted(since: Since) -> None:
+    assert since.drift() == Drift(0, None, FITTED, 0.0, 0.0, 0.0, 0, 0.0)
+
+
+def test_models_that_the_columns_explain_are_predicted_and_others_are_not(since: Since) -> None:
+    good = since.drift([observed(since.ledger, f"good/{i}") for i in range(4)])
+    bad = since.drift([observed(since.ledger, f"bad/{i}", predictable=False) for i in range(4)])
+    assert (good.models, bad.models) == (4, 4)
+    assert good.held_out_rmse is not None
+    assert bad.held_out_rmse is not None
+    assert good.held_out_rmse < 0.5 < 0.9 < bad.held_out_rmse
+    for measured in (good, bad):
+        assert measured.fitted_rmse == FITTED
+        assert measured.held_out == pytest.approx(cast("float", measured.held_out_rmse) / FITTED - 1)
+    # A tenth of each model's entries, of two batches as of one.
+    both = since.drift(
+        [observed(since.ledger, f"good/{i}") for i in range(2)],
+        [observed(since.ledger, f"good/{i}") for i in range(2, 4)],
+    )
+    assert both.held_out_rmse == pytest.approx(good.held_out_rmse)
+    since.completion = replace(since.completion, rmse=0.0)
+    assert since.drift([observed(since.ledger, "good/9")]).held_out == 0.0, "nothing to compare with"
+
+
+def test_copies_and_models_of_one_probe_are_not_predicted(
+    since: Since, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [
+        observed(since.ledger, "new/a"),
+        observed(since.ledger, "new/copy", weight_digest="of new/a", copy_of_repo="new/a", copy_of_sha="1"),
+        observed(since.ledger, "new/single", probes=[3]),
+        observed(since.ledger, "new/two", probes=[3, 9]),
+        observed(since.ledger, "new/b"),
+    ]
+    measured = since.drift(items)
+    assert measured.models == 3
+    # The logits of a copy count once; those with one probe are constant.
+    assert measured.logits == 12
+    assert measured.share == pytest.approx(12 / (12 + since.base.size))
+    monkeypatch.setattr(drift, "_MODELS", 2)
+    assert since.drift([*items]).models == 2
+
+
+def test_temperature_and_background_are_compared_with_the_bases(since: Since) -> None:
+    receipt = since.ledger.seal([observed(since.ledger, f"new/{i}", predictable=False) for i in range(5)])
+    models = since.ledger.models([receipt])
+    described = Descriptors(since.store, [receipt], since.described([receipt]).parts, models)
+    measured = measure_drift(since.base, described, since.completion, COLUMNS, TOP_R)
+    base, basis = since.base, since.base.basis
+    added = np.concatenate([basis.coordinates(item.directions) for item in described.stream()]).astype(float)
+    before = base.whole.coordinates.astype(float)
+    after = np.concatenate([before, added])
+    named = base.background_coordinates.astype(float)
+    rise = naive.sharpness(after, named) / naive.sharpness(before, named) - 1
+    assert measured.temperature == pytest.approx(rise, rel=1e-3)
+    assert abs(rise) > 1e-3
+
+    def moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # No concept is its own rival.
+        scores = np.array(
+            [
+                [naive.score(row, name, named, base.sharpness, [i]) for i, name in enumerate(named)]
+                for row in rows
+            ]
+        )
+        return scores.mean(axis=0), scores.std(axis=0)
+
+    (old, spread), (new, _) = moments(before), moments(after)
+    shift = np.sqrt(np.mean(((new - old) / spread) ** 2))
+    assert measured.background == pytest.approx(shift, rel=1e-3)
+    assert (measured.logits, measured.share) == (20, pytest.approx(20 / (20 + base.size)))
+
+
+# What is decided
+
+
+def test_nothing_is_published_where_nothing_is_new(since: Since) -> None:
+    nothing = since.changes()
+    assert decide(since.job(), nothing) is None
+    removed = since.changes(removed=["owner/a"])
+    assert decide(since.job(), removed) == Decision(False, since.drift(), None)
+    published = Pointer("update", removed.source, "", base="base")
+    assert decide(since.job(), since.changes(removed=["owner/a"], live=published)) is None
+    taken_back = since.changes(live=published)
+    assert decide(since.job(), taken_back) is not None, "an update is live, and nothing of it holds any more"
+
+
+def test_much_is_rebuilt_and_drift_is_told(since: Since, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = since.changes([observed(since.ledger, "owner/new", predictable=False)], ["owner/new"])
+    decided = decide(since.job(max_drift=0.01), found)
+    assert decided is not None
+    assert decided.refit_due is not None
+    assert not decided.rebuild
+    share = decided.drift.share
+    assert (decided.drift.models, decided.drift.logits) == (1, 4)
+    at_the_bound, below_it = (
+        decide(since.job(rebuild_share=bound), found) for bound in (share, share * 0.999)
+    )
+    assert at_the_bound is not None
+    assert below_it is not None
+    assert (at_the_bound.rebuild, below_it.rebuild, at_the_bound.refit_due) == (False, True, None)
+    for most, rebuild in ((4, False), (3, True)):
+        monkeypatch.setattr(decision, "EXACT_LOGITS", most)
+        again = decide(since.job(), found)
+        assert again is not None
+        assert again.rebuild == rebuild
