@@ -15,7 +15,8 @@ from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.publish.release import LiveIndex, release_generation
 from pipelines.quality.failures import FailureCounts
-from probelog.errors import ConflictError, StoreError
+from pipelines.quality.report import last_report
+from probelog.errors import ConflictError, QualityError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import read_pointer
 from probelog.index.settings import GenerationSettings
@@ -23,7 +24,8 @@ from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
 from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
-from tests.support.worlds.small_index import some_settings
+from tests.support.worlds import small_index
+from tests.support.worlds.small_index import MODELS_OF_ALL_SORTS, Model, some_settings
 
 SETTINGS = some_settings(models=3, logits=12, probes=1, sharpness=1.0, rows=0, large=False, middle_offset=0.0)
 
@@ -183,3 +185,74 @@ def test_a_live_generation_that_cannot_be_read_keeps_a_comparison_from_being_mad
     publisher.job = Job(config, publisher.job.store, publisher.job.report)
     assert publisher.release(live).is_new
     assert "the new generation is not compared with the live one" in publisher.out.getvalue()
+
+
+# The quality gate
+
+
+class Gated:
+    """Publishes small indexes through the real gate."""
+
+    def __init__(self, folder: Path, enforce: bool = True) -> None:
+        self.out = io.StringIO()
+        content = {"store": str(folder), "probes": "unused", "quality": {"enforce": enforce}}
+        self.job = Job.of(Config.model_validate(content), Report(self.out))
+        self.index = self.job.store.child("index")
+
+    def live(self, models: tuple[Model, ...], run: FailureCounts) -> LiveIndex:
+        small_index.build(self.index, "live", models, images=False, settings={"run": run.to_dict()})
+        live = LiveIndex.open(self.index)
+        assert live is not None
+        return live
+
+    def release(self, live: LiveIndex | None, run: FailureCounts, **more: Any) -> dict[str, Any]:
+        """Publish the usual models; returns what the gate measured, by name."""
+
+        def build(name: str) -> GenerationSettings:
+            made = small_index.build(self.index, name, images=False, live=False)
+            return Generation(self.index, made.pointer).settings
+
+        release_generation(self.job, live, "source", build, lambda _: None, run, **more)
+        report = last_report(self.job.store)
+        assert report is not None
+        return {item["name"]: item for item in report["measures"]}
+
+
+BAD, GOOD = FailureCounts(100, {"timeout": 60}), FailureCounts(100, {"gated": 3})
+
+
+def test_a_run_is_compared_with_the_one_that_made_what_is_live(tmp_path: Path) -> None:
+    gated = Gated(tmp_path)
+    measures = gated.release(gated.live(MODELS_OF_ALL_SORTS, BAD), BAD)
+    assert (measures["failed: timeout"]["before"], measures["failed: timeout"]["verdict"]) == (0.6, "passed")
+    assert "worse than its limits" not in gated.out.getvalue()
+    measures = Gated(tmp_path / "other").release(None, BAD)
+    assert measures["failed models"]["note"] == "no run to compare with"
+
+
+def test_a_run_that_is_worse_is_published_only_where_limits_are_not_enforced(tmp_path: Path) -> None:
+    strict = Gated(tmp_path)
+    live = strict.live(MODELS_OF_ALL_SORTS, GOOD)
+    with pytest.raises(QualityError, match=r"failed: timeout: 60.0% \(before: 0.0%\)"):
+        strict.release(live, BAD)
+    assert read_pointer(strict.index)[0] == live.pointer
+    assert {name.split("/")[1] for name in strict.index.names("generations")} == {"live"}
+    lenient = Gated(tmp_path, enforce=False)
+    lenient.release(live, BAD)
+    assert (
+        "worse than its limits in failed models, failed: timeout; published all the same, because quality.enforce is "
+        "false\n"
+    ) in lenient.out.getvalue()
+    assert read_pointer(strict.index)[0] != live.pointer
+
+
+def test_the_gate_looks_at_the_models_that_were_added(tmp_path: Path) -> None:
+    gated = Gated(tmp_path, enforce=False)
+    first = MODELS_OF_ALL_SORTS[0]
+    live = gated.live(MODELS_OF_ALL_SORTS[3:], GOOD)
+    new = "new models named as declared"
+    assert gated.release(live, GOOD)[new]["counted"] == 1, "what is new is found by comparing"
+    live = LiveIndex.open(gated.index)
+    assert gated.release(live, GOOD)[new]["counted"] == 0
+    live = LiveIndex.open(gated.index)
+    assert gated.release(live, GOOD, added=[(first.repo, first.sha)])[new]["counted"] == 1
