@@ -259,15 +259,19 @@ def _kill_group(leader: int) -> None:
 
 
 def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations stand and what is imported for them, what forbids assignments, and texts for people: no program
-    does anything else.
+    """Where annotations stand and what is imported for them, what forbids assignments or arguments by position, and texts
+    for people: no program does anything else.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
             yield _span(node.annotation)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns is not None:
-            yield _span(node.returns)
-        elif isinstance(node, ast.keyword) and node.arg in ("frozen", "slots"):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.returns is not None:
+                yield _span(node.returns)
+            for item in node.decorator_list:
+                if ast.unparse(item) == "overload":
+                    yield (item.lineno, 0), (item.lineno + 1, 0)
+        elif isinstance(node, ast.keyword) and node.arg in ("frozen", "slots", "kw_only"):
             yield _span(node.value)
         elif isinstance(node, ast.JoinedStr) or _logs(node) or _for_types(node):
             yield _span(node)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.measure import Measure, least_paired_fall, least_rise, wilson
 from pipelines.quality.report import Verdict, last_report, write_report
 from pipelines.quality.samples import Sampled, draw, hashed
-from probelog.errors import UsageError
+from probelog.errors import SchemaVersionError, UsageError
 from probelog.search.results import Hit
+from probelog.storage.encoding import digest
 from probelog.storage.store import Store
 from tests.support.worlds.small_index import some_settings
 
@@ -245,6 +248,23 @@ def test_failures_that_rise() -> None:
     }
 
 
+def test_failures_are_measured_together_and_by_reason_the_most_frequent_first() -> None:
+    run = FailureCounts(200, {"b": 3, "a": 3, "timeout": 50})
+    measures = failure_measures(run, FailureCounts(100, {"gated": 5, "a": 1}), 0.1)
+    assert [item.name for item in measures] == [
+        "failed models", "failed: timeout", "failed: a", "failed: b", "failed: gated",
+    ]  # fmt: skip
+    assert [item.value for item in measures] == [56 / 200, 50 / 200, 3 / 200, 3 / 200, 0.0]
+    assert [item.before for item in measures] == [0.06, 0.0, 0.01, 0.0, 0.05]
+    assert measures[0].meaning.startswith("Share of the models tried that failed, and by how much")
+    assert "that failed with timeout, and" in measures[1].meaning
+    assert list(measures[1].examples) == ["50 of 200 models, 0 of 100 in the last run"]
+    assert measures[1].worse == least_rise(50, 200, 0, 100)
+    for item in failure_measures(run, None, 0.1) + failure_measures(run, FailureCounts(0), 0.1):
+        assert (item.worse, item.note, item.examples) == (None, "no run to compare with", [])
+    assert failure_measures(FailureCounts(0), None, 0.1)[0].value is None
+
+
 def test_failures_of_few_models_or_of_a_first_run() -> None:
     last = FailureCounts(1000, {"gated": 50})
     assert set(verdicts(FailureCounts(19, {"timeout": 19}), last).values()) == {"not judged"}
@@ -271,6 +291,7 @@ def verdict(name: str, *measures: Measure) -> Verdict:
     return Verdict(name, "before", True, measures, "2026-01-01T00:00:00+00:00", 1.5)
 
 
+GOOD = Measure("good", "meaning", 0.5, 0.1, 0.2, 0.2, 7)
 BAD = Measure("m", "meaning", 0.5, 0.1, 0.3, 0.2, 7, "note", ["<script>alert(1)</script>\x1b[31m"])
 
 
@@ -294,3 +315,44 @@ def test_the_newest_reports_are_kept(tmp_path: Path) -> None:
     newest = last_report(store)
     assert newest is not None
     assert (newest["generation"], newest["passed"], newest["refused"]) == ("032", False, True)
+    assert (newest["version"], newest["enforced"], newest["seconds"], newest["note"]) == (1, True, 1.5, "")
+    (measure,) = newest["measures"]
+    assert (measure["name"], measure["worse"], measure["passed"], measure["verdict"]) == (
+        "m",
+        0.3,
+        False,
+        "failed",
+    )
+
+
+def test_the_newest_report_is_the_last_one_written_whatever_its_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number, name in enumerate(("b", "c", "a")):
+        write_report(store, verdict(name, BAD))
+        for file in (tmp_path / "quality").glob(f"{name}.*"):
+            os.utime(file, (number + 1, number + 1))
+    newest = last_report(store)
+    assert newest is not None
+    assert newest["generation"] == "a"
+    store.write_json("quality/a.json", {**newest, "version": 2})
+    with pytest.raises(SchemaVersionError, match="quality report version 2 is newer"):
+        last_report(store)
+
+
+def test_a_report_names_its_page_by_size_and_digest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    name = write_report(store, verdict("x", BAD))
+    page = store.read(name)
+    assert store.read_json("quality/x.json")["page"] == {"size": len(page), "sha256": digest(page)}
+    assert "50.0" in page.decode()
+    assert "10.0" in page.decode()
+
+
+@pytest.mark.parametrize(("worse", "enforced", "refused"), [(0.2, True, False), (0.3, True, True), (0.3, False, False), (None, True, False)])  # fmt: skip
+def test_a_verdict_refuses_what_exceeds_a_limit_that_is_enforced(
+    worse: float | None, enforced: bool, refused: bool
+) -> None:
+    one = Verdict("x", None, enforced, [GOOD, replace(BAD, worse=worse)], "2026-01-01T00:00:00+00:00", 0.0)
+    assert one.refused == refused
+    assert one.passed == (worse != 0.3)
+    assert one.to_dict()["refused"] == refused

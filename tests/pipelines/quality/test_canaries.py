@@ -1,0 +1,242 @@
+"""The gate's measures over two small generations, of which one was mixed up: what is counted, and by what names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from pipelines.labels.labels import imagenet_lexicon
+from pipelines.quality import agreement
+from pipelines.quality.agreement import Meanings, declared_measures, named, named_measures
+from pipelines.quality.canaries import Canary, first, gone_measure, known_answers, lost_answers
+from pipelines.quality.measure import Measure, least_paired_fall, wilson
+from pipelines.quality.samples import Version, sampled_models
+from probelog.index.generation import Generation
+from probelog.search.results import Hit
+from probelog.storage.store import Store
+from tests.support.worlds.named_world import NAMES, generation, recognised, some_models
+
+MODELS = some_models(30)
+NEW = some_models(6, seed=1, owner="new")
+
+
+@dataclass(frozen=True)
+class Pair:
+    live: Generation
+    same: Generation
+    mixed: Generation
+    """The second half of the models recognise what others declare, the first five are gone, some are new."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    index = Store(tmp_path_factory.mktemp("pair") / "index")
+    others = {model.repo: MODELS[29 - i] if i >= 15 else model for i, model in enumerate([*MODELS])}
+
+    def mixed(model, space, encoder):  # type: ignore[no-untyped-def]
+        return recognised(others.get(model.repo, model), space, encoder)
+
+    return Pair(
+        generation(index, "live", MODELS, live=True),
+        generation(index, "same", MODELS),
+        generation(index, "mixed", [*MODELS[5:], *NEW], describe=mixed),
+    )
+
+
+# Lost answers
+
+
+def asked(live: Generation, candidate: Generation, *names: str, unlike: str = "") -> Measure:
+    return lost_answers(candidate, live, [Canary(name) for name in names], 0.1, unlike)
+
+
+def kept_by_hand(pair: Pair, name: str) -> tuple[int, int]:
+    """Of the live first ten those that count, and those that are lost, where nothing is a copy of anything."""
+    old = {model.repo for model in MODELS[5:]}
+    before = [(hit.repo, hit.logit) for hit in first(pair.live, name, 10)]
+    after = [(hit.repo, hit.logit) for hit in first(pair.mixed, name, 60) if hit.repo in old][:10]
+    counted = [key for key in before if key[0] in old]
+    return len(counted), len([key for key in counted if key not in after])
+
+
+def test_lost_answers_are_those_that_others_of_old_took_the_place_of(pair: Pair) -> None:
+    for name in ("owl", "anchor", "camel"):
+        counted, lost = kept_by_hand(pair, name)
+        found = asked(pair.live, pair.mixed, name)
+        assert (found.counted, found.value) == (counted, lost / counted)
+    names = NAMES[:12]
+    by_hand = [kept_by_hand(pair, name) for name in names]
+    found = asked(pair.live, pair.mixed, *names, names[0])
+    counted, lost = (sum(column) for column in zip(*by_hand, strict=True))
+    assert (found.counted, found.value) == (counted, lost / counted), "a name that is given twice counts once"
+    assert found.worse == found.value
+    assert found.counted >= 50
+    worst = sorted(zip(names, by_hand, strict=True), key=lambda item: (-item[1][1], item[0]))[:8]
+    told = [example.split(":")[0] for example in found.examples]
+    assert told == [name for name, (_, lost) in worst if lost]
+    assert f"lost {worst[0][1][1]} of {worst[0][1][0]}: " in found.examples[0]
+
+
+def test_few_answers_and_other_settings_are_not_judged(pair: Pair) -> None:
+    assert asked(pair.live, pair.same, *NAMES[:5]).worse == 0.0
+    few = asked(pair.live, pair.same, *NAMES[:4])
+    assert (few.worse, few.value, few.note) == (
+        None,
+        0.0,
+        "not judged: 40 answers can be compared, 50 are needed",
+    )
+    other = asked(pair.live, pair.mixed, *NAMES[:9], unlike="fraction")
+    assert other.worse is None
+    assert other.value is not None
+    assert other.note == "not judged: made with other settings (fraction)"
+    none = lost_answers(pair.same, None, [Canary("owl")], 0.1, "")
+    assert (none.value, none.counted, none.note) == (None, 0, "there is no live generation to compare with")
+    assert asked(pair.live, pair.same).value is None
+
+
+# Known answers
+
+
+def test_known_answers_are_looked_for_in_both_generations(pair: Pair) -> None:
+    moved, stayed, gone = MODELS[20], MODELS[8], MODELS[0]
+    hits = [(hit.repo, hit.logit) for hit in first(pair.mixed, moved.labels[0], 10)]
+    assert (moved.repo, 0) not in hits
+    canaries = [
+        Canary(moved.labels[0], f"{moved.repo}#0"),
+        Canary(stayed.labels[1], f"{stayed.repo}#{stayed.labels[1].upper()}"),
+        Canary(gone.labels[0], f"{gone.repo}#0"),
+        Canary("owl"),
+    ]
+    found = known_answers(pair.mixed, pair.live, canaries, 0.2)
+    assert (found.value, found.before, found.counted, found.worse) == (0.5, 0.0, 2, 0.5)
+    assert list(found.examples) == [f"{moved.labels[0]}: {moved.repo}#0"]
+    assert found.note == f"not in the index, so not asked: {gone.repo}#0"
+    assert not found.passed
+    assert known_answers(pair.live, None, canaries, 0.2).before is None
+    wrong = [Canary(stayed.labels[1], f"{stayed.repo}#{place}") for place in ("0", "9", "no such label")]
+    assert known_answers(pair.mixed, pair.live, wrong, 0.2).value == 1.0
+    nothing = known_answers(pair.mixed, pair.live, [Canary("owl")], 0.2)
+    assert (nothing.value, nothing.worse, nothing.counted) == (None, None, 0)
+    assert nothing.note == "no canary with a known answer"
+
+
+# Gone
+
+
+def test_models_that_are_gone_are_counted(pair: Pair) -> None:
+    found = gone_measure(pair.mixed, pair.live, 0.1)
+    assert (found.value, found.counted) == (5 / 30, 30)
+    assert found.worse == wilson(5, 30)[0]
+    assert set(found.examples) == {model.repo for model in MODELS[:5]}
+    assert gone_measure(pair.same, pair.live, 0.1).value == 0
+    assert gone_measure(pair.same, None, 0.1).note == "there is no live generation to compare with"
+
+
+# Declared labels
+
+
+def test_the_first_answers_to_declared_names(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    top, ten = declared_measures(pair.mixed, pair.live, 0.1)
+    assert (top.name, ten.name) == ("declared, first answer", "declared, first ten answers")
+    # Names that only models that left declare are not asked.
+    shared = [label for model in MODELS[5:] for label in model.labels]
+    names = sorted({label for label in shared if shared.count(label) > 1})
+    before, after = (
+        [means(name, first(which, name, 10)[:1]) for name in names] for which in (pair.live, pair.mixed)
+    )
+    assert (top.counted, top.before, top.value) == (len(names), np.mean(before), np.mean(after))
+    assert top.value < 0.9 < top.before
+    assert (ten.before, ten.value) == (
+        1.0,
+        np.mean([means(name, first(pair.mixed, name, 10)) for name in names]),
+    )
+    lost = sum(was and not is_ for was, is_ in zip(before, after, strict=True))
+    assert top.worse == least_paired_fall(lost, lost - sum(before) + sum(after), len(names))
+    assert len(top.examples) == min(lost, 8)
+    assert " first was " in top.examples[0]
+    alone = declared_measures(pair.live, None, 0.1)[0]
+    assert (alone.before, alone.worse) == (None, None)
+    assert alone.value is not None
+    assert alone.value > 0.9
+    monkeypatch.setattr(agreement, "names_in", lambda _: [])
+    none = declared_measures(pair.mixed, pair.live, 0.1)[0]
+    assert (none.value, none.before, none.counted) == (None, None, 0)
+    assert none.note == "no name is declared by two logits of the models sampled"
+
+
+def same(one: str, other: str) -> bool:
+    lexicon = imagenet_lexicon()
+    return lexicon.meaning([one]).matches(lexicon.meaning([other]))
+
+
+def means(name: str, hits: list[Hit]) -> bool:
+    """Whether one of some answers is declared as what was asked for."""
+    return any(same(name, hit.label) for hit in hits)
+
+
+def by_hand(which: Generation, repo: str) -> tuple[int, int]:
+    """How many of a model's logits can be judged, and how many are named as they are declared."""
+    row = which.model(repo)
+    logits = which.logits(np.arange(row["first_row"], row["first_row"] + row["rows"]))
+    told, _ = which.names(logits, 10)
+    labels = row["labels"]
+    judged = [
+        place for place, label in enumerate(labels) if any(same(label, name) for name in which.background)
+    ]
+    return len(judged), sum(any(same(labels[place], name) for name in told[place]) for place in judged)
+
+
+def test_a_models_logits_are_named_from_the_background(pair: Pair) -> None:
+    known = Meanings(pair.mixed.background, imagenet_lexicon())
+    seen = 0
+    for model in sampled_models(pair.mixed, 100):
+        judged, right = by_hand(pair.mixed, model.repo)
+        found = named(pair.mixed, model, known)
+        if not judged:
+            assert found is None
+            continue
+        assert found is not None
+        assert (found.judged, found.right) == (judged, right)
+        assert bool(found.example) == (right < judged)
+        seen += right < judged
+    assert seen > 3
+    unlabelled = replace(sampled_models(pair.mixed, 100)[0], labels=[])
+    assert named(pair.mixed, unlabelled, known) is None
+
+
+def test_models_of_both_generations_and_new_ones_count_as_one_each(pair: Pair) -> None:
+    added: list[Version] = [(model.repo, model.sha) for model in NEW]
+    kept, new = named_measures(pair.mixed, pair.live, added, 0.1, 0.2)
+
+    def share(which: Generation, repo: str) -> float | None:
+        judged, right = by_hand(which, repo)
+        return right / judged if judged else None
+
+    pairs = [(share(pair.live, model.repo), share(pair.mixed, model.repo)) for model in MODELS[5:]]
+    judged = [(before, after) for before, after in pairs if before is not None and after is not None]
+    assert kept.counted == len(judged)
+    assert kept.before == pytest.approx(np.mean([before for before, _ in judged]))
+    assert kept.value == pytest.approx(np.mean([after for _, after in judged]))
+    lost = sum(max(0.0, before - after) for before, after in judged)
+    gained = sum(max(0.0, after - before) for before, after in judged)
+    assert kept.worse == pytest.approx(least_paired_fall(lost, gained, len(judged)))
+    assert len(kept.examples) == min(8, len([1 for before, after in judged if before > after]))
+    assert (kept.limit, new.limit) == (0.1, 0.2)
+    shares = [value for model in NEW if (value := share(pair.mixed, model.repo)) is not None]
+    assert (new.counted, new.value) == (len(shares), pytest.approx(np.mean(shares)))
+    assert new.before == kept.value
+    some = named_measures(pair.mixed, pair.live, added[:2], 0.1, 0.2)[1]
+    assert some.counted == len([1 for model in NEW[:2] if share(pair.mixed, model.repo) is not None])
+    alone, nothing = named_measures(pair.live, None, [], 0.1, 0.2)
+    assert (alone.before, alone.worse, nothing.counted, nothing.worse) == (None, None, 0, None)
+    assert alone.value is not None
+    assert alone.note == "there is no live generation to compare with"
+    assert nothing.note == "there is no live generation: all models are new"
+
+
+def test_so_many_models_and_each_weights_once_are_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "_NAMED_MODELS", 3)
+    kept, _ = named_measures(pair.same, pair.live, [], 0.1, 0.2)
+    assert kept.counted == 3
