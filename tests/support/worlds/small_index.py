@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -142,12 +142,13 @@ def build(
     describe: Describe | None = None,
     like: SmallIndex | None = None,
     tamper: Callable[[LogitBatch], LogitBatch] = lambda batch: batch,
+    further: Mapping[str, bytes] | None = None,
 ) -> SmallIndex:
     """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
 
     A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
     directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
-    ``tamper`` changes what is written, not what is returned.
+    ``tamper`` changes what is written, not what is returned. ``further`` goes into the ``meta`` table.
     """
     if files is None:
         from tests.support.worlds import tiny_encoders
@@ -235,6 +236,7 @@ def build(
         "text_encoder.onnx": files.onnx,
         "tokenizer.json": files.tokenizer_json.encode(),
         **written.meta,
+        **(further or {}),
     }
     if images:
         meta["image_encoder.onnx"] = tiny_encoders.image_files(kind).onnx
