@@ -259,8 +259,8 @@ def _kill_group(leader: int) -> None:
 
 
 def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations stand and what is imported for them, what forbids assignments or arguments by position, and texts
-    for people: no program does anything else.
+    """Where annotations stand and what is imported for them, what only forbids mistakes, and texts for people: no program
+    does anything else.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
@@ -271,10 +271,15 @@ def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]
             for item in node.decorator_list:
                 if ast.unparse(item) == "overload":
                     yield (item.lineno, 0), (item.lineno + 1, 0)
-        elif isinstance(node, ast.keyword) and node.arg in ("frozen", "slots", "kw_only"):
+        elif isinstance(node, ast.keyword) and _forbids(node):
             yield _span(node.value)
         elif isinstance(node, ast.JoinedStr) or _logs(node) or _for_types(node):
             yield _span(node)
+
+
+def _forbids(node: ast.keyword) -> bool:
+    # `zip(..., strict=True)` is an assertion: that its columns are equally long.
+    return node.arg in ("frozen", "slots", "kw_only") or ast.unparse(node) == "strict=True"
 
 
 def _logs(node: ast.AST) -> TypeGuard[ast.expr]:

@@ -37,6 +37,23 @@ def test_annotations_and_docstrings_are_no_places_for_mutants(tmp_path: Path) ->
     ]
 
 
+def test_what_only_forbids_mistakes_is_no_place_for_mutants(tmp_path: Path) -> None:
+    lines = [
+        "if TYPE_CHECKING:",
+        "    from x import y",
+        "@dataclass(frozen=True, kw_only=True)",
+        "class A:",
+        "    @overload",
+        "    def f(self): ...",
+        "pairs = zip(a, b, strict=True)",
+        "other = zip(a, b, strict=False)",
+    ]
+    (tmp_path / "module.py").write_text("\n".join(lines) + "\n")
+    assert sorted({site.line for site in sites("module.py", tmp_path)}) == [3, 8], (
+        "a decorator may be left out"
+    )
+
+
 def test_modules_and_tests_of_the_configuration_exist() -> None:
     for module, tests in modules().items():
         assert (CHECKOUT / module).is_file(), module
