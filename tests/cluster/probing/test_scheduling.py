@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -284,6 +285,56 @@ def test_suspects_get_their_turn_while_there_is_other_work() -> None:
     assert found[place].reason is FailureReason.CRASHED_WORKER
     assert place < 100
     assert len(found) == len(source)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that the scheduler does in its thread."""
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(("workers", "dry"), [(9, 2), (4, 1), (3, 1)])
+def test_a_quarter_of_the_workers_run_dry_for_suspects_and_one_at_least(workers: int, dry: int) -> None:
+    farm = Farm(answering=lambda item, worker: None)
+    found: list[ItemOutcome[str]] = []
+    running = farm.scheduler(workers).run(items(60))
+    thread = threading.Thread(target=lambda: found.extend(running))
+    thread.start()
+    until(lambda: len(farm.order) == 2 * workers)
+    first, second, *others = [*farm.made]
+    farm.hold_starts = True  # those that take the places of the dead do not come yet
+    suspects = {*first.held, *second.held} if workers > 3 else {*first.held}
+    first.die()
+    if workers > 3:
+        second.die()
+    else:
+        others.append(second)
+    until(lambda: len(farm.made) == workers + (2 if workers > 3 else 1))
+    # Those that ran dry come before the first that gets something new.
+    for worker in others[: dry + 1]:
+        worker.say(next(iter(worker.held)))
+    until(lambda: len(others[dry].given) == 3)
+    assert [len(worker.given) for worker in others[:dry]] == [2] * dry
+    assert others[dry].given[2] not in suspects
+    others[0].say(next(iter(others[0].held)))
+    until(lambda: len(others[0].given) == 3)
+    assert others[0].given[2] in suspects
+    together = 0
+    while thread.is_alive():
+        for start in [*farm.starts]:
+            if not start.answer.done():
+                start.answer.set_result(None)
+        for worker in [*farm.made]:
+            held = [*worker.held]
+            together = max(together, len(held) if suspects & {*held} else 0)
+            for item in held:
+                worker.say(item)
+        thread.join(0.001)
+    assert together <= 1, "a suspect has a worker for itself"
+    assert sorted(outcome.item for outcome in found) == sorted(items(60))
+    assert {outcome.attempts for outcome in found if outcome.item in suspects} == {2}
 
 
 def test_a_worker_is_replaced_after_so_many_items() -> None:

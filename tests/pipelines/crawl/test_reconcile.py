@@ -106,6 +106,7 @@ def test_a_gated_repository_stays_if_the_token_opens_it(hub: LiveHub, tmp_path: 
     hub.faults.spoil("/owner/model-2/resolve/", faults.answer(503))
     found = compare(hub, tmp_path, indexed)
     assert reasons(found) == {"model-3": RemovalReason.GATED}
+    assert [*found.unconfirmed] == ["owner/model-2"]
     assert "503" in found.unconfirmed["owner/model-2"]
     assert {request.headers["authorization"] for request in hub.faults.requests} == {"Bearer hf_of-a-test"}
 

@@ -65,6 +65,8 @@ def test_swap_takes_only_what_was_expected(store: Store) -> None:
     assert store.read("pointer") == b"2"
     with pytest.raises(ConflictError):
         store.swap("missing", b"1", b"0")
+    store.swap("in/folders/of-its-own", b"1", None)
+    assert store.read("in/folders/of-its-own") == b"1"
 
 
 def test_of_many_swaps_one_wins(store: Store) -> None:
