@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import probelog
 from pipelines.complete.descriptors import Descriptors
 from pipelines.complete.record import CompletionRecord, measure_file, write_record
 from pipelines.config.model import Config
@@ -23,14 +24,15 @@ from pipelines.nightly.drift import Drift, measure_drift
 from pipelines.nightly.probing import ProbedChanges
 from pipelines.nightly.record import NightlyFiles, NightlyRecord
 from pipelines.nightly.start import FailedVersions, NightlyStart
-from pipelines.nightly.update import ChangesSinceBase, changes_since_base
+from pipelines.nightly.update import ChangesSinceBase, changes_since_base, publish_update
 from pipelines.probe.stage import ProbeResult
 from pipelines.publish.release import LiveIndex
 from pipelines.quality.failures import FailureCounts
+from pipelines.quality.report import last_report
 from probelog.completion.descriptors import describe
-from probelog.errors import FailureReason
+from probelog.errors import ConflictError, FailureReason
 from probelog.index.generation import Generation
-from probelog.index.pointer import Pointer
+from probelog.index.pointer import Pointer, read_pointer
 from probelog.ranking.matched_heads import HeadSpace
 from probelog.storage.encoding import digest, npy
 from probelog.storage.ledger import ItemResult, Ledger, Receipt, item_key, observed_models
@@ -322,3 +324,82 @@ def test_much_is_rebuilt_and_drift_is_told(since: Since, monkeypatch: pytest.Mon
         again = decide(since.job(), found)
         assert again is not None
         assert again.rebuild == rebuild
+
+
+# What is published
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Since:
+    """The base lies in the job's own store."""
+    index = build(Store(tmp_path).child("index"), "base", HELD, "clip", images=False, probes=PROBES)
+    return Since(index, tmp_path)
+
+
+def test_an_update_holds_what_was_added_and_not_what_was_removed(published: Since) -> None:
+    since = published
+    items = [
+        observed(since.ledger, "owner/new"),
+        observed(since.ledger, "owner/new-copy", weight_digest="of owner/new"),
+        observed(since.ledger, "owner/a"),
+        failed(since.ledger, "owner/b", FailureReason.UNSUPPORTED),
+    ]
+    rows = ["owner/new", "owner/new-copy", "owner/a", "owner/b"]
+    found = since.changes(items, rows, removed=["owner/c"])
+    found = replace(
+        found, hub=replace(found.hub, record=replace(found.hub.record, watermark="2026-01-01T05:00:00"))
+    )
+    job, run, steps = since.job(), FailureCounts(4, {"unsupported": 1}), []
+    job.config.quality.__dict__["enforce"] = False
+    decided = decide(job, found)
+    assert decided is not None
+    added = found.missing_in(since.base)
+    done = publish_update(job, found, run, decided.drift, added, lambda: steps.append("allowed"))
+    assert steps == ["allowed"]
+    assert done.fresh
+    pointer = read_pointer(job.store.child("index"))[0]
+    assert (pointer, pointer.base, pointer.source) == (done.pointer, "base", found.source)
+    update = Generation(job.store.child("index"), pointer)
+    settings = update.settings
+    assert (settings.folded_in, settings.watermark, settings.night) == (
+        "more",
+        "2026-01-01T05:00:00",
+        found.start.at,
+    )
+    assert (settings.run, settings.drift) == (run.to_dict(), decided.drift.facts())
+    assert (settings.added, settings.gone) == (3, 3)
+    held = {(row["repo"], row["sha"]) for row in update.models_table(["repo", "sha"]).to_pylist()}
+    assert held == {
+        ("owner/new", "1"),
+        ("owner/new-copy", "1"),
+        ("owner/a", "1"),
+        (HELD[2].repo, HELD[2].sha),
+    }
+    assert (settings.models, done.models) == (4, 4)
+    assert settings.logits == done.logits == 4 + 4 + 4 + 2
+    assert len(update.recent) == 8, "copies share their logits"
+    index = probelog.Index(job.store.child("index"), pinned=update)
+    assert index.show("owner/new").same_weights == ["owner/new-copy"]
+    report = last_report(job.store)
+    assert report is not None
+    assert (report["generation"], report["live"]) == (pointer.generation, "base")
+    again = since.changes(items, rows, removed=["owner/c"], live=pointer)
+    assert decide(job, again) is None, "it is live already"
+
+
+def test_an_update_is_not_published_once_another_run_is_at_work(published: Since) -> None:
+    since = published
+    found = since.changes([observed(since.ledger, "owner/new")], ["owner/new"])
+    decided = decide(since.job(), found)
+    assert decided is not None
+
+    def lost() -> None:
+        raise ConflictError("taken")
+
+    job = since.job()
+    job.config.quality.__dict__["enforce"] = False
+    with pytest.raises(ConflictError, match="taken"):
+        publish_update(job, found, FailureCounts(1), decided.drift, [("owner/new", "1")], lost)
+    index = job.store.child("index")
+    assert read_pointer(index)[0].generation == "base"
+    assert {name.split("/")[1] for name in index.names("generations")} == {"base"}

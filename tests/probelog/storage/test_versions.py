@@ -176,3 +176,36 @@ def test_every_reader_refuses_what_has_no_version(
     monkeypatch.setitem(NEWER_RECORD, "version", None)
     with pytest.raises(StoreError, match="is damaged"):
         read(Store(tmp_path))
+
+
+def test_what_is_known_is_read_and_what_is_newer_is_not() -> None:
+    assert [check_version(version, 3, "here", "thing") for version in (0, 2, 3)] == [0, 2, 3]
+    with pytest.raises(
+        SchemaVersionError, match=r"here: thing version 4 is newer than this ProbeLog knows \(3\)"
+    ):
+        check_version(4, 3, "here", "thing")
+    for none in (None, "3", 3.0, True):
+        with pytest.raises(StoreError, match=r"here is damaged: .* is not the version of a thing"):
+            check_version(none, 3, "here", "thing")
+
+
+def test_a_table_of_another_kind_is_named() -> None:
+    fields = [pa.field("a", pa.int32())]
+
+    def schema(name: bytes | None, version: bytes | None) -> pa.Schema:
+        metadata = {NAME_KEY: name, VERSION_KEY: version}
+        return pa.schema(
+            fields, metadata={key: value for key, value in metadata.items() if value is not None}
+        )
+
+    wanted = schema(b"apples", b"2")
+    for known in (b"1", b"2"):
+        check_schema(schema(b"apples", known), wanted, "here")
+    check_schema(schema(b"apples", None), wanted, "here")
+    with pytest.raises(SchemaVersionError, match="here: apples version 3 is newer"):
+        check_schema(schema(b"apples", b"3"), wanted, "here")
+    with pytest.raises(StoreError, match="here: expected apples rows, found pears"):
+        check_schema(schema(b"pears", b"2"), wanted, "here")
+    for nameless in (schema(None, b"2"), pa.schema(fields)):
+        with pytest.raises(StoreError, match="here: expected apples rows, found something else"):
+            check_schema(nameless, wanted, "here")
