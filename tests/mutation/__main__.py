@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 
 from tests.mutation.run import BOUND, Mutant, Verdict, judge, modules, sample, sites, temporary_copy
 from tests.support.paths import CHECKOUT
@@ -37,19 +37,20 @@ def main() -> int:
     ]
     if not chosen:
         parser.error(f"no module of config.toml is called {', '.join(asked)}")
-    picked = [site for name in chosen for site in sample(sites(name), options.sample, options.seed)]
-    if options.line:
-        picked = [site for site in picked if options.line[0] <= site.line <= options.line[1]]
-    verdicts: dict[str, Counter[Verdict]] = defaultdict(Counter)
+    rows = []
     with temporary_copy() as root:
-        for mutant, verdict in judge(picked, root):
-            verdicts[mutant.module][verdict] += 1
-            _report(mutant, verdict)
-    rows = [_row(name, counts, options.sample, options.seed) for name, counts in verdicts.items()]
-    for row in rows:
-        print(*row, sep=",")
-    if not options.no_table and not options.line:
-        _write(rows)
+        for name in chosen:
+            picked = sample(sites(name), options.sample, options.seed)
+            if options.line:
+                picked = [site for site in picked if options.line[0] <= site.line <= options.line[1]]
+            counts: Counter[Verdict] = Counter()
+            for mutant, verdict in judge(picked, root):
+                counts[verdict] += 1
+                _report(mutant, verdict)
+            rows.append(_row(name, counts, options.sample, options.seed))
+            print(*rows[-1], sep=",", flush=True)
+            if not options.no_table and not options.line:
+                _write(rows[-1])
     return int(any(float(row[COLUMNS.index("score")]) < BOUND for row in rows))
 
 
@@ -66,13 +67,13 @@ def _row(module: str, counts: Counter[Verdict], sampled: int | None, seed: int) 
     return (module, *map(str, numbers), score, "" if sampled is None else str(seed))
 
 
-def _write(rows: list[tuple[str, ...]]) -> None:
-    """Replace the rows of the modules that were judged now."""
+def _write(row: tuple[str, ...]) -> None:
+    """Replace the row of a module that was judged now."""
     table = {}
     if TABLE.exists():
         with TABLE.open(newline="") as file:
-            table = {row[0]: tuple(row) for row in list(csv.reader(file))[1:]}
-    table |= {row[0]: row for row in rows}
+            table = {known[0]: tuple(known) for known in list(csv.reader(file))[1:]}
+    table[row[0]] = row
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS, *(table[name] for name in sorted(table))])

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -35,7 +35,10 @@ BOUND = 0.85
 Verdict = Literal["killed", "timed out", "survived", "accepted"]
 
 # Imported before the first fork. Libraries that start threads when they are imported are not among them.
-_LIBRARIES = ("numpy", "scipy.linalg", "pyarrow.parquet", "httpx", "hypothesis", "pytest")
+_LIBRARIES = (
+    *("numpy", "scipy.linalg", "pyarrow.parquet", "pydantic", "PIL.Image", "jinja2"),
+    *("httpx", "starlette.applications", "uvicorn", "boto3", "ray", "typer", "hypothesis", "pytest"),
+)
 # A mutant that runs in circles is noticed by its time; busy machines get some room.
 _LIMIT_FACTOR, _LIMIT_FLOOR = 5.0, 8.0
 _LEFT_OUT = (
@@ -83,7 +86,17 @@ class Accepted:
 
 def modules() -> dict[str, list[str]]:
     """The modules that are judged, and the tests of each."""
-    return dict(tomllib.loads((HERE / "config.toml").read_text())["modules"])
+    return dict(_config()["modules"])
+
+
+def fast_modules() -> list[str]:
+    """Those whose tests take seconds."""
+    slow = {*_config()["slow"]}
+    return sorted(name for name, tests in modules().items() if slow.isdisjoint(tests))
+
+
+def _config() -> dict[str, Any]:
+    return tomllib.loads((HERE / "config.toml").read_text())
 
 
 def accepted() -> list[Accepted]:
