@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.config.model import Quality
 from pipelines.labels.labels import imagenet_lexicon
 from pipelines.quality import agreement
 from pipelines.quality.agreement import Meanings, declared_measures, named, named_measures
-from pipelines.quality.canaries import Canary, first, gone_measure, known_answers, lost_answers
-from pipelines.quality.measure import Measure, least_paired_fall, wilson
-from pipelines.quality.samples import Version, sampled_models
+from pipelines.quality.canaries import (
+    Canary,
+    background_canaries,
+    first,
+    gone_measure,
+    known_answers,
+    lost_answers,
+)
+from pipelines.quality.failures import FailureCounts
+from pipelines.quality.gate import changed_settings, measure, run_quality_gate
+from pipelines.quality.measure import Measure, least_paired_fall, least_rise, wilson
+from pipelines.quality.report import last_report
+from pipelines.quality.samples import Version, added_versions, draw, rows_of, sampled_models
+from probelog.errors import QualityError, StoreError
 from probelog.index.generation import Generation
 from probelog.search.results import Hit
 from probelog.storage.store import Store
 from tests.support.worlds.named_world import NAMES, generation, recognised, some_models
+from tests.support.worlds.small_index import build
 
 MODELS = some_models(30)
 NEW = some_models(6, seed=1, owner="new")
@@ -43,6 +58,20 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         generation(index, "same", MODELS),
         generation(index, "mixed", [*MODELS[5:], *NEW], describe=mixed),
     )
+
+
+def test_samples_are_drawn_by_hash(pair: Pair) -> None:
+    repos = [model.repo for model in MODELS]
+    assert [row.repo for row in sampled_models(pair.live, 1000)] == sorted(repos)
+    for count in (3, 7, 14, 15, 29):
+        assert [row.repo for row in sampled_models(pair.live, count)] == sorted(draw(repos, count))
+    (row,) = rows_of(pair.live, ["old/it's", "old/\x00", "nobody/there", repos[4]])
+    model = MODELS[4]
+    assert (row.version, row.labels, row.rows) == ((model.repo, model.sha), list(model.labels), 4)
+    assert (row.weight_digest, row.weights, row.first_row) == (model.digest, 4, 16)
+    left = {(model.repo, model.sha) for model in MODELS[:5]}
+    assert added_versions(pair.live, pair.mixed) == sorted(left)
+    assert added_versions(pair.mixed, pair.live) == sorted((model.repo, model.sha) for model in NEW)
 
 
 # Lost answers
@@ -240,3 +269,105 @@ def test_so_many_models_and_each_weights_once_are_named(pair: Pair, monkeypatch:
     monkeypatch.setattr(agreement, "_NAMED_MODELS", 3)
     kept, _ = named_measures(pair.same, pair.live, [], 0.1, 0.2)
     assert kept.counted == 3
+
+
+# The gate
+
+
+USUAL = FailureCounts(100, {"gated": 3})
+BAD = FailureCounts(100, {"timeout": 60, "gated": 3})
+LIMITS: dict[str, Any] = {
+    "max_lost": 0.11,
+    "max_known_missed": 0.12,
+    "max_agreement_fall": 0.13,
+    "max_new_agreement_fall": 0.14,
+    "max_gone": 0.15,
+    "max_failure_rise": 0.16,
+}
+
+
+def test_every_measure_has_its_own_limit(pair: Pair) -> None:
+    canaries = [f"{MODELS[8].labels[0]}\t{MODELS[8].repo}#0", "camel"]
+    quality = Quality(**LIMITS, canaries=canaries, background_canaries=7)
+    measures = measure(pair.mixed, pair.live, BAD, USUAL, quality)
+    assert [(item.name, item.limit) for item in measures] == [
+        ("lost answers", 0.11),
+        ("known answers missed", 0.12),
+        ("declared, first answer", 0.13),
+        ("declared, first ten answers", 0.13),
+        ("models named as declared", 0.13),
+        ("new models named as declared", 0.14),
+        ("models gone", 0.15),
+        ("failed models", 0.16),
+        ("failed: timeout", 0.16),
+        ("failed: gated", 0.16),
+    ]
+    asked_names = [canary.name for canary in background_canaries(pair.mixed.background, 7)]
+    names = {MODELS[8].labels[0], "camel", *asked_names}
+    assert measures[0].counted == sum(kept_by_hand(pair, name)[0] for name in names)
+    assert measures[5].counted > 0, "what is new is found by comparing"
+    assert measure(pair.mixed, pair.live, BAD, USUAL, quality, [])[5].counted == 0
+    assert measure(pair.mixed, None, BAD, None, quality)[5].counted == 0
+
+
+def test_other_settings_are_named(pair: Pair, tmp_path: Path) -> None:
+    assert changed_settings(pair.same, pair.live) == []
+    other = generation(
+        Store(tmp_path),
+        "other",
+        MODELS[:2],
+        settings={"fraction": 0.5, "seed": 9, "rank": 7, "listed": "2027"},
+    )
+    assert changed_settings(other, pair.live) == ["fraction", "seed"]
+    names = build(Store(tmp_path), "names", MODELS[:2], images=False, live=False, names=NAMES[1::2])
+    assert changed_settings(Generation(names.store, names.pointer), pair.live) == ["background"]
+
+
+def test_the_gate_refuses_what_is_worse_and_says_how_much(pair: Pair, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    strict, lenient = Quality(**LIMITS), Quality(**LIMITS, enforce=False)
+    with pytest.raises(QualityError) as refused:
+        run_quality_gate(store, pair.mixed, pair.live, BAD, USUAL, strict)
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "generation mixed was not published: it is worse than the live one allows"
+    assert lines[-2] == f"The report is {store.path('quality/mixed.html')}"
+    worse = least_rise(60, 100, 0, 100)
+    assert (
+        f"  - failed: timeout: 60.0% (before: 0.0%), worse by at least {worse:.1%}, allowed are 16.0%"
+        in lines
+    )
+    report = last_report(store)
+    assert report is not None
+    failed = {item["name"] for item in report["measures"] if not item["passed"]}
+    assert {"lost answers", "failed models", "failed: timeout"} <= failed
+    assert len([line for line in lines if line.startswith("  - ")]) == len(failed)
+    assert (report["generation"], report["live"], report["refused"], report["note"]) == (
+        "mixed",
+        "live",
+        True,
+        "",
+    )
+    verdict = run_quality_gate(store, pair.mixed, pair.live, BAD, USUAL, lenient)
+    assert (verdict.passed, verdict.refused, {item.name for item in verdict.failed}) == (False, False, failed)
+    sound = run_quality_gate(store, pair.same, pair.live, USUAL, USUAL, strict)
+    assert (sound.passed, sound.generation, sound.live, sound.enforced) == (True, "same", "live", True)
+    assert 0 <= sound.seconds < 600
+
+
+def test_a_live_generation_that_cannot_be_asked(pair: Pair, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    index = store.child("index")
+    live = generation(index, "live", MODELS[:4], live=True)
+    candidate = generation(index, "candidate", MODELS[:4])
+    index.delete_folder("generations/live/logits.lance")
+    with pytest.raises(StoreError, match="cannot be read"):
+        run_quality_gate(store, candidate, live, USUAL, USUAL, Quality())
+    verdict = run_quality_gate(store, candidate, live, USUAL, BAD, Quality(enforce=False))
+    assert verdict.live is None
+    assert verdict.note.startswith("The live generation live could not be compared with: ")
+    assert next(item for item in verdict.measures if item.name == "failed models").before == 0.63
+    index.delete_folder("generations/candidate/logits.lance")
+    broken = Generation(index, candidate.pointer)
+    for enforce in (True, False):
+        with pytest.raises(StoreError, match="cannot be read"):
+            run_quality_gate(store, broken, None, USUAL, None, Quality(enforce=enforce))

@@ -38,6 +38,7 @@ def test_wilson_as_published() -> None:
 
 def test_wilson_at_the_ends() -> None:
     """A limit of nothing must not be exceeded by rounding."""
+    assert wilson(0, 0) == (0.0, 1.0), "nothing is known of a share of nothing"
     for count in range(1, 1000):
         assert wilson(0, count)[0] == 0
         assert wilson(count, count)[1] == 1

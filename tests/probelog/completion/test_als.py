@@ -218,6 +218,10 @@ def test_held_out_error_counts_what_it_says() -> None:
     assert error.top_rmse == pytest.approx(np.sqrt(np.square(values[np.stack(top)]).mean()), rel=1e-5)
     assert error.top_rmse > error.rmse
     assert (error + error).rmse == pytest.approx(error.rmse)
+    one = als.held_out_error(block, held, factors, columns, top_share=0.001)
+    assert one.top_entries == sum(row[held].max() == row.max() for row in block.values), (
+        "one a row at the least"
+    )
     assert np.isnan(HeldOutError(0.0, 0, 0.0, 0).rmse)
 
 
