@@ -79,7 +79,7 @@ def test_few_never_refuse() -> None:
     """Three of three are chance as often as not."""
     assert least_paired_fall(3, 0, 3) < 0
     assert least_rise(2, 2, 30, 100) < 0.1
-    assert least_rise(0, 0, 1, 10) == least_paired_fall(0, 0, 0) == -1
+    assert least_rise(0, 0, 1, 10) == least_rise(1, 10, 0, 0) == least_paired_fall(0, 0, 0) == -1
 
 
 def test_many_do() -> None:
