@@ -17,7 +17,7 @@ from pipelines.complete.record import CompletionRecord, measure_file, write_reco
 from pipelines.config.model import Config
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from pipelines.nightly import decision, drift
+from pipelines.nightly import decision, drift, rebuild
 from pipelines.nightly.changes import HubChanges
 from pipelines.nightly.decision import Decision, decide
 from pipelines.nightly.drift import Drift, measure_drift
@@ -40,7 +40,7 @@ from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import Part, part_bytes
 from probelog.storage.schemas import DESCRIPTORS, CatalogueRow, Failure
 from probelog.storage.store import Store
-from tests.support.worlds import naive
+from tests.support.worlds import naive, tiny_encoders
 from tests.support.worlds.probed_models import probed_model
 from tests.support.worlds.small_index import Model, SmallIndex, build
 
@@ -319,11 +319,11 @@ def test_much_is_rebuilt_and_drift_is_told(since: Since, monkeypatch: pytest.Mon
     assert at_the_bound is not None
     assert below_it is not None
     assert (at_the_bound.rebuild, below_it.rebuild, at_the_bound.refit_due) == (False, True, None)
-    for most, rebuild in ((4, False), (3, True)):
+    for most, expected in ((4, False), (3, True)):
         monkeypatch.setattr(decision, "EXACT_LOGITS", most)
         again = decide(since.job(), found)
         assert again is not None
-        assert again.rebuild == rebuild
+        assert again.rebuild == expected
 
 
 # What is published
@@ -403,3 +403,54 @@ def test_an_update_is_not_published_once_another_run_is_at_work(published: Since
     index = job.store.child("index")
     assert read_pointer(index)[0].generation == "base"
     assert {name.split("/")[1] for name in index.names("generations")} == {"base"}
+
+
+def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
+    since: Since, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    further: dict[str, Any] = {}
+    live = LiveIndex(since.base.pointer, since.base)
+    result = live.unchanged()
+
+    def publish(*values: Any, **named: Any) -> Any:
+        given.extend(values)
+        further.update(named)
+        return result
+
+    monkeypatch.setattr(rebuild, "publish", publish)
+    main = Ledger(since.store, f"observations/{since.base.settings.observations}")
+    old = main.seal([observed(main, "owner/old")])
+    since.completion = replace(since.completion, parts=since.described([old]).parts)
+    write_record(
+        since.store,
+        since.completion,
+        {"columns.npy": measure_file(since.store, "completion/base/columns.npy")},
+        "key",
+    )
+    items = [observed(since.ledger, "owner/a"), observed(since.ledger, "owner/new")]
+    found = since.changes(items, ["owner/a", "owner/new"], removed=["owner/c"])
+    record = replace(found.hub.record, watermark="2026-01-01T05:00:00")
+    found = replace(found, hub=replace(found.hub, record=record))
+    run = FailureCounts(2)
+    job = since.job()
+    job.config.__dict__["encoder"] = str(tiny_encoders.folder("clip"))
+    assert rebuild.publish_rebuilt(job, found, run, lambda: None) is result
+    _, listed, probe_set, encoder, key, receipts, completion, counts, allowed = given
+    assert {(row.repo, row.sha) for row in listed.rows} == {
+        *((model.repo, model.sha) for model in HELD[1:3]),
+        ("owner/a", "1"),
+        ("owner/new", "1"),
+    }
+    (kept,) = [row for row in listed.rows if row.repo == "owner/b"]
+    assert (kept.licence, kept.downloads) == (HELD[1].licence, HELD[1].downloads), "facts are kept"
+    assert (listed.watermark, listed.at, listed.finished) == (
+        "2026-01-01T05:00:00",
+        record.reconciled,
+        found.start.at,
+    )
+    assert (probe_set, encoder.digest) == (found.start.probe_set, tiny_encoders.encoder("clip").digest)
+    assert (key, receipts, counts) == (since.base.settings.observations, [old], run)
+    assert completion.parts == {**since.completion.parts, **found.described.parts}
+    assert allowed() is None
+    assert further == {"night": found.start.at, "live": found.start.live}
