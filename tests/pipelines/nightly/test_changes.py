@@ -182,4 +182,4 @@ def test_what_the_base_holds_at_the_same_commit_is_not_recorded(run: Run) -> Non
     assert "2 commits that the index of 2025-01-11 does not hold\n" in run.told.getvalue()
     removed = {"owner/c": {"reason": "removed", "detail": ""}}
     save_changes(run.job, run.start, HubChanges(replace(saved.record, removed=removed), saved.rows))
-    assert "1 repositories that it must not hold any more" in run.told.getvalue()
+    assert "1 repositories to remove from it" in run.told.getvalue()

@@ -144,6 +144,7 @@ class Since:
 
     def job(self, **nightly: float) -> Job:
         content = {"store": str(self.store.root), "probes": "unused", "top_r": TOP_R}
+        content |= {"encoder": str(tiny_encoders.folder("clip")), "quality": {"enforce": False}}
         nothing_much = {"max_drift": 1e9, "rebuild_share": 1.0}
         config = Config.model_validate({**content, "nightly": nothing_much | nightly})
         return Job.of(config, Report(io.StringIO()))
@@ -174,7 +175,7 @@ def test_a_new_commit_takes_the_old_ones_place_once_its_fate_is_known(since: Sin
     assert not found.empty
     streamed = [described.model.repo for described in found.descriptors.stream()]
     assert streamed == ["owner/a", "owner/new"]
-    assert found.for_writer().gone.tolist() == [0, 2, 3]
+    assert found.for_writer().removed.tolist() == [0, 2, 3]
     assert found.for_writer().models["repo"].to_pylist() == ["owner/a", "owner/new"]
     assert found.for_writer().identities == ["of owner/a", "of owner/new"]
 
@@ -268,7 +269,7 @@ def test_temperature_and_background_are_compared_with_the_bases(since: Since) ->
     measured = measure_drift(since.base, described, since.completion, COLUMNS, TOP_R)
     base, basis = since.base, since.base.basis
     added = np.concatenate([basis.coordinates(item.directions) for item in described.stream()]).astype(float)
-    before = base.whole.coordinates.astype(float)
+    before = base.all_logits.coordinates.astype(float)
     after = np.concatenate([before, added])
     named = base.background_coordinates.astype(float)
     rise = naive.sharpness(after, named) / naive.sharpness(before, named) - 1
@@ -350,13 +351,12 @@ def test_an_update_holds_what_was_added_and_not_what_was_removed(published: Sinc
         found, hub=replace(found.hub, record=replace(found.hub.record, watermark="2026-01-01T05:00:00"))
     )
     job, run, steps = since.job(), FailureCounts(4, {"unsupported": 1}), []
-    job.config.quality.__dict__["enforce"] = False
     decided = decide(job, found)
     assert decided is not None
     added = found.missing_in(since.base)
     done = publish_update(job, found, run, decided.drift, added, lambda: steps.append("allowed"))
     assert steps == ["allowed"]
-    assert done.fresh
+    assert done.is_new
     pointer = read_pointer(job.store.child("index"))[0]
     assert (pointer, pointer.base, pointer.source) == (done.pointer, "base", found.source)
     update = Generation(job.store.child("index"), pointer)
@@ -397,7 +397,6 @@ def test_an_update_is_not_published_once_another_run_is_at_work(published: Since
         raise ConflictError("taken")
 
     job = since.job()
-    job.config.quality.__dict__["enforce"] = False
     with pytest.raises(ConflictError, match="taken"):
         publish_update(job, found, FailureCounts(1), decided.drift, [("owner/new", "1")], lost)
     index = job.store.child("index")
@@ -434,7 +433,6 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
     found = replace(found, hub=replace(found.hub, record=record))
     run = FailureCounts(2)
     job = since.job()
-    job.config.__dict__["encoder"] = str(tiny_encoders.folder("clip"))
     assert rebuild.publish_rebuilt(job, found, run, lambda: None) is result
     _, listed, probe_set, encoder, key, receipts, completion, counts, allowed = given
     assert {(row.repo, row.sha) for row in listed.rows} == {
@@ -453,4 +451,8 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
     assert (key, receipts, counts) == (since.base.settings.observations, [old], run)
     assert completion.parts == {**since.completion.parts, **found.described.parts}
     assert allowed() is None
-    assert further == {"night": found.start.at, "live": found.start.live}
+    assert further == {
+        "last_nightly_run": found.start.at,
+        "live": found.start.live,
+        "read": found.descriptors,
+    }

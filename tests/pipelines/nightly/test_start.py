@@ -145,7 +145,7 @@ def test_what_a_run_starts_from(ready: Ready) -> None:
     assert ("a/failed", "2") not in start.failed
     assert before <= dt.datetime.fromisoformat(start.at) <= dt.datetime.now(dt.UTC)
     first, second, *_ = MODELS_OF_ALL_SORTS
-    held = start.held([second.repo, "nobody/there", first.repo])
+    held = start.rows_in_base([second.repo, "nobody/there", first.repo])
     assert {repo: (row["id"], row["sha"]) for repo, row in held.items()} == {
         first.repo: (0, first.sha),
         second.repo: (1, second.sha),
@@ -164,5 +164,7 @@ def test_an_update_is_not_added_to_but_its_base(ready: Ready) -> None:
 
 def test_a_completion_that_is_gone_is_named(ready: Ready) -> None:
     ready.job.store.delete_folder("completion/finished")
-    with pytest.raises(StoreError, match=r"completion/finished, which the live index was made from, is gone"):
+    with pytest.raises(
+        StoreError, match=r"completion/finished, which the live index was made from, is missing"
+    ):
         open_start(ready.job)

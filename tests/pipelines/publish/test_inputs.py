@@ -114,7 +114,7 @@ def test_what_is_live_already_is_not_built_again(tmp_path: Path, source: Callabl
     build(index, "first", images=False, live=False)
     pointer = go_live(index, "first", source(usual))
     done = usual.publish(job)
-    assert (done.pointer, done.fresh, done.models) == (pointer, False, 8)
+    assert (done.pointer, done.is_new, done.models) == (pointer, False, 8)
     assert "publish: generation first is already live" in told.getvalue()
     assert source(replace(usual, completion="other")) != pointer.source
 

@@ -12,14 +12,14 @@ import pytest
 from pipelines.config.model import Quality
 from pipelines.labels.labels import imagenet_lexicon
 from pipelines.quality import agreement
-from pipelines.quality.agreement import Meanings, declared_measures, named, named_measures
+from pipelines.quality.agreement import Meanings, declared_measures, named_measures, naming_agreement
 from pipelines.quality.canaries import (
     Canary,
     background_canaries,
     first,
-    gone_measure,
     known_answers,
     lost_answers,
+    removed_measure,
 )
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import changed_settings, measure, run_quality_gate
@@ -141,7 +141,7 @@ def test_known_answers_are_looked_for_in_both_generations(pair: Pair) -> None:
     found = known_answers(pair.mixed, pair.live, canaries, 0.2)
     assert (found.value, found.before, found.counted, found.worse) == (0.5, 0.0, 2, 0.5)
     assert list(found.examples) == [f"{moved.labels[0]}: {moved.repo}#0"]
-    assert found.note == f"not in the index, so not asked: {gone.repo}#0"
+    assert found.note == f"not in the index, so not queried: {gone.repo}#0"
     assert not found.passed
     assert known_answers(pair.live, None, canaries, 0.2).before is None
     wrong = [Canary(stayed.labels[1], f"{stayed.repo}#{place}") for place in ("0", "9", "no such label")]
@@ -155,12 +155,12 @@ def test_known_answers_are_looked_for_in_both_generations(pair: Pair) -> None:
 
 
 def test_models_that_are_gone_are_counted(pair: Pair) -> None:
-    found = gone_measure(pair.mixed, pair.live, 0.1)
+    found = removed_measure(pair.mixed, pair.live, 0.1)
     assert (found.value, found.counted) == (5 / 30, 30)
     assert found.worse == wilson(5, 30)[0]
     assert set(found.examples) == {model.repo for model in MODELS[:5]}
-    assert gone_measure(pair.same, pair.live, 0.1).value == 0
-    assert gone_measure(pair.same, None, 0.1).note == "there is no live generation to compare with"
+    assert removed_measure(pair.same, pair.live, 0.1).value == 0
+    assert removed_measure(pair.same, None, 0.1).note == "there is no live generation to compare with"
 
 
 # Declared labels
@@ -222,7 +222,7 @@ def test_a_models_logits_are_named_from_the_background(pair: Pair) -> None:
     seen = 0
     for model in sampled_models(pair.mixed, 100):
         judged, right = by_hand(pair.mixed, model.repo)
-        found = named(pair.mixed, model, known)
+        found = naming_agreement(pair.mixed, model, known)
         if not judged:
             assert found is None
             continue
@@ -232,7 +232,7 @@ def test_a_models_logits_are_named_from_the_background(pair: Pair) -> None:
         seen += right < judged
     assert seen > 3
     unlabelled = replace(sampled_models(pair.mixed, 100)[0], labels=[])
-    assert named(pair.mixed, unlabelled, known) is None
+    assert naming_agreement(pair.mixed, unlabelled, known) is None
 
 
 def test_models_of_both_generations_and_new_ones_count_as_one_each(pair: Pair) -> None:
@@ -329,7 +329,7 @@ def test_the_gate_refuses_what_is_worse_and_says_how_much(pair: Pair, tmp_path: 
     with pytest.raises(QualityError) as refused:
         run_quality_gate(store, pair.mixed, pair.live, BAD, USUAL, strict)
     lines = str(refused.value).splitlines()
-    assert lines[0] == "generation mixed was not published: it is worse than the live one allows"
+    assert lines[0] == "generation mixed was not published: it exceeds the limits of the quality gate"
     assert lines[-2] == f"The report is {store.path('quality/mixed.html')}"
     worse = least_rise(60, 100, 0, 100)
     assert (
