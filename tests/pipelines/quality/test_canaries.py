@@ -333,7 +333,7 @@ def test_the_gate_refuses_what_is_worse_and_says_how_much(pair: Pair, tmp_path: 
     assert lines[-2] == f"The report is {store.path('quality/mixed.html')}"
     worse = least_rise(60, 100, 0, 100)
     assert (
-        f"  - failed: timeout: 60.0% (before: 0.0%), worse by at least {worse:.1%}, allowed are 16.0%"
+        f"  - failed: timeout: 60.0% (before: 0.0%), worse by at least {worse:.1%}, limit 16.0%"
         in lines
     )
     report = last_report(store)
