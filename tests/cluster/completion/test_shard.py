@@ -50,10 +50,10 @@ def naive_sums(store: Store, receipts: Sequence[Receipt], columns: Float32, fit:
     return ColumnSums.of(fit.probes, fit.rank, models)
 
 
-def assert_alike(found: ColumnSums, expected: ColumnSums) -> None:
-    np.testing.assert_array_equal(found.count, expected.count)
-    np.testing.assert_allclose(found.gram, expected.gram, rtol=1e-3, atol=2e-3)
-    np.testing.assert_allclose(found.target, expected.target, rtol=1e-3, atol=2e-3)
+def assert_alike(result: ColumnSums, expected: ColumnSums) -> None:
+    np.testing.assert_array_equal(result.count, expected.count)
+    np.testing.assert_allclose(result.gram, expected.gram, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(result.target, expected.target, rtol=1e-3, atol=2e-3)
 
 
 def test_what_was_read_is_counted(tmp_path: Path) -> None:
@@ -144,14 +144,14 @@ def test_the_error_is_that_of_the_given_columns(tmp_path: Path) -> None:
     store, receipts = ledger_of(tmp_path, share=0.6, models=1)
     made = shard(store, receipts)
     fit = FIT
-    found = made.sums(COLUMNS, fit, held_out=True)
+    result = made.sums(COLUMNS, fit, held_out=True)
     ((facts, _, values),) = observed_models(store, receipts[0])
     block = standardised(np.array(facts.probes, np.int32), values).block
-    trained = found.columns.count[block.probes] > 0
+    trained = result.columns.count[block.probes] > 0
     factors = row_step(block, COLUMNS, fit.regularisation, trained)
     expected = held_out_error(block, ~trained, factors, COLUMNS, fit.top_share)
-    assert found.error.entries == expected.entries
-    assert found.error.squared == pytest.approx(expected.squared, rel=1e-3)
+    assert result.error.entries == expected.entries
+    assert result.error.squared == pytest.approx(expected.squared, rel=1e-3)
 
 
 def test_a_sample_is_a_part_of_the_models_and_always_the_same(tmp_path: Path) -> None:

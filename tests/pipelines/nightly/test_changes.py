@@ -63,8 +63,8 @@ class Run:
         )
         nightly = {"overlap_hours": 0.0, "reconcile_days": 7.0}
         content = {"store": str(folder), "probes": "unused", "nightly": nightly}
-        self.told = io.StringIO()
-        self.job = Job.of(Config.model_validate(content), Report(self.told))
+        self.output = io.StringIO()
+        self.job = Job.of(Config.model_validate(content), Report(self.output))
 
     def reconciled(self, changes: HubChanges, days: float) -> HubChanges:
         """As a run so many days after the listing of the base."""
@@ -87,13 +87,13 @@ def test_the_first_run_looks_from_where_the_base_ended(run: Run) -> None:
     run.hub.put("owner/early", 2.5)
     run.hub.put("owner/late", 4)
     sha = run.hub.put("owner/b", 5)
-    found = list_changes(run.job, run.start)
-    assert found.record == NightlyRecord("base", at(5), LISTED.isoformat())
-    assert {repo: row.sha for repo, row in found.rows.items()} == {
+    result = list_changes(run.job, run.start)
+    assert result.record == NightlyRecord("base", at(5), LISTED.isoformat())
+    assert {repo: row.sha for repo, row in result.rows.items()} == {
         "owner/b": sha,
         "owner/late": run.hub.state()["owner/late"],
     }
-    assert {row.repo for row in found.to_index} == set(found.rows)
+    assert {row.repo for row in result.to_index} == set(result.rows)
 
 
 def test_what_the_last_full_run_could_not_index_is_not_tried_again(run: Run) -> None:
@@ -116,24 +116,26 @@ def test_a_later_run_adds_to_what_was_recorded(run: Run) -> None:
     run.hub.put("owner/again", 8)
     run.hub.put("owner/gated", 9, gated="auto")
     run.hub.put("owner/disabled", 10, disabled=True)
-    found = list_changes(run.job, run.start)
-    assert (found.record.watermark, found.record.reconciled) == (at(10), at(1))
-    assert {repo: row.sha for repo, row in found.rows.items() if repo in ("owner/kept", "owner/changed")} == {
+    result = list_changes(run.job, run.start)
+    assert (result.record.watermark, result.record.reconciled) == (at(10), at(1))
+    assert {
+        repo: row.sha for repo, row in result.rows.items() if repo in ("owner/kept", "owner/changed")
+    } == {
         "owner/kept": "1",
         "owner/changed": changed,
     }
-    assert set(found.rows) == {f"owner/{name}" for name in ("kept", "changed", "never", "again", "gated", "disabled")}  # fmt: skip
-    assert set(found.record.removed) == {"owner/gated", "owner/disabled", "owner/never"}
-    assert {row.repo for row in found.to_index} == {"owner/kept", "owner/changed", "owner/again"}
+    assert set(result.rows) == {f"owner/{name}" for name in ("kept", "changed", "never", "again", "gated", "disabled")}  # fmt: skip
+    assert set(result.record.removed) == {"owner/gated", "owner/disabled", "owner/never"}
+    assert {row.repo for row in result.to_index} == {"owner/kept", "owner/changed", "owner/again"}
 
 
 def test_the_whole_hub_is_read_when_that_is_due(run: Run) -> None:
     changes = list_changes(run.job, run.start)
-    asked = len(run.hub.faults.requests)
+    requests = len(run.hub.faults.requests)
     assert run.reconciled(changes, 6.99) is changes
-    assert len(run.hub.faults.requests) == asked
+    assert len(run.hub.faults.requests) == requests
     due = run.reconciled(changes, 7)
-    assert len(run.hub.faults.requests) > asked
+    assert len(run.hub.faults.requests) > requests
     when = (LISTED + dt.timedelta(days=7)).isoformat()
     assert due == HubChanges(replace(changes.record, reconciled=when), {})
 
@@ -146,14 +148,14 @@ def test_what_the_whole_hub_tells_replaces_what_was_recorded(run: Run) -> None:
     run.hub.remove("owner/a")
     moved = run.hub.put("owner/b", 1)  # a commit with an old time: the listing by time does not tell
     missed = run.hub.put("owner/public-now", 0)
-    found = run.reconciled(replace(changes, record=stale), 8)
-    assert {repo: row.sha for repo, row in found.rows.items()} == {
+    result = run.reconciled(replace(changes, record=stale), 8)
+    assert {repo: row.sha for repo, row in result.rows.items()} == {
         "owner/new": listed,
         "owner/b": moved,
         "owner/public-now": missed,
     }
-    assert {repo: facts["reason"] for repo, facts in found.record.removed.items()} == {"owner/a": "removed"}
-    assert "removed or made private" in found.record.removed["owner/a"]["detail"]
+    assert {repo: facts["reason"] for repo, facts in result.record.removed.items()} == {"owner/a": "removed"}
+    assert "removed or made private" in result.record.removed["owner/a"]["detail"]
 
 
 def test_a_row_that_was_recorded_and_left_is_removed_too(run: Run) -> None:
@@ -161,25 +163,25 @@ def test_a_row_that_was_recorded_and_left_is_removed_too(run: Run) -> None:
     sha = run.hub.put("owner/c", 5)
     changes = list_changes(run.job, run.start)
     run.hub.remove("owner/new")
-    found = run.reconciled(changes, 8)
-    assert set(found.record.removed) == {"owner/new"}
-    assert {repo: row.sha for repo, row in found.rows.items()}["owner/c"] == sha
-    assert [row.repo for row in found.to_index] == ["owner/c"]
+    result = run.reconciled(changes, 8)
+    assert set(result.record.removed) == {"owner/new"}
+    assert {repo: row.sha for repo, row in result.rows.items()}["owner/c"] == sha
+    assert [row.repo for row in result.to_index] == ["owner/c"]
 
 
 def test_what_the_base_holds_at_the_same_commit_is_not_recorded(run: Run) -> None:
-    held = {model.repo: model.sha for model in HELD}
+    indexed = {model.repo: model.sha for model in HELD}
     rows = [
-        CatalogueRow("owner/a", held["owner/a"]),
+        CatalogueRow("owner/a", indexed["owner/a"]),
         CatalogueRow("owner/b", "other"),
-        CatalogueRow("owner/new", held["owner/a"]),
+        CatalogueRow("owner/new", indexed["owner/a"]),
     ]
     record = NightlyRecord("base", at(6), at(1))
     saved = save_changes(run.job, run.start, HubChanges(record, {row.repo: row for row in rows}))
     assert set(saved.rows) == {"owner/b", "owner/new"}
     assert saved.record == run.files.read()
     assert run.files.rows(saved.record) == rows[1:]
-    assert "2 commits that the index of 2025-01-11 does not hold\n" in run.told.getvalue()
+    assert "2 commits that the index of 2025-01-11 does not hold\n" in run.output.getvalue()
     removed = {"owner/c": {"reason": "removed", "detail": ""}}
     save_changes(run.job, run.start, HubChanges(replace(saved.record, removed=removed), saved.rows))
-    assert "1 repositories to remove from it" in run.told.getvalue()
+    assert "1 repositories to remove from it" in run.output.getvalue()

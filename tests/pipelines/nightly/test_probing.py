@@ -69,11 +69,13 @@ def test_what_earlier_runs_probed_is_entered_in_the_main_ledger_and_not_counted_
     failure = Failure.of("a/3", SHA, "probe", FailureReason.UNSUPPORTED, "x")
     ledger.spool(hopeless, ItemResult.failure(failure))
     receipts = [ledger.seal([spool(ledger, "a/1"), spool(ledger, "a/2")]), ledger.seal([hopeless])]
-    found = probed(start, "a/1", "a/3")
-    assert sorted(receipt.name for receipt in found.ledger.receipts) == sorted(item.name for item in receipts)
-    assert (found.ledger.key, found.ledger.models, found.ledger.tried) == ("key-base", 1, 2)
-    assert [failure.repo for failure in found.ledger.failures] == ["a/3"]
-    assert found.run == FailureCounts(0, {})
+    result = probed(start, "a/1", "a/3")
+    assert sorted(receipt.name for receipt in result.ledger.receipts) == sorted(
+        item.name for item in receipts
+    )
+    assert (result.ledger.key, result.ledger.models, result.ledger.tried) == ("key-base", 1, 2)
+    assert [failure.repo for failure in result.ledger.failures] == ["a/3"]
+    assert result.run == FailureCounts(0, {})
     assert Ledger(start.files.store, "observations/key").receipt_names() == sorted(
         item.name for item in receipts
     )

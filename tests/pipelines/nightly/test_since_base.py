@@ -137,8 +137,8 @@ class Since:
             endpoint="http://127.0.0.1:1",
             at="2026-01-02T00:00:00+00:00",
         )
-        gone: Mapping[str, Any] = {repo: {"reason": "removed", "detail": ""} for repo in removed}
-        record = NightlyRecord("base", None, "2026-01-01T00:00:00+00:00", removed=gone)
+        facts: Mapping[str, Any] = {repo: {"reason": "removed", "detail": ""} for repo in removed}
+        record = NightlyRecord("base", None, "2026-01-01T00:00:00+00:00", removed=facts)
         hub = HubChanges(record, {repo: CatalogueRow(repo, "1") for repo in rows})
         return changes_since_base(self.job(), start, hub, probed, self.described(receipts))
 
@@ -164,20 +164,20 @@ def test_a_new_commit_takes_the_old_ones_place_once_its_fate_is_known(since: Sin
         failed(since.ledger, "owner/b", FailureReason.TIMEOUT),
         failed(since.ledger, "owner/c", FailureReason.UNSUPPORTED),
         observed(since.ledger, "owner/new"),
-        observed(since.ledger, "owner/left"),
+        observed(since.ledger, "owner/unlisted"),
     ]
     rows = ["owner/a", "owner/b", "owner/c", "owner/new", "owner/b-again"]
-    found = since.changes(items, rows, removed=["owner/b-again", "owner/nobody"])
-    assert [model.repo for model in found.descriptors.models] == ["owner/a", "owner/new"]
-    assert found.removed == {"owner/a": 0, "owner/b-again": 2, "owner/c": 3}
-    assert set(found.rows) == {(repo, "1") for repo in rows if repo != "owner/b-again"}
-    assert found.base is since.base
-    assert not found.empty
-    streamed = [described.model.repo for described in found.descriptors.stream()]
+    changes = since.changes(items, rows, removed=["owner/b-again", "owner/nobody"])
+    assert [model.repo for model in changes.descriptors.models] == ["owner/a", "owner/new"]
+    assert changes.removed == {"owner/a": 0, "owner/b-again": 2, "owner/c": 3}
+    assert set(changes.rows) == {(repo, "1") for repo in rows if repo != "owner/b-again"}
+    assert changes.base is since.base
+    assert not changes.empty
+    streamed = [described.model.repo for described in changes.descriptors.stream()]
     assert streamed == ["owner/a", "owner/new"]
-    assert found.for_writer().removed.tolist() == [0, 2, 3]
-    assert found.for_writer().models["repo"].to_pylist() == ["owner/a", "owner/new"]
-    assert found.for_writer().identities == ["of owner/a", "of owner/new"]
+    assert changes.for_writer().removed.tolist() == [0, 2, 3]
+    assert changes.for_writer().models["repo"].to_pylist() == ["owner/a", "owner/new"]
+    assert changes.for_writer().identities == ["of owner/a", "of owner/new"]
 
 
 def test_what_is_the_same_has_the_same_source(since: Since) -> None:
@@ -202,8 +202,8 @@ def test_what_a_generation_lacks_of_the_added(since: Since) -> None:
     items = [observed(since.ledger, "owner/new"), observed(since.ledger, "owner/a")]
     items.append(observed(since.ledger, "owner/c", sha=HELD[3].sha))
     receipt = since.ledger.seal(items)
-    found = replace(since.changes(), descriptors=Descriptors(since.store, [receipt], {}, since.ledger.models([receipt])))  # fmt: skip
-    assert found.missing_in(since.base) == [("owner/a", "1"), ("owner/new", "1")]
+    changes = replace(since.changes(), descriptors=Descriptors(since.store, [receipt], {}, since.ledger.models([receipt])))  # fmt: skip
+    assert changes.missing_in(since.base) == [("owner/a", "1"), ("owner/new", "1")]
 
 
 def test_rows_of_the_base_that_are_shared(since: Since) -> None:
@@ -212,8 +212,8 @@ def test_rows_of_the_base_that_are_shared(since: Since) -> None:
         observed(since.ledger, "new/two", weight_digest=str(HELD[0].digest)),
         observed(since.ledger, "new/three"),
     ]
-    found = since.changes(items, ["new/one", "new/two", "new/three"])
-    assert found.known == {"twins": 2, HELD[0].digest: 3}
+    changes = since.changes(items, ["new/one", "new/two", "new/three"])
+    assert changes.known == {"twins": 2, HELD[0].digest: 3}
 
 
 # Drift
@@ -307,22 +307,22 @@ def test_nothing_is_published_where_nothing_is_new(since: Since) -> None:
 
 
 def test_much_is_rebuilt_and_drift_is_told(since: Since, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = since.changes([observed(since.ledger, "owner/new", predictable=False)], ["owner/new"])
-    decided = decide(since.job(max_drift=0.01), found)
+    changes = since.changes([observed(since.ledger, "owner/new", predictable=False)], ["owner/new"])
+    decided = decide(since.job(max_drift=0.01), changes)
     assert decided is not None
     assert decided.refit_due is not None
     assert not decided.rebuild
     share = decided.drift.share
     assert (decided.drift.models, decided.drift.logits) == (1, 4)
     at_the_bound, below_it = (
-        decide(since.job(rebuild_share=bound), found) for bound in (share, share * 0.999)
+        decide(since.job(rebuild_share=bound), changes) for bound in (share, share * 0.999)
     )
     assert at_the_bound is not None
     assert below_it is not None
     assert (at_the_bound.rebuild, below_it.rebuild, at_the_bound.refit_due) == (False, True, None)
     for most, expected in ((4, False), (3, True)):
         monkeypatch.setattr(decision, "EXACT_LOGITS", most)
-        again = decide(since.job(), found)
+        again = decide(since.job(), changes)
         assert again is not None
         assert again.rebuild == expected
 
@@ -346,30 +346,30 @@ def test_an_update_holds_what_was_added_and_not_what_was_removed(published: Sinc
         failed(since.ledger, "owner/b", FailureReason.UNSUPPORTED),
     ]
     rows = ["owner/new", "owner/new-copy", "owner/a", "owner/b"]
-    found = since.changes(items, rows, removed=["owner/c"])
-    found = replace(
-        found, hub=replace(found.hub, record=replace(found.hub.record, watermark="2026-01-01T05:00:00"))
+    changes = since.changes(items, rows, removed=["owner/c"])
+    changes = replace(
+        changes, hub=replace(changes.hub, record=replace(changes.hub.record, watermark="2026-01-01T05:00:00"))
     )
     job, run, steps = since.job(), FailureCounts(4, {"unsupported": 1}), []
-    decided = decide(job, found)
+    decided = decide(job, changes)
     assert decided is not None
-    added = found.missing_in(since.base)
-    done = publish_update(job, found, run, decided.drift, added, lambda: steps.append("allowed"))
+    added = changes.missing_in(since.base)
+    done = publish_update(job, changes, run, decided.drift, added, lambda: steps.append("allowed"))
     assert steps == ["allowed"]
     assert done.is_new
     pointer = read_pointer(job.store.child("index"))[0]
-    assert (pointer, pointer.base, pointer.source) == (done.pointer, "base", found.source)
+    assert (pointer, pointer.base, pointer.source) == (done.pointer, "base", changes.source)
     update = Generation(job.store.child("index"), pointer)
     settings = update.settings
     assert (settings.folded_in, settings.watermark, settings.night) == (
         "more",
         "2026-01-01T05:00:00",
-        found.start.at,
+        changes.start.at,
     )
     assert (settings.run, settings.drift) == (run.to_dict(), decided.drift.facts())
     assert (settings.added, settings.gone) == (3, 3)
-    held = {(row["repo"], row["sha"]) for row in update.models_table(["repo", "sha"]).to_pylist()}
-    assert held == {
+    models = {(row["repo"], row["sha"]) for row in update.models_table(["repo", "sha"]).to_pylist()}
+    assert models == {
         ("owner/new", "1"),
         ("owner/new-copy", "1"),
         ("owner/a", "1"),
@@ -389,8 +389,8 @@ def test_an_update_holds_what_was_added_and_not_what_was_removed(published: Sinc
 
 def test_an_update_is_not_published_once_another_run_is_at_work(published: Since) -> None:
     since = published
-    found = since.changes([observed(since.ledger, "owner/new")], ["owner/new"])
-    decided = decide(since.job(), found)
+    changes = since.changes([observed(since.ledger, "owner/new")], ["owner/new"])
+    decided = decide(since.job(), changes)
     assert decided is not None
 
     def lost() -> None:
@@ -398,7 +398,7 @@ def test_an_update_is_not_published_once_another_run_is_at_work(published: Since
 
     job = since.job()
     with pytest.raises(ConflictError, match="taken"):
-        publish_update(job, found, FailureCounts(1), decided.drift, [("owner/new", "1")], lost)
+        publish_update(job, changes, FailureCounts(1), decided.drift, [("owner/new", "1")], lost)
     index = job.store.child("index")
     assert read_pointer(index)[0].generation == "base"
     assert {name.split("/")[1] for name in index.names("generations")} == {"base"}
@@ -428,12 +428,12 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
         "key",
     )
     items = [observed(since.ledger, "owner/a"), observed(since.ledger, "owner/new")]
-    found = since.changes(items, ["owner/a", "owner/new"], removed=["owner/c"])
-    record = replace(found.hub.record, watermark="2026-01-01T05:00:00")
-    found = replace(found, hub=replace(found.hub, record=record))
+    changes = since.changes(items, ["owner/a", "owner/new"], removed=["owner/c"])
+    record = replace(changes.hub.record, watermark="2026-01-01T05:00:00")
+    changes = replace(changes, hub=replace(changes.hub, record=record))
     run = FailureCounts(2)
     job = since.job()
-    assert rebuild.publish_rebuilt(job, found, run, lambda: None) is result
+    assert rebuild.publish_rebuilt(job, changes, run, lambda: None) is result
     _, listed, probe_set, encoder, key, receipts, completion, counts, allowed = given
     assert {(row.repo, row.sha) for row in listed.rows} == {
         *((model.repo, model.sha) for model in HELD[1:3]),
@@ -445,14 +445,14 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
     assert (listed.watermark, listed.at, listed.finished) == (
         "2026-01-01T05:00:00",
         record.reconciled,
-        found.start.at,
+        changes.start.at,
     )
-    assert (probe_set, encoder.digest) == (found.start.probe_set, tiny_encoders.encoder("clip").digest)
+    assert (probe_set, encoder.digest) == (changes.start.probe_set, tiny_encoders.encoder("clip").digest)
     assert (key, receipts, counts) == (since.base.settings.observations, [old], run)
-    assert completion.parts == {**since.completion.parts, **found.described.parts}
+    assert completion.parts == {**since.completion.parts, **changes.described.parts}
     assert allowed() is None
     assert further == {
-        "last_nightly_run": found.start.at,
-        "live": found.start.live,
-        "read": found.descriptors,
+        "last_nightly_run": changes.start.at,
+        "live": changes.start.live,
+        "read": changes.descriptors,
     }

@@ -72,7 +72,7 @@ def test_an_index_made_alike_needs_its_probe_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"fraction": 0.5}, "fraction and seed are 0.5 and 3, the index's are 0.25 and 3"),
         ({"seed": 4}, "fraction and seed are 0.25 and 4, the index's are 0.25 and 3"),
@@ -84,18 +84,18 @@ def test_an_index_made_alike_needs_its_probe_set(tmp_path: Path) -> None:
         ({"background_count": 3}, r"background .*names.txt is not the index's"),
     ],
 )
-def test_every_setting_that_differs_is_named(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_every_setting_that_differs_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     published(tmp_path)
     if "background" in changes:
         changes = {"background": str(tmp_path / changes["background"])}
-    with pytest.raises(UsageError, match=rf"was made with other settings: {told}\. Use its settings"):
+    with pytest.raises(UsageError, match=rf"was made with other settings: {message}\. Use its settings"):
         open_start(job(tmp_path, **changes))
 
 
 def test_all_that_differs_is_named_at_once(tmp_path: Path) -> None:
     published(tmp_path)
-    told = r"fraction and seed are .*; prompt is .*; background .* is not the index's\. Use"
-    with pytest.raises(UsageError, match=told):
+    message = r"fraction and seed are .*; prompt is .*; background .* is not the index's\. Use"
+    with pytest.raises(UsageError, match=message):
         open_start(job(tmp_path, fraction=0.5, prompt="{}", background_count=2))
 
 
@@ -145,8 +145,8 @@ def test_what_a_run_starts_from(ready: Ready) -> None:
     assert ("a/failed", "2") not in start.failed
     assert before <= dt.datetime.fromisoformat(start.at) <= dt.datetime.now(dt.UTC)
     first, second, *_ = MODELS_OF_ALL_SORTS
-    held = start.rows_in_base([second.repo, "nobody/there", first.repo])
-    assert {repo: (row["id"], row["sha"]) for repo, row in held.items()} == {
+    rows = start.rows_in_base([second.repo, "nobody/there", first.repo])
+    assert {repo: (row["id"], row["sha"]) for repo, row in rows.items()} == {
         first.repo: (0, first.sha),
         second.repo: (1, second.sha),
     }

@@ -108,14 +108,14 @@ def test_whatever_changes_an_index_changes_its_source(
 
 def test_what_is_live_already_is_not_built_again(tmp_path: Path, source: Callable[[Inputs], str]) -> None:
     usual = Inputs(tmp_path)
-    told = io.StringIO()
-    job = Job.of(usual.job().config, Report(told))
+    output = io.StringIO()
+    job = Job.of(usual.job().config, Report(output))
     index = job.store.child("index")
     build(index, "first", images=False, live=False)
     pointer = go_live(index, "first", source(usual))
     done = usual.publish(job)
     assert (done.pointer, done.is_new, done.models) == (pointer, False, 8)
-    assert "publish: generation first is already live" in told.getvalue()
+    assert "publish: generation first is already live" in output.getvalue()
     assert source(replace(usual, completion="other")) != pointer.source
 
 

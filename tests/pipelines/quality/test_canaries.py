@@ -42,7 +42,7 @@ class Pair:
     live: Generation
     same: Generation
     mixed: Generation
-    """The second half of the models recognise what others declare, the first five are gone, some are new."""
+    """The second half of the models recognise what others declare, the first five are missing, some are new."""
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,15 @@ def test_samples_are_drawn_by_hash(pair: Pair) -> None:
     model = MODELS[4]
     assert (row.version, row.labels, row.rows) == ((model.repo, model.sha), list(model.labels), 4)
     assert (row.weight_digest, row.weights, row.first_row) == (model.digest, 4, 16)
-    left = {(model.repo, model.sha) for model in MODELS[:5]}
-    assert added_versions(pair.live, pair.mixed) == sorted(left)
+    removed = {(model.repo, model.sha) for model in MODELS[:5]}
+    assert added_versions(pair.live, pair.mixed) == sorted(removed)
     assert added_versions(pair.mixed, pair.live) == sorted((model.repo, model.sha) for model in NEW)
 
 
 # Lost answers
 
 
-def asked(live: Generation, candidate: Generation, *names: str, unlike: str = "") -> Measure:
+def lost_between(live: Generation, candidate: Generation, *names: str, unlike: str = "") -> Measure:
     return lost_answers(candidate, live, [Canary(name) for name in names], 0.1, unlike)
 
 
@@ -93,56 +93,58 @@ def kept_by_hand(pair: Pair, name: str) -> tuple[int, int]:
 def test_lost_answers_are_those_that_others_of_old_took_the_place_of(pair: Pair) -> None:
     for name in ("owl", "anchor", "camel"):
         counted, lost = kept_by_hand(pair, name)
-        found = asked(pair.live, pair.mixed, name)
-        assert (found.counted, found.value) == (counted, lost / counted)
+        result = lost_between(pair.live, pair.mixed, name)
+        assert (result.counted, result.value) == (counted, lost / counted)
     names = NAMES[:12]
     by_hand = [kept_by_hand(pair, name) for name in names]
-    found = asked(pair.live, pair.mixed, *names, names[0])
+    result = lost_between(pair.live, pair.mixed, *names, names[0])
     counted, lost = (sum(column) for column in zip(*by_hand, strict=True))
-    assert (found.counted, found.value) == (counted, lost / counted), "a name that is given twice counts once"
-    assert found.worse == found.value
-    assert found.counted >= 50
+    assert (result.counted, result.value) == (counted, lost / counted), (
+        "a name that is given twice counts once"
+    )
+    assert result.worse == result.value
+    assert result.counted >= 50
     worst = sorted(zip(names, by_hand, strict=True), key=lambda item: (-item[1][1], item[0]))[:8]
-    told = [example.split(":")[0] for example in found.examples]
-    assert told == [name for name, (_, lost) in worst if lost]
-    assert f"lost {worst[0][1][1]} of {worst[0][1][0]}: " in found.examples[0]
+    shown = [example.split(":")[0] for example in result.examples]
+    assert shown == [name for name, (_, lost) in worst if lost]
+    assert f"lost {worst[0][1][1]} of {worst[0][1][0]}: " in result.examples[0]
 
 
 def test_few_answers_and_other_settings_are_not_judged(pair: Pair) -> None:
-    assert asked(pair.live, pair.same, *NAMES[:5]).worse == 0.0
-    few = asked(pair.live, pair.same, *NAMES[:4])
+    assert lost_between(pair.live, pair.same, *NAMES[:5]).worse == 0.0
+    few = lost_between(pair.live, pair.same, *NAMES[:4])
     assert (few.worse, few.value, few.note) == (
         None,
         0.0,
         "not judged: 40 answers can be compared, 50 are needed",
     )
-    other = asked(pair.live, pair.mixed, *NAMES[:9], unlike="fraction")
+    other = lost_between(pair.live, pair.mixed, *NAMES[:9], unlike="fraction")
     assert other.worse is None
     assert other.value is not None
     assert other.note == "not judged: made with other settings (fraction)"
     none = lost_answers(pair.same, None, [Canary("owl")], 0.1, "")
     assert (none.value, none.counted, none.note) == (None, 0, "there is no live generation to compare with")
-    assert asked(pair.live, pair.same).value is None
+    assert lost_between(pair.live, pair.same).value is None
 
 
 # Known answers
 
 
 def test_known_answers_are_looked_for_in_both_generations(pair: Pair) -> None:
-    moved, stayed, gone = MODELS[20], MODELS[8], MODELS[0]
+    moved, stayed, missing = MODELS[20], MODELS[8], MODELS[0]
     hits = [(hit.repo, hit.logit) for hit in first(pair.mixed, moved.labels[0], 10)]
     assert (moved.repo, 0) not in hits
     canaries = [
         Canary(moved.labels[0], f"{moved.repo}#0"),
         Canary(stayed.labels[1], f"{stayed.repo}#{stayed.labels[1].upper()}"),
-        Canary(gone.labels[0], f"{gone.repo}#0"),
+        Canary(missing.labels[0], f"{missing.repo}#0"),
         Canary("owl"),
     ]
-    found = known_answers(pair.mixed, pair.live, canaries, 0.2)
-    assert (found.value, found.before, found.counted, found.worse) == (0.5, 0.0, 2, 0.5)
-    assert list(found.examples) == [f"{moved.labels[0]}: {moved.repo}#0"]
-    assert found.note == f"not in the index, so not queried: {gone.repo}#0"
-    assert not found.passed
+    result = known_answers(pair.mixed, pair.live, canaries, 0.2)
+    assert (result.value, result.before, result.counted, result.worse) == (0.5, 0.0, 2, 0.5)
+    assert list(result.examples) == [f"{moved.labels[0]}: {moved.repo}#0"]
+    assert result.note == f"not in the index, so not queried: {missing.repo}#0"
+    assert not result.passed
     assert known_answers(pair.live, None, canaries, 0.2).before is None
     wrong = [Canary(stayed.labels[1], f"{stayed.repo}#{place}") for place in ("0", "9", "no such label")]
     assert known_answers(pair.mixed, pair.live, wrong, 0.2).value == 1.0
@@ -155,10 +157,10 @@ def test_known_answers_are_looked_for_in_both_generations(pair: Pair) -> None:
 
 
 def test_models_that_are_gone_are_counted(pair: Pair) -> None:
-    found = removed_measure(pair.mixed, pair.live, 0.1)
-    assert (found.value, found.counted) == (5 / 30, 30)
-    assert found.worse == wilson(5, 30)[0]
-    assert set(found.examples) == {model.repo for model in MODELS[:5]}
+    result = removed_measure(pair.mixed, pair.live, 0.1)
+    assert (result.value, result.counted) == (5 / 30, 30)
+    assert result.worse == wilson(5, 30)[0]
+    assert set(result.examples) == {model.repo for model in MODELS[:5]}
     assert removed_measure(pair.same, pair.live, 0.1).value == 0
     assert removed_measure(pair.same, None, 0.1).note == "there is no live generation to compare with"
 
@@ -209,12 +211,12 @@ def by_hand(which: Generation, repo: str) -> tuple[int, int]:
     """How many of a model's logits can be judged, and how many are named as they are declared."""
     row = which.model(repo)
     logits = which.logits(np.arange(row["first_row"], row["first_row"] + row["rows"]))
-    told, _ = which.names(logits, 10)
+    named, _ = which.names(logits, 10)
     labels = row["labels"]
     judged = [
         place for place, label in enumerate(labels) if any(same(label, name) for name in which.background)
     ]
-    return len(judged), sum(any(same(labels[place], name) for name in told[place]) for place in judged)
+    return len(judged), sum(any(same(labels[place], name) for name in named[place]) for place in judged)
 
 
 def test_a_models_logits_are_named_from_the_background(pair: Pair) -> None:
@@ -222,13 +224,13 @@ def test_a_models_logits_are_named_from_the_background(pair: Pair) -> None:
     seen = 0
     for model in sampled_models(pair.mixed, 100):
         judged, right = by_hand(pair.mixed, model.repo)
-        found = naming_agreement(pair.mixed, model, known)
+        result = naming_agreement(pair.mixed, model, known)
         if not judged:
-            assert found is None
+            assert result is None
             continue
-        assert found is not None
-        assert (found.judged, found.right) == (judged, right)
-        assert bool(found.example) == (right < judged)
+        assert result is not None
+        assert (result.judged, result.right) == (judged, right)
+        assert bool(result.example) == (right < judged)
         seen += right < judged
     assert seen > 3
     unlabelled = replace(sampled_models(pair.mixed, 100)[0], labels=[])
@@ -305,7 +307,7 @@ def test_every_measure_has_its_own_limit(pair: Pair) -> None:
     asked_names = [canary.name for canary in background_canaries(pair.mixed.background, 7)]
     names = {MODELS[8].labels[0], "camel", *asked_names}
     assert measures[0].counted == sum(kept_by_hand(pair, name)[0] for name in names)
-    assert measures[5].counted > 0, "what is new is found by comparing"
+    assert measures[5].counted > 0, "what is new is result by comparing"
     assert measure(pair.mixed, pair.live, BAD, USUAL, quality, [])[5].counted == 0
     assert measure(pair.mixed, None, BAD, None, quality)[5].counted == 0
 
@@ -332,10 +334,7 @@ def test_the_gate_refuses_what_is_worse_and_says_how_much(pair: Pair, tmp_path: 
     assert lines[0] == "generation mixed was not published: it exceeds the limits of the quality gate"
     assert lines[-2] == f"The report is {store.path('quality/mixed.html')}"
     worse = least_rise(60, 100, 0, 100)
-    assert (
-        f"  - failed: timeout: 60.0% (before: 0.0%), worse by at least {worse:.1%}, limit 16.0%"
-        in lines
-    )
+    assert f"  - failed: timeout: 60.0% (before: 0.0%), worse by at least {worse:.1%}, limit 16.0%" in lines
     report = last_report(store)
     assert report is not None
     failed = {item["name"] for item in report["measures"] if not item["passed"]}
