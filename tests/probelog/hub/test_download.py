@@ -219,7 +219,8 @@ def test_sizes_are_checked_before_and_while(hub: Hub, write_repository: Write) -
     assert hub.failure(listed, limits=limits).reason is FailureReason.TOO_LARGE
     assert len(hub.faulty.requests) == before
     # Not listed but announced.
-    assert hub.failure(row, limits=limits).reason is FailureReason.TOO_LARGE
+    failure = hub.failure(row, limits=limits)
+    assert (failure.reason, "goes on" in failure.detail) == (FailureReason.TOO_LARGE, False), "before it came"
     # Neither: no Content-Length at all.
     hub.faulty.spoil("model.safetensors", faults.header("content-length", lambda _: None))
     failure = hub.failure(row, limits=limits)
@@ -296,6 +297,28 @@ def test_short_bodies_for_ever(hub: Hub, write_repository: Write) -> None:
     hub.faulty.spoil("model.safetensors", lambda reply: faults.cut(len(reply.body) - 10)(reply))
     failure = hub.failure(row)
     assert (failure.reason, failure.reason.retryable) == (FailureReason.DOWNLOAD_FAILED, True)
+
+
+def test_a_body_that_is_too_long_is_fetched_once_more_from_the_beginning(
+    hub: Hub, write_repository: Write
+) -> None:
+    write_repository("ada/vit")
+    row = hub.row("ada/vit")
+    size = (hub.root / "ada/vit/model.safetensors").stat().st_size
+    listed = replace(row, files=[RepoFile("config.json"), RepoFile("model.safetensors", size)])
+
+    def longer(reply: faults.Reply) -> faults.Reply:
+        return faults.header("content-length", lambda _: None)(faults.body(lambda data: data + b"x")(reply))
+
+    hub.faulty.spoil("model.safetensors", longer, times=1)
+    assert hub.get(listed).bytes == sum(
+        (hub.target / name).stat().st_size for name in ("config.json", "model.safetensors")
+    )
+    assert (hub.target / "model.safetensors").read_bytes() == (
+        hub.root / "ada/vit/model.safetensors"
+    ).read_bytes()
+    assert len(hub.faulty.asked("model.safetensors")) == 2
+    assert not any("range" in request.headers for request in hub.faulty.asked("model.safetensors"))
 
 
 def test_digests_of_the_listing_count(hub: Hub, write_repository: Write) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pipelines.hubserver import running
 from probelog.errors import FailureReason, ItemFailure, UsageError
-from probelog.hub.client import HubError, HubUnavailableError, Retry, parse_json
-from probelog.hub.listing import ListingFilters, Page, fetch_files, iter_pages
+from probelog.hub.client import HubError, HubRefusalError, HubUnavailableError, Retry, parse_json
+from probelog.hub.listing import ListingFilters, Page, fetch_files, item_failure, iter_pages
 from probelog.hub.model_info import read_row
 from probelog.hub.rate_limit import SlidingWindowLimit
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Parent, from_table, to_table
@@ -127,6 +127,39 @@ def test_since_stops_below_the_watermark(write_listing: Listing) -> None:
         assert sorted(repos(pages)) == sorted(entry(number)["id"] for number in range(48, 100))
         assert len(hub.requests) == 6  # of 10
         assert pages[-1].next_url is None
+
+
+@pytest.mark.parametrize(("page_size", "pages"), [(20, 2), (21, 1), (22, 1)])
+def test_a_listing_ends_with_the_first_row_below_the_watermark(
+    write_listing: Listing, page_size: int, pages: int
+) -> None:
+    since = dt.datetime(2025, 1, 1, tzinfo=dt.UTC) + dt.timedelta(hours=40)
+    with running(write_listing([entry(number) for number in range(100)])) as endpoint:
+        read = crawl(ListingFilters((), None, since=since), endpoint, page_size=page_size)
+    assert len(read) == pages
+    assert len(repos(read)) == 20
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "reason"),
+    [
+        (401, "", "", FailureReason.NOT_FOUND),
+        (404, "RepoNotFound", "", FailureReason.NOT_FOUND),
+        (410, "", "", FailureReason.NOT_FOUND),
+        (401, "", "Invalid credentials in Authorization header", FailureReason.DOWNLOAD_FAILED),
+        (403, "", "", FailureReason.DOWNLOAD_FAILED),
+        (403, "GatedRepo", "", FailureReason.GATED),
+        (401, "GatedRepo", "", FailureReason.GATED),
+        (403, "", "Access to this resource is disabled.", FailureReason.DISABLED),
+        (451, "", "", FailureReason.DISABLED),
+        (400, "", "", FailureReason.DOWNLOAD_FAILED),
+    ],
+)
+def test_the_reason_of_a_refusal(status: int, code: str, message: str, reason: FailureReason) -> None:
+    failure = item_failure(HubRefusalError("http://hub/x", status, code, message))
+    assert failure.reason is reason
+    assert f"http://hub/x answered {status}" in failure.detail
+    assert item_failure(HubUnavailableError("nobody")).reason is FailureReason.DOWNLOAD_FAILED
 
 
 def test_a_limit_counts_over_interruptions(write_listing: Listing) -> None:
