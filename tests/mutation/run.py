@@ -175,6 +175,7 @@ def judge(chosen: Sequence[Site], root: Path) -> Iterator[tuple[Mutant, Verdict]
     Raises:
         RuntimeError: the tests fail without any change.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in the tests: threads do not survive a fork
     for library in _LIBRARIES:
         importlib.import_module(library)
     known, tests, limits = accepted(), modules(), dict[str, float]()

@@ -73,7 +73,7 @@ def test_accepted_survivors_have_a_reason_and_still_stand_in_the_code() -> None:
 def test_of_a_sample_of_mutants_enough_are_noticed() -> None:
     # Some of a few modules: every further module costs a run of its tests without a change.
     few = random.Random(14).sample(fast_modules(), 4)
-    chosen = [site for module in few for site in sample(sites(module), 6, seed=14)]
+    chosen = [site for module in few for site in sample(sites(module), 5, seed=14)]
     with temporary_copy() as root:
         verdicts = list(judge(chosen, root))
     survivors = [str(mutant) for mutant, verdict in verdicts if verdict == "survived"]

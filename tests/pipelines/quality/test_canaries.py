@@ -267,6 +267,23 @@ def test_models_of_both_generations_and_new_ones_count_as_one_each(pair: Pair) -
     assert nothing.note == "there is no live generation: all models are new"
 
 
+def test_labels_that_are_lost_count_as_named_otherwise(pair: Pair, tmp_path: Path) -> None:
+    nameless = {model.repo: replace(model, labels=("LABEL_0",) * 4) for model in MODELS[:8]}
+
+    def as_before(model, space, encoder):  # type: ignore[no-untyped-def]
+        (declared,) = [other for other in MODELS if other.repo == model.repo]
+        return recognised(declared, space, encoder)
+
+    models = [nameless.get(model.repo, model) for model in MODELS]
+    candidate = generation(Store(tmp_path), "nameless", models, describe=as_before)
+    kept, _ = named_measures(candidate, pair.live, [], 0.1, 0.2)
+    lost = [model.repo for model in MODELS[:8] if by_hand(pair.live, model.repo)[0]]
+    assert kept.counted == named_measures(pair.same, pair.live, [], 0.1, 0.2)[0].counted
+    assert kept.before is not None
+    assert kept.value == pytest.approx(kept.before * (1 - len(lost) / kept.counted), abs=0.05)
+    assert set(kept.examples) == {f"{repo} declares nothing any more" for repo in lost}
+
+
 def test_so_many_models_and_each_weights_once_are_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "_NAMED_MODELS", 3)
     kept, _ = named_measures(pair.same, pair.live, [], 0.1, 0.2)
