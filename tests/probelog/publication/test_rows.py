@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from probelog.index.generation import Generation
-from probelog.publication.rows import Numbering, _Sample, same_weights
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.rows import Numbering, _Sample, same_weights, write_tables
+from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store
 from tests.support.worlds.small_index import Model, build, model_facts
 
@@ -56,17 +58,28 @@ def test_models_are_written_with_their_copies_and_places() -> None:
     assert table["identity"].to_pylist() == [model.digest for model in models]
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("batch", [1, 30, 2000])
 def test_a_sample_has_a_fixed_size_and_does_not_depend_on_the_batches(batch: int) -> None:
     kind = np.dtype([("row", "<u4")])
-    sample = _Sample(7, np.empty(0, kind))
-    rows = np.zeros(100, kind)
-    rows["row"] = np.arange(100)
-    for start in range(0, 100, batch):
+    sample = _Sample(70, np.empty(0, kind))
+    rows = np.zeros(2000, kind)
+    rows["row"] = np.arange(2000)
+    for start in range(0, 2000, batch):
         sample.add(rows[start : start + batch])
-        assert len(sample.rows) == min(7, start + batch)
-    smallest = np.argsort(np.random.default_rng(0).random(100))[:7]
+        assert len(sample.rows) == min(70, start + batch)
+    smallest = np.argsort(np.random.default_rng(0).random(2000))[:70]
     assert sorted(sample.rows["row"].tolist()) == sorted(smallest.tolist())
+
+
+def test_an_index_without_logits_is_not_large(tmp_path: Path) -> None:
+    directions = np.random.default_rng(0).standard_normal((9, 4))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    writer = GenerationWriter(Store(tmp_path), "empty")
+    written = write_tables(
+        writer, [], model_facts([]), Background(directions[:5], 3.0), directions, 3, exact_logits=0
+    )
+    assert (written.logits, written.rows, written.settings["large"]) == (0, 0, False)
+    assert "sample" not in written.meta
 
 
 def test_from_so_many_logits_on_an_index_is_large(tmp_path: Path) -> None:
