@@ -65,6 +65,7 @@ def test_an_older_catalogue_is_deleted_once_the_record_names_the_newer(
 def test_a_record_that_is_damaged_or_newer(files: NightlyFiles) -> None:
     name = files.ledger.paths.nightly_record
     content = asdict(EMPTY)
+    assert content["version"] == 1
     files.store.write_json(name, content)
     assert files.read() == EMPTY
     for change in ({"rows": {"path": "x"}}, {"unheard-of": 1}):
