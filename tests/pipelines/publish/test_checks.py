@@ -210,6 +210,34 @@ def test_probes_whose_embeddings_are_not_finite(tmp_path: Path, monkeypatch: pyt
         check_generation(opened(index), expected(index))
 
 
+@pytest.mark.parametrize("column", ["rows", "first_row"])
+def test_models_that_name_other_rows_of_logits(
+    column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = GenerationWriter.write
+
+    def write(self: GenerationWriter, table: str, schema: pa.Schema, batches: Any) -> int:
+        if table == "models":
+            (rows,) = batches
+            place = rows.column_names.index(column)
+            values = [value + (number == 4) for number, value in enumerate(rows[column].to_pylist())]
+            batches = [rows.set_column(place, column, pa.array(values, rows[column].type))]
+        return real(self, table, schema, batches)
+
+    monkeypatch.setattr(GenerationWriter, "write", write)
+    index = written(tmp_path)
+    repo = index.models[4].repo
+    with pytest.raises(StoreError, match=f"1 models have other logits than their descriptors, {repo}"):
+        check_generation(opened(index), expected(index))
+
+
+def test_a_table_that_cannot_be_read_is_one_of_the_problems(tmp_path: Path) -> None:
+    index = written(tmp_path)
+    index.store.delete_folder("generations/first/logits.lance")
+    with pytest.raises(StoreError, match=r"generation first was not published: .*cannot be read"):
+        check_generation(opened(index), expected(index))
+
+
 # Updates
 
 ADDED = (

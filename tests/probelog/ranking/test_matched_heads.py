@@ -99,6 +99,8 @@ def test_offsets_without_some_concepts(seed: int, excluded: list[int]) -> None:
     expected = [naive.offset(w, named, b, excluded) for w in gallery]
     np.testing.assert_allclose(matched_heads.offsets(gallery, named, b, numbers), expected, atol=1e-9)
     np.testing.assert_allclose(matched_heads.Background(named, b).offsets(gallery), every)
+    all_of_them = np.arange(len(named))  # then none is left out
+    np.testing.assert_allclose(matched_heads.offsets(gallery, named, b, all_of_them), every)
     found = matched_heads.without(every, gallery @ named[numbers].T, b, len(named))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
