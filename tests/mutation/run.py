@@ -251,6 +251,7 @@ def _run_tests(root: Path, tests: Sequence[str], quiet: bool) -> None:
             "mutation",
             phases=phases,
             database=None,
+            deadline=None,
             derandomize=True,
             suppress_health_check=list(hypothesis.HealthCheck),
         )
@@ -292,8 +293,8 @@ def _annotations(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]
 
 
 def _forbids(node: ast.keyword) -> bool:
-    # `zip(..., strict=True)` is an assertion: that its columns are equally long.
-    return node.arg in ("frozen", "slots", "kw_only") or ast.unparse(node) == "strict=True"
+    # `zip(..., strict=True)` is an assertion: that its columns are equally long. Arrays make no use of `eq`.
+    return node.arg in ("frozen", "slots", "kw_only") or ast.unparse(node) in ("strict=True", "eq=False")
 
 
 def _logs(node: ast.AST) -> TypeGuard[ast.expr]:
