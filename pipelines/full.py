@@ -15,7 +15,7 @@ from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import ProbeResult, probe
 from pipelines.publish.release import PublishResult
-from pipelines.publish.stage import ListingSnapshot, publish
+from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
@@ -65,6 +65,7 @@ def run_publish(job: Job) -> PublishResult:
     catalogue = Catalogue.open(job, hub_endpoint())
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
+    check_shown_probes(job.config, probe_set.count)
     key = job.observations_key(probe_set.hash)
     ledger = Ledger(job.store, LedgerFolder.of(key).path)
     receipts = ledger.receipts()
@@ -84,6 +85,7 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
     with _meanwhile(job, endpoint, refresh):
         encoder = load_encoder(job.config.encoder)
         probe_set = ready_probes(job, encoder)
+        check_shown_probes(job.config, probe_set.count)
         catalogue = crawl(job, endpoint, refresh)
         table = catalogue.table(COLUMNS)
         if not table.num_rows:

@@ -20,7 +20,6 @@ from pydantic_core import ErrorDetails
 
 from cluster.runtime.settings import Positive, WorkerSettings
 from probelog.errors import ConfigError, UsageError
-from probelog.index.schema import SHOWN_PROBES
 
 # TOML has no null.
 NONE = "none"
@@ -225,11 +224,6 @@ class _Indexed(_Strict):
     def _truncation_fits(self) -> _Indexed:
         if self.probe_count is not None and self.top_r > self.probe_count:
             raise ValueError(f"top_r ({self.top_r}) is larger than probe_count ({self.probe_count})")
-        shown = min(SHOWN_PROBES, self.probe_count or SHOWN_PROBES)
-        if self.top_r < shown:
-            raise ValueError(
-                f"top_r ({self.top_r}) is smaller than the {shown} probes that an index shows of a logit"
-            )
         return self
 
 

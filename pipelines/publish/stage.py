@@ -20,6 +20,7 @@ from pipelines.complete.descriptors import (
     same_logits,
 )
 from pipelines.complete.record import CompletionRecord
+from pipelines.config.model import Config
 from pipelines.crawl.stage import Catalogue
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
@@ -35,7 +36,7 @@ from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError, UsageError
 from probelog.hub.model_info import add_configured_parent
 from probelog.index.arrow import fixed_lists
-from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, SHOWN_PROBES, probes_schema
 from probelog.index.settings import GenerationSettings
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.generation_writer import GenerationWriter
@@ -142,6 +143,18 @@ class _Inputs:
             *config.prompts,
             *self.background,
             *(json.dumps(asdict(row), default=str) for row in self.rows.values()),
+        )
+
+
+def check_shown_probes(config: Config, probes: int) -> None:
+    """Refuse, before anything is probed, a configuration whose descriptors cannot fill an index of so many probes.
+
+    Raises:
+        UsageError: ``top_r`` is below the number of probes that an index shows of a logit.
+    """
+    if config.top_r < (shown := min(SHOWN_PROBES, probes)):
+        raise UsageError(
+            f"top_r = {config.top_r}; an index shows {shown} probes of a logit: set it to {shown} or more"
         )
 
 

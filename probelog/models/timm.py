@@ -168,6 +168,9 @@ class _Loader:
         if self._plan.pretrained_cfg is None:
             load_state_dict(dict(tensors), strict=False)  # transformers leaves out what the model has not
             return
+        if not self._loading:  # an architecture that is created in another way than timm's own
+            load_state_dict(dict(tensors))
+            return
         convert = self._loading.get("filter_fn")
         state = self._converted(convert, tensors, module) if convert else dict(tensors)
         # The library's loader asks the model to load; this is how the model does it here.

@@ -17,7 +17,7 @@ from probelog.storage.encoding import digest
 from probelog.storage.ledger import Counts, Ledger, Receipt
 from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import Part, part_bytes
-from probelog.storage.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS, ProbedModel, to_table
+from probelog.storage.schemas import FAILURES, OBSERVATIONS, PROBED_MODELS, WEIGHTS, ProbedModel, to_table
 from probelog.storage.store import Store
 
 RANK, NOISE = 48, 0.5
@@ -69,12 +69,14 @@ def _part(store: Store, folder: str, name: str, number: int, columns: np.ndarray
         "observations": _written(store, folder, "observations", name, tables, OBSERVATIONS),
         "models": _written(store, folder, "models", name, [to_table(models, PROBED_MODELS)], PROBED_MODELS),
         "failures": _written(store, folder, "failures", name, [], FAILURES),
+        "weights": _written(store, folder, "weights", name, [], WEIGHTS),
     }
     receipt = Receipt(
         name=name,
         items=[f"{number * MODELS_A_PART + index:016x}" for index in range(MODELS_A_PART)],
         at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC).isoformat(),
         counts=Counts(indexed=MODELS_A_PART, logits=int(sizes.sum())),
+        originals={},
         **parts,
     )
     store.write_json(f"{folder}/receipts/{name}.json", asdict(receipt))

@@ -14,6 +14,7 @@ from pipelines.complete.record import CompletionRecord
 from pipelines.full import run_full
 from pipelines.inspect.status import status
 from probelog.encoders.torch_encoder import load_encoder
+from probelog.errors import UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.index.schema import MODEL_FACTS
@@ -425,3 +426,13 @@ def test_the_opposite_of_one_logit(indexed: Indexed) -> None:
     shown = [fires[known.places[row]] for row in (plain, opposite)]
     assert shown[0] == np.argsort(-known.z[plain], kind="stable")[:8].tolist()
     assert not set(shown[0]) & set(shown[1])
+
+
+def test_fewer_entries_than_an_index_shows_are_refused_before_anything_is_probed(
+    indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
+    requests = len(indexed.hub.requests)
+    with pytest.raises(UsageError, match="top_r = 7; an index shows 8 probes"):
+        run_full(indexed.job(tmp_path / "store", top_r=7))
+    assert len(indexed.hub.requests) == requests

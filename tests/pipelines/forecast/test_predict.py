@@ -186,7 +186,7 @@ def test_every_class_of_size_is_measured() -> None:
 
 def test_a_way_that_one_model_needs_stands_for_one_not_seen() -> None:
     def recipe(size: int, mean: float) -> str:
-        return timm_recipe({"input_size": [3, size, size], "mean": [mean] * 3}, None, 99).to_json()
+        return timm_recipe({"input_size": [3, size, size], "mean": [mean] * 3}, 99).to_json()
 
     recipes = [recipe(8, 0.1), recipe(8, 0.2), recipe(10, 0.1)]
     nothing: list[Any] = [None] * 10
