@@ -383,10 +383,18 @@ def evaluate(
         Path | None,
         typer.Option("--hierarchy", help="CHILD<tab>PARENT lines: which declared names are super-classes."),
     ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol",
+            help="How the background is chosen: as-published, withheld or closed. Default: all three.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Accuracy of text queries beside chance and simpler methods; with --out the full benchmark."""
+    from pipelines.benchmark.protocols import PROTOCOLS
     from pipelines.benchmark.run import BASELINE, SEEDS, BenchmarkPlan, run_benchmark
     from pipelines.evaluate import evaluate as run_evaluate
     from pipelines.job.progress import Report
@@ -405,6 +413,7 @@ def evaluate(
             methods=method or (),
             seeds=SEEDS if seeds is None else seeds,
             baseline=BASELINE if baseline is None else baseline,
+            protocols=protocol or (),
         )
         result = run_benchmark(plan, Report())
     else:
@@ -420,7 +429,7 @@ def evaluate(
             raise UsageError(f"{full_only[0]} belongs to the full benchmark: add --out DIR")
         if truth is None or len(index) != 1:
             raise UsageError("give one --index and a --truth file, or run the full benchmark with --out DIR")
-        result = run_evaluate(index[0], truth)
+        result = run_evaluate(index[0], truth, protocols=protocol or PROTOCOLS)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return

@@ -1,29 +1,39 @@
-"""How well an index answers, against a truth file: accuracy, hubness, chance and simpler methods."""
+"""How well an index answers, against a truth file: accuracy, hubness, chance and simpler methods, by protocol."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from pipelines.benchmark.questions import LEFT_OUT_KINDS, Truth
+from pipelines.benchmark.protocols import AS_PUBLISHED, CLOSED, PROTOCOLS, WITHHELD, check_protocols, rounds
+from pipelines.benchmark.questions import LEFT_OUT_KINDS, Bools, LogitName, Questions, Truth, from_truth
 from pipelines.complete.record import completed
+from probelog.arrays import Ints
 from probelog.completion import scoring
 from probelog.errors import UsageError
 from probelog.evaluation.accuracy import Accuracy, Hubness, accuracy, hubness
 from probelog.evaluation.truncated import calibrated
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
+from probelog.ranking import matched_heads
+from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.search.client import open_index
-from probelog.search.query import background_numbers, text_vectors
+from probelog.search.query import numbers_named, text_vectors
 from probelog.storage.layout import INDEX
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS
 from probelog.storage.store import Store
+
+_MEANING = {
+    AS_PUBLISHED: "the index's own background",
+    WITHHELD: "background: the names of the other half of the concepts",
+    CLOSED: "background: the names of all concepts",
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,21 @@ class Method:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All methods on one index."""
+    """All methods on one index.
+
+    Attributes:
+        index: its address.
+        models: how many take part.
+        logits: of these models.
+        methods: with the index's own background.
+        protocols: the same methods by protocol (``pipelines.benchmark.protocols``).
+    """
 
     index: str
     models: int
     logits: int
     methods: list[Method]
+    protocols: dict[str, list[Method]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -54,17 +73,19 @@ class Evaluation:
         """The same as a table for a person, in per cent."""
         head = f"{'method':<34}{'class top-1':>12}{'top-5':>7}{'super top-1':>13}{'top-5':>7}{'mAP':>7}{'hubs':>6}"
         lines = [f"{self.index}: {self.models:,} models, {self.logits:,} logits", head]
-        for method in self.methods:
-            cells = [
-                f"{100 * accuracy.top1:12.1f}{100 * accuracy.top5:7.1f}"
-                if accuracy is not None
-                else f"{'-':>12}{'-':>7}"
-                for accuracy in (method.single, method.groups)
-            ]
-            lines.append(
-                f"{method.name:<34}{cells[0]} {cells[1]}{100 * method.every.average_precision:7.1f}"
-                f"{method.hubness.half:6d}"
-            )
+        for protocol, methods in self.protocols.items():
+            lines.append(f"{protocol}: {_MEANING[protocol]}")
+            for method in methods:
+                cells = [
+                    f"{100 * accuracy.top1:12.1f}{100 * accuracy.top5:7.1f}"
+                    if accuracy is not None
+                    else f"{'-':>12}{'-':>7}"
+                    for accuracy in (method.single, method.groups)
+                ]
+                lines.append(
+                    f"{method.name:<34}{cells[0]} {cells[1]}{100 * method.every.average_precision:7.1f}"
+                    f"{method.hubness.half:6d}"
+                )
         first = self.methods[0]
         chance = [
             f"{100 * accuracy.chance:12.1f}{'':7}" if accuracy is not None else f"{'-':>12}{'':7}"
@@ -78,64 +99,90 @@ class Evaluation:
         return lines
 
 
-def evaluate(uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS) -> Evaluation:
+def evaluate(
+    uri: str, truth_file: Path, kinds: Sequence[str] = LEFT_OUT_KINDS, protocols: Sequence[str] = PROTOCOLS
+) -> Evaluation:
     """Evaluate text queries on an index.
 
     Args:
         uri: the index or its store.
         truth_file: see ``Truth``.
         kinds: models of these kinds are left out.
+        protocols: how backgrounds are chosen; the index's own is always among them.
 
     Raises:
-        UsageError: the truth file is unusable or speaks of none of the index's models.
+        UsageError: the truth file is unusable or speaks of none of the index's models, or a protocol is unknown.
     """
+    check_protocols(protocols)
     truth = Truth.read(truth_file)
     store = find_index(uri)
     generation = Generation(store, read_pointer(store)[0])
     logit, negated = np.zeros(generation.size, np.int64), np.zeros(generation.size, bool)
     for logits in generation.blocks():
         logit[logits.rows], negated[logits.rows] = logits.logit, logits.negated
-    classes: list[set[int]] = []
     kept: list[_Kept] = []
     for model in generation.models_table(["repo", "sha", "first_row", "rows"]).to_pylist():
         repo = model["repo"]
         if repo not in truth.logits or truth.kinds[repo] in kinds:
             continue
-        for row in range(model["first_row"], model["first_row"] + model["rows"]):
-            if logit[row] < len(truth.logits[repo]):
-                kept.append(_Kept(row, repo, model["sha"], int(logit[row]), bool(negated[row])))
-                classes.append(set() if negated[row] else truth.logits[repo][logit[row]])
+        kept += [
+            _Kept(row, repo, model["sha"], int(logit[row]), bool(negated[row]))
+            for row in range(model["first_row"], model["first_row"] + model["rows"])
+            if logit[row] < len(truth.logits[repo])
+        ]
     if not kept:
         raise UsageError(f"{truth_file} speaks of none of the models in {store.uri}")
-    concepts = list(truth.concepts)
-    relevant = np.array(
-        [[truth.relevant(concept, class_set) for class_set in classes] for concept in concepts]
-    )
-    if not relevant.any():
-        raise UsageError(f"{truth_file} names no concept that a model in {store.uri} recognises")
-    single = np.array([len(truth.concepts[concept]) == 1 for concept in concepts])
-
-    index = open_index(uri)
-    excluded = [truth.names_of(concept) for concept in concepts]
-    ways: dict[str, npt.NDArray[np.float64]] = {
-        "this index (matched heads)": index.scores(concepts, excluded)[:, [item.row for item in kept]]
-    }
+    try:
+        questions = from_truth(truth, [LogitName(item.repo, item.logit, item.negated, "") for item in kept])
+    except UsageError:
+        raise UsageError(f"{truth_file} names no concept that a model in {store.uri} recognises") from None
+    rows = [item.row for item in kept]
     keys = [generation.settings.completion, generation.settings.folded_in]
     pairs = _top_pairs(_around(store), [key for key in keys if key is not None], kept)
-    if pairs is not None:
-        ways["version 2, from its top probes"] = _second_version(generation, pairs, concepts, excluded)
-    methods = []
-    for name, scores in ways.items():
-        methods.append(
-            Method(
-                name,
-                _part(scores, relevant, single),
-                _part(scores, relevant, ~single),
-                accuracy(scores, relevant),
-                hubness(scores[relevant.any(axis=1)]),
-            )
-        )
-    return Evaluation(store.uri, len({item.repo for item in kept}), len(kept), methods)
+    evaluated = {}
+    for protocol in PROTOCOLS:
+        if protocol not in (AS_PUBLISHED, *protocols):
+            continue
+        ways = {
+            "this index (matched heads)": open_index(uri).scores(questions.names, questions.synonyms)[:, rows]
+            if protocol == AS_PUBLISHED
+            else _by_rounds(questions, protocol, generation, partial(_matched_heads, generation, rows))
+        }
+        if pairs is not None:
+            second = partial(_second_version, generation, pairs)
+            ways["version 2, from its top probes"] = _by_rounds(questions, protocol, generation, second)
+        evaluated[protocol] = [_method(name, scores, questions) for name, scores in ways.items()]
+    return Evaluation(
+        store.uri, len({item.repo for item in kept}), len(kept), evaluated[AS_PUBLISHED], evaluated
+    )
+
+
+def _by_rounds(
+    questions: Questions,
+    protocol: str,
+    generation: Generation,
+    score: Callable[[Sequence[str], Sequence[str], Sequence[Ints]], Float64],
+) -> Float64:
+    """Scores (C, N) of all concepts: of each round's by ``score`` of their names, the background and what is excluded."""
+    parts = []
+    order: list[int] = []
+    for numbers, background in rounds(protocol, questions, generation.background):
+        names = [questions.names[number] for number in numbers]
+        excluded = [numbers_named(background, questions.synonyms[number]) for number in numbers]
+        parts.append(score(names, background, excluded))
+        order += numbers.tolist()
+    return np.asarray(np.concatenate(parts)[np.argsort(order)])
+
+
+def _method(name: str, scores: Float64, questions: Questions) -> Method:
+    relevant, single = questions.relevant, questions.single
+    return Method(
+        name,
+        _part(scores, relevant, single),
+        _part(scores, relevant, ~single),
+        accuracy(scores, relevant),
+        hubness(scores[relevant.any(axis=1)]),
+    )
 
 
 class _Kept(NamedTuple):
@@ -172,25 +219,48 @@ def _top_pairs(store: Store, keys: Sequence[str], kept: Sequence[_Kept]) -> scor
     return scoring.TopPairs(np.array(probes, np.int32), np.array(values, np.float32))
 
 
-def _part(
-    scores: npt.NDArray[np.float64], relevant: npt.NDArray[np.bool_], chosen: npt.NDArray[np.bool_]
-) -> Accuracy | None:
+def _part(scores: Float64, relevant: Bools, chosen: Bools) -> Accuracy | None:
     if not relevant[chosen].any():
         return None
     return accuracy(scores[chosen], relevant[chosen])
+
+
+def _matched_heads(
+    generation: Generation,
+    rows: Sequence[int],
+    texts: Sequence[str],
+    background: Sequence[str],
+    excluded: Sequence[Ints],
+) -> Float64:
+    """Scores of some rows of the index as if it had been published with another background."""
+    space = HeadSpace(generation.probe_embeddings, text_vectors(generation, background))
+    gallery = np.empty((generation.size, len(generation.basis.coordinates(space.centre))), np.float32)
+    for logits in generation.blocks():
+        gallery[logits.rows] = logits.coordinates
+    gallery = gallery[rows]
+    rivals = generation.basis.coordinates(space.background).astype(np.float64)
+    b = matched_heads.sharpness(gallery, rivals)
+    offsets = matched_heads.offsets(gallery, rivals, b)
+    queries = generation.basis.coordinates(space.of_texts(text_vectors(generation, texts), excluded))
+    return np.stack(
+        [
+            matched_heads.scores(gallery @ query, gallery, offsets, rivals, b, own)
+            for query, own in zip(queries, excluded, strict=True)
+        ]
+    )
 
 
 def _second_version(
     generation: Generation,
     pairs: scoring.TopPairs,
     texts: Sequence[str],
-    excluded: Sequence[Sequence[str]],
-) -> npt.NDArray[np.float64]:
+    background: Sequence[str],
+    excluded: Sequence[Ints],
+) -> Float64:
     """Version 2's calibrated truncated distance."""
 
-    def distances(names: Sequence[str]) -> npt.NDArray[np.float64]:
+    def distances(names: Sequence[str]) -> Float64:
         z = scoring.text_descriptors(generation.probe_embeddings, text_vectors(generation, names))
         return scoring.truncated_distances(pairs, z)
 
-    numbers = [background_numbers(generation, names) for names in excluded]
-    return np.asarray(calibrated(distances(texts), distances(generation.background), numbers), np.float64)
+    return np.asarray(calibrated(distances(texts), distances(background), excluded), np.float64)

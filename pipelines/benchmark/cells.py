@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 import probelog
-from pipelines.benchmark import probed
+from pipelines.benchmark import probed, protocols
 from pipelines.benchmark import questions as questions_module
 from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.protocols import AS_PUBLISHED, WITHHELD, Round, rounds
 from pipelines.benchmark.questions import Questions
 from pipelines.job.progress import Report
 from probelog.evaluation import METHODS, Method
@@ -45,6 +46,7 @@ class Cell:
         asked: ``text``, or how many images stand for a concept.
         r: version 2's truncation, where it is varied.
         background: number of background concepts, where it is varied.
+        protocol: how the background is chosen (``pipelines.benchmark.protocols``).
     """
 
     probe_set: str
@@ -54,6 +56,12 @@ class Cell:
     asked: str = TEXT
     r: int | None = None
     background: int | None = None
+    protocol: str = AS_PUBLISHED
+
+    @property
+    def varied(self) -> bool:
+        """Whether it belongs to a sweep over r or over the background's size."""
+        return self.r is not None or self.background is not None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class CellResult:
         concepts: (Q,) numbers of the concepts that were asked and have an answer.
         answers: what they got.
         named: (M,) ranks of the first right concept of every logit that recognises one (the reverse task); empty
-            unless texts were asked.
+            unless texts were asked, all of them with the same background.
         seconds: that the method took.
     """
 
@@ -175,23 +183,24 @@ def _run(
     gallery: Gallery,
     kept: npt.NDArray[np.int64],
 ) -> CellResult:
-    # Who asks with images gives no name that could be left out of the background.
-    synonyms = [questions.synonyms[number] if asked.images is None else [] for number in asked.numbers]
-    concepts = replace(hub.concepts(asked.vectors, synonyms), images=asked.images)
-    if cell.background is not None:
-        concepts = with_background(concepts, cell.background, cell.seed)
     method: Method = METHODS[cell.method] if cell.r is None else partial(second_version, r=cell.r)
-    begun = time.perf_counter()
-    method_scores = method(gallery, concepts)
-    seconds = time.perf_counter() - begun
-    assert not np.isnan(method_scores).any(), f"{cell.method} gave scores that are no numbers"
+    seconds = 0.0
     # What no method could see is never found.
     scores = np.full((len(asked.numbers), len(hub.logits)), -np.inf)
-    scores[:, kept] = method_scores
+    for part in rounds(cell.protocol, questions, hub.generation.background):
+        places = np.flatnonzero(np.isin(asked.numbers, part.numbers))
+        if not len(places):
+            continue
+        concepts = _concepts(cell, hub, questions, asked, places, part)
+        begun = time.perf_counter()
+        method_scores = method(gallery, concepts)
+        seconds += time.perf_counter() - begun
+        assert not np.isnan(method_scores).any(), f"{cell.method} gave scores that are no numbers"
+        scores[np.ix_(places, kept)] = method_scores
     relevant = questions.relevant[asked.numbers]
     answerable = np.flatnonzero(relevant.any(axis=1))
     named = np.empty(0, np.int64)
-    if cell.asked == TEXT:
+    if cell.asked == TEXT and cell.protocol != WITHHELD:
         named = per_query(scores.T[questions.nameable], relevant.T[questions.nameable], keep=1).rank
     return CellResult(
         asked.numbers[answerable],
@@ -199,6 +208,22 @@ def _run(
         named,
         seconds,
     )
+
+
+def _concepts(
+    cell: Cell,
+    hub: ProbedHub,
+    questions: Questions,
+    asked: Asked,
+    places: npt.NDArray[np.int64],
+    part: Round,
+) -> Concepts:
+    """Those of a cell's queries that are at some places, with the background of their round."""
+    images = None if asked.images is None else [asked.images[place] for place in places]
+    # Who asks with images gives no name that could be left out of the background.
+    synonyms = [questions.synonyms[asked.numbers[place]] if images is None else [] for place in places]
+    concepts = replace(hub.concepts(asked.vectors[places], synonyms, part.background), images=images)
+    return concepts if cell.background is None else with_background(concepts, cell.background, cell.seed)
 
 
 def with_background(concepts: Concepts, size: int, seed: int) -> Concepts:
@@ -232,7 +257,7 @@ def _name(key: str) -> str:
 def _code() -> str:
     """Digest of the code that scores depend on: a changed method is measured again."""
     digest = hashlib.sha256()
-    sources = [Path(str(module.__file__)) for module in (probed, questions_module)]
+    sources = [Path(str(module.__file__)) for module in (probed, protocols, questions_module)]
     for file in [*sorted(Path(probelog.__file__).parent.rglob("*.py")), *sources, Path(__file__)]:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

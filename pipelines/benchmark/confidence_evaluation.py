@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.protocols import AS_PUBLISHED, Round, rounds
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
 from pipelines.labels.confidence import LabelledConcepts, query_scores
@@ -32,13 +33,14 @@ AREAS = ("auc", "auc_best", "auc_score", "auc_right")
 
 @dataclass(frozen=True)
 class ProbedConfidence:
-    """One hub at one budget: what stays the same whichever of its logits are held out.
+    """One hub at one budget and with one background: what stays the same whichever of its logits are held out.
 
     Attributes:
         space: holds the background's directions.
         directions: (N, d) of the logits.
         labels: (N,) declared ones, empty for the negative of a one-logit head.
         relevant: (C, N) by the truth file.
+        single: (C,) which concepts are single classes.
         queries: (C, d) directions of the concepts.
         excluded: for each concept the background concepts that do not compete with it.
         named: the labels' own names, to fit on.
@@ -48,25 +50,40 @@ class ProbedConfidence:
     directions: Float64
     labels: list[str]
     relevant: Bools
+    single: Bools
     queries: Float64
     excluded: Sequence[Ints]
     named: LabelledConcepts
 
     @classmethod
-    def of(cls, hub: ProbedHub, questions: Questions, share: float) -> ProbedConfidence:
-        """The models of a hub as if each had seen a share of the probes."""
+    def of(
+        cls, hub: ProbedHub, questions: Questions, share: float, part: Round | None = None
+    ) -> ProbedConfidence:
+        """The models of a hub as if each had seen a share of the probes.
+
+        Args:
+            hub: the hub.
+            questions: the concepts.
+            share: of the probes.
+            part: the C concepts that are asked, and their background; none: all of them, with the index's.
+        """
+        if part is None:
+            (part,) = rounds(AS_PUBLISHED, questions, hub.generation.background)
         gallery, kept = hub.gallery(share, seed=0)
-        space = HeadSpace(gallery.embeddings, hub.background)
-        asked = hub.concepts(hub.embed(questions.names), questions.synonyms)
+        names = [questions.names[number] for number in part.numbers]
+        synonyms = [questions.synonyms[number] for number in part.numbers]
+        asked = hub.concepts(hub.embed(names), synonyms, part.background)
+        space = HeadSpace(gallery.embeddings, asked.background)
         labels = ["" if item.negated else item.label for item in (hub.logits[i] for i in kept)]
         return cls(
             space=space,
             directions=np.concatenate([space.of_model(model) for model in gallery.models]),
             labels=labels,
-            relevant=questions.relevant[:, kept],
+            relevant=questions.relevant[np.ix_(part.numbers, kept)],
+            single=questions.single[part.numbers],
             queries=space.of_texts(asked.queries, asked.excluded),
             excluded=asked.excluded,
-            named=LabelledConcepts.of(labels, space, hub.embed, hub.generation.background, seed=0),
+            named=LabelledConcepts.of(labels, space, hub.embed, part.background, seed=0),
         )
 
 
@@ -104,7 +121,7 @@ def answers(probed: ProbedConfidence, logits: Ints, concepts: Ints) -> Answers:
     return Answers(scores_of, margins, confidence.of(scores_of, margins), np.stack(right), confidence)
 
 
-def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
+def reliability(parts: Sequence[ProbedConfidence]) -> Iterator[Row]:
     """Confidence against the share of right hits, over the first hits of every concept that has an answer.
 
     A row for each part of the concepts and each of ``BINS`` equal pieces of [0, 1] that holds hits.
@@ -112,13 +129,25 @@ def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
     confidence and its share of right hits (Naeini et al. 2015).
 
     Args:
-        probed: the hub.
-        single: (C,) which concepts are single classes.
+        parts: the hub, once with the background of each part of the concepts. ``source``, ``pairs`` and ``positives``
+            are of the first.
     """
-    concepts = np.flatnonzero(probed.relevant.any(axis=1))
-    answered = answers(probed, np.arange(len(probed.labels)), concepts)
-    for part, chosen in ((SINGLE, single[concepts]), (SUPER, ~single[concepts]), (ALL, concepts >= 0)):
-        confidences, right = answered.confidences[chosen].ravel(), answered.right[chosen].ravel()
+    asked = [np.flatnonzero(probed.relevant.any(axis=1)) for probed in parts]
+    answered = [
+        answers(probed, np.arange(len(probed.labels)), concepts)
+        for probed, concepts in zip(parts, asked, strict=True)
+        if len(concepts)
+    ]
+    if not answered:
+        return
+    single = np.concatenate([probed.single[concepts] for probed, concepts in zip(parts, asked, strict=True)])
+    all_confidences, all_right = (
+        np.concatenate(values)
+        for values in zip(*((one.confidences, one.right) for one in answered), strict=True)
+    )
+    fitted = answered[0].confidence
+    for part, chosen in ((SINGLE, single), (SUPER, ~single), (ALL, np.ones_like(single))):
+        confidences, right = all_confidences[chosen].ravel(), all_right[chosen].ravel()
         places = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
         counts = np.bincount(places, minlength=BINS)
         sums = np.bincount(places, confidences, BINS), np.bincount(places, right, BINS)
@@ -133,26 +162,32 @@ def reliability(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
                 "right": float(sums[1][place] / counts[place]),
                 "concepts": int(chosen.sum()),
                 "calibration_error": error,
-                "source": answered.confidence.source,
-                "pairs": answered.confidence.pairs,
-                "positives": answered.confidence.positives,
+                "source": fitted.source,
+                "pairs": fitted.pairs,
+                "positives": fitted.positives,
             }
 
 
-def absent(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
+def absent(parts: Sequence[ProbedConfidence]) -> Iterator[Row]:
     """How well an absent concept is told from a present one: a row for each draw, then the mean (``draw`` is None).
 
     All areas are under the ROC curve, over the classes held out and those still present. ``auc``: by the first
     hit's confidence. ``auc_best``: by the best confidence among the first hits. ``auc_score``: by the first hit's
     score. ``auc_right``: as ``auc``, over only those present classes whose first hit is right. Nothing where fewer
-    than four single classes have an answer. Intervals are over draws.
+    than four single classes have an answer. Intervals are over draws; each part of the concepts has its own.
 
     Args:
-        probed: the hub.
-        single: (C,) which concepts are single classes.
+        parts: the hub, once with the background of each part of the concepts.
     """
-    rows = []
-    for draw, logits, present, held_out in without_classes(probed, single):
+    rows = [row for probed in parts for row in _draws(probed)]
+    for number, row in enumerate(rows):
+        yield row | {"draw": number}
+    if rows:
+        yield _mean(rows)
+
+
+def _draws(probed: ProbedConfidence) -> Iterator[Row]:
+    for logits, present, held_out in without_classes(probed):
         answered = answers(probed, logits, np.concatenate([present, held_out]))
         first, best, score = (
             answered.confidences[:, 0],
@@ -161,27 +196,22 @@ def absent(probed: ProbedConfidence, single: Bools) -> Iterator[Row]:
         )
         known = len(present)
         right = answered.right[:known, 0]
-        rows.append(
-            {
-                "draw": draw,
-                "absent": len(held_out),
-                "present": known,
-                "auc": roc_area(first[:known], first[known:]),
-                "auc_best": roc_area(best[:known], best[known:]),
-                "auc_score": roc_area(score[:known], score[known:]),
-                "auc_right": roc_area(first[:known][right], first[known:]) if right.any() else None,
-                "first_right": float(right.mean()),
-                **{f"{name}_{bound}": None for name in AREAS for bound in ("low", "high")},
-            }
-        )
-    yield from rows
-    if rows:
-        yield _mean(rows)
+        yield {
+            "draw": 0,
+            "absent": len(held_out),
+            "present": known,
+            "auc": roc_area(first[:known], first[known:]),
+            "auc_best": roc_area(best[:known], best[known:]),
+            "auc_score": roc_area(score[:known], score[known:]),
+            "auc_right": roc_area(first[:known][right], first[known:]) if right.any() else None,
+            "first_right": float(right.mean()),
+            **{f"{name}_{bound}": None for name in AREAS for bound in ("low", "high")},
+        }
 
 
-def without_classes(probed: ProbedConfidence, single: Bools) -> Iterator[tuple[int, Ints, Ints, Ints]]:
-    """Galleries without some classes: the draw's number, the logits left, concepts still present, concepts gone."""
-    classes = np.flatnonzero(single & probed.relevant.any(axis=1))
+def without_classes(probed: ProbedConfidence) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Galleries without some classes: the logits left, concepts still present, concepts held out."""
+    classes = np.flatnonzero(probed.single & probed.relevant.any(axis=1))
     held = min(HELD, len(classes) // 4)
     for draw in range(DRAWS if held else 0):
         held_out = np.random.default_rng([draw, len(classes)]).choice(classes, held, replace=False)
@@ -189,11 +219,12 @@ def without_classes(probed: ProbedConfidence, single: Bools) -> Iterator[tuple[i
         remaining = np.setdiff1d(classes, held_out)
         present = remaining[probed.relevant[np.ix_(remaining, logits)].any(axis=1)]
         if len(present):  # else all others are only known to logits of several classes, which went too
-            yield draw, logits, present, held_out
+            yield logits, present, held_out
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    mean: Row = {"draw": None, "absent": rows[0]["absent"]}
+    mean: Row = {"draw": None}
+    mean["absent"] = round(float(np.mean([row["absent"] for row in rows])))
     mean["present"] = round(float(np.mean([row["present"] for row in rows])))
     mean["first_right"] = float(np.mean([row["first_right"] for row in rows]))
     for name in AREAS:

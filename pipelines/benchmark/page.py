@@ -33,7 +33,10 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
     """
     methods = list(dict.fromkeys(cell.method for cell in done.outcomes))
     means = [row for row in written["results"] if row["seed"] is None]
-    plots = _plots(done, means, written["sweeps"], methods)
+    protocols = list(dict.fromkeys(row["protocol"] for row in means))
+    plots = _plots(
+        done, [row for row in means if row["protocol"] == protocols[0]], written["sweeps"], methods
+    )
     # Where nothing was judged by a truth file, there is nothing to draw.
     if judged := written.get("reliability"):
         plots["reliability"] = ("Confidence against the share of right hits", _reliability(judged))
@@ -48,6 +51,7 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
         hubs=[_facts(hub, done) for hub in done.hubs.values()],
         methods=methods,
         baseline=baseline,
+        protocols=protocols,
         accuracy=_by_method([row for row in means if row["asked"] == TEXT and row["half"] == BOTH]),
         halves=_halves(means),
         images=[
@@ -61,7 +65,8 @@ def write_page(out: Store, done: Finished, written: Mapping[str, Sequence[Row]],
         plots={name: (title, base64.b64encode(data).decode()) for name, (title, data) in plots.items()},
         examples={name: _examples(done, name, baseline) for name in done.hubs},
         calibration={
-            (row["probe_set"], row["budget"], row["part"]): row for row in written.get("reliability", [])
+            (row["probe_set"], row["budget"], row["protocol"], row["part"]): row
+            for row in written.get("reliability", [])
         }.values(),
         absent=[row for row in written.get("absent", []) if row["draw"] is None],
         **{name: written.get(name, []) for name in ("hubness", "reverse", "prauc", "by_rank", "labels")},
@@ -102,10 +107,11 @@ def _facts(hub: ProbedHub, done: Finished) -> Row:
 
 
 def _by_method(rows: Sequence[Row]) -> dict[str, dict[tuple[float, str], dict[str, Row]]]:
-    """By probe set, then by (budget, method), then by part."""
+    """By probe set and protocol, then by (budget, method), then by part."""
     rows_by_method: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
     for row in sorted(rows, key=lambda row: -row["budget"]):
-        place = rows_by_method.setdefault(row["probe_set"], {}).setdefault((row["budget"], row["method"]), {})
+        title = f"{row['probe_set']}, {row['protocol']}"
+        place = rows_by_method.setdefault(title, {}).setdefault((row["budget"], row["method"]), {})
         place[row["part"]] = row
     return rows_by_method
 
@@ -115,9 +121,8 @@ def _halves(means: Sequence[Row]) -> dict[str, dict[tuple[float, str], dict[str,
     rows_by_half: dict[str, dict[tuple[float, str], dict[str, Row]]] = {}
     for row in sorted(means, key=lambda row: -row["budget"]):
         if row["asked"] == TEXT and row["part"] == ALL and row["half"] in (DEVELOPMENT, TEST):
-            place = rows_by_half.setdefault(row["probe_set"], {}).setdefault(
-                (row["budget"], row["method"]), {}
-            )
+            title = f"{row['probe_set']}, {row['protocol']}"
+            place = rows_by_half.setdefault(title, {}).setdefault((row["budget"], row["method"]), {})
             place[row["half"]] = row
     return rows_by_half
 
@@ -160,7 +165,10 @@ def _plots(
     largest = {name: max(cell.share for cell in done.outcomes if cell.probe_set == name) for name in names}
     plots["hub-curve"] = (
         "Hubs: how many logits take which share of the first places",
-        hub_plot({name: tables.hub_curves(done, name, largest[name]) for name in names}, methods),
+        hub_plot(
+            {name: tables.hub_curves(done, name, largest[name], means[0]["protocol"]) for name in names},
+            methods,
+        ),
     )
     return plots
 
@@ -170,7 +178,7 @@ def _reliability(rows: Sequence[Row]) -> bytes:
     for row in rows:
         if row["part"] != ALL:
             title = "single classes" if row["part"] == SINGLE else "superclasses"
-            name = f"{row['probe_set']}, {_share(row['budget'])} probes"
+            name = f"{row['probe_set']}, {row['protocol']}, {_share(row['budget'])} probes"
             confidences, right, hits = panels.setdefault(title, {}).setdefault(name, ([], [], []))
             confidences.append(row["confidence"])
             right.append(row["right"])
@@ -200,9 +208,11 @@ def _lines(rows: Sequence[Row], probe_set: str, methods: Sequence[str], x: str) 
 def _examples(done: Finished, probe_set: str, baseline: str) -> list[Row]:
     """The first answers to some concepts at the largest budget, each method's beside the others'."""
     cells_of_set = [cell for cell in done.outcomes if cell.probe_set == probe_set]
-    largest = max(cell.share for cell in cells_of_set)
+    largest, protocol = max(cell.share for cell in cells_of_set), cells_of_set[0].protocol
     cells = {
-        cell.method: cell for cell in cells_of_set if cell == Cell(probe_set, cell.method, largest, seed=0)
+        cell.method: cell
+        for cell in cells_of_set
+        if cell == Cell(probe_set, cell.method, largest, seed=0, protocol=protocol)
     }
     hub, questions = done.hubs[probe_set], done.questions[probe_set]
     concepts = done.outcomes[cells[baseline]].concepts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.probes.probe_set import subset
 from probelog.ranking.matched_heads import Observed
-from probelog.search.query import background_numbers, text_vectors
+from probelog.search.query import numbers_named, text_vectors
 from probelog.storage.encoding import short_key
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger, observed_models
@@ -51,6 +51,7 @@ class ProbedHub:
     observed: list[Observed]
     logits: list[LogitName]
     left_out: dict[str, int]
+    _vectors: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def open(cls, uri: str, verdict: Verdict) -> ProbedHub:
@@ -120,19 +121,24 @@ class ProbedHub:
         """Number of probes, n."""
         return self.generation.settings.probes
 
-    @cached_property
-    def background(self) -> npt.NDArray[np.float32]:
-        """(B, d) embeddings of the background concepts."""
-        return self.embed(self.generation.background)
-
     def embed(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
         """(C, d) embeddings of concepts' names in the index's prompt."""
-        return text_vectors(self.generation, names)
+        if new := [name for name in dict.fromkeys(names) if name not in self._vectors]:
+            self._vectors.update(zip(new, text_vectors(self.generation, new), strict=True))
+        dimension = self.generation.probe_embeddings.shape[1]
+        return np.array([self._vectors[name] for name in names], np.float32).reshape(-1, dimension)
 
-    def concepts(self, queries: npt.NDArray[np.floating[Any]], synonyms: Sequence[Sequence[str]]) -> Concepts:
-        """Query vectors (C, d) beside the index's background, without the background's names for the query."""
-        excluded = [background_numbers(self.generation, names) for names in synonyms]
-        return Concepts(queries, self.background, excluded)
+    def concepts(
+        self,
+        queries: npt.NDArray[np.floating[Any]],
+        synonyms: Sequence[Sequence[str]],
+        background: Sequence[str] | None = None,
+    ) -> Concepts:
+        """Query vectors (C, d) beside a background, by default the index's, without the query's own names."""
+        if background is None:
+            background = self.generation.background
+        excluded = [numbers_named(background, names) for names in synonyms]
+        return Concepts(queries, self.embed(background), excluded)
 
     def gallery(self, share: float, seed: int) -> tuple[Gallery, npt.NDArray[np.int64]]:
         """The hub as if every model had seen only its own share of the probes, drawn as the probe stage draws.

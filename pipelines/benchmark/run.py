@@ -18,6 +18,7 @@ from pipelines.benchmark.cells import TEXT, Asked, Cell, run_cells
 from pipelines.benchmark.classifiers import Classifiers, QueryImages, asked_with, classifiers, counts_at_hand
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.protocols import AS_PUBLISHED, PROTOCOLS, check_protocols, rounds
 from pipelines.benchmark.questions import LEFT_OUT_KINDS, Questions, Truth, agreement, from_labels, from_truth
 from pipelines.job.progress import Report
 from pipelines.labels.labels import Lexicon, imagenet_synonyms, read_hierarchy
@@ -52,6 +53,7 @@ class BenchmarkPlan:
         seeds: how many draws of each budget (of query images and backgrounds at most ``SIDE_SEEDS``).
         methods: names; none: all.
         baseline: the method that the others are compared with.
+        protocols: how backgrounds are chosen; none: all ``PROTOCOLS``.
     """
 
     indexes: Sequence[str]
@@ -63,12 +65,13 @@ class BenchmarkPlan:
     seeds: int = SEEDS
     methods: Sequence[str] = ()
     baseline: str = BASELINE
+    protocols: Sequence[str] = ()
 
     def check(self) -> None:
         """Refuse what has no meaning.
 
         Raises:
-            UsageError: no index, an unknown method or baseline, a budget outside (0, 1], or no seed.
+            UsageError: no index, an unknown method, baseline or protocol, a budget outside (0, 1], or no seed.
         """
         if not self.indexes:
             raise UsageError("give at least one --index")
@@ -80,6 +83,7 @@ class BenchmarkPlan:
                 f"the baseline {self.baseline!r} must be one of the methods: add --method {self.baseline!r} or "
                 "name another --baseline"
             )
+        check_protocols(self.protocols)
         for budget in self.budgets:
             if not 0 < budget <= 1:
                 raise UsageError(f"a budget is a share of the probes, over 0 and at most 1, not {budget:g}")
@@ -98,7 +102,15 @@ class Benchmark:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: the means over seeds."""
-        return {"out": str(self.out), "results": [row for row in self.results if row["seed"] is None]}
+        means = [row for row in self.results if row["seed"] is None]
+        by_protocol = {
+            protocol: [row for row in means if row["protocol"] == protocol] for protocol in PROTOCOLS
+        }
+        return {
+            "out": str(self.out),
+            "results": by_protocol[AS_PUBLISHED],
+            "protocols": {protocol: rows for protocol, rows in by_protocol.items() if rows},
+        }
 
     def lines(self) -> list[str]:
         """The text queries' accuracy as a table for a person, in per cent; both halves."""
@@ -108,11 +120,12 @@ class Benchmark:
             for row in self.results
             if row["seed"] is None and row["asked"] == TEXT and row["half"] == tables.BOTH
         ]
-        for probe_set in dict.fromkeys(row["probe_set"] for row in selected):
+        for place in dict.fromkeys((row["probe_set"], row["protocol"]) for row in selected):
             lines.append(
-                f"{probe_set:<36}{'probes':>7}{'class top-1':>20}{'top-5':>7}{'super top-1':>13}{'mAP':>7}{'s':>7}"
+                f"{', '.join(place):<36}{'probes':>7}{'class top-1':>20}{'top-5':>7}{'super top-1':>13}"
+                f"{'mAP':>7}{'s':>7}"
             )
-            rows = [row for row in selected if row["probe_set"] == probe_set]
+            rows = [row for row in selected if (row["probe_set"], row["protocol"]) == place]
             for method, probes in dict.fromkeys((row["method"], row["probes"]) for row in rows):
                 by_part = {
                     row["part"]: row for row in rows if (row["method"], row["probes"]) == (method, probes)
@@ -212,23 +225,28 @@ def _trust(
 ) -> dict[str, list[tables.Row]]:
     """The tables on the confidence of hits, at the largest budget and at ``TRUST_BUDGET`` where it is measured."""
     places = [
-        (hub, share)
+        (hub, share, protocol)
         for hub in hubs.values()
         for budgets in [_budgets(plan, hub)]
         for share in dict.fromkeys([max(budgets), *(share for share in budgets if share == TRUST_BUDGET)])
+        for protocol in plan.protocols or PROTOCOLS
     ]
     counter = report.counter("trust", len(places), "galleries", 0)
     written: dict[str, list[tables.Row]] = {"reliability": [], "absent": []}
-    for hub, share in places:
-        probed, asked = (
-            confidence_evaluation.ProbedConfidence.of(hub, questions[hub.name], share),
-            questions[hub.name],
-        )
-        place = {"probe_set": hub.name, "method": confidence_evaluation.METHOD, "budget": share}
-        written["reliability"] += [
-            place | row for row in confidence_evaluation.reliability(probed, asked.single)
+    for hub, share, protocol in places:
+        asked = questions[hub.name]
+        parts = [
+            confidence_evaluation.ProbedConfidence.of(hub, asked, share, part)
+            for part in rounds(protocol, asked, hub.generation.background)
         ]
-        written["absent"] += [place | row for row in confidence_evaluation.absent(probed, asked.single)]
+        place = {
+            "probe_set": hub.name,
+            "method": confidence_evaluation.METHOD,
+            "budget": share,
+            "protocol": protocol,
+        }
+        written["reliability"] += [place | row for row in confidence_evaluation.reliability(parts)]
+        written["absent"] += [place | row for row in confidence_evaluation.absent(parts)]
         counter.add()
     counter.show(final=True)
     return written
@@ -288,20 +306,23 @@ def _cells(
     largest = max(budgets)
     # All models see all probes, or what they were indexed with: there is nothing to draw.
     fixed = {share for share in budgets if share in (1.0, hub.fraction)}
+    protocols = [protocol for protocol in PROTOCOLS if protocol in (plan.protocols or PROTOCOLS)]
     cells = [
-        Cell(name, method, share, seed)
+        Cell(name, method, share, seed, protocol=protocol)
         for share in budgets
         for seed in range(1 if share in fixed else plan.seeds)
+        for protocol in protocols
         for method in methods
     ]
-    if BASELINE in methods:
+    sweeps = methods if AS_PUBLISHED in protocols else []
+    if BASELINE in sweeps:
         values = [r for r in TRUNCATIONS if r < largest * hub.probes]
         cells += [Cell(name, BASELINE, largest, 0, r=r) for r in [*values, round(largest * hub.probes)]]
     sizes = [size for size in BACKGROUNDS if size < len(hub.generation.background)]
     cells += [
         Cell(name, method, largest, seed, background=size)
         for seed in range(min(plan.seeds, SIDE_SEEDS))
-        for method in methods
+        for method in sweeps
         for size in sizes
     ]
     if images is not None:
@@ -310,8 +331,9 @@ def _cells(
         except QueryError as error:
             raise UsageError(f"{hub.store.uri}: {error}") from None
         cells += [
-            Cell(name, method, largest, seed, asked=asked_with(count))
+            Cell(name, method, largest, seed, asked=asked_with(count), protocol=protocol)
             for seed in range(min(plan.seeds, SIDE_SEEDS))
+            for protocol in protocols
             for method in methods
             for count in counts_at_hand(images, questions)
         ]

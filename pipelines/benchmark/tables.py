@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipelines.benchmark.cells import TEXT, Cell, CellResult
 from pipelines.benchmark.classifiers import Classifiers
 from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.protocols import AS_PUBLISHED, WITHHELD
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Questions
 from probelog.evaluation.accuracy import DEVELOPMENT, TEST, bootstrap, chance, hub_curve, hubness_of
 
@@ -33,12 +34,11 @@ class Finished:
     questions: Mapping[str, Questions]
     outcomes: Mapping[Cell, CellResult]
 
-    def groups(self) -> dict[tuple[str, str, str, float, int | None, int | None], list[Cell]]:
-        """Cells that differ by their seed only, by (probe set, asked, method, share, r, background)."""
-        cells: dict[tuple[str, str, str, float, int | None, int | None], list[Cell]] = {}
+    def groups(self) -> dict[Cell, list[Cell]]:
+        """Cells that differ by their seed only, by the one with seed 0."""
+        cells: dict[Cell, list[Cell]] = {}
         for cell in self.outcomes:
-            key = (cell.probe_set, cell.asked, cell.method, cell.share, cell.r, cell.background)
-            cells.setdefault(key, []).append(cell)
+            cells.setdefault(replace(cell, seed=0), []).append(cell)
         return cells
 
     def measures(self, cells: Sequence[Cell]) -> npt.NDArray[np.float64]:
@@ -61,10 +61,10 @@ def results(done: Finished) -> list[Row]:
     that knows the truth gets of all concepts asked: 1 where a relevant logit exists.
     """
     rows = []
-    for (probe_set, asked, method, share, r, background), cells in done.groups().items():
-        if r is not None or background is not None:
+    for group, cells in done.groups().items():
+        if group.varied:
             continue
-        hub, questions = done.hubs[probe_set], done.questions[probe_set]
+        hub, questions = done.hubs[group.probe_set], done.questions[group.probe_set]
         lucky = chance(questions.relevant.sum(axis=1), len(hub.logits))
         several: list[tuple[int | None, list[Cell]]] = [(cell.seed, [cell]) for cell in cells]
         for seed, some in [(None, cells), *several]:
@@ -78,11 +78,8 @@ def results(done: Finished) -> list[Row]:
                 concepts = done.outcomes[some[0]].concepts[chosen]
                 rows.append(
                     {
-                        "probe_set": probe_set,
-                        "asked": asked,
-                        "method": method,
-                        "budget": share,
-                        "probes": max(1, round(share * hub.probes)),
+                        **_place(group),
+                        "probes": max(1, round(group.share * hub.probes)),
                         "seed": seed,
                         "seeds": len(some),
                         "part": part,
@@ -91,7 +88,7 @@ def results(done: Finished) -> list[Row]:
                         **_intervals(measures[chosen]),
                         "median_rank": float(np.median(ranks[np.tile(chosen, len(some))])),
                         **dict(zip(_named("chance"), map(float, lucky[concepts].mean(axis=0)), strict=True)),
-                        "oracle": _oracle(questions, asked, part, half),
+                        "oracle": _oracle(questions, group.asked, part, half),
                         "seconds": seconds,
                     }
                 )
@@ -105,14 +102,16 @@ def differences(done: Finished, baseline: str) -> list[Row]:
     """
     rows = []
     groups = done.groups()
-    for (probe_set, asked, method, share, r, background), cells in groups.items():
-        if r is not None or background is not None:
+    for group, cells in groups.items():
+        if group.varied:
             continue
-        largest = max(key[3] for key in groups if key[:3] == (probe_set, asked, baseline))
-        for other_share in dict.fromkeys([share, largest]):
-            others = groups[probe_set, asked, baseline, other_share, None, None]
-            if (method, share) == (baseline, other_share):
+        beside = replace(group, method=baseline)
+        largest = max(other.share for other in groups if other == replace(beside, share=other.share))
+        for other_share in dict.fromkeys([group.share, largest]):
+            other = replace(beside, share=other_share)
+            if group == other:
                 continue
+            others = groups[other]
             difference = done.measures(cells) - done.measures(others)
             for part, half in itertools.product(PARTS, HALVES):
                 chosen = done.chosen(cells[0], part, half)
@@ -121,10 +120,7 @@ def differences(done: Finished, baseline: str) -> list[Row]:
                 intervals = _intervals(difference[chosen])
                 rows.append(
                     {
-                        "probe_set": probe_set,
-                        "asked": asked,
-                        "method": method,
-                        "budget": share,
+                        **_place(group),
                         "baseline": baseline,
                         "baseline_budget": other_share,
                         "part": part,
@@ -145,18 +141,16 @@ def differences(done: Finished, baseline: str) -> list[Row]:
 def hubs(done: Finished) -> list[Row]:
     """How concentrated the answers to text queries are, the mean over seeds; ``share_m`` is the hub curve."""
     rows = []
-    for (probe_set, asked, method, share, r, background), cells in done.groups().items():
-        if asked != TEXT or r is not None or background is not None:
+    for group, cells in done.groups().items():
+        if group.asked != TEXT or group.varied:
             continue
-        logits = len(done.hubs[probe_set].logits)
+        logits = len(done.hubs[group.probe_set].logits)
         firsts = [done.outcomes[cell].answers.first for cell in cells]
         counts = [hubness_of(first, logits) for first in firsts]
         curve = np.mean([hub_curve(first[:, 0], logits) for first in firsts], axis=0)
         rows.append(
             {
-                "probe_set": probe_set,
-                "method": method,
-                "budget": share,
+                **_place(group),
                 "queries": len(firsts[0]),
                 "logits": logits,
                 "half": float(np.mean([item.half for item in counts])),
@@ -167,37 +161,37 @@ def hubs(done: Finished) -> list[Row]:
     return rows
 
 
-def hub_curves(done: Finished, probe_set: str, share: float) -> dict[str, npt.NDArray[np.float64]]:
+def hub_curves(
+    done: Finished, probe_set: str, share: float, protocol: str
+) -> dict[str, npt.NDArray[np.float64]]:
     """The hub curve (N,) of every method at one budget, the mean over seeds."""
     logits = len(done.hubs[probe_set].logits)
     return {
-        key[2]: np.mean(
+        group.method: np.mean(
             [hub_curve(done.outcomes[cell].answers.first[:, 0], logits) for cell in cells], axis=0
         )
-        for key, cells in done.groups().items()
-        if key[:2] == (probe_set, TEXT) and key[3:] == (share, None, None)
+        for group, cells in done.groups().items()
+        if group == Cell(probe_set, group.method, share, 0, protocol=protocol)
     }
 
 
 def reverse(done: Finished) -> list[Row]:
     """The reverse task: which of the concepts is a logit? Over the logits that recognise at least one of them.
 
-    ``oracle`` is their share among all logits; chance is the exact expectation for a random order of concepts.
+    Nothing where concepts have different backgrounds, whose scores do not compare. ``oracle`` is their share among all logits; chance is the exact expectation for a random order of concepts.
     """
     rows = []
-    for (probe_set, asked, method, share, r, background), cells in done.groups().items():
-        if asked != TEXT or r is not None or background is not None:
+    for group, cells in done.groups().items():
+        if group.asked != TEXT or group.varied or group.protocol == WITHHELD:
             continue
-        questions = done.questions[probe_set]
+        questions = done.questions[group.probe_set]
         ranks = np.stack([done.outcomes[cell].named for cell in cells])
         measures = np.stack([(ranks <= 1).mean(axis=0), (ranks <= 5).mean(axis=0)], axis=1)
         counts = questions.relevant[:, questions.nameable].sum(axis=0)
         lucky = chance(counts, len(questions.names)).mean(axis=0)
         rows.append(
             {
-                "probe_set": probe_set,
-                "method": method,
-                "budget": share,
+                **_place(group),
                 "seeds": len(cells),
                 "concepts": len(questions.names),
                 "logits": ranks.shape[1],
@@ -218,23 +212,24 @@ def sweeps(done: Finished) -> list[Row]:
     """
     rows = []
     groups = done.groups()
-    for (probe_set, asked, method, share, r, background), cells in groups.items():
-        if asked != TEXT:
+    for group, cells in groups.items():
+        r, background = group.r, group.background
+        if group.asked != TEXT or group.protocol != AS_PUBLISHED:
             continue
-        if r is None and background is None:
-            if share < max(key[3] for key in groups if key[0] == probe_set):
+        if not group.varied:
+            if group.share < max(other.share for other in groups if other.probe_set == group.probe_set):
                 continue
-            background = len(done.hubs[probe_set].generation.background)
+            background = len(done.hubs[group.probe_set].generation.background)
         chosen = done.chosen(cells[0], SINGLE, BOTH)
         if not chosen.any():
             chosen = done.chosen(cells[0], ALL, BOTH)
         rows.append(
             {
-                "probe_set": probe_set,
+                "probe_set": group.probe_set,
                 "sweep": "r" if r is not None else "background",
                 "value": r if r is not None else background,
-                "method": method,
-                "budget": share,
+                "method": group.method,
+                "budget": group.share,
                 "seeds": len(cells),
                 "queries": int(chosen.sum()),
                 **_intervals(done.measures(cells)[chosen]),
@@ -255,8 +250,8 @@ def areas(done: Finished, tested: Mapping[str, Classifiers]) -> list[Row]:
             number: (classifiers.hub_area(number), classifiers.encoder_area(number)) for number in concepts
         }
         halves = done.questions[probe_set].halves
-        for (name, asked, method, share, r, background), cells in done.groups().items():
-            if (name, asked, r, background) != (probe_set, TEXT, None, None):
+        for group, cells in done.groups().items():
+            if (group.probe_set, group.asked) != (probe_set, TEXT) or group.varied:
                 continue
             firsts = [_first_relevant(done.outcomes[cell]) for cell in cells]
             values = np.array(
@@ -272,9 +267,7 @@ def areas(done: Finished, tested: Mapping[str, Classifiers]) -> list[Row]:
                 columns = np.stack([first, hub, encoder, first - hub, first - encoder], axis=1)
                 rows.append(
                     {
-                        "probe_set": probe_set,
-                        "method": method,
-                        "budget": share,
+                        **_place(group),
                         "half": half,
                         "concepts": int(chosen.sum()),
                         **_intervals(columns, names),
@@ -291,8 +284,8 @@ def by_rank(done: Finished, tested: Mapping[str, Classifiers]) -> list[Row]:
     rows = []
     for probe_set, classifiers in tested.items():
         relevant = done.questions[probe_set].relevant
-        for (name, asked, method, share, r, background), cells in done.groups().items():
-            if (name, asked, r, background) != (probe_set, TEXT, None, None):
+        for group, cells in done.groups().items():
+            if (group.probe_set, group.asked) != (probe_set, TEXT) or group.varied:
                 continue
             pairs = [
                 (number, first)
@@ -309,9 +302,7 @@ def by_rank(done: Finished, tested: Mapping[str, Classifiers]) -> list[Row]:
                 right = [bool(relevant[number, first[place]]) for number, first in pairs]
                 rows.append(
                     {
-                        "probe_set": probe_set,
-                        "method": method,
-                        "budget": share,
+                        **_place(group),
                         "rank": place + 1,
                         "right": float(np.mean(right)),
                         "pr_auc": float(np.nanmean(areas)) if not np.isnan(areas).all() else None,
@@ -332,6 +323,7 @@ def queries(done: Finished) -> Iterable[Row]:
                 "asked": cell.asked,
                 "method": cell.method,
                 "budget": cell.share,
+                "protocol": cell.protocol,
                 "seed": cell.seed,
                 "r": cell.r,
                 "background": cell.background,
@@ -347,6 +339,16 @@ def queries(done: Finished) -> Iterable[Row]:
                 "first_label": answer.label,
                 "first_right": bool(questions.relevant[number, first]),
             }
+
+
+def _place(group: Cell) -> Row:
+    return {
+        "probe_set": group.probe_set,
+        "asked": group.asked,
+        "method": group.method,
+        "budget": group.share,
+        "protocol": group.protocol,
+    }
 
 
 def _intervals(values: npt.NDArray[np.float64], names: Sequence[str] = MEASURES) -> Row:

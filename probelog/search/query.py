@@ -178,11 +178,14 @@ def text_vectors(generation: Generation, names: Sequence[str]) -> npt.NDArray[np
 
 
 def background_numbers(generation: Generation, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Numbers of the background concepts that have one of these names."""
+    """Numbers of the background concepts of an index that have one of these names."""
+    return numbers_named(generation.background, names)
+
+
+def numbers_named(background: Sequence[str], names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Numbers of those names of a background that are one of these names."""
     normal_names = {normal_name(name) for name in names}
-    return np.asarray(
-        [i for i, name in enumerate(generation.background) if normal_name(name) in normal_names], np.int64
-    )
+    return np.asarray([i for i, name in enumerate(background) if normal_name(name) in normal_names], np.int64)
 
 
 def _check_words(generation: Generation, text: str, notes: list[str]) -> None:

@@ -179,7 +179,7 @@ def absence(probed: ProbedConfidence, questions: Questions) -> Iterator[Row]:
     """Areas under the ROC curve, mean over draws."""
     told: list[dict[str, Float64]] = []
     present, halves, draws = [], [], []
-    for draw, logits, known, gone in without_classes(probed, questions.single):
+    for draw, (logits, known, gone) in enumerate(without_classes(probed)):
         concepts = np.concatenate([known, gone])
         told.append(evidence_of(answers(probed, logits, concepts)))
         present.append(np.arange(len(concepts)) < len(known))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pipelines.benchmark import confidence_evaluation, tables
 from pipelines.benchmark.cells import Cell, run_cells
 from pipelines.benchmark.page import write_page
 from pipelines.benchmark.probed import ProbedHub
+from pipelines.benchmark.protocols import AS_PUBLISHED, PROTOCOLS, WITHHELD
 from pipelines.benchmark.questions import Truth, from_labels, from_truth
 from pipelines.benchmark.run import BenchmarkPlan, run_benchmark
 from pipelines.job.progress import Report
@@ -98,10 +100,14 @@ def test_results_hold_what_was_asked_for(done: BenchmarkPlan) -> None:
     rows = pq.read_table(done.out / "results.parquet").to_pylist()
     assert len(rows) == len(rows_of(done.out / "results.csv"))
     texts = [row for row in rows if row["asked"] == "text" and row["half"] == "both" and row["part"] == "all"]
-    assert {(row["budget"], row["seed"]) for row in texts} == {
-        (1.0, None), (1.0, 0), (0.5, None), (0.5, 0), (0.5, 1),
-    }  # fmt: skip
-    assert {row["asked"] for row in rows} == {"text", "1 image", "5 images", "10 images"}
+    assert {(row["budget"], row["seed"], row["protocol"]) for row in texts} == {
+        (budget, seed, protocol)
+        for budget, seed in ((1.0, None), (1.0, 0), (0.5, None), (0.5, 0), (0.5, 1))
+        for protocol in PROTOCOLS
+    }
+    assert {(row["asked"], row["protocol"]) for row in rows} == {
+        (asked, protocol) for asked in ("text", "1 image", "5 images", "10 images") for protocol in PROTOCOLS
+    }
     for row in rows:
         for name in ("top1", "top5", "map"):
             assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
@@ -109,6 +115,8 @@ def test_results_hold_what_was_asked_for(done: BenchmarkPlan) -> None:
         assert row["top1"] <= row["top5"]
         assert 0 < row["oracle"] <= 1
         assert row["seconds"] > 0
+    rows = [row for row in rows if row["protocol"] == WITHHELD]
+    texts = [row for row in texts if row["protocol"] == WITHHELD]
     mean = next(row for row in texts if row["budget"] == 0.5 and row["seed"] is None)
     single = [row["map"] for row in texts if row["budget"] == 0.5 and row["seed"] is not None]
     assert mean["map"] == pytest.approx(np.mean(single))
@@ -132,8 +140,8 @@ def test_ranks_are_the_methods(done: BenchmarkPlan, indexed: Indexed) -> None:
         own = [
             row
             for row in written
-            if (row["asked"], row["budget"], row["seed"], row["r"], row["background"])
-            == ("text", share, seed, None, None)
+            if (row["asked"], row["budget"], row["seed"], row["protocol"], row["r"], row["background"])
+            == ("text", share, seed, AS_PUBLISHED, None, None)
         ]
         assert [row["rank"] for row in own] == expected.rank.tolist()
         assert [row["concept"] for row in own] == [questions.names[i] for i in questions.answerable]
@@ -199,8 +207,13 @@ def test_areas_by_hand(done: BenchmarkPlan) -> None:
         assert float(row["first_minus_hub"]) == pytest.approx(
             float(row["first_correct"]) - float(row["hub_mean"])
         )
-    ranks = [row for row in rows_of(done.out / "by_rank.csv") if row["budget"] == "1"]
-    assert [int(row["rank"]) for row in ranks] == list(range(1, 11))
+    for protocol in PROTOCOLS:
+        ranks = [
+            row
+            for row in rows_of(done.out / "by_rank.csv")
+            if (row["budget"], row["protocol"]) == ("1", protocol)
+        ]
+        assert [int(row["rank"]) for row in ranks] == list(range(1, 11))
 
 
 def test_confidence_is_judged_by_the_truth(indexed: Indexed, tmp_path: Path) -> None:
@@ -212,27 +225,35 @@ def test_confidence_is_judged_by_the_truth(indexed: Indexed, tmp_path: Path) -> 
     assert ended.status == 0, ended.err
 
     bins = rows_of(out / "reliability.csv")
-    assert {(row["budget"], row["part"]) for row in bins} == {
-        (budget, part) for budget in ("1", "0.125") for part in ("single", "super", "all")
+    places = itertools.product(("1", "0.125"), PROTOCOLS, ("single", "super", "all"))
+    by_place = {
+        place: [row for row in bins if (row["budget"], row["protocol"], row["part"]) == place]
+        for place in places
     }
-    for budget in ("1", "0.125"):
-        for part in ("single", "super", "all"):
-            own = [row for row in bins if (row["budget"], row["part"]) == (budget, part)]
-            hits = sum(int(row["hits"]) for row in own)
-            assert hits == 10 * int(own[0]["concepts"])
-            gaps = [int(row["hits"]) * abs(float(row["confidence"]) - float(row["right"])) for row in own]
-            assert float(own[0]["calibration_error"]) == pytest.approx(sum(gaps) / hits)
-            for row in own:
-                assert float(row["low"]) <= float(row["confidence"]) <= float(row["high"])
+    assert sum(map(len, by_place.values())) == len(bins)
+    for own in by_place.values():
+        hits = sum(int(row["hits"]) for row in own)
+        assert hits == 10 * int(own[0]["concepts"])
+        gaps = [int(row["hits"]) * abs(float(row["confidence"]) - float(row["right"])) for row in own]
+        assert float(own[0]["calibration_error"]) == pytest.approx(sum(gaps) / hits)
+        for row in own:
+            assert float(row["low"]) <= float(row["confidence"]) <= float(row["high"])
+    # Whatever the background, the same concepts are asked.
+    assert len({own[0]["concepts"] for (_, _, part), own in by_place.items() if part == "all"}) == 1
     # The tiny hub declares too few names to learn from.
     assert {row["source"] for row in bins} == {"posterior"}
 
-    for budget in ("1", "0.125"):
-        own = [row for row in rows_of(out / "absent.csv") if row["budget"] == budget]
+    for budget, protocol in itertools.product(("1", "0.125"), PROTOCOLS):
+        own = [
+            row
+            for row in rows_of(out / "absent.csv")
+            if (row["budget"], row["protocol"]) == (budget, protocol)
+        ]
         draws, mean = [row for row in own if row["draw"]], own[-1]
+        # One half of the tiny hub has too few single classes to hold some out.
         assert [int(row["draw"]) for row in draws] == list(range(10))
         assert mean["draw"] == ""
-        assert {row["absent"] for row in own} == {"2"}
+        assert {row["absent"] for row in own} == {"1" if protocol == WITHHELD else "2"}
         assert float(mean["auc"]) == pytest.approx(np.mean([float(row["auc"]) for row in draws]))
         assert 0 <= float(mean["auc_low"]) <= float(mean["auc"]) <= float(mean["auc_high"]) <= 1
 
@@ -275,7 +296,11 @@ def test_declared_labels_stand_in_for_a_truth(indexed: Indexed, tmp_path: Path) 
     )  # fmt: skip
     assert ended.status == 0, ended.err
     assert "1 with the weights of another" in ended.err
-    found = json.loads(ended.out)["results"]
+    answer = json.loads(ended.out)
+    assert list(answer["protocols"]) == list(PROTOCOLS)
+    assert answer["protocols"][AS_PUBLISHED] == answer["results"]
+    assert {row["method"] for row in answer["protocols"][WITHHELD]} == set(METHODS)
+    found = answer["results"]
     own = next(row for row in found if (row["part"], row["half"]) == ("all", "both"))
     concepts = {row["concept"] for row in pq.read_table(tmp_path / "out/per_query.parquet").to_pylist()}
     assert concepts == {"dog", "cat", "owl", "boat", "tree", "bread", "clock", "bridge", "tent"}
