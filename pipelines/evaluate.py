@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.benchmark.hub_search import ListedModel, ModelSearch, model_searches
 from pipelines.benchmark.protocols import AS_PUBLISHED, CLOSED, PROTOCOLS, WITHHELD, check_protocols, rounds
 from pipelines.benchmark.questions import LEFT_OUT_KINDS, Bools, LogitName, Questions, Truth, from_truth
 from pipelines.complete.record import completed
@@ -29,6 +30,7 @@ from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS
 from probelog.storage.store import Store
 
+_WIDTHS = (12, 7, 7, 10, 20)
 _MEANING = {
     AS_PUBLISHED: "the index's own background",
     WITHHELD: "background: the names of the other half of the concepts",
@@ -57,6 +59,7 @@ class Evaluation:
         logits: of these models.
         methods: with the index's own background.
         protocols: the same methods by protocol (``pipelines.benchmark.protocols``).
+        model_searches: the index beside the Hub's own search, models as answers.
     """
 
     index: str
@@ -64,6 +67,7 @@ class Evaluation:
     logits: int
     methods: list[Method]
     protocols: dict[str, list[Method]]
+    model_searches: list[ModelSearch]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -96,6 +100,15 @@ class Evaluation:
             f"{first.every.queries} queries with an answer; hubs: logits that take half of the first places "
             "(more is better)"
         )
+        lines.append(
+            f"{'finding models':<34}{'top-1':>12}{'top-5':>7}{'mAP':>7}{'answered':>10}{'right models found':>20}"
+        )
+        for way in self.model_searches:
+            figures = (way.top1, way.top5, way.average_precision, way.answered, way.found)
+            cells_of_way = [
+                f"{100 * figure:{width}.1f}" for figure, width in zip(figures, _WIDTHS, strict=True)
+            ]
+            lines.append(f"{way.name:<34}{''.join(cells_of_way)}")
         return lines
 
 
@@ -121,15 +134,22 @@ def evaluate(
     for logits in generation.blocks():
         logit[logits.rows], negated[logits.rows] = logits.logit, logits.negated
     kept: list[_Kept] = []
-    for model in generation.models_table(["repo", "sha", "first_row", "rows"]).to_pylist():
+    models: list[ListedModel] = []
+    facts = ["repo", "sha", "first_row", "rows", "tags", "labels", "downloads"]
+    for model in generation.models_table(facts).to_pylist():
         repo = model["repo"]
         if repo not in truth.logits or truth.kinds[repo] in kinds:
             continue
-        kept += [
+        own = [
             _Kept(row, repo, model["sha"], int(logit[row]), bool(negated[row]))
             for row in range(model["first_row"], model["first_row"] + model["rows"])
             if logit[row] < len(truth.logits[repo])
         ]
+        if own:
+            kept += own
+            models.append(
+                ListedModel(repo, model["tags"] or [], model["labels"] or [], model["downloads"] or 0)
+            )
     if not kept:
         raise UsageError(f"{truth_file} speaks of none of the models in {store.uri}")
     try:
@@ -140,11 +160,12 @@ def evaluate(
     keys = [generation.settings.completion, generation.settings.folded_in]
     pairs = _top_pairs(_around(store), [key for key in keys if key is not None], kept)
     evaluated = {}
+    scores = open_index(uri).scores(questions.names, questions.synonyms)[:, rows]
     for protocol in PROTOCOLS:
         if protocol not in (AS_PUBLISHED, *protocols):
             continue
         ways = {
-            "this index (matched heads)": open_index(uri).scores(questions.names, questions.synonyms)[:, rows]
+            "this index (matched heads)": scores
             if protocol == AS_PUBLISHED
             else _by_rounds(questions, protocol, generation, partial(_matched_heads, generation, rows))
         }
@@ -153,7 +174,12 @@ def evaluate(
             ways["version 2, from its top probes"] = _by_rounds(questions, protocol, generation, second)
         evaluated[protocol] = [_method(name, scores, questions) for name, scores in ways.items()]
     return Evaluation(
-        store.uri, len({item.repo for item in kept}), len(kept), evaluated[AS_PUBLISHED], evaluated
+        store.uri,
+        len(models),
+        len(kept),
+        evaluated[AS_PUBLISHED],
+        evaluated,
+        model_searches(questions, [item.repo for item in kept], scores, models),
     )
 
 

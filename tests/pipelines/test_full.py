@@ -235,6 +235,11 @@ def test_evaluation_of_the_index(indexed: Indexed) -> None:
     for method in found.methods:
         assert 0 <= method.every.top1 <= method.every.top5 <= 1
     assert "chance" in "\n".join(found.lines())
+    ours, by_ids, by_words = found.model_searches
+    assert {way.queries for way in found.model_searches} == {found.methods[0].every.queries}
+    assert (ours.answered, ours.found) == (1, 1), "the index ranks every model"
+    assert by_ids.found == 0, "no repository is called by what it recognises"
+    assert 0 < by_words.answered < 1, "some models declare a label that is asked for"
 
 
 @pytest.fixture(scope="module")
