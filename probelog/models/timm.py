@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import (
@@ -187,7 +187,7 @@ class _Loader:
         except ItemFailure:
             raise
         except Exception as error:  # the loader meets a state dict that is not what it expects
-            raise self._other_weights(error) from error
+            self._refuse(error)
         finally:
             del module.load_state_dict
 
@@ -223,18 +223,21 @@ class _Loader:
                 return state
         except Exception as error:  # the converter meets a state dict that is not what it expects
             if sketched:
-                raise self._other_weights(error) from error
+                self._refuse(error)
         # The converter asks the model for values that a sketch has not.
         try:
             return _call_converter(convert, tensors, constructed(self.create, "cpu")[0])
         except Exception as error:
-            raise self._other_weights(error) from error
+            self._refuse(error)
 
-    def _other_weights(self, error: Exception) -> ItemFailure:
-        return ItemFailure(
+    def _refuse(self, error: Exception) -> NoReturn:
+        """Say that the weights are another model's, unless only the memory is short."""
+        if out_of_memory(error):
+            raise error
+        raise ItemFailure(
             FailureReason.CONFIG_MISMATCH,
             f"the weights are not those of {self._plan.architecture}: {str(error)[:300]}",
-        )
+        ) from error
 
 
 def _call_converter(
