@@ -177,11 +177,11 @@ class _Indexed(_Strict):
         "openai/clip-vit-base-patch32", description="The text-image encoder: a Hub id or a folder."
     )
     background: str = Field(
-        "imagenet-21k", description="Background concepts: a text file, one name a line, or imagenet-21k."
+        "hub",
+        description="Background concepts: hub (what its models declare; where that is little, names of imagenet-21k that "
+        "fit its logits), imagenet-21k, or a text file, one name a line.",
     )
-    background_count: Positive = Field(
-        2000, description="Number of background concepts that are drawn; more are better, and cost little."
-    )
+    background_count: Positive = Field(2000, description="Largest number of background concepts.")
     prompt: str | list[str] = Field(
         "a photo of a {}",
         description="Sentence that a concept's name is put into before encoding; the embeddings of several are averaged.",

@@ -9,6 +9,8 @@ from pipelines.job.job import read_names
 from probelog.errors import UsageError
 
 IMAGENET_21K = "imagenet-21k"
+# What the hub's models declare, which a full run finds out (`pipelines.publish.background`).
+HUB = "hub"
 
 
 def background_names(source: str, count: int, seed: int) -> list[str]:
@@ -16,14 +18,14 @@ def background_names(source: str, count: int, seed: int) -> list[str]:
 
     Args:
         source: a text file, one name a line; or ``imagenet-21k``, the class names that timm carries (version 2 of
-            the paper draws its 500 there).
+            the paper draws its 500 there), which is also what ``hub`` adds where a hub declares little.
         count: how many; a shorter file is used whole.
         seed: of the draw.
 
     Raises:
         UsageError: the file cannot be read or is empty.
     """
-    if source == IMAGENET_21K:
+    if source in (IMAGENET_21K, HUB):
         from timm.data import ImageNetInfo
 
         info = ImageNetInfo("imagenet21k")
@@ -33,7 +35,7 @@ def background_names(source: str, count: int, seed: int) -> list[str]:
         path = Path(source).expanduser()
         if not path.is_file():
             raise UsageError(
-                f"background {source!r}: there is no such file (one name a line; or write {IMAGENET_21K!r})"
+                f"background {source!r}: there is no such file (one name a line; or write {HUB!r} or {IMAGENET_21K!r})"
             )
         names = read_names(path, "background concepts")
     if len(names) <= count:

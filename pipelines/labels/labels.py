@@ -8,7 +8,6 @@ the operator's own. All of it errs: "hot dog" is no dog. What it costs is measur
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,40 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from probelog.errors import UsageError
+from probelog.ranking.names import canonical_name, is_placeholder, without_prefix
 
-_MAX_LENGTH = 60
 _MAX_WORDS = 6
-_PLACEHOLDER = re.compile(
-    r"(label|class|category|id|target|output|logit)?[\s_\-#:]*\d+([.,]\d+)?|n\d{8}", re.I
-)
 # Words that name no concept by themselves.
 _EMPTY_WORDS = {
     "background", "class", "false", "label", "misc", "negative", "neither", "no", "none", "normal", "other",
     "others", "positive", "true", "unknown", "yes",
 }  # fmt: skip
-# What data sets put in front of a name: a WordNet id, or a number.
-_PREFIX = re.compile(r"^(n\d{8}[\s_\-:]+|\d+[\s_.\-:)]+(?=[^\W\d]))")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z][a-z])")
-_SPELLINGS = {
-    "aeroplane": "airplane",
-    "aluminium": "aluminum",
-    "armour": "armor",
-    "catalogue": "catalog",
-    "centre": "center",
-    "colour": "color",
-    "doughnut": "donut",
-    "fibre": "fiber",
-    "grey": "gray",
-    "jewellery": "jewelry",
-    "mould": "mold",
-    "moustache": "mustache",
-    "plough": "plow",
-    "pyjama": "pajama",
-    "sulphur": "sulfur",
-    "theatre": "theater",
-    "tyre": "tire",
-    "yoghurt": "yogurt",
-}
 
 
 def names_in(label: str) -> list[str]:
@@ -59,31 +32,8 @@ def names_in(label: str) -> list[str]:
     """
     if any(unicodedata.category(letter).startswith("C") for letter in label):
         return []
-    names = (_normal(part) for part in _PREFIX.sub("", label.strip()).split(","))
+    names = (canonical_name(part) for part in without_prefix(label).split(","))
     return list(dict.fromkeys(name for name in names if _is_name(name)))
-
-
-@lru_cache(maxsize=100_000)
-def _normal(text: str) -> str:
-    text = re.sub(r"\([^()]*\)", " ", _CAMEL.sub(" ", _PREFIX.sub("", text.strip())))
-    if len(text) > _MAX_LENGTH or _PLACEHOLDER.fullmatch(text.strip()):
-        return ""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    words = re.sub(r"[^\w]+|_", " ", plain.replace("'s ", " ").replace("'", "")).split()
-    if not words:
-        return ""
-    words[-1] = _singular(words[-1])
-    return " ".join(_SPELLINGS.get(word, word) for word in words)
-
-
-def _singular(word: str) -> str:
-    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
-        return word
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("sses", "shes", "ches", "xes", "zes", "oes")):
-        return word[:-2]
-    return word[:-1]
 
 
 def _is_name(name: str) -> bool:
@@ -91,7 +41,7 @@ def _is_name(name: str) -> bool:
     return (
         0 < len(words) <= _MAX_WORDS
         and any(letter.isalpha() for letter in name)
-        and not _PLACEHOLDER.fullmatch(name)
+        and not is_placeholder(name)
         and not all(word in _EMPTY_WORDS or word.isdigit() for word in words)
     )
 
@@ -127,7 +77,7 @@ class Lexicon:
         self._groups: dict[str, list[str]] = {}
         for number, group in enumerate(synonyms):
             for name in group:
-                self._groups.setdefault(_normal(name), []).append(f"synonyms {number}")
+                self._groups.setdefault(canonical_name(name), []).append(f"synonyms {number}")
 
     def meaning(self, names: Sequence[str]) -> Meaning:
         """The meaning of normalised synonyms, as ``names_in`` gives them."""

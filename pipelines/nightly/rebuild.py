@@ -60,4 +60,5 @@ def publish_rebuilt(
         last_nightly_run=start.at,
         live=start.live,
         read=changes.descriptors,
+        background_of=start.base,
     )

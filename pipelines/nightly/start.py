@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipelines.complete.record import CompletionRecord, completed
 from pipelines.crawl.stage import hub_endpoint
-from pipelines.job.background import background_names
+from pipelines.job.background import HUB, background_names
 from pipelines.job.job import Job
 from pipelines.nightly.record import NightlyFiles
 from pipelines.publish.release import LiveIndex
@@ -131,7 +131,13 @@ def _same_settings(job: Job, base: Generation) -> None:
         different.append(f"encoder is {config.encoder}, the index's is {settings.encoder}")
     if config.prompts != settings.prompts:
         different.append(f"prompt is {config.prompts}, the index's is {settings.prompts}")
-    if background_names(config.background, config.background_count, config.seed) != base.background:
+    # A background of the hub's names is made by full runs, and stays.
+    if config.background == HUB:
+        same_background = settings.background_source in (HUB, None)
+    else:
+        names = background_names(config.background, config.background_count, config.seed)
+        same_background = names == base.background
+    if not same_background:
         different.append(f"background {config.background} is not the index's")
     if different:
         raise UsageError(

@@ -22,11 +22,12 @@ from pipelines.complete.descriptors import (
 from pipelines.complete.record import CompletionRecord
 from pipelines.config.model import Config
 from pipelines.crawl.stage import Catalogue
-from pipelines.job.background import background_names
+from pipelines.job.background import HUB, IMAGENET_21K, background_names
 from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
 from pipelines.probe.plan import first_keys
 from pipelines.publish.answers import ASKED_LOGITS
+from pipelines.publish.background import declared_names, hub_background
 from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.expected import Expected
@@ -36,6 +37,7 @@ from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError, UsageError
 from probelog.hub.model_info import add_configured_parent
 from probelog.index.arrow import fixed_lists
+from probelog.index.generation import Generation
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, SHOWN_PROBES, probes_schema
 from probelog.index.settings import GenerationSettings
 from probelog.probes.probe_set import ProbeSet
@@ -54,6 +56,8 @@ from probelog.storage.versions import MADE_BY
 
 # Number of logits that the temperature and the basis are fitted on: enough for a hub of any size.
 _SAMPLE_LOGITS = 20_000
+# Number of these that a general vocabulary is fitted to.
+_FITTED_LOGITS = 5_000
 # Fewer names than this calibrate badly: with 50 instead of 245 the bench hub (docs/results.md) lost 11 points of top-1,
 # with 10 it lost 20.
 _FEW_NAMES = 50
@@ -97,7 +101,8 @@ class _Inputs:
     failed: npt.NDArray[np.uint64]
     listed: ListingSnapshot
     rows: dict[tuple[str, str], CatalogueRow]
-    background: list[str]
+    given_background: list[str] | None
+    background_source: str | None
     read: Descriptors | None
 
     @cached_property
@@ -110,6 +115,33 @@ class _Inputs:
     def descriptors(self) -> Descriptors:
         """Descriptors of these models' logits."""
         return Descriptors(self.job.store, self.receipts, self.completed.parts, self.models, self.read)
+
+    @cached_property
+    def declared(self) -> list[str]:
+        """Names that the models declare, for a background of the hub's names."""
+        config = self.job.config
+        labels = ((model.repo, model.labels) for model in self.models)
+        return declared_names(labels, config.background_count, config.seed)
+
+    @cached_property
+    def background(self) -> list[str]:
+        """Names of the background."""
+        if self.given_background is not None:
+            return self.given_background
+        config = self.job.config
+        return hub_background(
+            self.declared,
+            background_names(config.background, config.background_count, config.seed),
+            config.background_count,
+            self.embed,
+            self.embeddings,
+            lambda: self.sample_directions[:: max(1, len(self.sample_directions) // _FITTED_LOGITS)],
+        )
+
+    @cached_property
+    def sample_directions(self) -> npt.NDArray[np.float32]:
+        """Directions of a sample of the logits: (S, d)."""
+        return self.descriptors.sample_directions(_SAMPLE_LOGITS)
 
     @cached_property
     def written(self) -> DescriptorSummary:
@@ -141,7 +173,7 @@ class _Inputs:
             self.probe_set.hash,
             self.encoder.digest,
             *config.prompts,
-            *self.background,
+            *(self.declared if self.given_background is None else self.given_background),
             *(json.dumps(asdict(row), default=str) for row in self.rows.values()),
         )
 
@@ -171,6 +203,7 @@ def publish(
     last_nightly_run: str | None = None,
     live: LiveIndex | None = None,
     read: Descriptors | None = None,
+    background_of: Generation | None = None,
 ) -> PublishResult:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made from the same data.
 
@@ -187,6 +220,7 @@ def publish(
         last_nightly_run: when the newest of the models was added by a nightly run (UTC, ISO 8601), if any was.
         live: the live generation, where it is open already.
         read: descriptors of some of the models, where they were read already.
+        background_of: the generation whose background is kept; none: a new one, as configured.
 
     Raises:
         QualityError: it fails the quality gate (`pipelines.quality`).
@@ -198,6 +232,7 @@ def publish(
     index = job.store.child(INDEX)
     live = live or LiveIndex.open(index)
     _refuse_older_listing(listed, live)
+    background, source = _given_background(config, background_of)
     inputs = _Inputs(
         job=job,
         probe_set=probe_set,
@@ -207,7 +242,8 @@ def publish(
         failed=_failed(Ledger(job.store, ""), receipts),
         listed=listed,
         rows={(row.repo, row.sha): row for row in sorted(listed.rows, key=lambda row: (row.repo, row.sha))},
-        background=background_names(config.background, config.background_count, config.seed),
+        given_background=background,
+        background_source=source,
         read=read,
     )
     if live is not None and live.pointer.source == inputs.source:
@@ -223,6 +259,16 @@ def publish(
         run,
         allowed=allowed,
     )
+
+
+def _given_background(config: Config, kept: Generation | None) -> tuple[list[str] | None, str | None]:
+    """The names of the background and where they are from; no names where these are still to be found in the hub."""
+    if kept is not None:
+        return kept.background, kept.settings.background_source
+    if config.background == HUB:
+        return None, HUB
+    names = background_names(config.background, config.background_count, config.seed)
+    return names, IMAGENET_21K if config.background == IMAGENET_21K else "file"
 
 
 def _refuse_older_listing(listed: ListingSnapshot, live: LiveIndex | None) -> None:
@@ -272,8 +318,9 @@ def _build(
             "hundred names of all sorts"
         )
     space = matched_heads.HeadSpace(embeddings, inputs.vectors)
-    sample_directions = inputs.descriptors.sample_directions(_SAMPLE_LOGITS)
-    background = Background(space.background, matched_heads.sharpness(sample_directions, space.background))
+    background = Background(
+        space.background, matched_heads.sharpness(inputs.sample_directions, space.background)
+    )
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
     sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
@@ -282,7 +329,7 @@ def _build(
         _logit_batches(inputs, background, sample),
         model_table(models, inputs.rows),
         background,
-        sample_directions,
+        inputs.sample_directions,
         inputs.probe_set.count,
         same=[same_logits(model) for model in models],
     )
@@ -305,6 +352,7 @@ def _build(
         sharpness=background.sharpness,
         confidence=confidence,
         background_concepts=len(inputs.background),
+        background_source=inputs.background_source,
         # Where nightly runs continue.
         watermark=inputs.listed.watermark,
         listed=inputs.listed.at,

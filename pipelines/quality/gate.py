@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines.config.model import Quality
+from pipelines.job.background import HUB
 from pipelines.quality.agreement import declared_measures, named_measures
 from pipelines.quality.canaries import (
     background_canaries,
@@ -23,6 +24,8 @@ from probelog.errors import QualityError, StoreError
 from probelog.index.generation import Generation
 from probelog.storage.store import Store
 
+# Every full run makes a hub's background anew: where it keeps so large a share of the names, answers should stay.
+_SAME_NAMES = 0.9
 # Settings that determine how logits are described and queried. Where one of these changed, answers should change.
 _METHOD = ("encoder_digest", "prompts", "probe_set", "fraction", "seed", "method")
 
@@ -104,7 +107,14 @@ def measure(
 def changed_settings(candidate: Generation, live: Generation) -> list[str]:
     """Names of the settings that differ and explain different answers."""
     changed = [name for name in _METHOD if getattr(candidate.settings, name) != getattr(live.settings, name)]
-    return changed + (["background"] if candidate.background != live.background else [])
+    return changed + (["background"] if _other_background(candidate, live) else [])
+
+
+def _other_background(candidate: Generation, live: Generation) -> bool:
+    if candidate.settings.background_source == live.settings.background_source == HUB:
+        names, before = {*candidate.background}, {*live.background}
+        return len(names & before) < _SAME_NAMES * len(names | before)
+    return candidate.background != live.background
 
 
 def _format(verdict: Verdict, page: str) -> str:

@@ -91,6 +91,7 @@ class GenerationSettings:
         sharpness: inverse temperature of the scores (``probelog.ranking.matched_heads``).
         confidence: how scores become probabilities.
         background_concepts: number of names in the background.
+        background_source: where they are from: ``hub``, ``imagenet-21k`` or ``file``; None where it was not recorded.
         watermark: the newest change on the Hub that it knows of (ISO 8601); nightly runs go on from there.
         listed: when the whole Hub was listed, or the index compared with it (UTC, ISO 8601).
         night: when the last nightly run that it holds started (UTC, ISO 8601).
@@ -150,6 +151,7 @@ class GenerationSettings:
     rows: int
     large: bool
     middle_offset: float
+    background_source: str | None = None
     base: UpdateBase | None = None
     folded_in: str | None = None
     added: int | None = None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from probelog.errors import QueryError
 from probelog.ranking import confidence, matched_heads
 from probelog.ranking.confidence import ScoreMoments
-from probelog.ranking.names import name_vectors, normal_name
+from probelog.ranking.names import canonical_name, name_vectors, normal_name
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -183,9 +183,13 @@ def background_numbers(generation: Generation, names: Sequence[str]) -> npt.NDAr
 
 
 def numbers_named(background: Sequence[str], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Numbers of those names of a background that are one of these names."""
-    normal_names = {normal_name(name) for name in names}
-    return np.asarray([i for i, name in enumerate(background) if normal_name(name) in normal_names], np.int64)
+    """Numbers of those names of a background that are one of these names, in another number or spelling too."""
+    own = {_compared(name) for name in names}
+    return np.asarray([i for i, name in enumerate(background) if _compared(name) in own], np.int64)
+
+
+def _compared(name: str) -> str:
+    return canonical_name(name) or normal_name(name)
 
 
 def _check_words(generation: Generation, text: str, notes: list[str]) -> None:

@@ -189,6 +189,21 @@ def test_only_new_models_are_probed(
     assert (ledger.planned, ledger.left) == (len(MODELS), 0)
 
 
+def test_a_background_of_the_hubs_own_names(indexed: Indexed, tmp_path: Path) -> None:
+    store = indexed.copy_store(tmp_path / "store")
+    job = indexed.job(store, background="hub", background_count=30)
+    done = run_full(job)
+    assert done.published.is_new
+    background = opened(store).background
+    declared = {"dog", "cat", "owl", "boat", "tree", "bread", "clock", "bridge", "tent"}
+    assert declared < {*background}
+    assert len(background) == len({*background}) == 30, "ImageNet's names where the hub declares too few"
+    assert background == sorted(background)
+    assert open_index(store).settings["background_source"] == "hub"
+    assert open_index(store).search(text="dogs", k=3)
+    assert not run_full(job).published.is_new, "nothing changed"
+
+
 def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed, tmp_path: Path) -> None:
     store = indexed.copy_store(tmp_path / "store")
     first = indexed.run.published.pointer

@@ -36,7 +36,7 @@ from probelog.storage.store import Store
 from tests.support.hub.faults import FaultyHub, faulty
 from tests.support.processes.operator_command import kill_tree, operator, operator_process
 from tests.support.processes.s3 import s3_server
-from tests.support.worlds.tiny_world import CONCEPTS, MODELS, Indexed, timm_model
+from tests.support.worlds.tiny_world import CONCEPTS, MODELS, Indexed, timm_model, transformers_model
 
 _START = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
 
@@ -285,6 +285,30 @@ def test_after_many_additions_the_index_is_rebuilt(hub_and_index: NightlyWorld) 
         hub_and_index.run(fraction=0.5)
     report = verify(str(hub_and_index.store), Report(io.StringIO()))
     assert report.clean, report.lines()
+
+
+def test_a_hubs_background_stays_over_nightly_runs(hub_and_index: NightlyWorld) -> None:
+    run_full(hub_and_index.job(background="hub"))
+    before = hub_and_index.index._generation
+    assert before.settings.background_source == "hub"
+    labels = ["quokka", "numbat", "bilby"]
+    transformers_model(
+        hub_and_index.hub / "zed/new", "ResNetForImageClassification", 3, 31, labels,
+        embedding_size=8, layer_type="basic", depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16],
+    )  # fmt: skip
+    hub_and_index.commit("zed/new")
+    # As an update, and rebuilt as a whole.
+    for share in (1.0, 0.01):
+        assert hub_and_index.run(background="hub", nightly={"rebuild_share": share}).published.is_new
+        generation = hub_and_index.index._generation
+        assert generation.background == before.background
+        assert generation.settings.background_source == "hub"
+        hub_and_index.new("zed/newer", 32)
+    assert hub_and_index.pointer.base is None
+    with pytest.raises(UsageError, match="background imagenet-21k is not the index's"):
+        hub_and_index.run(background="imagenet-21k")
+    run_full(hub_and_index.job(background="hub"), refresh=True)
+    assert {*labels} <= {*hub_and_index.index._generation.background}
 
 
 def test_a_copy_that_saw_other_probes(hub_and_index: NightlyWorld) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.config.model import Quality
 from pipelines.quality.failures import FailureCounts
-from pipelines.quality.gate import run_quality_gate
+from pipelines.quality.gate import changed_settings, run_quality_gate
 from pipelines.quality.report import Verdict
 from pipelines.quality.samples import added_versions, draw, rows_of, sampled_models
 from probelog.errors import QualityError, StoreError
@@ -170,6 +170,20 @@ def test_other_settings_change_answers_and_are_no_damage(world: GateWorld) -> No
     assert "lost answers" not in failed
     assert "declared, first answer" in failed
     assert "made with other settings (fraction)" in page
+
+
+def test_a_hubs_background_may_change_a_little(world: GateWorld) -> None:
+    """A full run makes it anew: a few other names leave the answers to be judged, many others do not."""
+    names, hub = NAMES[::2], {"background_source": "hub"}
+    assert len(names) > 20
+    live = world.build("hub-live", OLD, settings=hub, names=names)
+    for number, (left_out, source, changed) in enumerate(
+        [(1, "hub", []), (len(names) // 2, "hub", ["background"]), (1, "file", ["background"])]
+    ):
+        candidate = world.build(
+            f"hub-{number}", OLD, settings={"background_source": source}, names=names[left_out:]
+        )
+        assert changed_settings(candidate, live) == changed
 
 
 def test_an_operators_canaries(world: GateWorld, tmp_path: Path) -> None:

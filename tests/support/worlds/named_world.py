@@ -55,6 +55,7 @@ def generation(
     live: bool = False,
     describe: Callable[[Model, matched_heads.HeadSpace, TextEncoder], Directions] = recognised,
     settings: dict[str, Any] | None = None,
+    names: Sequence[str] = NAMES[::2],
 ) -> Generation:
     """Write a generation of some models and open it."""
     built = build(
@@ -65,7 +66,7 @@ def generation(
         images=False,
         live=live,
         settings=settings,
-        names=NAMES[::2],
+        names=names,
         describe=describe,
     )
     return Generation(index, built.pointer)
