@@ -32,11 +32,21 @@ def own_downloads(scratch: Path) -> Path:
     downloads = downloads_folder(scratch)
     if downloads.is_dir():
         for folder in downloads.iterdir():
-            if folder.name.isdigit() and not Path("/proc", folder.name).exists():
+            if folder.name.isdigit() and not _is_running(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
     folder_of_process = downloads / str(os.getpid())
     folder_of_process.mkdir(parents=True, exist_ok=True)
     return folder_of_process
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process has not ended. One that nobody has waited for yet (a zombie) has."""
+    try:
+        status = Path("/proc", process, "stat").read_text(errors="replace")
+    except OSError:
+        return False
+    # Its name, in brackets, may hold anything; the state follows it (proc(5)).
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def local_probes(store: Store, probe_set: str, scratch: Path) -> Store:

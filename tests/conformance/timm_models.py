@@ -26,7 +26,7 @@ ONE_OF_EACH = (
     "ese_vovnet19b_slim_dw", "test_resnet", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0",
     "test_efficientnet", "efficientvim_m1", "efficientvit_b0", "efficientvit_m0", "vit_tiny_patch16_dinov3_qkvb",
     "fasternet_t0", "fastvit_t8", "mobilenetv3_small_050", "focalnet_tiny_srf", "gcvit_xxtiny", "ghostnet_050",
-    "gmlp_ti16_224", "hardcorenas_b", "hgnetv2_b0", "hiera_tiny_224", "sam2_hiera_tiny", "hrnet_w18_small",
+    "gmlp_ti16_224", "hardcorenas_b", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small",
     "iformer_t", "inception_next_atto", "inception_v3", "lcnetv2_small", "legacy_seresnet18", "legacy_xception",
     "levit_128s", "lowformer_b0", "test_mambaout", "mobilevit_xxs", "mvitv2_tiny", "nest_tiny", "nextvit_small",
     "pit_ti_224", "pvt_v2_b0", "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvit_m1", "res2next50", "resnest14d",
@@ -35,9 +35,9 @@ ONE_OF_EACH = (
     "test_vit_relpos", "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "visformer_tiny",
     "vit_tiny_r_s16_p8_224", "vitamin_small_224", "volo_d1_224", "xception41p", "xcit_nano_12_p8_224", "fbnetc_100",
 )  # fmt: skip
-#: Modules of timm whose architectures are all larger.
+#: Modules of timm whose architectures are all larger, or take pictures of 1,024 pixels (hieradet_sam2; with ``--all``).
 LARGE = (
-    "beit", "deepseek_vit", "gemma4_vit", "inception_resnet_v2", "inception_v4", "mobilenetv5", "naflexvit", "nasnet",
+    "beit", "deepseek_vit", "gemma4_vit", "hieradet_sam2", "inception_resnet_v2", "inception_v4", "mobilenetv5", "naflexvit", "nasnet",
     "pnasnet", "qwen3_vit", "vision_transformer_sam", "vgg",
 )  # fmt: skip
 

@@ -187,7 +187,8 @@ def test_killed_while_completing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     tried = json.loads(choice.read_text())
     assert not status(str(store)).completions
     run = run_full(indexed.job(store, **settings))
-    assert json.loads(choice.read_text())[: len(tried)] == tried, "what was tried is not tried again"
+    finished = json.loads(choice.read_text())["tried"]
+    assert finished[: len(tried["tried"])] == tried["tried"], "what was tried is not tried again"
     whole = run_full(indexed.job(undisturbed, **settings))
     assert files(choice.parent) == files(undisturbed / choice.parent.relative_to(store))
     assert run.completed.key == whole.completed.key

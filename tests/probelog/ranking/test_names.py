@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from probelog.ranking.names import name_vectors, normal_name, prompted
+from probelog.ranking.names import canonical_name, name_vectors, normal_name, prompted
 
 
 def test_a_name_stands_in_every_prompt() -> None:
@@ -40,3 +40,30 @@ def test_case_and_separators_do_not_make_another_name(name: str) -> None:
 def test_other_letters_do() -> None:
     assert normal_name("sealion") != normal_name("sea lion")
     assert normal_name("Straße") == normal_name("STRASSE")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Siamese Cats", "siamese cat"),
+        ("n02123045_tabby", "tabby"),
+        ("goldenRetriever", "golden retriever"),
+        ("café (place)", "cafe"),
+        ("berries", "berry"),
+        ("glasses", "glass"),
+        ("boxes", "box"),
+        ("bus", "bus"),
+        ("grass", "grass"),
+        ("iris", "iris"),
+        ("gas", "gas"),
+        ("ties", "tie"),
+        ("men's hats", "men hat"),
+        ("jack-o'-lantern", "jack o lantern"),
+        ("LABEL_3", ""),
+        ("(", ""),
+        ("!?", ""),
+        ("x" * 10_000, ""),
+    ],
+)
+def test_differences_of_writing_do_not_make_another_name(text: str, name: str) -> None:
+    assert canonical_name(text) == name
