@@ -10,8 +10,9 @@ from tests.support.processes.s3 import s3_environment
 
 # What a nightly run does first: the live index is open when Ray starts.
 _CODE = """
-import lancedb, ray
-from cluster.runtime.session import session
+import lancedb
+from cluster.runtime.session import session  # before Ray, which takes its environment when it is imported
+import ray
 from probelog import logs
 from probelog.storage.store import Store
 
@@ -35,5 +36,6 @@ def test_libraries_do_not_warn_at_every_run() -> None:
             capture_output=True,
             text=True,
             check=False,
+            timeout=240,
         )
     assert (done.returncode, done.stdout, done.stderr) == (0, "b'1'\n", "")
