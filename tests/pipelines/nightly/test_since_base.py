@@ -453,6 +453,7 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
     assert allowed() is None
     assert further == {
         "last_nightly_run": changes.start.at,
+        "background_of": since.base,
         "live": changes.start.live,
         "read": changes.descriptors,
     }
