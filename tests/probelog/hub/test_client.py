@@ -443,3 +443,22 @@ def test_a_body_that_drips_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     # What came before does not count for what comes now.
     with pytest.raises(BrokenAnswerError, match="stalled"):
         list(module.chunks(Dripping([1000, 1000, 1000, 1, 1, 1]), retry))
+
+
+def test_no_redirect_leaves_encryption_behind() -> None:
+    import httpx
+
+    with HubClient("https://hub.example") as hub:
+        secure = httpx.URL("https://hub.example/a/b/resolve/main/config.json")
+        assert hub._redirected("file", "x", secure, "https://storage.example/y").host == "storage.example"
+        with pytest.raises(
+            HubError, match=r"http://storage.example, without encryption, which is not followed"
+        ):
+            hub._redirected("file", "x", secure, "http://storage.example/y")
+
+
+def test_a_client_that_was_left_is_closed(server: Server) -> None:
+    with client(server) as hub:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        hub.json("/api/models")
