@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.benchmark.hub_search import ListedModel, ModelSearch, model_searches
 from pipelines.benchmark.protocols import AS_PUBLISHED, CLOSED, PROTOCOLS, WITHHELD, check_protocols, rounds
 from pipelines.benchmark.questions import LEFT_OUT_KINDS, Bools, LogitName, Questions, Truth, from_truth
 from pipelines.complete.record import completed
+from pipelines.labels.hub_search import ListedModel, ModelSearch, model_searches
 from probelog.arrays import Ints
 from probelog.completion import scoring
 from probelog.errors import UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.benchmark.hub_search import IDS, WORDS, ListedModel, ModelSearch, model_searches
 from pipelines.benchmark.questions import Questions
+from pipelines.labels.hub_search import IDS, WORDS, ListedModel, ModelSearch, model_searches
 
 MODELS = [
     ListedModel("ada/tabby-cats", ["vision"], ["LABEL_0", "LABEL_1"], 5),
