@@ -65,7 +65,8 @@ _ARITHMETIC_KEYS = (
 def as_rgb(image: Image.Image) -> Image.Image:
     """A picture as every model is to see it: turned as its EXIF tag says, and RGB.
 
-    The same steps, in the same order, as ``transformers.image_utils.load_image``. Strips more than 64 times as long as wide lose their ends: resized by their short edge they would take gigabytes.
+    The same steps, in the same order, as ``transformers.image_utils.load_image``. Strips more than 64 times as
+    long as wide lose their ends: resized by their short edge they would take gigabytes.
     """
     image = upright(image)
     image = image if image.mode == "RGB" else image.convert("RGB")

@@ -165,11 +165,9 @@ class _Loader:
         def load_state_dict(state: dict[str, torch.Tensor], strict: bool = True) -> _IncompatibleKeys:
             return _fill(self._plan.architecture, module, state, strict=strict, assign=assign)
 
-        if self._plan.pretrained_cfg is None:
-            load_state_dict(dict(tensors), strict=False)  # transformers leaves out what the model has not
-            return
-        if not self._loading:  # an architecture that is created in another way than timm's own
-            load_state_dict(dict(tensors))
+        if not self._loading:
+            # The wrapper, where transformers leaves out what the model has not; or an architecture of another's making.
+            load_state_dict(dict(tensors), strict=self._plan.pretrained_cfg is not None)
             return
         convert = self._loading.get("filter_fn")
         state = self._converted(convert, tensors, module) if convert else dict(tensors)
