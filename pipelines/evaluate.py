@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.benchmark.protocols import AS_PUBLISHED, CLOSED, PROTOCOLS, WITHHELD, check_protocols, rounds
 from pipelines.benchmark.questions import LEFT_OUT_KINDS, Bools, LogitName, Questions, Truth, from_truth
@@ -161,13 +162,15 @@ def evaluate(
     pairs = _top_pairs(_around(store), [key for key in keys if key is not None], kept)
     evaluated = {}
     scores = open_index(uri).scores(questions.names, questions.synonyms)[:, rows]
+    others = {*protocols} - {AS_PUBLISHED}
+    matched = partial(_matched_heads, generation, _gallery(generation, rows)) if others else None
     for protocol in PROTOCOLS:
         if protocol not in (AS_PUBLISHED, *protocols):
             continue
         ways = {
             "this index (matched heads)": scores
-            if protocol == AS_PUBLISHED
-            else _by_rounds(questions, protocol, generation, partial(_matched_heads, generation, rows))
+            if protocol == AS_PUBLISHED or matched is None
+            else _by_rounds(questions, protocol, generation, matched)
         }
         if pairs is not None:
             second = partial(_second_version, generation, pairs)
@@ -251,19 +254,25 @@ def _part(scores: Float64, relevant: Bools, chosen: Bools) -> Accuracy | None:
     return accuracy(scores[chosen], relevant[chosen])
 
 
+def _gallery(generation: Generation, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Coordinates of the directions of some rows of the index."""
+    gallery = np.empty(
+        (generation.size, generation.basis.coordinates(generation.space.centre).size), np.float32
+    )
+    for logits in generation.blocks():
+        gallery[logits.rows] = logits.coordinates
+    return gallery[rows]
+
+
 def _matched_heads(
     generation: Generation,
-    rows: Sequence[int],
+    gallery: npt.NDArray[np.float32],
     texts: Sequence[str],
     background: Sequence[str],
     excluded: Sequence[Ints],
 ) -> Float64:
-    """Scores of some rows of the index as if it had been published with another background."""
+    """Scores of some of the index's logits as if it had been published with another background."""
     space = HeadSpace(generation.probe_embeddings, text_vectors(generation, background))
-    gallery = np.empty((generation.size, len(generation.basis.coordinates(space.centre))), np.float32)
-    for logits in generation.blocks():
-        gallery[logits.rows] = logits.coordinates
-    gallery = gallery[rows]
     rivals = generation.basis.coordinates(space.background).astype(np.float64)
     b = matched_heads.sharpness(gallery, rivals)
     offsets = matched_heads.offsets(gallery, rivals, b)
