@@ -81,12 +81,17 @@ def test_a_lost_coordinator_turns_copy_detection_off_and_is_reported_once(
     store = indexed.copy_store(tmp_path / "store", "observations", "completion", "index")
     killed: list[int] = []
 
-    def is_killed() -> bool:
+    def coordinators() -> set[int]:
         # Of this run's Ray: other tests have coordinators too.
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        killed.extend(
+        return {
             pid for pid in pids if "ray::Coordinator" in command_of(pid) and descends_from(pid, os.getpid())
-        )
+        }
+
+    earlier = coordinators()  # those of jobs before may be on their way out
+
+    def is_killed() -> bool:
+        killed.extend(coordinators() - earlier)
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         return bool(killed)
