@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.inference.execution_plan import WORTH, ExecutionPlan, Plans, Variant
 from probelog.inference.folding import Folding, has_norms, pairs_seen
-from probelog.inference.pixel_cache import PixelCache
+from probelog.inference.pixel_cache import CachedPixels, Images
 from probelog.models import memory
 from probelog.models.memory import PeakMemory, out_of_memory
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from probelog.models.loading import Classifier
 
 Floats = npt.NDArray[np.float32]
-Images = Callable[[Sequence[int]], Sequence[Image.Image]]
 
 # A row whose values differ by less than rounding could explain says nothing about the images.
 _CONSTANT = 1e-6
@@ -68,12 +66,12 @@ def observe(
     *,
     plans: Plans | None = None,
     device: str | None = None,
-    cache: PixelCache | None = None,
+    cached: CachedPixels | None = None,
 ) -> Observation:
     """The logits of a model on some probes, columns in the order of ``indices``.
 
-    ``images`` gives probes by index. With a cache, the geometry of each probe is computed once per node; where it
-    does not fit, every model computes its own. ``plans`` bounds batch size, memory and precision, and remembers
+    ``images`` gives probes by index. ``cached`` has the pixels of these probes as this model's recipe makes them;
+    without it they are made from the images. ``plans`` bounds batch size, memory and precision, and remembers
     what was learnt about the architecture; pass the same one for every model of a process.
 
     A batch that does not fit into memory is halved, and the smaller size remembered. The values depend on batch
@@ -86,16 +84,16 @@ def observe(
     Raises:
         ItemFailure: OUT_OF_MEMORY where a single image does not fit, CONFIG_MISMATCH where the model fails on its
             declared input or gives anything but L numbers an image, NON_FINITE, CONSTANT where no logit depends
-            on the image.
+            on the image, INTERNAL where the pixels in ``cached`` changed after they were written.
     """
     device = device or classifier.device
     classifier.module.to(device)
     chosen = np.asarray(indices, dtype=np.int64)
     run = _Run(classifier, device, plans or Plans())
-    pixels = _Pixels(classifier, images, chosen, cache)
-    begun, seconds_before = time.perf_counter(), pixels.seconds
+    pixels = _Pixels(classifier, images, chosen, cached)
+    begun = time.perf_counter()
     values = run.all(pixels)
-    seconds = time.perf_counter() - begun - (pixels.seconds - seconds_before)
+    seconds = time.perf_counter() - begun - pixels.seconds
     if not np.isfinite(values).all():
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         raise ItemFailure(
@@ -123,12 +121,10 @@ class _Pixels:
         classifier: Classifier,
         images: Images,
         chosen: npt.NDArray[np.int64],
-        cache: PixelCache | None,
+        cached: CachedPixels | None,
     ) -> None:
-        begun = time.perf_counter()
-        self._recipe, self._images, self._chosen = classifier.recipe, images, chosen
-        self._ready = None if cache is None else cache.pixels(classifier.recipe, images, chosen.tolist())
-        self.seconds = time.perf_counter() - begun
+        self._recipe, self._images, self._chosen, self._cached = classifier.recipe, images, chosen, cached
+        self.seconds = 0.0
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -136,11 +132,11 @@ class _Pixels:
     def batch(self, start: int, size: int) -> npt.NDArray[Any]:
         """(b, C, H, W) of the probes from a place in the order on."""
         begun = time.perf_counter()
-        part = self._chosen[start : start + size]
-        if self._ready is not None:
-            pixels: npt.NDArray[Any] = self._ready[part]
+        part = self._chosen[start : start + size].tolist()
+        if self._cached is not None:
+            pixels = self._cached.rows(part)
         else:
-            pixels = self._recipe.geometry(self._images(part.tolist()))
+            pixels = self._recipe.geometry(self._images(part))
         self.seconds += time.perf_counter() - begun
         return pixels
 

@@ -27,7 +27,8 @@ from PIL import Image
 
 from probelog.encoders.decoding import upright
 from probelog.errors import FailureReason, ItemFailure
-from probelog.storage.encoding import short_key
+from probelog.models.config import LoadLimits
+from probelog.storage.encoding import digest, short_key
 from probelog.weights.repository import read_json, walk
 
 if TYPE_CHECKING:
@@ -36,9 +37,14 @@ if TYPE_CHECKING:
 #: How much larger than the model's input an image may be made on the way to it (before a crop).
 _MAX_ENLARGED = 4
 _MAX_ASPECT = 64
+#: Characters of the longest recipe; usual ones have less than a thousand.
+_MAX_JSON = 20_000
 
 _CLASS_NAME = re.compile(r"[A-Za-z0-9_]{1,80}")
 _SIZES = ("size", "crop_size", "pad_size")
+_EDGES = frozenset({
+    "height", "width", "shortest_edge", "longest_edge", "max_height", "max_width", "min_pixels", "max_pixels",
+})  # fmt: skip
 _SETTINGS = (
     *_SIZES, "do_resize", "resample", "do_center_crop", "do_pad", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std", "default_to_square", "crop_pct", "rescale_offset", "include_top",
@@ -56,10 +62,15 @@ _FILTERS = {
 }  # fmt: skip
 _NO_ARITHMETIC = {"do_rescale": False, "do_normalize": False, "include_top": False}
 _NO_GEOMETRY = {"do_resize": False, "do_center_crop": False, "do_pad": False, "do_thumbnail": False}
-_SHAPE = ("channels", "height", "width")
 _ARITHMETIC_KEYS = (
     "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "rescale_offset", "include_top",
 )  # fmt: skip
+_RECIPE_KEYS = frozenset({
+    "library", "processor", "settings", "declared", "input", "gain", "offset", "square",
+})  # fmt: skip
+_TIMM_KEYS = frozenset({"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"})
+_TIMM_FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_TIMM_CROPS = ("center", "squash", "border")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -101,6 +112,10 @@ class Recipe:
     square: bool = False
     _run: Callable[[Image.Image], npt.NDArray[Any]] | None = field(default=None, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (*(self.gain or ()), *(self.offset or ())))):
+            raise _corrupt(f"{self.processor} makes pixels that are not finite numbers")
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None}  # the library's objects are made again where they are needed
 
@@ -121,10 +136,19 @@ class Recipe:
 
     @property
     def geometry_key(self) -> str:
-        """A stable hash of what `geometry` depends on: equal for recipes that may share cached pixels."""
-        return short_key(
-            self.library, self.processor, self._geometry_settings(), *self.shape, self.square, self.dtype
-        )
+        """A stable hash of all that `geometry` depends on: equal for recipes that may share cached pixels.
+
+        Of full length: who can choose a recipe must not be able to find one that takes another one's pixels' place.
+        """
+        parts = [
+            self.library,
+            self.processor,
+            self._geometry_settings(),
+            *self.shape,
+            self.square,
+            self.dtype,
+        ]
+        return digest(json.dumps(parts).encode())
 
     def to_json(self) -> str:
         """The recipe for the record, as canonical JSON."""
@@ -141,16 +165,22 @@ class Recipe:
         return json.dumps(facts, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """What ``to_json`` wrote."""
-        facts = json.loads(text)
-        shape, settings = facts.pop("input"), json.dumps(facts.pop("settings"), sort_keys=True)
-        gain, offset = (
-            None if (numbers := facts.pop(name)) is None else tuple(numbers) for name in ("gain", "offset")
-        )
-        return cls(
-            settings=settings, **dict(zip(_SHAPE, shape, strict=True)), gain=gain, offset=offset, **facts
-        )
+    def from_json(cls, text: str, max_size: int = LoadLimits().max_image_size) -> Recipe:
+        """What ``to_json`` wrote, checked as what an untrusted process says: every value is one that
+        `timm_recipe` or `transformers_recipe` would have let pass, and the text is the canonical one.
+
+        No library is loaded for it. Whether transformers has such a processor shows before `geometry` first
+        uses it; whether ``gain`` and ``offset`` are the processor's own is not checked: no pixel depends on them.
+
+        Raises:
+            ValueError: anything else, in one line.
+        """
+        try:
+            recipe = _recipe_of(text, max_size)
+        except (ItemFailure, ValueError, OverflowError, RecursionError) as error:
+            detail = str(error)[:200].encode("unicode_escape").decode()
+            raise ValueError(f"not a recipe of preprocessing: {detail}") from None
+        return recipe
 
     def geometry(self, images: Sequence[Image.Image]) -> npt.NDArray[Any]:
         """Images of any size and mode as (n, C, H, W) uint8, or float32 where the processor runs whole.
@@ -189,7 +219,8 @@ class Recipe:
         return pixels
 
     def _make(self) -> Callable[[Image.Image], npt.NDArray[Any]]:
-        settings = json.loads(self.settings)
+        # Only what `geometry_key` covers: the same pixels from whichever recipe they are made for.
+        settings = json.loads(self._geometry_settings())
         if self.library == "timm":
             return _timm_geometry(settings)
         return _processor(self.processor, settings | (_NO_ARITHMETIC if self.gain is not None else {}))
@@ -206,6 +237,64 @@ class Recipe:
         return json.dumps(
             {key: value for key, value in settings.items() if key not in unused}, sort_keys=True
         )
+
+
+def _recipe_of(text: str, max_size: int) -> Recipe:
+    """See `Recipe.from_json`."""
+    if len(text) > _MAX_JSON:
+        raise ValueError(f"{len(text)} characters")
+    facts = json.loads(text)
+    if not isinstance(facts, dict) or facts.keys() != _RECIPE_KEYS:
+        raise ValueError("other keys than a recipe's")
+    settings, declared = facts["settings"], facts["declared"]
+    if not isinstance(settings, dict) or not isinstance(declared, bool):
+        raise ValueError("settings or declared of another type")
+    if facts["library"] == "timm":
+        if settings.keys() != _TIMM_KEYS:
+            raise ValueError("other settings than timm's")
+        recipe = _timm_recipe(_timm_settings(settings, max_size), declared)
+    else:
+        recipe = _transformers_recipe_of(facts, max_size)
+    if recipe.to_json() != text:
+        raise ValueError("not as a recipe is written")
+    return recipe
+
+
+def _transformers_recipe_of(facts: Mapping[str, Any], max_size: int) -> Recipe:
+    name, settings, square = facts["processor"], facts["settings"], facts["square"]
+    if not isinstance(name, str) or not _CLASS_NAME.fullmatch(name) or not isinstance(square, bool):
+        raise ValueError("processor or square of another type")
+    if not settings.keys() <= set(_SETTINGS):
+        raise ValueError("other settings than a processor's")
+    for key in _SIZES:
+        if (size := settings.get(key)) is not None and not (
+            isinstance(size, dict)
+            and size.keys() <= _EDGES
+            and {type(edge) for edge in size.values()} <= {int}
+        ):
+            raise ValueError(f"{key} is not made of edges")
+    _check_settings(settings, max_size)
+    shape = facts["input"]
+    if not isinstance(shape, list) or len(shape) != 3 or shape[0] != 3:
+        raise ValueError("input is not RGB")
+    for edge in shape:
+        _check_edge("input", edge, max_size)
+    gain, offset = (_channel_numbers(key, facts[key]) for key in ("gain", "offset"))
+    if (gain is None) is not (offset is None):
+        raise ValueError("gain without offset or offset without gain")
+    text = json.dumps(settings, sort_keys=True)
+    channels, height, width = shape
+    return Recipe(
+        "transformers", name, text, facts["declared"], channels, height, width, gain, offset, square
+    )
+
+
+def _channel_numbers(name: str, value: object) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or [type(item) for item in value] != [float] * 3:
+        raise ValueError(f"{name} is not a number a channel")
+    return tuple(value)
 
 
 def _central_square(image: Image.Image) -> Image.Image:
@@ -249,6 +338,14 @@ def timm_recipe(pretrained_cfg: Mapping[str, Any], max_size: int) -> Recipe:
     data: dict[str, Any] = resolve_data_config(
         pretrained_cfg=dict(pretrained_cfg) or {"input_size": (3, 224, 224)}
     )
+    declared = "input_size" in pretrained_cfg
+    if data["interpolation"] == "random":
+        data["interpolation"] = "bilinear"
+    return _timm_recipe(_timm_settings(data, max_size), declared)
+
+
+def _timm_settings(data: Mapping[str, Any], max_size: int) -> dict[str, Any]:
+    """The settings that the transform depends on, checked."""
     size = data["input_size"]
     if not isinstance(size, list | tuple) or len(size) != 3:
         raise _corrupt(f"input_size = {str(size)[:60]} is not channels, height and width")
@@ -265,27 +362,30 @@ def timm_recipe(pretrained_cfg: Mapping[str, Any], max_size: int) -> Recipe:
     mean, std = _numbers("mean", data["mean"], channels), _numbers("std", data["std"], channels)
     if min(std) <= 0:
         raise _corrupt(f"std = {std}")
-    interpolation = "bilinear" if data["interpolation"] == "random" else data["interpolation"]
-    if interpolation not in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"):
-        raise _corrupt(f"interpolation = {str(interpolation)[:40]!r}")
-    if data["crop_mode"] not in ("center", "squash", "border"):
-        raise _corrupt(f"crop_mode = {str(data['crop_mode'])[:40]!r}")
-    settings = {
+    for name, known in (("interpolation", _TIMM_FILTERS), ("crop_mode", _TIMM_CROPS)):
+        if data[name] not in known:
+            raise _corrupt(f"{name} = {str(data[name])[:40]!r}")
+    return {
         "input_size": [channels, *size[1:]],
-        "interpolation": interpolation,
+        "interpolation": data["interpolation"],
         "crop_pct": crop_pct,
         "crop_mode": data["crop_mode"],
         "mean": mean,
         "std": std,
     }
+
+
+def _timm_recipe(settings: Mapping[str, Any], declared: bool) -> Recipe:
+    mean, std = settings["mean"], settings["std"]
+    channels, height, width = settings["input_size"]
     return Recipe(
         library="timm",
         processor="timm.data.create_transform",
         settings=json.dumps(settings, sort_keys=True),
-        declared="input_size" in pretrained_cfg,
+        declared=declared,
         channels=channels,
-        height=size[1],
-        width=size[2],
+        height=height,
+        width=width,
         gain=tuple(1 / (255 * s) for s in std),
         offset=tuple(-m / s for m, s in zip(mean, std, strict=True)),
     )
@@ -348,9 +448,7 @@ def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str
     """The name of a processor class of the library: the PIL backend's where there is one."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    known = {
-        name for backends in IMAGE_PROCESSOR_MAPPING_NAMES.values() for name in backends.values() if name
-    }
+    known = _processor_classes()
     default = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
     default_name = default.get("pil") or default.get("torchvision")
     name: object = default_name
@@ -366,6 +464,16 @@ def _processor_class(declared: Mapping[str, Any] | None, model_type: str) -> str
             f"no image processor of transformers for {model_type}: {str(name)[:80]}",
         )
     return str(name)
+
+
+@functools.cache
+def _processor_classes() -> frozenset[str]:
+    """The names of the library's own."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    return frozenset(
+        name for backends in IMAGE_PROCESSOR_MAPPING_NAMES.values() for name in backends.values() if name
+    )
 
 
 def _filter(value: object) -> object:
@@ -470,6 +578,8 @@ def _effective(name: str, settings: str) -> str:
 def _make_processor(name: str, settings: Mapping[str, Any]) -> Callable[..., Mapping[str, Any]]:
     from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
+    if name not in _processor_classes():  # the library would look among all of its classes
+        raise ItemFailure(FailureReason.UNSUPPORTED, f"no image processor of transformers: {name[:80]}")
     made = get_image_processor_class_from_name(name)
     known = getattr(getattr(made, "valid_kwargs", None), "__annotations__", {})
     try:
@@ -518,7 +628,8 @@ def _split(
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), (16, 16, 3))
     try:
         grey = _processor(name, given | _NO_GEOMETRY)(Image.fromarray(ramp.copy())).astype(np.float64)
-        pixels = [_processor(name, given | _NO_ARITHMETIC)(image) for image in images]
+        bare = {key: value for key, value in given.items() if key not in _ARITHMETIC_KEYS} | _NO_ARITHMETIC
+        pixels = [_processor(name, bare)(image) for image in images]
     except ItemFailure:
         return shape, None, None, square
     if grey.shape != (3, 16, 16) or any(item.dtype != np.uint8 or item.shape != shape for item in pixels):

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.inference.pixel_cache import locks_folder
 from probelog.logs import shortened
 from probelog.sandbox.fork_server import Child, ForkServer, ProcessLostError, writable_home
 from probelog.storage.encoding import from_npy
@@ -136,7 +137,8 @@ class ModelProcess:
         """``learnt``: shared with other processes of the same spec."""
         self._server, self._spec, self._recycle_after = server, spec, recycle_after
         self._learnt, self._kind, self._model = learnt or PlanCache(), "", ""
-        pixels_folder(Path(spec.scratch)).mkdir(parents=True, exist_ok=True)
+        for folder in (pixels := pixels_folder(Path(spec.scratch)), locks_folder(pixels)):
+            folder.mkdir(parents=True, exist_ok=True)
         self._child: Child | None = None
         self._served = 0
         #: What the platform took away from the last process: ``network``, ``files``, ``memory``.
@@ -247,6 +249,7 @@ def _paths(spec: ProcessSpec) -> tuple[list[str], list[str]]:
         "/proc/self/clear_refs",
         *devices,
         str(pixels_folder(scratch)),
+        str(locks_folder(pixels_folder(scratch))),
         str(writable_home(home_folder(scratch))),
     ]
 

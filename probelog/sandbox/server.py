@@ -70,6 +70,7 @@ class _Server:
     def __init__(self, spec: ProcessSpec) -> None:
         self._spec = spec
         self._classifier: Classifier | None = None
+        self._prepared: tuple[Sequence[int], bytes | None] = [], None
         self.commands: dict[str, Any] = {
             "load": self._load,
             "prepare": self._prepare,
@@ -147,23 +148,33 @@ class _Server:
 
     def _prepare(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
         assert self._classifier is not None
-        self._cache.pixels(self._classifier.recipe, self._images, indices)
+        self._prepared = indices, self._cache.prepare(self._classifier.recipe, self._images, indices)
         return [], {}
 
     def _observe(self, indices: Sequence[int], plan: object) -> tuple[list[bytes], dict[str, Any]]:
         from probelog.inference.observe import observe
+        from probelog.inference.pixel_cache import cached_pixels
 
         assert self._classifier is not None
         kind = execution_plan.kind(self._classifier, self._device)
         self._plans.learn(kind, plan)
-        observation = observe(
-            self._classifier,
-            self._images,
+        prepared, digests = self._prepared
+        with cached_pixels(
+            self._cache.folder,
+            self._classifier.recipe,
             indices,
-            plans=self._plans,
-            device=self._device,
-            cache=self._cache,
-        )
+            digests if prepared == indices else None,
+            probe_set=self._probes.hash,
+            count=self._probes.count,
+        ) as cached:
+            observation = observe(
+                self._classifier,
+                self._images,
+                indices,
+                plans=self._plans,
+                device=self._device,
+                cached=cached,
+            )
         facts = {
             "batch_size": observation.batch_size,
             "precision": observation.precision,
@@ -174,7 +185,7 @@ class _Server:
     def _release(self) -> tuple[list[bytes], dict[str, Any]]:
         if self._classifier is not None:
             large = 4 * self._classifier.parameters > memory.KEPT
-            self._classifier = None
+            self._classifier, self._prepared = None, ([], None)
             gc.collect()  # modules refer to each other in circles
             if large:  # what a small one frees, the next one uses
                 memory.give_back()

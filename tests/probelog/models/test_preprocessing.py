@@ -13,6 +13,8 @@ import pytest
 import timm.data as timm_data
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
@@ -273,15 +275,229 @@ def test_keys(tmp_path: Path) -> None:
     assert border[0].geometry_key != border[1].geometry_key
 
 
-def test_recipe_travels(tmp_path: Path) -> None:
-    for recipe in (
-        load(tmp_path, "CLIPImageProcessor", {"size": 32, "crop_size": 32}),
-        timm_recipe({}, 999),
-    ):
-        pixels = recipe.geometry([PICTURES["grey"]])
-        copy = pickle.loads(pickle.dumps(recipe))
-        assert copy == recipe == Recipe.from_json(recipe.to_json())
-        assert (copy.geometry([PICTURES["grey"]]) == pixels).all()
+def check_travels(recipe: Recipe) -> None:
+    """Another process makes the same pixels, and the same input of the model from them."""
+    copy = Recipe.from_json(recipe.to_json())
+    assert copy == recipe == pickle.loads(pickle.dumps(recipe))
+    assert copy.geometry_key == recipe.geometry_key
+    images = [PICTURES["portrait"], PICTURES["grey"]]
+    pixels = recipe.geometry(images)
+    assert copy.geometry(images).tobytes() == pixels.tobytes()
+    assert copy.normalise(torch.from_numpy(pixels)).equal(recipe.normalise(torch.from_numpy(pixels)))
+
+
+@pytest.mark.parametrize(("name", "settings"), [(name, given) for name, given, _ in PROCESSORS])
+def test_recipes_of_transformers_travel(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    check_travels(load(tmp_path, name, settings))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_recipes_of_defaults_travel(model_type: str, tmp_path: Path) -> None:
+    recipe = transformers_recipe(tmp_path, model_type, 48, 2048)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+NUMBERS = st.one_of(st.integers(-3, 3), st.floats(-1e300, 1e300), st.booleans())
+
+
+@settings(deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "input_size": st.tuples(st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40)),
+            "crop_pct": st.one_of(st.just(1), st.floats(0.2, 4.5)),
+            "interpolation": st.sampled_from(["random", "bilinear", "bicubic", "nearest", "lanczos"]),
+            "crop_mode": st.sampled_from(["center", "squash", "border"]),
+            "mean": st.one_of(NUMBERS, st.lists(NUMBERS, min_size=3, max_size=3)),
+            "std": st.one_of(NUMBERS, st.lists(NUMBERS, min_size=3, max_size=3)),
+        },
+    )
+)
+def test_recipes_of_timm_travel(cfg: dict[str, Any]) -> None:
+    try:
+        recipe = timm_recipe(cfg, 2048)
+    except ItemFailure:
+        return
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_recipes_of_timm_make_the_same_pixels_elsewhere() -> None:
+    for cfg in TIMM:
+        check_travels(timm_recipe(cfg, 2048))
+
+
+def test_what_is_no_finite_number_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ItemFailure, match="finite") as failure:
+        timm_recipe({"std": [5e-324, 1, 1]}, 2048)
+    assert failure.value.reason is FailureReason.CORRUPT_CONFIG
+    with np.errstate(all="ignore"), pytest.raises(ItemFailure, match="finite"):
+        load(tmp_path, "ViTImageProcessor", {"size": 32, "rescale_factor": 1e308})
+
+
+# What another process says is a recipe
+
+VIT = (
+    '{"declared": true, "gain": [0.1, 0.2, 0.3], "input": [3, 32, 32], "library": "transformers", '
+    '"offset": [-1.0, 0.0, 1.0], "processor": "ViTImageProcessorPil", "settings": {"do_resize": true, '
+    '"image_mean": [0.5, 0.5, 0.5], "resample": 2, "size": {"height": 32, "width": 32}}, "square": false}'
+)
+BOTH = (VIT, timm_recipe({"input_size": [3, 32, 32]}, 2048).to_json())
+
+
+def refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a recipe of preprocessing: ") as refusal:
+        Recipe.from_json(text)
+    assert type(refusal.value) is ValueError
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 1500
+
+
+def test_the_examples_are_recipes() -> None:
+    assert [Recipe.from_json(text).to_json() for text in BOTH] == list(BOTH)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"height": 32,', '"height": 32,  '),
+        ('"declared": true', '"declared": 1'),
+        ('"declared": true', '"declared": true, "declared": true'),
+        ('"square": false', '"square": false, "_run": null'),
+        ('"square": false', '"square": 0'),
+        ("[3, 32, 32]", "[3, 4096, 32]"),
+        ("[3, 32, 32]", "[1, 32, 32]"),
+        ("[3, 32, 32]", "[3, 32, true]"),
+        ("[3, 32, 32]", "[3, 32, 32.0]"),
+        ("[3, 32, 32]", "[3, 0, 32]"),
+        ("[3, 32, 32]", f"[3, {'9' * 400}, 32]"),
+        ("[3, 32, 32]", "[3, 32]"),
+        ("0.1, 0.2, 0.3", "0.1, 0.2"),
+        ("0.1, 0.2, 0.3", "1, 0.2, 0.3"),
+        ("0.1, 0.2, 0.3", "NaN, 0.2, 0.3"),
+        ("0.1, 0.2, 0.3", "Infinity, 0.2, 0.3"),
+        ("0.1, 0.2, 0.3", "1e999, 0.2, 0.3"),
+        ("[0.1, 0.2, 0.3]", "null"),
+        ("0.5, 0.5, 0.5", "NaN, 0.5, 0.5"),
+        ("0.5, 0.5, 0.5", f"{'9' * 400}, 0.5, 0.5"),
+        ("0.5, 0.5, 0.5", f"{'9' * 5000}, 0.5, 0.5"),
+        ('"resample": 2', '"resample": 6'),
+        ('"resample": 2', '"resample": 2, "rm": 1'),
+        ('"resample": 2', '"resample": 2, "size_divisor": 1000000'),
+        ('"do_resize": true', '"do_resize": "yes"'),
+        ('{"height": 32, "width": 32}', '{"height": {"width": 32}, "width": 32}'),
+        ('{"height": 32, "width": 32}', '{"height": 32, "path": 32}'),
+        ('{"height": 32, "width": 32}', '{"height": 99999, "width": 32}'),
+        ('{"height": 32, "width": 32}', "32"),
+        ('"ViTImageProcessorPil"', '"os.system"'),
+        ('"ViTImageProcessorPil"', '"X\\u001b]0;x\\u0007"'),
+        ('"ViTImageProcessorPil"', f'"{"X" * 81}"'),
+        ('"ViTImageProcessorPil"', '["ViTImageProcessorPil"]'),
+        ('"library": "transformers"', '"library": "timm"'),
+        ('"library": "transformers"', '"library": "pickle"'),
+        ('"library": "transformers"', '"library": ["timm"]'),
+    ],
+)
+def test_odd_recipes_are_refused(old: str, new: str) -> None:
+    assert VIT.count(old) == 1
+    refused(VIT.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"gain": [0.01', '"gain": [0.02'),
+        ("timm.data.create_transform", "timm.data.create_loader"),
+        ('"square": false', '"square": true'),
+        ('"input": [3, 32', '"input": [3, 33'),
+        ('"center"', '"random"'),
+        ('"bilinear"', '"random"'),
+        ('"crop_pct"', '"color_jitter": 1, "crop_pct"'),
+        ('"crop_pct": 0.875', '"crop_pct": 0.0001'),
+        ('"crop_pct": 0.875', '"crop_pct": 1'),
+    ],
+)
+def test_odd_recipes_of_timm_are_refused(old: str, new: str) -> None:
+    text = BOTH[1].replace('"bicubic"', '"bilinear"')
+    assert Recipe.from_json(text).to_json() == text
+    assert text.count(old) == 1
+    refused(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{}", "3", "NaN", "[" * 15_000, '{"a":' * 3000, "[" * 10**6]
+)
+def test_what_is_no_recipe_at_all_is_refused(text: str) -> None:
+    refused(text)
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.integers(-(10**400), 10**400)
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["height", "width", "x"]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(BOTH), st.data())
+def test_a_changed_recipe_is_refused_or_one_that_could_have_been_written(
+    text: str, data: st.DataObject
+) -> None:
+    facts = json.loads(text)
+    where = facts
+    while True:  # to any place in it
+        key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else range(len(where))))
+        if not (isinstance(where[key], dict | list) and where[key] and data.draw(st.booleans())):
+            break
+        where = where[key]
+    where[key] = data.draw(VALUES)
+    changed = json.dumps(facts, sort_keys=True)
+    try:
+        recipe = Recipe.from_json(changed)
+    except ValueError:
+        refused(changed)
+    else:
+        assert recipe.to_json() == changed
+        assert max(recipe.shape) <= 2048
+        assert len(recipe.geometry_key) == 64
+
+
+@given(st.text())
+def test_any_text_is_refused(text: str) -> None:
+    refused(text)
+
+
+def test_no_class_is_made_that_is_no_image_processor() -> None:
+    for name in ("Trainer", "AutoImageProcessor", "BaseImageProcessorFast", "PreTrainedModel"):
+        recipe = Recipe.from_json(VIT.replace("ViTImageProcessorPil", name))
+        with pytest.raises(ItemFailure, match="no image processor") as failure:
+            recipe.geometry([PICTURES["grey"]])
+        assert failure.value.reason is FailureReason.UNSUPPORTED
+
+
+def test_recipes_share_pixels_only_where_they_are_the_same(tmp_path: Path) -> None:
+    """This processor pads with the mean: a part of the arithmetic of others is a part of its geometry."""
+    made = [
+        load(tmp_path, "DeepseekVLImageProcessor", {"size": 32, "image_mean": [mean] * 3})
+        for mean in (0.1, 0.9)
+    ]
+    pixels = [recipe.geometry([PICTURES["landscape"]]) for recipe in made]
+    assert (pixels[0] != pixels[1]).any()
+    assert made[0].geometry_key != made[1].geometry_key
+    # Neither does one that another process put together so.
+    names = [
+        VIT.replace("ViTImageProcessorPil", "DeepseekVLImageProcessorPil").replace("0.5", m)
+        for m in ("0.1", "0.9")
+    ]
+    others = [Recipe.from_json(text) for text in names]
+    assert others[0].geometry_key == others[1].geometry_key
+    assert (others[0].geometry([PICTURES["landscape"]]) == others[1].geometry([PICTURES["landscape"]])).all()
 
 
 def test_very_long_strips_lose_their_ends() -> None:
