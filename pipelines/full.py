@@ -107,4 +107,6 @@ def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager
     """What goes on beside all else. Where the Hub is listed already, perhaps no model is left to run."""
     if is_crawled(job, endpoint) and not refresh:
         return nullcontext()
-    return preloaded_libraries(job.config.ray_address, job.config.scratch, job.config.preload)
+    return preloaded_libraries(
+        job.config.ray_address, job.config.scratch, job.config.preload, job.config.device
+    )

@@ -38,7 +38,8 @@ from cluster.runtime.settings import WorkerSettings
 from probelog import logs
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
-from probelog.sandbox.process import ModelProcess, PlanCache, ProcessSpec, fork_server
+from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
+from probelog.sandbox.spec import ProcessSpec
 from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage.store import Store, retry_with_backoff
@@ -139,7 +140,7 @@ class Prober:
         scratch = scratch_folder(settings.scratch)
         self._own = own_downloads(scratch)
         local = local_probes(store, spec.probe_set, scratch)
-        self._server = fork_server(scratch, settings.preload)
+        self._server = fork_server(scratch, settings.preload, settings.device)
         memory = settings.memory_per_worker
         if memory is None:
             memory = int(memory_share(settings.cpus_per_worker, settings.gpus_per_worker) * _NODE_SHARE)
@@ -148,7 +149,7 @@ class Prober:
             probe_set=spec.probe_set,
             scratch=str(scratch),
             cache_bytes=settings.cache_bytes,
-            device="cuda" if settings.gpus_per_worker > 0 else "cpu",
+            device=settings.device,
             device_share=min(1.0, settings.gpus_per_worker) * _NODE_SHARE * _PROCESS_SHARE,
             memory_bytes=int(memory * _PROCESS_SHARE),
             threads=max(1, int(settings.cpus_per_worker)),

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from probelog.errors import UsageError
-from probelog.sandbox.process import downloads_folder
+from probelog.sandbox.spec import downloads_folder
 from probelog.storage.layout import ProbeSetFolder
 from probelog.storage.store import Store
 

@@ -77,3 +77,8 @@ class WorkerSettings(BaseModel):
     allow_pickle: bool = Field(
         False, description="Also read pytorch_model.bin, with weights_only, which has had security holes."
     )
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What models compute on."""
+        return "cuda" if self.gpus_per_worker > 0 else "cpu"

@@ -21,7 +21,7 @@ _NICENESS, _RAYS_NICENESS = 15, "RAY_worker_niceness"
 
 @contextlib.contextmanager
 def preloaded_libraries(
-    address: str | None, scratch: Path | None, preload: Sequence[str] = ()
+    address: str | None, scratch: Path | None, preload: Sequence[str] = (), device: str = "cpu"
 ) -> Iterator[None]:
     """Have this machine's fork server start now, and stay for as long as the block runs. Returns at once.
 
@@ -31,6 +31,7 @@ def preloaded_libraries(
         address: as `cluster.runtime.session.session` is given it.
         scratch: the configuration's, as the probing actors are given it.
         preload: likewise.
+        device: what they will compute on, ``cpu`` or ``cuda``.
     """
     if not is_local(address):
         yield
@@ -41,7 +42,7 @@ def preloaded_libraries(
         _give_way()
         # What keeps it from starting is for the probing actors to tell.
         with contextlib.suppress(ProbeLogError, OSError, subprocess.SubprocessError):
-            server = fork_server(scratch_folder(scratch), preload)
+            server = fork_server(scratch_folder(scratch), preload, device)
             ended.wait()
             server.close()
 

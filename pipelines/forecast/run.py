@@ -212,7 +212,7 @@ def _notes(measured: Measured, settings: Settings, left: Left, probe_set: ProbeS
             f"the overlap of work was measured with {' and '.join(map(str, seen))} workers, not {settings.workers}"
         )
     devices = {device.split(":")[0] for device in measured.devices}
-    kind_of_device = "cuda" if settings.config.gpus_per_worker > 0 else "cpu"
+    kind_of_device = settings.config.device
     if devices - {kind_of_device}:
         notes.append(
             f"measured on {' and '.join(sorted(devices))}, to be run on {kind_of_device}: the hours will differ"

@@ -42,7 +42,9 @@ def probe_changes(
     table = to_table(rows, CATALOGUE)
     with contextlib.ExitStack() as warm:
         if has_remaining_work(job, table, files.key):
-            warm.enter_context(preloaded_libraries(config.ray_address, config.scratch, config.preload))
+            warm.enter_context(
+                preloaded_libraries(config.ray_address, config.scratch, config.preload, config.device)
+            )
             ray.enter_context(session(config.ray_address))
         probed = probe(job, table, start.probe_set, start.endpoint, False, key=files.key)
     files.enter_in_main(receipt.name for receipt in probed.receipts)

@@ -35,8 +35,8 @@ _TRAINING_KEY = re.compile(
 )
 _IMAGE_KEY = re.compile(r"(image|img|train|input)_size$")
 _LABEL_KEYS = ("id2label", "label2id", "label_names", "labels", "label_descriptions")
-# Control characters (terminal escapes among them) and the marks that reorder the text after them.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+#: Control characters (terminal escapes among them) and the marks that reorder the text after them.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def tidy_label(value: object, index: int) -> str:
     """One declared label as text for a terminal and for Arrow; ``LABEL_i`` where nothing readable is declared."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return f"LABEL_{index}"
-    text = _UNPRINTABLE.sub(" ", clean_unicode(str(value)[: 4 * MAX_LABEL_CHARACTERS])).strip()
+    text = UNPRINTABLE.sub(" ", clean_unicode(str(value)[: 4 * MAX_LABEL_CHARACTERS])).strip()
     return text[:MAX_LABEL_CHARACTERS] or f"LABEL_{index}"
 
 

@@ -1,19 +1,22 @@
 """An untrusted model in a process of its own: without token, network, other people's files or endless memory.
 
-What the model does there can only cost that process. Its answers are checked for shape and read as plain values.
+What the model does there can only cost that process, and no other model meets it: each gets a fresh fork. Its answers are
+checked fact by fact (`probelog.sandbox.answers`). Pixels are prepared by a second process, in which no model runs.
 See `probelog.sandbox.fork_server` for how processes are made and `probelog.sandbox.server` for what runs inside.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
 import logging
 import os
 import sys
+import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,62 +26,44 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.inference.pixel_cache import locks_folder
+from probelog.inference.pixel_cache import DIGEST_BYTES, locks_folder
 from probelog.logs import shortened
-from probelog.sandbox.fork_server import Child, ForkServer, ProcessLostError, writable_home
-from probelog.storage.encoding import from_npy
-from probelog.storage.schemas import WEIGHTS
+from probelog.models.config import LoadLimits
+from probelog.sandbox import answers
+from probelog.sandbox.confinement import Confinement
+from probelog.sandbox.fork_server import (
+    Child,
+    ForkServer,
+    Grant,
+    ProcessLostError,
+    Role,
+    library_folders,
+    packages,
+)
+from probelog.sandbox.forking import DEVICE_VARIABLES
+from probelog.sandbox.spec import ProcessSpec, home_folder, pixels_folder
+from probelog.weights.reader import MAX_LAYERS
 
-SERVER = "probelog.sandbox.server:serve"
+_MODEL, _PIXELS = "model", "pixels"
 #: What takes seconds to import and is the same for every model.
 LIBRARIES = ("probelog.sandbox.preload",)
 
+# Shared libraries, and what they and the C library ask the machine about; no program, no folder of a user.
 _SYSTEM = (
-    "/usr", "/lib", "/lib64", "/bin", "/sbin", "/opt", "/etc", "/sys", "/proc/self", "/proc/cpuinfo",
-    "/proc/meminfo", "/proc/stat", "/proc/sys", "/proc/driver", "/proc/modules", "/proc/filesystems",
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache",
+    "/etc/localtime", "/etc/nsswitch.conf", "/etc/passwd", "/dev/null", "/dev/random", "/dev/urandom", "/proc/cpuinfo",
+    "/proc/meminfo", "/proc/stat", "/proc/sys/kernel/random/boot_id", "/proc/sys/vm", "/sys/devices/system", "/sys/fs/cgroup",
+)  # fmt: skip
+_SYSTEM_OF_DEVICES = (
+    "/usr/local/cuda*", "/opt/rocm*", "/sys", "/proc/driver", "/proc/modules", "/proc/devices", "/proc/filesystems",
+    "/proc/sys/kernel", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/usr/share",
 )  # fmt: skip
 # Not all of /dev: other programs' shared memory lies there.
-_DEVICES = (
-    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/nvidia*", "/dev/dri", "/dev/kfd",
-)  # fmt: skip
-# Which of a node's devices an actor was given; told to each process, which finds them when it first computes.
-_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
 _START_SECONDS = 120.0
+_LARGEST_PIXELS = 1 << 40
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ProcessSpec:
-    """What a model's process is allowed and told.
-
-    Attributes:
-        probes: a local store with the probe set.
-        probe_set: its hash.
-        scratch: the node's folder: models are read from it, preprocessed probes kept in it.
-        cache_bytes: of preprocessed probes in ``scratch``.
-        batch_size: at most so many images a forward pass.
-        precision: ``float32``, or ``auto`` for less where the logits stay the same.
-        max_params: largest model.
-        allow_pickle: whether weights may be pickled.
-        device: ``cpu`` or ``cuda``.
-        device_share: of the device's memory that this process may fill.
-        memory_bytes: more than this beyond the libraries' own cannot be allocated; None for no limit.
-        threads: for computing.
-    """
-
-    probes: str
-    probe_set: str
-    scratch: str
-    cache_bytes: int
-    batch_size: int
-    precision: str
-    max_params: int
-    allow_pickle: bool
-    device: str = "cpu"
-    device_share: float = 1.0
-    memory_bytes: int | None = None
-    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,171 +89,229 @@ class ForwardResult:
 
 
 class PlanCache:
-    """What processes that are set up alike found out about kinds of models (``forward_plan.Plans.told``), to spare each
-    other the trials. It comes from processes that ran untrusted models: whoever uses it checks it.
+    """What processes that are set up alike found out about kinds of models (`Plans.exported`), to spare each other the
+    trials. It comes from processes that ran untrusted models: whoever uses it checks it, and after some uses it is found
+    out anew, so that what one model pretends slows few others.
     """
 
-    _MOST, _LONGEST = 10_000, 2_000
+    _MOST, _LONGEST, _USES = 10_000, 2_000, 50
 
     def __init__(self) -> None:
-        self._plans: dict[str, object] = {}
+        self._plans: dict[str, tuple[object, int]] = {}
 
     def get(self, kind: str) -> object:
         """What was last said of a kind, or None."""
-        return self._plans.get(kind)
+        plan, uses = self._plans.get(kind, (None, 0))
+        if uses >= self._USES:
+            self._plans.pop(kind, None)
+        elif plan is not None:
+            self._plans[kind] = plan, uses + 1
+        return plan
 
     def put(self, kind: str, plan: object) -> None:
-        """Remember it, unless it is too long to be true."""
+        """Remember it, unless it is too long to be true, or nothing new."""
+        known = self._plans.get(kind)
+        if known is not None and known[0] == plan:
+            return
         if len(kind) + len(json.dumps(plan)) <= self._LONGEST and len(self._plans) < self._MOST:
-            self._plans[kind] = plan
+            self._plans[kind] = plan, 0
 
 
-class ModelProcess:
-    """One process: load a model, prepare its probes, observe it, release it, and the next. One thread at a time.
+class _Process:
+    """One process of a role, forked when it is first asked. One thread at a time asks; any may `close`."""
 
-    A process that was lost, timed out or ran out of memory is replaced by the next `load`. Methods raise
-    ItemFailure with the model's own reason, TIMEOUT where ``timeout`` seconds were not enough, and
-    ProcessLostError where the process ended.
-    """
-
-    def __init__(
-        self, server: ForkServer, spec: ProcessSpec, recycle_after: int = 200, learnt: PlanCache | None = None
-    ) -> None:
-        """``learnt``: shared with other processes of the same spec."""
-        self._server, self._spec, self._recycle_after = server, spec, recycle_after
-        self._learnt, self._kind, self._model = learnt or PlanCache(), "", ""
-        for folder in (pixels := pixels_folder(Path(spec.scratch)), locks_folder(pixels)):
-            folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, server: ForkServer, role: str, spec: ProcessSpec) -> None:
+        self._server, self._role, self._spec = server, role, spec
         self._child: Child | None = None
-        self._served = 0
-        #: What the platform took away from the last process: ``network``, ``files``, ``memory``.
+        #: What the platform took away from the last process, by guard.
         self.confined: dict[str, bool] = {}
 
-    def load(self, folder: Path, repo: str, sha: str, timeout: float) -> Loaded:
-        """Load what was downloaded."""
-        until = time.monotonic() + timeout
-        if self._child is None or self._served >= self._recycle_after:
-            self.close()
-            self._start()
-        self._served += 1
-        self._model = f"{repo}@{sha}"
-        answer, blobs = self._ask(until, command="load", folder=str(folder), repo=repo, sha=sha)
-        table = pa.ipc.open_stream(blobs[0]).read_all()
-        if table.schema != WEIGHTS:
-            raise _protocol_error("another table than that of the weights")
-        self._kind = str(answer.get("kind"))
-        return Loaded(dict(answer["facts"]), table)
-
-    def prepare(self, indices: Sequence[int], timeout: float) -> None:
-        """Have the probes preprocessed as the model needs them, where they can be kept."""
-        self._ask(time.monotonic() + timeout, command="prepare", indices=[int(i) for i in indices])
-
-    def observe(self, indices: Sequence[int], logits: int, timeout: float) -> ForwardResult:
-        """Run the model on probes."""
-        until, known = time.monotonic() + timeout, self._learnt.get(self._kind)
-        answer, blobs = self._ask(until, command="observe", indices=[int(i) for i in indices], plan=known)
-        self._learnt.put(self._kind, answer.get("plan"))
-        values = from_npy(blobs[0])
-        if values.dtype != np.float32 or values.shape != (logits, len(indices)):
-            raise _protocol_error(f"{values.dtype} of shape {values.shape}")
-        return ForwardResult(values, int(answer["batch_size"]), str(answer["precision"]))
-
-    def release(self) -> None:
-        """Forget the model and free what it held."""
-        if self._child is not None:
-            try:
-                self._ask(time.monotonic() + _START_SECONDS, command="release")
-            except (ItemFailure, ProcessLostError):
-                self.close()
-
-    def close(self) -> None:
-        """End the process. From another thread: whoever waits for it gets ProcessLostError."""
-        child, self._child = self._child, None
-        self._served = 0
-        if child is not None:
-            child.kill()
-
-    def _start(self) -> None:
-        self._child = self._server.fork()
-        spec = dataclasses.asdict(self._spec)
-        readable, writable = _paths(self._spec)
-        answer, _ = self._ask(
-            time.monotonic() + _START_SECONDS,
-            command="set-up",
-            spec=spec,
-            readable=readable,
-            writable=writable,
-            devices={name: os.environ[name] for name in _DEVICE_VARIABLES if name in os.environ},
+    def start(self, readable: Sequence[str], memory_bytes: int | None) -> dict[str, Any]:
+        """End the process before, if there is one; what the new one says when it is ready."""
+        self.close()
+        devices = {name: os.environ[name] for name in DEVICE_VARIABLES if name in os.environ}
+        self._child = self._server.fork(self._role, Grant(tuple(readable), memory_bytes, devices))
+        answer, _ = self.ask(
+            time.monotonic() + _START_SECONDS, command="set-up", spec=dataclasses.asdict(self._spec)
         )
         self.confined = {str(name): bool(held) for name, held in dict(answer["confined"]).items()}
+        return answer
 
-    def _ask(self, until: float, **message: object) -> tuple[dict[str, Any], list[bytes]]:
+    @property
+    def running(self) -> bool:
+        """Whether there is a process to ask."""
+        return self._child is not None
+
+    def ask(
+        self, until: float, *, most: Sequence[int] = (), model: str = "", **message: object
+    ) -> tuple[dict[str, Any], list[bytearray]]:
+        """An answer that is one; ``model`` is whom its internal errors are about.
+
+        Raises:
+            ItemFailure: the one that it reports; TIMEOUT; INTERNAL for an answer that is none. After any of them, as
+                after ProcessLostError, there is no process any more.
+        """
         child = self._child
         if child is None:
             raise ProcessLostError(-9)  # closed by another thread
         timeout = until - time.monotonic()
         try:
-            answer, blobs = child.ask(timeout, **message)
-            failure = answer.get("failure")
-            reason = None if failure is None else FailureReason(failure)
+            answer, blobs = child.ask(timeout, most=most, **message)
+            failure = answers.failure(answer)
         except TimeoutError:
             self.close()
             raise ItemFailure(
                 FailureReason.TIMEOUT, f"{message['command']}: no answer within {max(timeout, 0):.0f} seconds"
             ) from None
-        except ProcessLostError:
+        except ValueError as error:
+            self.done()
+            raise _protocol_error(str(error)) from None
+        except BaseException:
             self.close()
             raise
-        except (ValueError, RecursionError) as error:
-            self.close()
-            raise _protocol_error(str(error)) from None
-        if reason is not None:
-            if answer.get("worn"):
-                self.close()
+        if failure is not None:
+            self.done()
             if trace := answer.get("traceback"):
                 # Untrusted like the rest of the answer: bounded here, and made harmless where the log is written.
-                _log.error("%s: internal error in its process\n%s", self._model, shortened(str(trace)))
-            raise ItemFailure(reason, str(answer.get("detail", "")))
+                _log.error("%s: internal error in its process\n%s", model, shortened(str(trace)))
+            raise failure
         return answer, blobs
+
+    def close(self) -> None:
+        """End the process. From another thread: whoever waits for it gets ProcessLostError."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+
+    def done(self) -> None:
+        """End the process, whose work is done: nobody waits for it."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.forget()
+
+
+class ModelProcess:
+    """Load a model, prepare its probes, observe it, release it, and the next: each model in a process of its own.
+
+    One thread at a time. Methods raise ItemFailure with the model's own reason, TIMEOUT where ``timeout`` seconds were
+    not enough, and ProcessLostError where the process ended.
+    """
+
+    def __init__(self, server: ForkServer, spec: ProcessSpec, learnt: PlanCache | None = None) -> None:
+        """``learnt``: shared with other processes of the same spec."""
+        self._spec, self._learnt = spec, learnt or PlanCache()
+        self._limits = LoadLimits(max_parameters=spec.max_params)
+        self._model, self._pixels = _Process(server, _MODEL, spec), _Process(server, _PIXELS, spec)
+        self._name = self._kind = self._recipe = ""
+        self._probes = 0
+        self._digests: str | None = None
+
+    @property
+    def confined(self) -> dict[str, bool]:
+        """What the platform took away from the last model's process, by guard (`probelog.sandbox.confinement`)."""
+        return self._model.confined
+
+    def load(self, folder: Path, repo: str, sha: str, timeout: float) -> Loaded:
+        """Load what was downloaded."""
+        until = time.monotonic() + timeout
+        self._name, self._digests = f"{repo}@{sha}", None
+        self._model.start([str(folder), f"{self._spec.probes}/probes"], self._spec.memory_bytes)
+        answer, blobs = self._ask(
+            until, most=[MAX_LAYERS * answers.SKETCH_BYTES], command="load", folder=str(folder)
+        )
+        with self._believed():
+            facts = answers.facts(answer.get("facts"), self._limits)
+            weights = answers.weights(repo, sha, answer.get("weights"), blobs[0] if blobs else b"")
+        self._kind, self._recipe = str(answer.get("kind")), str(facts["recipe"])
+        return Loaded(facts, weights)
+
+    def prepare(self, indices: Sequence[int], timeout: float) -> None:
+        """Have the probes preprocessed as the model needs them, where they can be kept."""
+        until = time.monotonic() + timeout
+        wanted = [int(index) for index in indices]
+        if not self._pixels.running:
+            answer = self._pixels.start([f"{self._spec.probes}/probes"], self._spec.memory_bytes)
+            self._probes = int(answer["probes"])
+        _, blobs = self._pixels.ask(
+            until, most=[DIGEST_BYTES * len(wanted)], model=self._name,
+            command="prepare", recipe=self._recipe, indices=wanted,
+        )  # fmt: skip
+        self._digests = blobs[0].hex() if blobs else None
+
+    def observe(self, indices: Sequence[int], logits: int, timeout: float) -> ForwardResult:
+        """Run the model on probes."""
+        known = self._learnt.get(self._kind)
+        wanted = [int(index) for index in indices]
+        answer, blobs = self._ask(
+            time.monotonic() + timeout, most=[4 * logits * len(wanted)], command="observe", indices=wanted, plan=known,
+            digests=self._digests, probes=self._probes,
+        )  # fmt: skip
+        with self._believed():
+            values = answers.logits(blobs[0] if blobs else b"", logits, len(wanted))
+            batch_size, precision = answers.run(answer, self._spec.batch_size)
+        self._learnt.put(self._kind, answer.get("plan"))
+        return ForwardResult(values, batch_size, precision)
+
+    def release(self) -> None:
+        """End the model's process."""
+        self._model.done()
+
+    def close(self) -> None:
+        """End both processes. From another thread: whoever waits for one gets ProcessLostError."""
+        self._model.close()
+        self._pixels.close()
+
+    def _ask(
+        self, until: float, most: Sequence[int], **message: object
+    ) -> tuple[dict[str, Any], list[bytearray]]:
+        return self._model.ask(until, most=most, model=self._name, **message)
+
+    @contextlib.contextmanager
+    def _believed(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            self._model.done()
+            raise _protocol_error(str(error)) from None
 
 
 def _protocol_error(what: str) -> ItemFailure:
     return ItemFailure(FailureReason.INTERNAL, f"the model's process answered with {what[:300]}")
 
 
-def _paths(spec: ProcessSpec) -> tuple[list[str], list[str]]:
-    """What a model's process may read and write below."""
-    interpreter = [sys.prefix, sys.base_prefix, *(path for path in sys.path if path)]
+def fork_server(scratch: Path, preload: Sequence[str], device: str = "cpu") -> ForkServer:
+    """The node's server of model processes: everybody who gives the same folder, modules and kind of device gets the
+    same one.
+    """
+    pixels = pixels_folder(scratch)
+    locks = locks_folder(pixels)
+    for folder in (pixels, locks):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    readable = _libraries([*LIBRARIES, *preload])
+    devices: tuple[str, ...] = ()
+    if device != "cpu":
+        readable += _matching(_SYSTEM_OF_DEVICES)
+        devices = tuple(_matching(_DEVICES))
+    roles = {
+        _MODEL: Role(
+            "probelog.sandbox.server:serve_model", Confinement((*readable, str(pixels)), devices=devices)
+        ),
+        _PIXELS: Role(
+            "probelog.sandbox.server:serve_pixels",
+            Confinement(tuple(readable), writable=(str(pixels), str(locks)), largest_file=_LARGEST_PIXELS),
+        ),
+    }
+    return ForkServer(roles, [*LIBRARIES, *preload], home_folder(scratch))
+
+
+def _libraries(modules: Sequence[str]) -> list[str]:
+    """What a process may read to import what it needs: the interpreter's own folders, and some packages."""
+    places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places += [f"{sys.base_prefix}/lib", *packages(modules).values(), *library_folders()]
+    places += [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
     # Links in the interpreter's path (a virtual environment's) are followed before the rule applies.
-    real = [os.path.realpath(path) for path in interpreter]
-    scratch = Path(spec.scratch)
-    readable = [*_SYSTEM, *interpreter, *real, f"{spec.probes}/probes", str(downloads_folder(scratch))]
-    devices = [name for pattern in _DEVICES for name in glob.glob(pattern)]
-    # Its own high-water mark of memory, which is reset to measure what a batch takes.
-    return readable, [
-        "/proc/self/clear_refs",
-        *devices,
-        str(pixels_folder(scratch)),
-        str(locks_folder(pixels_folder(scratch))),
-        str(writable_home(home_folder(scratch))),
-    ]
+    return [*_SYSTEM, *sorted({*places, *map(os.path.realpath, places)})]
 
 
-def fork_server(scratch: Path, preload: Sequence[str]) -> ForkServer:
-    """The node's server of model processes: everybody who gives the same folder and modules gets the same one."""
-    return ForkServer(SERVER, [*LIBRARIES, *preload], home_folder(scratch))
-
-
-def downloads_folder(scratch: Path) -> Path:
-    """Models on their way, below the node's scratch folder."""
-    return scratch / "downloads"
-
-
-def pixels_folder(scratch: Path) -> Path:
-    """Preprocessed probes."""
-    return scratch / "pixels"
-
-
-def home_folder(scratch: Path) -> Path:
-    """The fork server's."""
-    return scratch / "home"
+def _matching(patterns: Sequence[str]) -> list[str]:
+    return sorted(name for pattern in patterns for name in glob.glob(pattern))

@@ -1,129 +1,146 @@
-"""What runs inside a model's process: commands over a pipe, one model at a time (`probelog.sandbox.process`)."""
+"""What runs inside the processes that are forked: one loads and runs one model, the other prepares pixels.
+
+Both answer commands over a channel, and end when its other side is closed (`probelog.sandbox.process`).
+"""
 
 from __future__ import annotations
 
-import gc
-import io
-import json
-import os
 import time
 import traceback
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from probelog import logs
 from probelog.errors import FailureReason, ItemFailure
 from probelog.inference import execution_plan
 from probelog.models import memory
+from probelog.models.config import LoadLimits
 from probelog.models.memory import out_of_memory
-from probelog.sandbox import confinement
-from probelog.sandbox.fork_server import answer
-from probelog.sandbox.process import ProcessSpec, pixels_folder
-from probelog.storage.encoding import npy
+from probelog.sandbox import answers
+from probelog.sandbox.protocol import Channel
+from probelog.sandbox.spec import ProcessSpec, pixels_folder
 from probelog.storage.store import Store
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from probelog.models.loading import Classifier
+    from probelog.probes.probe_set import ProbeSet
+
+Answer = tuple[Sequence[bytes | memoryview], dict[str, Any]]
 
 
-def serve(connection: Connection) -> None:
-    """Answer commands until the other side closes the pipe."""
-    server: _Server | None = None
+def serve_model(channel: Channel, confined: dict[str, bool]) -> None:
+    """Load one model and run it."""
+    _serve(channel, _Model(confined).commands)
+
+
+def serve_pixels(channel: Channel, confined: dict[str, bool]) -> None:
+    """Prepare the probes of many models. None of them runs here."""
+    _serve(channel, _Pixels(confined).commands)
+
+
+def _serve(channel: Channel, commands: dict[str, Callable[..., Answer]]) -> None:
     while True:
-        message = json.loads(connection.recv_bytes())
-        command = message.pop("command")
+        message, _ = channel.receive()
+        command, number = message.pop("command"), message.pop("number")
+        blobs: Sequence[bytes | memoryview] = ()
         try:
-            if command == "set-up":
-                os.environ.update(message["devices"])
-                server = _Server(ProcessSpec(**message["spec"]))
-                answer(connection, confined=server.confine(message["readable"], message["writable"]))
-                continue
-            assert server is not None
-            blobs, facts = server.commands[command](**message)
-            answer(connection, blobs, **facts)
+            blobs, facts = commands[command](**message)
         except ItemFailure as failure:
-            answer(
-                connection, failure=failure.reason.value, detail=failure.detail, worn=_worn(failure.reason)
-            )
+            facts = {"failure": failure.reason.value, "detail": failure.detail}
         except Exception as error:  # whatever goes wrong must cost its own row and no more
             reason = FailureReason.OUT_OF_MEMORY if out_of_memory(error) else FailureReason.INTERNAL
-            detail = f"{type(error).__name__}: {str(error)[:500]}"
             # Nobody reads what this process writes to its standard error.
             lines = traceback.format_exception(error) if reason is FailureReason.INTERNAL else []
-            trace = logs.shortened("".join(lines))
-            answer(connection, failure=reason.value, detail=detail, worn=True, traceback=trace)
+            detail = f"{type(error).__name__}: {str(error)[:500]}"
+            facts = {"failure": reason.value, "detail": detail, "traceback": logs.shortened("".join(lines))}
+        channel.send({**facts, "number": number}, blobs)
 
 
-def _worn(reason: FailureReason) -> bool:
-    """Whether a process should not go on after such a failure: its memory is in pieces."""
-    return reason in (FailureReason.OUT_OF_MEMORY, FailureReason.INTERNAL)
+def _probes(spec: ProcessSpec) -> ProbeSet:
+    from probelog.probes.probe_set import ProbeSet
+
+    return ProbeSet.open(Store(spec.probes), spec.probe_set)
 
 
-class _Server:
-    def __init__(self, spec: ProcessSpec) -> None:
-        self._spec = spec
-        self._classifier: Classifier | None = None
-        self._prepared: tuple[Sequence[int], bytes | None] = [], None
-        self.commands: dict[str, Any] = {
-            "load": self._load,
-            "prepare": self._prepare,
-            "observe": self._observe,
-            "release": self._release,
-        }
+class _Pixels:
+    def __init__(self, confined: dict[str, bool]) -> None:
+        self._confined = confined
+        self.commands: dict[str, Callable[..., Answer]] = {"set-up": self._set_up, "prepare": self._prepare}
 
-    def confine(self, readable: list[str], writable: list[str]) -> dict[str, bool]:
-        """Give up rights, then get ready to work; returns what the platform allowed."""
-        import torch
-
-        from probelog.inference.execution_plan import Plans, Precision
+    def _set_up(self, spec: dict[str, Any]) -> Answer:
         from probelog.inference.pixel_cache import PixelCache
-        from probelog.probes.probe_set import ProbeSet
 
-        spec = self._spec
-        confined = {
-            "network": confinement.without_network(),
-            "files": confinement.only_files(readable, writable),
-            "memory": spec.memory_bytes is not None and confinement.limit_memory(spec.memory_bytes),
-        }
-        torch.set_num_threads(spec.threads)
-        # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
-        torch.backends.cudnn.allow_tf32 = False
-        self._device = "cuda" if spec.device == "cuda" and torch.cuda.is_available() else "cpu"
-        memory = spec.memory_bytes
-        if self._device == "cuda":
-            memory = int(torch.cuda.get_device_properties(0).total_memory * spec.device_share)
-        precision: Precision = "auto" if spec.precision == "auto" else "float32"
-        self._plans = Plans(batch_size=spec.batch_size, memory_bytes=memory, precision=precision)
-        self._probes = ProbeSet.open(Store(spec.probes), spec.probe_set)
+        made = ProcessSpec(**spec)
+        self._probes = _probes(made)
         self._cache = PixelCache(
-            pixels_folder(Path(spec.scratch)),
-            spec.cache_bytes,
+            pixels_folder(Path(made.scratch)),
+            made.cache_bytes,
             probe_set=self._probes.hash,
             count=self._probes.count,
         )
-        return confined
+        return (), {"confined": self._confined, "probes": self._probes.count}
 
-    def _load(self, folder: str, repo: str, sha: str) -> tuple[list[bytes], dict[str, Any]]:
-        from probelog.models.loading import LoadLimits, load_classifier
-        from probelog.weights.reader import layer_table
+    def _prepare(self, recipe: str, indices: Sequence[int]) -> Answer:
+        from probelog.models.preprocessing import Recipe
 
-        self._release()
-        memory.keep_freed()  # the one before may have run out of memory
+        try:
+            checked = Recipe.from_json(recipe)
+        except ValueError as error:
+            # It comes from the model's process, which makes no such recipe by itself.
+            raise ItemFailure(FailureReason.INTERNAL, f"the model's process answered with {error}") from None
+        digests = self._cache.prepare(checked, lambda some: list(self._probes.images(some)), indices)
+        return (() if digests is None else (digests,)), {}
+
+
+class _Model:
+    def __init__(self, confined: dict[str, bool]) -> None:
+        self._confined = confined
+        self._classifier: Classifier | None = None
+        self._probes: ProbeSet | None = None
+        self.commands: dict[str, Callable[..., Answer]] = {
+            "set-up": self._set_up,
+            "load": self._load,
+            "observe": self._observe,
+        }
+
+    def _set_up(self, spec: dict[str, Any]) -> Answer:
+        """Get ready to work, devices included, before anything of the model is looked at."""
+        import torch
+
+        from probelog.inference.execution_plan import Plans, Precision
+        from probelog.sandbox.guards import seccomp
+
+        self._spec = made = ProcessSpec(**spec)
+        torch.set_num_threads(made.threads)
+        # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
+        torch.backends.cudnn.allow_tf32 = False
+        self._device = "cuda" if made.device == "cuda" and torch.cuda.is_available() else "cpu"
+        bytes_of_device = made.memory_bytes
+        if self._device == "cuda":
+            torch.zeros(1, device=self._device)
+            bytes_of_device = int(torch.cuda.get_device_properties(0).total_memory * made.device_share)
+            seccomp.without_connections()
+        precision: Precision = "auto" if made.precision == "auto" else "float32"
+        self._plans = Plans(batch_size=made.batch_size, memory_bytes=bytes_of_device, precision=precision)
+        memory.keep_freed()
+        return (), {"confined": self._confined}
+
+    def _load(self, folder: str) -> Answer:
+        from probelog.models.loading import load_classifier
+
         started = time.perf_counter()
-        made = load_classifier(
+        self._classifier = made = load_classifier(
             folder,
             limits=LoadLimits(max_parameters=self._spec.max_params),
             device=self._device,
             allow_pickle=self._spec.allow_pickle,
         )
-        self._classifier = made
+        rows, sketches = answers.layers_to_json(made.layers)
         facts = {
             "logits": made.logits,
             "head": made.head.value,
@@ -143,29 +160,22 @@ class _Server:
             "name_or_path": made.name_or_path,
             "seconds_load": time.perf_counter() - started,
         }
-        kind = execution_plan.kind(made, self._device)
-        return [_stream(layer_table(repo, sha, made.layers))], {"facts": facts, "kind": kind}
+        return (sketches,), {"facts": facts, "weights": rows, "kind": execution_plan.kind(made, self._device)}
 
-    def _prepare(self, indices: Sequence[int]) -> tuple[list[bytes], dict[str, Any]]:
-        assert self._classifier is not None
-        self._prepared = indices, self._cache.prepare(self._classifier.recipe, self._images, indices)
-        return [], {}
-
-    def _observe(self, indices: Sequence[int], plan: object) -> tuple[list[bytes], dict[str, Any]]:
+    def _observe(self, indices: Sequence[int], plan: object, digests: str | None, probes: int) -> Answer:
         from probelog.inference.observe import observe
         from probelog.inference.pixel_cache import cached_pixels
 
         assert self._classifier is not None
         kind = execution_plan.kind(self._classifier, self._device)
         self._plans.learn(kind, plan)
-        prepared, digests = self._prepared
         with cached_pixels(
-            self._cache.folder,
+            pixels_folder(Path(self._spec.scratch)),
             self._classifier.recipe,
             indices,
-            digests if prepared == indices else None,
-            probe_set=self._probes.hash,
-            count=self._probes.count,
+            None if digests is None else bytes.fromhex(digests),
+            probe_set=self._spec.probe_set,
+            count=probes,
         ) as cached:
             observation = observe(
                 self._classifier,
@@ -180,23 +190,10 @@ class _Server:
             "precision": observation.precision,
             "plan": self._plans.exported(kind),
         }
-        return [npy(np.ascontiguousarray(observation.values, np.float32))], facts
-
-    def _release(self) -> tuple[list[bytes], dict[str, Any]]:
-        if self._classifier is not None:
-            large = 4 * self._classifier.parameters > memory.KEPT
-            self._classifier, self._prepared = None, ([], None)
-            gc.collect()  # modules refer to each other in circles
-            if large:  # what a small one frees, the next one uses
-                memory.give_back()
-        return [], {}
+        return (np.ascontiguousarray(observation.values, np.float32).tobytes(),), facts
 
     def _images(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Probes that were not prepared."""
+        if self._probes is None:
+            self._probes = _probes(self._spec)
         return list(self._probes.images(indices))
-
-
-def _stream(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()

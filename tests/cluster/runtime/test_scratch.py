@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cluster.runtime.scratch import own_downloads
-from probelog.sandbox.process import downloads_folder
+from probelog.sandbox.spec import downloads_folder
 
 
 def test_what_ended_workers_left_is_removed(tmp_path: Path) -> None:

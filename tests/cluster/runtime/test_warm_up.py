@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runtime.warm_up import preloaded_libraries
-from probelog.sandbox.process import home_folder
+from probelog.sandbox.spec import home_folder
 
 
 def servers(scratch: Path) -> list[Path]:
@@ -23,19 +23,20 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
     class Worker:
         """Asks for the server of model processes as a probing actor does."""
 
-        def __init__(self, home: Path) -> None:
-            from probelog.sandbox.fork_server import ForkServer
-            from probelog.sandbox.process import LIBRARIES, SERVER
+        def __init__(self, scratch: Path) -> None:
+            from probelog.sandbox.process import fork_server
 
-            self.server = ForkServer(SERVER, LIBRARIES, home)
+            self.server = fork_server(scratch, ())
 
         def fork(self) -> int:
-            child = self.server.fork()
-            child.close()
+            from probelog.sandbox.fork_server import Grant
+
+            child = self.server.fork("pixels", Grant())
+            child.kill()
             return child.pid
 
     with preloaded_libraries(None, tmp_path):
-        worker = Worker.remote(home_folder(tmp_path / "probelog"))
+        worker = Worker.remote(tmp_path / "probelog")
         assert ray.get(worker.fork.remote(), timeout=120) > 0
         assert len(servers(tmp_path)) == 1, "each had one of its own"
     assert ray.get(worker.fork.remote(), timeout=120) > 0, "it goes on for whoever still needs it"

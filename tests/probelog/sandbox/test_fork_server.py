@@ -1,7 +1,8 @@
-"""Processes that lose their rights, crash and hang, and a server that survives them."""
+"""Processes that lose their rights, crash and hang, and a server that survives them and its clients."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,11 +15,17 @@ from pathlib import Path
 import pytest
 
 from probelog.errors import ProbeLogError
-from probelog.sandbox.fork_server import Child, ForkServer, ProcessLostError, bare_environment, writable_home
+from probelog.sandbox.confinement import Confinement
+from probelog.sandbox.fork_server import Child, ForkServer, Grant, ProcessLostError, Role, bare_environment
+from probelog.sandbox.forking import KEY_BYTES, LENGTH, LONGEST, short
+from probelog.sandbox.guards import landlock
+from probelog.sandbox.process import _libraries
 from tests.support.processes.processes import eventually
 
 HERE = "tests.support.hub.rogue"
 TOKEN = "hf_a-secret-that-nobody-may-see"
+RIGHTS = Confinement(tuple(_libraries([HERE])))
+ROLES = {"rogue": Role(f"{HERE}:serve", RIGHTS)}
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +38,35 @@ def server(home: Path) -> Iterator[ForkServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         patch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
-        made = ForkServer(f"{HERE}:serve", [HERE], home)
+        made = ForkServer(ROLES, [HERE], home)
     yield made
     made.close()
 
 
 @pytest.fixture
 def child(server: ForkServer) -> Iterator[Child]:
-    made = server.fork()
+    made = server.fork("rogue", Grant())
     yield made
-    made.close()
+    made.kill()
 
 
 def told(child: Child, command: str, value: object = None, timeout: float = 20) -> object:
-    answer, blobs = child.ask(timeout, command=command, **{"with": value})
+    answer, blobs = child.ask(timeout, most=[10], command=command, **{"with": value})
     assert blobs == [b"beside"]
     return answer["found"]
+
+
+def process_of(server: ForkServer) -> int:
+    """The number of the server, as this process counts."""
+    option = server._control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(option[:4], sys.byteorder)
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 def gone(pid: int) -> bool:
@@ -60,20 +80,21 @@ def test_plain_values_and_bytes_go_both_ways(child: Child) -> None:
     assert told(child, "echo", {"a": [1, None, "ü"]}) == {"a": [1, None, "ü"]}
 
 
-def test_neither_token_nor_credentials_come_along(child: Child, home: Path) -> None:
+def test_neither_token_nor_credentials_come_along(child: Child, server: ForkServer, home: Path) -> None:
     found = told(child, "environment")
     assert isinstance(found, dict)
     assert TOKEN not in str(found)
-    assert found["HOME"] == str(writable_home(home))
+    assert Path(found["HOME"]).parent == home
     assert found["HF_HUB_OFFLINE"] == "1"
     # Neither in what the kernel remembers of the server that it was forked from.
-    assert TOKEN not in Path(f"/proc/{child.pid}/environ").read_text()
+    assert TOKEN not in Path(f"/proc/{process_of(server)}/environ").read_text()
 
 
 def test_the_environment_keeps_what_finds_libraries_and_devices(home: Path) -> None:
     given = {
         "PATH": "/bin", "CUDA_HOME": "/cuda", "OMP_NUM_THREADS": "2", "LD_LIBRARY_PATH": "/cuda",
         "HF_TOKEN": "t", "HUGGING_FACE_HUB_TOKEN": "t", "AWS_SESSION_TOKEN": "t", "GITHUB_TOKEN": "t", "MY_PASSWORD": "t",
+        "PYTHONPATH": "t", "PYTHONSTARTUP": "t",
     }  # fmt: skip
     made = bare_environment(home, given)
     assert "t" not in made.values()
@@ -84,28 +105,42 @@ def test_no_network(child: Child) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         assert told(child, "connect", port) == "PermissionError"
-        assert told(child, "shell connects", port) != 0, "nor what it starts"
         socket.create_connection(("127.0.0.1", port), 5).close()  # here it works
 
 
-def test_no_files_but_those_it_was_given(child: Child, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "token").write_text(TOKEN)
-    assert told(child, "read", str(tmp_path / "token")) == TOKEN
-    held = told(child, "files", [["/usr", "/proc/self", str(tmp_path / "absent")], [str(tmp_path / "mine")]])
-    if not held:
+def test_nothing_is_open_but_its_channel(child: Child) -> None:
+    found = told(child, "open descriptors")
+    assert isinstance(found, list)
+    assert found[:3] == [0, 1, 2]
+    assert len(found) == 4
+
+
+def test_no_files_but_those_it_was_given(server: ForkServer, tmp_path: Path) -> None:
+    if not landlock.version():
         pytest.skip("this kernel has no Landlock")
-    assert told(child, "read", str(tmp_path / "token")) == "PermissionError"
-    assert told(child, "write", str(tmp_path / "token")) == "PermissionError"
-    assert told(child, "write", str(tmp_path / "mine/new")) == 1
-    assert told(child, "parent's environment", os.getpid()) == "PermissionError"
+    for name in ("granted", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "token").write_text(TOKEN)
+    child = server.fork("rogue", Grant(readable=(str(tmp_path / "granted"), str(tmp_path / "absent"))))
+    assert told(child, "read", str(tmp_path / "granted/token")) == TOKEN
+    assert told(child, "read", str(tmp_path / "other/token")) == "PermissionError"
+    assert told(child, "write", str(tmp_path / "granted/token")) == "PermissionError"
+    assert told(child, "read", f"/proc/{os.getpid()}/environ") == "PermissionError"
+    child.kill()
 
 
-def test_memory_is_limited(child: Child) -> None:
-    assert told(child, "allocate", 200 << 20) == f"{200 << 20} bytes"
-    assert told(child, "memory", 100 << 20) is True
+def test_memory_is_limited(server: ForkServer) -> None:
+    child = server.fork("rogue", Grant(memory_bytes=100 << 20))
     assert told(child, "allocate", 200 << 20) == "MemoryError"
     assert told(child, "allocate", 50 << 20) == f"{50 << 20} bytes"
+    child.kill()
+
+
+def test_guards_that_hold_are_told(child: Child) -> None:
+    held = told(child, "confined")
+    assert isinstance(held, dict)
+    assert set(held) == {"capabilities", "user", "files", "memory", "calls"}
+    assert not held["memory"], "no limit was asked for"
 
 
 @pytest.mark.parametrize(
@@ -115,34 +150,52 @@ def test_memory_is_limited(child: Child) -> None:
 def test_a_process_that_ends_says_how(
     server: ForkServer, command: str, value: object, ended_by: int, status: int
 ) -> None:
-    child = server.fork()
+    child = server.fork("rogue", Grant())
     with pytest.raises(ProcessLostError) as lost:
         told(child, command, value)
     assert lost.value.signal == ended_by
     assert child.kill() == status
-    assert gone(child.pid)
     with pytest.raises(ProcessLostError):
         told(child, "echo")
-    assert told(server.fork(), "echo", 1) == 1, "the server goes on"
+    assert told(server.fork("rogue", Grant()), "echo", 1) == 1, "the server goes on"
 
 
-def test_a_process_that_hangs_is_ended_with_all_that_it_started(server: ForkServer, home: Path) -> None:
-    child = server.fork()
+def test_a_process_that_hangs_is_ended(server: ForkServer) -> None:
+    before = set(children_of(process_of(server)))
+    child = server.fork("rogue", Grant())
+    (pid,) = set(children_of(process_of(server))) - before
     with pytest.raises(TimeoutError):
-        told(child, "start and hang", timeout=1)
-    grandchild = int((writable_home(home) / "grandchild").read_text())
-    assert eventually(lambda: gone(child.pid) and gone(grandchild))
+        told(child, "hang", timeout=1)
+    assert eventually(lambda: gone(pid))
 
 
-def test_an_answer_that_is_none(child: Child) -> None:
-    with pytest.raises(ValueError):
-        told(child, "nonsense")
+def test_a_process_that_is_forgotten_ends_too(server: ForkServer) -> None:
+    before = set(children_of(process_of(server)))
+    child = server.fork("rogue", Grant())
+    (pid,) = set(children_of(process_of(server))) - before
+    child.forget()
+    assert eventually(lambda: gone(pid))
+    assert child.kill() == -signal.SIGKILL
+
+
+def test_it_starts_no_process(child: Child, tmp_path: Path) -> None:
+    assert told(child, "start and hang", str(tmp_path / "pid")) == "PermissionError"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"number": 2}, {"number": "1"}, {"number": None}],
+    ids=["of the next question", "a word", "none"],
+)
+def test_an_answer_to_another_question(child: Child, answer: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="another question"):
+        told(child, "answer", answer)
 
 
 def test_another_thread_can_end_the_waiting(server: ForkServer) -> None:
     import threading
 
-    child = server.fork()
+    child = server.fork("rogue", Grant())
     threading.Timer(0.3, child.kill).start()
     with pytest.raises(ProcessLostError):
         told(child, "hang", timeout=60)
@@ -150,11 +203,12 @@ def test_another_thread_can_end_the_waiting(server: ForkServer) -> None:
 
 def test_everything_ends_with_whoever_needed_it(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from probelog.sandbox.fork_server import ForkServer\n"
-        f"server = ForkServer('{HERE}:serve', [], Path(sys.argv[1]), idle_seconds=1)\n"
-        "made = [server.fork() for _ in range(2)]\n"
-        'hung = server.fork(); hung._connection.send_bytes(b\'{"command": "hang"}\'); made.append(hung)\n'
-        "print(*(one.pid for one in made), flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path\n"
+        "from tests.probelog.sandbox.test_fork_server import ForkServer, Grant, ROLES, children_of, process_of\n"
+        "server = ForkServer(ROLES, [], Path(sys.argv[1]), idle_seconds=1)\n"
+        "made = [server.fork('rogue', Grant()) for _ in range(3)]\n"
+        "made[2]._channel.send({'command': 'hang', 'number': 1})\n"
+        "print(*children_of(process_of(server)), flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -169,31 +223,28 @@ def test_everything_ends_with_whoever_needed_it(tmp_path: Path) -> None:
 
 
 def test_a_node_has_one_server(tmp_path: Path) -> None:
-    entry = f"{HERE}:serve"
     with ThreadPoolExecutor(3) as pool:
-        servers = list(pool.map(lambda _: ForkServer(entry, [], tmp_path, idle_seconds=2), range(3)))
-    children = [server.fork() for server in servers]
-    parents = {
-        Path(f"/proc/{child.pid}/stat").read_text().rsplit(") ", 1)[1].split()[1] for child in children
-    }
-    assert len(parents) == 1
+        servers = list(pool.map(lambda _: ForkServer(ROLES, [], tmp_path, idle_seconds=2), range(3)))
+    children = [server.fork("rogue", Grant()) for server in servers]
+    assert len({process_of(server) for server in servers}) == 1
     servers[0].close()
-    assert eventually(lambda: gone(children[0].pid))
+    with pytest.raises(ProcessLostError):
+        told(children[0], "hang")
     assert told(children[1], "echo", 2) == 2, "others go on"
     for server in servers[1:]:
         server.close()
 
 
 def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
-    server = ForkServer(f"{HERE}:serve", [], tmp_path, idle_seconds=2)
-    first = [server.fork(), server.fork()]
-    parent = int(Path(f"/proc/{first[0].pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-    os.kill(parent, signal.SIGKILL)
-    assert eventually(lambda: all(gone(child.pid) for child in first)), "its processes end with it"
+    server = ForkServer(ROLES, [], tmp_path, idle_seconds=2)
+    first = [server.fork("rogue", Grant()), server.fork("rogue", Grant())]
+    pids = children_of(process_of(server))
+    os.kill(process_of(server), signal.SIGKILL)
+    assert eventually(lambda: all(gone(pid) for pid in pids)), "its processes end with it"
     with pytest.raises(ProcessLostError) as lost:
         told(first[0], "echo")
     assert lost.value.signal == signal.SIGKILL
-    second = server.fork()
+    second = server.fork("rogue", Grant())
     assert told(second, "echo", 3) == 3
     # The new server knows nothing of the old one's processes, whose numbers other programs may have by now.
     assert first[1].kill() == -signal.SIGKILL
@@ -203,4 +254,122 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
 
 def test_a_server_that_cannot_start_says_so(tmp_path: Path) -> None:
     with pytest.raises(ProbeLogError, match="did not start"):
-        ForkServer(f"{HERE}:serve", ["no.such.module"], tmp_path)
+        ForkServer(ROLES, ["no.such.module"], tmp_path)
+
+
+# Clients that are at fault, or none at all
+
+
+def connection(home: Path, key: bytes | None = None) -> socket.socket:
+    """A client's, with the right key or another one."""
+    (address,) = home.glob("*.sock")
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(20)
+    with short(address) as path:
+        made.connect(path)
+    made.sendall(address.with_suffix(".key").read_bytes() if key is None else key)
+    return made
+
+
+def closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def request(message: object) -> bytes:
+    text = json.dumps(message).encode()
+    return LENGTH.pack(len(text)) + text
+
+
+FORK = {"command": "fork", "role": "rogue", "readable": [], "memory_bytes": None, "devices": {}}
+
+
+@pytest.mark.parametrize("key", [bytes(KEY_BYTES), b"short", b"x" * 1000], ids=["wrong", "short", "long"])
+def test_whoever_has_no_key_gets_nothing(server: ForkServer, home: Path, key: bytes) -> None:
+    client = connection(home, key)
+    assert closed(client)
+    assert told(server.fork("rogue", Grant()), "echo", 1) == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(FORK),
+        request(FORK | {"role": "unknown"}),
+        request({"command": "unknown", "pid": []}),
+        request([]),
+        LENGTH.pack(3) + b"[[[",
+        LENGTH.pack(LONGEST + 1),
+        LENGTH.pack(LONGEST) + b"[" * LONGEST,
+    ],
+    ids=["no descriptor", "no role", "no command", "a list", "no JSON", "too long", "deep"],
+)
+def test_a_client_at_fault_ends_itself_alone(server: ForkServer, home: Path, sent: bytes) -> None:
+    client = connection(home)
+    assert client.recv(1) == b"+"
+    client.sendall(sent)
+    assert closed(client)
+    assert told(server.fork("rogue", Grant()), "echo", 1) == 1
+
+
+def test_a_client_that_never_reads_or_ends_holds_up_nobody(server: ForkServer, home: Path) -> None:
+    client = connection(home)
+    client.setblocking(False)
+    many = 100_000 * request({"command": "status", "pid": 1})
+    with pytest.raises(OSError):
+        client.sendall(many)
+    half = connection(home)
+    half.sendall(request(FORK)[:-1])
+    assert told(server.fork("rogue", Grant()), "echo", 1) == 1
+    client.close()
+    half.close()
+
+
+def test_nobody_is_given_the_key_to_read(server: ForkServer, home: Path) -> None:
+    """Not even by a request that has it."""
+    assert told(server.fork("rogue", Grant(readable=("/usr",))), "echo", 1) == 1
+    for folder in ("/", str(home), f"{home}/../{home.name}"):
+        with pytest.raises(ProbeLogError):
+            server.fork("rogue", Grant(readable=(folder,)))
+
+
+def test_the_key_is_its_users_alone(server: ForkServer, home: Path) -> None:
+    del server
+    (key,) = home.glob("*.key")
+    assert key.stat().st_mode & 0o077 == 0
+    assert home.stat().st_mode & 0o077 == 0
+
+
+# Nothing but the libraries reaches the server
+
+
+@pytest.mark.parametrize("place", ["current folder", "user site", "PYTHONPATH", "home of the server"])
+def test_code_that_lies_about_is_not_imported(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that would replace a library, and a file that runs at the start of every interpreter."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    home = tmp_path / "home"
+    folder = {
+        "current folder": tmp_path / "here",
+        "user site": tmp_path / f"me/.local/lib/{version}/site-packages",
+        "PYTHONPATH": tmp_path / "path",
+        "home of the server": home / "user" / f".local/lib/{version}/site-packages",
+    }[place]
+    folder.mkdir(parents=True)
+    trap = f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).write_text('x')\n"
+    for name in ("timm.py", "numpy.py", "json.py", "probelog.py", "sitecustomize.py", "usercustomize.py"):
+        (folder / name).write_text(trap)
+    (folder / "trap.pth").write_text(trap)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    if place == "current folder":
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "path", ["", str(folder), *sys.path])
+    if place == "PYTHONPATH":
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+    server = ForkServer(ROLES, ["probelog.arrays"], home, idle_seconds=1)
+    assert told(server.fork("rogue", Grant()), "echo", 1) == 1
+    server.close()
+    assert not (tmp_path / "sprung").exists()

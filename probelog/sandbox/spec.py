@@ -1,0 +1,54 @@
+"""What a process is told about its work, and the folders of a node that it works in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What a model's process is allowed and told.
+
+    Attributes:
+        probes: a local store with the probe set.
+        probe_set: its hash.
+        scratch: the node's folder: models are read from it, preprocessed probes kept in it.
+        cache_bytes: of preprocessed probes in ``scratch``.
+        batch_size: at most so many images a forward pass.
+        precision: ``float32``, or ``auto`` for less where the logits stay the same.
+        max_params: largest model.
+        allow_pickle: whether weights may be pickled.
+        device: ``cpu`` or ``cuda``.
+        device_share: of the device's memory that this process may fill.
+        memory_bytes: more than this beyond the libraries' own cannot be allocated; None for no limit.
+        threads: for computing.
+    """
+
+    probes: str
+    probe_set: str
+    scratch: str
+    cache_bytes: int
+    batch_size: int
+    precision: str
+    max_params: int
+    allow_pickle: bool
+    device: str = "cpu"
+    device_share: float = 1.0
+    memory_bytes: int | None = None
+    threads: int = 1
+
+
+def downloads_folder(scratch: Path) -> Path:
+    """Models on their way, below the node's scratch folder."""
+    return scratch / "downloads"
+
+
+def pixels_folder(scratch: Path) -> Path:
+    """Preprocessed probes."""
+    return scratch / "pixels"
+
+
+def home_folder(scratch: Path) -> Path:
+    """The fork server's."""
+    return scratch / "home"
