@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import UNPRINTABLE, LoadLimits
+from probelog.models.preprocessing import Recipe
 from probelog.storage.schemas import Head
 from probelog.weights.reader import MAX_LAYERS, LayerFacts, layer_table
 from probelog.weights.sketch import WIDTH
@@ -73,7 +74,7 @@ def facts(said: object, limits: LoadLimits) -> dict[str, Any]:
     name = said.get("name_or_path")
     if name is not None:
         _check_text(name, "name_or_path", _LONGEST_NAME)
-    if said.get("head") not in set(Head):
+    if said.get("head") not in [head.value for head in Head]:
         raise AnswerError("a head that does not exist")
     return {
         "logits": logits,
@@ -82,7 +83,7 @@ def facts(said: object, limits: LoadLimits) -> dict[str, Any]:
         "library": _one_of(said, "library", ("timm", "transformers")),
         "architecture": _text(said, "architecture", _LONGEST_NAME),
         "parameters": _whole(said, "parameters", 0, limits.max_parameters),
-        "recipe": _text(said, "recipe", _LONGEST_RECIPE),
+        "recipe": _recipe(said),
         "dtype": _text(said, "dtype", 30),
         "device": _one_of(said, "device", ("cpu", "cuda")),
         "weight_digest": _matching(said, "weight_digest", _DIGEST),
@@ -201,6 +202,14 @@ def _text(said: Mapping[str, Any], name: str, longest: int) -> str:
     value = said.get(name)
     _check_text(value, name, longest)
     return str(value)
+
+
+def _recipe(said: Mapping[str, Any]) -> str:
+    text = _text(said, "recipe", _LONGEST_RECIPE)
+    try:
+        return Recipe.from_json(text).to_json()
+    except ValueError as error:
+        raise AnswerError(f"a recipe that is none: {error}") from None
 
 
 def _matching(said: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:

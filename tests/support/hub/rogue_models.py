@@ -74,6 +74,36 @@ class Rogue(torch.nn.Module):
         return done
 
 
+class Scripted(torch.nn.Module):
+    """Runs the Python program that its weights hold, and fails with the text that the program leaves in ``found``.
+
+    As a fault in a native library would let a model do. Where ``found`` is None it answers like any other model.
+    """
+
+    LONGEST = 16_384
+
+    def __init__(self, num_classes: int = 3, program: str = "found = None") -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 8, 8, 8)
+        self.head = torch.nn.Linear(8, num_classes)
+        text = program.encode()
+        assert len(text) <= self.LONGEST
+        self.register_buffer("program", torch.tensor(list(text.ljust(self.LONGEST)), dtype=torch.float32))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        names: dict[str, Any] = {"__name__": "program"}
+        exec(bytes(int(byte) for byte in self.program.tolist()), names)
+        if names.get("found") is not None:
+            raise RuntimeError(f"found: {names['found']}")
+        logits: torch.Tensor = self.head(self.convolution(images).relu().mean((2, 3)))
+        return logits
+
+
+def rogue_scripted(pretrained: bool = False, num_classes: int = 3, **_: Any) -> Scripted:
+    """For timm's registry."""
+    return Scripted(num_classes)
+
+
 def _of(kind: str) -> Any:
     def make(pretrained: bool = False, num_classes: int = 3, **_: Any) -> Rogue:
         return Rogue(kind, num_classes)
@@ -83,7 +113,8 @@ def _of(kind: str) -> Any:
     return make
 
 
-__all__: list[str] = []
+__all__: list[str] = ["rogue_scripted"]
+register_model(rogue_scripted)
 for _kind in ("sleep", "crash", "hang", "devour", "steal"):
     __all__.append(f"rogue_{_kind}")
     globals()[f"rogue_{_kind}"] = register_model(_of(_kind))
@@ -97,7 +128,21 @@ def write_rogue(folder: Path, kind: str, seed: int = 0, seconds: float = 0.0) ->
     with torch.no_grad():
         model.seconds.fill_(seconds)
         model.head.weight.mul_(3)
+    _write(folder, model, f"rogue_{kind}")
+
+
+def write_scripted(folder: Path, program: str) -> None:
+    """A repository of a model that runs a program (`Scripted`)."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = Scripted(program=program)
+    with torch.no_grad():
+        model.head.weight.mul_(3)
+    _write(folder, model, "rogue_scripted")
+
+
+def _write(folder: Path, model: torch.nn.Module, architecture: str) -> None:
     save_file(model.state_dict(), folder / "model.safetensors")
     pretrained = {"input_size": [3, 32, 32], "crop_pct": 1.0, "num_classes": 3}
-    config = {"architecture": f"rogue_{kind}", "num_classes": 3, "pretrained_cfg": pretrained}
+    config = {"architecture": architecture, "num_classes": 3, "pretrained_cfg": pretrained}
     write_json(folder, "config.json", config)

@@ -1,0 +1,1 @@
+"""Attacks: each against the real thing, and each would succeed without its guard."""
