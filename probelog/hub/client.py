@@ -16,6 +16,7 @@ import logging
 import random
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -30,6 +31,8 @@ from probelog.hub.rate_limit import Kind, Limiter, SlidingWindowLimit, is_loopba
 if TYPE_CHECKING:
     import httpx
 
+    from probelog.hub.network import Clock
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -37,7 +40,9 @@ T = TypeVar("T")
 MEBIBYTE = 1024 * 1024
 SHA_PATTERN = re.compile(r"[0-9a-f]{40}")
 _MAX_REDIRECTS = 5
-_MAX_JSON = 256 * MEBIBYTE
+# As Python objects, JSON that is made to be costly takes twenty times its size.
+_MAX_JSON = 64 * MEBIBYTE
+_MAX_ADDRESS = 8192
 _RETRIED = frozenset({408, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 
 
@@ -84,7 +89,9 @@ class Retry:
     A request is tried ``attempts`` times with waits that double from ``first_wait`` to ``longest_wait``, each
     shortened at random by up to a half, so that many workers do not come back together. "Too many requests" is no
     failure: it is waited out as long as the Hub says (``longest_penalty`` at most), ``throttled`` times in a row.
-    A body that brings fewer than ``slowest`` bytes a second over ``read_timeout`` counts as stalled.
+    The headers of an answer must be there ``read_timeout`` after the connection, whatever comes before them. A body that
+    brings fewer than ``slowest`` bytes a second over ``read_timeout`` counts as stalled; an answer of the API must be
+    whole after ``api_timeout``.
     """
 
     attempts: int = 6
@@ -95,6 +102,7 @@ class Retry:
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
     slowest: float = 1024.0
+    api_timeout: float = 300.0
 
     def wait(self, failures: int) -> float:
         """How long to wait after so many failures in a row (1 or more)."""
@@ -110,13 +118,14 @@ class HubResponse:
     """An open answer.
 
     ``url`` is what was asked for (a redirect may have led on). ``headers`` (lower-case names) are the answer's own,
-    and what only the Hub's hop of a redirect says about a file. ``storage`` is the host that answered where that is
-    not the Hub; else empty.
+    and what only the Hub's hop of a redirect says about a file. ``clock`` is the request's. ``storage`` is the host that
+    answered where that is not the Hub; else empty.
     """
 
     url: str
     response: httpx.Response
     headers: Mapping[str, str]
+    clock: Clock
     storage: str = ""
 
     def refusal(self) -> HubRefusalError:
@@ -163,6 +172,7 @@ class HubClient:
         import httpx
 
         import probelog
+        from probelog.hub.network import Network
 
         self.endpoint = checked_endpoint(endpoint)
         self.retry = retry
@@ -180,6 +190,7 @@ class HubClient:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             trust_env=not is_loopback(self.endpoint),  # a proxy would look for 127.0.0.1 on its own machine
         )
+        self._network = Network(self._http, self._origin)
 
     def __enter__(self) -> HubClient:
         return self
@@ -201,7 +212,7 @@ class HubClient:
             if answer.response.status_code != 200:
                 raise answer.refusal()
             body = bytearray()
-            for chunk in chunks(answer.response, self.retry):
+            for chunk in chunks(answer, self.retry, compressed=True):
                 body += chunk
                 if len(body) > _MAX_JSON:
                     raise HubError(f"{full} answered with more than {_MAX_JSON // MEBIBYTE} MiB of JSON")
@@ -227,13 +238,15 @@ class HubClient:
         url: str,
         read: Callable[[HubResponse], T],
         headers: Callable[[], Mapping[str, str]] = dict,
+        check: Callable[[], None] = lambda: None,
     ) -> T:
         """Send a GET request until ``read`` makes something of the answer.
 
         ``read`` gets every answer but 429, server errors and refusals of a storage host, which say nothing about the
         repository: each redirect signs another address, and one may have expired. When it raises
         `BrokenAnswerError` or an error of the transport, the request is sent again, with ``headers()`` asked anew
-        (a download resumes where it broke off). Any other exception of ``read`` passes through.
+        (a download resumes where it broke off). Any other exception of ``read`` passes through. ``check`` is called
+        again and again meanwhile, also where nothing comes; what it raises ends the request.
 
         Raises:
             HubUnavailableError: no proper answer after all retries.
@@ -241,13 +254,16 @@ class HubClient:
         """
         import httpx
 
+        from probelog.hub.network import Clock
+
         failures = throttled = 0
         shown = url.partition("?")[0]
         while True:
             self.limiter.acquire(kind)
             longer = 0.0
+            clock = Clock(self.retry.api_timeout if kind == "api" else float("inf"), check)
             try:
-                with self._opened(kind, url, headers()) as answer:
+                with self._network.request(clock), self._opened(kind, url, headers(), clock) as answer:
                     status = answer.response.status_code
                     if status == 429:
                         throttled += 1
@@ -274,7 +290,10 @@ class HubClient:
                 )
             wait = max(self.retry.wait(failures), min(longer, self.retry.longest_penalty))
             log.warning("%s %s; next try in %.1f s", shown, problem, wait)
-            time.sleep(wait)
+            until = time.monotonic() + wait
+            while (left := until - time.monotonic()) > 0:
+                check()
+                time.sleep(min(left, 0.5))
 
     def _wait_out(self, kind: Kind, headers: Mapping[str, str], throttled: int) -> None:
         """Tell the limiter how long "too many requests" lasts: as the Hub says, else as after a failure."""
@@ -301,10 +320,15 @@ class HubClient:
         Raises:
             HubError: not an address of the API.
         """
+        import httpx
+
+        base = urlsplit(self.endpoint)
         try:
-            base = urlsplit(self.endpoint)
             target = urlsplit(urljoin(self.endpoint + "/", url))
-        except ValueError as error:
+            httpx.URL(url)
+            if len(url) > _MAX_ADDRESS:
+                raise ValueError("too long")
+        except (ValueError, httpx.InvalidURL) as error:
             raise HubError(f"{self.endpoint} names a next page that is no address: {url[:200]!r}") from error
         path = target.path if target.path.startswith(base.path + "/") else base.path + target.path
         if not path.startswith(base.path + "/api/"):
@@ -314,18 +338,19 @@ class HubClient:
         return f"{base.scheme}://{base.netloc}{path}" + (f"?{target.query}" if target.query else "")
 
     @contextlib.contextmanager
-    def _opened(self, kind: Kind, url: str, headers: Mapping[str, str]) -> Iterator[HubResponse]:
+    def _opened(
+        self, kind: Kind, url: str, headers: Mapping[str, str], clock: Clock
+    ) -> Iterator[HubResponse]:
         import httpx
 
         current, seen = httpx.URL(url), dict[str, str]()
         for _ in range(_MAX_REDIRECTS + 1):
             ours = (current.scheme, current.netloc) == (self._origin.scheme, self._origin.netloc)
-            sent = {**headers, **(self._authorization if ours else {})}
+            encoding = {"accept-encoding": "gzip" if kind == "api" else "identity"}
+            sent = {**encoding, **headers, **(self._authorization if ours else {})}
             request = self._http.build_request("GET", current, headers=sent)
-            try:
-                response = self._http.send(request, stream=True)
-            except httpx.InvalidURL as error:  # it prepares the next hop though it is not to follow it
-                raise HubError(f"{url} redirects to what is no address") from error
+            clock.begin_headers(self.retry.connect_timeout + self.retry.read_timeout)
+            response = self._sent(url, current, request)
             try:
                 for name, value in response.headers.items():
                     seen.setdefault(name, value)
@@ -334,25 +359,46 @@ class HubClient:
                         "x-error-code" in response.headers or "x-error-message" in response.headers
                     )
                     storage = "" if ours or refused_by_hub else current.host
-                    yield HubResponse(url, response, {**response.headers, **_linked(seen)}, storage)
+                    yield HubResponse(url, response, {**response.headers, **_linked(seen)}, clock, storage)
                     return
                 current = self._redirected(kind, url, current, response.headers["location"])
             finally:
                 response.close()
         raise HubError(f"{url} redirects more than {_MAX_REDIRECTS} times")
 
+    def _sent(self, url: str, current: httpx.URL, request: httpx.Request) -> httpx.Response:
+        import httpx
+
+        from probelog.hub.network import AddressError
+
+        try:
+            return self._http.send(request, stream=True)
+        except AddressError as error:
+            raise HubError(
+                f"{url} redirects to {error}, which is not followed. If that is right, set HF_ENDPOINT to an address of "
+                "your Hub within that network."
+            ) from error
+        except httpx.InvalidURL as error:  # it prepares the next hop though it is not to follow it
+            raise HubError(f"{url} redirects to what is no address") from error
+        except ValueError as error:  # reason: h11 and httpx read some headers (lengths, ports) without a limit
+            raise BrokenAnswerError(f"answered with headers that make no sense: {str(error)[:200]}") from error
+
     def _redirected(self, kind: Kind, url: str, current: httpx.URL, location: str) -> httpx.URL:
         import httpx
 
         try:
             target = current.join(location)
+            if len(location) > _MAX_ADDRESS:
+                raise ValueError("too long")
         except (httpx.InvalidURL, ValueError) as error:
             raise HubError(f"{url} redirects to what is no address: {location[:200]!r}") from error
-        shown = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"
+        shown = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"[:300]
         if target.scheme not in ("http", "https") or not target.host:
             raise HubError(f"{url} redirects to {shown}, which is not followed")
         if current.scheme == "https" and target.scheme == "http":
             raise HubError(f"{url} redirects to {shown}, without encryption, which is not followed")
+        if target.userinfo not in (b"", self._origin.userinfo):  # httpx would send it as a user's name and password
+            raise HubError(f"{url} redirects to {shown} with a password, which is not followed")
         moved = (target.scheme, target.netloc) != (self._origin.scheme, self._origin.netloc)
         if kind == "api" and moved:
             raise HubError(
@@ -361,15 +407,25 @@ class HubClient:
         return target
 
 
-def chunks(response: httpx.Response, retry: Retry) -> Iterator[bytes]:
-    """The body of an answer in pieces, as long as it comes at a bearable speed.
+def chunks(answer: HubResponse, retry: Retry, *, compressed: bool = False) -> Iterator[bytes]:
+    """The body of an answer in pieces of a bounded size, as long as it comes at a bearable speed.
 
     Raises:
-        BrokenAnswerError: slower than ``retry.slowest`` bytes a second for ``retry.read_timeout`` seconds. (One
-            read that brings nothing at all in that time is httpx's own timeout.)
+        BrokenAnswerError: slower than ``retry.slowest`` bytes a second for ``retry.read_timeout`` seconds (one read that
+            brings nothing at all in that time is httpx's own timeout), or in an encoding that was not asked for: gzip
+            where ``compressed``, and never one within another, of which a few kilobytes make gigabytes.
     """
+    encoding = answer.response.headers.get("content-encoding", "").strip().lower()
+    pieces: Iterator[bytes] = answer.response.iter_raw()
+    if compressed and encoding == "gzip":
+        pieces = _unzipped(pieces)
+    elif encoding not in ("", "identity"):
+        raise BrokenAnswerError(f"answered in the encoding {encoding[:60]!r}, which was not asked for")
     since, received = time.monotonic(), 0
-    for chunk in response.iter_bytes():
+    while True:
+        answer.clock.begin_piece(retry.read_timeout)
+        if (chunk := next(pieces, None)) is None:
+            return
         yield chunk
         received += len(chunk)
         elapsed = time.monotonic() - since
@@ -377,6 +433,24 @@ def chunks(response: httpx.Response, retry: Retry) -> Iterator[bytes]:
             if received < retry.slowest * elapsed:
                 raise BrokenAnswerError(f"stalled: {received} bytes in {elapsed:.0f} s")
             since, received = time.monotonic(), 0
+
+
+def _unzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """What gzip holds, a mebibyte at most at a time."""
+    unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    for piece in pieces:
+        while piece:
+            if unzip.eof:
+                raise BrokenAnswerError("goes on after the end of its compressed body")
+            try:
+                plain = unzip.decompress(piece, MEBIBYTE)
+            except zlib.error as error:
+                raise BrokenAnswerError(f"answered with broken gzip: {error}") from error
+            if plain:
+                yield plain
+            piece = unzip.unconsumed_tail or unzip.unused_data
+    if not unzip.eof:
+        raise BrokenAnswerError("broke off in the middle of its compressed body")
 
 
 def parse_json(body: bytes) -> object:

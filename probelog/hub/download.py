@@ -46,6 +46,7 @@ _MOST_SHARDS = 1_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
 _DIGEST = re.compile(r'(?:W/)?"?([0-9a-f]{40}|[0-9a-f]{64})"?')
+_STRONG_ETAG = re.compile(r'(?!W/)"?[!#-~]{1,500}"?')
 _WEB_PAGE = "answered with a web page in place of the file (a proxy that asks for a log-in?)"
 
 
@@ -87,7 +88,7 @@ def download_model(
         folder: where the files go, by their names.
         limits: what is too large.
         allow_pickle: whether weights may be a format that can run code when loaded.
-        check: called with every piece that arrives; what it raises ends the download.
+        check: called with every piece that arrives, and while none does; what it raises ends the download.
 
     Raises:
         ItemFailure: whatever goes wrong. Reasons: malformed-row, gated, disabled, not-found, unsafe-format,
@@ -204,8 +205,8 @@ class _Download:
         bound = min(longest, self.limits.max_bytes - self.bytes)
         url = f"{self.client.endpoint}/{quote(self.row.repo)}/resolve/{self.row.sha}/{quote(name)}"
         with _part(self.folder / name) as stream:
-            transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry, self.check)
-            self.client.call("file", url, transfer.receive, transfer.headers)
+            transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry)
+            self.client.call("file", url, transfer.receive, transfer.headers, self.check)
         self.names.append(name)
         self.bytes += transfer.received
 
@@ -220,10 +221,8 @@ class _Transfer:
         stream: BinaryIO,
         bound: int,
         retry: Retry,
-        check: Callable[[], None],
     ) -> None:
         self.file, self.sha, self.stream, self.bound, self.retry = file, sha, stream, bound, retry
-        self.check = check
         self.etag = ""
         self.received = 0
         self.digest = hashlib.sha256()
@@ -231,11 +230,11 @@ class _Transfer:
 
     def headers(self) -> dict[str, str]:
         """Of the next request: the whole file, or the rest of it."""
-        sent = {"accept-encoding": "identity"}
-        if self.received:
-            sent["range"] = f"bytes={self.received}-"
-            if self.etag and not self.etag.startswith("W/"):
-                sent["if-range"] = self.etag
+        if not self.received:
+            return {}
+        sent = {"range": f"bytes={self.received}-"}
+        if _STRONG_ETAG.fullmatch(self.etag):
+            sent["if-range"] = self.etag
         return sent
 
     def receive(self, answer: HubResponse) -> None:
@@ -253,8 +252,7 @@ class _Transfer:
             raise BrokenAnswerError(_WEB_PAGE)
         size = self._size(answer)
         self.etag = response.headers.get("etag", "")
-        for chunk in chunks(response, self.retry):
-            self.check()
+        for chunk in chunks(answer, self.retry):
             if self.received == 0 and chunk[:100].lstrip().lower().startswith((b"<!doctype", b"<html")):
                 raise BrokenAnswerError(_WEB_PAGE)
             self.received += len(chunk)
@@ -370,9 +368,7 @@ def _announced_size(answer: HubResponse) -> int | None:
     if content_range := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):
         return int(content_range[2])
     linked = answer.headers.get("x-linked-size", "")
-    # Of a compressed body, Content-Length counts something else.
-    length = headers.get("content-length", "") if "content-encoding" not in headers else ""
-    said = linked or length
+    said = linked or headers.get("content-length", "")
     return int(said) if re.fullmatch(r"\d{1,18}", said, re.ASCII) else None
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,6 +26,7 @@ from probelog.hub.client import (
     parse_json,
 )
 from probelog.hub.huggingface import is_repo_id
+from probelog.hub.network import Clock
 from probelog.hub.rate_limit import Kind
 
 FAST = Retry(
@@ -226,7 +227,7 @@ def test_waits_double_up_to_the_longest_and_vary_by_half() -> None:
 
 
 def test_default_retry_settings() -> None:
-    assert Retry() == Retry(6, 1.0, 30.0, 20, 330.0, 10.0, 30.0, 1024.0)
+    assert Retry() == Retry(6, 1.0, 30.0, 20, 330.0, 10.0, 30.0, 1024.0, 300.0)
 
 
 def test_headers_are_made_again_for_every_attempt(server: Server) -> None:
@@ -425,24 +426,31 @@ def test_a_body_that_drips_is_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     class Dripping:
+        headers: ClassVar[dict[str, str]] = {}
+
         def __init__(self, sizes: list[int]) -> None:
             self.sizes = sizes
 
-        def iter_bytes(self) -> Iterator[bytes]:
+        def iter_raw(self) -> Iterator[bytes]:
             for size in self.sizes:
                 now[0] += 1.0
                 yield b"x" * size
 
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     retry = replace(FAST, read_timeout=3.0, slowest=10.0)
+
+    def read(*sizes: int) -> list[bytes]:
+        answer: Any = Dripping(list(sizes))
+        return list(module.chunks(HubResponse("x", answer, {}, Clock(99.0, lambda: None)), retry))
+
     # Exactly as fast as it must be, in every span of three seconds.
-    assert sum(map(len, module.chunks(Dripping([10] * 9), retry))) == 90
-    assert len(list(module.chunks(Dripping([0, 0, 30] * 3), retry))) == 9
+    assert sum(map(len, read(*[10] * 9))) == 90
+    assert len(read(*[0, 0, 30] * 3)) == 9
     with pytest.raises(BrokenAnswerError, match="stalled: 29 bytes in 3 s"):
-        list(module.chunks(Dripping([10, 10, 9]), retry))
+        read(10, 10, 9)
     # What came before does not count for what comes now.
     with pytest.raises(BrokenAnswerError, match="stalled"):
-        list(module.chunks(Dripping([1000, 1000, 1000, 1, 1, 1]), retry))
+        read(1000, 1000, 1000, 1, 1, 1)
 
 
 def test_no_redirect_leaves_encryption_behind() -> None:
