@@ -334,7 +334,7 @@ def read_shards(index: bytes) -> list[str]:
         ItemFailure: corrupt-weights, where it is no index; unsafe-path, where a name is not that of a plain file.
     """
     try:
-        shards = sorted(set(json.loads(index)["weight_map"].values()))
+        shards = sorted(set(json.loads(index.decode("utf-8"))["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{INDEX} is no index: {error!r}") from error
     for name in shards:

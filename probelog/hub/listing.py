@@ -27,6 +27,7 @@ from probelog.hub.client import (
 from probelog.hub.huggingface import is_repo_id
 from probelog.hub.model_info import excerpt, read_files, read_row
 from probelog.hub.rate_limit import Limiter
+from probelog.storage.encoding import digest
 from probelog.storage.schemas import CatalogueRow, Failure, RepoFile
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,13 @@ EXPAND = (
 _LISTED_PER_PAGE = 20
 _NO_HUB = "{} does not answer as a Hub does. Set HF_ENDPOINT to a Hub's address."
 _MOST_TREE_PAGES = 20
+# A million models are 5,000 pages; a server that sends a tenth of what is asked for still gets through.
+_MOST_PAGES = 100_000
+_MOST_PER_PAGE = 100_000
+# Pages in a row without a repository that the last ones did not have. A server that filters its pages may send many.
+_MOST_IDLE_PAGES = 200
+_REMEMBERED = 20_000
+_LONGEST_ID = 200
 # Entries of an explicit list in a row without any proper answer, after which the Hub counts as unavailable.
 _SILENT = 3
 
@@ -150,7 +158,7 @@ def iter_pages(
 
     Raises:
         HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or its pages form a
-            circle. Pages already yielded stay valid.
+            circle or have no end. Pages already yielded stay valid.
     """
     with HubClient(endpoint, limiter=limiter, retry=retry) as client:
         pages = (
@@ -223,7 +231,8 @@ def _pages(
     client: HubClient, filters: ListingFilters, start_url: str | None, page_size: int
 ) -> Iterator[Page]:
     url = client.reroot(start_url) if start_url else client.url("/api/models", _query(filters, page_size))
-    visited = {url}
+    visited = {digest(url.encode())}
+    endless = _Endless(client.endpoint)
     newest_first = True
     last: list[dt.datetime] = []
     while True:
@@ -239,6 +248,7 @@ def _pages(
             raise
         if not isinstance(answer.value, list):
             raise HubError(_NO_HUB.format(client.endpoint))
+        endless.add(answer.value)
         page, modified = _read_page(client, answer.value, filters)
         # If the server ignored the order on any page so far, the times do not decide when to stop.
         newest_first &= all(before >= after for before, after in pairwise([*last, *modified]))
@@ -247,13 +257,46 @@ def _pages(
             filters.since is not None and newest_first and bool(modified) and modified[-1] < filters.since
         )
         following = None if below_since else answer.next_url
-        if following in visited:
+        key = digest((following or "").encode())
+        if key in visited:
             raise HubError(f"{client.endpoint} lists in a circle: page {following} was listed before")
         yield Page(page.rows, page.failures, following, answer.date)
         if following is None:
             return
         url = following
-        visited.add(url)
+        visited.add(key)
+
+
+class _Endless:
+    """Notices a listing that does not come to an end: new addresses of pages for ever, with nothing new on them."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.pages = self.idle = 0
+        self.recent: dict[str, None] = {}
+
+    def add(self, items: list[Any]) -> None:
+        """One more page.
+
+        Raises:
+            HubError: one too many.
+        """
+        if len(items) > _MOST_PER_PAGE:
+            raise HubError(
+                f"{self.endpoint} lists {len(items)} models on a page; {_MOST_PER_PAGE} are accepted"
+            )
+        names = [item.get("id") for item in items if isinstance(item, dict)]
+        fresh = {name for name in names if isinstance(name, str) and len(name) <= _LONGEST_ID} - self.recent.keys()
+        self.recent.update(dict.fromkeys(fresh))
+        while len(self.recent) > _REMEMBERED:
+            del self.recent[next(iter(self.recent))]
+        self.pages += 1
+        self.idle = 0 if fresh else self.idle + 1
+        if self.idle > _MOST_IDLE_PAGES or self.pages > _MOST_PAGES:
+            raise HubError(
+                f"{self.endpoint} lists without end: {self.pages} pages, the last {self.idle} without a new model. "
+                "Check that HF_ENDPOINT is your Hub, or set filters.limit."
+            )
 
 
 def _read_page(

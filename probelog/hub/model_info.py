@@ -149,9 +149,9 @@ def _weight_bytes(files: list[RepoFile], item: Mapping[str, Any]) -> int | None:
     """Bytes of a model's weights: the sizes of its files, else an estimate from parameter counts; None: unknown."""
     sizes = [file.size for file in weights(files)]
     if sizes and (known := [size for size in sizes if size is not None]) and len(known) == len(sizes):
-        return sum(known)
+        return _count(sum(known))
     counts = _mapping(_mapping(item.get("safetensors")).get("parameters"))
-    return sum((_count(count) or 0) * _WIDTHS.get(kind, 1) for kind, count in counts.items()) or None
+    return _count(sum((_count(count) or 0) * _WIDTHS.get(kind, 1) for kind, count in counts.items())) or None
 
 
 def read_files(entries: object) -> list[RepoFile]:
@@ -184,7 +184,7 @@ def _parameters(item: Mapping[str, Any]) -> int | None:
     total = _count(safetensors.get("total"))
     if total is None:
         counts = [_count(count) for count in _mapping(safetensors.get("parameters")).values()]
-        total = sum(count for count in counts if count is not None) or None
+        total = _count(sum(count for count in counts if count is not None)) or None
     return total
 
 

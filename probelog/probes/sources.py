@@ -20,6 +20,11 @@ from probelog.errors import ProbeLogError, UsageError
 from probelog.storage.schemas import clean_unicode
 
 MAX_IMAGE_BYTES = 64 << 20
+# Of one Parquet file. Encodings and compression make a table of any size from a few kilobytes, images they hardly shrink:
+# what is far larger than its file is no set of images.
+_FREE_ROWS, _FREE_BYTES, _MOST_GROWTH = 1_000_000, 1 << 30, 64
+# Together in memory, each of any size.
+_ROWS_AT_ONCE = 4
 HUB = "hf://datasets/"
 
 
@@ -164,15 +169,18 @@ def candidates(files: Sequence[SourceFile]) -> Iterator[tuple[str, bytes | Probe
 
 
 def _parquet_images(file: SourceFile, stream: BinaryIO) -> Iterator[tuple[str, bytes | ProbeReport]]:
-    row = 0
+    row = total = 0
     try:
         # A buffered stream reads a column page by page: one row group of images can be larger than the memory.
         table = pq.ParquetFile(stream, buffer_size=1 << 20)
         column = _image_column(file.name, table.schema_arrow)
-        for batch in table.iter_batches(batch_size=16, columns=[column]):
+        _check_growth(file, table.metadata.num_rows, _column_bytes(table.metadata, column))
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
             values = batch.column(0)
             if pa.types.is_struct(values.type):
                 values = pc.struct_field(values, "bytes")
+            total += values.nbytes
+            _check_growth(file, row + len(values), total)  # the footer may have said less
             for value in values:
                 name = f"{file.name}#{row}"
                 row += 1
@@ -189,6 +197,21 @@ def _parquet_images(file: SourceFile, stream: BinaryIO) -> Iterator[tuple[str, b
             f"images {file.name}: cannot be read as Parquet, at row {row} ({type(error).__name__}: {error}). "
             "Check the file, or download it again."
         ) from error
+
+
+def _column_bytes(metadata: pq.FileMetaData, column: str) -> int:
+    """The bytes of a column, without its compression, as the footer says."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+
+
+def _check_growth(file: SourceFile, rows: int, size: int) -> None:
+    if rows > max(_FREE_ROWS, file.size) or size > _FREE_BYTES + _MOST_GROWTH * file.size:
+        raise UsageError(
+            f"images {file.name}: {rows:,} rows and {size:,} bytes out of a file of {file.size:,} bytes are no images. "
+            "Leave the file out, or write it again without what repeats or is empty."
+        )
 
 
 def _image_column(name: str, schema: pa.Schema) -> str:

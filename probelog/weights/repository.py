@@ -46,9 +46,10 @@ def member(folder: Path, name: str) -> Path | None:
 def read_json(folder: Path, name: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
     """A JSON object of the repository, or None where there is no such file.
 
-    Stricter than Python's own reader: duplicate keys and deep nesting are refused, because two readers would
-    understand such a file differently. ``Infinity`` and ``NaN``, which Python writes and reads, are taken, because
-    configurations hold them where they do no harm: whoever uses a number checks that it is finite.
+    Stricter than Python's own reader: duplicate keys, deep nesting, whole numbers beyond 64 bits and anything but plain
+    UTF-8 are refused, because two readers would understand such a file differently. ``Infinity`` and ``NaN``, which
+    Python writes and reads, are taken, because configurations hold them where they do no harm: whoever uses a number
+    checks that it is finite.
 
     Raises:
         ItemFailure: CORRUPT_CONFIG, or UNSAFE_PATH as `member`.
@@ -70,7 +71,8 @@ def parse_object(data: bytes, name: str, reason: FailureReason, *, finite: bool 
     """
     numbers: dict[str, Any] = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
     try:
-        value = json.loads(data, object_pairs_hook=_unique, **numbers)
+        # Decoded here: of bytes, `json.loads` would guess the encoding.
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_int=_bounded, **numbers)
     except (ValueError, RecursionError) as error:
         raise ItemFailure(reason, f"{name} is not sound JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
@@ -113,6 +115,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _bounded(text: str) -> int:
+    value = int(text) if len(text) <= 20 else 1 << 64
+    if not -(1 << 63) <= value < 1 << 64 or text == "-0":  # which other readers take for a fraction
+        raise ValueError(f"{text[:20]} is no whole number of 64 bits")
+    return value
 
 
 def _finite(text: str) -> float:

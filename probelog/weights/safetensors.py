@@ -17,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.storage.schemas import clean_unicode
 from probelog.weights.repository import member, parse_object, read_json
 
 WEIGHTS = "model.safetensors"
@@ -88,7 +89,11 @@ def read_header(path: Path) -> Header:
         described = parse_object(
             stream.read(length), f"the header of {path.name}", FailureReason.CORRUPT_WEIGHTS
         )
-    described.pop("__metadata__", None)
+    metadata = described.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise _corrupt(path, "its metadata are not texts by name")
     start = 8 + length
     tensors = [_tensor(path, name, entry, start) for name, entry in described.items()]
     position = start
@@ -103,6 +108,8 @@ def read_header(path: Path) -> Header:
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     label = f"tensor {name[:100]!r}"
+    if clean_unicode(name) != name:
+        raise _corrupt(path, f"{label} has a name that is no valid Unicode")
     if not isinstance(entry, dict):
         raise _corrupt(path, f"{label} lacks dtype, shape or data_offsets")
     try:
