@@ -350,7 +350,12 @@ class HubClient:
             sent = {**encoding, **headers, **(self._authorization if ours else {})}
             request = self._http.build_request("GET", current, headers=sent)
             clock.begin_headers(self.retry.connect_timeout + self.retry.read_timeout)
-            response = self._sent(url, current, request)
+            response = self._sent(url, request)
+            if not clock.answered:
+                # It came behind the last answer on this connection: whoever could slip it in there chose what it answers.
+                response.extensions["network_stream"].close()
+                response.close()
+                raise BrokenAnswerError("answered before it was asked")
             try:
                 for name, value in response.headers.items():
                     seen.setdefault(name, value)
@@ -366,12 +371,13 @@ class HubClient:
                 response.close()
         raise HubError(f"{url} redirects more than {_MAX_REDIRECTS} times")
 
-    def _sent(self, url: str, current: httpx.URL, request: httpx.Request) -> httpx.Response:
+    def _sent(self, url: str, request: httpx.Request) -> httpx.Response:
         import httpx
 
         from probelog.hub.network import AddressError
 
         try:
+            self._network.check_literal(request.url.host)
             return self._http.send(request, stream=True)
         except AddressError as error:
             raise HubError(
@@ -380,24 +386,31 @@ class HubClient:
             ) from error
         except httpx.InvalidURL as error:  # it prepares the next hop though it is not to follow it
             raise HubError(f"{url} redirects to what is no address") from error
-        except ValueError as error:  # reason: h11 and httpx read some headers (lengths, ports) without a limit
-            raise BrokenAnswerError(f"answered with headers that make no sense: {str(error)[:200]}") from error
+        except (
+            ValueError
+        ) as error:  # reason: h11 and httpx read some headers (lengths, ports) without a limit
+            raise BrokenAnswerError(
+                f"answered with headers that make no sense: {str(error)[:200]}"
+            ) from error
 
     def _redirected(self, kind: Kind, url: str, current: httpx.URL, location: str) -> httpx.URL:
         import httpx
 
         try:
             target = current.join(location)
-            if len(location) > _MAX_ADDRESS:
-                raise ValueError("too long")
+            if len(location) > _MAX_ADDRESS or not target.host:  # reading an international host can fail too
+                raise ValueError("too long, or without a host")
         except (httpx.InvalidURL, ValueError) as error:
             raise HubError(f"{url} redirects to what is no address: {location[:200]!r}") from error
         shown = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"[:300]
-        if target.scheme not in ("http", "https") or not target.host:
+        if target.scheme not in ("http", "https"):
             raise HubError(f"{url} redirects to {shown}, which is not followed")
         if current.scheme == "https" and target.scheme == "http":
             raise HubError(f"{url} redirects to {shown}, without encryption, which is not followed")
-        if target.userinfo not in (b"", self._origin.userinfo):  # httpx would send it as a user's name and password
+        if target.userinfo not in (
+            b"",
+            self._origin.userinfo,
+        ):  # httpx would send it as a user's name and password
             raise HubError(f"{url} redirects to {shown} with a password, which is not followed")
         moved = (target.scheme, target.netloc) != (self._origin.scheme, self._origin.netloc)
         if kind == "api" and moved:

@@ -286,7 +286,9 @@ class _Endless:
                 f"{self.endpoint} lists {len(items)} models on a page; {_MOST_PER_PAGE} are accepted"
             )
         names = [item.get("id") for item in items if isinstance(item, dict)]
-        fresh = {name for name in names if isinstance(name, str) and len(name) <= _LONGEST_ID} - self.recent.keys()
+        fresh = {
+            name for name in names if isinstance(name, str) and len(name) <= _LONGEST_ID
+        } - self.recent.keys()
         self.recent.update(dict.fromkeys(fresh))
         while len(self.recent) > _REMEMBERED:
             del self.recent[next(iter(self.recent))]

@@ -39,7 +39,9 @@ class Reach(IntEnum):
     EVERYWHERE = 0
     NETWORK = 1
     MACHINE = 2
-    NOWHERE = 3  # link-local addresses, where clouds give out credentials, and what is no host's address at all
+    NOWHERE = (
+        3  # link-local addresses, where clouds give out credentials, and what is no host's address at all
+    )
 
 
 # Where clouds answer their machines outside of the link-local range: AWS over IPv6, Alibaba, Azure, Oracle.
@@ -78,6 +80,11 @@ class Clock:
         self._header_bytes = MAX_HEADER_BYTES
         self._until = min(self._end, time.monotonic() + seconds)
 
+    @property
+    def answered(self) -> bool:
+        """Whether any byte came since the request was sent."""
+        return self._header_bytes != MAX_HEADER_BYTES
+
     def begin_piece(self, seconds: float) -> None:
         """The next piece of the body must be there in so many seconds."""
         self._header_bytes = None
@@ -113,8 +120,10 @@ class Network:
         for transport in {client._transport, *filter(None, client._mounts.values())}:
             pool = getattr(transport, "_pool", None)
             if not hasattr(pool, "_network_backend"):
-                raise RuntimeError(f"httpx {httpx.__version__} is not known: its connections cannot be guarded")
-            proxied = not type(pool) is httpcore.ConnectionPool
+                raise RuntimeError(
+                    f"httpx {httpx.__version__} is not known: its connections cannot be guarded"
+                )
+            proxied = type(pool) is not httpcore.ConnectionPool
             pool._network_backend = _Backend(self, check_addresses=not proxied)
 
     @contextlib.contextmanager
@@ -151,7 +160,9 @@ class Network:
         if host == self._hub.host:
             return
         with contextlib.suppress(OSError, ValueError):
-            address = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))  # 127.1 and 0x7f000001 too
+            address = (
+                host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))
+            )  # 127.1 and 0x7f000001 too
             self.refuse(host, address, reach(address))
         if host == "localhost" or host.endswith(".localhost"):
             self.refuse(host, host, Reach.MACHINE)
@@ -169,7 +180,7 @@ class _Backend(httpcore.NetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         network = self._network
         clock = network.clock
@@ -239,5 +250,5 @@ class _Stream(httpcore.NetworkStream):
     def close(self) -> None:
         self._stream.close()
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - as httpcore has it
         return self._stream.get_extra_info(info)
