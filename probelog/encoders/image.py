@@ -7,26 +7,40 @@ rescale in float64, normalise in float32), so that the pixels are equal, not onl
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from probelog.encoders.decoding import UnreadableImageError, decode, to_rgb
-from probelog.encoders.text import open_session, read_settings, unit_rows
-from probelog.errors import QueryError
+from probelog.encoders.process import EncoderProcess
+from probelog.encoders.text import DIMENSION, embedded, onnx_bytes, read_settings, unit_rows
+from probelog.errors import QueryError, StoreError
+from probelog.storage.records import Check, each, is_count, is_finite
 from probelog.storage.versions import MADE_BY
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 SETTINGS_VERSION = 1
 _MAX_BYTES = 256 << 20
+# Pixels of a side. No encoder takes more than half as many.
+_MOST_PIXELS = 2048
+_EDGE: Check = (
+    f"from 1 to {_MOST_PIXELS} pixels",
+    lambda value: is_count(value) and 0 < value <= _MOST_PIXELS,
+)
+_SIZE: Check = (
+    f"height and width, from 1 to {_MOST_PIXELS} pixels",
+    lambda value: each(_EDGE[1])(value) and len(value) == 2,
+)
+_FILTER: Check = ("the number of a filter", lambda value: is_count(value) and value in set(Image.Resampling))
+_CHANNELS: Check = ("a number for each channel", lambda value: each(is_finite)(value) and len(value) == 3)
+_DEVIATIONS: Check = (
+    "a number above 0 for each channel",
+    lambda value: _CHANNELS[1](value) and min(value) > 0,
+)
 ImageSource = Image.Image | str | os.PathLike[str] | bytes
 
 
@@ -41,14 +55,14 @@ class ImageSettings:
 
     input: str
     output: str
-    dimension: int
-    shortest_edge: int | None
-    exact: list[int] | None
-    resample: int
-    crop: list[int] | None
+    dimension: int = field(metadata={"check": DIMENSION})
+    shortest_edge: int | None = field(metadata={"check": _EDGE})
+    exact: list[int] | None = field(metadata={"check": _SIZE})
+    resample: int = field(metadata={"check": _FILTER})
+    crop: list[int] | None = field(metadata={"check": _SIZE})
     rescale: float | None
-    mean: list[float] | None
-    std: list[float] | None
+    mean: list[float] | None = field(metadata={"check": _CHANNELS})
+    std: list[float] | None = field(metadata={"check": _DEVIATIONS})
     made_with: dict[str, str] = field(default_factory=dict)
     version: int = SETTINGS_VERSION
     made_by: str = MADE_BY
@@ -65,7 +79,12 @@ class ImageSettings:
             SchemaVersionError: written by a newer ProbeLog.
             StoreError: not such settings.
         """
-        return read_settings(cls, settings, SETTINGS_VERSION, "image encoder")
+        read = read_settings(cls, settings, SETTINGS_VERSION, "image encoder")
+        if read.crop is None and read.exact is None:
+            raise StoreError(
+                "the index's image encoder settings are damaged: images of all sizes. Publish the index again."
+            )
+        return read
 
 
 def pixels(image: Image.Image, settings: ImageSettings) -> NDArray[np.float32]:
@@ -105,10 +124,15 @@ class ImageEncoder:
     """
 
     def __init__(self, onnx: bytes | str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        self._onnx = onnx
         self.settings = ImageSettings.from_dict(settings)
-        self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = None
+        tower = {
+            "input_name": self.settings.input,
+            "output": self.settings.output,
+            "dimension": self.settings.dimension,
+        }
+        self._process = EncoderProcess(
+            "image encoder", {"open": "image", "settings": tower}, [onnx_bytes(onnx)]
+        )
 
     @property
     def dimension(self) -> int:
@@ -129,7 +153,6 @@ class ImageEncoder:
             QueryError: an image cannot be read; names it.
             StoreError: the model of the index is damaged.
         """
-        session = self._open_session()
         parts = [np.empty((0, self.dimension), dtype=np.float32)]
         for start in range(0, len(images), batch_size):
             batch = [
@@ -139,18 +162,15 @@ class ImageEncoder:
             views = [np.stack(batch)]
             if mirror:
                 views.append(np.ascontiguousarray(views[0][..., ::-1]))
-            embeddings = [
-                unit_rows(session.run([self.settings.output], {self.settings.input: view})[0])
-                for view in views
-            ]
-            parts.append(np.sum(embeddings, axis=0, dtype=np.float32))
+            parts.append(np.sum([self._embedded(view) for view in views], axis=0, dtype=np.float32))
         return unit_rows(np.concatenate(parts))
 
-    def _open_session(self) -> onnxruntime.InferenceSession:
-        with self._lock:
-            if self._session is None:
-                self._session = open_session(self._onnx, "image encoder")
-            return self._session
+    def _embedded(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings (images, dimension) of unit length, of pixels (images, 3, height, width)."""
+        header = {"shape": pixels.shape}
+        return unit_rows(
+            embedded(self._process, header, len(pixels), self.dimension, [pixels.data.cast("B")])
+        )
 
 
 def _opened(source: ImageSource, position: int) -> Image.Image:

@@ -1,38 +1,45 @@
 """The query side's text encoder: ONNX and a tokenizer file, with neither torch nor the Hub.
 
+Both are untrusted: they are used in a process of their own (`probelog.encoders.process`).
+
 An index carries these files (see `probelog.encoders.onnx_export`), so that a text is embedded on an analyst's machine
 exactly as the encoder that embedded the probes would have done.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import string
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from probelog.encoders.process import EncoderProcess
 from probelog.errors import StoreError
+from probelog.storage.records import Check, each, is_count, read_record
 from probelog.storage.schemas import clean_unicode
 from probelog.storage.versions import MADE_BY, check_version
+from probelog.terminal import printable
 
 if TYPE_CHECKING:
-    import onnxruntime
-    import tokenizers
+    from _typeshed import DataclassInstance
 
 SETTINGS_VERSION = 1
-_THREADS = 2
+DIMENSION: Check = ("from 1 to 65536", lambda value: is_count(value) and 0 < value <= 1 << 16)
+_TOKENS = ["input_ids", "attention_mask", "token_type_ids"]
+_INPUTS: Check = (
+    f"one or more of {', '.join(_TOKENS)}",
+    lambda value: each(_TOKENS.__contains__)(value) and 0 < len(value) <= len(_TOKENS),
+)
 _WORD = re.compile(r"\w+|[^\w\s]+")
 _PUNCTUATION = frozenset(string.punctuation)
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,9 @@ class TextSettings:
     padding themselves are part of the tokenizer file. ``made_with`` is provenance only.
     """
 
-    inputs: list[str]
+    inputs: list[str] = field(metadata={"check": _INPUTS})
     output: str
-    dimension: int
+    dimension: int = field(metadata={"check": DIMENSION})
     max_length: int
     fixed_length: bool
     pad_id: int
@@ -70,18 +77,24 @@ class TextSettings:
 
 
 def read_settings(kind: type[Settings], settings: Mapping[str, Any], version: int, what: str) -> Settings:
-    """Versioned JSON settings as the dataclass ``kind`` (shared with the image encoder)."""
+    """Versioned JSON settings as the dataclass ``kind`` (shared with the image encoder).
+
+    Raises:
+        SchemaVersionError: written by a newer ProbeLog.
+        StoreError: not such settings.
+    """
     check_version(settings, version, "the index", f"{what} settings")
-    try:
-        return kind(**settings)
-    except TypeError as error:
+    unknown = settings.keys() - {item.name for item in fields(kind)}
+    if unknown:
         raise StoreError(
-            f"the index's {what} settings are damaged: {error}. Publish the index again."
-        ) from error
+            f"the index's {what} settings are damaged: nobody knows their entry {printable(min(unknown), 60)!r}. "
+            "Publish the index again."
+        )
+    return read_record(kind, settings, "the index", f"{what} settings")
 
 
 class TextEncoder:
-    """Embeds texts with an exported text tower. Cheap to make (the model is read at the first call), thread-safe.
+    """Embeds texts with an exported text tower. Cheap to make (its process starts at the first call), thread-safe.
 
     Args:
         onnx: the model's bytes, or the path of its file.
@@ -92,28 +105,18 @@ class TextEncoder:
     def __init__(
         self, onnx: bytes | str | os.PathLike[str], tokenizer_json: str, settings: Mapping[str, Any]
     ) -> None:
-        self._onnx = onnx
-        self._tokenizer_json = tokenizer_json
         self.settings = TextSettings.from_dict(settings)
-        self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = None
-        self._tokenizer: tokenizers.Tokenizer | None = None
-        self._unknown_id: int | None = None
+        tower = {name: getattr(self.settings, name) for name in ("inputs", "output", "dimension")}
+        self._process = EncoderProcess(
+            "text encoder",
+            {"open": "text", "settings": tower},
+            [onnx_bytes(onnx), tokenizer_json.encode("utf-8", "replace")],
+        )
 
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
         return self.settings.dimension
-
-    def tokens(self, texts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """The model's inputs for some texts, each (texts, tokens), truncated and padded as in training."""
-        encodings = self._open_tokenizer().encode_batch([clean_unicode(text) for text in texts])
-        columns = {
-            "input_ids": [item.ids for item in encodings],
-            "attention_mask": [item.attention_mask for item in encodings],
-            "token_type_ids": [item.type_ids for item in encodings],
-        }
-        return {name: np.array(columns[name], dtype=np.int64) for name in self.settings.inputs}
 
     def embed(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
         """Embeddings (texts, dimension) of unit length.
@@ -121,48 +124,21 @@ class TextEncoder:
         Raises:
             StoreError: the model or the tokenizer of the index is damaged.
         """
-        session = self._open_session()
         parts = [np.empty((0, self.dimension), dtype=np.float32)]
         for start in range(0, len(texts), batch_size):
-            inputs = self.tokens(texts[start : start + batch_size])
-            parts.append(session.run([self.settings.output], inputs)[0])
+            batch = [clean_unicode(text) for text in texts[start : start + batch_size]]
+            parts.append(embedded(self._process, {"texts": batch}, len(batch), self.dimension))
         return unit_rows(np.concatenate(parts))
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the vocabulary does not hold, in order; none for byte-level vocabularies."""
-        tokenizer = self._open_tokenizer()
-        unknown: dict[str, None] = {}
-        for word in words(text):
-            ids = tokenizer.encode(word, add_special_tokens=False)
-            real = [token for token, mask in zip(ids.ids, ids.attention_mask, strict=True) if mask]
-            if self._unknown_id in real or not real:
-                unknown[word] = None
-        return list(unknown)
-
-    def _open_tokenizer(self) -> tokenizers.Tokenizer:
-        with self._lock:
-            if self._tokenizer is None:
-                from tokenizers import Tokenizer
-
-                try:
-                    tokenizer = Tokenizer.from_str(self._tokenizer_json)
-                    model = json.loads(self._tokenizer_json)["model"]
-                except Exception as error:  # reason: tokenizers raises bare Exception on damaged files
-                    raise StoreError(
-                        f"the index's tokenizer is damaged: {error}. Publish the index again."
-                    ) from error
-                unknown = model.get("unk_token")
-                self._unknown_id = (
-                    tokenizer.token_to_id(unknown) if unknown is not None else model.get("unk_id")
-                )
-                self._tokenizer = tokenizer
-            return self._tokenizer
-
-    def _open_session(self) -> onnxruntime.InferenceSession:
-        with self._lock:
-            if self._session is None:
-                self._session = open_session(self._onnx, "text encoder")
-            return self._session
+        listed = words(text)
+        if not listed:
+            return []
+        unknown = self._process.ask({"words": listed}, len(listed))
+        return list(
+            dict.fromkeys(word for word, is_unknown in zip(listed, unknown, strict=True) if is_unknown)
+        )
 
 
 def words(text: str) -> list[str]:
@@ -170,27 +146,31 @@ def words(text: str) -> list[str]:
     return [word for word in _WORD.findall(clean_unicode(text)) if not _PUNCTUATION.issuperset(word)]
 
 
-def open_session(onnx: bytes | str | os.PathLike[str], what: str) -> onnxruntime.InferenceSession:
-    """An ONNX model on the CPU with few threads: a query is small, and a search server has many at once.
+def onnx_bytes(onnx: bytes | str | os.PathLike[str]) -> bytes:
+    """The bytes of a model that is given as such, or as the path of its file."""
+    return onnx if isinstance(onnx, bytes) else Path(onnx).read_bytes()
+
+
+def embedded(
+    process: EncoderProcess,
+    header: Mapping[str, Any],
+    count: int,
+    dimension: int,
+    blobs: Sequence[memoryview] = (),
+) -> NDArray[np.float32]:
+    """Embeddings (count, dimension) that a tower answers with, finite and not zero.
 
     Raises:
-        StoreError: the model is damaged.
+        StoreError: they are not, or the tower is damaged.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    options.intra_op_num_threads = min(_THREADS, cores)
-    options.inter_op_num_threads = 1
-    # Threads that wait by spinning take the core from the search that follows: on one core it took twice as long.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            onnx if isinstance(onnx, bytes) else str(Path(onnx)), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # reason: onnxruntime's errors share no base but Exception
-        raise StoreError(f"the index's {what} is damaged: {error}. Publish the index again.") from error
+    answer = process.ask(header, count * dimension * 4, blobs)
+    rows = np.frombuffer(answer, np.float32).reshape(count, dimension)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    if not np.isfinite(lengths).all():
+        raise process.damaged("it gives numbers that are not finite")
+    if not lengths.all():
+        raise process.damaged("it gives embeddings of zeros")
+    return rows
 
 
 def unit_rows(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -6,66 +6,47 @@ An index may come from anybody: every value is untrusted and checked when the re
 from __future__ import annotations
 
 import json
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeGuard
+from typing import Any
 
-from probelog.errors import StoreError
 from probelog.ranking.confidence import Confidence
+from probelog.storage.layout import is_generation_name
+from probelog.storage.records import Check, each, is_count, is_finite, is_number, is_text, read_record
 
-_MOST = 2**53
-
-
-Check = tuple[str, Callable[[Any], bool]]
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return type(value) in (int, float)
-
-
-def _is_finite(value: object) -> TypeGuard[int | float]:
-    return _is_number(value) and abs(value) < 1e300  # an integer may be too large for a float
-
-
-def _are_texts(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+# Texts of a query are put into each of them.
+_MOST_PROMPTS = 1000
 
 
 def _is_run(value: object) -> bool:
     if not isinstance(value, dict) or value.keys() != {"models", "failures"}:
         return False
     failures = value["failures"]
-    counts = [value["models"], *(failures.values() if isinstance(failures, dict) else [None])]
-    return all(type(count) is int and 0 <= count <= _MOST for count in counts)
+    return all(
+        map(is_count, [value["models"], *(failures.values() if isinstance(failures, dict) else [None])])
+    )
 
 
-_SHARE: Check = ("a share above 0", lambda value: _is_finite(value) and 0 < value <= 1)
-_POSITIVE: Check = ("a number above 0", lambda value: _is_finite(value) and value > 0)
-_PROMPTS: Check = ("a list of prompts", lambda value: _are_texts(value) and len(value) > 0)
+_SHARE: Check = ("a share above 0", lambda value: is_finite(value) and 0 < value <= 1)
+_POSITIVE: Check = ("a number above 0", lambda value: is_finite(value) and value > 0)
+_PROMPTS: Check = (
+    "a list of prompts",
+    lambda value: each(is_text)(value) and 0 < len(value) <= _MOST_PROMPTS,
+)
 # Of very few values none is held out: the error of none is not a number.
 _ERROR: Check = (
     "an error, 0 or more",
-    lambda value: _is_number(value) and (value != value or 0 <= value < 1e300),
+    lambda value: is_number(value) and (value != value or 0 <= value < 1e300),
 )
 _RUN: Check = ("counts of models and of failures by reason", _is_run)
-# What any value of a type must be.
-_CHECKS: dict[type, Check] = {
-    bool: ("true or false", lambda value: type(value) is bool),
-    int: ("a count", lambda value: type(value) is int and 0 <= value <= _MOST),
-    float: ("a finite number", _is_finite),
-    str: ("a text", lambda value: isinstance(value, str)),
-    dict: ("an object", lambda value: isinstance(value, dict)),
-    list: ("a list of texts", _are_texts),
-}
+_GENERATION: Check = ("a generation's name", is_generation_name)
 
 
 @dataclass(frozen=True)
 class UpdateBase:
     """The whole generation that another one is an update of, and its numbers of models and of rows of logits."""
 
-    generation: str
+    generation: str = field(metadata={"check": _GENERATION})
     models: int
     rows: int
 
@@ -131,7 +112,7 @@ class GenerationSettings:
     prompts: list[str] = field(metadata={"check": _PROMPTS})
     method: str
     sharpness: float = field(metadata={"check": _POSITIVE})
-    confidence: Confidence
+    confidence: Confidence = field(metadata={"read": Confidence.from_dict})
     background_concepts: int
     watermark: str | None
     listed: str
@@ -174,34 +155,4 @@ class GenerationSettings:
         Raises:
             StoreError: an entry is missing or invalid.
         """
-        return _record(cls, content, where, "settings")
-
-
-Record = typing.TypeVar("Record", GenerationSettings, UpdateBase)
-
-
-def _record(kind: type[Record], content: object, where: str, label: str) -> Record:
-    if not isinstance(content, Mapping):
-        raise StoreError(f"{where} is damaged: its {label} is no object")
-    field_types = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for item in fields(kind):
-        optional = isinstance(field_types[item.name], types.UnionType)
-        hint = typing.get_args(field_types[item.name])[0] if optional else field_types[item.name]
-        value: Any = content.get(item.name)
-        if value is None and optional:
-            values[item.name] = None
-        elif hint is Confidence:
-            values[item.name] = Confidence.from_dict(content.get(item.name, {}))
-        elif hint is UpdateBase:
-            values[item.name] = _record(UpdateBase, value, where, f"{label}' {item.name}")
-        else:
-            plain = typing.get_origin(hint) or hint
-            requirement, is_valid = item.metadata.get("check", _CHECKS[plain])
-            if item.name not in content or not is_valid(value):
-                problem = f"is {value!r:.60}" if item.name in content else "is missing"
-                raise StoreError(
-                    f"{where} is damaged: {item.name} in its {label} {problem}; it must be {requirement}"
-                )
-            values[item.name] = float(value) if plain is float else value
-    return kind(**values)
+        return read_record(cls, content, where, "settings")

@@ -198,11 +198,11 @@ class Confidence:
         except (KeyError, TypeError) as error:
             raise StoreError(f"the index's confidence is incomplete ({error!r})") from None
         if not all(_is_number(weight) for weight in weights) or min(weights[1:]) < 0:
-            raise StoreError(f"the index's confidence has weights that are none: {weights!r}")
+            raise StoreError(f"the index's confidence has weights that are none: {weights!r:.200}")
         if not all(type(count) is int for count in counts) or not 0 <= counts[1] <= counts[0]:
-            raise StoreError(f"the index's confidence has counts that are none: {counts!r}")
+            raise StoreError(f"the index's confidence has counts that are none: {counts!r:.200}")
         if source not in (DECLARED_LABELS, POSTERIOR):
-            raise StoreError(f"the index's confidence has an unknown source: {source!r}")
+            raise StoreError(f"the index's confidence has an unknown source: {source!r:.60}")
         intercept, margin, score = map(float, weights)
         return cls(intercept, margin, score, source, *counts)
 

@@ -6,6 +6,7 @@ are below the index, which may be opened without the store around it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 CATALOGUES = "catalogue"
@@ -221,6 +222,14 @@ class EncoderFolder(_Folder):
     def receipt(self) -> str:
         """The settings of both towers, sizes and digests of the files; written last."""
         return self.file(RECEIPT)
+
+
+_GENERATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def is_generation_name(value: object) -> bool:
+    """Whether it can name a generation: an untrusted index must not name another folder by it, nor fill a terminal."""
+    return isinstance(value, str) and _GENERATION_NAME.fullmatch(value) is not None
 
 
 class GenerationFolder(_Folder):
