@@ -75,7 +75,8 @@ class SmallDescriptors(Descriptors):
     def stream(self) -> Iterator[ModelDescriptors]:
         for number, model in enumerate(self.models):
             own = LogitBatch(*(column[self._batch.model == number] for column in self._batch))
-            yield ModelDescriptors(model, number, *own[1:])
+            if len(own.model):
+                yield ModelDescriptors(model, number, *own[1:])
 
 
 def probed(model: Model) -> ProbedModel:
@@ -127,6 +128,15 @@ def test_a_generation_that_is_wrong_is_refused(fault: str, tmp_path: Path) -> No
     with pytest.raises(StoreError, match="generation first was not published: ") as error:
         check_generation(opened(index), expected(index))
     assert message in str(error.value)
+
+
+def test_a_model_of_constant_logits_alone_is_held_without_logits(tmp_path: Path) -> None:
+    def without_one(batch: LogitBatch) -> LogitBatch:
+        return LogitBatch(*(column[batch.model != 4] for column in batch))
+
+    index = written(tmp_path, without_one)
+    made_of = expected(replace(index, batch=without_one(index.batch)))
+    check_generation(opened(index), replace(made_of, missing=9, dropped=9))
 
 
 def test_descriptors_that_lack_logits(sound: SmallIndex) -> None:

@@ -44,6 +44,25 @@ def test_a_direction_of_zeros_and_none_at_all() -> None:
     assert basis.decode(basis.encode(np.zeros((0, 4)))).shape == (0, 4)
 
 
+def test_the_first_axes_are_those_along_which_logits_and_queries_differ() -> None:
+    """What all have in common says nothing, and a few queries count as much as many logits."""
+    random, common = np.random.default_rng(3), 5 * np.eye(6)[5]
+    gallery = common + random.normal(size=(400, 6)) * [0.8, 0.5, 0, 0, 0, 0]
+    queries = common + random.normal(size=(40, 6)) * [0, 0, 0.01, 0, 0, 0]
+    basis = Basis.fit(gallery, Background(queries, 3.0))
+    assert np.abs(basis.axes[:3]).argmax(axis=1).tolist() == [2, 0, 1]
+    np.testing.assert_allclose(basis.centre, gallery.mean(axis=0), atol=1e-5)
+    assert basis.middle == pytest.approx(Background(queries, 3.0).offsets(gallery).mean())
+
+
+def test_a_basis_is_read_as_it_was_stored() -> None:
+    basis = Basis.fit(unit(0, 30, 9), Background(unit(1, 5, 9), 3.0))
+    read = Basis.from_array(basis.array(), basis.middle, basis.sharpness)
+    np.testing.assert_array_equal(read.axes, basis.axes)
+    np.testing.assert_array_equal(read.centre, basis.centre)
+    assert (read.middle, read.sharpness) == (basis.middle, 3.0)
+
+
 def kindred(seed: int, count: int, dimension: int) -> np.ndarray:
     """Unit vectors whose spectrum falls as that of real logits' directions does."""
     spectrum = np.arange(1, dimension + 1) ** -1.5

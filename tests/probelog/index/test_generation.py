@@ -17,7 +17,7 @@ from probelog.index.arrow import fixed_binary, fixed_lists, matrix_of, structure
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import Pointer
 from probelog.index.schema import MODEL_FACTS, probes_schema
-from probelog.index.tables import first_line, is_valid_sql_text, sql_in, sql_literal
+from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_tables
 from probelog.publication.update import Changes, write_update
@@ -224,6 +224,19 @@ def test_the_logits_of_an_update(updated: Generation) -> None:
         updated.meta("unheard-of")
 
 
+def test_weights_that_come_back_with_two_models_are_numbered_once(tmp_path: Path) -> None:
+    """The first takes the number that was left vacant, the second gets one of its own."""
+    index = Store(tmp_path)
+    back = update(index, whole(index), [1], [("new/x", 1, "b"), ("new/y", 1, "b")])
+    found = back.models_named("repo", ["new/x", "new/y"], ["repo", "weights", "first_row", "copies"])
+    assert [(row["repo"], row["weights"], row["first_row"], row["copies"]) for row in found] == [
+        ("new/x", 1, 2, 2),
+        ("new/y", 1, 2, 2),
+    ]
+    assert [row["id"] for row in found] == [1, 5]
+    assert back.size == back.settings.logits - 2 - 1 == 7, "shared rows are written once"
+
+
 def test_an_update_of_a_large_generation(tmp_path: Path) -> None:
     index = Store(tmp_path)
     models = [*BASE, ("x/many", 300, "x")]
@@ -289,6 +302,15 @@ def test_a_generation_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot be read \(settings\): there is no such folder"):
         Generation(Store(tmp_path), Pointer("none", "s", "p"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_of_buckets_it_is_said_how_they_are_read_without_credentials(tmp_path: Path) -> None:
+    (tmp_path / "generations" / "base").mkdir(parents=True)
+    with (
+        pytest.raises(StoreError, match=r"generation base cannot be read \(models\): no credentials$"),
+        Tables(Store(tmp_path), "base").reading("models"),
+    ):
+        raise OSError("no credentials")
 
 
 def test_made_once_and_kept(base: Generation) -> None:
