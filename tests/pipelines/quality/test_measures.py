@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.labels.labels import Lexicon
-from pipelines.quality.agreement import declared_names, label_agreement
+from pipelines.quality.agreement import (
+    NamingAgreement,
+    _kept_models_measure,
+    declared_names,
+    label_agreement,
+)
 from pipelines.quality.canaries import Canary, KnownModels, background_canaries, compare, read_canaries
 from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.measure import Measure, least_paired_fall, least_rise, wilson
@@ -48,6 +53,11 @@ def test_difference_as_published() -> None:
     """Newcombe 1998 (Statistics in Medicine 17:873), table II, method 10: 56/70 - 48/80 and 10/10 - 0/10."""
     assert least_rise(56, 70, 48, 80, 1.959964) == pytest.approx(0.0524, abs=5e-5)
     assert least_rise(10, 10, 0, 10, 1.959964) == pytest.approx(0.6075, abs=5e-5)
+
+
+def test_a_paired_fall_by_hand() -> None:
+    """Half an observation more in each of the four cells: 40.5 fell and 0.5 rose of 102, (41/102 - .392^2) / 102."""
+    assert least_paired_fall(40, 0, 100, 1.959964) == pytest.approx(0.392157 - 1.959964 * 0.049327, abs=1e-5)
 
 
 @given(COUNTS)
@@ -230,6 +240,18 @@ def test_agreement_looks_at_labels_that_name_something() -> None:
     assert label_agreement("cat", eleventh[1:], lexicon).ten
     assert not label_agreement("cat", [hit("a", label="cat", negated=True)], lexicon).ten
     assert label_agreement("cat", [], lexicon).shown == "nothing with a label"
+
+
+def test_examples_are_the_models_that_fell_the_most() -> None:
+    def naming(repo: str, right: int) -> NamingAgreement:
+        return NamingAgreement(sampled(repo, "dog"), 4, right, f"{repo} is named otherwise")
+
+    before = [naming("a", 2), naming("b", 4), naming("c", 1), naming("d", 3)]
+    after = [naming("a", 2), naming("b", 3), naming("c", 2), naming("d", 0)]
+    measured = _kept_models_measure(after, before, 0.1, "")
+    assert measured.examples == ["d is named otherwise", "b is named otherwise"]
+    assert (measured.value, measured.before) == (7 / 16, 10 / 16)
+    assert measured.worse == least_paired_fall(1.0, 0.25, 4)
 
 
 # Failures
