@@ -465,6 +465,16 @@ def test_no_redirect_leaves_encryption_behind() -> None:
             hub._redirected("file", "x", secure, "http://storage.example/y")
 
 
+def test_refusals_whose_body_nobody_reads_use_up_no_connections(server: Server) -> None:
+    """A client opens a hundred connections at most."""
+    server.answers = [Answer(404, body=b"x" * 10)]
+    with client(server) as hub:
+        for _ in range(110):
+            with pytest.raises(HubRefusalError):
+                hub.json("/api/models/owner/none")
+    assert len(server.asked) == 110
+
+
 def test_a_client_that_was_left_is_closed(server: Server) -> None:
     with client(server) as hub:
         pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Mapping
 
 import pytest
@@ -66,6 +68,24 @@ def test_the_wait_is_never_so_short_that_it_is_none() -> None:
     bucket.acquire("api")
     clock.now += 10 - 1e-6
     assert bucket.try_acquire("api") == 1e-3
+
+
+def test_two_threads_do_not_take_the_same_token() -> None:
+    """The second asks while the first has looked how many there are and not yet taken one."""
+    bucket, waits = limit(Clock(), {"api": 1}), list[float]()
+    second = threading.Thread(target=lambda: waits.append(bucket.try_acquire("api")))
+
+    class Interrupted(deque[float]):
+        def append(self, taken: float) -> None:
+            if second.ident is None:
+                second.start()
+                second.join(0.2)
+            super().append(taken)
+
+    bucket._taken["api"] = Interrupted()
+    waits.append(bucket.try_acquire("api"))
+    second.join()
+    assert sorted(waits) == [0.0, 10.0]
 
 
 def test_acquiring_sleeps_until_there_is_a_token() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from probelog.errors import QueryError, StoreError
 from probelog.index.arrow import fixed_binary, fixed_lists, matrix_of, structured
-from probelog.index.generation import Generation, Logits
+from probelog.index.generation import Generation, Logits, _Once
 from probelog.index.pointer import Pointer
 from probelog.index.schema import MODEL_FACTS, probes_schema
 from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
@@ -316,6 +317,27 @@ def test_only_of_buckets_it_is_said_how_they_are_read_without_credentials(tmp_pa
 def test_made_once_and_kept(base: Generation) -> None:
     assert base.all_logits is base.all_logits
     assert base.background is base.background == NAMES
+
+
+def test_made_once_though_two_threads_ask_at_the_same_time() -> None:
+    made: list[int] = []
+
+    class Asked:
+        _lock = threading.RLock()
+
+        @_Once
+        def value(self) -> int:
+            made.append(len(made))
+            if second.ident is None:
+                second.start()
+                second.join(0.2)
+            return made[-1]
+
+    asked: Any = Asked()
+    second = threading.Thread(target=lambda: asked.value)
+    assert asked.value == 0
+    second.join()
+    assert made == [0]
 
 
 # SQL and columns
