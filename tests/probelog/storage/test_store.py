@@ -49,6 +49,13 @@ def test_names_are_listed_sorted_below_a_folder(store: Store) -> None:
     assert store.child("x").names("deep") == ["deep/3.json"]
 
 
+def test_names_are_sorted_in_whatever_order_a_disk_lists_them(tmp_path: Path) -> None:
+    numbers = [f"many/{7 * number % 30:02}.json" for number in range(30)]
+    for name in numbers:
+        Store(tmp_path).write(name, b"{}")
+    assert Store(tmp_path).names("many") == sorted(numbers)
+
+
 def test_create_never_overwrites(store: Store) -> None:
     assert store.create("once", b"first")
     assert not store.create("once", b"second")
