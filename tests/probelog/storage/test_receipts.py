@@ -397,6 +397,8 @@ def test_logits_of_any_size_keep_their_digits(low: float, high: float) -> None:
         ([15.03125, 16.0], 15.515625, 1.0),
         ([-16.0, -15.03125], -15.515625, 1.0),
         ([0.0, 2.0**-120], 0.0, 2.0**-126),
+        ([1.0, 1.0 + 2.0**-11], 1.0 + 2.0**-12, 2.0**-24),  # both: far from 0, and nearly alike
+        ([2.0**20, 2.0**20 + 2.0**16], 2.0**20 + 2.0**15, 8.0),
     ],
 )
 def test_offset_and_scale_of_a_row(given: list[float], offset: float, scale: float) -> None:

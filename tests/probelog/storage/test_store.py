@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -133,6 +135,37 @@ def test_a_swap_is_tried_again_while_somebody_else_is_writing(
     monkeypatch.setattr(Store, "_put_if", refused)
     store.swap("pointer", b"1", None)
     assert store.read("pointer") == b"1"
+
+
+def test_a_put_that_another_one_is_in_the_way_of_is_sent_again(bucket: str, tmp_path: Path) -> None:
+    """The same with the answer of a store that says so: 409 ConditionalRequestConflict."""
+    from botocore.awsrequest import AWSResponse
+
+    store, sent = Store(f"{bucket}/{tmp_path.name}"), list[str]()
+
+    class Body(io.BytesIO):
+        def stream(self, **_: object) -> Iterator[bytes]:
+            yield self.read()
+
+    def refuse_the_first(request: Any, **_: object) -> AWSResponse | None:
+        sent.append(request.url)
+        xml = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+        return AWSResponse(request.url, 409, {}, Body(xml)) if len(sent) == 1 else None
+
+    store._client().meta.events.register("before-send.s3.PutObject", refuse_the_first)
+    store.swap("pointer", b"1", None)
+    assert len(sent) == 2
+    assert store.read("pointer") == b"1"
+
+
+def test_the_time_is_asked_for_below_the_stores_own_prefix(bucket: str, tmp_path: Path) -> None:
+    """Credentials may be good for nothing else."""
+    store, asked = Store(f"{bucket}/{tmp_path.name}/deep"), list[Any]()
+    store._client().meta.events.register(
+        "provide-client-params.s3.ListObjectsV2", lambda params, **_: asked.append(params)
+    )
+    store.time()
+    assert [params["Prefix"] for params in asked] == [f"{tmp_path.name}/deep"]
 
 
 def test_times_and_digests(store: Store) -> None:
