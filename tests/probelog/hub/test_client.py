@@ -15,6 +15,7 @@ import pytest
 
 from probelog.errors import UsageError
 from probelog.hub.client import (
+    MEBIBYTE,
     BrokenAnswerError,
     HubClient,
     HubError,
@@ -227,6 +228,7 @@ def test_waits_double_up_to_the_longest_and_vary_by_half() -> None:
 
 
 def test_default_retry_settings() -> None:
+    assert MEBIBYTE == 2**20
     assert Retry() == Retry(6, 1.0, 30.0, 20, 330.0, 10.0, 30.0, 1024.0, 300.0)
 
 
@@ -463,6 +465,21 @@ def test_no_redirect_leaves_encryption_behind() -> None:
             HubError, match=r"http://storage.example, without encryption, which is not followed"
         ):
             hub._redirected("file", "x", secure, "http://storage.example/y")
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_proxy_is_asked_for_what_is_not_on_this_machine(
+    server: Server, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9" if local else server.endpoint)
+    server.answers = [Answer(body=b"[1]")]
+    endpoint = server.endpoint if local else "http://hub.example"
+    with HubClient(endpoint, limiter=Counting(), retry=FAST) as hub:
+        assert hub.json("/api/models").value == [1]
+    ((path, _),) = server.asked
+    assert path == ("/api/models" if local else "http://hub.example/api/models")
 
 
 def test_refusals_whose_body_nobody_reads_use_up_no_connections(server: Server) -> None:
