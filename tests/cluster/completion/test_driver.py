@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.completion.describe import describe_parts
+from cluster.completion.describe import describe_parts, forget_described
 from cluster.completion.driver import Completion
 from cluster.completion.fit import Checkpoint, Fit
 from cluster.completion.shard import ShardSpec, partition_by_rows
@@ -147,6 +147,25 @@ def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -
             )
             np.testing.assert_allclose(np.stack(rows["direction"].to_numpy()), expected, atol=5e-4)
         assert start == table.num_rows
+
+
+def test_parts_that_are_described_are_not_described_again(tmp_path: Path) -> None:
+    store, receipts = ledger_of(tmp_path, 0.5)
+    columns = np.random.default_rng(2).standard_normal((PROBES, 3)).astype(np.float32)
+    settings = (columns, EMBEDDINGS.astype(np.float32), 0.01, 10, "completion/y")
+    heard: list[int] = []
+    first = describe_parts(store, receipts[1:2], *settings, progress=heard.append)
+    assert list(first) == [receipts[1].name]
+    (part,) = first.values()
+    assert part.rows == 4 * LOGITS
+    written = (tmp_path / part.path).stat().st_mtime_ns
+    parts = describe_parts(store, receipts, *settings, progress=heard.append)
+    assert heard == [1, 2, 3], "the part that there was is counted"
+    assert parts.keys() == {receipt.name for receipt in receipts}
+    assert parts[receipts[1].name] == part
+    assert (tmp_path / part.path).stat().st_mtime_ns == written
+    forget_described(store, "completion/y")
+    assert set(store.names("completion/y")) == {part.path for part in parts.values()}
 
 
 def test_nothing_to_complete_is_said(tmp_path: Path) -> None:
