@@ -73,6 +73,31 @@ def test_a_sample_is_a_store_of_its_own(tmp_path: Path) -> None:
     )
 
 
+def test_a_sample_keeps_its_rows_while_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read from disk is good until the next piece is read into the same memory."""
+    monkeypatch.setattr(rows, "_CHUNK_BYTES", 10_000)
+    store = filled(tmp_path, 0)
+    monkeypatch.setattr(rows, "_CHUNK_BYTES", 10**9)
+    sample = RowStore(tmp_path, 10**9)
+    for model in store.models():
+        sample.copy(model)
+    expected = [store.widened(model).values.copy() for model in store.models()]
+    for copied, values in zip(sample.models(), expected, strict=True):
+        np.testing.assert_array_equal(sample.widened(copied).values, values)
+
+
+def test_a_disk_that_takes_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [model.entries.copy() for model in filled(tmp_path, 10**9).models()]
+    write, read = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: write(file, data[:5000], place))
+    monkeypatch.setattr(os, "preadv", lambda file, views, place: read(file, [views[0][:3000]], place))
+    store = filled(tmp_path, 0)
+    for model, entries in zip(store.models(), expected, strict=True):
+        np.testing.assert_array_equal(model.entries, entries)
+
+
 def test_nothing_is_left_after_a_kill(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from tests.cluster.completion.test_rows import filled\n"

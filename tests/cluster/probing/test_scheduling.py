@@ -413,6 +413,30 @@ def test_a_silent_worker_is_taken_for_hung() -> None:
     assert farm.made[0] in farm.ended
 
 
+def test_the_oldest_item_of_a_worker_says_how_long_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that answers to everything else is hung all the same."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.01
+        return now[0]
+
+    def answer(item: str, worker: Worker) -> None:
+        if item != "silent":
+            now[0] += 0.02
+            worker.say(item)
+
+    monkeypatch.setattr("cluster.probing.scheduler.time.monotonic", clock)
+    farm = Farm(answer)
+    scheduler = farm.scheduler(1, silence_seconds=0.2, in_flight=2)
+    found = {outcome.item: outcome for outcome in scheduler.run(["silent", *items(50)])}
+    assert len(found) == 51
+    assert found["silent"].reason is FailureReason.TIMEOUT
+    assert farm.order.index("silent", 1) < 25, (
+        "it was given to another worker long before the others were done"
+    )
+
+
 def test_an_answer_of_a_worker_that_was_given_up_is_not_heard() -> None:
     def answer(item: str, worker: Worker) -> None:
         if worker is not farm.made[0]:

@@ -365,6 +365,20 @@ def test_the_token_goes_to_the_hub(
     assert headers["user-agent"].startswith("probelog/")
 
 
+def test_the_token_goes_to_nobody_else(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even to another name of the same machine."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    storage = server.endpoint.replace("127.0.0.1", "localhost")
+    server.answers = [Answer(302, headers={"Location": f"{storage}/stored"}), Answer()]
+    with client(server) as hub:
+        assert hub.call("file", server.endpoint + "/x", lambda answer: answer.storage) == "localhost"
+    sent = [(path, headers.get("authorization")) for path, headers in server.asked]
+    assert sent == [("/x", "Bearer hf_secret"), ("/stored", None)]
+
+
 def test_a_wrong_token_is_distinguished_from_a_missing_repository() -> None:
     assert HubRefusalError("a", 401, "", "Invalid credentials in header").bad_token
     assert not HubRefusalError("a", 403, "", "Invalid credentials in header").bad_token

@@ -446,6 +446,15 @@ def test_a_web_page_in_place_of_a_file_is_a_failure_of_the_download(
         hub.faulty.rules.clear()
 
 
+def test_a_page_that_is_known_by_its_type_alone(hub: Hub, write_repository: Write) -> None:
+    write_repository("ada/vit", values=1000)
+    row = hub.row("ada/vit")
+    row = replace(row, files=[RepoFile(file.path) for file in row.files])
+    page = faults.answer(200, {"content-type": "text/html; charset=utf-8"}, b"Please log in")
+    hub.faulty.spoil("config.json", page, times=1)
+    assert same(hub, "ada/vit", hub.get(row))
+
+
 def test_files_in_git_are_checked_by_its_digest(hub: Hub, write_repository: Write) -> None:
     write_repository("ada/vit", values=1000)
     row = hub.row("ada/vit")
