@@ -379,6 +379,14 @@ def test_the_token_goes_to_nobody_else(server: Server, monkeypatch: pytest.Monke
     assert sent == [("/x", "Bearer hf_secret"), ("/stored", None)]
 
 
+def test_cookies_are_not_kept(server: Server) -> None:
+    server.answers = [Answer(headers={"Set-Cookie": "visitor=7; Path=/"})]
+    with client(server) as hub:
+        for _ in range(2):
+            hub.json("/api/models")
+    assert not any("cookie" in headers for _, headers in server.asked)
+
+
 def test_a_wrong_token_is_distinguished_from_a_missing_repository() -> None:
     assert HubRefusalError("a", 401, "", "Invalid credentials in header").bad_token
     assert not HubRefusalError("a", 403, "", "Invalid credentials in header").bad_token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -242,6 +243,40 @@ def test_a_cut_transfer_resumes_where_it_was(hub: Hub, write_repository: Write) 
     assert ranges[0] is None
     assert ranges[1] is not None
     assert all("if-range" in request.headers for request in hub.faulty.asked("model.safetensors")[1:])
+
+
+def test_a_check_is_made_with_every_piece_and_can_end_the_download(hub: Hub, write_repository: Write) -> None:
+    class Enough(Exception):  # noqa: N818 - no error, a test's way out
+        pass
+
+    def check() -> None:
+        checks.append(len(checks))
+        if len(checks) == most:
+            raise Enough
+
+    write_repository("ada/vit", values=100_000)
+    checks: list[int] = []
+    most = -1
+    done = hub.get(hub.row("ada/vit"), check=check)
+    assert len(checks) >= len(done.files)
+    checks, most = [], 2
+    shutil.rmtree(hub.target)
+    with pytest.raises(Enough):
+        hub.get(hub.row("ada/vit"), check=check)
+    assert "model.safetensors" not in {file.name for file in hub.target.iterdir()}
+    assert not list(hub.target.glob(".*")), "a part was left behind"
+
+
+def test_a_server_that_knows_no_ranges_sends_the_file_again(hub: Hub, write_repository: Write) -> None:
+    write_repository("ada/vit", values=100_000)
+    row = hub.row("ada/vit")
+    whole = (hub.root / "ada/vit/model.safetensors").read_bytes()
+    hub.faulty.spoil("model.safetensors", faults.cut(100_000), times=1)
+    hub.faulty.spoil("model.safetensors", faults.answer(200, {}, whole), times=1)
+    assert same(hub, "ada/vit", hub.get(row))
+    ranges = [request.headers.get("range") for request in hub.faulty.asked("model.safetensors")]
+    assert len(ranges) == 2, "what came before is dropped, not added to"
+    assert ranges[1] is not None
 
 
 @pytest.mark.parametrize(

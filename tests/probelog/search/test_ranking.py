@@ -12,6 +12,7 @@ from probelog.search import ranking
 from probelog.search.query import Query
 from probelog.search.ranking import Filter, best, best_models, first_length
 from probelog.storage.store import Store
+from tests.probelog.publication.test_update import written_update
 from tests.support.worlds.small_index import Model, build
 
 MODELS = (
@@ -27,6 +28,17 @@ MODELS = (
 def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     small = build(Store(tmp_path_factory.mktemp("ranking")), models=MODELS)
     return Generation(small.store, small.pointer)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Generation:
+    """An update of an index that is searched by its shortlist, which here is as long as the index."""
+    base = build(Store(tmp_path_factory.mktemp("large")), models=MODELS, exact_logits=1, live=False)
+    added = (
+        Model("fay/new", tuple(f"new {i}" for i in range(5)), downloads=600),
+        Model("gus/copy", ("cat", "dog", "horse"), weights="digest of anna/pets", downloads=8),
+    )
+    return written_update(base, "update", ["dora/things"], added)
 
 
 def random_query(generation: Generation, seed: int = 0, negatives: int = 0) -> Query:
@@ -93,6 +105,23 @@ def test_the_best_are_the_best_by_score(generation: Generation, k: int, negative
     every = np.array([score for _, score in naive(generation, query)])
     assert matches.gallery.mean == pytest.approx(ScoreMoments.of(every).mean, abs=1e-4)
     assert matches.gallery.std == pytest.approx(ScoreMoments.of(every).std, abs=1e-4)
+
+
+@pytest.mark.parametrize("condition", [None, "downloads < 601", "downloads = 600"])
+@pytest.mark.parametrize("k", [1, 3, 100])
+def test_a_large_index_has_the_same_best_and_no_logit_twice(
+    large: Generation, condition: str | None, k: int
+) -> None:
+    assert large.large
+    assert len(large.recent) == 5
+    for seed in range(6):
+        query, chosen = random_query(large, seed), Filter(large, condition)
+        logits = all_logits_of(large)
+        allowed = {row for row, w in zip(logits.rows, chosen.allowed(logits.weights), strict=True) if w}
+        expected = [(row, score) for row, score in naive(large, query) if row in allowed][:k]
+        found = best(large, query, k, chosen)
+        assert found.logits.rows.tolist() == [row for row, _ in expected]
+        np.testing.assert_allclose(found.scores, [score for _, score in expected], atol=1e-5)
 
 
 def test_one_logit_may_be_left_out(generation: Generation) -> None:
@@ -210,6 +239,24 @@ def test_the_best_models_do_what_the_asked_ones_logits_do(generation: Generation
     )
     only = best_models(generation, asked, weights[0], k, Filter(generation, "downloads = 500"))
     assert [item.weights for item in only] == [weights[2]]
+
+
+@pytest.mark.parametrize("condition", [None, "downloads > 5"])
+def test_a_large_index_has_the_same_best_models(
+    large: Generation, condition: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are found by a shortlist of models, which larger ones are."""
+    monkeypatch.setattr(ranking, "_FILTERED", 0)
+    monkeypatch.setattr(ranking, "_LARGEST_SHARE", 1.0)
+    logits, chosen = all_logits_of(large), Filter(large, condition)
+    for number in np.unique(logits.weights).tolist():
+        asked = logits[logits.weights == number]
+        for k in (1, 2, 9):
+            expected = ranking._ranked(large, asked, [logits], number, k, chosen)
+            found = best_models(large, asked, number, k, chosen)
+            assert [item.weights for item in found] == [item.weights for item in expected]
+            assert number not in [item.weights for item in found]
+            np.testing.assert_allclose([i.score for i in found], [i.score for i in expected], atol=1e-5)
 
 
 def test_a_models_logits_may_lie_in_two_blocks(generation: Generation) -> None:
