@@ -241,13 +241,14 @@ def test_the_best_models_do_what_the_asked_ones_logits_do(generation: Generation
     assert [item.weights for item in only] == [weights[2]]
 
 
-@pytest.mark.parametrize("condition", [None, "downloads > 5"])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("condition", [None, "downloads > 5", "downloads > 1000000"])
 def test_a_large_index_has_the_same_best_models(
-    large: Generation, condition: str | None, monkeypatch: pytest.MonkeyPatch
+    large: Generation, condition: str | None, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that are found by a shortlist of models, which larger ones are."""
-    monkeypatch.setattr(ranking, "_FILTERED", 0)
-    monkeypatch.setattr(ranking, "_LARGEST_SHARE", 1.0)
+    """Also those that are found by a shortlist of models, or by all where that would be too long."""
+    monkeypatch.setattr(ranking, "_FILTERED", -1)
+    monkeypatch.setattr(ranking, "_LARGEST_SHARE", share)
     logits, chosen = all_logits_of(large), Filter(large, condition)
     for number in np.unique(logits.weights).tolist():
         asked = logits[logits.weights == number]
@@ -257,6 +258,24 @@ def test_a_large_index_has_the_same_best_models(
             assert [item.weights for item in found] == [item.weights for item in expected]
             assert number not in [item.weights for item in found]
             np.testing.assert_allclose([i.score for i in found], [i.score for i in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_candidates_are_the_models_that_score_well_for_all_of_a_models_logits(
+    large: Generation, count: int
+) -> None:
+    logits, everybody = all_logits_of(large), Filter(large, None)
+    for number in np.unique(logits.weights).tolist():
+        asked = logits[logits.weights == number]
+        scores = large.sharpness * (logits.coordinates @ asked.coordinates.T) - logits.offsets[:, None]
+        gains = {
+            other: float((scores[logits.weights == other].max(axis=0) - scores.min(axis=0)).sum())
+            for other in np.unique(logits.weights).tolist()
+            if other != number
+        }
+        first = sorted(gains, key=lambda other: -gains[other])[:count]
+        found = ranking._rows_of_candidates(large, asked, number, count, everybody)
+        assert found.tolist() == logits.rows[np.isin(logits.weights, first)].tolist()
 
 
 def test_a_models_logits_may_lie_in_two_blocks(generation: Generation) -> None:
