@@ -543,3 +543,25 @@ def test_every_entry_of_an_explicit_list_fails_alone(tmp_path: Path, write_repos
         hub.spoil("/api/models/", faults.answer(500))
         with pytest.raises(HubUnavailableError):
             crawl(ListingFilters(repos=names), endpoint)
+
+
+def test_a_hub_that_answers_now_and_then_is_no_silent_one(tmp_path: Path, write_repository: Write) -> None:
+    """Three entries in a row that it does not answer end a crawl; three in all do not."""
+    names = ("ada/one", "bad/one", "ada/two", "bad/two", "bad/three", "ada/three", "bad/four", "none/here")
+    for name in names[:-1]:
+        write_repository(name)
+    with faulty(tmp_path / "hub") as (endpoint, hub):
+        hub.spoil("/api/models/bad/", faults.answer(500))
+        (page,) = crawl(ListingFilters(repos=names), endpoint)
+        assert [row.repo for row in page.rows] == ["ada/one", "ada/two", "ada/three"]
+        assert len(page.failures) == 5
+        with pytest.raises(HubUnavailableError):
+            crawl(ListingFilters(repos=(*names[:5], "bad/four", "ada/three")), endpoint)
+
+
+def test_a_renamed_model_of_an_explicit_list_keeps_the_name_that_was_asked_for(
+    write_listing: Listing,
+) -> None:
+    hub = write_listing([{**entry(0), "id": "ada/new", "formerly": ["ada/old"]}])
+    with running(hub) as endpoint:
+        assert repos(crawl(ListingFilters(repos=("ada/old",)), endpoint)) == ["ada/old"]
