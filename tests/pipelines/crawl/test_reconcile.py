@@ -76,6 +76,7 @@ def test_every_reason_for_removal(hub: LiveHub, tmp_path: Path) -> None:
     assert found.unconfirmed == {}
     # Whoever is there and open is not asked for.
     assert len(hub.faults.asked("/api/models/owner/")) == 6
+    assert not hub.faults.asked("/resolve/"), "without a token no gated one opens"
 
 
 def test_known_repositories_are_not_missed_again(hub: LiveHub, tmp_path: Path) -> None:
@@ -85,6 +86,20 @@ def test_known_repositories_are_not_missed_again(hub: LiveHub, tmp_path: Path) -
     job = Job.of(Config.model_validate(content), Report(io.StringIO()))
     known = {("owner/failed", failed)}
     assert reconcile(job, hub.endpoint, indexed.items(), known, retry=FAST) == Reconciliation()
+
+
+def test_of_a_repository_that_is_listed_twice_the_first_row_counts(hub: LiveHub, tmp_path: Path) -> None:
+    """It changed during the listing: the first is the newer."""
+    indexed = hub.state()
+    newer = {name: hub.put(name, 100) for name in ("owner/model-6", "owner/added")}
+
+    def twice(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [*rows, *({**row, "sha": "0" * 40} for row in rows if row["id"] in newer)]
+
+    hub.faults.spoil("/api/models?", faults.rows(twice))
+    found = compare(hub, tmp_path, indexed)
+    assert [(row.repo, row.sha) for row in found.changed] == [("owner/model-6", newer["owner/model-6"])]
+    assert [(row.repo, row.sha) for row in found.missed] == [("owner/added", newer["owner/added"])]
 
 
 def test_a_renamed_repository_whose_old_name_lives_on_is_a_changed_one(hub: LiveHub, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipelines.crawl import stage
 from pipelines.crawl.stage import Catalogue, _Progress, crawl, hub_endpoint, is_crawled
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
-from probelog.errors import FailureReason, UsageError
+from probelog.errors import FailureReason, StoreError, UsageError
 from probelog.hub.client import HubError
 from probelog.hub.listing import Page
 from probelog.storage.layout import CatalogueFolder
@@ -79,6 +79,25 @@ def test_rows_that_cannot_be_read_are_counted(hub: LiveHub, job: Job, out: io.St
     assert [failure.reason for failure in done.failures()] == [FailureReason.MALFORMED_ROW] * 2
     assert "7 models listed" in out.getvalue()
     assert ", 2 rows could not be read" in out.getvalue()
+
+
+def test_a_crawl_whose_receipt_could_not_be_written_is_not_made_again(
+    hub: LiveHub, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Store.write_json
+
+    def write(self: Store, name: str, value: Any) -> None:
+        if name.endswith("receipt.json"):
+            raise StoreError("no room")
+        real(self, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_json", write)
+        with pytest.raises(StoreError, match="no room"):
+            crawl(job, hub.endpoint)
+    asked = len(hub.faults.requests)
+    assert len(crawl(job, hub.endpoint).rows()) == 7
+    assert len(hub.faults.requests) == asked
 
 
 def test_an_interrupted_crawl_is_resumed(hub: LiveHub, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -565,3 +565,17 @@ def test_a_renamed_model_of_an_explicit_list_keeps_the_name_that_was_asked_for(
     hub = write_listing([{**entry(0), "id": "ada/new", "formerly": ["ada/old"]}])
     with running(hub) as endpoint:
         assert repos(crawl(ListingFilters(repos=("ada/old",)), endpoint)) == ["ada/old"]
+
+
+def test_a_page_that_makes_no_sense_is_a_failure_of_an_explicit_list(
+    tmp_path: Path, write_repository: Write
+) -> None:
+    for name in ("ada/good", "ada/odd"):
+        write_repository(name)
+    with faulty(tmp_path / "hub") as (endpoint, hub):
+        hub.spoil("/api/models/ada/odd", faults.rows(lambda page: page | {"sha": "none"}))
+        (page,) = crawl(ListingFilters(repos=("ada/good", "ada/odd", "ada/missing")), endpoint)
+    assert [row.repo for row in page.rows] == ["ada/good"]
+    assert {(failure.repo, failure.reason) for failure in page.failures} == {
+        ("ada/odd", "malformed-row"), ("ada/missing", "not-found"),
+    }  # fmt: skip
