@@ -225,6 +225,21 @@ def test_the_logits_of_an_update(updated: Generation) -> None:
         updated.meta("unheard-of")
 
 
+def test_every_group_of_copies_has_an_heir(tmp_path: Path) -> None:
+    index = Store(tmp_path)
+    models = [(f"{owner}/{weights}", 2, weights) for owner in ("one", "two", "three") for weights in "abc"]
+    left = update(index, whole(index, models), [0, 1, 2, 4], ADDED[:1])
+    found = left.models_table(["repo", "weights", "copies", "first_row"]).to_pylist()
+    assert [(row["id"], row["repo"], row["weights"], row["copies"], row["first_row"]) for row in found] == [
+        (0, "two/a", 0, 2, 0),
+        (1, "three/b", 1, 1, 2),
+        (2, "two/c", 2, 2, 4),
+        (6, "three/a", 0, 2, 0),
+        (8, "three/c", 2, 2, 4),
+        (9, "eva/five", 9, 1, 6),
+    ]
+
+
 def test_weights_that_come_back_with_two_models_are_numbered_once(tmp_path: Path) -> None:
     """The first takes the number that was left vacant, the second gets one of its own."""
     index = Store(tmp_path)

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.arrow import fixed_lists, matrix_of
+from probelog.index.basis import Basis
 from probelog.index.pointer import POINTER_VERSION, Pointer, find_index, read_pointer
-from probelog.index.schema import MODELS, connect
+from probelog.index.schema import MODELS, connect, logit_facts, logits_schema
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
+from probelog.ranking.matched_heads import Background
 from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
 
@@ -110,3 +112,20 @@ def test_a_generation_is_not_live_before_the_swap(tmp_path: Path) -> None:
     GenerationWriter(Store(tmp_path), "a").write_meta({"settings": b"{}"})
     with pytest.raises(IndexNotFoundError):
         find_index(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("probes", "width", "shown"), [(3, 2, 3), (8, 2, 8), (1 << 16, 2, 8), ((1 << 16) + 1, 4, 8)]
+)
+def test_numbers_of_probes_fit_whatever_the_size_of_the_probe_set(
+    probes: int, width: int, shown: int
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 80))
+    basis = Basis.fit(rows, Background(rows[:3], 4.0))
+    facts = logit_facts(basis, probes)
+    kind, shape = facts["probes"].subdtype or (facts["probes"], ())
+    assert (kind.kind, kind.itemsize, shape) == ("u", width, (shown,))
+    assert [facts[name].shape for name in ("precise", "rest")] == [(63,), (80 - 63,)]
+    schema = logits_schema(basis, probes)
+    assert schema.field("facts").type == pa.binary(facts.itemsize)
+    assert schema.field("vector").type.list_size == basis.width == 64

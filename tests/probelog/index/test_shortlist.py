@@ -1,0 +1,55 @@
+"""The shortlist on a real vector index: what it holds, and how much of the index it looks at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from probelog.index import shortlist
+from probelog.index.generation import Generation
+from probelog.storage.store import Store
+from tests.probelog.index.test_generation import BASE, unit, whole
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Generation:
+    """Some 1,500 logits, and the vector index over them."""
+    models = [*BASE, *((f"x/many-{number}", 300, f"x{number}") for number in range(5))]
+    return whole(Store(tmp_path_factory.mktemp("large")), models, exact=1)
+
+
+def looked_up(generation: Generation, query: np.ndarray, count: int, effort: int = 1) -> list[int]:
+    table = generation._base.open("logits")
+    column = shortlist.look_up(table, query, count, effort)
+    facts = np.frombuffer(b"".join(column.to_pylist()), generation._facts)
+    return [int(row) for row in facts["row"]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_shortlist_holds_the_largest_products(large: Generation, seed: int) -> None:
+    coordinates = large.basis.coordinates(unit(100 + seed, 1))[0]
+    query = large.basis.query(coordinates)
+    logits = large.all_logits
+    products = large.basis.vectors(logits.coordinates, logits.offsets).astype(float) @ query
+    found = looked_up(large, query, 100)
+    assert len(found) == len(set(found)) == 100
+    best = logits.rows[np.argsort(-products)[:10]]
+    assert len({*best.tolist()} & {*found}) >= 9
+    everything = looked_up(large, query, 10_000, effort=1000)
+    assert sorted(everything) == logits.rows.tolist()
+
+
+def test_more_effort_looks_at_more_of_the_index(large: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = large._base.open("logits")
+    query = large.basis.query(large.basis.coordinates(unit(4, 1))[0])
+    kind = type(table.search(query, vector_column_name="vector"))
+    real, asked = kind.nprobes, list[int]()
+
+    def nprobes(self: object, partitions: int) -> object:
+        asked.append(partitions)
+        return real(self, partitions)
+
+    monkeypatch.setattr(kind, "nprobes", nprobes)
+    for effort in (1, 2, 4):
+        looked_up(large, query, 5, effort)
+    assert asked == [64, 128, 256]
