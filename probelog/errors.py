@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
+from probelog.credentials import redacted
+
 
 class ProbeLogError(Exception):
-    """Base of every error raised on purpose; its message says what to do.
+    """Base of every error raised on purpose; its message says what to do, and holds no credential.
 
     ``exit_status`` is what a command ends with: 2 for bad usage or configuration, 3 for a result that exceeds a
     configured limit, 1 for anything else.
     """
 
     exit_status = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redacted(item) if isinstance(item, str) else item for item in arguments))
 
 
 class UsageError(ProbeLogError):
@@ -27,7 +32,7 @@ class ConfigError(UsageError):
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
-        self.problems = list(problems)
+        self.problems = [redacted(problem) for problem in problems]
         count = len(self.problems)
         head = f"{source}: {count} problem{'s' if count != 1 else ''}"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
@@ -114,8 +119,8 @@ class ItemFailure(ProbeLogError):  # noqa: N818 - not an error of ours: a verdic
 
     def __init__(self, reason: FailureReason, detail: str) -> None:
         self.reason = reason
-        self.detail = detail
-        super().__init__(f"{reason.value}: {detail}")
+        self.detail = redacted(detail)
+        super().__init__(f"{reason.value}: {self.detail}")
 
     def __reduce__(self) -> tuple[type[ItemFailure], tuple[FailureReason, str]]:
         return type(self), (self.reason, self.detail)

@@ -6,6 +6,7 @@ import logging
 import sys
 from enum import StrEnum
 
+from probelog.credentials import redacted
 from probelog.terminal import printable
 
 _OURS = ("probelog", "cluster", "pipelines")
@@ -28,6 +29,7 @@ def configure(level: str = LogLevel.WARNING) -> None:
     Commands call it, and what runs in workers of Ray calls it with the `current` level of the command.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
+    logging.setLogRecordFactory(_Record)
     root = logging.getLogger()
     handler = next((one for one in root.handlers if isinstance(one, _Handler)), None)
     if handler is None:
@@ -56,11 +58,18 @@ def shortened(text: str, limit: int = _LONGEST) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """Bounded, with untrusted text made harmless. Lines after the first are indented: none passes for a message."""
+    """Bounded, without credentials, with untrusted text made harmless. Lines after the first are indented: none passes for a message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = shortened(super().format(record)).splitlines()
+        lines = shortened(redacted(super().format(record))).splitlines()
         return "\n    ".join(printable(line, _LONGEST_LINE) for line in lines)
+
+
+class _Record(logging.LogRecord):
+    """A message without credentials, also where a library writes it with a handler of its own."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return redacted(super().getMessage())
 
 
 class _Handler(logging.Handler):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
+import traceback
 import unicodedata
 from typing import TYPE_CHECKING
 
+from probelog.credentials import redacted
 from probelog.errors import ProbeLogError
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ def run(app: typer.Typer, name: str) -> None:
     """
     import typer
 
+    threading.excepthook = _write_threads_traceback
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a label in a script that the terminal's encoding lacks
@@ -45,8 +49,22 @@ def run(app: typer.Typer, name: str) -> None:
         sys.stderr.write(f"{name}: {message}\n")
         raise SystemExit(error.exit_status) from None
     except OSError as error:  # a folder in the way, a full disk, no permission: the system's words say it
-        sys.stderr.write(f"{name}: {printable(str(error), limit=2000)}\n")
+        sys.stderr.write(f"{name}: {printable(redacted(str(error)), limit=2000)}\n")
         raise SystemExit(1) from None
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(f"{name}: interrupted\n")
         raise SystemExit(130) from None
+    except (
+        Exception
+    ) as error:  # reason: a fault of ours; its causes are libraries' errors, which name addresses in full
+        _write_traceback(error)
+        raise SystemExit(1) from None
+
+
+def _write_traceback(error: BaseException) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(error))))
+
+
+def _write_threads_traceback(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None and arguments.exc_type is not SystemExit:
+        _write_traceback(arguments.exc_value)

@@ -67,7 +67,7 @@ class ProberSpec:
         probes: how many it holds.
         fraction: of them that each model sees.
         seed: of each model's own ones.
-        endpoint: the Hub's address.
+        endpoint: the Hub's address, with the user and password that it may take (left out where a spec is shown).
         max_bytes: largest download of one model.
         max_params: largest number of parameters of one.
         settings: how it works, and what it may use.
@@ -80,7 +80,7 @@ class ProberSpec:
     probes: int
     fraction: float
     seed: int
-    endpoint: str
+    endpoint: str = field(repr=False)
     max_bytes: int
     max_params: int
     settings: WorkerSettings

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.config.model import Filters
 from pipelines.job.job import Job, read_repos
+from probelog.credentials import split_login
 from probelog.errors import UsageError
 from probelog.hub.listing import ListingFilters, Page, iter_pages
 from probelog.storage.encoding import digest, parquet_bytes
@@ -29,13 +30,13 @@ _PART_SECONDS = 30.0
 
 
 def hub_endpoint() -> str:
-    """The Hub's address: ``HF_ENDPOINT``, or the public Hub.
+    """The Hub's address: ``HF_ENDPOINT`` without a user and password (`HubClient` sends these), or the public Hub.
 
     Read when a job starts, not when huggingface_hub is imported, so that a program may set it first.
     """
     from huggingface_hub import constants
 
-    return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+    return split_login((os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/"))[0]
 
 
 def listing_filters(filters: Filters) -> ListingFilters:

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TextIO
 
 from pipelines.job.eta import Pace, duration
+from probelog.credentials import redacted
 from probelog.terminal import printable
 
 _LOG_SECONDS = 15.0
@@ -26,13 +27,15 @@ class Report:
     def say(self, text: str) -> None:
         """One finished line."""
         self._end_line()
-        self._stream.write("\n".join(printable(line, limit=500) for line in text.splitlines()) + "\n")
+        self._stream.write(
+            "\n".join(printable(line, limit=500) for line in redacted(text).splitlines()) + "\n"
+        )
         self._stream.flush()
 
     def line(self, text: str) -> None:
         """A passing line: the next one overwrites it on a terminal; in a log it is left out if one was just there."""
         if self._terminal:
-            self._stream.write("\r\x1b[2K" + printable(text, limit=200))
+            self._stream.write("\r\x1b[2K" + printable(redacted(text), limit=200))
             self._stream.flush()
             self._open_line = True
         elif time.monotonic() - self._logged >= _LOG_SECONDS:

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from cluster.probing.results import ItemReport
 from pipelines.probe.plan import Item
+from probelog.credentials import redacted
 from probelog.errors import UsageError
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class ItemLog:
             "parameters": report.parameters,
             "worker": report.worker,
         }
-        data = ("\n" * self._torn + json.dumps(line) + "\n").encode("ascii")
+        data = ("\n" * self._torn + redacted(json.dumps(line)) + "\n").encode("ascii")
         try:
             self._torn = self._stream.write(data) < len(data)
         except OSError as error:  # a full disk: the job continues, and so does the log once there is space

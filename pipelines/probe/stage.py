@@ -30,6 +30,7 @@ from pipelines.probe.summary import Running, Summary
 from pipelines.probe.timeline import Timeline
 from probelog import logs
 from probelog.errors import FailureReason
+from probelog.hub.client import endpoint_with_login
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import LEDGER_VERSION, ItemResult, Ledger, Receipt, key_numbers, open_failures
@@ -207,7 +208,7 @@ def _spec(job: Job, ledger: Ledger, probe_set: ProbeSet, endpoint: str) -> Probe
         probe_set=probe_set.hash,
         fraction=config.fraction,
         seed=config.seed,
-        endpoint=endpoint,
+        endpoint=endpoint_with_login(endpoint),
         probes=probe_set.count,
         max_bytes=config.filters.max_bytes,
         max_params=config.filters.max_params,

@@ -9,10 +9,12 @@ that *loading* a model stays local.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime as dt
 import json
 import logging
+import os
 import random
 import re
 import time
@@ -24,6 +26,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from probelog.credentials import redacted, split_login, with_login
 from probelog.errors import ProbeLogError, UsageError
 from probelog.hub import huggingface
 from probelog.hub.rate_limit import Kind, Limiter, SlidingWindowLimit, is_loopback
@@ -62,12 +65,17 @@ class HubRefusalError(HubError):
     """
 
     def __init__(self, address: str, status: int, code: str, message: str) -> None:
-        self.address, self.status, self.code, self.message = address, status, code, message
-        said = ", ".join(part for part in (code, message) if part)
+        self.address, self.status, self.code, self.message = (
+            redacted(address),
+            status,
+            code,
+            redacted(message),
+        )
+        said = ", ".join(part for part in (code, self.message) if part)
         hint = (
             " Check HF_TOKEN: it is missing, wrong, or lacks the permission." if status in (401, 403) else ""
         )
-        super().__init__(f"{address} answered {status}{f' ({said})' if said else ''}.{hint}")
+        super().__init__(f"{self.address} answered {status}{f' ({said})' if said else ''}.{hint}")
 
     @property
     def bad_token(self) -> bool:
@@ -157,6 +165,9 @@ class HubClient:
     Make one for many requests: it keeps connections open, and making it reads the machine's certificates (some 30 ms
     of processor time). The token is read once. Cookies are not kept.
 
+    A user and password in the endpoint (a mirror's) are sent to it in place of the token, to nobody else, and stand in no
+    address that this client gives or names. Those of ``HF_ENDPOINT`` serve for the same address without them, too.
+
     Args:
         endpoint: the Hub's address; that of `huggingface_hub` (``HF_ENDPOINT``) where None.
         limiter: shared with whoever else asks the same Hub; one of its own where None.
@@ -174,13 +185,16 @@ class HubClient:
         import probelog
         from probelog.hub.network import Network
 
-        self.endpoint = checked_endpoint(endpoint)
+        self.endpoint, login = split_login(checked_endpoint(endpoint))
         self.retry = retry
         # The library's own headers are not used: to make them it asks the Hub for a list of agents and keeps it
         # in the home folder.
         token = huggingface.token()
         self.has_token = token is not None
         self._authorization = {"authorization": f"Bearer {token}"} if token else {}
+        if (login := login or _login_of(self.endpoint)) is not None:
+            encoded = base64.b64encode(":".join(login).encode()).decode("ascii")
+            self._authorization = {"authorization": f"Basic {encoded}"}
         self.limiter = limiter or SlidingWindowLimit.for_endpoint(self.endpoint, with_token=self.has_token)
         self._origin = httpx.URL(self.endpoint)
         self._http = httpx.Client(
@@ -496,14 +510,26 @@ def checked_endpoint(endpoint: str | None = None) -> str:
             split.scheme in ("http", "https")
             and bool(split.hostname)
             and (split.port is None or split.port > 0)
+            and not (split.query or split.fragment)
         )
     except ValueError:
         valid = False
     if not valid:
         raise UsageError(
-            f"the Hub's address {endpoint!r} is no http(s) address. Set HF_ENDPOINT to one, or unset it."
+            f"the Hub's address {endpoint!r} is no http(s) address of a Hub (without query). Set HF_ENDPOINT to one, "
+            "or unset it; a token goes into HF_TOKEN."
         )
     return endpoint.rstrip("/")
+
+
+def endpoint_with_login(endpoint: str) -> str:
+    """An endpoint with the user and password of ``HF_ENDPOINT``, where that has any: for processes without that variable."""
+    return with_login(endpoint, _login_of(endpoint))
+
+
+def _login_of(endpoint: str) -> tuple[str, str] | None:
+    address, login = split_login(os.environ.get("HF_ENDPOINT", "").rstrip("/"))
+    return login if address == endpoint else None
 
 
 def _bounded_int(text: str) -> int | None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from probelog.credentials import without_logins
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest
 
@@ -14,9 +15,9 @@ def sealed_json(value: Mapping[str, Any], indent: int | None = 1) -> bytes:
     """An object (not empty) as JSON with sorted keys; it ends with a *seal*, the SHA-256 of the file without that entry.
 
     So a JSON file that says what other files must hold can itself be checked; a program that knows nothing of seals
-    reads one key more.
+    reads one key more. Addresses in it name no user and no password.
     """
-    body = json.dumps(value, indent=indent, sort_keys=True).encode()
+    body = without_logins(json.dumps(value, indent=indent, sort_keys=True)).encode()
     body = body[:-1].rstrip() + _END
     return body[: -len(_END)] + _seal(body)
 

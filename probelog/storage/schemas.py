@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from probelog.credentials import redacted
 from probelog.errors import FailureReason
 from probelog.storage.versions import schema_metadata
 
@@ -287,7 +288,7 @@ class Failure:
             sha=clean_unicode(sha),
             stage=stage,
             reason=reason.value,
-            detail=clean_unicode(detail)[:1000],
+            detail=redacted(clean_unicode(detail))[:1000],
             attempts=attempts,
             retryable=reason.retryable,
             at=dt.datetime.now(dt.UTC),

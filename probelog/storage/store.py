@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from probelog.credentials import redacted, without_logins
 from probelog.errors import ConflictError, SchemaVersionError, StoreError, UsageError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
 
@@ -92,6 +93,7 @@ class Store:
         text = os.fspath(uri)
         if not text.strip():
             raise UsageError("the store's address is empty: give a directory or s3://bucket/prefix")
+        _refuse_keys("the store's address", text)
         split = urlsplit(text)
         self.scheme = split.scheme if "://" in text else "file"
         if self.scheme == "file":
@@ -408,7 +410,23 @@ def _library_errors() -> tuple[type[Exception], ...]:
 
 
 def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if endpoint is not None:
+        _refuse_keys("AWS_ENDPOINT_URL", endpoint)
+    return endpoint
+
+
+def _refuse_keys(what: str, address: str) -> None:
+    """Keys in the address of a store: no library took them from there, and addresses are recorded and shown.
+
+    Raises:
+        UsageError: it has some; says where they belong.
+    """
+    if without_logins(address) != address:
+        raise UsageError(
+            f"{what} holds a user or keys ({redacted(address)}): leave them out and set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment"
+        )
 
 
 def _s3_filesystem() -> pafs.FileSystem:
