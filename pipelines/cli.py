@@ -91,12 +91,19 @@ def hub(
     folder: Annotated[Path, typer.Argument(help="Folder of repositories: OWNER/NAME/...")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            help="What clients reach it by, where that is another address (a proxy, a service's name).",
+        ),
+    ] = None,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Serve a folder of model repositories over the Hub's protocol."""
     from pipelines.hubserver import serve
 
-    serve(folder, host, port)
+    serve(folder, host, port, address)
 
 
 @app.command()

@@ -80,6 +80,11 @@ class Repository:
         return bool(self.listed.get("private"))
 
     @property
+    def is_open(self) -> bool:
+        """Whether everybody may read its files."""
+        return not (self.gated or self.disabled or self.private)
+
+    @property
     def created_at(self) -> str:
         """As listed, else the time of the newest change."""
         text = self.listed.get("createdAt")
@@ -129,10 +134,13 @@ class HubFolder:
             return None
         listing = self._current_listing()
         folder = self._inside(self.root / name)
+        first, _, second = name.partition("/")
         if (
             folder is not None
             and folder.is_dir()
-            and ("/" in name or self._is_repository(folder, name, listing))
+            # A repository without owner has folders, and these are no repositories.
+            and self._is_repository(self.root / first, first, listing) != bool(second)
+            and self._is_reachable(folder, name, listing)
         ):
             return self._repository(name, folder, listing)
         return Repository(name, {}, listing[name]) if name in listing else None
@@ -188,13 +196,14 @@ class HubFolder:
     def _folders(self, listing: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
         for name, folder in self._subfolders(self.root):
             if self._is_repository(folder, name, listing):
-                yield name, folder
+                if self._is_reachable(folder, name, listing):
+                    yield name, folder
                 continue
             for second, inner in self._subfolders(folder):
-                if is_repo_id(f"{name}/{second}"):
-                    yield f"{name}/{second}", inner
-                else:
+                if not is_repo_id(f"{name}/{second}"):
                     log.warning("%s is not served: its name cannot be a repository id", inner)
+                elif self._is_reachable(inner, f"{name}/{second}", listing):
+                    yield f"{name}/{second}", inner
 
     def _is_repository(self, folder: Path, name: str, listing: Mapping[str, Any]) -> bool:
         return name in listing or ((folder / "config.json").is_file() and is_repo_id(name))
@@ -214,8 +223,45 @@ class HubFolder:
             return None
         return target if target.is_relative_to(self.root) else None
 
+    def _is_reachable(self, folder: Path, name: str, listing: Mapping[str, Any]) -> bool:
+        """Whether a repository's folder may be served by this id: not where a link leads past another one's gate."""
+        owner = self._owner(folder, listing)
+        reachable = owner in (None, name) or Repository(str(owner), {}, listing.get(str(owner), {})).is_open
+        if not reachable:
+            log.warning("%s is not served: it is a link to %s, which is not open to everybody", name, owner)
+        return reachable
+
+    def _may_link(self, root: Path, target: Path, listing: Mapping[str, Any]) -> bool:
+        """Whether a file that a repository (whose folder is ``root``) links to may be served as its own.
+
+        Uploaders can make links. One may lead to what is served anyway, here or in a repository that is open to everybody,
+        and to the blobs of the repository's own cache (of `huggingface_hub`): not past a gate, and to no hidden file
+        (``.git/config`` may hold a token).
+        """
+        if root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs":
+            return True
+        if target.is_relative_to(root):
+            return not _is_hidden(target.relative_to(root))
+        owner = self._owner(target, listing)
+        return (
+            owner is not None
+            and not _is_hidden(target.relative_to(self.root))
+            and Repository(owner, {}, listing.get(owner, {})).is_open
+        )
+
+    def _owner(self, path: Path, listing: Mapping[str, Any]) -> str | None:
+        """The id of the repository that a resolved path belongs to; None for what belongs to none."""
+        parts = path.relative_to(self.root).parts
+        if parts and self._is_repository(self.root / parts[0], parts[0], listing):
+            return parts[0]
+        return "/".join(parts[:2]) if len(parts) > 1 else None
+
     def _repository(self, name: str, folder: Path, listing: Mapping[str, Any]) -> Repository:
-        files = {file.path: file for file in self._files(folder, "")}
+        files = {
+            file.path: file
+            for file in self._files(folder, "")
+            if file.local == folder / file.path or self._may_link(folder, file.local, listing)
+        }
         return Repository(name, files, listing.get(name, {}))
 
     def _files(self, folder: Path, prefix: str) -> Iterator[HubFile]:
@@ -286,6 +332,10 @@ def read_listing(path: Path) -> dict[str, Mapping[str, Any]]:
     if problems:
         raise ConfigError(str(path), problems)
     return listing
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _entry_problems(entry: object) -> Iterator[str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
@@ -65,8 +67,13 @@ class _Refusal(Exception):  # noqa: N818 - an answer, not an error of this progr
         super().__init__(message)
 
 
-def create_app(root: Path) -> Starlette:
+def create_app(root: Path, address: str | None = None, host: str | None = None) -> Starlette:
     """The Hub over a folder, as an ASGI application.
+
+    Args:
+        root: the folder.
+        address: what clients reach it by, where that is not where it listens (a proxy, a service's name).
+        host: the name or address that it was told to listen on.
 
     Gated and disabled repositories are listed and answer 403 when a file is asked for, private ones are not listed
     and answer 401; there are no accounts.
@@ -74,7 +81,7 @@ def create_app(root: Path) -> Starlette:
     Raises:
         UsageError: the folder is missing or empty, or its ``hub.json`` is malformed.
     """
-    hub = _Hub(HubFolder(root))
+    hub = _Hub(HubFolder(root), address, host)
     return Starlette(
         routes=[
             Route("/api/models", hub.models),
@@ -107,15 +114,21 @@ def _lead_on(request: Request, error: Exception) -> Response:
     path = request.scope["raw_path"].decode("ascii", "replace")
     head = "/api/models/" if path.startswith("/api/models/") else "/"
     rest = path[len(head) + len(quote(error.old)) :] if path.startswith(head + quote(error.old)) else ""
-    query = f"?{request.url.query}" if request.url.query else ""
+    query = (
+        f"?{request.scope['query_string'].decode('ascii', 'replace')}"
+        if request.scope["query_string"]
+        else ""
+    )
     return RedirectResponse(f"{head}{quote(error.new)}{rest}{query}", 307)
 
 
 class _Hub:
     """The endpoints. Plain functions: Starlette runs them in threads, and what they do is read the disk."""
 
-    def __init__(self, folder: HubFolder) -> None:
+    def __init__(self, folder: HubFolder, address: str | None, host: str | None) -> None:
         self.folder = folder
+        self._address = address.rstrip("/") if address else None
+        self._names = {"localhost", socket.gethostname(), host}
         self._lock = threading.Lock()
         self._scanned_at = 0.0
         self._scan: dict[str, Repository] = {}
@@ -142,7 +155,7 @@ class _Hub:
         if len(rows) > limit:
             rows = rows[:limit]
             following = _cursor(key(rows[-1]), rows[-1].id)
-            headers["Link"] = f'<{request.url.include_query_params(cursor=following)}>; rel="next"'
+            headers["Link"] = self._link_to_next(request, following)
         return JSONResponse([metadata(self.folder, row, fields) for row in rows], headers=headers)
 
     def _repositories(self, query: QueryParams) -> Iterable[Repository]:
@@ -224,8 +237,7 @@ class _Hub:
         limit = min(_number(request.query_params, "limit") or _PAGE, _PAGE)
         if len(names) > limit:
             names = names[:limit]
-            following = request.url.include_query_params(cursor=_cursor("", names[-1]))
-            headers["Link"] = f'<{following}>; rel="next"'
+            headers["Link"] = self._link_to_next(request, _cursor("", names[-1]))
         return JSONResponse([entries[name] for name in names], headers=headers)
 
     def _entry(self, file: HubFile) -> dict[str, Any]:
@@ -277,6 +289,25 @@ class _Hub:
 
     # What the endpoints share
 
+    def _link_to_next(self, request: Request, cursor: str) -> str:
+        """The ``Link`` header with the next page. Absolute, as clients follow no other."""
+        given = [item for item in request.query_params.multi_items() if item[0] != "cursor"]
+        path = request.scope["raw_path"].decode("ascii", "replace")
+        return f'<{self._address or self._own_address(request)}{path}?{urlencode([*given, ("cursor", cursor)])}>; rel="next"'
+
+    def _own_address(self, request: Request) -> str:
+        """Where the request came in: under the name by which the client asked, if that is one of this machine's.
+
+        Another name in ``Host`` is untrusted: whoever caches or passes on the answer would be led there.
+        """
+        own, port = request.scope["server"]
+        match = _HOST.fullmatch(request.headers.get("host", ""))
+        if match is not None and (
+            match["name"] in {own, *self._names} or _is_loopback(match["name"].strip("[]"))
+        ):
+            return f"http://{match[0]}"
+        return f"http://[{own}]:{port}" if ":" in own else f"http://{own}:{port}"
+
     def _split(self, segments: list[str], verbs: tuple[str, ...]) -> tuple[str, list[str]]:
         """A repository's id (of one name or two) and what follows it in an address."""
         size = next((n for n in (1, 2) if len(segments) > n and segments[n] in verbs), min(len(segments), 2))
@@ -304,6 +335,16 @@ class _Hub:
         if not is_commit and revision not in ("main", "refs/heads/main"):
             raise _Refusal(404, "RevisionNotFound", "Invalid rev id")
         return commit
+
+
+_HOST = re.compile(r"(?P<name>[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?", re.ASCII)
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _segments(request: Request) -> list[str]:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import json
 import os
 import pickle
+import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import boto3
+import httpx
 import pytest
 
 from cluster.probing.prober import ProberSpec
 from cluster.runtime.scratch import own_downloads, scratch_folder
-from pipelines.hubserver import create_app, serving
+from pipelines import hubserver
+from pipelines.hubserver import create_app, running, serving
 from probelog.errors import ConfigError, FailureReason, ItemFailure, StoreError, UsageError
 from probelog.hub.client import HubClient, HubRefusalError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
@@ -348,3 +354,202 @@ def test_the_users_own_links_lead_to_their_scratch_folder(tmp_path: Path) -> Non
     assert made.stat().st_mode & 0o777 == 0o700
     with pytest.raises(UsageError, match="is no folder"):
         scratch_folder(tmp_path / "round")
+
+
+# The hub server
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """Repositories of which one is gated, one private, one disabled, one gated without an owner, and an uploader's."""
+    root = tmp_path / "hub"
+    closed = [
+        {"id": "b/gated", "gated": "manual"},
+        {"id": "b/private", "private": True},
+        {"id": "b/off", "disabled": True},
+    ]
+    for repo in ("b/gated", "b/private", "b/off", "b/open", "alone", "u/loader"):
+        (root / repo / "sub").mkdir(parents=True)
+        for name in ("config.json", "sub/part.txt"):
+            (root / repo / name).write_text(json.dumps({"of": repo}))
+    (root / "u/loader/.git").mkdir()
+    (root / "u/loader/.git/config").write_text('{"of": "https://me:token@hub"}')
+    (root / "hub.json").write_text(json.dumps([*closed, {"id": "alone", "gated": True}]))
+    return root
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["../../b/gated/config.json", "../../b/private/config.json", "../../b/off/sub/part.txt", "../../alone/sub/part.txt",
+     ".git/config", "../../hub.json", "../../b/open/.git/config", "../../../outside.json"],
+)  # fmt: skip
+def test_a_link_leads_past_no_gate(hub_folder: Path, target: str) -> None:
+    """An uploaded link to another repository's file, or to one that is never served."""
+    (hub_folder / "b/open/.git").mkdir()
+    (hub_folder / "b/open/.git/config").write_text("{}")
+    (hub_folder.parent / "outside.json").write_text("{}")
+    (hub_folder / "u/loader/link.json").symlink_to(target)
+    assert (hub_folder / "u/loader/link.json").is_file()
+    with running(hub_folder) as endpoint:
+        assert httpx.get(f"{endpoint}/u/loader/resolve/main/config.json").json() == {"of": "u/loader"}
+        reply = httpx.get(f"{endpoint}/u/loader/resolve/main/link.json")
+        assert (reply.status_code, reply.headers["x-error-code"]) == (404, "EntryNotFound")
+        siblings = httpx.get(f"{endpoint}/api/models/u/loader").json()["siblings"]
+        assert [file["rfilename"] for file in siblings] == ["config.json", "sub/part.txt"]
+
+
+def test_links_to_what_is_served_anyway_keep_working(hub_folder: Path) -> None:
+    """Inside a repository, to one that is open, and into the blobs of a cache that huggingface_hub made."""
+    cache = hub_folder / ".cache/models--o--cached"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs/0af").write_text('{"of": "blob"}')
+    (cache / "snapshots/0a").mkdir(parents=True)
+    (cache / "snapshots/0a/config.json").symlink_to("../../blobs/0af")
+    (hub_folder / "o").mkdir()
+    (hub_folder / "o/cached").symlink_to("../.cache/models--o--cached/snapshots/0a")
+    (hub_folder / "u/loader/inside.json").symlink_to("sub/part.txt")
+    (hub_folder / "u/loader/other.json").symlink_to("../../b/open/config.json")
+    with running(hub_folder) as endpoint:
+        for path, of in (("u/loader/resolve/main/inside.json", "u/loader"), ("u/loader/resolve/main/other.json", "b/open"),
+                         ("o/cached/resolve/main/config.json", "blob")):  # fmt: skip
+            assert httpx.get(f"{endpoint}/{path}").json() == {"of": of}
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "address"),
+    [
+        ("u/alias", "../b/gated", "u/alias/resolve/main/config.json"),
+        ("other", "b", "other/gated/resolve/main/config.json"),
+        ("again", "alone", "again/resolve/main/config.json"),
+        ("x", "alone", "x/sub/resolve/main/part.txt"),
+        ("y", "b/gated", "y/sub/resolve/main/part.txt"),
+        (None, None, "alone/sub/resolve/main/part.txt"),
+    ],
+    ids=["repository", "owner", "without-owner", "folder-of-one", "repository-as-owner", "folder-of-a-gated-repository"],
+)  # fmt: skip
+def test_a_gated_repository_is_gated_under_every_name(
+    hub_folder: Path, link: str | None, target: str | None, address: str
+) -> None:
+    """By a link to its folder, or by a folder inside it that is asked for as if it were a repository."""
+    if link is not None and target is not None:
+        (hub_folder / link).symlink_to(target)
+    with running(hub_folder) as endpoint:
+        reply = httpx.get(f"{endpoint}/{address}")
+        assert reply.status_code in (403, 404)
+        assert "of" not in reply.json()
+        listed = {row["id"] for row in httpx.get(f"{endpoint}/api/models").json()}
+        assert {name for name in listed if name in (link, "u/alias", "other/gated", "y/sub")} == set()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:80", "6.6.6.6", "[2001:db8::1]:80", "127.0.0.1@evil.example", "127.0.0.1.evil.example",
+     'localhost">; rel="next", <http://evil.example', "localhost:80/evil.example?", "", "[", "localhost:1234567"],
+)  # fmt: skip
+def test_the_host_header_leads_nobody_away(hub_folder: Path, host: str) -> None:
+    """An answer that is cached or passed on: its Link is followed by clients with their token."""
+    with running(hub_folder) as endpoint:
+        for path in ("/api/models", "/api/models/b/open/tree/main?recursive=true"):
+            reply = raw(endpoint, f"GET {path}{'&' if '?' in path else '?'}limit=1 HTTP/1.1", f"Host: {host}")
+            link = re.search(rb"\r\nlink: <([^>]*)>; rel=\"next\"\r\n", reply)
+            if link is None:
+                assert reply.startswith(b"HTTP/1.1 400")
+            else:
+                assert link[1].decode().startswith(f"{endpoint}{path.partition('?')[0]}?")
+                assert len(json.loads(httpx.get(link[1].decode()).content)) == 1
+
+
+def test_names_that_are_the_servers_own_stay_in_its_links(hub_folder: Path) -> None:
+    """A tunnel's end, and what the operator says that clients reach it by."""
+    with running(hub_folder) as endpoint:
+        for host in ("localhost:9000", "127.0.0.1:9000", socket.gethostname()):
+            assert f"<http://{host}/api/models?".encode() in raw(
+                endpoint, "GET /api/models?limit=1 HTTP/1.1", f"Host: {host}"
+            )
+    with serving(create_app(hub_folder, "https://mirror.example/hub/")) as endpoint:
+        reply = raw(endpoint, "GET /api/models?limit=1&sort=likes HTTP/1.1", "Host: evil.example")
+        assert b"<https://mirror.example/hub/api/models?limit=1&sort=likes&cursor=" in reply
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        "GET /u/loader/resolve/main/%2e%2e%2f%2e%2e%2fb%2fgated%2fconfig.json HTTP/1.1",
+        "GET /u/loader/resolve/main/..%5c..%5cb/gated/config.json HTTP/1.1",
+        "GET /u/loader/resolve/main/%c0%ae%c0%ae/%c0%ae%c0%ae/hub.json HTTP/1.1",
+        "GET /u/loader/resolve/main/config.json%00.txt HTTP/1.1",
+        "GET /u%2floader/..%2f..%2fb%2fgated/resolve/main/config.json HTTP/1.1",
+        "GET /./b/gated/resolve/main/config.json HTTP/1.1",
+        "GET //b/gated/resolve/main/config.json HTTP/1.1",
+        "GET /b/gated%0a/resolve/main/config.json HTTP/1.1",
+        "GET /B/Gated/resolve/main/config.json HTTP/1.1",
+        "GET /.git/config/resolve/main/x HTTP/1.1",
+        "GET /hub.json HTTP/1.1",
+        "GET http://evil.example/b/gated/resolve/main/config.json HTTP/1.1",
+        "GET /api/models/u/loader/tree/main/..%2f..%2fb HTTP/1.1",
+        "GET /api/models?cursor=" + base64.urlsafe_b64encode(b'[[[[1e999,"x"').decode() + " HTTP/1.1",
+        "GET /api/models?limit=" + "9" * 5000 + " HTTP/1.1",
+        "GET /u/loader%0d%0aX-Evil:%201/resolve/main/config.json HTTP/1.1",
+    ],
+)
+def test_no_address_reads_what_it_may_not(hub_folder: Path, request_line: str) -> None:
+    with running(hub_folder) as endpoint:
+        reply = raw(endpoint, request_line, "Host: localhost")
+        head, _, body = reply.partition(b"\r\n\r\n")
+        assert re.match(rb"HTTP/1.1 (400|403|404) ", head), head
+        assert b'"of"' not in body
+        assert b"x-evil" not in head.lower()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["bytes=0-" + "9" * 5000, "bytes=" + ",".join(f"{n}-{n}" for n in range(0, 6000, 2)), "bytes=-0", "bytes=9-1",
+     "bytes=" + "0-," * 5000, "bytes=\u0661-\u0662", "lines=1-2", "bytes=" + "0-" * 9000],
+    ids=["digits", "thousands", "none", "backwards", "all-of-it-often", "foreign-digits", "unit", "dashes"],
+)  # fmt: skip
+def test_absurd_ranges_cost_nothing(hub_folder: Path, value: str) -> None:
+    """Refused, or answered with the file at most: never more bytes than it has, never an error of the server's."""
+    file = hub_folder / "u/loader/config.json"
+    file.write_bytes(b"x" * 10_000)
+    with running(hub_folder) as endpoint:
+        reply = raw(
+            endpoint, "GET /u/loader/resolve/main/config.json HTTP/1.1", f"Host: localhost\r\nRange: {value}"
+        )
+        head, _, body = reply.partition(b"\r\n\r\n")
+        assert re.match(rb"HTTP/1.1 (200|206|400|416|431) ", head), head
+        assert len(body) <= 10_000
+
+
+def test_a_client_that_never_ends_its_request_is_dropped(
+    hub_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold a connection for ever, and some thousands of it the server. On a used connection as on a fresh one."""
+    monkeypatch.setattr(hubserver, "_REQUEST_SECONDS", 0.5)
+    with running(hub_folder) as endpoint:
+        host, _, port = endpoint.removeprefix("http://").partition(":")
+        for first in (b"", b"GET /api/models HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with socket.create_connection((host, int(port)), timeout=20) as connection:
+                connection.sendall(first)
+                if first:
+                    assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+                with pytest.raises(OSError, match=r"reset|[Bb]roken pipe"):
+                    trickle(connection)
+
+
+def trickle(connection: socket.socket) -> None:
+    """A byte now and then, so that no idle connection is closed."""
+    for _ in range(200):
+        connection.sendall(b"G")
+        time.sleep(0.05)
+
+
+def raw(endpoint: str, request_line: str, *headers: str) -> bytes:
+    """A request by hand: clients would tidy it."""
+    host, _, port = endpoint.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("\r\n".join([request_line, *headers, "Connection: close", "", ""]).encode())
+        reply = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                reply += part
+    return reply
