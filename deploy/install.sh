@@ -3,22 +3,47 @@
 #   deploy/install.sh cpu     torch without CUDA's libraries (3 GB less)
 #   deploy/install.sh cuda    torch as PyPI has it for Linux, with them
 # The one place that says how: the image runs it, and so do virtual machines and the tests.
+# Everything comes at the version and with the hash of requirements.txt: what builds this package, and uv where it is not
+# there yet, too.
 set -eu
 cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 pinned=requirements.txt
 case "${1:-}" in
   cpu)
     # PyTorch's own index holds other builds of the same versions, and tells no upload dates: no hash of the list and
-    # no date that fixes the resolution can hold for its packages.
-    pinned=$(mktemp)
-    trap 'rm -f "$pinned"' EXIT
+    # no date that fixes the resolution can hold for its packages. Their hashes are in a list of their own.
+    pinned=$work/requirements.txt
     awk '/^[^ ]/ { torch = /^torch(vision)?==/ } torch { if (/--hash/) next; sub(/ \\$/, "") } { print }' \
       requirements.txt > "$pinned"
+    if [ -f deploy/torch-cpu.txt ]; then
+      awk '/^torch(vision)?==/ { next } { print }' "$pinned" | cat - deploy/torch-cpu.txt > "$work/hashed"
+      mv "$work/hashed" "$pinned"
+    else
+      echo "warning: torch and torchvision are installed without a check of their hashes. To pin them, once, and with" >&2
+      echo "every new version: bash .ci/torch-cpu.sh > deploy/torch-cpu.txt" >&2
+    fi
     set -- --torch-backend=cpu --exclude-newer-package torch=false --exclude-newer-package torchvision=false
     ;;
   cuda) set -- ;;
   *) echo "usage: deploy/install.sh cpu|cuda" >&2; exit 2 ;;
 esac
+if ! command -v uv > /dev/null; then
+  awk '/^[^ ]/ { uv = /^uv==/ } uv' requirements.txt > "$work/uv.txt"
+  python -m pip install --quiet --no-deps --require-hashes --requirement "$work/uv.txt"
+fi
+listed() { uv pip freeze --exclude-editable --exclude pip | sed 's/+cpu$//' | sort; }
+listed > "$work/before"
 # What the list pins is installed at that version and with that hash, and of the list only what building an index needs.
 # Editable: `cluster` and `pipelines` are read from the checkout, they are in no wheel.
-uv pip install "$@" --constraint "$pinned" --editable ".[index]"
+uv pip install "$@" --constraint "$pinned" --build-constraint "$pinned" --editable ".[index]"
+# And nothing else was installed.
+listed | comm -13 "$work/before" - > "$work/installed"
+sed -n 's/^\([^ ;]*==[^ ;]*\).*/\1/p' "$pinned" | sed 's/+cpu$//' | sort > "$work/allowed"
+unpinned=$(comm -23 "$work/installed" "$work/allowed")
+if [ -n "$unpinned" ]; then
+  echo "not in requirements.txt, so installed without a check: $unpinned" >&2
+  echo "requirements.txt is out of date: uv run poe requirements" >&2
+  exit 1
+fi

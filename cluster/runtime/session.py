@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from probelog.errors import ProbeLogError
 
@@ -32,13 +35,16 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
     try:
         if address_of_ray == "local":
-            ray.init(
+            _have_private_token()
+            started = ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            # Its logs are for this user, wherever it lies (in /tmp, by default).
+            os.chmod(started.address_info["session_dir"], 0o700)
         else:
             ray.init(address=address_of_ray, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:  # reason: a node that does not come up in time raises Exception itself
@@ -47,6 +53,29 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         yield
     finally:
         ray.shutdown()
+
+
+def _have_private_token() -> None:
+    """The token that a Ray of this machine asks for: whoever has it runs code as this user.
+
+    Ray would make the file itself, for everybody to read. Where the home folder cannot be written (a read-only container)
+    there is a token for this process and what it starts.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or any(
+        os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    ):
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    token = secrets.token_hex(32)
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(descriptor, token.encode())
+            os.close(descriptor)
+        file.chmod(0o600)
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = token
 
 
 def is_local(address: str | None = None) -> bool:

@@ -41,6 +41,7 @@ SELECTOR = record(matchLabels=LABELS)
 CONTAINER_SECURITY = record(
     "allowPrivilegeEscalation capabilities",
     allowPrivilegeEscalation={"const": False},
+    readOnlyRootFilesystem={"const": True},
     capabilities=record("drop", drop={"const": ["ALL"]}),
 )
 POD_SECURITY = record(
@@ -121,6 +122,7 @@ POD = record(
 RAY_CLUSTER = record(
     "headGroupSpec",
     rayVersion=TEXT,
+    authOptions=record("mode", mode=choice("token")),
     enableInTreeAutoscaling=SWITCH,
     autoscalerOptions=record(
         version=choice("v1", "v2"), idleTimeoutSeconds=COUNT, securityContext=CONTAINER_SECURITY
@@ -185,7 +187,9 @@ CRON_JOB = record(
 )
 PORTS = many(record(protocol=choice("TCP", "UDP"), port=COUNT))
 PEER = record(
-    podSelector=SELECTOR, namespaceSelector=SELECTOR, ipBlock=record("cidr", cidr=TEXT, **{"except": TEXTS})
+    podSelector=SELECTOR,
+    namespaceSelector=SELECTOR,
+    ipBlock=record("cidr", cidr=TEXT, **{"except": TEXTS}),
 )
 NETWORK_POLICY = record(
     "podSelector policyTypes",

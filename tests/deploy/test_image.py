@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +26,10 @@ def copied(lines: str, app: Path) -> None:
     }
     for line in re.findall(r"^COPY (.*)$", lines, re.MULTILINE):
         *sources, target = [word for word in shlex.split(line) if not word.startswith("--")]
-        for source in sources:
+        # A pattern that nothing fits is left out, as Docker does it where another source is there.
+        for source in (source for source in sources if "[" not in source or list(CHECKOUT.glob(source))):
             assert {source, source.split("/")[0]} & let_through, f"{source} is not in the build's context"
-            to = app / source if target == "./" else app / target
+            to = app / target / source.rsplit("/")[-1] if target.endswith("/") else app / target
             to.parent.mkdir(parents=True, exist_ok=True)
             if (CHECKOUT / source).is_dir():
                 shutil.copytree(
@@ -33,6 +37,18 @@ def copied(lines: str, app: Path) -> None:
                 )
             else:
                 shutil.copy2(CHECKOUT / source, to)
+
+
+def is_listed_in_full(bill: dict[str, Any], frozen: str) -> None:
+    """The bill of materials (CycloneDX) names what is installed, with hashes."""
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    listed = {(part["name"], part["version"]): part for part in bill["components"]}
+    installed = {tuple(line.split("==")) for line in frozen.splitlines()}
+    assert len(installed) > 100
+    assert installed - listed.keys() == set()
+    for key in installed:
+        references = listed[key]["externalReferences"]
+        assert all(item["alg"] == "SHA-256" for part in references for item in part["hashes"])
 
 
 def test_the_entry_point_of_the_image(tmp_path: Path) -> None:
@@ -51,14 +67,24 @@ def test_the_entry_point_of_the_image(tmp_path: Path) -> None:
     def run(*words: str, folder: Path = app) -> subprocess.CompletedProcess[str]:
         return subprocess.run(words, cwd=folder, env=kept, capture_output=True, text=True, check=False)
 
-    dependencies, code = re.split(r"^RUN uv venv .*\n(?:.*\\\n)*.*\n", DOCKERFILE, flags=re.MULTILINE)
+    dependencies, steps, code = re.split(
+        r"^RUN (python -m venv .*\n(?:.*\\\n)*.*)\n", DOCKERFILE, flags=re.MULTILINE
+    )
     copied(dependencies, app)
-    assert run(uv, "venv", "--quiet", str(environment)).returncode == 0
+    made = run(sys.executable, "-m", "venv", str(environment))
+    assert made.returncode == 0, made.stderr
     # The accelerator's build needs no other index than the one in use; torch for CPUs alone would.
     installed = run("deploy/install.sh", "cuda")
     if installed.returncode and "connect" in installed.stderr.casefold():
         pytest.skip(f"packages cannot be had here: the image's steps were not tested\n{installed.stderr}")
     assert installed.returncode == 0, installed.stderr
+    _, _, export, *_ = (step.strip(" \\\n") for step in steps.split("&&"))
+    exported = run(*shlex.split(export))
+    assert exported.returncode == 0, exported.stderr
+    frozen = run(
+        "uv", "pip", "freeze", "--exclude-editable", "--exclude", "pip", "--exclude", "setuptools"
+    ).stdout
+    is_listed_in_full(json.loads((app / export.split()[-1]).read_text()), frozen)
     copied(code, app)
 
     (command,) = re.findall(r"^CMD \[(.*)\]$", DOCKERFILE, re.MULTILINE)
@@ -74,3 +100,108 @@ def test_the_entry_point_of_the_image(tmp_path: Path) -> None:
     )
     assert imported.stdout.strip() == str(app / "cluster/__init__.py"), imported.stderr
     assert run("deploy/install.sh", "tpu").returncode == 2
+
+
+# What the build refuses
+
+
+def test_the_base_image_is_one_and_no_other_than_its_digest_says() -> None:
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim@sha256:[0-9a-f]{64}", base)
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["${BASE}"]
+    assert "latest" not in DOCKERFILE
+    (check,) = re.findall(r"^RUN (case .*esac)", DOCKERFILE, re.MULTILINE)
+    for given, status in ((base, 0), ("python:3.12-slim", 2), ("python@sha256", 2)):
+        assert subprocess.run(["sh", "-c", check], env={"BASE": given}, check=False).returncode == status
+
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "probelog"
+version = "1"
+[project.optional-dependencies]
+index = ["iniconfig"]
+[tool.hatch.build.targets.wheel]
+bypass-selection = true
+"""
+
+
+def pinned(*left_out: str, tampered: str = "") -> str:
+    """The list of requirements without some packages, and with a wrong hash for one."""
+    lines, name = [], ""
+    for line in (CHECKOUT / "requirements.txt").read_text().splitlines():
+        if line[:1].isalnum():
+            name = line.partition("==")[0]
+        if name == tampered:
+            line = re.sub("sha256:[0-9a-f]{64}", "sha256:" + "0" * 64, line)
+        if name not in left_out:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "tampered", "said"),
+    [
+        ("", "", ""),
+        ("", "iniconfig", "ash mismatch"),
+        ("", "hatchling", "ash mismatch"),
+        ("iniconfig", "", "not in requirements.txt, so installed without a check: iniconfig"),
+    ],
+    ids=["as-listed", "another-package", "another-build-backend", "not-listed"],
+)
+def test_only_what_the_list_says_is_installed(
+    tmp_path: Path, left_out: str, tampered: str, said: str
+) -> None:
+    """A package index that gives out something else, for a dependency or for what builds the package."""
+    if shutil.which("uv") is None:
+        pytest.skip("uv is not here: the installation was not tested")
+    (tmp_path / "deploy").mkdir()
+    shutil.copy2(CHECKOUT / "deploy/install.sh", tmp_path / "deploy")
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / "requirements.txt").write_text(pinned(left_out, tampered=tampered))
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(tmp_path / "venv"),
+        "UV_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    subprocess.run(["uv", "venv", "--quiet", str(tmp_path / "venv")], env=environment, check=True)
+    done = subprocess.run(
+        [tmp_path / "deploy/install.sh", "cuda"], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode and "connect" in done.stderr.casefold():
+        pytest.skip(f"packages cannot be had here: the installation was not tested\n{done.stderr}")
+    assert done.returncode == (1 if said else 0), done.stderr
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_torch_for_cpus_has_hashes_of_its_own(tmp_path: Path, listed: bool) -> None:
+    """PyTorch's index cannot be asked here: what is handed to uv decides."""
+    (tmp_path / "deploy").mkdir()
+    shutil.copy2(CHECKOUT / "deploy/install.sh", tmp_path / "deploy")
+    shutil.copy2(CHECKOUT / "requirements.txt", tmp_path)
+    if listed:
+        (tmp_path / "deploy/torch-cpu.txt").write_text("torch==9.9.9+cpu \\\n    --hash=sha256:12\n")
+    uv = tmp_path / "bin/uv"
+    uv.parent.mkdir()
+    uv.write_text(
+        f'#!/bin/sh\n[ "$2" = freeze ] || cp "$6" {tmp_path}/given 2> /dev/null || cp "$9" {tmp_path}/given\n'
+    )
+    uv.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / "deploy/install.sh", "cpu"],
+        env={"PATH": f"{uv.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    torch = re.findall(r"^torch==\S+(?: \\\n    --hash\S+)*", (tmp_path / "given").read_text(), re.MULTILINE)
+    assert ("without a check of their hashes" in done.stderr) is not listed
+    if listed:
+        assert torch == ["torch==9.9.9+cpu \\\n    --hash=sha256:12"]
+    else:
+        assert len(torch) == 1
+        assert "hash" not in torch[0]

@@ -148,6 +148,100 @@ def test_no_secret_is_written_down() -> None:
     assert re.search(r"(?m)^USER probelog$", dockerfile)
 
 
+def pods() -> dict[str, dict[str, Any]]:
+    """The pods that the manifests describe, by what they are."""
+    cron = documents(DEPLOY / "kuberay/nightly-cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
+    made = {"cron": cron}
+    for name, job in ray_jobs().items():
+        cluster = job["rayClusterSpec"]
+        made[f"{name}-head"] = cluster["headGroupSpec"]["template"]
+        made[f"{name}-worker"] = cluster["workerGroupSpecs"][0]["template"]
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(pods()))
+def test_a_pod_has_no_more_rights_than_it_needs(name: str) -> None:
+    """What `restricted` asks for, and a root file system that cannot be written. KubeRay copies the container's context to
+    the one that waits for the head.
+    """
+    spec = pods()[name]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    # The head's account is the autoscaler's, of KubeRay's making: no untrusted model is there.
+    assert spec.get("automountServiceAccountToken") is (None if name.endswith("head") else False)
+    assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"} & spec.keys()
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    # What is written goes to volumes with a bound, or to the node's disk that the pod has to itself.
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert mounts == {"/tmp", "/scratch", "/dev/shm"}
+    assert {"name": "HOME", "value": "/tmp"} in container["env"]
+
+
+def test_ray_asks_for_a_token_on_every_node() -> None:
+    (version,) = re.findall(r"^ray==([\d.]+)", (CHECKOUT / "requirements.txt").read_text(), re.MULTILINE)
+    for job in ray_jobs().values():
+        assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+        # KubeRay refuses the option without a version that has it.
+        assert job["rayClusterSpec"]["rayVersion"] == version
+    manifests = "".join(file.read_text() for file in MANIFESTS)
+    assert "RAY_AUTH_MODE" not in manifests
+    launcher = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    assert "--env RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
+    assert launcher["file_mounts"] == {"/home/probelog/.ray/auth_token": "~/.ray/auth_token"}
+    assert "--dashboard-host=127.0.0.1" in launcher["head_start_ray_commands"][-1]
+
+
+def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
+    return selector is not None and selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def may_enter(namespace: str, pod: dict[str, str], port: int) -> bool:
+    """Whether the policies let a pod reach one of ProbeLog's, as Kubernetes evaluates them."""
+    ours = {"app.kubernetes.io/name": "probelog"}
+    for policy in documents(DEPLOY / "kuberay/network-policy.yaml"):
+        if "Ingress" not in policy["spec"]["policyTypes"] or not matches(policy["spec"]["podSelector"], ours):
+            continue
+        for rule in policy["spec"]["ingress"]:
+            if "ports" in rule and port not in {item["port"] for item in rule["ports"]}:
+                continue
+            for peer in rule["from"]:
+                there = {"kubernetes.io/metadata.name": namespace}
+                inside = (
+                    matches(peer["namespaceSelector"], there)
+                    if "namespaceSelector" in peer
+                    else namespace == "probelog"
+                )
+                if inside and ("podSelector" not in peer or matches(peer["podSelector"], pod)):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("namespace", "pod", "port", "allowed"),
+    [
+        ("probelog", {"app.kubernetes.io/name": "probelog"}, 6379, True),
+        ("probelog", {"app.kubernetes.io/name": "other"}, 8265, False),
+        ("kuberay-operator", {"app.kubernetes.io/component": "kuberay-operator"}, 8265, True),
+        ("kuberay-operator", {"app.kubernetes.io/component": "kuberay-operator"}, 6379, False),
+        ("kuberay-operator", {}, 8265, False),
+        ("default", {}, 8265, False),
+        ("evil", {"app.kubernetes.io/component": "kuberay-operator"}, 8265, False),
+        ("evil", {"app.kubernetes.io/name": "probelog"}, 8265, False),
+        ("monitoring", {}, 8080, True),
+        ("monitoring", {}, 8265, False),
+    ],
+)
+def test_who_reaches_a_pod(namespace: str, pod: dict[str, str], port: int, allowed: bool) -> None:
+    """The job interface runs what it is sent, in pods that hold secrets: for KubeRay's operator alone."""
+    assert may_enter(namespace, pod, port) is allowed
+
+
 def test_the_launcher_file_is_what_ray_accepts() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 

@@ -6,11 +6,14 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -111,7 +114,8 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
         environment = kept | {
             "PATH": f"{RAY.parent}:{kept['PATH']}",
             "HF_ENDPOINT": endpoint,
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token",  # as deploy/kuberay sets it
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
@@ -132,6 +136,13 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
             )
             for number in range(2)
         )
+
+        log = tmp_path / "refused.log"
+        refused = submit(dashboard, log, environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}, "--help")
+        assert refused.wait(timeout=120) != 0
+        assert re.search("401|403|nauthenticated|nvalid auth", log.read_text()), log.read_text()
+        with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
+            urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/jobs/", timeout=30)
 
         log = tmp_path / "job.log"
         job = submit(dashboard, log, environment, "full", "--config", str(config))

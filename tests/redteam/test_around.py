@@ -110,7 +110,7 @@ def test_no_credential_of_a_job_is_written_anywhere(tiny_world: TinyWorld, tmp_p
             "HTTPS_PROXY": f"http://operator:{SECRETS['userinfo of HTTPS_PROXY']}@127.0.0.1:9",
             "NO_PROXY": "127.0.0.1",
             **{name: SECRETS[name] for name in SECRETS if " " not in name},
-            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_MODE": "token",
             "RAY_TMPDIR": str(ray),
             "HOME": str(tmp_path / "home"),
         }  # fmt: skip
@@ -354,6 +354,53 @@ def test_the_users_own_links_lead_to_their_scratch_folder(tmp_path: Path) -> Non
     assert made.stat().st_mode & 0o777 == 0o700
     with pytest.raises(UsageError, match="is no folder"):
         scratch_folder(tmp_path / "round")
+
+
+# Ray on a shared machine
+
+CONNECT = """
+import ray, sys
+try:
+    ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+except BaseException as error:
+    print("refused", type(error).__name__)
+else:
+    print("let in", ray.get(ray.remote(lambda: 1).remote()))
+"""
+LOCAL = """
+import os, sys, subprocess, ray
+from cluster.runtime.session import session
+with session("local", cpus=1):
+    folder = ray._private.worker._global_node.get_session_dir_path()
+    print(oct(os.stat(folder).st_mode & 0o777))
+    address = ray.get_runtime_context().gcs_address
+    for token in ("0" * 64, os.environ.get("RAY_AUTH_TOKEN") or open(os.path.expanduser("~/.ray/auth_token")).read()):
+        environment = {**os.environ, "HOME": "/nowhere", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        print(subprocess.run([sys.executable, "-c", sys.argv[1], address], env=environment, capture_output=True, text=True).stdout)
+"""
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("writable", [True, False], ids=["home", "read-only-home"])
+def test_nobody_else_uses_the_ray_of_a_job(tmp_path: Path, writable: bool) -> None:
+    """Whoever reaches a local Ray's ports, or reads its token or logs, runs code as the operator."""
+    home = tmp_path / "home" if writable else Path("/proc/nowhere")
+    with TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = {**kept, "HOME": str(home), "RAY_TMPDIR": ray, "RAY_USAGE_STATS_ENABLED": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", LOCAL, CONNECT],
+            cwd=CHECKOUT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    mode, refused, let_in = done.stdout.split("\n", 2)
+    assert mode == "0o700", done.stderr
+    assert refused.startswith("refused"), done.stdout
+    assert "let in 1" in let_in, done.stdout
+    if writable:
+        assert (home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
 
 
 # The hub server
