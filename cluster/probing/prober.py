@@ -38,8 +38,11 @@ from cluster.runtime.settings import WorkerSettings
 from probelog import logs
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
+from probelog.hub.download import Downloaded, DownloadLimits, download_model
+from probelog.models.content import content_digest
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec
+from probelog.storage.encoding import short_key
 from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.schemas import OBSERVATIONS, CatalogueRow, Failure, ProbedModel, from_table
 from probelog.storage.store import Store, retry_with_backoff
@@ -233,14 +236,12 @@ class Prober:
         folder = self._own / item.key
         try:
             with clock.part("download"):
-                size = self._download(item.row, folder)
-            return self._run(item, folder, size, clock)
+                downloaded = self._download(item.row, folder)
+            return self._run(item, downloaded, clock)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _download(self, row: CatalogueRow, folder: Path) -> int:
-        from probelog.hub.download import DownloadLimits, download_model
-
+    def _download(self, row: CatalogueRow, folder: Path) -> Downloaded:
         until = time.monotonic() + self._settings.item_seconds
         earlier = self._coordinator.waited  # by this thread, for other models
 
@@ -262,7 +263,7 @@ class Prober:
                     limits=DownloadLimits(max_bytes=self._spec.max_bytes),
                     allow_pickle=self._settings.allow_pickle,
                     check=check,
-                ).bytes
+                )
             except ItemFailure as failure:
                 # A full disk may empty when others are done; rushing on would fail every model after this one.
                 full = failure.reason is FailureReason.STORE_FAILED
@@ -271,7 +272,7 @@ class Prober:
             shutil.rmtree(folder, ignore_errors=True)  # what it had so far may be what others lack
             self._wait(min(5.0, max(0.1, self._settings.disk_retry_seconds / 4)))
 
-    def _run(self, item: Item, folder: Path, size: int, clock: _Clock) -> tuple[ItemResult, ItemReport]:
+    def _run(self, item: Item, downloaded: Downloaded, clock: _Clock) -> tuple[ItemResult, ItemReport]:
         from probelog.sandbox.fork_server import ProcessLostError
 
         with clock.part("wait"):
@@ -279,7 +280,7 @@ class Prober:
         try:
             for losses in range(1, _LOSSES + 1):
                 try:
-                    return self._observe(process, item, folder, size, clock)
+                    return self._observe(process, item, downloaded, clock)
                 except ProcessLostError as lost:
                     self._check()
                     if losses == _LOSSES:
@@ -294,18 +295,21 @@ class Prober:
             self._processes.put(process)
 
     def _observe(
-        self, process: ModelProcess, item: Item, folder: Path, size: int, clock: _Clock
+        self, process: ModelProcess, item: Item, downloaded: Downloaded, clock: _Clock
     ) -> tuple[ItemResult, ItemReport]:
         from probelog.probes.probe_set import subset
         from probelog.storage.observations import to_rows
 
         row, spec = item.row, self._spec
         with clock.part("load", counts=True):
-            loaded = process.load(folder, row.repo, row.sha, clock.remaining)
+            loaded = process.load(downloaded.folder, row.repo, row.sha, clock.remaining)
+            # Its process may be the model's, and say that it is another one.
+            identity = short_key(loaded.identity, content_digest(downloaded.folder, downloaded.digests))
         # As the worker sees it, like the other parts: with the start of the model's process.
-        facts = loaded.facts | {"seconds_load": clock.seconds["load"]}
+        facts = loaded.facts | {"seconds_load": clock.seconds["load"], "identity": identity}
+        size = downloaded.bytes
         with clock.part("wait"):
-            claim = self._claim(loaded.identity, item)
+            claim = self._claim(identity, item)
         try:
             original = claim.original
             if original is not None and (copied := self._copy(original, row, facts, size)) is not None:
@@ -339,7 +343,7 @@ class Prober:
             )
             rows = to_rows(row.repo, row.sha, seen.values)
         except BaseException:
-            self._coordinator.give_up(loaded.identity, item.key)
+            self._coordinator.give_up(identity, item.key)
             raise
         report = replace(self._report(facts, size, None), copies_checked=claim.answered)
         return ItemResult.success(model, rows, loaded.weights), report

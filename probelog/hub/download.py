@@ -60,12 +60,17 @@ class DownloadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """What was fetched: names of the files in the folder, bytes in all, seconds it took."""
+    """What was fetched: the files in the folder with their SHA-256, bytes in all, seconds it took."""
 
     folder: Path
-    files: tuple[str, ...]
+    digests: dict[str, str]
     bytes: int
     seconds: float
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files, in the order of their download."""
+        return tuple(self.digests)
 
 
 def download_model(
@@ -105,7 +110,7 @@ def download_model(
         raise item_failure(error) from error
     except OSError as error:
         raise ItemFailure(FailureReason.STORE_FAILED, f"cannot write to {folder}: {error}") from error
-    return Downloaded(folder, tuple(download.names), download.bytes, time.monotonic() - started)
+    return Downloaded(folder, download.digests, download.bytes, time.monotonic() - started)
 
 
 def check_access(row: CatalogueRow, *, has_token: bool) -> None:
@@ -175,7 +180,7 @@ class _Download:
     ) -> None:
         self.client, self.row, self.folder, self.limits, self.check = client, row, folder, limits, check
         self.there = {file.path: file for file in row.files or tree(client, row.repo, row.sha)}
-        self.names: list[str] = []
+        self.digests: dict[str, str] = {}
         self.bytes = 0
 
     def run(self, allow_pickle: bool) -> None:
@@ -207,7 +212,7 @@ class _Download:
         with _part(self.folder / name) as stream:
             transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry)
             self.client.call("file", url, transfer.receive, transfer.headers, self.check)
-        self.names.append(name)
+        self.digests[name] = transfer.digest.hexdigest()
         self.bytes += transfer.received
 
 

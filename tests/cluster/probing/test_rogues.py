@@ -38,6 +38,9 @@ def test_rogues_cost_their_own_rows(
     for name in ("resnet", "resnet-again"):
         shutil.copytree(indexed.world.hub / "ada" / name, root / "ada" / name)
     repos = [f"rogue/{kind}" for kind in ROGUES] + ["ada/resnet", "ada/resnet-again"]
+    for seed in (1, 2):
+        write_rogue(root / f"rogue/liar-{seed}", "lie", seed)
+        repos.append(f"rogue/liar-{seed}")
     write_json(root, "hub.json", [{"id": repo, "library": "timm"} for repo in repos])
     store = tmp_path / "store"
     settings = {
@@ -65,7 +68,12 @@ def test_rogues_cost_their_own_rows(
         for receipt in ledger.receipts()
         for model, _, values in observed_models(ledger.store, receipt)
     }
-    assert set(values) == {"rogue/steal", "rogue/sleep", "ada/resnet", "ada/resnet-again"}
+    liars = ("rogue/liar-1", "rogue/liar-2")
+    assert set(values) == {"rogue/steal", "rogue/sleep", *liars, "ada/resnet", "ada/resnet-again"}
+    # They pretend to be one model. What they are is not theirs alone to say, so none has the other's observations.
+    assert all(values[liar][0].copy_of_repo is None for liar in liars)
+    assert values[liars[0]][0].identity != values[liars[1]][0].identity
+    assert (values[liars[0]][1] != values[liars[1]][1]).any()
     # Its own home is the one place that it may write to.
     assert abs(values["rogue/steal"][1][1]).max() < 500, "a thief found something"
     copies = {values[f"ada/{name}"][0].copy_of_repo for name in ("resnet", "resnet-again")}

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models import register_model
 
+from probelog.models import loading
 from tests.support.hub.hostile import write_json
 from tests.support.paths import CHECKOUT
 
@@ -27,6 +28,8 @@ class Rogue(torch.nn.Module):
     def __init__(self, kind: str, num_classes: int) -> None:
         super().__init__()
         self.kind = kind
+        if kind == "lie":  # about who it is: everything that is asked of it has the same key
+            loading.short_key = lambda *_: "0" * 16  # type: ignore[assignment]
         self.convolution = torch.nn.Conv2d(3, 8, 8, 8)
         self.head = torch.nn.Linear(8, num_classes)
         self.seconds = torch.nn.Parameter(torch.zeros(1))
@@ -52,6 +55,9 @@ class Rogue(torch.nn.Module):
         held = []
         while True:
             held.append(torch.ones(1 << 24))
+
+    def lie(self) -> int:
+        return 0
 
     def steal(self) -> int:
         attempts: list[Any] = [
@@ -115,7 +121,7 @@ def _of(kind: str) -> Any:
 
 __all__: list[str] = ["rogue_scripted"]
 register_model(rogue_scripted)
-for _kind in ("sleep", "crash", "hang", "devour", "steal"):
+for _kind in ("sleep", "crash", "hang", "devour", "steal", "lie"):
     __all__.append(f"rogue_{_kind}")
     globals()[f"rogue_{_kind}"] = register_model(_of(_kind))
 
