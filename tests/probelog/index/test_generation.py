@@ -19,6 +19,7 @@ from probelog.index.generation import Generation, Logits, _Once
 from probelog.index.pointer import Pointer
 from probelog.index.schema import MODEL_FACTS, probes_schema
 from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
+from probelog.publication import rows as rows_module
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_tables
 from probelog.publication.update import Changes, write_update
@@ -269,6 +270,19 @@ def test_an_update_of_a_large_generation(tmp_path: Path) -> None:
     sample = generation.sample
     assert not set(sample.weights.tolist()) & {1, 3}
     assert len(sample) == 303 + 3, "all of a base that is smaller than a sample, and of the update"
+
+
+def test_of_an_update_the_same_share_is_sampled_as_of_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_GALLERY_SAMPLE", 60)
+    index = Store(tmp_path)
+    base = whole(index, [*BASE, ("x/many", 300, "x")], exact=1)
+    assert len(base.sample) == 60
+    updated = update(index, base, [], [("y/many", 400, "y")])
+    added = int((updated.sample.rows >= base.size).sum())
+    assert len(updated.sample) - added == 60
+    assert 50 < added < 110, "a fifth of them, about"
 
 
 def test_an_update_of_an_update_is_refused(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_errors_of_nothing_held_out() -> None:
     content = json.loads(small_index.some_settings(**_numbers(), held_out_rmse=float("nan")).to_bytes())
     read = GenerationSettings.from_dict(content, "here")
     assert read.held_out_rmse != read.held_out_rmse
+    content["held_out_rmse"] = 0
+    assert GenerationSettings.from_dict(content, "here").held_out_rmse == 0.0
 
 
 ODD: list[tuple[str, Any, str]] = [

@@ -10,8 +10,10 @@ import pytest
 from probelog.index.generation import Generation
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import Numbering, _Sample, same_weights, write_tables
+from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store
+from tests.probelog.index.test_generation import BASE, NAMES, batches, unit, whole
 from tests.support.worlds.small_index import Model, build, model_facts
 
 
@@ -69,6 +71,17 @@ def test_a_sample_has_a_fixed_size_and_does_not_depend_on_the_batches(batch: int
         assert len(sample.rows) == min(70, start + batch)
     smallest = np.argsort(np.random.default_rng(0).random(2000))[:70]
     assert sorted(sample.rows["row"].tolist()) == sorted(smallest.tolist())
+
+
+def test_offsets_are_those_of_the_directions_that_are_stored(tmp_path: Path) -> None:
+    """A client has no others: what encoding loses must not count twice."""
+    generation = whole(Store(tmp_path))
+    logits, names = generation.all_logits, generation.basis.coordinates(unit(1, len(NAMES))).astype(float)
+    stored = matched_heads.offsets(logits.coordinates.astype(float), names, generation.sharpness)
+    given = np.concatenate([batch.directions for batch in batches(BASE) if batch.model[0] != 2])
+    exact = matched_heads.offsets(generation.basis.coordinates(given), names, generation.sharpness)
+    assert np.abs(exact - stored).max() > 1e-4
+    np.testing.assert_allclose(logits.offsets, stored, atol=1e-6)
 
 
 def test_an_index_without_logits_is_not_large(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def test_it_survives_json() -> None:
     ("name", "value"),
     [
         ("margin", -0.1), ("score", "1"), ("intercept", math.nan), ("score", math.inf), ("margin", True),
-        ("intercept", None), ("intercept", 10**400), ("source", "truth"), ("source", ["posterior"]), ("pairs", -1),
+        ("intercept", None), ("intercept", 10**400), ("intercept", -(10**400)), ("intercept", -math.inf),
+        ("intercept", -1e300), ("source", "truth"), ("source", ["posterior"]), ("pairs", -1),
         ("pairs", 1.5), ("positives", 401), ("positives", "3"),
     ],
 )  # fmt: skip

@@ -225,3 +225,18 @@ def test_many_images_and_large_scores_do_not_overflow() -> None:
     with np.errstate(all="raise", under="ignore"):
         found = matched_heads.offsets(gallery, world.texts, 2000.0)
     np.testing.assert_allclose(found, 2000.0 * (gallery @ world.texts.T).max(axis=1) - np.log(7), atol=1)
+
+
+@pytest.mark.parametrize("excluded", [[0], [0, 3], [3, 0, 3], [1, 2]])
+def test_what_competes_without_nearly_everything_is_added_up_again(excluded: list[int]) -> None:
+    """One name is far ahead on every probe: without it, what is left is not to be had by a subtraction."""
+    random = np.random.default_rng(5)
+    ahead = unit(random.normal(size=(1, 8)))
+    embeddings = unit(ahead + 0.2 * random.normal(size=(20, 8)))
+    texts = np.concatenate([ahead, unit(random.normal(size=(5, 8)))])
+    space = matched_heads.HeadSpace(embeddings, texts, units=40.0)
+    terms = space._sharpness * (embeddings @ texts.T)
+    rest = np.delete(terms, excluded, axis=1)
+    expected = np.log(np.exp(rest - rest.max()).sum(axis=1)) + rest.max()
+    assert (terms.max(axis=1) - rest.max(axis=1)).max() > 20 or 0 not in excluded
+    np.testing.assert_allclose(space._rivals(excluded), expected, rtol=1e-6)
