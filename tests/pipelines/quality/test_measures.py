@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from pipelines.quality.canaries import Canary, KnownModels, background_canaries,
 from pipelines.quality.failures import FailureCounts, failure_measures
 from pipelines.quality.measure import Measure, least_paired_fall, least_rise, wilson
 from pipelines.quality.report import Verdict, last_report, write_report
-from pipelines.quality.samples import Sampled, draw, hashed
+from pipelines.quality.samples import Sampled, added_versions, draw, hashed
 from probelog.errors import SchemaVersionError, UsageError
 from probelog.search.results import Hit
 from probelog.storage.encoding import digest
@@ -107,6 +109,23 @@ def test_a_draw_stays_the_same(names: set[str], more: set[str], count: int) -> N
     assert set(before) - set(after) == set() or len(after) == count
     assert set(after) <= set(before) | more
     assert before == sorted(before, key=hashed)
+
+
+class Listed:
+    """Of a generation only its models matter here."""
+
+    def __init__(self, *versions: tuple[str, str]) -> None:
+        self._versions = versions
+
+    def models_table(self, columns: list[str]) -> pa.Table:
+        assert columns == ["repo", "sha"]
+        return pa.table(dict(zip(columns, zip(*self._versions, strict=True), strict=True)))
+
+
+def test_another_commit_of_a_repository_is_another_model() -> None:
+    live = Listed(("a/same", "1"), ("a/changed", "1"), ("a/gone", "1"))
+    candidate = Listed(("b/new", "1"), ("a/changed", "2"), ("a/same", "1"))
+    assert added_versions(cast("Any", candidate), cast("Any", live)) == [("a/changed", "2"), ("b/new", "1")]
 
 
 # Canaries
