@@ -152,6 +152,31 @@ def test_a_repository_counts_once_at_its_newest_commit(hub: LiveHub, tmp_path: P
     assert look(hub, job(tmp_path), None, hub.state()).rows == []
 
 
+def test_of_two_rows_of_the_same_time_the_first_listed_is_the_newer(hub: LiveHub, tmp_path: Path) -> None:
+    hub.faults.spoil("/api/models?", faults.rows(lambda rows: [*rows, {**rows[0], "sha": "f" * 40}]), times=1)
+    found = look(hub, job(tmp_path), None)
+    assert {row.repo: row.sha for row in found.rows} == hub.state()
+
+
+def test_what_is_said_of_the_changes(hub: LiveHub, tmp_path: Path) -> None:
+    def said(watermark: dt.datetime | None, **filters: Any) -> str:
+        output = io.StringIO()
+        nightly_job = job(tmp_path, filters=filters, nightly={"overlap_hours": 2})
+        told = Job.of(nightly_job.config, Report(output))
+        listed_since(told, hub.endpoint, watermark, set(), retry=FAST)
+        return output.getvalue().splitlines()[-1]
+
+    (tmp_path / "list.txt").write_text("owner/model-2\nowner/not-there\n")
+    assert said(None) == f"changes: 40 repositories listed by {hub.endpoint}"
+    assert (
+        said(at(30))
+        == f"changes: 12 repositories listed by {hub.endpoint}, changed since 2025-01-02 04:00 UTC"
+    )
+    assert said(at(30), list=tmp_path / "list.txt") == (
+        f"changes: 1 repositories listed by {hub.endpoint}, 1 rows could not be read"
+    )
+
+
 def test_a_listing_that_breaks_off_gives_nothing(hub: LiveHub, tmp_path: Path) -> None:
     hub.faults.spoil("/api/models?", faults.answer(500), skip=2)
     with pytest.raises(HubUnavailableError):

@@ -239,6 +239,7 @@ def test_every_group_of_copies_has_an_heir(tmp_path: Path) -> None:
         (8, "three/c", 2, 2, 4),
         (9, "eva/five", 9, 1, 6),
     ]
+    assert left.take_models([8, 9, 1, 6], ["copies"])["copies"].to_pylist() == [2, 1, 1, 2]
 
 
 def test_weights_that_come_back_with_two_models_are_numbered_once(tmp_path: Path) -> None:
