@@ -23,7 +23,7 @@ from probelog.publication import rows as rows_module
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_tables
 from probelog.publication.update import Changes, write_update
-from probelog.ranking.confidence import background_scores
+from probelog.ranking.confidence import ColumnStatistics, background_scores
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
@@ -319,6 +319,20 @@ def test_names_of_logits_best_first(base: Generation) -> None:
         assert names[place] == [NAMES[number] for number in best]
         np.testing.assert_allclose(scores[place], row[best], atol=1e-5)
     assert base.names(logits[:0], 2) == ([], [])
+
+
+def test_names_are_ordered_by_how_unusual_their_scores_are(base: Generation) -> None:
+    """A name that scores high for every logit says little."""
+    generation = Generation(base.index, base.pointer)
+    logits, background = generation.all_logits, generation.background_coordinates
+    every = background_scores(logits.coordinates, background, logits.offsets, SHARPNESS)
+    statistics = ColumnStatistics(every.mean(axis=0) + np.array([3.0, 0.0, -3.0]), np.array([1.0, 2.0, 0.5]))
+    vars(generation)["statistics"] = statistics
+    names, scores = generation.names(logits, 3)
+    for place, row in enumerate(every):
+        order = np.argsort(-(row - statistics.means) / statistics.stds)
+        assert names[place] == [NAMES[number] for number in order]
+        np.testing.assert_allclose(scores[place], row[order], atol=1e-5)
 
 
 def test_logits_joined_and_taken(base: Generation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -108,7 +110,7 @@ def test_the_best_are_the_best_by_score(generation: Generation, k: int, negative
 
 
 @pytest.mark.parametrize("condition", [None, "downloads < 601", "downloads = 600"])
-@pytest.mark.parametrize("k", [1, 3, 100])
+@pytest.mark.parametrize("k", [1, 3, 50, 100])
 def test_a_large_index_has_the_same_best_and_no_logit_twice(
     large: Generation, condition: str | None, k: int
 ) -> None:
@@ -144,6 +146,10 @@ def test_a_filter_lets_through_what_meets_it(generation: Generation) -> None:
     assert chosen.count == len(allowed) == 8
     assert chosen.share == pytest.approx(8 / generation.size)
     assert chosen.rows.tolist() == sorted(allowed)
+    copies = Filter(generation, "downloads < 500")
+    assert (len(copies.members([0])), copies.count, len(copies.rows)) == (1, 3, 3), (
+        "copies share their logits"
+    )
 
 
 def test_pieces_and_ties_change_nothing(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +171,18 @@ def test_pieces_and_ties_change_nothing(generation: Generation, monkeypatch: pyt
         assert rank.worst == pytest.approx(expected[-1][1], abs=1e-5)
         rank.clear()
         assert rank.worst == -np.inf
+
+
+def test_of_equal_scores_the_lower_row_comes_first(generation: Generation) -> None:
+    """Whichever block it is in."""
+    asked, logits = random_query(generation), all_logits_of(generation)
+    twins = replace(logits, rows=logits.rows + 100)
+    for blocks in ((twins, logits), (logits, twins)):
+        rank = ranking._Ranking(generation, asked, 7, None)
+        for block in blocks:
+            rank.add(block)
+        expected = [row for first, _ in naive(generation, asked)[:4] for row in (first, first + 100)][:7]
+        assert rank.result(ScoreMoments(0.0, 1.0)).logits.rows.tolist() == expected
 
 
 # Filters
