@@ -231,6 +231,16 @@ def test_like_takes_a_logit_of_another_index(
         index.search(like="emil/things#3", like_index=probelog.open_index(foreign.store.uri))
 
 
+def test_a_generation_is_not_opened_again_while_it_is_live(
+    index: probelog.Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of it would be read again, every half minute."""
+    monkeypatch.setattr("probelog.search.client.POLL_SECONDS", -1.0)
+    first = index._current()
+    assert index._current() is first
+    assert index._live() is first
+
+
 def test_several_names_are_one_concept(small: SmallIndex, index: probelog.Index) -> None:
     texts = ["cat", "dog"]
     vectors = small.encoder.embed([PROMPT.replace("{}", text) for text in texts]).astype(float)
