@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,22 @@ def test_an_older_catalogue_is_deleted_once_the_record_names_the_newer(
     assert catalogues(files) == [second.rows.path]
     assert files.write(second, []).rows is None
     assert catalogues(files) == []
+
+
+def test_a_record_names_no_catalogue_that_is_not_there_yet(
+    files: NightlyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, read = Store.write_json, list[int]()
+
+    def write(self: Store, name: str, value: Any) -> None:
+        real(self, name, value)
+        record = files.read()
+        assert record is not None
+        read.append(len(files.rows(record)))
+
+    monkeypatch.setattr(Store, "write_json", write)
+    files.write(files.write(EMPTY, ROWS), ROWS[:1])
+    assert read == [2, 1]
 
 
 def test_a_record_that_is_damaged_or_newer(files: NightlyFiles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import pickle
 import threading
 import time
@@ -219,6 +220,13 @@ def test_a_hub_that_is_not_there_is_named() -> None:
         hub.json("/api/models")
 
 
+def test_without_a_word_of_the_hub_a_failure_waits_no_longer_than_the_client_would(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(server, Answer(500), Answer(503), Answer(), retry=replace(FAST, longest_penalty=40.0))
+    assert caplog.text.count("next try in 0.0 s") == 2
+
+
 def test_waits_double_up_to_the_longest_and_vary_by_half() -> None:
     retry = Retry(first_wait=1.0, longest_wait=30.0)
     for failures, longest in ((1, 1), (2, 2), (3, 4), (5, 16), (6, 30), (99, 30)):
@@ -254,6 +262,21 @@ def test_an_error_of_the_reader_is_its_own_but_a_broken_answer_is_tried_again(se
         outcomes[:] = [KeyError("mine")]
         with pytest.raises(KeyError, match="mine"):
             hub.call("file", server.endpoint + "/x", read)
+
+
+def test_a_compressed_answer(server: Server) -> None:
+    packed, headers = gzip.compress(b"[1, 2]"), {"Content-Encoding": "gzip"}
+    assert ask(server, Answer(body=packed, headers=headers)).value == [1, 2]
+    assert "gzip" in server.asked[0][1]["accept-encoding"]
+    for broken, message in (
+        (packed[:-3], "broke off in the middle of its compressed body"),
+        (packed + b"more", "goes on after the end of its compressed body"),
+        (b"[1, 2]", "broken gzip"),
+    ):
+        with pytest.raises(HubUnavailableError, match=message):
+            ask(server, Answer(body=broken, headers=headers))
+    with pytest.raises(HubUnavailableError, match="in the encoding 'br', which was not asked for"):
+        ask(server, Answer(body=packed, headers={"Content-Encoding": "br"}))
 
 
 # JSON
