@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -201,7 +201,7 @@ class HubClient:
             headers={"user-agent": f"probelog/{probelog.__version__}"},
             timeout=httpx.Timeout(retry.read_timeout, connect=retry.connect_timeout),
             follow_redirects=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            cookies=_NoCookies(),
             trust_env=not is_loopback(self.endpoint),  # a proxy would look for 127.0.0.1 on its own machine
         )
         self._network = Network(self._http, self._origin)
@@ -289,11 +289,11 @@ class HubClient:
                     where = f"was redirected to {answer.storage}, which " if answer.storage else ""
                     problem, longer = f"{where}answered {status}", _retry_after(answer.headers) or 0.0
             except httpx.ConnectError as error:
-                problem = f"refuses connections or is not there: {error}"
+                problem = f"refuses connections or is not there: {_shown(error)}"
             except httpx.TimeoutException as error:
                 problem = f"did not answer in time ({type(error).__name__})"
             except (httpx.TransportError, httpx.DecodingError) as error:
-                problem = f"broke off: {error}"
+                problem = f"broke off: {_shown(error)}"
             except BrokenAnswerError as error:
                 problem = str(error)
             failures += 1
@@ -403,9 +403,7 @@ class HubClient:
         except (
             ValueError
         ) as error:  # reason: h11 and httpx read some headers (lengths, ports) without a limit
-            raise BrokenAnswerError(
-                f"answered with headers that make no sense: {str(error)[:200]}"
-            ) from error
+            raise BrokenAnswerError(f"answered with headers that make no sense: {_shown(error)}") from error
 
     def _redirected(self, kind: Kind, url: str, current: httpx.URL, location: str) -> httpx.URL:
         import httpx
@@ -530,6 +528,13 @@ def endpoint_with_login(endpoint: str) -> str:
 def _login_of(endpoint: str) -> tuple[str, str] | None:
     address, login = split_login(os.environ.get("HF_ENDPOINT", "").rstrip("/"))
     return login if address == endpoint else None
+
+
+class _NoCookies(CookieJar):
+    """Looks at no cookie: the standard library's parser prints tracebacks about some that servers can make."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Nothing is kept."""
 
 
 def _bounded_int(text: str) -> int | None:

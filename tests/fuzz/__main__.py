@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 import traceback
+import warnings
 
 from tests.fuzz import targets  # noqa: F401 - registers them
 from tests.fuzz.harness import TARGETS, fuzz
@@ -22,6 +24,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.target) - TARGETS.keys():
         parser.error(f"no target is called {', '.join(sorted(unknown))}")
+    logging.disable()
+    warnings.simplefilter("ignore")
     failed = False
     for name in options.target or TARGETS:
         until, number = time.monotonic() + 60 * options.minutes, options.seed

@@ -23,7 +23,7 @@ from probelog.hub.download import download_model, read_shards
 from probelog.hub.listing import ListingFilters
 from probelog.hub.model_info import read_files, read_row
 from probelog.models.loading import load_classifier
-from probelog.models.preprocessing import transformers_recipe
+from probelog.models.preprocessing import Recipe, transformers_recipe
 from probelog.probes.sources import candidates, source_files
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, RepoFile, to_table
 from probelog.weights.reader import Weights
@@ -33,7 +33,7 @@ from tests.support.hub import hostile
 
 _QUICK = Retry(
     attempts=1, first_wait=0.01, longest_wait=0.01, throttled=1, longest_penalty=0.01, connect_timeout=1.0,
-    read_timeout=1.0, api_timeout=2.0,
+    read_timeout=0.3, api_timeout=0.5,
 )  # fmt: skip
 _SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -114,6 +114,7 @@ def processor(data: bytes, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_bytes(data)
     recipe = transformers_recipe(folder, "vit", 16, 512)
     recipe.geometry([Image.new("RGB", (30, 20))])
+    assert Recipe.from_json(recipe.to_json(), 512) == recipe
 
 
 @target(BrokenAnswerError)
