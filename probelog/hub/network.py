@@ -119,7 +119,7 @@ class Network:
         # httpx has no argument for the backend of its transports.
         for transport in {client._transport, *filter(None, client._mounts.values())}:
             pool = getattr(transport, "_pool", None)
-            if not hasattr(pool, "_network_backend"):
+            if not isinstance(pool, httpcore.ConnectionPool) or not hasattr(pool, "_network_backend"):
                 raise RuntimeError(
                     f"httpx {httpx.__version__} is not known: its connections cannot be guarded"
                 )

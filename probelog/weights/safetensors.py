@@ -91,7 +91,9 @@ def read_header(path: Path) -> Header:
         )
     metadata = described.pop("__metadata__", None)
     if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+        isinstance(metadata, dict)
+        and all(isinstance(value, str) for value in metadata.values())
+        and _is_unicode("".join([*metadata, *metadata.values()]))
     ):
         raise _corrupt(path, "its metadata are not texts by name")
     start = 8 + length
@@ -108,7 +110,7 @@ def read_header(path: Path) -> Header:
 
 def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     label = f"tensor {name[:100]!r}"
-    if clean_unicode(name) != name:
+    if not _is_unicode(name):
         raise _corrupt(path, f"{label} has a name that is no valid Unicode")
     if not isinstance(entry, dict):
         raise _corrupt(path, f"{label} lacks dtype, shape or data_offsets")
@@ -134,6 +136,10 @@ def _tensor(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     if math.prod(shape) * ITEM_SIZES[dtype] != end - begin:
         raise _corrupt(path, f"{label}: {dtype} of shape {shape} does not fill {end - begin} bytes")
     return TensorInfo(name, dtype, tuple(shape), start + begin, start + end)
+
+
+def _is_unicode(text: str) -> bool:
+    return clean_unicode(text) == text
 
 
 def _is_size(value: object) -> bool:
