@@ -107,6 +107,19 @@ def _with_header(header: object, body: bytes = b"", length: int | None = None) -
     return build
 
 
+def _header_in(encoding: str) -> Build:
+    """A sound model whose weights have their header in another encoding."""
+
+    def build(folder: Path) -> None:
+        vit(folder)
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        start = 8 + struct.unpack("<Q", data[:8])[0]
+        write_safetensors(path, data[8:start].decode().encode(encoding), data[start:])
+
+    return build
+
+
 def _configured(**changes: Any) -> Build:
     return lambda folder: vit(folder, **changes)
 
@@ -297,6 +310,8 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "header-2-to-60": (_with_header({}, length=1 << 60), _CORRUPT_WEIGHTS),
     "header-100k-brackets": (_with_header(b"[" * 100_000), _CORRUPT_WEIGHTS),
     "header-list": (_with_header([]), _CORRUPT_WEIGHTS),
+    "header-utf-16": (_header_in("utf-16"), _CORRUPT_WEIGHTS),
+    "header-bom": (_header_in("utf-8-sig"), _CORRUPT_WEIGHTS),
     "overlapping": (_with_header({"a": entry([4], 0, 16), "b": entry([4], 0, 16)}, _FOUR), _CORRUPT_WEIGHTS),
     "gap": (_with_header({"a": entry([2], 0, 8), "b": entry([1], 12, 16)}, _FOUR), _CORRUPT_WEIGHTS),
     "negative-offsets": (_with_header({"a": entry([4], -16, 0)}, _FOUR), _CORRUPT_WEIGHTS),
@@ -413,6 +428,7 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "crop-100000": (_processed(do_center_crop=True, crop_size=100_000), _TOO_LARGE),
     "negative-size": (_processed(size={"height": -1, "width": 16}), _CORRUPT_CONFIG),
     "zero-deviation": (_processed(image_std=[1, 0, 1]), _CORRUPT_CONFIG),
+    "processor-400-digits": (_processed(image_mean=[10**400, 0, 0]), _CORRUPT_CONFIG),
     "foreign-processor": (_processed(image_processor_type="os.system"), _CORRUPT_CONFIG),
     "other-class": (_processed(image_processor_type="AutoModel"), _UNSUPPORTED),
     "processor-auto-map": (_processed(auto_map={"AutoImageProcessor": "modeling.Trap"}), None),
