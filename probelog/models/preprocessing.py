@@ -503,6 +503,8 @@ def _check_settings(settings: Mapping[str, Any], max_size: int) -> None:
 
 
 def _check_sizes(key: str, value: object, max_size: int) -> None:
+    if isinstance(value, dict) and any(isinstance(edge, dict | list) for edge in value.values()):
+        raise _corrupt(f"{key} = {str(value)[:60]} is not made of edges")
     for name, edge in walk(value, key):
         if edge is not None:
             _check_edge(name, edge, max_size * (_MAX_ENLARGED if name == "longest_edge" else 1))
