@@ -113,12 +113,11 @@ class EncoderProcess:
         try:
             content = {**header, "seconds": seconds, "sizes": [blob.nbytes for blob in blobs]}
             status, answer = _exchange(channel, content, blobs, expected, seconds)
-        except (
-            BaseException
-        ) as error:  # reason: also after an interrupt, an answer that nobody reads must not stay
+        except BaseException as error:  # reason: after an interrupt, too, no answer may stay unread
             if isinstance(error, OSError | EOFError) and process.ended:
                 return None
-            reason = process.end(at_once=not isinstance(error, EOFError))
+            gone = isinstance(error, EOFError | BrokenPipeError | ConnectionResetError)
+            reason = process.end(at_once=not gone)
             if isinstance(error, TimeoutError):
                 raise self.damaged(f"it has not answered within {seconds:.0f} seconds") from None
             if isinstance(error, OSError | EOFError):

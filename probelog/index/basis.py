@@ -127,13 +127,14 @@ class Basis:
         )
 
     def decode(self, encoded: EncodedDirections) -> Float32s:
-        """Coordinates (N, p) of the encoded directions, normalised to unit length."""
+        """Coordinates (N, p) of the encoded directions, normalised to unit length; not finite where these are not."""
         out = np.empty((len(encoded.scales), len(self.axes)), np.float32)
         out[:, : self.precise] = encoded.precise
         np.multiply(encoded.rest, encoded.scales[:, None], out=out[:, self.precise :], dtype=np.float32)
         lengths = np.sqrt(np.einsum("nd,nd->n", out, out))
         # A direction of zeros has no length.
-        out /= np.where(lengths > 0, lengths, np.float32(1.0))[:, None]
+        out /= np.where(lengths == 0, np.float32(1.0), lengths)[:, None]
+        out[~np.isfinite(lengths)] = np.nan
         return out
 
     def vectors(self, coordinates: Float32s, offsets: Floats) -> npt.NDArray[np.float16]:

@@ -26,7 +26,7 @@ from probelog.arrays import values_of
 from probelog.errors import QueryError, StoreError
 from probelog.index import shortlist
 from probelog.index.arrow import matrix_of, structured
-from probelog.index.basis import Basis, EncodedDirections
+from probelog.index.basis import BYTES, Basis, EncodedDirections
 from probelog.index.pointer import Pointer
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
 from probelog.index.settings import GenerationSettings
@@ -34,7 +34,9 @@ from probelog.index.tables import Tables, completed, first_line, is_valid_sql_te
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
+from probelog.storage.records import is_text
 from probelog.storage.versions import check_version
+from probelog.terminal import printable
 
 if TYPE_CHECKING:
     from probelog.encoders.image import ImageEncoder
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from probelog.storage.store import Store
 
 T = TypeVar("T")
+AnyEncoder = TypeVar("AnyEncoder", "TextEncoder", "ImageEncoder")
 
 # Logits that are read and scored at a time: 8,192 in 512 dimensions are 17 MB.
 ROWS_AT_ONCE = 8192
@@ -49,6 +52,17 @@ ROWS_AT_ONCE = 8192
 _TEXTS_AT_ONCE = 500
 # Number of names that an unknown one is compared with, to suggest similar ones: some 20 microseconds each.
 _COMPARED_NAMES = 10_000
+
+
+# Logits, or models, of an index that is not large: several times as many as the publisher keeps there.
+_MOST_IN_MEMORY = 1_000_000
+_ROUNDING = 0.01
+# Numbers of a direction.
+_MOST_DIMENSIONS = 1 << 16
+
+
+def _only(count: int) -> range:
+    return range(count, count + 1)
 
 
 class _Once(Generic[T]):
@@ -130,14 +144,33 @@ class Generation:
         self.pointer = pointer
         self._lock = threading.RLock()
         self._tables = Tables(index, pointer.generation)
-        with self._tables.reading("settings"):
-            content = dict(json.loads(self._tables.meta("settings") or b"{}"))
+        where = f"{index.uri}: generation {pointer.generation}"
+        content = self._json(self._tables.meta("settings"), "settings")
+        if not isinstance(content, dict):
+            raise self._tables.damaged("settings", "they are no object")
         check_version(content, INDEX_VERSION, index.uri, "index")
-        self.settings = GenerationSettings.from_dict(content, f"{index.uri}: generation {pointer.generation}")
-        base = self.settings.base
-        self._base = self._tables if base is None else Tables(index, base.generation)
+        self.settings = settings = GenerationSettings.from_dict(content, where)
+        base = settings.base
+        if base is not None and (base.generation == pointer.generation or base.rows > settings.rows):
+            raise self._tables.damaged("settings", "it cannot be an update of its base")
+        if not settings.large and max(settings.rows, settings.models) > _MOST_IN_MEMORY:
+            raise self._tables.damaged(
+                "settings", "it is too large to be held in memory, and not marked as large"
+            )
         # Rows from this number on are the update's.
-        self._base_row_count = self.settings.rows if base is None else base.rows
+        self._base_row_count = settings.rows if base is None else base.rows
+        self._base_model_count = settings.models if base is None else base.models
+        self._base = self._tables if base is None else Tables(index, base.generation)
+        self._tables.expect(
+            {"logits": _only(settings.rows - self._base_row_count), "models": range(settings.models + 1)}
+        )
+        self._base.expect(
+            {
+                "logits": _only(self._base_row_count),
+                "models": _only(self._base_model_count),
+                "probes": _only(settings.probes),
+            }
+        )
 
     @property
     def is_update(self) -> bool:
@@ -153,6 +186,32 @@ class Generation:
             raise StoreError(f"{self.index.uri}: generation {self.pointer.generation} has no {key!r}")
         return value
 
+    def _json(self, data: bytes | None, key: str) -> object:
+        try:
+            return json.loads(data or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise self._tables.damaged(key, f"it is no JSON: {printable(error, 100)}") from None
+
+    def _array(self, key: str, shape: Sequence[int | range | None], kinds: str = "f") -> npt.NDArray[Any]:
+        """An array of the ``meta`` table, of a shape (None: any size) and of finite numbers of some kinds.
+
+        Raises:
+            StoreError: it is not such an array.
+        """
+        try:
+            array = from_npy(self.meta(key))
+        except ValueError as error:
+            raise self._tables.damaged(key, printable(error)) from None
+        expected = len(shape) == array.ndim and all(
+            size is None or (actual in size if isinstance(size, range) else actual == size)
+            for actual, size in zip(array.shape, shape, strict=True)
+        )
+        if not expected or array.dtype.kind not in kinds:
+            raise self._tables.damaged(key, f"it holds {array.dtype} numbers of shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise self._tables.damaged(key, "it holds numbers that are not finite")
+        return array
+
     # Models
 
     def models_table(
@@ -164,7 +223,7 @@ class Generation:
         """
         names = list(dict.fromkeys(["id", *columns, *(["weights"] if "copies" in columns else [])]))
         if not self.is_update:
-            return self._tables.rows("models", names, where, limit).sort_by("id")
+            return self._checked(self._tables.rows("models", names, where, limit).sort_by("id"))
         table = self._base.rows(
             "models", names, where, None if limit is None else limit + len(self._replaced)
         )
@@ -172,7 +231,20 @@ class Generation:
         if "copies" in columns:
             table = self._with_current_copies(table)
         table = pa.concat_tables([table, self._tables.rows("models", names, where)]).sort_by("id")
-        return table if limit is None else table.slice(0, limit)
+        return self._checked(table if limit is None else table.slice(0, limit))
+
+    def _checked(self, models: pa.Table) -> pa.Table:
+        """Rows of the models, whose logits are rows of the index.
+
+        Raises:
+            StoreError: some are not.
+        """
+        if "first_row" in models.column_names and "rows" in models.column_names:
+            starts, counts = (np.asarray(models[name].to_numpy(), np.int64) for name in ("first_row", "rows"))
+            # Neither is below 0; compared in this order, the sum cannot overflow.
+            if (starts > self.size).any() or (starts + counts > self.size).any():
+                raise self._tables.damaged("models", "a model has logits that the index does not have")
+        return models
 
     def models_named(
         self, column: str, values: Iterable[str], columns: Sequence[str]
@@ -200,9 +272,12 @@ class Generation:
         base_numbers = np.setdiff1d(unique_numbers, update_numbers)
         parts: list[pa.Table] = []
         if len(base_numbers):
+            if base_numbers[0] < 0 or base_numbers[-1] >= self._base_model_count:
+                raise self._base.gap_error("models")
             with self._base.reading("models"):
                 query = self._base.open("models").take_offsets(base_numbers.tolist())
                 parts.append(completed(query.select(self._base.present("models", names)).to_arrow(), names))
+            self._base.check_rows("models", parts[-1])
             if self.is_update and "copies" in columns:
                 parts[-1] = self._with_current_copies(parts[-1])
         if len(update_numbers):
@@ -214,12 +289,12 @@ class Generation:
             table = table.sort_by("id")
             if not np.array_equal(table["id"].to_numpy(), unique_numbers):
                 raise self._base.gap_error("models")
-        return table.take(places)
+        return self._checked(table.take(places))
 
     @_Once
     def _replaced(self) -> npt.NDArray[np.int64]:
         """Numbers of the base's models that were removed, or whose rows the update replaces; ascending."""
-        return np.asarray(from_npy(self.meta("replaced.npy")), np.int64)
+        return np.asarray(self._array("replaced.npy", [None], "iu"), np.int64)
 
     @_Once
     def _update_numbers(self) -> npt.NDArray[np.int64]:
@@ -233,7 +308,7 @@ class Generation:
     @_Once
     def _counts(self) -> dict[int, int]:
         """Number of models by weights of the base, where it has changed."""
-        return {int(weights): int(count) for weights, count in from_npy(self.meta("copies.npy"))}
+        return {int(weights): int(count) for weights, count in self._array("copies.npy", [None, 2], "iu")}
 
     def _with_current_copies(self, models: pa.Table) -> pa.Table:
         """Rows of the base's models with the present counts of ``copies``."""
@@ -246,7 +321,10 @@ class Generation:
     @_Once
     def background(self) -> list[str]:
         """Names of the background concepts, by number."""
-        return [str(name) for name in json.loads(self.meta("background"))]
+        names = self._json(self.meta("background"), "background")
+        if not isinstance(names, list) or not all(map(is_text, names)):
+            raise self._tables.damaged("background", "it is no list of names")
+        return names
 
     @property
     def size(self) -> int:
@@ -261,27 +339,42 @@ class Generation:
     @_Once
     def basis(self) -> Basis:
         """The basis of the logits' coordinates in the encoder's space."""
-        with self._tables.reading("basis"):
-            return Basis.from_array(
-                from_npy(self.meta("basis.npy")), self.settings.middle_offset, self.sharpness
+        array = self._array("basis.npy", [range(2, BYTES), range(1, _MOST_DIMENSIONS + 1)])
+        if len(array) > array.shape[1] + 1:
+            raise self._tables.damaged(
+                "basis.npy", f"it has {len(array) - 1} axes in {array.shape[1]} dimensions"
             )
+        return Basis.from_array(array, self.settings.middle_offset, self.sharpness)
 
     @_Once
     def _facts(self) -> np.dtype[np.void]:
         return logit_facts(self.basis, self.settings.probes)
 
     def _logits(self, facts: npt.NDArray[np.void]) -> Logits:
-        """Logits from their values in the table (``logit_facts``)."""
-        return Logits(
+        """Logits from their values in the table (``logit_facts``).
+
+        Raises:
+            StoreError: some value is none.
+        """
+        logits = Logits(
             facts["row"].astype(np.int64),
             # Copied, so that the array of all facts can be freed.
             facts["weights"].copy(),
             facts["logit"].copy(),
-            facts["negated"].copy(),
+            facts["negated"].copy().view(np.uint8) != 0,  # any byte may be there
             facts["offset"].astype(np.float64),
             self.basis.decode(EncodedDirections(facts["precise"], facts["rest"], facts["scale"])),
             facts["probes"].copy(),
         )
+        sound = (
+            np.isfinite(logits.offsets).all()
+            and np.isfinite(logits.coordinates[:, 0]).all()
+            and min(logits.weights.min(initial=0), logits.logit.min(initial=0)) >= 0
+            and logits.probes.max(initial=0) < max(1, self.settings.probes)
+        )
+        if not sound:
+            raise self._base.damaged("logits", "a value is not one that a logit has")
+        return logits
 
     @_Once
     def all_logits(self) -> Logits:
@@ -398,8 +491,11 @@ class Generation:
     @_Once
     def space(self) -> HeadSpace:
         """Turns queries into directions, with the encoder's embeddings of the probes and of the background."""
-        with self._tables.reading("background"):
-            return HeadSpace(self.probe_embeddings, from_npy(self.meta("background_vectors.npy")))
+        embeddings = self.probe_embeddings
+        background = self._array("background_vectors.npy", [len(self.background), embeddings.shape[1]])
+        if not _are_units(background):
+            raise self._tables.damaged("background_vectors.npy", "its vectors are not of length 1")
+        return HeadSpace(embeddings, background)
 
     @_Once
     def background_coordinates(self) -> npt.NDArray[np.float32]:
@@ -409,9 +505,8 @@ class Generation:
     @_Once
     def statistics(self) -> ColumnStatistics:
         """Mean and standard deviation of each background concept's score over the gallery."""
-        with self._tables.reading("background"):
-            means, stds = from_npy(self.meta("background_statistics.npy"))
-            return ColumnStatistics(means, stds)
+        means, stds = self._array("background_statistics.npy", [2, len(self.background)])
+        return ColumnStatistics(means, stds)
 
     @_Once
     def confidence(self) -> Confidence:
@@ -443,7 +538,10 @@ class Generation:
         table = self.probes(["embedding"]).sort_by("id")
         if not np.array_equal(table["id"].to_numpy(), np.arange(table.num_rows)):
             raise self._base.gap_error("probes")
-        return matrix_of(table["embedding"]).astype(np.float32, copy=False)
+        embeddings = matrix_of(table["embedding"]).astype(np.float32, copy=False)
+        if embeddings.shape[1] != self.basis.axes.shape[1] or not _are_units(embeddings):
+            raise self._base.damaged("probes", "its embeddings are none of the index's encoder")
+        return embeddings
 
     def probes(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
         """Columns of the probes, all of them or those that meet an SQL condition, and ``id``."""
@@ -454,10 +552,9 @@ class Generation:
         """The encoder for texts that travels with the index."""
         from probelog.encoders.text import TextEncoder
 
-        return TextEncoder(
-            self.meta("text_encoder.onnx"),
-            self.meta("tokenizer.json").decode(),
-            self.settings.text_encoder,
+        tokenizer = self.meta("tokenizer.json").decode("utf-8", "replace")
+        return self._fitting(
+            TextEncoder(self.meta("text_encoder.onnx"), tokenizer, self.settings.text_encoder)
         )
 
     @_Once
@@ -470,7 +567,12 @@ class Generation:
                 "this index cannot be searched by image: "
                 + (self.settings.image_encoder_missing or "its image encoder was not published")
             )
-        return ImageEncoder(self.meta("image_encoder.onnx"), self.settings.image_encoder)
+        return self._fitting(ImageEncoder(self.meta("image_encoder.onnx"), self.settings.image_encoder))
+
+    def _fitting(self, encoder: AnyEncoder) -> AnyEncoder:
+        if encoder.dimension != self.basis.axes.shape[1]:
+            raise self._tables.damaged("settings", "its encoder has another dimension than its directions")
+        return encoder
 
     def models(
         self,
@@ -519,6 +621,8 @@ class Generation:
         try:
             yield
         except StoreError as error:
+            if error.__cause__ is None:  # what was read is damaged
+                raise
             # Raises StoreError if the table is at fault, not the condition.
             self._base.rows("models", ["id", "repo"], limit=1)
             raise QueryError(
@@ -564,3 +668,8 @@ class Generation:
         return (list(dict.fromkeys(same_names)) or difflib.get_close_matches(repo, repos, n=3, cutoff=0.5))[
             :3
         ]
+
+
+def _are_units(rows: npt.NDArray[Any]) -> bool:
+    """Whether rows have length 1, but for rounding: all that comes from an encoder has."""
+    return bool((np.abs(np.linalg.norm(rows, axis=1) - 1) < _ROUNDING).all())

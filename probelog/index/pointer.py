@@ -13,11 +13,14 @@ from typing import Any
 
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
-from probelog.storage.layout import INDEX, POINTER
+from probelog.storage.layout import INDEX, POINTER, is_generation_name
+from probelog.storage.records import is_count, is_text, shown
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_version
 
 POINTER_VERSION = 1
+# Some hundred bytes for every generation that is kept or waits to be deleted.
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -95,29 +98,46 @@ class Pointer:
                 **_facts(content),
                 previous=[_facts(item) for item in content["previous"]],
                 withdrawn=[_facts(item) for item in content["withdrawn"]],
-                retired={_text(name): _text(since) for name, since in content["retired"].items()},
-                serial=int(content["serial"]),
+                retired={_name(name): _text(since) for name, since in content["retired"].items()},
+                serial=_count(content["serial"]),
             )
         except SchemaVersionError:
             raise
         except StoreError as error:
             raise StoreError(f"{error}. Delete it and publish again.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise StoreError(f"{where} is damaged ({error!r}). Delete it and publish again.") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{where} is damaged ({error!r:.200}). Delete it and publish again.") from error
 
 
 _FACTS = ("generation", "source", "published", "files")
 _OF_UPDATES = ("base", "base_files")
+_NAMES = ("generation", "base")
 
 
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
-    base = {} if item.get("base") is None else {name: _text(item[name]) for name in _OF_UPDATES}
-    return {name: _text(item[name]) for name in _FACTS} | base
+    base = {} if item.get("base") is None else {name: _fact(item, name) for name in _OF_UPDATES}
+    return {name: _fact(item, name) for name in _FACTS} | base
+
+
+def _fact(item: Mapping[str, Any], name: str) -> str:
+    return (_name if name in _NAMES else _text)(item[name])
+
+
+def _name(value: object) -> str:
+    if not is_generation_name(value):
+        raise TypeError(f"{shown(value)} is not a generation's name")
+    return str(value)
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{value!r} is not a name")
+    if not is_text(value) or not value:
+        raise TypeError(f"{shown(value)} is not a text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not is_count(value):
+        raise TypeError(f"{shown(value)} is not a count")
     return value
 
 
@@ -146,7 +166,7 @@ def read_pointer(index: Store) -> tuple[Pointer, bytes]:
         SchemaVersionError: published by a newer ProbeLog.
         StoreError: it is damaged or cannot be read.
     """
-    data = index.read_or_none(POINTER)
+    data = index.read_or_none(POINTER, _MOST_BYTES)
     if data is None:
         raise IndexNotFoundError(f"no published index at {index.uri}: publish one first")
     return Pointer.from_bytes(data, index.path(POINTER)), data

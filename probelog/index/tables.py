@@ -5,23 +5,41 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from probelog.arrays import Column
 from probelog.errors import StoreError
-from probelog.index.schema import MODEL_FACTS, connect
+from probelog.index.local_files import check_files
+from probelog.index.schema import META, MODEL_FACTS, MODELS, connect, probes_schema
 from probelog.storage.layout import GenerationFolder
 from probelog.storage.schemas import LISTED_FACTS
 from probelog.storage.store import Store
+from probelog.terminal import printable
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
 # Parts of LanceDB's messages that say nothing to users: its prefix, and lines of its source code.
 _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
+# The pattern takes the square of a message's length, and messages hold what the index says.
+_LONGEST_MESSAGE = 1000
+_LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+# Numbers of an embedding.
+_LONGEST_VECTOR = 1 << 16
+
+_SCHEMAS = {"meta": META, "models": MODELS, "probes": probes_schema(1)}
+# Columns without which a row is none.
+_REQUIRED = {
+    "meta": {"value"},
+    "models": {"id", "weights", "first_row", "rows", "repo", "logits", "copies"},
+    "probes": {"id", "embedding"},
+    "logits": {"facts"},
+}
 
 
 class Tables:
@@ -36,18 +54,42 @@ class Tables:
         self._generation = generation
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
+        self._counts: dict[str, range] = {}
         with self.reading("settings"):
-            # LanceDB would make the missing folder.
-            if index.is_local and not Path(index.path(GenerationFolder.of(generation).path)).is_dir():
-                raise FileNotFoundError("there is no such folder; publish again or roll back")
+            if index.is_local:
+                folder = Path(index.path(GenerationFolder.of(generation).path))
+                # LanceDB would make the missing folder.
+                if not folder.is_dir():
+                    raise FileNotFoundError("there is no such folder; publish again or roll back")
+                check_files(Path(index.root), folder)
             self._connection = connect(index, generation)
 
+    def expect(self, counts: Mapping[str, range]) -> None:
+        """Refuse tables from now on whose number of rows is another than the settings say."""
+        self._counts.update(counts)
+
     def open(self, name: str) -> Table:
-        """LanceDB's handle of a table."""
+        """LanceDB's handle of a table, which has the columns and as many rows as it must have."""
         with self._lock:
             if name not in self._tables:
-                self._tables[name] = self._connection.open_table(name)
+                table = self._connection.open_table(name)
+                self._check(name, table)
+                self._tables[name] = table
             return self._tables[name]
+
+    def _check(self, name: str, table: Table) -> None:
+        # Of logits, one column is read, and its type follows from the basis (`structured`).
+        expected = _SCHEMAS.get(name, pa.schema([]))
+        schema = table.schema
+        for field in expected:
+            if field.name not in schema.names:
+                if field.name not in LISTED_FACTS:
+                    raise ValueError(f"it has no {field.name}")
+            elif not _is_type(schema.field(field.name).type, field.type):
+                kind = printable(schema.field(field.name).type, 60)
+                raise ValueError(f"its {field.name} is {kind} in place of {field.type}")
+        if name in self._counts and (count := table.count_rows()) not in self._counts[name]:
+            raise ValueError(f"it has {count} rows, and the settings say otherwise")
 
     def rows(
         self, name: str, columns: Sequence[str], where: str | None = None, limit: int | None = None
@@ -58,12 +100,34 @@ class Tables:
             query = (
                 table.search().select(self.present(name, columns)).limit(limit or max(1, table.count_rows()))
             )
-            return completed((query if where is None else query.where(where)).to_arrow(), columns)
+            found = completed((query if where is None else query.where(where)).to_arrow(), columns)
+        self.check_rows(name, found)
+        return found
+
+    def check_rows(self, name: str, rows: pa.Table) -> None:
+        """Refuse rows that lack a value which every row has, or have a number below 0.
+
+        Raises:
+            StoreError: there is such a row.
+        """
+        for column in rows.column_names:
+            values = rows[column]
+            if column in _REQUIRED[name] and values.null_count:
+                raise self.damaged(name, f"a row has no {column}")
+            if pa.types.is_integer(values.type) and (pc.min(values).as_py() or 0) < 0:
+                raise self.damaged(name, f"a row has a {column} below 0")
+            if pa.types.is_nested(values.type) and _has_null_items(values):
+                raise self.damaged(name, f"a row has a {column} with something missing")
 
     def present(self, name: str, columns: Sequence[str]) -> list[str]:
         """Those of the columns to ask a table for: one that was written before a fact was added does not have it."""
         names = self.open(name).schema.names
         return [column for column in columns if column in names or column not in LISTED_FACTS]
+
+    def row_count(self, name: str) -> int:
+        """Number of a table's rows."""
+        with self.reading(name):
+            return int(self.open(name).count_rows())
 
     def count(self, name: str, where: str) -> int:
         """Number of a table's rows that meet an SQL condition."""
@@ -80,8 +144,10 @@ class Tables:
         """Turn LanceDB's errors into a StoreError that names ``subject``, the table or value that was read."""
         try:
             yield
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except BaseException as error:  # reason: of a panic in LanceDB's own code, too, which is no Exception
             # LanceDB raises any of these for tables that are missing, damaged or out of reach.
+            if not isinstance(error, _LIBRARY_ERRORS) and type(error).__name__ != "PanicException":
+                raise
             message = first_line(error)
             if not self._index.is_local and "credentials" in message.casefold():
                 message += " (for a bucket that is open to everybody set AWS_SKIP_SIGNATURE=true)"
@@ -92,6 +158,13 @@ class Tables:
     def gap_error(self, name: str) -> StoreError:
         """The error for a table that lacks rows."""
         return StoreError(f"{self._index.uri}: the {name} table of generation {self._generation} has gaps")
+
+    def damaged(self, subject: str, reason: str) -> StoreError:
+        """The error for a table or value that is not what every index has."""
+        return StoreError(
+            f"{self._index.uri}: generation {self._generation} is damaged ({subject}): {reason}. "
+            "Publish again or roll back."
+        )
 
 
 def completed(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -122,5 +195,22 @@ def sql_in(column: str, values: Iterable[int | str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """First line of a LanceDB error's message, at most 300 characters, without its prefix and source lines."""
-    lines = _NOISE.sub("", str(error).strip()).splitlines()
-    return lines[0].strip()[:300] if lines else repr(error)
+    lines = _NOISE.sub("", str(error)[:_LONGEST_MESSAGE].strip()).splitlines()
+    return printable(lines[0].strip(), 300) if lines else printable(repr(error), 300)
+
+
+def _is_type(found: pa.DataType, expected: pa.DataType) -> bool:
+    if isinstance(expected, pa.FixedSizeListType):  # of a length that other parts of the index say
+        return (
+            isinstance(found, pa.FixedSizeListType)
+            and found.value_type == expected.value_type
+            and 0 < found.list_size <= _LONGEST_VECTOR
+        )
+    return found == expected
+
+
+def _has_null_items(values: Column) -> bool:
+    """Whether some item of lists, or some entry of it, is missing."""
+    items = pc.list_flatten(values)
+    entries = items.flatten() if pa.types.is_struct(items.type) else []
+    return bool(items.null_count or any(entry.null_count for entry in entries))

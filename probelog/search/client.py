@@ -419,6 +419,8 @@ def _hits(generation: Generation, query: Query, k: int, model_filter: Filter, sk
 
 
 _HIT_FACTS = [item.name for item in fields(ModelFacts)]
+# Facts that every model has.
+_KNOWN_FACTS = ("sha", "head", "library", "architecture", "observed")
 
 
 def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
@@ -434,5 +436,8 @@ def _facts(generation: Generation, numbers: Sequence[int], names: Sequence[str])
 
 def _as_facts(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the ``models`` table with lists where it has none, and with typed parents."""
+    missing = [name for name in _KNOWN_FACTS if row.get(name, "") is None]
+    if missing:
+        raise StoreError(f"the index is damaged: a model has no {missing[0]}. Publish again or roll back.")
     parents = [Parent(**parent) for parent in row["parents"] or []]
     return {**row, "tags": row["tags"] or [], "parents": parents}

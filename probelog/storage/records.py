@@ -107,7 +107,7 @@ def read_record(kind: type[Record], content: object, where: str, label: str) -> 
         else:
             requirement, is_valid = item.metadata.get("check") or _CHECKS[hint]
             if item.name not in content or not is_valid(value):
-                problem = f"is {_shown(value)}" if item.name in content else "is missing"
+                problem = f"is {shown(value)}" if item.name in content else "is missing"
                 raise StoreError(
                     f"{where} is damaged: {item.name} in its {label} {problem}; it must be {requirement}"
                 )
@@ -115,8 +115,8 @@ def read_record(kind: type[Record], content: object, where: str, label: str) -> 
     return kind(**values)
 
 
-def _shown(value: object) -> str:
-    """A value for messages. Long texts, numbers and nested lists would take their time to be written out."""
+def shown(value: object) -> str:
+    """A value for messages, short and harmless on a terminal. Long texts, numbers and nested lists would take their time to be written out."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     if type(value) is int and abs(value) > _MOST:

@@ -142,18 +142,20 @@ class Store:
 
     # Reading
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one object. Raises FileNotFoundError where there is none."""
-        if self.is_local:
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """The bytes of one object, at most so many. Raises FileNotFoundError where there is none."""
+        if self.is_local and most is None:
             with self._explained(name, _READ):
                 return Path(self.path(name)).read_bytes()
         with self.open(name) as stream:
+            if most is not None and stream.size() > most:
+                raise StoreError(f"{self.path(name)} has {stream.size()} bytes; at most {most} are read")
             return bytes(stream.read())
 
-    def read_or_none(self, name: str) -> bytes | None:
-        """The bytes of one object, or None where there is none."""
+    def read_or_none(self, name: str, most: int | None = None) -> bytes | None:
+        """The bytes of one object, at most so many, or None where there is none."""
         try:
-            return self.read(name)
+            return self.read(name, most)
         except FileNotFoundError:
             return None
 

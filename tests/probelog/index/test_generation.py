@@ -45,6 +45,7 @@ def facts(models: Sequence[tuple[str, int, str]]) -> pa.Table:
         {
             "repo": repo, "sha": f"sha of {repo}", "logits": logits, "weight_digest": weights,
             "licence": "mit" if logits == 1 else "other", "downloads": logits, "labels": [repo] * logits,
+            "library": "timm", "architecture": "resnet18", "head": "softmax", "observed": 4,
         }
         for repo, logits, weights in models
     ]  # fmt: skip

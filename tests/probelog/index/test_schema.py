@@ -25,7 +25,10 @@ from probelog.storage.store import Store
 names = st.text(min_size=1, max_size=20)
 
 
-@given(names, names, names, st.lists(names, max_size=3))
+generations = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)
+
+
+@given(generations, names, names, st.lists(generations, max_size=3))
 def test_a_pointer_is_read_as_it_was_written(
     generation: str, source: str, published: str, past: list[str]
 ) -> None:

@@ -233,8 +233,8 @@ def test_of_two_publishers_one_wins(index: Store, monkeypatch: pytest.MonkeyPatc
     both_have_read = threading.Barrier(2)
     real = Store.read_or_none
 
-    def read(self: Store, name: str) -> bytes | None:
-        data = real(self, name)
+    def read(self: Store, name: str, *most: int) -> bytes | None:
+        data = real(self, name, *most)
         if name == POINTER and threading.current_thread().name.startswith("publisher"):
             both_have_read.wait(10)
             threading.current_thread().name = "done"
