@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import find_index, read_pointer
+from probelog.index.tables import first_line
 from probelog.ranking.names import normal_name
-from probelog.search.query import Pictures, Query, ask, background_numbers, text_direction
+from probelog.search.query import Pictures, Query, ask, background_numbers, not_finite, text_direction
 from probelog.search.ranking import Filter, best, best_models
 from probelog.search.results import Hit, LogitSummary, ModelFacts, ModelHit, ModelSummary, Results
 from probelog.storage.schemas import Parent
@@ -212,6 +214,7 @@ class Index:
             model = _as_facts(generation.model(repo))
             logits = generation.logits(_logit_rows(model))
             names, scores = generation.names(logits, concepts)
+            _check_finite(generation, scores)
             twins = generation.models_table(["repo"], f"weights = {model['weights']}")
             return ModelSummary(
                 **{name: model[name] for name in _SUMMARY_FACTS},
@@ -250,12 +253,12 @@ class Index:
         """Answer from the live generation; from its successor if a sweep deleted it meanwhile."""
         generation = self._current()
         try:
-            return answer(generation)
+            return _answered(answer, generation)
         except StoreError:
             newer = self._live()
             if newer is generation:
                 raise
-            return answer(newer)
+            return _answered(answer, newer)
 
     def _current(self) -> Generation:
         """The open generation; every 30 seconds one caller checks whether it is still the live one."""
@@ -294,6 +297,25 @@ def open_index(uri: str | Path) -> Index:
     return Index(find_index(os.fspath(uri)))
 
 
+def _answered(answer: Callable[[Generation], T], generation: Generation) -> T:
+    """An answer of a generation that anybody may have published.
+
+    What is read is checked where it is read; numbers that are sound one by one may still make none together (inverse of
+    a matrix of zeros, a time beyond the calendar), and take more memory than there is.
+
+    Raises:
+        StoreError: the libraries failed on what was read.
+    """
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is an error below, and not a warning
+            return answer(generation)
+    except (ArithmeticError, LookupError, ValueError, TypeError, MemoryError, RuntimeError, OSError) as error:
+        raise StoreError(
+            f"{generation.index.uri}: generation {generation.pointer.generation} cannot be searched "
+            f"({type(error).__name__}: {first_line(error)}). It is damaged, or this is a fault of ProbeLog's own."
+        ) from error
+
+
 def _open_live(store: Store) -> Generation:
     """The live generation; its successor if a sweep deleted it between reading the pointer and opening its tables."""
     pointer = read_pointer(store)[0]
@@ -320,6 +342,16 @@ def _direction_elsewhere(generation: Generation, other: Generation, like: str) -
             f"({other.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
         )
     return _direction(other, _find_logit(other, like))
+
+
+def _check_finite(generation: Generation, *numbers: npt.ArrayLike) -> None:
+    """Refuse an answer with numbers that are none: the order of the answers means nothing then.
+
+    Raises:
+        StoreError: there are such numbers.
+    """
+    if not all(np.isfinite(item).all() for item in numbers):
+        raise not_finite(generation)
 
 
 def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:
@@ -397,6 +429,7 @@ def _hits(generation: Generation, query: Query, k: int, model_filter: Filter, sk
     members = model_filter.members(logits.weights.tolist())
     models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
     confidences = query.confidences(generation, logits, matches.scores, matches.gallery)
+    _check_finite(generation, matches.similarities, () if confidences is None else confidences)
     hits = []
     for place, (logit, negated, probes) in enumerate(_logit_numbers(logits)):
         number, count = members[int(logits.weights[place])]
@@ -420,7 +453,7 @@ def _hits(generation: Generation, query: Query, k: int, model_filter: Filter, sk
 
 _HIT_FACTS = [item.name for item in fields(ModelFacts)]
 # Facts that every model has.
-_KNOWN_FACTS = ("sha", "head", "library", "architecture", "observed")
+_KNOWN_FACTS = ("sha", "head")
 
 
 def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from probelog.errors import QueryError
+from probelog.errors import QueryError, StoreError
 from probelog.ranking import confidence, matched_heads
 from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.names import canonical_name, name_vectors, normal_name
@@ -157,12 +157,22 @@ def ask(
         text_direction(generation, [text], background_numbers(generation, [text])) for text in negative
     ]
     basis = generation.basis
+    if not np.isfinite(direction).all() or not np.isfinite(against).all():
+        raise not_finite(generation)
     return Query(
         basis.coordinates(direction / length if length > 0 else direction),
         excluded,
         basis.coordinates(np.reshape(against, (-1, len(direction)))),
         by_name=bool(texts),
         by_logit=like is not None,
+    )
+
+
+def not_finite(generation: Generation) -> StoreError:
+    """The error for a generation whose numbers, sound one by one, give none together."""
+    return StoreError(
+        f"{generation.index.uri}: generation {generation.pointer.generation} is damaged: it gives scores that are "
+        "not finite. Publish again or roll back."
     )
 
 

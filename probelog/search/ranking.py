@@ -21,7 +21,7 @@ from probelog.errors import QueryError
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64
-from probelog.search.query import Query
+from probelog.search.query import Query, not_finite
 
 # A shortlist holds this many logits at first, and this many for every answer requested; four times as many at the next
 # try, up to the longest. Of a million logits, 200 hold .975 of the exact ten for a name, 300 .997. In a larger index more
@@ -230,6 +230,8 @@ class _Ranking:
         similarities = self._query.similarities(gallery)
         positive = self._query.positive_scores(generation, gallery, offsets, similarities)
         scores = self._query.scores(generation, gallery, offsets, positive)
+        if not np.isfinite(scores).all():
+            raise not_finite(generation)
         eligible = np.ones(len(scores), bool) if allowed is None else allowed.copy()
         if self._skip is not None:
             eligible &= logits.rows != self._skip
@@ -329,6 +331,8 @@ def _ranked(
         scores = (
             generation.sharpness * (logits.coordinates @ query_logits.coordinates.T) - logits.offsets[:, None]
         )
+        if not np.isfinite(scores).all():
+            raise not_finite(generation)
         most = np.maximum.reduceat(scores, starts, axis=0)
         numbers = logits.weights[starts].tolist()
         if last is not None and last[0] == numbers[0]:
