@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from probelog.errors import ProbeLogError
+from cluster.runtime.scratch import scratch_folder
+from probelog.errors import ProbeLogError, UsageError
+
+# A socket's path may have 107 characters, and Ray adds 68.
+_LONGEST_FOLDER = 38
 
 
 @contextmanager
@@ -36,17 +40,18 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     try:
         if address_of_ray == "local":
             _have_private_token()
-            started = ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            # Its logs are for this user, wherever it lies (in /tmp, by default).
-            os.chmod(started.address_info["session_dir"], 0o700)
+            with _private_folder():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         else:
             ray.init(address=address_of_ray, log_to_driver=False, logging_level=logging.WARNING)
+    except UsageError:
+        raise
     except Exception as error:  # reason: a node that does not come up in time raises Exception itself
         raise ProbeLogError(f"Ray at {address_of_ray!r} cannot be reached or started: {error}") from error
     try:
@@ -76,6 +81,23 @@ def _have_private_token() -> None:
         file.chmod(0o600)
     except OSError:
         os.environ["RAY_AUTH_TOKEN"] = token
+
+
+@contextmanager
+def _private_folder() -> Iterator[None]:
+    """Where Ray keeps its sockets, code and logs, unless ``RAY_TMPDIR`` says it: below a folder of this user alone.
+
+    Ray lets everybody write there: on a shared machine any user could put other code in the place of a worker's.
+    """
+    folder = str(scratch_folder(None))
+    if "RAY_TMPDIR" in os.environ or len(folder) > _LONGEST_FOLDER:
+        yield
+        return
+    os.environ["RAY_TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["RAY_TMPDIR"]
 
 
 def is_local(address: str | None = None) -> bool:
