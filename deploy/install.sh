@@ -17,7 +17,7 @@ case "${1:-}" in
     pinned=$work/requirements.txt
     awk '/^[^ ]/ { torch = /^torch(vision)?==/ } torch { if (/--hash/) next; sub(/ \\$/, "") } { print }' \
       requirements.txt > "$pinned"
-    if [ -f deploy/torch-cpu.txt ]; then
+    if grep -q '^torch' deploy/torch-cpu.txt; then
       awk '/^torch(vision)?==/ { next } { print }' "$pinned" | cat - deploy/torch-cpu.txt > "$work/hashed"
       mv "$work/hashed" "$pinned"
     else

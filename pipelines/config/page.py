@@ -28,11 +28,16 @@ These come from the environment, never from the file.
 
 | variable | meaning |
 |---|---|
-| `HF_ENDPOINT` | the Hub's address, for mirrors and `probelog-index hub`; by default the public Hub |
+| `HF_ENDPOINT` | the Hub's address, for mirrors and `probelog-index hub`; by default the public Hub. A user and password in it (`https://USER:PASSWORD@mirror`) are sent to it in place of the token, and are written nowhere |
 | `HF_TOKEN` | raises the Hub's rate limits, and opens gated repositories that its owner has access to |
 | `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN` | credentials of an object store |
 | `AWS_REGION`, `AWS_ENDPOINT_URL` | its region, and its address where it is not Amazon's |
 | `RAY_ADDRESS` | the Ray cluster; set inside a Ray job |
+| `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` | Ray's own; a Ray on this machine has a token in `~/.ray/auth_token` unless they say another |
+| `RAY_TMPDIR` | where a Ray on this machine keeps its logs (in `ray/session_latest/logs` there); by default `/tmp/probelog-UID` |
+
+Keys in an address of a store (`s3://KEY:SECRET@bucket`, or in `AWS_ENDPOINT_URL`) are refused: addresses are recorded.
+What stands in these variables, and in those of proxies, is cut from logs, messages, tracebacks and records (`***`).
 """
 
 
