@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import traceback
 from enum import StrEnum
 
 from probelog.credentials import redacted
@@ -30,6 +32,7 @@ def configure(level: str = LogLevel.WARNING) -> None:
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.setLogRecordFactory(_Record)
+    threading.excepthook = _write_traceback
     root = logging.getLogger()
     handler = next((one for one in root.handlers if isinstance(one, _Handler)), None)
     if handler is None:
@@ -70,6 +73,12 @@ class _Record(logging.LogRecord):
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return redacted(super().getMessage())
+
+
+def _write_traceback(arguments: threading.ExceptHookArgs) -> None:
+    """What ended a thread, as Python writes it, without credentials."""
+    if arguments.exc_value is not None and arguments.exc_type is not SystemExit:
+        sys.stderr.write(redacted("".join(traceback.format_exception(arguments.exc_value))))
 
 
 class _Handler(logging.Handler):

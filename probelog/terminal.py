@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import threading
 import traceback
 import unicodedata
 from typing import TYPE_CHECKING
@@ -38,7 +37,6 @@ def run(app: typer.Typer, name: str) -> None:
     """
     import typer
 
-    threading.excepthook = _write_threads_traceback
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a label in a script that the terminal's encoding lacks
@@ -57,14 +55,5 @@ def run(app: typer.Typer, name: str) -> None:
     except (
         Exception
     ) as error:  # reason: a fault of ours; its causes are libraries' errors, which name addresses in full
-        _write_traceback(error)
+        sys.stderr.write(redacted("".join(traceback.format_exception(error))))
         raise SystemExit(1) from None
-
-
-def _write_traceback(error: BaseException) -> None:
-    sys.stderr.write(redacted("".join(traceback.format_exception(error))))
-
-
-def _write_threads_traceback(arguments: threading.ExceptHookArgs) -> None:
-    if arguments.exc_value is not None and arguments.exc_type is not SystemExit:
-        _write_traceback(arguments.exc_value)

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def leaks(written: Iterator[tuple[str, bytes]]) -> list[str]:
 @pytest.mark.timeout(900)
 def test_no_credential_of_a_job_is_written_anywhere(tiny_world: TinyWorld, tmp_path: Path) -> None:
     """A job with a secret in each place that takes one; some of its requests fail. Every byte that it wrote is searched."""
-    hub = PasswordedHub(create_app(tiny_world.hub))
+    root = tiny_world.copy_hub(tmp_path / "hub")
+    shutil.copytree(tiny_world.encoder, root / "made/encoder")
+    hub = PasswordedHub(create_app(root))
     with contextlib.ExitStack() as stack:
         ray = Path(
             stack.enter_context(TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True))
@@ -102,7 +105,9 @@ def test_no_credential_of_a_job_is_written_anywhere(tiny_world: TinyWorld, tmp_p
         hub.spoil("cleo/timm-half/resolve", answer(302, {"location": signed}))
         hub.spoil("bob/one-logit/resolve", answer(302, {"location": signed.replace(":9/", ":nine/")}))
         scratch = tmp_path / "scratch"
-        config = tiny_world.config_file(tmp_path / "job.toml", "s3://kept/store", scratch=str(scratch))
+        config = tiny_world.config_file(
+            tmp_path / "job.toml", "s3://kept/store", encoder="made/encoder", scratch=str(scratch)
+        )
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RAY_"))},
             **bucket,
