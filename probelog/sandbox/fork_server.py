@@ -376,5 +376,6 @@ def bare_environment(home: Path, given: Mapping[str, str] | None = None) -> dict
             "TOKENIZERS_PARALLELISM": "false",
             # A pool of threads made by an import would not survive the fork.
             "OPENBLAS_NUM_THREADS": "1",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         }
     )

@@ -29,6 +29,7 @@ from typing import Any
 from probelog.sandbox import confinement
 from probelog.sandbox.confinement import Confinement, confine
 from probelog.sandbox.guards import limits, namespaces, seccomp
+from probelog.sandbox.pages import use_large_pages
 from probelog.sandbox.protocol import Channel, ClosedError
 
 LENGTH = struct.Struct("<I")
@@ -300,6 +301,7 @@ def main(
         # each model, and every page that they lie on copied.
         gc.collect()
         gc.freeze()
+        use_large_pages()
         _Server(place, listening, known, key_digest, idle_seconds).serve()
     return 0
 

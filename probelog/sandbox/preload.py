@@ -38,3 +38,7 @@ for _type, _classes in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAME
         # Some need packages that are not installed.
         with contextlib.suppress(Exception):
             getattr(transformers, _name)
+
+from probelog.sandbox.warm_up import warm_up  # noqa: E402
+
+warm_up()

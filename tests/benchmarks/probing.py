@@ -389,6 +389,7 @@ class ProcessorTime:
         self._root, self._without = pid, without
         self._before: dict[int, float] = {}
         self._last: dict[int, float] = {}
+        self._below_servers: set[int] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -412,25 +413,37 @@ class ProcessorTime:
             self._look()
 
     def _look(self) -> None:
-        waiting = [self._root, *_fork_servers()]
+        servers = _fork_servers()
+        below_servers: set[int] = set()
+        waiting = [self._root, *servers]
         while waiting:
             pid = waiting.pop()
             with contextlib.suppress(OSError):  # ended between two looks
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                self._last[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+                # A fork server takes the status of its processes, and with it their time, however short they lived.
+                counted = fields[11:15] if pid in servers else fields[11:13]
+                self._last[pid] = sum(map(int, counted)) / _TICKS
                 for task in Path(f"/proc/{pid}/task").iterdir():
-                    waiting += [int(child) for child in (task / "children").read_text().split()]
+                    children = [int(child) for child in (task / "children").read_text().split()]
+                    waiting += children
+                    if pid in servers:
+                        below_servers.update(children)
             waiting = [pid for pid in waiting if pid != self._without]
+        for pid in self._below_servers - below_servers:
+            self._last.pop(pid, None)
+        self._below_servers = below_servers
 
 
 def _fork_servers() -> list[int]:
     """The nodes' servers of model processes: nobody's children, so that Ray does not end them with an actor."""
-    found = []
+    parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"probelog.sandbox.fork_server" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-    return found
+            if b"sandbox/bootstrap.py" in (folder / "cmdline").read_bytes():
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                parents[int(folder.name)] = int(fields[1])
+    # What a server forks has its command line.
+    return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 if __name__ == "__main__":
