@@ -537,6 +537,11 @@ class _NoCookies(CookieJar):
         """Nothing is kept."""
 
 
+def _shown(error: Exception) -> str:
+    """The message of a foreign error, which may quote what was sent."""
+    return str(error)[:300]
+
+
 def _bounded_int(text: str) -> int | None:
     return int(text) if len(text) < 19 else None
 

@@ -66,7 +66,9 @@ def main() -> int:
         photographs = BENCH / "jpeg" if (BENCH / "jpeg").is_dir() else None
         world = probing_world.realistic(root / "world", photographs, 0, given.probes)
         store = Store(root / "store")
-        probe_set = make_probe_set(str(world.parquet), given.probes, 0, store, load_encoder(str(world.encoder)))
+        probe_set = make_probe_set(
+            str(world.parquet), given.probes, 0, store, load_encoder(str(world.encoder))
+        )
         scratch = root / "scratch"
         server = fork_server(scratch, ())
         spec = ProcessSpec(
