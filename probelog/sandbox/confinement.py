@@ -43,8 +43,7 @@ class Confinement:
 
 #: A process's own facts, by name: a rule for all of /proc/self would show every socket of the machine.
 _OWN_FACTS = tuple(
-    f"/proc/self/{name}"
-    for name in ("auxv", "cgroup", "comm", "maps", "smaps", "stat", "statm", "status", "task")
+    f"/proc/self/{name}" for name in ("auxv", "cgroup", "comm", "maps", "smaps", "stat", "statm", "status")
 )
 #: Its high-water mark of memory, which is reset to measure what a batch takes.
 _HIGH_WATER = "/proc/self/clear_refs"

@@ -52,7 +52,7 @@ LIBRARIES = ("probelog.sandbox.preload",)
 _SYSTEM = (
     "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache",
     "/etc/localtime", "/etc/nsswitch.conf", "/etc/passwd", "/dev/null", "/dev/random", "/dev/urandom", "/proc/cpuinfo",
-    "/proc/meminfo", "/proc/stat", "/proc/sys/kernel/random/boot_id", "/proc/sys/vm", "/sys/devices/system", "/sys/fs/cgroup",
+    "/proc/meminfo", "/proc/stat", "/proc/sys/kernel/random/boot_id", "/proc/sys/vm", "/sys/devices/system",
 )  # fmt: skip
 _SYSTEM_OF_DEVICES = (
     "/usr/local/cuda*", "/opt/rocm*", "/sys", "/proc/driver", "/proc/modules", "/proc/devices", "/proc/filesystems",
