@@ -265,6 +265,8 @@ def test_an_update_of_a_large_generation(tmp_path: Path) -> None:
     assert rows == [0, 1, *range(6, 310)]
     asked = np.array([309, 0, 308, 306, 1, 307])
     assert generation.logits(asked).rows.tolist() == asked.tolist()
+    assert generation.logits(np.array([309, 307])).rows.tolist() == [309, 307], "of the update alone"
+    assert len(generation.logits(np.empty(0, np.int64))) == 0
     listed = generation.shortlisted(generation.basis.coordinates(unit(4, 1))[0], 400)
     near = [row for piece in listed for row in piece.rows.tolist()]
     assert near == sorted(near)
@@ -362,6 +364,7 @@ def test_only_of_buckets_it_is_said_how_they_are_read_without_credentials(tmp_pa
 def test_made_once_and_kept(base: Generation) -> None:
     assert base.all_logits is base.all_logits
     assert base.background is base.background == NAMES
+    assert base.confidence is base.settings.confidence
 
 
 def test_made_once_though_two_threads_ask_at_the_same_time() -> None:
