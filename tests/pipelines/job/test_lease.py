@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,6 +235,35 @@ def test_a_renewal_that_hangs_does_not_hang_the_run(tmp_path: Path, monkeypatch:
         with pytest.raises(LeaseLostError, match="did not answer"):
             lease.check()
         go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("answered_after", "later", "lost"), [(40, 59, False), (40, 61, True), (70, 70, True)]
+)
+def test_a_lease_counts_from_when_its_renewal_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered_after: int, later: int, lost: bool
+) -> None:
+    """The store may have written it at once and answered late: somebody else counts from then on."""
+    now, real = [1000.0], Store.swap
+
+    def slow(self: Store, *given: Any) -> None:
+        real(self, *given)
+        now[0] = max(now[0], 1000.0 + answered_after)
+
+    monkeypatch.setattr("pipelines.job.lease._now", lambda: now[0])
+    with hold_lease(Store(tmp_path), NAME, seconds=60) as held:
+        monkeypatch.setattr(Store, "swap", slow)
+        if answered_after > 60:
+            with pytest.raises(LeaseLostError, match="it was not renewed for 60 seconds"):
+                held.check()
+            return
+        held.check()
+        now[0] = 1000.0 + later
+        if lost:
+            with pytest.raises(LeaseLostError, match="it was not renewed for 60 seconds"):
+                held.check()
+        else:
+            held.check()
 
 
 @pytest.mark.parametrize("content", [b"", b"no JSON", b"[]", b'{"seconds": "x", "since": 3, "number": null}'])
