@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import pickle
 import signal
@@ -288,6 +289,27 @@ def test_its_age_is_that_of_the_store_and_its_life_that_of_its_holder(tmp_path: 
     store.write_json(NAME, {**state, "since": "1999-01-01T00:00:00+00:00", "seconds": 600})
     with pytest.raises(LeaseHeldError, match="since 1999"), hold_lease(store, NAME, seconds=SECONDS):
         pass
+
+
+@pytest.mark.parametrize(("age", "held"), [(30, True), (601.0, True), (601.5, False)])
+def test_a_lease_runs_out_a_second_after_the_life_that_its_holder_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age: float, held: bool
+) -> None:
+    store = Store(tmp_path)
+    store.write_json(
+        NAME, {"holder": "dead", "since": "2026-01-01T00:00:00+00:00", "seconds": 600, "number": 3}
+    )
+    written = store.modified(NAME)
+    assert written is not None
+    monkeypatch.setattr(Store, "time", lambda _: written + dt.timedelta(seconds=age))
+    if held:
+        with pytest.raises(LeaseHeldError, match="dead"), hold_lease(store, NAME, seconds=SECONDS):
+            pass
+        return
+    with hold_lease(store, NAME, seconds=60) as lease:
+        assert store.read_json(NAME)["number"] == 4, "numbers go on"
+    lease._thread.join(10)
+    assert not lease._thread.is_alive(), "nobody renews what was given up"
 
 
 def test_what_the_block_raises_passes_and_the_lease_ends(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.arrow import fixed_lists, matrix_of
 from probelog.index.basis import Basis
 from probelog.index.pointer import POINTER_VERSION, Pointer, find_index, read_pointer
-from probelog.index.schema import MODELS, connect, logit_facts, logits_schema
+from probelog.index.schema import INDEX_VERSION, MODELS, connect, logit_facts, logits_schema
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
 from probelog.ranking.matched_heads import Background
@@ -41,6 +41,11 @@ def test_a_pointer_is_read_as_it_was_written(
 def test_any_bytes_are_a_pointer_or_damaged(data: bytes) -> None:
     with pytest.raises(StoreError, match=r"here is damaged|newer than this ProbeLog"):
         Pointer.from_bytes(data, "here")
+
+
+def test_programs_of_this_release_read_what_is_written() -> None:
+    """A larger number shuts them out: it belongs to a change that they cannot read."""
+    assert (POINTER_VERSION, INDEX_VERSION) == (1, 1)
 
 
 def test_a_newer_pointer() -> None:
