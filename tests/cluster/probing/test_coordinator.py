@@ -19,6 +19,17 @@ def test_one_runs_and_the_others_wait() -> None:
     assert originals.claim("weights", "c", "two") == Claim(Original("ada/a", "sha", receipt="receipt"))
 
 
+def test_the_first_with_some_weights_stays_their_original() -> None:
+    """Two may run the same weights where a claim grew old: the later is a copy, and no copy names it."""
+    originals = Originals({}, claim_seconds=0)
+    assert originals.claim("weights", "a", "one") == originals.claim("weights", "b", "two") == Claim()
+    originals.record_original("weights", "ada/a", "sha", "a")
+    originals.record_original("weights", "bob/b", "sha", "b")
+    assert originals.claim("weights", "c", "one") == Claim(Original("ada/a", "sha", item="a"))
+    originals.sealed("receipt", ["a", "b"])
+    assert originals.claim("weights", "c", "one") == Claim(Original("ada/a", "sha", receipt="receipt"))
+
+
 def test_a_claim_ends_with_its_worker() -> None:
     """Its item may be queued behind the one that waits for it: both would wait until the claim is too old."""
     originals = Originals({}, claim_seconds=3600)

@@ -83,6 +83,10 @@ def index(*shards: str) -> bytes:
     ).encode()
 
 
+def test_default_limits() -> None:
+    assert DownloadLimits() == DownloadLimits(max_bytes=8 * 2**30, max_json_bytes=20 * 2**20)
+
+
 def test_only_what_is_needed_is_fetched_at_one_request_a_file(hub: Hub, write_repository: Write) -> None:
     write_repository(
         "ada/vit", files={"preprocessor_config.json": b"{}", "README.md": b"# x", "pytorch_model.bin": b"p", "a/model.safetensors": b"s"}

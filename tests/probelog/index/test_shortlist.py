@@ -52,4 +52,11 @@ def test_more_effort_looks_at_more_of_the_index(large: Generation, monkeypatch: 
     monkeypatch.setattr(kind, "nprobes", nprobes)
     for effort in (1, 2, 4):
         looked_up(large, query, 5, effort)
-    assert asked == [64, 128, 256]
+    shortlist.look_up(table, query, 5)
+    assert asked == [64, 128, 256, 64]
+
+
+def test_a_large_index_has_a_vector_index(large: Generation) -> None:
+    """Without one LanceDB answers too, by looking at every row."""
+    (found,) = large._base.open("logits").list_indices()
+    assert (list(found.columns), found.index_type) == (["vector"], "IvfRq")

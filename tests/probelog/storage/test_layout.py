@@ -79,3 +79,14 @@ def test_a_folder_by_its_key_and_by_its_path() -> None:
     assert [layout.LedgerFolder(path).key for path in ("observations/a", "x/y/z", "l")] == ["a", "z", "l"]
     assert layout.ProbeSetFolder.of("0123456789abcdef" * 4).key == "0123456789abcdef"
     assert layout.CatalogueFolder.of("k").part("run", "rows", 7) == "catalogue/k/run/rows-00007.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("20260101T000000-0a1b2c3d", True), ("first", True), ("x" * 100, True), ("x" * 101, False), ("", False),
+        ("../other", False), (".hidden", False), ("a/b", False), ("a\n", False), (7, False), (None, False),
+    ],
+)  # fmt: skip
+def test_names_of_generations(name: object, valid: bool) -> None:
+    assert layout.is_generation_name(name) == valid
