@@ -419,10 +419,7 @@ class HubClient:
             raise HubError(f"{url} redirects to {shown}, which is not followed")
         if current.scheme == "https" and target.scheme == "http":
             raise HubError(f"{url} redirects to {shown}, without encryption, which is not followed")
-        if target.userinfo not in (
-            b"",
-            self._origin.userinfo,
-        ):  # httpx would send it as a user's name and password
+        if target.userinfo:  # httpx would send it as a user's name and password
             raise HubError(f"{url} redirects to {shown} with a password, which is not followed")
         moved = (target.scheme, target.netloc) != (self._origin.scheme, self._origin.netloc)
         if kind == "api" and moved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import sys
 import time
@@ -13,6 +14,8 @@ from tests.fuzz import targets  # noqa: F401 - registers them
 from tests.fuzz.harness import TARGETS, fuzz
 
 _ROUND = 500
+#: Seconds of a round after which an input counts as one that never comes to an end.
+_HANGS = 1800.0
 
 
 def main() -> int:
@@ -31,6 +34,7 @@ def main() -> int:
         until, number = time.monotonic() + 60 * options.minutes, options.seed
         try:
             while time.monotonic() < until:
+                faulthandler.dump_traceback_later(_HANGS, exit=True)
                 fuzz(TARGETS[name], _ROUND, number)
                 number += 1
             print(f"{name}: {(number - options.seed) * _ROUND:,} inputs, nothing found", flush=True)

@@ -50,8 +50,8 @@ def test_time_and_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bytes] = []
     monkeypatch.setattr(Target, "examples", lambda _: [b"x"])
     monkeypatch.setattr("tests.fuzz.harness.MOST_SECONDS", 0.01)
-    with pytest.raises(AssertionError, match=r"took 0\.0\d s|took \d"):
-        fuzz(Target("slow", lambda _data, _folder: time.sleep(0.02), ()), 5)
+    with pytest.raises(AssertionError, match=r"took \d+\.\d s"):
+        fuzz(Target("slow", lambda _data, _folder: sum(range(3_000_000)), ()), 5)
     monkeypatch.setattr("tests.fuzz.harness.MOST_SECONDS", 10.0)
     monkeypatch.setattr("tests.fuzz.harness.MOST_MEBIBYTES", 20)
     with pytest.raises(AssertionError, match=r"took \d+ MiB"):
