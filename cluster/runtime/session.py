@@ -88,9 +88,18 @@ def _private_folder() -> Iterator[None]:
     """Where Ray keeps its sockets, code and logs, unless ``RAY_TMPDIR`` says it: below a folder of this user alone.
 
     Ray lets everybody write there: on a shared machine any user could put other code in the place of a worker's.
+
+    Raises:
+        UsageError: somebody else has made that folder.
     """
-    folder = str(scratch_folder(None))
-    if "RAY_TMPDIR" in os.environ or len(folder) > _LONGEST_FOLDER:
+    if "RAY_TMPDIR" in os.environ:
+        yield
+        return
+    try:
+        folder = str(scratch_folder(None))
+    except UsageError as error:
+        raise UsageError(f"{error}, and RAY_TMPDIR, for the files of Ray, to a short one") from None
+    if len(folder) > _LONGEST_FOLDER:
         yield
         return
     os.environ["RAY_TMPDIR"] = folder

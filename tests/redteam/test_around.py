@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 
 from cluster.probing.prober import ProberSpec
 from cluster.runtime.scratch import own_downloads, scratch_folder
+from cluster.runtime.session import _private_folder
 from pipelines import hubserver
 from pipelines.hubserver import create_app, running, serving
 from probelog.errors import ConfigError, FailureReason, ItemFailure, StoreError, UsageError
@@ -385,6 +387,26 @@ with session("local", cpus=1):
         environment = {**os.environ, "HOME": "/nowhere", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         print(subprocess.run([sys.executable, "-c", sys.argv[1], address], env=environment, capture_output=True, text=True).stdout)
 """
+
+
+@needs_root
+def test_ray_keeps_no_files_in_a_folder_of_another_user(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made before the job ran; the refusal says what helps."""
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    made = shared / f"probelog-{os.getuid()}"
+    made.mkdir()
+    os.chown(made, OTHER, OTHER)
+    with (
+        pytest.raises(UsageError, match=r"belongs to another user: set `scratch`.*, and RAY_TMPDIR"),
+        _private_folder(),
+    ):
+        pass
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with _private_folder():
+        assert os.environ["RAY_TMPDIR"] == "/tmp"
 
 
 @pytest.mark.acceptance
