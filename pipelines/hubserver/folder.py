@@ -225,6 +225,8 @@ class HubFolder:
 
     def _is_reachable(self, folder: Path, name: str, listing: Mapping[str, Any]) -> bool:
         """Whether a repository's folder may be served by this id: not where a link leads past another one's gate."""
+        if folder == self.root / name:
+            return True
         owner = self._owner(folder, listing)
         reachable = owner in (None, name) or Repository(str(owner), {}, listing.get(str(owner), {})).is_open
         if not reachable:
