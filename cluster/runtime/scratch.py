@@ -50,7 +50,7 @@ def _made(path: Path) -> Path:
     """A folder, made where it is missing, by its path without links.
 
     Every step is one that nobody else could have put there or can replace: the kernel's rule for links in /tmp, here for
-    folders as well.
+    folders as well. Links of the user's own may lead there; the folder itself is none.
 
     Raises:
         UsageError: somebody else could have.
@@ -73,6 +73,10 @@ def _made(path: Path) -> Path:
                 raise _refusal(step, "belongs to another user")
         if stat.S_ISDIR(entry.st_mode):
             reached = step
+        elif stat.S_ISLNK(entry.st_mode) and not parts:
+            raise UsageError(
+                f"{step} is a link, and ProbeLog did not make it: remove it, or set `scratch` to where it leads"
+            )
         elif stat.S_ISLNK(entry.st_mode) and links < _MOST_LINKS:
             links += 1
             target = Path(os.readlink(step))

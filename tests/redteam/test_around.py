@@ -307,6 +307,14 @@ def test_scratch_is_not_below_a_link_of_another_user(shared: Path, treasure: Pat
     assert not (treasure.parents[2] / "probelog").exists()
 
 
+def test_the_scratch_folder_itself_is_no_link(shared: Path, treasure: Path) -> None:
+    """Whoever made it: what lies below is deleted."""
+    (shared / "probelog").symlink_to(treasure.parents[2])
+    with pytest.raises(UsageError, match=r"is a link.*set `scratch` to where it leads"):
+        own_downloads(scratch_folder(shared))
+    assert treasure.read_text() == "years"
+
+
 def test_no_link_below_the_scratch_folder_is_followed(shared: Path, treasure: Path) -> None:
     """The folder was prepared; of what it holds, one is a link."""
     (shared / "probelog").mkdir(mode=0o700)
