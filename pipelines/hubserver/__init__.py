@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.hubserver.protocol import create_app
+from probelog.credentials import split_login
 from probelog.errors import ProbeLogError, UsageError
 from probelog.hub.client import checked_endpoint
 
@@ -49,7 +50,7 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 0, address: str | Non
     import uvicorn
 
     if address is not None:
-        checked_endpoint(address)
+        address, _ = split_login(checked_endpoint(address))  # everybody is told it
     app = create_app(root, address, host)
     with _listening(host, port) as listener:
         address = address or _address(host, listener)

@@ -553,6 +553,28 @@ def test_names_that_are_the_servers_own_stay_in_its_links(hub_folder: Path) -> N
         assert b"<https://mirror.example/hub/api/models?limit=1&sort=likes&cursor=" in reply
 
 
+def test_the_servers_address_is_told_without_a_login(hub_folder: Path) -> None:
+    """The operator's own address of a proxy, password and all, goes to every client."""
+    words = [
+        "-m",
+        "pipelines",
+        "hub",
+        str(hub_folder),
+        "--port",
+        "0",
+        "--address",
+        "https://me:geheim12@mirror.example",
+    ]
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        told = [server.stdout.readline(), server.stdout.readline()]
+        server.terminate()
+    assert told[1] == "export HF_ENDPOINT=https://mirror.example\n", told
+    assert "geheim12" not in told[0]
+
+
 @pytest.mark.parametrize(
     "request_line",
     [
