@@ -1,4 +1,4 @@
-"""What parses bytes of the Hub, or of what stands between."""
+"""What parses bytes of the Hub, of what stands between, and of models' processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,22 @@ from probelog.hub.client import BrokenAnswerError, HubClient, HubError, HubRespo
 from probelog.hub.download import download_model, read_shards
 from probelog.hub.listing import ListingFilters
 from probelog.hub.model_info import read_files, read_row
+from probelog.models.config import LoadLimits
 from probelog.models.loading import load_classifier
 from probelog.models.preprocessing import Recipe, transformers_recipe
 from probelog.probes.sources import candidates, source_files
-from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Failure, RepoFile, to_table
+from probelog.sandbox import answers
+from probelog.sandbox.protocol import Channel, ClosedError
+from probelog.storage.schemas import (
+    CATALOGUE,
+    FAILURES,
+    PROBED_MODELS,
+    CatalogueRow,
+    Failure,
+    ProbedModel,
+    RepoFile,
+    to_table,
+)
 from probelog.weights.reader import Weights
 from probelog.weights.safetensors import read_header
 from tests.fuzz.harness import target
@@ -220,3 +233,34 @@ def probes(data: bytes, folder: Path) -> None:
     path.write_bytes(data)
     for _, found in candidates(source_files(str(path))[0]):
         assert found
+
+
+@target(ValueError, ClosedError, TimeoutError)
+def process_message(data: bytes, _: Path) -> None:
+    """What a model's process writes to its worker."""
+    here, there = socket.socketpair()
+    with there:
+        there.setblocking(False)
+        with contextlib.suppress(OSError):
+            there.sendall(data)
+        there.shutdown(socket.SHUT_WR)
+        message, strings = Channel(here.detach()).receive([64, 1 << 16], time.monotonic() + 1)
+    assert isinstance(message, dict)
+    assert all(len(one) <= bound for one, bound in zip(strings, (64, 1 << 16), strict=False))
+
+
+@target(ValueError, ItemFailure)
+def process_answer(data: bytes, _: Path) -> None:
+    """What a model's process says about its model, once it is JSON."""
+    said = json.loads(data)
+    if not isinstance(said, dict):
+        return
+    failure = answers.failure(said)
+    if failure is not None:
+        assert len(failure.detail) <= answers.LONGEST_DETAIL
+        return
+    answers.run(said, 64)
+    believed = answers.facts(said.get("facts"), LoadLimits(max_parameters=10**9))
+    answers.weights("a/b", _SHA, said.get("weights"), bytes(answers.SKETCH_BYTES))
+    model = ProbedModel(repo="a/b", sha=_SHA, probes=[0], **believed)
+    to_table([model], PROBED_MODELS)
