@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.labels.labels import Lexicon
+from pipelines.quality import report
 from pipelines.quality.agreement import (
     NamingAgreement,
     _kept_models_measure,
@@ -379,6 +380,30 @@ def test_the_newest_report_is_the_last_one_written_whatever_its_name(tmp_path: P
     store.write_json("quality/a.json", {**newest, "version": 2})
     with pytest.raises(SchemaVersionError, match="quality report version 2 is newer"):
         last_report(store)
+
+
+def test_every_report_has_its_page_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever a publish is killed: `verify` looks for the page of every report."""
+    monkeypatch.setattr(report, "KEPT", 2)
+    steps: list[str] = []
+
+    def watched(name: str) -> None:
+        real = getattr(Store, name)
+
+        def step(self: Store, *given: Any) -> Any:
+            done = real(self, *given)
+            names = set(self.names("quality"))
+            assert {report.page_of(item) for item in names if item.endswith(".json")} <= names
+            steps.append(name)
+            return done
+
+        monkeypatch.setattr(Store, name, step)
+
+    for name in ("write", "delete"):
+        watched(name)
+    for number in range(4):
+        write_report(Store(tmp_path), verdict(f"{number}", BAD))
+    assert (steps.count("write"), steps.count("delete")) == (8, 4)
 
 
 def test_a_report_names_its_page_by_size_and_digest(tmp_path: Path) -> None:
