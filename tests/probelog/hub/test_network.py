@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import socket
+import ssl
 import threading
+from pathlib import Path
+from typing import Any
 
 import httpcore
 import httpx
 import pytest
 
 from probelog.hub import network
+from probelog.hub.client import HubClient, HubUnavailableError, Retry
 from probelog.hub.network import MAX_HEADER_BYTES, AddressError, Clock, Network, Reach, reach
 
 
@@ -154,3 +160,74 @@ def test_every_thread_has_its_own_clock() -> None:
             assert guarded.clock is clocks[0]
         assert seen == [clocks[1]]
         assert guarded.clock not in clocks
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A certificate that signs itself, with its key, in one file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "certificate.pem"
+    pem = serialization.Encoding.PEM
+    path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + made.public_bytes(pem)
+    )
+    return path
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["sound", "silent-after-the-handshake"])
+def test_encrypted_connections_are_guarded_too(
+    silent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = certificate(tmp_path, "hub.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "hub.example")
+    true = socket.getaddrinfo
+
+    def lookup(host: str, *arguments: Any, **options: Any) -> Any:
+        return true("127.0.0.1" if host == "hub.example" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    done = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with context.wrap_socket(connection, server_side=True) as stream:
+            stream.recv(65536)
+            if silent:
+                done.wait(60)
+            else:
+                stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    retry = Retry(attempts=1, connect_timeout=30.0, read_timeout=0.2 if silent else 30.0)
+    with listening, HubClient(f"https://hub.example:{listening.getsockname()[1]}", retry=retry) as client:
+        if silent:
+            with pytest.raises(HubUnavailableError, match="in time"):
+                client.json("/api/models")
+        else:
+            assert client.json("/api/models").value == []
+        assert client._network.hub_reach is Reach.MACHINE
+    done.set()
+    thread.join()
