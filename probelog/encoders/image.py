@@ -7,7 +7,7 @@ rescale in float64, normalise in float32), so that the pixels are equal, not onl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,13 @@ class ImageEncoder:
     """Embeds images with an exported image tower. Cheap to make, thread-safe.
 
     Args:
-        onnx: the model's bytes, or the path of its file.
+        onnx: the model's bytes, the path of its file, or what reads it while the process starts.
         settings: what `ImageSettings.to_dict` gave.
     """
 
-    def __init__(self, onnx: bytes | str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, onnx: bytes | str | os.PathLike[str] | Callable[[], bytes], settings: Mapping[str, Any]
+    ) -> None:
         self.settings = ImageSettings.from_dict(settings)
         tower = {
             "input_name": self.settings.input,
@@ -131,7 +133,7 @@ class ImageEncoder:
             "dimension": self.settings.dimension,
         }
         self._process = EncoderProcess(
-            "image encoder", {"open": "image", "settings": tower}, [onnx_bytes(onnx)]
+            "image encoder", {"open": "image", "settings": tower}, lambda: [onnx_bytes(onnx)]
         )
 
     @property

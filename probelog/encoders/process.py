@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,7 @@ _SECONDS = 30.0
 _BYTES_PER_SECOND = 10_000_000
 _PACKAGES = ("numpy", "onnxruntime", "tokenizers", "probelog")
 _LOG_BYTES = 4096
+_BUFFER_BYTES = 1 << 20
 # A thread for each core in each library would take more address space than a graph, and time to start.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -63,14 +64,14 @@ class EncoderProcess:
     Args:
         what: the encoder's name in messages.
         opening: header of the request that opens the tower.
-        files: what that request carries.
+        files: reads what that request carries, while the process starts. Nothing of it is kept.
     """
 
-    def __init__(self, what: str, opening: Mapping[str, Any], files: Sequence[bytes]) -> None:
+    def __init__(self, what: str, opening: Mapping[str, Any], files: Callable[[], Sequence[bytes]]) -> None:
         self._what = what
         self._opening = opening
         self._files = files
-        self._seconds = _SECONDS + sum(map(len, files)) / _BYTES_PER_SECOND
+        self._seconds = _SECONDS
         self._lock = threading.Lock()
         self._process: _Process | None = None
 
@@ -91,10 +92,11 @@ class EncoderProcess:
             if process is None or process.ended or process.owner != os.getpid():
                 process = _Process.start()
                 try:
+                    files = [memoryview(file) for file in self._files()]
+                    self._seconds = _SECONDS + sum(map(len, files)) / _BYTES_PER_SECOND
                     self._request(process, {}, (), 0, _START_SECONDS)
-                    files = [memoryview(file) for file in self._files]
                     self._request(process, self._opening, files, 0, self._seconds)
-                except StoreError:
+                except BaseException:
                     process.end()
                     raise
                 self._process = process
@@ -153,6 +155,8 @@ class _Process:
         from multiprocessing.spawn import get_executable
 
         pairs = [socket.socketpair() for _ in range(_CHANNELS)]
+        for here, _ in pairs:
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         command = [get_executable(), "-I", "-S", "-X", "utf8", "-c", _MAIN, "\n".join(_folders())]
         descriptors = [there.fileno() for _, there in pairs]
@@ -164,7 +168,9 @@ class _Process:
             pass_fds=descriptors,
             env=_ENVIRONMENT | {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             cwd=os.sep,
-            start_new_session=True,  # an interrupt from the keyboard is for the client
+            # An interrupt from the keyboard is for the client. Of a session of its own, Linux would share out the
+            # processor by sessions, and make queries wait beside other programs.
+            process_group=0,
         )
         channels: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         for here, there in pairs:

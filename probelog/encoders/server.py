@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -57,14 +57,14 @@ class _Tower:
         self._opened: TextTower | ImageTower | None = None
 
     def serve(self, channel: socket.socket) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError, EOFError), channel.makefile("rb") as stream:
             while True:
-                header = json.loads(_received(channel, *HEADER.unpack(_received(channel, HEADER.size))))
+                header = json.loads(_received(stream, *HEADER.unpack(_received(stream, HEADER.size))))
                 _bound_time(header["seconds"], self._channels)
                 if "open" in header:
                     # Before the graph is even received.
                     _bound_memory(_BASE_BYTES + _GRAPH_COPIES * sum(header["sizes"]), self._mapped)
-                blobs = [_received(channel, size) for size in header["sizes"]]
+                blobs = [_received(stream, size) for size in header["sizes"]]
                 try:
                     status, answer = OK, self._answer(header, blobs)
                 except TowerError as error:
@@ -98,16 +98,11 @@ class _Tower:
         return tower.embed(pixels).data.cast("B")
 
 
-def _received(channel: socket.socket, size: int) -> bytes:
-    parts = bytearray(size)
-    view = memoryview(parts)
-    while len(view):
-        count = channel.recv_into(view)
-        if not count:
-            raise EOFError
-        view = view[count:]
-    view.release()
-    return bytes(parts)
+def _received(stream: IO[bytes], size: int) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError
+    return content
 
 
 def _give_up_files() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,20 +97,23 @@ class TextEncoder:
     """Embeds texts with an exported text tower. Cheap to make (its process starts at the first call), thread-safe.
 
     Args:
-        onnx: the model's bytes, or the path of its file.
+        onnx: the model's bytes, the path of its file, or what reads it while the process starts.
         tokenizer_json: the content of a ``tokenizers`` JSON file, truncation and padding included.
         settings: what `TextSettings.to_dict` gave.
     """
 
     def __init__(
-        self, onnx: bytes | str | os.PathLike[str], tokenizer_json: str, settings: Mapping[str, Any]
+        self,
+        onnx: bytes | str | os.PathLike[str] | Callable[[], bytes],
+        tokenizer_json: str,
+        settings: Mapping[str, Any],
     ) -> None:
         self.settings = TextSettings.from_dict(settings)
         tower = {name: getattr(self.settings, name) for name in ("inputs", "output", "dimension")}
         self._process = EncoderProcess(
             "text encoder",
             {"open": "text", "settings": tower},
-            [onnx_bytes(onnx), tokenizer_json.encode("utf-8", "replace")],
+            lambda: [onnx_bytes(onnx), tokenizer_json.encode("utf-8", "replace")],
         )
 
     @property
@@ -146,9 +149,11 @@ def words(text: str) -> list[str]:
     return [word for word in _WORD.findall(clean_unicode(text)) if not _PUNCTUATION.issuperset(word)]
 
 
-def onnx_bytes(onnx: bytes | str | os.PathLike[str]) -> bytes:
-    """The bytes of a model that is given as such, or as the path of its file."""
-    return onnx if isinstance(onnx, bytes) else Path(onnx).read_bytes()
+def onnx_bytes(onnx: bytes | str | os.PathLike[str] | Callable[[], bytes]) -> bytes:
+    """The bytes of a model that is given as such, as the path of its file, or as what reads it."""
+    if isinstance(onnx, bytes):
+        return onnx
+    return onnx() if callable(onnx) else Path(onnx).read_bytes()
 
 
 def embedded(

@@ -554,7 +554,7 @@ class Generation:
 
         tokenizer = self.meta("tokenizer.json").decode("utf-8", "replace")
         return self._fitting(
-            TextEncoder(self.meta("text_encoder.onnx"), tokenizer, self.settings.text_encoder)
+            TextEncoder(lambda: self.meta("text_encoder.onnx"), tokenizer, self.settings.text_encoder)
         )
 
     @_Once
@@ -567,7 +567,9 @@ class Generation:
                 "this index cannot be searched by image: "
                 + (self.settings.image_encoder_missing or "its image encoder was not published")
             )
-        return self._fitting(ImageEncoder(self.meta("image_encoder.onnx"), self.settings.image_encoder))
+        return self._fitting(
+            ImageEncoder(lambda: self.meta("image_encoder.onnx"), self.settings.image_encoder)
+        )
 
     def _fitting(self, encoder: AnyEncoder) -> AnyEncoder:
         if encoder.dimension != self.basis.axes.shape[1]:

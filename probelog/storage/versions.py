@@ -16,6 +16,8 @@ VERSION_KEY = b"probelog.version"
 MADE_BY_KEY = b"probelog.made_by"
 # What every record says of the program that wrote it, so that one that cannot be read says which program can.
 MADE_BY = f"probelog {__version__}"
+# No format gets so far; a number of thousands of digits would fill a terminal.
+_NEVER = 1_000_000
 _MADE_BY = re.compile(r"probelog (\d[\w.+-]{0,30})", re.ASCII)
 
 
@@ -38,7 +40,7 @@ def check_version(content: Mapping[str, Any], known: int, where: str, what: str)
         StoreError: it has no version.
     """
     version = content.get("version")
-    if type(version) is not int or version < 1:
+    if type(version) is not int or not 0 < version < _NEVER:
         raise StoreError(
             f"{where} is damaged, or was made before ProbeLog was released: {version!r:.40} is not the version of a {what}"
         )
