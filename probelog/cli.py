@@ -43,6 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object
 
 def main() -> None:
     """Run the command line."""
+    terminal.silence_libraries()
     terminal.run(app, "probelog")
 
 

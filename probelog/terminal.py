@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 import unicodedata
@@ -28,6 +29,22 @@ def printable(text: object, limit: int = 200) -> str:
     raw = str(text)
     clean = "".join("\ufffd" if unicodedata.category(char) in _UNSAFE else char for char in raw[: limit + 1])
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def silence_libraries() -> None:
+    """Send to nowhere what native libraries write to stderr by themselves; ``sys.stderr`` goes on.
+
+    A panic in LanceDB over a damaged table is raised as an error, too; before that it is written, whatever is in it.
+    """
+    if sys.stderr is not sys.__stderr__ or not isinstance(sys.stderr, io.TextIOWrapper):
+        return
+    sys.stderr.flush()
+    own = os.dup(sys.stderr.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)
+    encoding = sys.stderr.encoding
+    sys.stderr = open(own, "w", encoding=encoding, errors="replace", buffering=1)  # noqa: SIM115 - to the end
 
 
 def run(app: typer.Typer, name: str) -> None:

@@ -29,6 +29,7 @@ _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+
 # The pattern takes the square of a message's length, and messages hold what the index says.
 _LONGEST_MESSAGE = 1000
 _LIBRARY_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+_PANICS = {"PanicException", "RustPanic"}
 # Numbers of an embedding.
 _LONGEST_VECTOR = 1 << 16
 
@@ -146,7 +147,7 @@ class Tables:
             yield
         except BaseException as error:  # reason: of a panic in LanceDB's own code, too, which is no Exception
             # LanceDB raises any of these for tables that are missing, damaged or out of reach.
-            if not isinstance(error, _LIBRARY_ERRORS) and type(error).__name__ != "PanicException":
+            if not isinstance(error, _LIBRARY_ERRORS) and type(error).__name__ not in _PANICS:
                 raise
             message = first_line(error)
             if not self._index.is_local and "credentials" in message.casefold():

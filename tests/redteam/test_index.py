@@ -868,3 +868,24 @@ def test_a_table_whose_data_lie_elsewhere(generation: str, index: Path, tmp_path
     lancedb.connect(index / "generations" / generation).clone_table("models", str(elsewhere))
     with pytest.raises(StoreError, match="data lie elsewhere"):
         probelog.open_index(index)
+
+
+@pytest.mark.acceptance
+def test_a_panic_in_the_library(index: Path) -> None:
+    """Some bytes of a table make LanceDB panic, and write about it to the terminal."""
+    random = np.random.default_rng(0)
+    manifest = next((index / "generations" / LIVE / "meta.lance" / "_versions").glob("*.manifest"))
+    sound = manifest.read_bytes()
+    for place in random.permutation(len(sound)):
+        manifest.write_bytes(sound[:place] + bytes([sound[place] ^ 0xFF]) + sound[place + 1 :])
+        try:
+            probelog.open_index(index)
+        except StoreError as error:
+            one_line(error)
+            if "panicked" in str(error):
+                break
+    else:
+        pytest.fail("no byte makes it panic any more")
+    done = command("info", "--index", index)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr[:-1].isprintable()
