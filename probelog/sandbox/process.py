@@ -128,7 +128,7 @@ class _Process:
 
     def start(self, readable: Sequence[str], memory_bytes: int | None) -> dict[str, Any]:
         """End the process before, if there is one; what the new one says when it is ready."""
-        self.close()
+        self.done()
         devices = {name: os.environ[name] for name in DEVICE_VARIABLES if name in os.environ}
         self._child = self._server.fork(self._role, Grant(tuple(readable), memory_bytes, devices))
         answer, _ = self.ask(
