@@ -41,7 +41,8 @@ class Confinement:
         return cls(**lists, largest_file=int(facts["largest_file"]))
 
 
-#: A process's own facts, by name: a rule for all of /proc/self would show every socket of the machine.
+#: A process's own facts, by name: a rule for all of /proc/self, or of its threads' folders, would show every socket of
+#: the machine.
 _OWN_FACTS = tuple(
     f"/proc/self/{name}" for name in ("auxv", "cgroup", "comm", "maps", "smaps", "stat", "statm", "status")
 )
@@ -50,7 +51,7 @@ _HIGH_WATER = "/proc/self/clear_refs"
 
 
 def confine(
-    rights: Confinement, *, more_readable: Sequence[str] = (), memory_bytes: int | None = None
+    rights: Confinement, *, parent: int, more_readable: Sequence[str] = (), memory_bytes: int | None = None
 ) -> dict[str, bool]:
     """Give up everything else; what the platform allowed, by guard.
 
@@ -58,17 +59,21 @@ def confine(
 
     Args:
         rights: what stays.
+        parent: the process that forked this one, which ends with it.
         more_readable: beside what ``rights`` names: the one model that it is for.
         memory_bytes: as `limits.limit_memory` takes it; None for no limit.
     """
     held: dict[str, bool] = {}
-    limits.limit_the_rest(rights.largest_file)
-    files = bool(landlock.version())
     # Whoever fills a folder stays its owner. It runs no model.
-    held |= privileges.without_privileges(read_all=files and not rights.writable)
+    held |= privileges.without_privileges(read_all=not rights.writable)
+    # After the change of user, which takes the one back and counts threads anew for the other.
+    limits.die_with_parent(parent)
+    limits.limit_the_rest(rights.largest_file)
     readable = [*rights.readable, *more_readable, *_OWN_FACTS]
     held["files"] = landlock.only_files(readable, [*rights.writable, _HIGH_WATER], rights.devices)
-    held["memory"] = memory_bytes is not None and limits.limit_memory(memory_bytes)
+    held["memory"] = memory_bytes is not None and limits.limit_memory(
+        memory_bytes, device=bool(rights.devices)
+    )
     held["calls"] = seccomp.only_computing(writes=bool(rights.writable), device=bool(rights.devices))
     return held
 

@@ -149,6 +149,12 @@ class ForkServer:
             answer = self._ask(Request(command, pid=pid))
         return None if answer["status"] is None else int(answer["status"])
 
+    @property
+    def pid(self) -> int:
+        """The number of the server's process, as this one counts (Linux)."""
+        option = self._control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(option[:4], sys.byteorder)
+
     def close(self) -> None:
         """End everything that was forked from here."""
         self._control.close()
@@ -374,6 +380,8 @@ def bare_environment(home: Path, given: Mapping[str, str] | None = None) -> dict
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            # Its user has no entry in /etc/passwd.
+            "LOGNAME": "model",
             # A pool of threads made by an import would not survive the fork.
             "OPENBLAS_NUM_THREADS": "1",
             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",

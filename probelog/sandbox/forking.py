@@ -28,7 +28,7 @@ from typing import Any
 
 from probelog.sandbox import confinement
 from probelog.sandbox.confinement import Confinement, confine
-from probelog.sandbox.guards import limits, namespaces, seccomp
+from probelog.sandbox.guards import namespaces, seccomp
 from probelog.sandbox.pages import use_large_pages
 from probelog.sandbox.protocol import Channel, ClosedError
 
@@ -228,7 +228,6 @@ def _child(parent: int, descriptor: int, role: Role, request: Request) -> None:
     """Never returns: the server's own loop must not go on twice."""
     status = 1
     try:
-        limits.die_with_parent(parent)
         confinement.close_all_but(descriptor)
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -236,7 +235,9 @@ def _child(parent: int, descriptor: int, role: Role, request: Request) -> None:
             {name: value for name, value in request.devices.items() if name in DEVICE_VARIABLES}
         )
         nowhere = os.open(os.devnull, os.O_RDWR)
-        held = confine(role.rights, more_readable=request.readable, memory_bytes=request.memory_bytes)
+        held = confine(
+            role.rights, parent=parent, more_readable=request.readable, memory_bytes=request.memory_bytes
+        )
         confinement.speak_to_nobody(nowhere)
         role.run(Channel(descriptor), held)
         status = 0

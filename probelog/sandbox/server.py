@@ -124,7 +124,8 @@ class _Model:
         if self._device == "cuda":
             torch.zeros(1, device=self._device)
             bytes_of_device = int(torch.cuda.get_device_properties(0).total_memory * made.device_share)
-            seccomp.without_connections()
+            if self._confined.get("calls") and not seccomp.without_connections():
+                raise RuntimeError("the sockets that set up the device cannot be given up")
         precision: Precision = "auto" if made.precision == "auto" else "float32"
         self._plans = Plans(batch_size=made.batch_size, memory_bytes=bytes_of_device, precision=precision)
         memory.keep_freed()

@@ -20,6 +20,10 @@ def call(number: int, *arguments: Any) -> int:
     library.syscall.restype = ctypes.c_long
     made = [ctypes.c_char_p(item) if isinstance(item, bytes) else ctypes.c_long(item) for item in arguments]
     result = int(library.syscall(ctypes.c_long(number), *made))
+    if (
+        result < 0 and ctypes.get_errno() == 12
+    ):  # in the kernel's words a model's process would try a smaller batch
+        raise MemoryError
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -264,6 +268,32 @@ def claim_pixels(at: Places) -> Any:
     ] or "none"
 
 
+def push_pixels_out_of_memory(at: Places) -> Any:
+    import os
+    from pathlib import Path
+
+    return [
+        os.posix_fadvise(path.open("rb").fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for path in Path(at["pixels"]).glob("*.pixels")
+    ] or "none"
+
+
+def push_a_library_out_of_memory(at: Places) -> Any:
+    import mmap
+
+    import torch
+
+    with open(torch._C.__file__, "rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+    return mapped.madvise(21)  # MADV_PAGEOUT
+
+
+def share_pages_with_others(at: Places) -> Any:
+    import mmap
+
+    return mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).madvise(12)  # MADV_MERGEABLE
+
+
 # What belongs to the same user
 
 
@@ -413,6 +443,22 @@ def fork_by_the_newer_call(at: Places) -> Any:
     return call(435, (17).to_bytes(8, "little").rjust(40, b"\0").ljust(88, b"\0"), 88)  # clone3, SIGCHLD
 
 
+def fork_by_the_call_of_another_architecture(at: Places) -> Any:
+    import ctypes
+    import mmap
+
+    code = mmap.mmap(-1, 4096, prot=7, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    code.write(bytes.fromhex("b802000000cd80c3"))  # mov eax, 2 (fork, i386); int 0x80; ret
+    pid = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+    if pid < 0:
+        raise OSError(-pid, "refused")
+    return pid
+
+
+def fork_by_the_call_of_x32(at: Places) -> Any:
+    return call(0x40000000 | 57)
+
+
 def fork_with_shared_memory(at: Places) -> Any:
     return call(58)  # vfork
 
@@ -475,6 +521,37 @@ def allocate_without_end(at: Places) -> Any:
     held = []
     while True:
         held.append(bytearray(1 << 26))
+
+
+def allocate_read_only_memory_without_end(at: Places) -> Any:
+    # What is read-only is not counted as allocated any more.
+    for _ in range(1000):
+        call(10, call(9, 0, 1 << 28, 3, 0x22, -1, 0), 1 << 28, 1)  # mmap, mprotect
+    return "256 GB"
+
+
+def allocate_a_stack(at: Places) -> Any:
+    return call(9, 0, 1 << 38, 3, 0x122, -1, 0)  # mmap, MAP_GROWSDOWN: not counted as allocated
+
+
+def stretch_the_stack(at: Places) -> Any:
+    from pathlib import Path
+
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    stack = next(int(line.partition("-")[0], 16) for line in lines if line.endswith("[stack]"))
+    return call(25, stack, 4096, 1 << 38, 1)  # mremap, MREMAP_MAYMOVE
+
+
+def raise_the_limit_of_the_stack(at: Places) -> Any:
+    import struct
+
+    return call(302, 0, 3, struct.pack("QQ", 1 << 38, 1 << 38), 0)  # prlimit, RLIMIT_STACK
+
+
+def fill_memory_with_tables_of_pages(at: Places) -> Any:
+    return call(
+        9, 0, 1 << 44, 1, 0x4022, -1, 0
+    )  # mmap, PROT_READ: a table of 4 kB for every 2 MB that is read
 
 
 def start_threads_without_end(at: Places) -> Any:

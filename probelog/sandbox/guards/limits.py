@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -15,33 +16,51 @@ _PR_SET_PDEATHSIG = 1
 _OPEN_FILES = 1024
 #: Threads beyond all that the machine has at the moment, whose user may be the same.
 _MORE_THREADS = 1024
+#: Address space that is no memory: what allocators reserve, libraries that are imported late.
+_RESERVED = 1 << 30
+#: Of the main thread, which may grow to what its hard limit says, and counts as no allocation.
+_STACK = 8 << 20
 
 
-def limit_memory(size: int) -> bool:
+def limit_memory(size: int, *, device: bool = False) -> bool:
     """Let allocations fail that go ``size`` bytes beyond what the process holds now (``RLIMIT_DATA``).
 
-    Counts what is private and writable. Files mapped for reading and memory of devices do not count, so that it
-    can be used with CUDA, which reserves address space without end; memory shared with others does not either, which
-    `seccomp.only_computing` refuses. Returns whether the platform allows it: Linux.
+    Counts what is private and writable, at this moment: memory that is made read-only once it is filled does not count,
+    nor do stacks and the tables of pages. So the address space has a limit as well (``RLIMIT_AS``), which whoever evades
+    the first meets at about twice ``size``: a file may be mapped as well as read. Memory shared with others counts for
+    neither; `seccomp.only_computing` refuses it. Returns whether the platform allows it: Linux.
+
+    Args:
+        size: in bytes.
+        device: without the second limit: CUDA reserves address space without end.
     """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return False
-    held = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
-    _lower(resource.RLIMIT_DATA, held * 1024 + size)
+    lines = (line.split() for line in status.splitlines() if line.startswith("Vm"))
+    held = {name: int(value) << 10 for name, value, _ in lines}
+    _lower(resource.RLIMIT_DATA, held["VmData:"] + size)
+    if not device:
+        _lower(resource.RLIMIT_AS, held["VmSize:"] + 2 * size + _RESERVED)
     return True
 
 
 def limit_the_rest(largest_file: int) -> None:
-    """No core dumps, no file longer than ``largest_file`` bytes, a bounded number of open files and of threads."""
+    """No core dumps, no file longer than ``largest_file`` bytes, a bounded stack, number of open files and of threads.
+
+    Where the machine runs out of memory all the same, this process is the first to be ended.
+    """
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, largest_file)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
+    _lower(resource.RLIMIT_STACK, _STACK)
     if sys.platform == "linux":
         _lower(resource.RLIMIT_MSGQUEUE, 0)
         threads = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
         _lower(resource.RLIMIT_NPROC, threads + _MORE_THREADS)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def die_with_parent(parent: int) -> None:

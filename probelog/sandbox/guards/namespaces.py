@@ -10,9 +10,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from probelog.sandbox.guards.system_calls import unshare
+from probelog.sandbox.guards.system_calls import NEW_USER, unshare
 
-_USER, _PROCESSES, _NETWORK, _IPC, _HOST_NAME = 0x10000000, 0x20000000, 0x40000000, 0x08000000, 0x04000000
+_PROCESSES, _NETWORK, _IPC, _HOST_NAME = 0x20000000, 0x40000000, 0x08000000, 0x04000000
 _ALL = _PROCESSES | _NETWORK | _IPC | _HOST_NAME
 
 
@@ -25,7 +25,7 @@ def enter_namespaces() -> bool:
     user, group = os.geteuid(), os.getegid()
     if unshare(_ALL):
         return True
-    if user == 0 or not unshare(_USER | _ALL):
+    if user == 0 or not unshare(NEW_USER | _ALL):
         return False
     with contextlib.suppress(OSError):
         Path("/proc/self/setgroups").write_text("deny")

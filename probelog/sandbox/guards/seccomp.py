@@ -38,7 +38,7 @@ _COMPUTING: _Numbers = {
     "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
     "open": (2, None), "openat": (257, 56), "readlink": (89, None), "readlinkat": (267, 78), "getcwd": (79, 17),
     "getdents64": (217, 61), "getdents": (78, None), "lseek": (8, 62), "dup": (32, 23), "dup2": (33, None),
-    "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "fadvise64": (221, 223), "readahead": (187, 213),
+    "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "readahead": (187, 213),
     "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166),
     # waiting
     "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "epoll_create": (213, None),
@@ -46,7 +46,7 @@ _COMPUTING: _Numbers = {
     "eventfd2": (290, 19), "futex": (202, 98), "nanosleep": (35, 101), "clock_nanosleep": (230, 115),
     "restart_syscall": (219, 128),
     # memory
-    "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
+    "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "brk": (12, 214),
     "mincore": (27, 232), "membarrier": (324, 283), "get_mempolicy": (239, 236),
     # threads of this process, and facts about it
     "exit": (60, 93), "exit_group": (231, 94), "set_robust_list": (273, 99), "rseq": (334, 293),
@@ -81,16 +81,22 @@ _DEVICE: _Numbers = {
 _CONDITIONAL: _Numbers = {
     "fcntl": (72, 25), "ioctl": (16, 29), "mmap": (9, 222), "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129),
     "tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "prctl": (157, 167),
-    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "io_uring_setup": (425, 425),
+    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "io_uring_setup": (425, 425), "madvise": (28, 233),
+    "fadvise64": (221, 223),
 }  # fmt: skip
+_NUMBERS: _Numbers = {**_COMPUTING, **_WRITING, **_DEVICE, **_CONDITIONAL}
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, and no signals to the owner of a file.
 _FCNTL = (0, 1, 2, 3, 4, 1030)
 # F_SETLK, F_SETLKW and those of open files: for whoever fills a folder together with others.
 _FCNTL_LOCKS = (6, 7, 37, 38)
 # TCGETS (is it a terminal?), FIONREAD, FIONBIO, FIOCLEX, FIONCLEX
 _IOCTL = (0x5401, 0x541B, 0x5421, 0x5451, 0x5450)
-# Names of threads (15, 16) and of memory (PR_SET_VMA), a further filter (22), dumpable? (3)
-_PRCTL = (15, 16, 3, 0x53564D41, _PR_SET_SECCOMP)
+# Names of threads (15, 16) and of memory (PR_SET_VMA), a further filter (22, and 38, which each sets first), dumpable? (3)
+_PRCTL = (15, 16, 3, 0x53564D41, _PR_SET_SECCOMP, 38)
+# How memory will be used, and that it is no longer needed. Not: to push what others read out of memory (MADV_COLD,
+# MADV_PAGEOUT; POSIX_FADV_DONTNEED), to share pages with whoever has the same (MADV_MERGEABLE).
+_MADVISE = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 22, 23)
+_FADVISE = (0, 1, 2, 3, 5)
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,8 @@ def only_computing(*, writes: bool = False, device: bool = False) -> bool:
         _Call("prlimit64", 0, (0, own)),
         _Call("sched_setaffinity", 0, (0,)),
         _Call("prctl", 0, _PRCTL),
+        _Call("madvise", 2, _MADVISE),
+        _Call("fadvise64", 3, _FADVISE),
     ]
     if device:
         calls += [_Call("socket", 0, (_AF_UNIX,)), _Call("socketpair", 0, (_AF_UNIX,))]
@@ -139,8 +147,12 @@ def only_computing(*, writes: bool = False, device: bool = False) -> bool:
 
 
 def without_connections() -> bool:
-    """No further connection to anybody, and no further filter is lifted; returns whether the platform can."""
-    return _install([_Call("connect", values=()), _Call("socket", values=())], {}, otherwise=None)
+    """No further socket, and no connection of one that there is; returns whether the platform can.
+
+    A pair of sockets is connected with itself, and yet could send datagrams to whoever has an address.
+    """
+    calls = [_Call(name) for name in ("connect", "socket", "socketpair", "bind")]
+    return _install(calls, {}, otherwise=None)
 
 
 def only_local_sockets() -> bool:
@@ -164,7 +176,7 @@ def _install(calls: Iterable[_Call], plain: _Numbers, *, otherwise: int | None) 
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
     ]
     for call in calls:
-        number = (plain.get(call.name) or _CONDITIONAL[call.name])[column]
+        number = _NUMBERS[call.name][column]
         if number is not None:
             decision = _decision(call, call.name in plain)
             program += [(_EQUAL, 0, len(decision), number), *decision]

@@ -10,6 +10,8 @@ import sys
 MACHINE = platform.machine() if sys.platform == "linux" else ""
 
 _PR_SET_NO_NEW_PRIVS = 38
+#: A namespace of users.
+NEW_USER = 0x10000000
 
 
 def system_call(number: int, *arguments: int | bytes | None) -> int:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from probelog.sandbox.guards import seccomp
 from probelog.sandbox.protocol import Channel
 
 
@@ -38,6 +39,13 @@ def start_and_hang(path: str) -> None:
     time.sleep(600)
 
 
+def send_a_datagram(address: str) -> int:
+    """By one of a pair, which is connected with the other."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        return one.sendto(b"x", address)
+
+
 COMMANDS: dict[str, Any] = {
     "echo": lambda value: value,
     "answer": lambda value: value,
@@ -46,6 +54,9 @@ COMMANDS: dict[str, Any] = {
     "write": lambda path: Path(path).write_text("x"),
     "connect": lambda port: str(socket.create_connection(("127.0.0.1", port), 5)),
     "allocate": allocate,
+    "set up a device": lambda _: seccomp.without_connections(),
+    "make a socket": lambda _: str(socket.socket(socket.AF_UNIX)),
+    "send a datagram": send_a_datagram,
     "crash": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
     "leave": lambda status: os._exit(status),
     "hang": lambda _: time.sleep(600),
