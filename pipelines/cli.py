@@ -482,6 +482,26 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
+    """Try on this machine what a model must not achieve; exit status 1 if a guard does not hold."""
+    from pipelines.inspect.doctor import lines, run_doctor
+    from probelog.terminal import printable
+
+    examined = run_doctor(config)
+    if as_json:
+        typer.echo(json.dumps(examined.to_dict()))
+    else:
+        for line in lines(examined):
+            typer.echo(printable(line, limit=500))
+    if not examined.holds:
+        raise typer.Exit(1)
+
+
 config_app = typer.Typer(
     add_completion=False,
     invoke_without_command=True,

@@ -58,8 +58,8 @@ _SYSTEM_OF_DEVICES = (
     "/usr/local/cuda*", "/opt/rocm*", "/sys", "/proc/driver", "/proc/modules", "/proc/devices", "/proc/filesystems",
     "/proc/sys/kernel", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/usr/share",
 )  # fmt: skip
-# Not all of /dev: other programs' shared memory lies there.
-_DEVICES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+#: Not all of /dev: other programs' shared memory lies there.
+DEVICE_FILES = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
 _START_SECONDS = 120.0
 _LARGEST_PIXELS = 1 << 40
 
@@ -287,21 +287,33 @@ def fork_server(scratch: Path, preload: Sequence[str], device: str = "cpu") -> F
     locks = locks_folder(pixels)
     for folder in (pixels, locks):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    readable = _libraries([*LIBRARIES, *preload])
-    devices: tuple[str, ...] = ()
-    if device != "cpu":
-        readable += _matching(_SYSTEM_OF_DEVICES)
-        devices = tuple(_matching(_DEVICES))
+    modules = [*LIBRARIES, *preload]
     roles = {
-        _MODEL: Role(
-            "probelog.sandbox.server:serve_model", Confinement((*readable, str(pixels)), devices=devices)
-        ),
+        _MODEL: Role("probelog.sandbox.server:serve_model", rights_of_models(scratch, modules, device)),
         _PIXELS: Role(
             "probelog.sandbox.server:serve_pixels",
-            Confinement(tuple(readable), writable=(str(pixels), str(locks)), largest_file=_LARGEST_PIXELS),
+            Confinement(
+                (*_libraries(modules), *_system_of(device)),
+                writable=(str(pixels), str(locks)),
+                largest_file=_LARGEST_PIXELS,
+            ),
         ),
     }
-    return ForkServer(roles, [*LIBRARIES, *preload], home_folder(scratch))
+    return ForkServer(roles, modules, home_folder(scratch))
+
+
+def rights_of_models(scratch: Path, modules: Sequence[str], device: str) -> Confinement:
+    """What a model's process may do, beside reading its model: whoever gives the same folder, modules and kind of
+    device gets the same.
+    """
+    return Confinement(
+        (*_libraries(modules), *_system_of(device), str(pixels_folder(scratch))),
+        devices=() if device == "cpu" else tuple(matching(DEVICE_FILES)),
+    )
+
+
+def _system_of(device: str) -> list[str]:
+    return [] if device == "cpu" else matching(_SYSTEM_OF_DEVICES)
 
 
 def _libraries(modules: Sequence[str]) -> list[str]:
@@ -313,5 +325,6 @@ def _libraries(modules: Sequence[str]) -> list[str]:
     return [*_SYSTEM, *sorted({*places, *map(os.path.realpath, places)})]
 
 
-def _matching(patterns: Sequence[str]) -> list[str]:
+def matching(patterns: Sequence[str]) -> list[str]:
+    """Files that there are."""
     return sorted(name for pattern in patterns for name in glob.glob(pattern))
