@@ -222,7 +222,8 @@ def _exchange(
     """Status and content of the answer to one request. What answers is not to be trusted either."""
     deadline = time.monotonic() + seconds
     content = json.dumps(header).encode()
-    for part in (HEADER.pack(len(content)), content, *blobs):
+    parts: list[bytes | memoryview] = [HEADER.pack(len(content)), content, *blobs]
+    for part in parts:
         channel.settimeout(_remaining(deadline))
         channel.sendall(part)
     status, size = ANSWER.unpack(_received(channel, ANSWER.size, deadline))

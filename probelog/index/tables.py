@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog.arrays import Column
+from probelog.arrays import ArrowArray, Column
 from probelog.errors import StoreError
 from probelog.index.local_files import check_files
 from probelog.index.schema import META, MODEL_FACTS, MODELS, connect, probes_schema
@@ -213,5 +213,5 @@ def _is_type(found: pa.DataType, expected: pa.DataType) -> bool:
 def _has_null_items(values: Column) -> bool:
     """Whether some item of lists, or some entry of it, is missing."""
     items = pc.list_flatten(values)
-    entries = items.flatten() if pa.types.is_struct(items.type) else []
+    entries: list[ArrowArray | Column] = items.flatten() if pa.types.is_struct(items.type) else []
     return bool(items.null_count or any(entry.null_count for entry in entries))

@@ -1,4 +1,4 @@
-"""What parses bytes of the Hub, of what stands between, and of models' processes."""
+"""What parses bytes of the Hub, of what stands between, of models' processes and of an index."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ import safetensors
 from PIL import Image
 
 from probelog.encoders.decoding import UnreadableImageError, decode
-from probelog.errors import FailureReason, ItemFailure, UsageError
+from probelog.encoders.image import ImageSettings
+from probelog.encoders.text import TextSettings
+from probelog.errors import FailureReason, ItemFailure, SchemaVersionError, StoreError, UsageError
 from probelog.hub.client import BrokenAnswerError, HubClient, HubError, HubResponse, Retry, parse_json
 from probelog.hub.download import download_model, read_shards
 from probelog.hub.listing import ListingFilters
 from probelog.hub.model_info import read_files, read_row
+from probelog.index.local_files import check_files
+from probelog.index.pointer import Pointer
+from probelog.index.settings import GenerationSettings
 from probelog.models.config import LoadLimits
 from probelog.models.loading import load_classifier
 from probelog.models.preprocessing import Recipe, transformers_recipe
 from probelog.probes.sources import candidates, source_files
 from probelog.sandbox import answers
 from probelog.sandbox.protocol import Channel, ClosedError
+from probelog.storage.checksummed_json import sealed_json
+from probelog.storage.encoding import from_npy
+from probelog.storage.layout import is_generation_name
 from probelog.storage.schemas import (
     CATALOGUE,
     FAILURES,
@@ -264,3 +272,45 @@ def process_answer(data: bytes, _: Path) -> None:
     answers.weights("a/b", _SHA, said.get("weights"), bytes(answers.SKETCH_BYTES))
     model = ProbedModel(repo="a/b", sha=_SHA, probes=[0], **believed)
     to_table([model], PROBED_MODELS)
+
+
+@target(StoreError, SchemaVersionError)
+def pointer(data: bytes, _: Path) -> None:
+    """The pointer of an index: as it is, and with the seal of what it says."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict) and value:
+            data = sealed_json({name: item for name, item in value.items() if name != "seal"})
+    read = Pointer.from_bytes(data, "here")
+    assert all(map(is_generation_name, [*read.referenced, *read.retired]))
+    assert Pointer.from_bytes(read.to_bytes(), "here") == read
+
+
+@target(StoreError, SchemaVersionError)
+def index_settings(data: bytes, _: Path) -> None:
+    """The settings of a generation, with those of its encoders."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    read = GenerationSettings.from_dict(content, "here")
+    assert (
+        GenerationSettings.from_dict(json.loads(read.to_bytes()), "here").to_dict().keys()
+        == read.to_dict().keys()
+    )
+    TextSettings.from_dict(read.text_encoder)
+    ImageSettings.from_dict(read.image_encoder or {})
+
+
+@target(ValueError)
+def array(data: bytes, _: Path) -> None:
+    """An array of an index."""
+    assert from_npy(data).nbytes <= len(data)
+
+
+@target(StoreError)
+def manifest(data: bytes, folder: Path) -> None:
+    """What Lance says of a table; only whether its data lie elsewhere is read."""
+    (folder / "_versions").mkdir()
+    (folder / "_versions" / "1.manifest").write_bytes(data)
+    check_files(folder, folder)
