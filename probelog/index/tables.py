@@ -7,12 +7,12 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog.arrays import ArrowArray, Column
+from probelog.arrays import Column
 from probelog.errors import StoreError
 from probelog.index.local_files import check_files
 from probelog.index.schema import META, MODEL_FACTS, MODELS, connect, probes_schema
@@ -213,5 +213,5 @@ def _is_type(found: pa.DataType, expected: pa.DataType) -> bool:
 def _has_null_items(values: Column) -> bool:
     """Whether some item of lists, or some entry of it, is missing."""
     items = pc.list_flatten(values)
-    entries: list[ArrowArray | Column] = items.flatten() if pa.types.is_struct(items.type) else []
+    entries: list[Any] = list(items.flatten()) if pa.types.is_struct(items.type) else []
     return bool(items.null_count or any(entry.null_count for entry in entries))
