@@ -94,9 +94,9 @@ def shards(data: bytes, folder: Path) -> None:
 
 
 @functools.cache
-def _repository(kind: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="probelog-fuzz-"))
-    (hostile.vit if kind == "transformers" else hostile.timm_repository)(folder)
+def _repository(kind: str) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="probelog-fuzz-")
+    (hostile.vit if kind == "transformers" else hostile.timm_repository)(Path(folder.name))
     return folder
 
 
@@ -116,7 +116,7 @@ def _loaded(folder: Path) -> None:
 @target(ItemFailure)
 def transformers_configuration(data: bytes, folder: Path) -> None:
     """``config.json`` of a model of transformers, whole: until it is loaded."""
-    shutil.copytree(_repository("transformers"), folder, dirs_exist_ok=True)
+    shutil.copytree(_repository("transformers").name, folder, dirs_exist_ok=True)
     (folder / "config.json").write_bytes(data)
     _loaded(folder)
 
@@ -124,7 +124,7 @@ def transformers_configuration(data: bytes, folder: Path) -> None:
 @target(ItemFailure)
 def timm_configuration(data: bytes, folder: Path) -> None:
     """``config.json`` of a model of timm, whole: until it is loaded."""
-    shutil.copytree(_repository("timm"), folder, dirs_exist_ok=True)
+    shutil.copytree(_repository("timm").name, folder, dirs_exist_ok=True)
     (folder / "config.json").write_bytes(data)
     _loaded(folder)
 
