@@ -361,6 +361,24 @@ def test_only_of_buckets_it_is_said_how_they_are_read_without_credentials(tmp_pa
         raise OSError("no credentials")
 
 
+def test_an_index_without_an_image_encoder_says_why(base: Generation) -> None:
+    for missing, said in ((None, "its image encoder was not published"), ("too odd", "too odd")):
+        generation = Generation(base.index, base.pointer)
+        generation.settings = replace(generation.settings, image_encoder=None, image_encoder_missing=missing)
+        with pytest.raises(QueryError, match=f"^this index cannot be searched by image: {said}$"):
+            _ = generation.image_encoder
+
+
+def test_models_whose_logits_the_index_does_not_have(base: Generation) -> None:
+    """The last one's are the last row: of an index of one row fewer they end behind it."""
+    generation = Generation(base.index, base.pointer)
+    names = ["first_row", "rows"]
+    assert generation.models_table(names).num_rows == 5
+    generation.settings = replace(generation.settings, rows=generation.size - 1)
+    with pytest.raises(StoreError, match="a model has logits that the index does not have"):
+        generation.models_table(names)
+
+
 def test_made_once_and_kept(base: Generation) -> None:
     assert base.all_logits is base.all_logits
     assert base.background is base.background == NAMES
