@@ -1,0 +1,55 @@
+"""Merged models: weights by least squares that sum to one, from sketches, which are linear in the weights.
+
+A merge is m = sum of a_i p_i with sum of a_i = 1. With the nearest parent p_0 as the origin the constraint goes away:
+m - p_0 = sum over i > 0 of a_i (p_i - p_0), ordinary least squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from probelog.arrays import Floats
+
+# The squared residual of a merge over the squared distance of its nearest parent; of other models it is above a
+# tenth, because what training adds lies outside of the space that some other models span.
+_LARGEST_RESIDUAL = 0.03
+_SMALLEST_WEIGHT = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Parents by their position among the candidates, their weights, and the residual over the nearest's distance."""
+
+    parents: tuple[int, ...]
+    weights: tuple[float, ...]
+    residual: float
+
+
+def find_merge(model: Floats, candidates: Floats) -> Merge | None:
+    """The merge of two or more of ``candidates`` (k, d) that ``model`` (d,) is, or None.
+
+    From all candidates the one with the smallest weight is left out until every weight is positive and counts.
+    """
+    if len(candidates) < 2:
+        return None
+    nearest = float(((candidates - model) ** 2).sum(axis=1).min())
+    parents = list(range(len(candidates)))
+    while len(parents) > 1 and nearest > 0:
+        weights = _weights(model, candidates[parents])
+        least = int(weights.argmin())
+        if weights[least] >= _SMALLEST_WEIGHT:
+            residual = float(((model - weights @ candidates[parents]) ** 2).sum()) / nearest
+            if residual > _LARGEST_RESIDUAL:
+                return None
+            return Merge(tuple(parents), tuple(float(weight) for weight in weights), residual)
+        del parents[least]
+    return None
+
+
+def _weights(model: Floats, parents: Floats) -> Floats:
+    """(k,) weights that sum to one, by least squares."""
+    origin = parents[0]
+    solution = np.linalg.lstsq((parents[1:] - origin).T, model - origin, rcond=1e-6)[0]
+    return np.array([1 - solution.sum(), *solution])

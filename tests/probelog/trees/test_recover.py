@@ -1,0 +1,302 @@
+"""Whole recoveries on models whose parents are known, whole and damaged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probelog.storage.schemas import WEIGHTS
+from probelog.trees.families import ModelFacts, families
+from probelog.trees.recover import recover
+from probelog.trees.relations import Relation
+from probelog.weights.reader import layer_table
+from tests.benchmarks.trees_world import Forest, Node, weights_table
+
+WIDTH, LAYERS = 32, 12
+
+
+def base(seed=0):
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(LAYERS):
+        tensors[f"blocks.{layer}.mlp.weight"] = random.standard_normal((WIDTH, WIDTH))
+        tensors[f"blocks.{layer}.norm.weight"] = 1 + 0.01 * random.standard_normal(WIDTH)
+        tensors[f"blocks.{layer}.norm.bias"] = 0.01 * random.standard_normal(WIDTH)
+    return with_head(tensors, 100, seed)
+
+
+def with_head(tensors, classes, seed):
+    random = np.random.default_rng(1000 + seed)
+    return {
+        **tensors,
+        "head.weight": random.standard_normal((classes, WIDTH)),
+        "head.bias": random.standard_normal(classes),
+    }
+
+
+def tuned(tensors, size, seed, classes=10):
+    random = np.random.default_rng(2000 + seed)
+    moved = {name: x + size * random.standard_normal(x.shape) for name, x in tensors.items()}
+    return with_head(moved, classes, seed)
+
+
+def table(models, dtypes=None):
+    return weights_table(
+        [Node(repo, tensors, dtype=(dtypes or {}).get(repo, "float32")) for repo, tensors in models.items()]
+    )
+
+
+def edges_of(models, facts=None, dtypes=None, least=0.0):
+    return {
+        (e.child, e.parent): e for e in recover(table(models, dtypes), facts or {}, least_probability=least)
+    }
+
+
+def facts_of(*repos):
+    return {repo: ModelFacts(float(place)) for place, repo in enumerate(repos)}
+
+
+@pytest.fixture(scope="module")
+def root():
+    return base()
+
+
+def test_a_fan_is_recovered_without_times(root):
+    models = {"root": root, **{f"child{n}": tuned(root, 0.2, n) for n in range(5)}}
+
+    edges = edges_of(models)
+
+    assert set(edges) == {(f"child{n}", "root") for n in range(5)}
+    assert {edge.relation for edge in edges.values()} == {Relation.FINE_TUNED}
+    assert all(edge.probability > 0.5 for edge in edges.values())
+
+
+def test_a_chain_is_recovered_with_times(root):
+    second = tuned(root, 0.2, 1)
+    models = {"c": tuned(second, 0.2, 2), "b": second, "a": root}
+
+    assert set(edges_of(models, facts_of("a", "b", "c"))) == {("b", "a"), ("c", "b")}
+
+
+def test_independent_models_of_one_architecture_have_no_edge():
+    assert edges_of({f"model{n}": base(n) for n in range(20)}) == {}
+
+
+def quantised(tensors):
+    steps = {name: np.abs(x).max() / 127 for name, x in tensors.items()}
+    return {name: np.round(x / steps[name]) * steps[name] if x.ndim > 1 else x for name, x in tensors.items()}
+
+
+def pruned(tensors):
+    return {
+        name: np.where(np.abs(x) < np.quantile(np.abs(x), 0.5), 0, x)
+        if x.ndim > 1 and not name.startswith("head")
+        else x
+        for name, x in tensors.items()
+    }
+
+
+def low_rank(tensors):
+    random = np.random.default_rng(5)
+    moved = {
+        name: x + 0.1 * random.standard_normal((WIDTH, 2)) @ random.standard_normal((2, WIDTH))
+        if x.shape == (WIDTH, WIDTH)
+        else x
+        for name, x in tensors.items()
+    }
+    return with_head(moved, 10, 5)
+
+
+def permuted(tensors):
+    order = np.random.default_rng(6).permutation(WIDTH)
+    return {
+        name: x if name.startswith("head") else x[order][:, order] if x.ndim > 1 else x[order]
+        for name, x in tensors.items()
+    }
+
+
+def to_half(tensors):
+    return {name: x.astype(np.float16).astype(np.float64) for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "relation", "dtype"),
+    [
+        (dict, Relation.COPY, "float32"),
+        (permuted, Relation.PERMUTED, "float32"),
+        (to_half, Relation.RECAST, "float16"),
+        (quantised, Relation.QUANTISED, "float32"),
+        (pruned, Relation.PRUNED, "float32"),
+        (low_rank, Relation.LOW_RANK, "float32"),
+        (lambda tensors: with_head(tensors, 10, 7), Relation.HEAD_ONLY, "float32"),
+        (lambda tensors: tuned(tensors, 0.2, 8), Relation.FINE_TUNED, "float32"),
+    ],
+)
+def test_each_relation_has_its_name(root, make, relation, dtype):
+    models = {"root": root, "child": make(root)}
+
+    edges = edges_of(models, facts_of("root", "child"), {"child": dtype})
+
+    assert {pair: edge.relation for pair, edge in edges.items()} == {("child", "root"): relation}
+
+
+def test_equal_numbers_in_a_wider_type_came_from_the_narrower_one(root):
+    narrow = to_half(root)
+
+    edges = edges_of(
+        {"a-wide": narrow, "b-narrow": narrow}, dtypes={"a-wide": "float32", "b-narrow": "float16"}
+    )
+
+    assert {pair: edge.relation for pair, edge in edges.items()} == {("a-wide", "b-narrow"): Relation.RECAST}
+
+
+def test_a_merge_has_its_parents_and_their_weights(root):
+    a, b = tuned(root, 0.2, 1), tuned(root, 0.2, 2)
+    merged = {name: 0.3 * a[name] + 0.7 * b[name] for name in a}
+
+    edges = edges_of({"root": root, "a": a, "b": b, "merge": merged}, facts_of("root", "a", "b", "merge"))
+
+    assert edges["merge", "a"].weight == pytest.approx(0.3, abs=0.01)
+    assert edges["merge", "b"].weight == pytest.approx(0.7, abs=0.01)
+    assert edges["merge", "a"].relation is Relation.MERGE
+    assert {("a", "root"), ("b", "root")} < set(edges)
+
+
+def test_siblings_of_an_unseen_parent_are_not_each_others_parents(root):
+    models = {f"child{n}": tuned(root, 0.2, n) for n in range(6)}
+
+    assert edges_of(models, facts_of(*models), least=0.5) == {}
+
+
+def test_declared_parents_are_shown_and_decide_nothing(root):
+    models = {"root": root, "child": tuned(root, 0.2, 1), "other": base(9)}
+    facts = {
+        "root": ModelFacts(declared=("child",)),
+        "child": ModelFacts(declared=("other",)),
+        "other": ModelFacts(declared=("other", "nowhere")),
+    }
+
+    edges = edges_of(models, facts)
+
+    assert set(edges) == {("child", "root")}
+    assert edges["child", "root"].declared is False
+    assert edges_of(models, {"child": ModelFacts(declared=("root",))})["child", "root"].declared is True
+    assert edges_of(models)["child", "root"].declared is None
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(len(Forest(5, trees=1, models=8).world.uploaded))))
+def test_the_order_of_models_changes_nothing(order):
+    nodes = Forest(5, trees=1, models=8).world.uploaded
+    weights = weights_table([nodes[place] for place in order])
+
+    assert recover(weights, least_probability=0) == recover(weights_table(nodes), least_probability=0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(6, 1000))
+def test_an_unrelated_model_changes_no_edge(seed):
+    nodes = Forest(5, trees=1, models=8).world.uploaded
+    width = {node.tensors["blocks.0.mlp.weight"].shape for node in nodes}
+    random = np.random.default_rng(seed)
+    unrelated = []
+    for place, shape in enumerate(sorted(width)):
+        like = next(node for node in nodes if node.tensors["blocks.0.mlp.weight"].shape == shape)
+        fresh = {name: random.standard_normal(x.shape) for name, x in like.tensors.items()}
+        unrelated.append(Node(f"a/unrelated{place}", fresh))
+
+    known = recover(weights_table(nodes), least_probability=0)
+
+    assert recover(weights_table([*nodes, *unrelated]), least_probability=0) == known
+
+
+def damaged(weights, repo, change):
+    rows = weights.to_pylist()
+    for row in rows:
+        if row["repo"] == repo:
+            change(row)
+    return pa.Table.from_pylist(rows, WEIGHTS)
+
+
+def overflow(row):
+    if row["sketch"] is not None:
+        row["sketch"] = None
+
+
+def not_a_number(row):
+    row.update(mean=float("nan"), std=float("inf"), kurtosis=None)
+    if row["sketch"] is not None:
+        row["sketch"] = [float("nan")] * 32
+
+
+def zero(row):
+    row.update(mean=0.0, std=0.0, kurtosis=None)
+    if row["sketch"] is not None:
+        row["sketch"] = [0.0] * 32
+
+
+@pytest.mark.parametrize("change", [overflow, not_a_number, zero])
+def test_a_damaged_model_has_no_edge_and_harms_no_other(root, change):
+    models = {
+        "root": root,
+        "bad": tuned(root, 0.2, 7),
+        **{f"child{n}": tuned(root, 0.2, n) for n in range(3)},
+    }
+
+    edges = recover(damaged(table(models), "bad", change))
+
+    assert {(e.child, e.parent) for e in edges} == {(f"child{n}", "root") for n in range(3)}
+
+
+def test_one_layer_that_is_zero_everywhere_is_left_out(root):
+    dead = {**root, "blocks.3.mlp.weight": np.zeros((WIDTH, WIDTH))}
+    child = {**tuned(dead, 0.2, 1), "blocks.3.mlp.weight": np.zeros((WIDTH, WIDTH))}
+
+    edges = edges_of({"root": dead, "child": child})
+
+    assert set(edges) == {("child", "root")}
+    assert np.isfinite([value for edge in edges.values() for value in edge.evidence.values()]).all()
+
+
+def test_constant_layers_alone_make_no_edge_certain():
+    constant = {name: np.ones_like(x) for name, x in base().items()}
+
+    edges = edges_of({"a": constant, "b": constant})
+
+    assert [edge.relation for edge in edges.values()] == [Relation.COPY]
+
+
+def test_ten_thousand_equal_models_are_copies_of_one():
+    one = table({"root": {"layer.weight": np.random.default_rng(0).standard_normal((8, 8))}})
+    columns = {name: one[name] for name in one.column_names if name != "repo"}
+    copies = [pa.table({"repo": [f"copy{n:05d}"], **columns}, schema=one.schema) for n in range(10_000)]
+
+    edges = recover(pa.concat_tables([one, *copies]), {"root": ModelFacts(0.0)})
+
+    assert {edge.parent for edge in edges} == {"root"}
+    assert {edge.relation for edge in edges} == {Relation.COPY}
+    assert len(edges) == 10_000
+
+
+def test_a_header_alone_with_other_data_is_not_related(root):
+    copied = {name: np.random.default_rng(3).standard_normal(x.shape) for name, x in root.items()}
+
+    assert edges_of({"root": root, "imitation": copied}) == {}
+
+
+def test_families_leave_the_head_apart_and_nothing_else(root):
+    with_other_head = with_head(root, 7, 1)
+    other_layer = {**root, "blocks.0.mlp.weight": np.ones((WIDTH, WIDTH + 1))}
+
+    groups = families(table({"a": root, "b": with_other_head, "c": other_layer}))
+
+    assert sorted(group.repos for group in groups) == [("a", "b"), ("c",)]
+    assert {group.repos: group.classes.tolist() for group in groups}["a", "b"] == [100, 7]
+
+
+def test_tables_without_models_or_sketches_have_no_families():
+    assert families(WEIGHTS.empty_table()) == []
+    assert recover(layer_table("a", "0", [])) == []
