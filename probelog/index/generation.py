@@ -366,13 +366,18 @@ class Generation:
             self.basis.decode(EncodedDirections(facts["precise"], facts["rest"], facts["scale"])),
             facts["probes"].copy(),
         )
-        sound = (
-            np.isfinite(logits.offsets).all()
-            and np.isfinite(logits.coordinates[:, 0]).all()
-            and min(logits.weights.min(initial=0), logits.logit.min(initial=0)) >= 0
-            and logits.probes.max(initial=0) < max(1, self.settings.probes)
-        )
-        if not sound:
+        # A direction that is not finite makes every coordinate so.
+        numbers = {"offset": logits.offsets, "direction": logits.coordinates[:, 0]}
+        bad = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in numbers.items()}
+        if any(bad.values()):
+            found = [
+                f"{count} values of {name} of its logits are not finite"
+                for name, count in bad.items()
+                if count
+            ]
+            raise self._base.damaged("logits", "; ".join(found))
+        numbered = min(logits.weights.min(initial=0), logits.logit.min(initial=0)) >= 0
+        if not numbered or logits.probes.max(initial=0) >= max(1, self.settings.probes):
             raise self._base.damaged("logits", "a value is not one that a logit has")
         return logits
 

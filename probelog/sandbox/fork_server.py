@@ -88,7 +88,12 @@ class ForkServer:
     """
 
     def __init__(
-        self, roles: Mapping[str, Role], preload: Sequence[str], home: Path, idle_seconds: float = 30.0
+        self,
+        roles: Mapping[str, Role],
+        preload: Sequence[str],
+        home: Path,
+        idle_seconds: float = 30.0,
+        warm_up: str | None = None,
     ) -> None:
         """Connect to the node's server, or start it.
 
@@ -97,6 +102,7 @@ class ForkServer:
             preload: modules to import first.
             home: a folder of this user alone for the server's socket and key.
             idle_seconds: without anybody who needs it the server ends after so long.
+            warm_up: ``module:function``, see `probelog.sandbox.forking.main`.
         """
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
@@ -108,6 +114,7 @@ class ForkServer:
         setup = {
             "roles": described,
             "preload": list(preload),
+            "warm_up": warm_up,
             "places": places,
             "libraries": library_folders(),
         }

@@ -21,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ KEY_BYTES = 32
 WELCOME = b"+"
 #: Of a request or an answer.
 LONGEST = 1 << 16
+# A server that forked so often will fork more.
+_WARM_AFTER = 16
 # Which of a node's devices a worker was given.
 DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -94,10 +97,12 @@ class _Server:
         listening: socket.socket,
         roles: Mapping[str, Role],
         key_digest: str,
+        warm_up: str | None,
         idle_seconds: float,
     ) -> None:
         self._address, self._listening = address, listening
         self._roles, self._key_digest, self._idle_seconds = roles, key_digest, idle_seconds
+        self._warm_up, self._forks = warm_up, 0
         self._selector = selectors.DefaultSelector()
         self._selector.register(listening, selectors.EVENT_READ)
         self._clients: set[_Client] = set()
@@ -193,12 +198,25 @@ class _Server:
         role = self._roles[request.role]
         if any(self._address.is_relative_to(Path(path).resolve()) for path in request.readable):
             raise PermissionError  # the key lies beside the address
+        self._forks += 1
+        if self._forks == _WARM_AFTER:
+            self._settle()
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
             _child(parent, descriptor, role, request)
         os.close(descriptor)
         client.children.add(pid)
         return pid
+
+    def _settle(self) -> None:
+        """Make later forks cheaper. It takes a second or two, so not for whoever needs few."""
+        if self._warm_up is not None:
+            try:
+                _function(self._warm_up)()
+            except Exception:  # reason: then each model's process does it, and says what is wrong
+                traceback.print_exc()
+        _freeze()
+        use_large_pages()
 
     def _reap(self) -> None:
         """Take the status of whoever has ended; of those whose client has gone nobody will ask."""
@@ -244,8 +262,6 @@ def _child(parent: int, descriptor: int, role: Role, request: Request) -> None:
     except ClosedError:
         status = 0  # the other side is gone
     except BaseException:
-        import traceback
-
         traceback.print_exc()  # to the server's log, before streams lead nowhere
     finally:
         with contextlib.suppress(Exception):
@@ -257,6 +273,7 @@ def main(
     address: str,
     roles: Mapping[str, Mapping[str, Any]],
     preload: Sequence[str],
+    warm_up: str | None,
     key_digest: str,
     idle_seconds: float,
 ) -> int:
@@ -266,6 +283,7 @@ def main(
         address: of its socket; messages go to a file beside it.
         roles: by name, ``entry`` (``module:function``, that runs in each process of that role) and ``rights``.
         preload: modules to import first.
+        warm_up: ``module:function`` that does, when there were some forks, what every process would do again.
         key_digest: of the key that clients show, SHA-256 in hexadecimal.
         idle_seconds: without a client it ends after so long.
 
@@ -298,19 +316,24 @@ def main(
         listening.listen(64)
         os.write(done, b"+")
         os.close(done)
-        # The libraries' million objects are left alone by every later collection: they would be walked through for
-        # each model, and every page that they lie on copied.
-        gc.collect()
-        gc.freeze()
-        use_large_pages()
-        _Server(place, listening, known, key_digest, idle_seconds).serve()
+        _freeze()
+        _Server(place, listening, known, key_digest, warm_up, idle_seconds).serve()
     return 0
 
 
-def _function(entry: str) -> Callable[[Channel, dict[str, bool]], None]:
-    module, _, name = entry.partition(":")
-    function: Callable[[Channel, dict[str, bool]], None] = getattr(importlib.import_module(module), name)
-    return function
+def _function(name: str) -> Callable[..., None]:
+    module, _, function = name.partition(":")
+    found: Callable[..., None] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _freeze() -> None:
+    """Have the libraries' million objects left alone by every later collection.
+
+    They would be walked through for each model, and every page that they lie on copied.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from importlib import import_module
 
 # The submodules are those that transformers would otherwise import for the first model.
@@ -27,18 +26,3 @@ for _name in (
     "probelog.weights.reader",
 ):
     import_module(_name)
-
-# Every process is fresh: what it would import for its model alone, it would import for every model.
-import transformers  # noqa: E402 - after the submodules that it is made of
-from transformers.models.auto import image_processing_auto, modeling_auto  # noqa: E402
-
-for _type, _classes in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items():
-    _processors = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(_type, {})
-    for _name in (*([_classes] if isinstance(_classes, str) else _classes), *_processors.values()):
-        # Some need packages that are not installed.
-        with contextlib.suppress(Exception):
-            getattr(transformers, _name)
-
-from probelog.sandbox.warm_up import warm_up  # noqa: E402
-
-warm_up()

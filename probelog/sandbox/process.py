@@ -47,6 +47,7 @@ from probelog.weights.reader import MAX_LAYERS
 _MODEL, _PIXELS = "model", "pixels"
 #: What takes seconds to import and is the same for every model.
 LIBRARIES = ("probelog.sandbox.preload",)
+_WARM_UP = "probelog.sandbox.warm_up:warm_up"
 
 # Shared libraries, and what they and the C library ask the machine about; no program, no folder of a user.
 _SYSTEM = (
@@ -299,7 +300,7 @@ def fork_server(scratch: Path, preload: Sequence[str], device: str = "cpu") -> F
             ),
         ),
     }
-    return ForkServer(roles, modules, home_folder(scratch))
+    return ForkServer(roles, modules, home_folder(scratch), warm_up=_WARM_UP)
 
 
 def rights_of_models(scratch: Path, modules: Sequence[str], device: str) -> Confinement:

@@ -1,4 +1,7 @@
-"""One small model of each library, made here, loaded and run: what the first model of a process waits for, none does then."""
+"""What the first model of a process waits for, done once for all: every process is fresh, and would do it again.
+
+Classes of models are imported, and a small model of each library, made here, is loaded and run.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from probelog.errors import ItemFailure
 from probelog.inference.observe import observe
@@ -23,8 +28,16 @@ _SIDE, _IMAGES = 32, 5
 
 
 def warm_up() -> None:
-    """Have both libraries build, load and run a network, with one thread: a pool of threads would not survive a fork."""
+    """Import the classes, and have both libraries build, load and run a network.
+
+    With one thread: a pool of threads would not survive a fork.
+    """
     torch.set_num_threads(1)
+    for kind, classes in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.items():
+        processors = IMAGE_PROCESSOR_MAPPING_NAMES.get(kind, {})
+        for name in (*([classes] if isinstance(classes, str) else classes), *processors.values()):
+            with contextlib.suppress(Exception):  # reason: some need packages that are not installed
+                getattr(transformers, name)
     with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
         for number, write in enumerate((_timm_model, _transformers_model)):
             folder = Path(name, str(number))

@@ -146,10 +146,10 @@ def counted() -> Iterator[tuple[Counter[str], Counter[str]]]:
     opened: Counter[str] = Counter()
     real_read, real_open = Store.read, Generation.__init__
 
-    def read(self: Store, name: str) -> bytes:
+    def read(self: Store, name: str, most: int | None = None) -> bytes:
         if "/descriptors/" in name:
             reads[name] += 1
-        return real_read(self, name)
+        return real_read(self, name, most)
 
     def open_generation(self: Generation, index: Store, pointer: Pointer) -> None:
         opened[pointer.generation] += 1

@@ -17,7 +17,7 @@ import pytest
 from probelog.errors import ProbeLogError
 from probelog.sandbox.confinement import Confinement
 from probelog.sandbox.fork_server import Child, ForkServer, Grant, ProcessLostError, Role, bare_environment
-from probelog.sandbox.forking import KEY_BYTES, LENGTH, LONGEST, short
+from probelog.sandbox.forking import _WARM_AFTER, KEY_BYTES, LENGTH, LONGEST, short
 from probelog.sandbox.guards import landlock
 from probelog.sandbox.process import _libraries
 from tests.support.processes.processes import eventually
@@ -248,6 +248,21 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
     # The new server knows nothing of the old one's processes, whose numbers other programs may have by now.
     assert first[1].kill() == -signal.SIGKILL
     assert told(second, "echo", 4) == 4
+    server.close()
+
+
+@pytest.mark.parametrize("function", ["warm_up", "fail_to_warm_up"])
+def test_a_server_that_forks_often_warms_up(tmp_path: Path, function: str) -> None:
+    """Once, and it goes on where that fails."""
+    server = ForkServer(ROLES, [], tmp_path, idle_seconds=1, warm_up=f"{HERE}:{function}")
+    warm = []
+    for _ in range(2 * _WARM_AFTER):
+        child = server.fork("rogue", Grant())
+        found = told(child, "environment")
+        assert isinstance(found, dict)
+        warm.append("WARM" in found)
+        child.forget()
+    assert warm == [False] * (_WARM_AFTER - 1) + [True] * (_WARM_AFTER + 1)
     server.close()
 
 

@@ -46,6 +46,17 @@ def send_a_datagram(address: str) -> int:
         return one.sendto(b"x", address)
 
 
+def warm_up() -> None:
+    """Of the server: what every later process has."""
+    os.environ["WARM"] = "yes"
+
+
+def fail_to_warm_up() -> None:
+    """As where a library has changed."""
+    warm_up()
+    raise RuntimeError("no such class")
+
+
 COMMANDS: dict[str, Any] = {
     "echo": lambda value: value,
     "answer": lambda value: value,

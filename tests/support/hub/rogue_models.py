@@ -28,8 +28,6 @@ class Rogue(torch.nn.Module):
     def __init__(self, kind: str, num_classes: int) -> None:
         super().__init__()
         self.kind = kind
-        if kind == "lie":  # about who it is: everything that is asked of it has the same key
-            loading.short_key = lambda *_: "0" * 16  # type: ignore[assignment]
         self.convolution = torch.nn.Conv2d(3, 8, 8, 8)
         self.head = torch.nn.Linear(8, num_classes)
         self.seconds = torch.nn.Parameter(torch.zeros(1))
@@ -112,6 +110,8 @@ def rogue_scripted(pretrained: bool = False, num_classes: int = 3, **_: Any) -> 
 
 def _of(kind: str) -> Any:
     def make(pretrained: bool = False, num_classes: int = 3, **_: Any) -> Rogue:
+        if kind == "lie":  # about who it is: everything that is asked of its process has the same key
+            loading.short_key = lambda *_: "0" * 16  # type: ignore[assignment]
         return Rogue(kind, num_classes)
 
     make.__name__ = f"rogue_{kind}"
