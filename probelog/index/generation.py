@@ -367,8 +367,7 @@ class Generation:
             facts["probes"].copy(),
         )
         # A direction that is not finite makes every coordinate so.
-        numbers = {"offset": logits.offsets, "direction": logits.coordinates[:, 0]}
-        bad = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in numbers.items()}
+        bad = {"offset": _not_finite(logits.offsets), "direction": _not_finite(logits.coordinates[:, 0])}
         if any(bad.values()):
             found = [
                 f"{count} values of {name} of its logits are not finite"
@@ -680,3 +679,7 @@ class Generation:
 def _are_units(rows: npt.NDArray[Any]) -> bool:
     """Whether rows have length 1, but for rounding: all that comes from an encoder has."""
     return bool((np.abs(np.linalg.norm(rows, axis=1) - 1) < _ROUNDING).all())
+
+
+def _not_finite(values: npt.ArrayLike) -> int:
+    return int(np.count_nonzero(~np.isfinite(np.asarray(values))))
