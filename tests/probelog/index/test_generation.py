@@ -156,6 +156,12 @@ def test_logits_come_in_the_order_of_the_rows(tmp_path: Path, exact: int, rows: 
     assert [piece.rows.tolist() for piece in pieces] == [rows]
 
 
+@pytest.mark.parametrize("numbers", [[len(BASE)], [-1], [0, 10**6]])
+def test_models_that_are_not_there_are_gaps(base: Generation, numbers: list[int]) -> None:
+    with pytest.raises(StoreError, match="the models table of generation base has gaps"):
+        base.take_models(numbers, ["repo"])
+
+
 def test_rows_that_are_not_there_are_gaps(base: Generation) -> None:
     for rows in ([7], [0, 99]):
         with pytest.raises(StoreError, match="the logits table of generation base has gaps"):
