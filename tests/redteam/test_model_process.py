@@ -21,14 +21,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import FailureReason, ItemFailure
+from probelog.probes.probe_set import make_probe_set
 from probelog.sandbox.fork_server import ForkServer, ProcessLostError
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec, downloads_folder, home_folder, pixels_folder
+from probelog.storage.store import Store
 from tests.redteam import payloads
 from tests.support.hub.rogue_models import write_scripted
 from tests.support.paths import CHECKOUT
-from tests.support.worlds.tiny_world import Indexed
+from tests.support.worlds import tiny_encoders
+from tests.support.worlds.tiny_world import write_probes
 
 pytestmark = pytest.mark.acceptance
 
@@ -82,8 +86,12 @@ class Field:
 
 
 @pytest.fixture(scope="module")
-def battle(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def battle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     root = tmp_path_factory.mktemp("redteam")
+    write_probes(root / "probes.parquet", len(PROBES))
+    store = Store(root / "store")
+    encoder = load_encoder(str(tiny_encoders.folder("clip")))
+    probe_set = make_probe_set(str(root / "probes.parquet"), None, 0, store, encoder)
     scratch = root / "scratch"
     here = root / "here"
     here.mkdir()
@@ -94,7 +102,7 @@ def battle(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.syspath_prepend(str(here))
         server = fork_server(scratch, ["tests.support.hub.rogue_models"])
         spec = ProcessSpec(
-            probes=str(indexed.store), probe_set=indexed.probe_set, scratch=str(scratch), cache_bytes=10**8,
+            probes=store.uri, probe_set=probe_set.hash, scratch=str(scratch), cache_bytes=10**8,
             batch_size=64, precision="float32", max_params=10**9, allow_pickle=False, memory_bytes=10**9,
         )  # fmt: skip
         process = ModelProcess(server, spec, PlanCache())
