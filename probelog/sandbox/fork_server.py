@@ -9,6 +9,7 @@ when nobody has needed it for a while.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -122,10 +123,20 @@ class ForkServer:
             home / f"{short_key(sys.executable, json.dumps(setup, sort_keys=True), _newest_code())}.sock"
         )
         self._open = partial(_connected_or_started, address, setup, idle_seconds)
-        self._control = self._open()
+        try:
+            self._control = self._open()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # The disk may empty until a process is needed: as if the server were lost.
+            self._control = socket.socket(socket.AF_UNIX)
 
     def fork(self, role: str, grant: Grant) -> Child:
-        """A fresh process, confined from its first moment; where the server was killed, one of a new server."""
+        """A fresh process, confined from its first moment; where the server was killed, one of a new server.
+
+        Raises:
+            OSError: a new server cannot write its key.
+        """
         mine, theirs = socket.socketpair()
         request = Request(
             "fork", role=role, readable=grant.readable, memory_bytes=grant.memory_bytes, devices=grant.devices

@@ -131,7 +131,10 @@ class _Process:
         """End the process before, if there is one; what the new one says when it is ready."""
         self.done()
         devices = {name: os.environ[name] for name in DEVICE_VARIABLES if name in os.environ}
-        self._child = self._server.fork(self._role, Grant(tuple(readable), memory_bytes, devices))
+        try:
+            self._child = self._server.fork(self._role, Grant(tuple(readable), memory_bytes, devices))
+        except OSError as error:
+            raise ItemFailure(FailureReason.STORE_FAILED, f"no process can be started: {error}") from error
         answer, _ = self.ask(
             time.monotonic() + _START_SECONDS, command="set-up", spec=dataclasses.asdict(self._spec)
         )
@@ -228,8 +231,16 @@ class ModelProcess:
 
     def prepare(self, indices: Sequence[int], timeout: float) -> None:
         """Have the probes preprocessed as the model needs them, where they can be kept."""
-        until = time.monotonic() + timeout
         wanted = [int(index) for index in indices]
+        until = time.monotonic() + timeout
+        try:
+            blobs = self._prepared(wanted, until)
+        except ProcessLostError:
+            # Ended while it was idle, or with its server: not by this model, unless it happens again.
+            blobs = self._prepared(wanted, until)
+        self._digests = blobs[0].hex() if blobs else None
+
+    def _prepared(self, wanted: Sequence[int], until: float) -> list[bytearray]:
         if not self._pixels.running:
             answer = self._pixels.start([f"{self._spec.probes}/probes"], self._spec.memory_bytes)
             self._probes = int(answer["probes"])
@@ -237,7 +248,7 @@ class ModelProcess:
             until, most=[DIGEST_BYTES * len(wanted)], model=self._name,
             command="prepare", recipe=self._recipe, indices=wanted,
         )  # fmt: skip
-        self._digests = blobs[0].hex() if blobs else None
+        return blobs
 
     def observe(self, indices: Sequence[int], logits: int, timeout: float) -> ForwardResult:
         """Run the model on probes."""

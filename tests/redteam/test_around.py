@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -384,6 +385,7 @@ else:
 """
 LOCAL = """
 import os, sys, subprocess, ray
+from functools import partial
 from pathlib import Path
 from cluster.runtime.session import session
 with session("local", cpus=1):
@@ -423,13 +425,20 @@ def test_nobody_else_uses_the_ray_of_a_job(tmp_path: Path, writable: bool) -> No
     """Whoever reaches a local Ray's ports, or reads its token or logs, runs code as the operator."""
     home = tmp_path / "home" if writable else Path("/proc/nowhere")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(
+    run = partial(
+        subprocess.run,
         [sys.executable, "-c", LOCAL, CONNECT],
         cwd=CHECKOUT,
         env={**kept, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
+        timeout=150,
     )
+    try:
+        done = run()
+    except subprocess.TimeoutExpired:  # Ray itself does not always start where other tests fill the machine
+        done = run()
+    assert done.stdout.count("\n") >= 2, done.stderr
     folder, refused, let_in = done.stdout.split("\n", 2)
     assert folder.startswith("0 "), (folder, done.stderr)
     assert refused.startswith("refused"), done.stdout

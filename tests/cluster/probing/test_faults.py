@@ -136,7 +136,7 @@ class Stage:
         return {
             pid
             for pid in pids
-            if "probelog.sandbox.fork_server" in (told := command_of(pid)) and str(self.scratch) in told
+            if "sandbox/bootstrap.py" in (told := command_of(pid)) and str(self.scratch) in told
         }
 
 

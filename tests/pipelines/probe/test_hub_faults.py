@@ -17,7 +17,8 @@ from tests.support.hub.rogue_models import write_rogue
 from tests.support.worlds.tiny_world import TinyWorld
 
 FOR_EVER = 10**9
-SECONDS = 20.0
+# Of a model: six tries with waits that double take more than half a minute.
+SECONDS = 50.0
 # The fault, where, how often; then the reason of the row and words of its detail, where there is one.
 FAULTS: dict[str, tuple[Fault, str, int, str | None, str]] = {
     "throttled": (faults.answer(429, {"ratelimit": '"resolvers";r=0;t=1'}), "", 3, None, ""),
@@ -32,7 +33,7 @@ FAULTS: dict[str, tuple[Fault, str, int, str | None, str]] = {
     ),
     "always-wrong": (faults.flipped, "model.safetensors", FOR_EVER, "wrong-digest", "has the SHA-256"),
     "always-slow": (
-        faults.slow(0.5, 16), "model.safetensors", FOR_EVER, "download-failed", "download timed out after 20 s",
+        faults.slow(0.5, 16), "model.safetensors", FOR_EVER, "download-failed", "download timed out after 50 s",
     ),
 }  # fmt: skip
 

@@ -99,3 +99,18 @@ def test_what_was_learnt_is_found_out_again() -> None:
     assert 0 < sum(plan is not None for plan in given) <= PlanCache._USES + 1
     learnt.put("kind", {"batch_size": 8})
     assert learnt.get("kind") == {"batch_size": 8}
+
+
+def test_pixels_are_prepared_by_another_process_where_the_first_has_ended(
+    process: ModelProcess, tmp_path: Path
+) -> None:
+    """With its server, say: no model is blamed for it."""
+    folder = downloads_folder(tmp_path) / "model"
+    for _ in range(2):
+        process.load(folder, "ada/resnet", "0" * 40, 60)
+        process.prepare(range(4), 60)
+        assert process._digests is not None
+        child = process._pixels._child
+        assert child is not None
+        child.kill()
+    process.release()
