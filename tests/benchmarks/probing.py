@@ -395,7 +395,8 @@ class ProcessorTime:
 
     @property
     def seconds(self) -> float:
-        return sum(used - self._before.get(pid, 0.0) for pid, used in self._last.items())
+        # Not process by process: the time of one that has ended below a fork server is its server's now.
+        return sum(self._last.values()) - sum(self._before.values())
 
     def __enter__(self) -> ProcessorTime:
         self._look()
