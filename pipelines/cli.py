@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,6 +60,14 @@ def _job(config: Path | None, overrides: list[str] | None, store: str | None) ->
     from pipelines.job.job import Job
 
     return Job.of(load_config(config, overrides or (), store))
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Lines that may hold text of uploaders."""
+    from probelog.terminal import printable
+
+    for line in lines:
+        typer.echo(printable(line, limit=500))
 
 
 def _end(job: Job, failed_share: float) -> None:
@@ -251,7 +260,6 @@ def plan(
     from pipelines.forecast.run import run_plan
     from pipelines.forecast.table import lines
     from probelog.errors import UsageError
-    from probelog.terminal import printable
 
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise UsageError(f"--price must be a number of at least 0, not {price}")
@@ -261,8 +269,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(forecast.to_dict()))
         return
-    for line in lines(forecast):
-        typer.echo(printable(line, limit=500))
+    _print(lines(forecast))
 
 
 @app.command()
@@ -346,14 +353,12 @@ def status(
 ) -> None:
     """Show a store's content and the remaining work, read from receipts alone."""
     from pipelines.inspect.status import status as read_status
-    from probelog.terminal import printable
 
     store_status = read_status(store)
     if as_json:
         typer.echo(json.dumps(store_status.to_dict()))
         return
-    for line in store_status.lines():
-        typer.echo(printable(line, limit=500))
+    _print(store_status.lines())
 
 
 @app.command()
@@ -406,7 +411,6 @@ def evaluate(
     from pipelines.evaluate import evaluate as run_evaluate
     from pipelines.job.progress import Report
     from probelog.errors import UsageError
-    from probelog.terminal import printable
 
     result: Any
     if out is not None:
@@ -440,8 +444,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
-    for line in result.lines():
-        typer.echo(printable(line, limit=500))
+    _print(result.lines())
 
 
 @app.command()
@@ -470,14 +473,12 @@ def verify(
     """Check everything in a store against receipts and digests; exit status 1 if anything is damaged."""
     from pipelines.inspect.verify import verify as run_verify
     from pipelines.job.progress import Report
-    from probelog.terminal import printable
 
     report = run_verify(store, Report())
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:
-        for line in report.lines():
-            typer.echo(printable(line, limit=500))
+        _print(report.lines())
     if not report.clean:
         raise typer.Exit(1)
 
@@ -490,14 +491,12 @@ def doctor(
 ) -> None:
     """Try on this machine what a model must not achieve; exit status 1 if a guard does not hold."""
     from pipelines.inspect.doctor import lines, run_doctor
-    from probelog.terminal import printable
 
     examined = run_doctor(config)
     if as_json:
         typer.echo(json.dumps(examined.to_dict()))
     else:
-        for line in lines(examined):
-            typer.echo(printable(line, limit=500))
+        _print(lines(examined))
     if not examined.holds:
         raise typer.Exit(1)
 

@@ -125,11 +125,6 @@ class Tables:
         names = self.open(name).schema.names
         return [column for column in columns if column in names or column not in LISTED_FACTS]
 
-    def row_count(self, name: str) -> int:
-        """Number of a table's rows."""
-        with self.reading(name):
-            return int(self.open(name).count_rows())
-
     def count(self, name: str, where: str) -> int:
         """Number of a table's rows that meet an SQL condition."""
         with self.reading(name):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from probelog.errors import ProbeLogError
 from probelog.sandbox.fork_server import Child, ForkServer, Grant, ProcessLostError, Role
-from probelog.sandbox.guards import landlock
+from probelog.sandbox.guards import landlock, limits
 from probelog.sandbox.process import DEVICE_FILES, matching, rights_of_models
 from probelog.sandbox.spec import home_folder
 
@@ -323,7 +323,7 @@ def _places(folder: Path, device: str) -> Iterator[dict[str, Any]]:
             "home": str(home),
             "writable": [str(each) for each in writable],
             "memory_bytes": _MEMORY,
-            "threads": _threads() + 4096,
+            "threads": (limits.threads_of_machine() if sys.platform == "linux" else 0) + 4096,
         }
 
 
@@ -331,14 +331,6 @@ def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _threads() -> int:
-    """Of the whole machine, now."""
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-    except OSError:
-        return 0
 
 
 def _locks(folder: Path) -> bool:

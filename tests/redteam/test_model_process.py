@@ -377,11 +377,11 @@ def test_a_pretended_plan_slows_few_others(battle: Field) -> None:
 
 def test_nothing_is_left(battle: Field) -> None:
     """No process of the server's, no file of a model's, and a log of bounded length."""
-    from tests.probelog.sandbox.test_fork_server import children_of, process_of
+    from tests.probelog.sandbox.test_fork_server import children_of
     from tests.support.processes.processes import eventually
 
     battle.process.close()
-    assert eventually(lambda: not children_of(process_of(battle.server)))
+    assert eventually(lambda: not children_of(battle.server.pid))
     written = [path for path in battle.scratch.rglob("*") if path.is_file() and "loot" in path.name]
     assert not written
     assert sum(path.stat().st_size for path in home_folder(battle.scratch).glob("*.log")) < 100_000

@@ -47,9 +47,9 @@ def test_without_namespaces_too_all_processes_end_with_the_server_that_forked_th
         "child = server.fork('rogue', Grant())\n"
         "assert told(child, 'echo', 1) == 1\n"
         "child._channel.send({'command': 'hang', 'number': 2})\n"
-        "(pid,) = children_of(process_of(server))\n"
+        "(pid,) = children_of(server.pid)\n"
         "assert os.readlink(f'/proc/{pid}/ns/pid') == os.readlink('/proc/self/ns/pid')\n"
-        "os.kill(process_of(server), signal.SIGKILL)\n"
+        "os.kill(server.pid, signal.SIGKILL)\n"
         "assert eventually(lambda: gone(pid)), 'it goes on'\n"
     )
     run = [

@@ -57,10 +57,14 @@ def limit_the_rest(largest_file: int) -> None:
     _lower(resource.RLIMIT_STACK, _STACK)
     if sys.platform == "linux":
         _lower(resource.RLIMIT_MSGQUEUE, 0)
-        threads = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-        _lower(resource.RLIMIT_NPROC, threads + _MORE_THREADS)
+        _lower(resource.RLIMIT_NPROC, threads_of_machine() + _MORE_THREADS)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def threads_of_machine() -> int:
+    """How many there are now, of all processes (Linux)."""
+    return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
 
 
 def die_with_parent(parent: int) -> None:

@@ -56,11 +56,6 @@ def told(child: Child, command: str, value: object = None, timeout: float = 20) 
     return answer["found"]
 
 
-def process_of(server: ForkServer) -> int:
-    """The number of the server, as this process counts."""
-    return server.pid
-
-
 def children_of(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -86,7 +81,7 @@ def test_neither_token_nor_credentials_come_along(child: Child, server: ForkServ
     assert Path(found["HOME"]).parent == home
     assert found["HF_HUB_OFFLINE"] == "1"
     # Neither in what the kernel remembers of the server that it was forked from.
-    assert TOKEN not in Path(f"/proc/{process_of(server)}/environ").read_text()
+    assert TOKEN not in Path(f"/proc/{server.pid}/environ").read_text()
 
 
 def test_the_environment_keeps_what_finds_libraries_and_devices(home: Path) -> None:
@@ -160,18 +155,18 @@ def test_a_process_that_ends_says_how(
 
 
 def test_a_process_that_hangs_is_ended(server: ForkServer) -> None:
-    before = set(children_of(process_of(server)))
+    before = set(children_of(server.pid))
     child = server.fork("rogue", Grant())
-    (pid,) = set(children_of(process_of(server))) - before
+    (pid,) = set(children_of(server.pid)) - before
     with pytest.raises(TimeoutError):
         told(child, "hang", timeout=1)
     assert eventually(lambda: gone(pid))
 
 
 def test_a_process_that_is_forgotten_ends_too(server: ForkServer) -> None:
-    before = set(children_of(process_of(server)))
+    before = set(children_of(server.pid))
     child = server.fork("rogue", Grant())
-    (pid,) = set(children_of(process_of(server))) - before
+    (pid,) = set(children_of(server.pid)) - before
     child.forget()
     assert eventually(lambda: gone(pid))
     assert child.kill() == -signal.SIGKILL
@@ -203,11 +198,11 @@ def test_another_thread_can_end_the_waiting(server: ForkServer) -> None:
 def test_everything_ends_with_whoever_needed_it(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from tests.probelog.sandbox.test_fork_server import ForkServer, Grant, ROLES, children_of, process_of\n"
+        "from tests.probelog.sandbox.test_fork_server import ForkServer, Grant, ROLES, children_of\n"
         "server = ForkServer(ROLES, [], Path(sys.argv[1]), idle_seconds=1)\n"
         "made = [server.fork('rogue', Grant()) for _ in range(3)]\n"
         "made[2]._channel.send({'command': 'hang', 'number': 1})\n"
-        "print(*children_of(process_of(server)), flush=True); time.sleep(600)"
+        "print(*children_of(server.pid), flush=True); time.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -225,7 +220,7 @@ def test_a_node_has_one_server(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         servers = list(pool.map(lambda _: ForkServer(ROLES, [], tmp_path, idle_seconds=2), range(3)))
     children = [server.fork("rogue", Grant()) for server in servers]
-    assert len({process_of(server) for server in servers}) == 1
+    assert len({server.pid for server in servers}) == 1
     servers[0].close()
     with pytest.raises(ProcessLostError):
         told(children[0], "hang")
@@ -237,8 +232,8 @@ def test_a_node_has_one_server(tmp_path: Path) -> None:
 def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
     server = ForkServer(ROLES, [], tmp_path, idle_seconds=2)
     first = [server.fork("rogue", Grant()), server.fork("rogue", Grant())]
-    pids = children_of(process_of(server))
-    os.kill(process_of(server), signal.SIGKILL)
+    pids = children_of(server.pid)
+    os.kill(server.pid, signal.SIGKILL)
     assert eventually(lambda: all(gone(pid) for pid in pids)), "its processes end with it"
     with pytest.raises(ProcessLostError) as lost:
         told(first[0], "echo")
