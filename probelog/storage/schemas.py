@@ -112,6 +112,26 @@ WEIGHTS = _schema(
     ],
 )
 
+# Which model was made from which (`probelog.trees`): a row for each parent of a model.
+EDGES = _schema(
+    "edges",
+    1,
+    [
+        ("child", pa.string()),
+        # A repository, or the name of an ancestor that nobody has seen (`probelog.trees.latent`).
+        ("parent", pa.string()),
+        ("relation", pa.string()),
+        ("probability", pa.float32()),
+        # The share of a merge's parent; 1 otherwise.
+        ("weight", pa.float32()),
+        # Whether the child names this parent; null where it names none.
+        ("declared", pa.bool_()),
+        # Whether the parent is not among the models: deleted, or never uploaded.
+        ("latent", pa.bool_()),
+        ("evidence", pa.list_(pa.struct([("signal", pa.string()), ("value", pa.float64())]))),
+    ],
+)
+
 DESCRIPTORS = _schema(
     "descriptors",
     1,

@@ -137,6 +137,9 @@ def interpreter_of_others() -> str:
 def as_other_user() -> list[str]:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("another user's process needs root and setpriv")
+    for place in (Path(sysconfig.get_path("purelib")), CHECKOUT):
+        if not all(parent.stat().st_mode & 0o001 for parent in (place, *place.parents)):
+            pytest.skip(f"another user may not read {place}")
     user = str(OTHER_USER)
     return ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
 
