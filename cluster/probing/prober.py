@@ -273,7 +273,7 @@ class Prober:
             self._wait(min(5.0, max(0.1, self._settings.disk_retry_seconds / 4)))
 
     def _run(self, item: Item, downloaded: Downloaded, clock: _Clock) -> tuple[ItemResult, ItemReport]:
-        from probelog.sandbox.fork_server import ProcessLostError
+        from probelog.sandbox.fork_server.client import ProcessLostError
 
         with clock.part("wait"):
             process = self._process()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.runtime.scratch import scratch_folder
 from pipelines.config.model import load_config
-from probelog.sandbox.doctor import Examination, examine
+from probelog.sandbox.doctor.examine import Examination, examine
 
 
 def run_doctor(config: Path | None = None) -> Examination:

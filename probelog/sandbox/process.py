@@ -2,7 +2,7 @@
 
 What the model does there can only cost that process, and no other model meets it: each gets a fresh fork. Its answers are
 checked fact by fact (`probelog.sandbox.answers`). Pixels are prepared by a second process, in which no model runs.
-See `probelog.sandbox.fork_server` for how processes are made and `probelog.sandbox.server` for what runs inside.
+See `probelog.sandbox.fork_server.client` for how processes are made and `probelog.sandbox.server` for what runs inside.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from probelog.inference.pixel_cache import DIGEST_BYTES, locks_folder
 from probelog.logs import shortened
 from probelog.models.config import LoadLimits
 from probelog.sandbox import answers
-from probelog.sandbox.confinement import Confinement
-from probelog.sandbox.fork_server import (
+from probelog.sandbox.fork_server.client import (
     Child,
     ForkServer,
     Grant,
@@ -40,14 +39,15 @@ from probelog.sandbox.fork_server import (
     library_folders,
     packages,
 )
-from probelog.sandbox.forking import DEVICE_VARIABLES
+from probelog.sandbox.fork_server.confinement import Confinement
+from probelog.sandbox.fork_server.forking import DEVICE_VARIABLES
 from probelog.sandbox.spec import ProcessSpec, home_folder, pixels_folder
 from probelog.weights.reader import MAX_LAYERS
 
 _MODEL, _PIXELS = "model", "pixels"
 #: What takes seconds to import and is the same for every model.
-LIBRARIES = ("probelog.sandbox.preload",)
-_WARM_UP = "probelog.sandbox.warm_up:warm_up"
+LIBRARIES = ("probelog.sandbox.fork_server.preload",)
+_WARM_UP = "probelog.sandbox.fork_server.warm_up:warm_up"
 
 # Shared libraries, and what they and the C library ask the machine about; no program, no folder of a user.
 _SYSTEM = (
@@ -212,7 +212,7 @@ class ModelProcess:
 
     @property
     def confined(self) -> dict[str, bool]:
-        """What the platform took away from the last model's process, by guard (`probelog.sandbox.confinement`)."""
+        """What the platform took away from the last model's process, by guard (`probelog.sandbox.fork_server.confinement`)."""
         return self._model.confined
 
     def load(self, folder: Path, repo: str, sha: str, timeout: float) -> Loaded:

@@ -440,7 +440,7 @@ def _fork_servers() -> list[int]:
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"sandbox/bootstrap.py" in (folder / "cmdline").read_bytes():
+            if b"fork_server/bootstrap.py" in (folder / "cmdline").read_bytes():
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 parents[int(folder.name)] = int(fields[1])
     # What a server forks has its command line.

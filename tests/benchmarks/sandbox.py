@@ -21,8 +21,8 @@ from pathlib import Path
 
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.probes.probe_set import make_probe_set
-from probelog.sandbox.confinement import Confinement
-from probelog.sandbox.fork_server import ForkServer, Grant, Role
+from probelog.sandbox.fork_server.client import ForkServer, Grant, Role
+from probelog.sandbox.fork_server.confinement import Confinement
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec, downloads_folder
 from probelog.storage.store import Store

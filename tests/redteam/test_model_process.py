@@ -24,7 +24,7 @@ import pytest
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import FailureReason, ItemFailure
 from probelog.probes.probe_set import make_probe_set
-from probelog.sandbox.fork_server import ForkServer, ProcessLostError
+from probelog.sandbox.fork_server.client import ForkServer, ProcessLostError
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec, downloads_folder, home_folder, pixels_folder
 from probelog.storage.store import Store
@@ -377,7 +377,7 @@ def test_a_pretended_plan_slows_few_others(battle: Field) -> None:
 
 def test_nothing_is_left(battle: Field) -> None:
     """No process of the server's, no file of a model's, and a log of bounded length."""
-    from tests.probelog.sandbox.test_fork_server import children_of
+    from tests.probelog.sandbox.fork_server.test_client import children_of
     from tests.support.processes.processes import eventually
 
     battle.process.close()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from probelog.sandbox.confinement import Confinement
-from probelog.sandbox.fork_server import ForkServer, Grant, Role
+from probelog.sandbox.fork_server.client import ForkServer, Grant, Role
+from probelog.sandbox.fork_server.confinement import Confinement
 from probelog.sandbox.process import _libraries
 from tests.support.paths import CHECKOUT
 
@@ -42,7 +42,7 @@ def test_without_namespaces_too_all_processes_end_with_the_server_that_forked_th
     """A change of user takes back what the kernel was asked to do when the server ends: it is asked again."""
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from tests.probelog.sandbox.test_fork_server import *\n"
+        "from tests.probelog.sandbox.fork_server.test_client import *\n"
         "server = ForkServer(ROLES, [], Path(sys.argv[1]), idle_seconds=1)\n"
         "child = server.fork('rogue', Grant())\n"
         "assert told(child, 'echo', 1) == 1\n"

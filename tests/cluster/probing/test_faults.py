@@ -136,7 +136,7 @@ class Stage:
         return {
             pid
             for pid in pids
-            if "sandbox/bootstrap.py" in (told := command_of(pid)) and str(self.scratch) in told
+            if "fork_server/bootstrap.py" in (told := command_of(pid)) and str(self.scratch) in told
         }
 
 

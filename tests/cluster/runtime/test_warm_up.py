@@ -29,7 +29,7 @@ def test_workers_find_the_server_that_was_started_ahead(tmp_path: Path) -> None:
             self.server = fork_server(scratch, ())
 
         def fork(self) -> int:
-            from probelog.sandbox.fork_server import Grant
+            from probelog.sandbox.fork_server.client import Grant
 
             child = self.server.fork("pixels", Grant())
             child.kill()

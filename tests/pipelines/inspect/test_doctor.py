@@ -1,4 +1,4 @@
-"""`probelog-index doctor`: its lines, its JSON and its exit status. What it tries: `tests/probelog/sandbox/test_doctor.py`."""
+"""`probelog-index doctor`: its lines, its JSON and its exit status. What it tries: `tests/probelog/sandbox/doctor/test_examine.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.inspect import doctor
-from probelog.sandbox.doctor import GUARDS, Examination, Finding
+from probelog.sandbox.doctor.examine import GUARDS, Examination, Finding
 from tests.support.processes.operator_command import operator
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these guards are Linux's")

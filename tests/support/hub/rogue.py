@@ -1,4 +1,4 @@
-"""What runs in a process of `test_fork_server`: does what it is told, and everything a model must not."""
+"""What runs in a process of `tests.probelog.sandbox.fork_server.test_client`: does what it is told, and everything a model must not."""
 
 from __future__ import annotations
 

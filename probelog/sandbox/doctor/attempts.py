@@ -1,4 +1,4 @@
-"""What a process of a model's rights tries, one thing in each, for `probelog.sandbox.doctor` to see which guards hold.
+"""What a process of a model's rights tries, one thing in each, for `probelog.sandbox.doctor.examine` to see which guards hold.
 
 Every attempt is harmless where it succeeds. It returns what it achieved, and raises where a guard refuses.
 """
@@ -220,7 +220,7 @@ def _hang(at: Places) -> str:
     return "answered in the end"
 
 
-#: By the name of the guard that refuses it (`probelog.sandbox.doctor.GUARDS`).
+#: By the name of the guard that refuses it (`probelog.sandbox.doctor.examine.GUARDS`).
 ATTEMPTS: dict[str, Callable[[Places], str]] = {
     "sockets": _make_sockets,
     "network": _connect_to_a_port,

@@ -15,9 +15,16 @@ from pathlib import Path
 import pytest
 
 from probelog.errors import ProbeLogError
-from probelog.sandbox.confinement import Confinement
-from probelog.sandbox.fork_server import Child, ForkServer, Grant, ProcessLostError, Role, bare_environment
-from probelog.sandbox.forking import _WARM_AFTER, KEY_BYTES, LENGTH, LONGEST, short
+from probelog.sandbox.fork_server.client import (
+    Child,
+    ForkServer,
+    Grant,
+    ProcessLostError,
+    Role,
+    bare_environment,
+)
+from probelog.sandbox.fork_server.confinement import Confinement
+from probelog.sandbox.fork_server.forking import _WARM_AFTER, KEY_BYTES, LENGTH, LONGEST, short
 from probelog.sandbox.guards import landlock
 from probelog.sandbox.process import _libraries
 from tests.support.processes.processes import eventually
@@ -198,7 +205,7 @@ def test_another_thread_can_end_the_waiting(server: ForkServer) -> None:
 def test_everything_ends_with_whoever_needed_it(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from tests.probelog.sandbox.test_fork_server import ForkServer, Grant, ROLES, children_of\n"
+        "from tests.probelog.sandbox.fork_server.test_client import ForkServer, Grant, ROLES, children_of\n"
         "server = ForkServer(ROLES, [], Path(sys.argv[1]), idle_seconds=1)\n"
         "made = [server.fork('rogue', Grant()) for _ in range(3)]\n"
         "made[2]._channel.send({'command': 'hang', 'number': 1})\n"

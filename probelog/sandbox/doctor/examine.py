@@ -1,7 +1,7 @@
 """Which guards hold on this machine: a process of a model's rights tries what a model must not achieve.
 
 The server that forks, its processes and their rights are those of a probing run; only what runs in them is other
-(`probelog.sandbox.attempts`). Each attempt has a fresh process, as each model has.
+(`probelog.sandbox.doctor.attempts`). Each attempt has a fresh process, as each model has.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from probelog.errors import ProbeLogError
-from probelog.sandbox.fork_server import Child, ForkServer, Grant, ProcessLostError, Role
+from probelog.sandbox.fork_server.client import Child, ForkServer, Grant, ProcessLostError, Role
 from probelog.sandbox.guards import landlock, limits
 from probelog.sandbox.process import DEVICE_FILES, matching, rights_of_models
 from probelog.sandbox.spec import home_folder
 
 State = Literal["holds", "does not hold", "not tried"]
 
-_ENTRY = "probelog.sandbox.attempts:serve"
+_ENTRY = "probelog.sandbox.doctor.attempts:serve"
 _MEMORY = 128 << 20
 _MEMORY_OF_THREADS = 1 << 30
 _SECONDS = 30.0
@@ -58,7 +58,7 @@ class Guard:
     closed_to_devices: bool = True
 
 
-#: By name. Those that no attempt in `probelog.sandbox.attempts` bears the name of are facts about the process.
+#: By name. Those that no attempt in `probelog.sandbox.doctor.attempts` bears the name of are facts about the process.
 GUARDS: dict[str, Guard] = {
     "landlock": Guard("the kernel lets the process open its own model and the libraries only", _LANDLOCK),
     "seccomp": Guard("the kernel refuses every system call that computing does not take", _SECCOMP),

@@ -44,6 +44,6 @@ def find(places: Mapping[str, str], libraries: Sequence[str]) -> None:
 if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
     find(arguments.pop("places"), arguments.pop("libraries"))
-    from probelog.sandbox import forking
+    from probelog.sandbox.fork_server import forking
 
     sys.exit(forking.main(**arguments))

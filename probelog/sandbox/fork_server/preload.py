@@ -1,4 +1,4 @@
-"""Imports what models need, for `probelog.sandbox.fork_server` to have it in memory when it forks."""
+"""Imports what models need, for `probelog.sandbox.fork_server.client` to have it in memory when it forks."""
 
 from __future__ import annotations
 

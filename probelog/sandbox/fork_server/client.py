@@ -1,7 +1,7 @@
 """Processes for untrusted models, forked in milliseconds: the side of whoever needs them.
 
-One process a node (`probelog.sandbox.forking`) has imported the libraries and forks. It is started by the first who
-needs it, isolated (`probelog.sandbox.bootstrap`) and with an environment of its own, so that neither it nor what it forks
+One process a node (`probelog.sandbox.fork_server.forking`) has imported the libraries and forks. It is started by the first who
+needs it, isolated (`probelog.sandbox.fork_server.bootstrap`) and with an environment of its own, so that neither it nor what it forks
 ever held a secret. It ends all that it forked for somebody when that process ends, however that happens, and itself
 when nobody has needed it for a while.
 """
@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from probelog.errors import ProbeLogError
-from probelog.sandbox import bootstrap
-from probelog.sandbox.confinement import Confinement
-from probelog.sandbox.forking import KEY_BYTES, LENGTH, LONGEST, WELCOME, Request, short
+from probelog.sandbox.fork_server import bootstrap
+from probelog.sandbox.fork_server.confinement import Confinement
+from probelog.sandbox.fork_server.forking import KEY_BYTES, LENGTH, LONGEST, WELCOME, Request, short
 from probelog.sandbox.protocol import Channel, ClosedError
 from probelog.storage.encoding import short_key
 
@@ -103,7 +103,7 @@ class ForkServer:
             preload: modules to import first.
             home: a folder of this user alone for the server's socket and key.
             idle_seconds: without anybody who needs it the server ends after so long.
-            warm_up: ``module:function``, see `probelog.sandbox.forking.main`.
+            warm_up: ``module:function``, see `probelog.sandbox.fork_server.forking.main`.
         """
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
@@ -225,7 +225,7 @@ def library_folders() -> list[str]:
 
 def _newest_code() -> int:
     """Changes with the code that the server would run: an old one must not answer for it."""
-    return max(path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py"))
+    return max(path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.py"))
 
 
 def _connected(address: Path) -> socket.socket | None:

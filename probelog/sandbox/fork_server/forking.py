@@ -27,10 +27,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from probelog.sandbox import confinement
-from probelog.sandbox.confinement import Confinement, confine
+from probelog.sandbox.fork_server import confinement
+from probelog.sandbox.fork_server.confinement import Confinement, confine
+from probelog.sandbox.fork_server.pages import use_large_pages
 from probelog.sandbox.guards import namespaces, seccomp
-from probelog.sandbox.pages import use_large_pages
 from probelog.sandbox.protocol import Channel, ClosedError
 
 LENGTH = struct.Struct("<I")
@@ -45,7 +45,7 @@ DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE
 
 
 @dataclass(frozen=True)
-class Role:
+class Entry:
     """What a forked process does, and what it may do: ``run`` gets its end of the channel and the guards in force."""
 
     run: Callable[[Channel, dict[str, bool]], None]
@@ -95,7 +95,7 @@ class _Server:
         self,
         address: Path,
         listening: socket.socket,
-        roles: Mapping[str, Role],
+        roles: Mapping[str, Entry],
         key_digest: str,
         warm_up: str | None,
         idle_seconds: float,
@@ -242,7 +242,7 @@ def _end(pid: int) -> None:
             end(pid, signal.SIGKILL)
 
 
-def _child(parent: int, descriptor: int, role: Role, request: Request) -> None:
+def _child(parent: int, descriptor: int, role: Entry, request: Request) -> None:
     """Never returns: the server's own loop must not go on twice."""
     status = 1
     try:
@@ -305,7 +305,7 @@ def main(
     for name in preload:
         importlib.import_module(name)
     known = {
-        name: Role(_function(role["entry"]), Confinement.from_json(role["rights"]))
+        name: Entry(_function(role["entry"]), Confinement.from_json(role["rights"]))
         for name, role in roles.items()
     }
     place = Path(address)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from probelog.sandbox import attempts, doctor, process
+from probelog.sandbox import process
+from probelog.sandbox.doctor import attempts, examine
 from tests.support.paths import CHECKOUT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these guards are Linux's")
@@ -26,14 +27,14 @@ OTHER_USER = 12345
 
 
 def test_every_guard_is_a_fact_or_is_tried() -> None:
-    assert set(doctor.GUARDS) == FACTS | set(attempts.ATTEMPTS)
+    assert set(examine.GUARDS) == FACTS | set(attempts.ATTEMPTS)
 
 
 def test_this_machine(tmp_path: Path) -> None:
     """What it says of the process is what it can do: with Landlock and seccomp all that is needed holds."""
-    examined = doctor.examine(tmp_path)
+    examined = examine.examine(tmp_path)
     states = {each.guard: each for each in examined.findings}
-    assert set(states) == set(doctor.GUARDS) - {"connections"}
+    assert set(states) == set(examine.GUARDS) - {"connections"}
     assert not list(tmp_path.iterdir()), "nothing is left"
     assert examined.facts["scratch_owner"] == os.getuid()
     if states["landlock"].state != "holds" or states["seccomp"].state != "holds":
@@ -45,7 +46,7 @@ def test_this_machine(tmp_path: Path) -> None:
 
 def test_a_device_leaves_open_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "DEVICE_FILES", ("/dev/zero",))
-    examined = doctor.examine(tmp_path, "cuda")
+    examined = examine.examine(tmp_path, "cuda")
     states = {each.guard: each for each in examined.findings}
     if states["seccomp"].state != "holds":
         pytest.skip("this kernel has no seccomp")
@@ -62,7 +63,7 @@ def test_a_device_leaves_open_what_it_needs(tmp_path: Path, monkeypatch: pytest.
 )  # fmt: skip
 def test_an_attempt_succeeds_where_nothing_guards(name: str, tmp_path: Path) -> None:
     """So that a refusal is a guard's."""
-    with doctor._places(tmp_path, "cpu") as at:
+    with examine._places(tmp_path, "cpu") as at:
         key = tmp_path / "key"
         key.write_text("key")
         assert attempts.ATTEMPTS[name](

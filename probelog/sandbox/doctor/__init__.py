@@ -1,0 +1,1 @@
+"""Which guards hold on this machine, by trying them."""
