@@ -384,11 +384,12 @@ else:
     print("let in", ray.get(ray.remote(lambda: 1).remote()))
 """
 LOCAL = """
-import faulthandler, os, sys, subprocess, ray
+import faulthandler, os, sys, subprocess
 faulthandler.dump_traceback_later(120, exit=True)
 from functools import partial
 from pathlib import Path
-from cluster.runtime.session import session
+from cluster.runtime.session import session  # first: it sets the environment that Ray reads when it is imported
+import ray
 with session("local", cpus=1):
     folder = ray._private.worker._global_node.get_session_dir_path()
     ray.get(ray.remote(lambda: 1).remote())  # a worker opens the folder again
