@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from probelog.sandbox.guards.system_calls import system_call, without_new_privileges
 
@@ -63,17 +63,17 @@ def only_files(
             (devices, _READ | _WRITE_FILE | _IOCTL_DEV),
         ):
             for path in paths:
-                _allow(ruleset, Path(path), rights & handled)
+                _allow(ruleset, path, rights & handled)
         return without_new_privileges() and system_call(_RESTRICT_SELF, ruleset, 0, 0) == 0
     finally:
         os.close(ruleset)
 
 
-def _allow(ruleset: int, path: Path, rights: int) -> None:
+def _allow(ruleset: int, path: str, rights: int) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            if not path.is_dir():
+            if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 rights &= _OF_FILES
             system_call(_ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, descriptor), 0)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from functools import cache
 
 #: Machines whose calls are known by number (``man 2 syscall``): x86-64 and 64-bit ARM.
 MACHINE = platform.machine() if sys.platform == "linux" else ""
@@ -14,12 +15,18 @@ _PR_SET_NO_NEW_PRIVS = 38
 NEW_USER = 0x10000000
 
 
+@cache
+def _library() -> ctypes.CDLL:
+    """C's: a process makes some hundred calls while it is confined, and a handle costs more than a call."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library
+
+
 def system_call(number: int, *arguments: int | bytes | None) -> int:
     """The result of a call, or minus its error number."""
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    call.restype = ctypes.c_long
     made = [ctypes.c_long(item) if isinstance(item, int) else ctypes.c_char_p(item) for item in arguments]
-    result = int(call(ctypes.c_long(number), *made))
+    result = int(_library().syscall(ctypes.c_long(number), *made))
     return -ctypes.get_errno() if result == -1 else result
 
 
@@ -28,7 +35,7 @@ def prctl(option: int, *arguments: int) -> bool:
     if sys.platform != "linux":
         return False
     padded = [*arguments, *[0] * (4 - len(arguments))]
-    return bool(ctypes.CDLL(None).prctl(option, *(ctypes.c_ulong(value) for value in padded)) == 0)
+    return bool(_library().prctl(option, *(ctypes.c_ulong(value) for value in padded)) == 0)
 
 
 def without_new_privileges() -> bool:
@@ -40,5 +47,5 @@ def unshare(flags: int) -> bool:
     """Whether namespaces of one's own were made (``man 2 unshare``)."""
     if sys.platform != "linux":
         return False
-    library = ctypes.CDLL(None, use_errno=True)
+    library = _library()
     return hasattr(library, "unshare") and library.unshare(ctypes.c_int(flags)) == 0
