@@ -63,7 +63,7 @@ def only_files(
             (devices, _READ | _WRITE_FILE | _IOCTL_DEV),
         ):
             for path in paths:
-                _allow(ruleset, path, rights & handled)
+                _allow(ruleset, os.fspath(path), rights & handled)
         return without_new_privileges() and system_call(_RESTRICT_SELF, ruleset, 0, 0) == 0
     finally:
         os.close(ruleset)
