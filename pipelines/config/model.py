@@ -119,6 +119,20 @@ class Nightly(_Strict):
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+class Trees(_Strict):
+    """How it is found out which model was made from which."""
+
+    enabled: bool = Field(True, description="Recover model trees and publish them with the index.")
+    least_probability: Share = Field(0.5, description="Edges that are less probable are left out.")
+    times: bool = Field(True, description="Use the times at which repositories were made as evidence.")
+    declared: bool = Field(True, description="Use the parents that models declare as evidence.")
+    memory_mb: Positive = Field(2000, description="Memory that the comparison of weights may use, in MB.")
+    bytes_per_model: Positive = Field(
+        50_000_000,
+        description="Bytes that are read of the weights of a repository that is not probed.",
+    )
+
+
 class Quality(_Strict):
     """The quality gate: measures of a generation before it goes live, and their limits."""
 
@@ -200,6 +214,7 @@ class _Indexed(_Strict):
 
     filters: Filters = Field(Filters(), description="Which models of the Hub are crawled.")
     nightly: Nightly = Field(Nightly(), description="Nightly runs.")
+    trees: Trees = Field(Trees(), description="Model trees.")
 
     @field_validator("store", "probes", "encoder", "background")
     @classmethod

@@ -6,6 +6,7 @@ An index lies under ``STORE/index``::
     generations/NAME/logits.lance    a row per logit of distinct weights: direction, offset, the probes that fire it most;
                                      in a large index under a vector index
     generations/NAME/models.lance    a row per model: its facts, declared labels, and which rows of logits are its own
+    generations/NAME/edges.lance     a row for each parent of a model, where trees were recovered
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
     generations/NAME/files.json      every file of these tables with its size and digest
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from probelog.index.basis import Basis
 from probelog.storage.layout import GenerationFolder
-from probelog.storage.schemas import ListedFacts, arrow_fields
+from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 from probelog.storage.store import Store, lance_options
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ _FACTS: list[tuple[str, pa.DataType]] = [
     ("observed", pa.int32()),
     ("copies", pa.int32()),  # models with these weights, this one counted
     *arrow_fields(ListedFacts),
+    *arrow_fields(TreeFacts),
 ]
 MODEL_FACTS = pa.schema(_FACTS)
 

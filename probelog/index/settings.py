@@ -91,6 +91,8 @@ class GenerationSettings:
         rows: of the ``logits`` table, those of the base counted.
         large: whether it is searched by a vector index.
         middle_offset: what offsets are measured from (``probelog.index.basis``).
+        trees: key of the recovery of model trees that the edges are of; None without any, as in older indexes, and
+        edges: number of rows of the ``edges`` table, which there is only then.
         base: of updates only, as are all that follow.
         folded_in: key of the completion that the update's descriptors are of.
         added: models that the update holds.
@@ -133,6 +135,8 @@ class GenerationSettings:
     large: bool
     middle_offset: float
     background_source: str | None = None
+    trees: str | None = None
+    edges: int | None = None
     base: UpdateBase | None = None
     folded_in: str | None = None
     added: int | None = None

@@ -17,7 +17,7 @@ from probelog.errors import StoreError
 from probelog.index.local_files import check_files
 from probelog.index.schema import META, MODEL_FACTS, MODELS, connect, probes_schema
 from probelog.storage.layout import GenerationFolder
-from probelog.storage.schemas import LISTED_FACTS
+from probelog.storage.schemas import EDGES, LISTED_FACTS, TREE_FACTS
 from probelog.storage.store import Store
 from probelog.terminal import printable
 
@@ -33,13 +33,16 @@ _PANICS = {"PanicException", "RustPanic"}
 # Numbers of an embedding.
 _LONGEST_VECTOR = 1 << 16
 
-_SCHEMAS = {"meta": META, "models": MODELS, "probes": probes_schema(1)}
+_SCHEMAS = {"meta": META, "models": MODELS, "probes": probes_schema(1), "edges": EDGES}
+# Columns that tables of older versions lack.
+_OPTIONAL = {"models": {*LISTED_FACTS, *TREE_FACTS}}
 # Columns without which a row is none.
 _REQUIRED = {
     "meta": {"value"},
     "models": {"id", "weights", "first_row", "rows", "repo", "logits", "copies"},
     "probes": {"id", "embedding"},
     "logits": {"facts"},
+    "edges": {"child", "parent", "relation", "probability", "weight", "latent", "evidence"},
 }
 
 
@@ -84,7 +87,7 @@ class Tables:
         schema = table.schema
         for field in expected:
             if field.name not in schema.names:
-                if field.name not in LISTED_FACTS:
+                if field.name not in _OPTIONAL.get(name, ()):
                     raise ValueError(f"it has no {field.name}")
             elif not _is_type(schema.field(field.name).type, field.type):
                 kind = printable(schema.field(field.name).type, 60)
@@ -122,8 +125,8 @@ class Tables:
 
     def present(self, name: str, columns: Sequence[str]) -> list[str]:
         """Those of the columns to ask a table for: one that was written before a fact was added does not have it."""
-        names = self.open(name).schema.names
-        return [column for column in columns if column in names or column not in LISTED_FACTS]
+        names, optional = self.open(name).schema.names, _OPTIONAL.get(name, ())
+        return [column for column in columns if column in names or column not in optional]
 
     def count(self, name: str, where: str) -> int:
         """Number of a table's rows that meet an SQL condition."""

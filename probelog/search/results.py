@@ -8,7 +8,7 @@ from typing import overload
 
 import pyarrow as pa
 
-from probelog.storage.schemas import ListedFacts, arrow_fields
+from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 
 _INT32 = {"arrow": pa.int32()}
 
@@ -23,8 +23,8 @@ class _Ranked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts(ListedFacts):
-    """Facts about the model of an answer, besides those of the Hub's listing (``ListedFacts``)."""
+class ModelFacts(TreeFacts, ListedFacts):
+    """Facts about the model of an answer, besides those of the Hub's listing (``ListedFacts``) and its tree's."""
 
     repo: str
     sha: str

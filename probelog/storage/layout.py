@@ -13,6 +13,7 @@ CATALOGUES = "catalogue"
 PROBE_SETS = "probes"
 LEDGERS = "observations"
 COMPLETIONS = "completion"
+TREES = "trees"
 ENCODERS = "encoders"
 INDEX = "index"
 REPORTS = "quality"
@@ -208,6 +209,38 @@ class CompletionFolder(_Folder):
     def described(self, batch: str) -> str:
         """What says that one batch is described."""
         return f"{self.described_folder}/{batch}.json"
+
+
+class TreesFolder(_Folder):
+    """The trees of all models of one state of the ledgers."""
+
+    @classmethod
+    def of(cls, key: str) -> TreesFolder:
+        """By its key."""
+        return cls(f"{TREES}/{key}")
+
+    @property
+    def receipt(self) -> str:
+        """Which edges were found, in which families, and which failed; written last."""
+        return self.file(RECEIPT)
+
+    @property
+    def edges(self) -> str:
+        """All edges, by child and parent."""
+        return self.file("edges.parquet")
+
+    def families(self, batch: str) -> str:
+        """What the next models of some families are compared with."""
+        return f"{self.path}/families/{batch}.parquet"
+
+    def family_edges(self, batch: str) -> str:
+        """The edges of these families."""
+        return f"{self.path}/family-edges/{batch}.parquet"
+
+
+def tree_weights(key: str) -> str:
+    """The ledger of weights that were read without probing; its files are those of every ledger (`LedgerFolder`)."""
+    return f"{TREES}/weights/{key}"
 
 
 class EncoderFolder(_Folder):

@@ -232,6 +232,26 @@ class ListedFacts:
 LISTED_FACTS = tuple(item.name for item in dataclasses.fields(ListedFacts))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TreeFacts:
+    """A model's place in the tree of models that it belongs to (docs/method.md, section 11).
+
+    All are unknown where the weights were not compared. A root is its own ``root``, has no ``parent``, and ``depth`` 0.
+
+    Attributes:
+        root: the eldest ancestor: a repository, or the name of a latent ancestor.
+        parent: the parent; of several, the one with the largest weight, then the most probable.
+        depth: number of edges from the root.
+    """
+
+    root: str | None = None
+    parent: str | None = None
+    depth: int | None = field(default=None, metadata={"arrow": pa.int32()})
+
+
+TREE_FACTS = tuple(item.name for item in dataclasses.fields(TreeFacts))
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogueRow(ListedFacts):
     """One (repository, commit) of the Hub, as listed. Everything but the first two may be unknown.
