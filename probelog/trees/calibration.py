@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from probelog.trees.relations import Relation
+from probelog.trees.edges import Relation
 
 _COEFFICIENTS: Mapping[str, float] = {
     "constant": -0.08,

@@ -26,10 +26,11 @@ from probelog.trees.direction import (
     time_log_odds,
 )
 from probelog.trees.distance import RELATED, squared_distances
+from probelog.trees.edges import Edge, Relation
 from probelog.trees.families import Family, ModelFacts, families
 from probelog.trees.latent import step_share, unseen_share
 from probelog.trees.merges import find_merge
-from probelog.trees.relations import Comparison, Relation, compare, relation_of
+from probelog.trees.relations import Comparison, compare, relation_of
 
 #: An edge below this probability is not given.
 LEAST_PROBABILITY = 0.5
@@ -56,22 +57,6 @@ _CLOSE = 0.2
 # From this share of an edge on, what looks like the parent is a sibling.
 _SIBLING_SHARE = 0.25
 _LARGEST_SHARE = 1.2
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """A parent of a model. A merge has one edge for each parent, whose weights add up to one.
-
-    ``declared``: whether the child names this parent; None where it names none.
-    """
-
-    child: str
-    parent: str
-    relation: Relation
-    probability: float
-    weight: float = 1.0
-    declared: bool | None = None
-    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 def recover(

@@ -7,27 +7,12 @@ permuted models tell by themselves which of the two was made from the other; `pr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 
 from probelog.trees.distance import layer_ratios
+from probelog.trees.edges import Relation
 from probelog.trees.families import Family
-
-
-class Relation(StrEnum):
-    """How a child came from its parent."""
-
-    COPY = "copy"
-    PERMUTED = "permuted"
-    RECAST = "recast"
-    QUANTISED = "quantised"
-    HEAD_ONLY = "head-only"
-    PRUNED = "pruned"
-    LOW_RANK = "low-rank"
-    MERGE = "merge"
-    FINE_TUNED = "fine-tune"
-
 
 # Mean ratios of squared distances. Rounding to float16 leaves 2e-8, to bfloat16 1.4e-6, to 8 bits 1e-5 to 4e-5.
 _ROUNDED_TO_16_BITS = 1e-7

@@ -33,9 +33,9 @@ import pyarrow.parquet as pq
 
 from probelog.trees import baselines
 from probelog.trees.calibration import features, fit
+from probelog.trees.edges import Edge, Relation
 from probelog.trees.families import Family, ModelFacts, families
-from probelog.trees.recover import LEAST_PROBABILITY, Edge, recover
-from probelog.trees.relations import Relation
+from probelog.trees.recover import LEAST_PROBABILITY, recover
 from probelog.weights.reader import Weights, layer_table
 from tests.benchmarks.trees_world import Forest, weights_table
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog.storage.schemas import WEIGHTS
+from probelog.trees.edges import Relation
 from probelog.trees.families import ModelFacts, families
 from probelog.trees.recover import recover
-from probelog.trees.relations import Relation
 from probelog.weights.reader import layer_table
 from tests.benchmarks.trees_world import Forest, Node, weights_table
 
