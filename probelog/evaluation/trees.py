@@ -195,7 +195,8 @@ def figures(truth: Truth, edges: Iterable[Edge], independent: int) -> Figures:
     for edge in edges:
         by_child.setdefault(edge.child, []).append(edge)
     heaviest = {
-        child: max(several, key=lambda e: (e.weight, e.parent)) for child, several in by_child.items()
+        child: max(several, key=lambda e: (e.weight, not e.latent, e.probability, e.parent))
+        for child, several in by_child.items()
     }
     children = [repo for repo, model in truth.items() if model.parents]
     right = [repo for repo in children if repo in heaviest and heaviest[repo].parent in truth[repo].parents]

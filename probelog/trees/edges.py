@@ -79,7 +79,7 @@ def is_latent_name(name: str) -> bool:
     return _LATENT.fullmatch(name) is not None
 
 
-def edges_table(edges: Iterable[Edge]) -> pa.Table:
+def edge_table(edges: Iterable[Edge]) -> pa.Table:
     """Edges as a table (``EDGES``), by child and parent; signals that are not finite numbers are left out."""
     rows = [
         {
@@ -95,12 +95,17 @@ def edges_table(edges: Iterable[Edge]) -> pa.Table:
     return pa.Table.from_pylist(rows, EDGES)
 
 
-def edge_of(row: Mapping[str, Any]) -> Edge:
-    """One row of a table of edges that anybody may have written.
+def edges_of(table: pa.Table) -> list[Edge]:
+    """The rows of a table (``EDGES``) that anybody may have written, in their order.
 
     Raises:
-        ValueError: it is no edge; the message says why.
+        ValueError: a row is no edge; the message says why.
     """
+    return [edge_of(row) for row in table.to_pylist()]
+
+
+def edge_of(row: Mapping[str, Any]) -> Edge:
+    """One of these rows; raises ValueError likewise."""
     child, parent = _name(row["child"], "child"), _name(row["parent"], "parent")
     if child == parent:
         raise ValueError(f"{child} is its own parent")

@@ -6,24 +6,24 @@ import math
 
 import pytest
 
-from probelog.trees.edges import Edge, Relation, edge_of, edges_table, is_latent_name
+from probelog.trees.edges import Edge, Relation, edge_of, edge_table, edges_of, is_latent_name
 
 PLAIN = Edge("a/child", "a/parent", Relation.LOW_RANK, 0.5, 1.0, True, {"distance": 0.25, "time": -2.0})
 MERGED = Edge("a/merge", "latent:0123456789ab", Relation.MERGE, 0.75, 0.5, None, {}, latent=True)
 
 
 def row(**changes):
-    return edges_table([PLAIN]).to_pylist()[0] | changes
+    return edge_table([PLAIN]).to_pylist()[0] | changes
 
 
 def test_a_table_holds_edges_by_child_and_parent():
-    assert [edge_of(row) for row in edges_table([MERGED, PLAIN]).to_pylist()] == [PLAIN, MERGED]
+    assert edges_of(edge_table([MERGED, PLAIN])) == [PLAIN, MERGED]
 
 
 def test_signals_that_are_not_finite_are_not_stored():
     edge = Edge("a", "b", Relation.COPY, 1.0, evidence={"x": math.inf, "y": math.nan, "z": 1.0})
 
-    assert edge_of(edges_table([edge]).to_pylist()[0]).evidence == {"z": 1.0}
+    assert edge_of(edge_table([edge]).to_pylist()[0]).evidence == {"z": 1.0}
 
 
 def test_an_edge_as_plain_values():
