@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from probelog.arrays import values_of
+from probelog.arrays import ArrowArray, values_of
 from probelog.errors import QueryError, StoreError
 from probelog.index import shortlist
 from probelog.index.arrow import matrix_of, structured
@@ -35,6 +36,7 @@ from probelog.ranking.confidence import ColumnStatistics, Confidence, background
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.storage.encoding import from_npy
 from probelog.storage.records import is_text
+from probelog.storage.schemas import EDGES
 from probelog.storage.versions import check_version
 from probelog.terminal import printable
 
@@ -48,8 +50,18 @@ AnyEncoder = TypeVar("AnyEncoder", "TextEncoder", "ImageEncoder")
 
 # Logits that are read and scored at a time: 8,192 in 512 dimensions are 17 MB.
 ROWS_AT_ONCE = 8192
+# Edges that are read at a time: some hundred bytes each.
+EDGES_AT_ONCE = 1024
 # Values of one SQL condition.
 _TEXTS_AT_ONCE = 500
+# Columns of the tables that callers filter, and a condition over them.
+_FILTERED = {
+    "models": (
+        MODEL_FACTS.names,
+        "licence = 'mit' AND downloads > 100. Times are written timestamp '2023-01-01 00:00:00'",
+    ),
+    "edges": (EDGES.names, "relation = 'copy' AND probability > 0.9"),
+}
 # Number of names that an unknown one is compared with, to suggest similar ones: some 20 microseconds each.
 _COMPARED_NAMES = 10_000
 
@@ -164,6 +176,8 @@ class Generation:
         self._tables.expect(
             {"logits": _only(settings.rows - self._base_row_count), "models": range(settings.models + 1)}
         )
+        if settings.edges is not None:
+            self._tables.expect({"edges": _only(settings.edges)})
         self._base.expect(
             {
                 "logits": _only(self._base_row_count),
@@ -602,7 +616,7 @@ class Generation:
         bracketed = f"({condition}\n)"
         if among is not None:
             bracketed += f" AND {sql_in('weights', among)}"
-        with self._filter_errors(condition):
+        with self._filter_errors(condition, "models"):
             table = self.models_table(columns, bracketed, limit)
         return {name: table[name].to_numpy() for name in table.column_names}
 
@@ -613,7 +627,7 @@ class Generation:
             QueryError: the condition is not understood; names the columns.
         """
         bracketed = f"({condition}\n)"
-        with self._filter_errors(condition):
+        with self._filter_errors(condition, "models"):
             count = self._base.count("models", bracketed)
             if self.is_update:
                 replaced = sql_in("id", self._replaced.tolist())
@@ -623,19 +637,69 @@ class Generation:
         return count
 
     @contextlib.contextmanager
-    def _filter_errors(self, condition: str) -> Iterator[None]:
+    def _filter_errors(self, condition: str | None, name: str) -> Iterator[None]:
+        """Turn the StoreError of a table over a condition that is not understood into a QueryError."""
         try:
             yield
         except StoreError as error:
-            if error.__cause__ is None:  # what was read is damaged
+            if error.__cause__ is None or condition is None:  # what was read is damaged
                 raise
+            columns, example = _FILTERED[name]
             # Raises StoreError if the table is at fault, not the condition.
-            self._base.rows("models", ["id", "repo"], limit=1)
+            self._base.rows(name, columns[:1], limit=1)
             raise QueryError(
                 f"the filter {condition!r} is not understood: {first_line(error.__cause__ or error)}\n"
-                f"It is an SQL condition over: {', '.join(MODEL_FACTS.names)}. "
-                "For example: licence = 'mit' AND downloads > 100. Times are written timestamp '2023-01-01 00:00:00'."
+                f"It is an SQL condition over: {', '.join(columns)}. For example: {example}."
             ) from error
+
+    # Model trees
+
+    def edges(self, condition: str | None = None) -> Iterator[pa.Table]:
+        """The edges of model trees (``EDGES``), all or those that meet an SQL condition, in blocks.
+
+        Of an update, those of the base come first. A condition over ``latent`` sees, in the base's edges, what was so
+        when the base was made.
+
+        Raises:
+            QueryError: the index has no trees, or the condition is not understood.
+        """
+        if self.settings.edges is None:
+            raise QueryError(
+                f"{self.index.uri} has no model trees: it was published without them, or by an older version. "
+                "Whoever publishes it can add them: probelog-index full (or publish), with [trees] enabled = true"
+            )
+        bracketed = None if condition is None else f"({condition}\n)"
+        for tables in dict.fromkeys([self._base, self._tables]):
+            blocks = tables.blocks("edges", EDGES.names, bracketed, EDGES_AT_ONCE)
+            while True:
+                with self._filter_errors(condition, "edges"):
+                    block = next(blocks, None)
+                if block is None:
+                    break
+                if tables is not self._tables:
+                    block = block.filter(pc.invert(pc.is_in(block["child"], self._children_replaced)))
+                yield block
+
+    @_Once
+    def _children_replaced(self) -> ArrowArray:
+        """Children whose edges in the base's table are no longer valid.
+
+        They were removed, are at another commit now, or have edges in the update's own table.
+        """
+        current = self._tables.rows("models", ["repo", "sha"])
+        keys = set(zip(values_of(current["repo"], str), current["sha"].to_pylist(), strict=True))
+        previous = self._base.rows("models", ["repo", "sha"], sql_in("id", self._replaced.tolist()))
+        names = {
+            repo
+            for repo, sha in zip(values_of(previous["repo"], str), previous["sha"].to_pylist(), strict=True)
+            if (repo, sha) not in keys
+        }
+        names.update(values_of(self._tables.rows("edges", ["child"])["child"], str))
+        return pa.array(sorted(names), pa.string())
+
+    def damaged(self, subject: str, reason: str) -> StoreError:
+        """The error for a table or value that is not what every index has."""
+        return self._tables.damaged(subject, reason)
 
     def model(self, repo: str) -> dict[str, Any]:
         """The row of one repository's model.

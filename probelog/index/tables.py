@@ -108,6 +108,23 @@ class Tables:
         self.check_rows(name, found)
         return found
 
+    def blocks(
+        self, name: str, columns: Sequence[str], where: str | None, batch_size: int
+    ) -> Iterator[pa.Table]:
+        """The same rows in blocks, which are read as they are asked for; the columns must be in every such table."""
+        with self.reading(name):
+            table = self.open(name)
+            query = table.search().select(list(columns)).limit(max(1, table.count_rows()))
+            batches = (query if where is None else query.where(where)).to_batches(batch_size=batch_size)
+        while True:
+            with self.reading(name):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            block = pa.Table.from_batches([batch])
+            self.check_rows(name, block)
+            yield block
+
     def check_rows(self, name: str, rows: pa.Table) -> None:
         """Refuse rows that lack a value which every row has, or have a number below 0.
 

@@ -18,11 +18,12 @@ import numpy.typing as npt
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import find_index, read_pointer
-from probelog.index.tables import first_line
+from probelog.index.tables import first_line, is_valid_sql_text, sql_literal
 from probelog.ranking.names import normal_name
 from probelog.search.query import Pictures, Query, ask, background_numbers, not_finite, text_direction
-from probelog.search.ranking import Filter, best, best_models
+from probelog.search.ranking import Filter, LogitMatches, ModelMatch, best, best_models
 from probelog.search.results import Hit, LogitSummary, ModelFacts, ModelHit, ModelSummary, Results
+from probelog.search.trees import Edges, Tree, some_edges, tree_of
 from probelog.storage.schemas import Parent
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ POLL_SECONDS = 30.0
 # With no hit of a higher confidence, "nothing here" is the likelier answer. On the bench hub (docs/results.md) 99 of
 # 100 classes that the hub has get a hit above it.
 UNRECOGNISED = 0.2
+
+# A ranking is this many times as long as the families that are looked for, at first and at every further try.
+_ANSWERS_PER_FAMILY = 4
+_MOST_ANSWERS = 10_000
 
 T = TypeVar("T")
 
@@ -90,6 +95,7 @@ class Index:
         negative: str | Sequence[str] = (),
         k: int = 10,
         where: str | None = None,
+        by: str | None = None,
         unwanted: str | Sequence[str] | None = None,
     ) -> Results:
         """The logits that recognise a concept, best first.
@@ -105,6 +111,7 @@ class Index:
             negative: what must not be recognised, a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
+            by: ``"family"`` gives of each model tree the best answer alone, with the number of its ``relatives``.
             unwanted: the former name of ``negative``.
 
         Raises:
@@ -128,6 +135,7 @@ class Index:
             )
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
+        _check_fold(by)
 
         def answer(generation: Generation) -> Results:
             notes: list[str] = []
@@ -138,7 +146,8 @@ class Index:
                 row = _find_logit(generation, like)
                 direction = _direction(generation, row)
             query = ask(generation, texts, images, direction, against, notes)
-            hits = _hits(generation, query, k, Filter(generation, where), row)
+            model_filter = Filter(generation, where)
+            hits = _hits(generation, query, k, model_filter, row, by, notes)
             highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
             if highest < UNRECOGNISED:
                 notes.append(
@@ -148,7 +157,9 @@ class Index:
 
         return self._ask(answer)
 
-    def models_like(self, repo: str, *, k: int = 10, where: str | None = None) -> list[ModelHit]:
+    def models_like(
+        self, repo: str, *, k: int = 10, where: str | None = None, by: str | None = None
+    ) -> list[ModelHit]:
         """The models that do what one model of the index does, best first.
 
         A model's score is the mean, over the logits of the model that is asked about, of its best logit's score for
@@ -158,13 +169,43 @@ class Index:
             repo: a repository of the index.
             k: how many answers.
             where: SQL condition over the models' facts.
+            by: as of ``search``.
 
         Raises:
             QueryError: the index does not hold this repository, or a filter that is not understood.
         """
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
-        return self._ask(lambda generation: _models_like(generation, repo, k, where))
+        _check_fold(by)
+        return self._ask(lambda generation: _models_like(generation, repo, k, where, by))
+
+    def tree(self, repo: str, *, limit: int = 1000) -> Tree:
+        """The edges around one model: its ancestors, siblings and descendants, each with probability and evidence.
+
+        Args:
+            repo: a repository of the index, or the name of a latent ancestor.
+            limit: at most so many edges below the model, and so many to its siblings; a note says what is left out.
+
+        Raises:
+            QueryError: the index has no model trees, or does not hold this repository.
+        """
+        if limit < 1:
+            raise QueryError(f"limit must be at least 1, not {limit}")
+        return self._ask(lambda generation: tree_of(generation, repo, limit))
+
+    def edges(self, where: str | None = None, *, limit: int = 1000) -> Edges:
+        """Edges of model trees: which model was made from which.
+
+        Args:
+            where: SQL condition over the edges, e.g. ``relation = 'quantised' AND probability > 0.9``.
+            limit: at most so many; a note says when there are more.
+
+        Raises:
+            QueryError: the index has no model trees, or a condition that is not understood.
+        """
+        if limit < 1:
+            raise QueryError(f"limit must be at least 1, not {limit}")
+        return self._ask(lambda generation: some_edges(generation, where, limit))
 
     def scores(
         self, texts: Sequence[str], excluded: Sequence[Sequence[str]] | None = None
@@ -354,27 +395,89 @@ def _check_finite(generation: Generation, *numbers: npt.ArrayLike) -> None:
         raise not_finite(generation)
 
 
-def _models_like(generation: Generation, repo: str, k: int, where: str | None) -> list[ModelHit]:
+def _models_like(
+    generation: Generation, repo: str, k: int, where: str | None, by: str | None
+) -> list[ModelHit]:
     """The k models whose logits recognise best what a model's logits recognise."""
     model = generation.model(repo)
     model_filter = Filter(generation, where)
     logits = generation.logits(_logit_rows(model))
     query_logits = logits[~logits.negated]
-    matches = (
-        best_models(generation, query_logits, model["weights"], k, model_filter) if len(query_logits) else []
-    )
+
+    def ranked(count: int) -> list[ModelMatch]:
+        if not len(query_logits):
+            return []
+        return best_models(generation, query_logits, model["weights"], count, model_filter)
+
+    if by is None:
+        matches = ranked(k)
+    else:
+        matches, places = _first_of_families(
+            generation, model_filter, k, ranked, lambda matches: [item.weights for item in matches]
+        )
+        matches = [matches[place] for place in places]
     members = model_filter.members(item.weights for item in matches)
     names = ["logits", *_HIT_FACTS]
     facts = _facts(generation, [number for number, _ in members.values()], [*names, "copies"])
+    models = [facts[members[item.weights][0]] for item in matches]
     return [
         ModelHit(
-            rank=rank,
+            rank=place + 1,
             score=item.score,
-            duplicates=_duplicates(members[item.weights][1], facts[members[item.weights][0]]),
-            **{name: facts[members[item.weights][0]][name] for name in names},
+            duplicates=_duplicates(members[item.weights][1], models[place]),
+            relatives=None if by is None else _relatives(generation, models[place], where),
+            **{name: models[place][name] for name in names},
         )
-        for rank, item in enumerate(matches, start=1)
+        for place, item in enumerate(matches)
     ]
+
+
+def _check_fold(by: str | None) -> None:
+    if by not in (None, "family"):
+        raise QueryError(f"answers can be folded by family, not by {by!r}")
+
+
+def _first_of_families(
+    generation: Generation,
+    model_filter: Filter,
+    k: int,
+    ranked: Callable[[int], T],
+    weights_of: Callable[[T], Sequence[int]],
+) -> tuple[T, list[int]]:
+    """A ranking that is long enough for k families, and the positions of the first answer of each.
+
+    A model whose tree is not known is a family of its own.
+
+    Args:
+        generation: that is searched.
+        model_filter: the models that may answer.
+        k: number of families; fewer where fewer are among the longest ranking.
+        ranked: the best answers, as many as it is asked for.
+        weights_of: the weights that each of some answers belongs to.
+    """
+    count = k * _ANSWERS_PER_FAMILY
+    while True:
+        matches = ranked(count)
+        weights = weights_of(matches)
+        members = model_filter.members(weights)
+        numbers = [number for number, _ in members.values()]
+        rows = generation.take_models(numbers, ["repo", "root"]).to_pylist() if numbers else []
+        families = {row["id"]: row["root"] or row["repo"] for row in rows}
+        first: dict[str, int] = {}
+        for place, item in enumerate(weights):
+            first.setdefault(families[members[item][0]], place)
+        if len(first) >= k or len(weights) < count or count >= _MOST_ANSWERS:
+            return matches, [*first.values()][:k]
+        count = min(_MOST_ANSWERS, count * _ANSWERS_PER_FAMILY)
+
+
+def _relatives(generation: Generation, model: Mapping[str, Any], where: str | None) -> int:
+    """Number of the other models of a model's tree that pass a filter."""
+    root = model["root"]
+    if root is None or not is_valid_sql_text(root):
+        return 0
+    condition = f"root = {sql_literal(root)}"
+    return generation.count_models(condition if where is None else f"{condition} AND ({where}\n)") - 1
 
 
 def _logit_rows(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
@@ -422,9 +525,29 @@ def _label(labels: Sequence[str] | None, logit: int) -> str:
     return labels[logit] if labels is not None and logit < len(labels) else f"LABEL_{logit}"
 
 
-def _hits(generation: Generation, query: Query, k: int, model_filter: Filter, skip: int | None) -> list[Hit]:
+def _hits(
+    generation: Generation,
+    query: Query,
+    k: int,
+    model_filter: Filter,
+    skip: int | None,
+    by: str | None,
+    notes: list[str],
+) -> list[Hit]:
     """The k best logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
-    matches = best(generation, query, k, model_filter, skip)
+
+    def ranked(count: int) -> LogitMatches:
+        return best(generation, query, count, model_filter, skip)
+
+    if by is None:
+        matches = ranked(k)
+    else:
+        matches, places = _first_of_families(
+            generation, model_filter, k, ranked, lambda matches: matches.logits.weights.tolist()
+        )
+        if len(places) < k and len(matches.scores) >= _MOST_ANSWERS:
+            notes.append(f"only {len(places)} families are among the best {_MOST_ANSWERS:,} answers")
+        matches = matches.at(np.array(places, np.int64))
     logits = matches.logits
     members = model_filter.members(logits.weights.tolist())
     models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
@@ -445,6 +568,7 @@ def _hits(generation: Generation, query: Query, k: int, model_filter: Filter, sk
                 negated=negated,
                 duplicates=_duplicates(count, model),
                 probes=probes,
+                relatives=None if by is None else _relatives(generation, model, model_filter.condition),
                 **{name: model[name] for name in _HIT_FACTS},
             )
         )

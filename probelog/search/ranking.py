@@ -58,7 +58,7 @@ class Filter:
 
     def __init__(self, generation: Generation, condition: str | None) -> None:
         self._generation = generation
-        self._condition = condition
+        self.condition = condition
         self._listed: dict[str, npt.NDArray[Any]] | None = None
         if condition is None:
             return
@@ -81,7 +81,7 @@ class Filter:
     @property
     def share(self) -> float:
         """Approximate share of all logits that pass, between 0 and 1."""
-        if self._condition is None:
+        if self.condition is None:
             return 1.0
         if self._listed is not None:
             return max(self.count, 1.0) / self._generation.size
@@ -102,7 +102,7 @@ class Filter:
 
     def allowed(self, weights: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
         """Whether each of n logits passes, by its weights (n,): (n,)."""
-        if self._condition is None:
+        if self.condition is None:
             return np.ones(len(weights), bool)
         return np.isin(weights, self._meeting(weights)["weights"])
 
@@ -112,7 +112,7 @@ class Filter:
         The count is None where there is no condition, so that all models with these weights pass.
         """
         requested = sorted(set(weights))
-        if self._condition is None:
+        if self.condition is None:
             return {number: (number, None) for number in requested}
         models = self._meeting(requested)
         found_weights, first, counts = np.unique(models["weights"], return_index=True, return_counts=True)
@@ -127,8 +127,8 @@ class Filter:
         """Columns of the models that meet the condition: of all where they are listed, else of those with these weights."""
         if self._listed is not None:
             return self._listed
-        assert self._condition is not None
-        return self._generation.models(self._condition, ["weights"], among=np.unique(np.asarray([*weights])))
+        assert self.condition is not None
+        return self._generation.models(self.condition, ["weights"], among=np.unique(np.asarray([*weights])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +146,10 @@ class LogitMatches:
     scores: Float64
     similarities: Float64
     gallery: ScoreMoments
+
+    def at(self, places: Int64) -> LogitMatches:
+        """Those at some positions."""
+        return LogitMatches(self.logits[places], self.scores[places], self.similarities[places], self.gallery)
 
 
 def best(

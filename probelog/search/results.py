@@ -41,8 +41,8 @@ class Hit(ModelFacts, _Ranked):
     the logit (``probelog.ranking.matched_heads``; above zero: the logit looks more like the query than like the background).
     ``confidence`` is the probability that the logit recognises the query, as far as the index's own declared labels
     tell (``probelog.ranking.confidence``); none for queries by a logit. ``distance`` is the cosine distance of their
-    directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept. ``duplicates`` counts the other repositories with the same weights, folded into this answer. ``label`` is what
-    the uploader declared: untrusted text, as it was written.
+    directions in the encoder's space. ``negated`` marks the opposite of a one-logit head's concept. ``duplicates`` counts the other repositories with the same weights, folded into this answer; ``relatives``, where answers
+    are folded by family, the other models of its tree that may answer. ``label`` is what the uploader declared: untrusted text, as it was written.
     """
 
     logit: int = field(metadata=_INT32)
@@ -53,6 +53,7 @@ class Hit(ModelFacts, _Ranked):
     negated: bool
     duplicates: int = field(metadata=_INT32)
     probes: list[int] = field(metadata={"arrow": pa.list_(pa.int32())})
+    relatives: int | None = field(default=None, metadata=_INT32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,13 @@ class ModelHit(ModelFacts, _Ranked):
     """One model that recognises what another model does.
 
     ``score`` is the mean, over the other model's logits, of the score of this model's best logit for each.
-    ``duplicates`` counts the other repositories with the same weights, folded into this answer.
+    ``duplicates`` and ``relatives``: as of a hit.
     """
 
     score: float
     logits: int
     duplicates: int
+    relatives: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

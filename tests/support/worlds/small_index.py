@@ -29,7 +29,7 @@ from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Observed
 from probelog.ranking.names import name_vectors
 from probelog.storage.encoding import npy
-from probelog.storage.schemas import Head, Parent
+from probelog.storage.schemas import EDGES, Head, Parent
 from probelog.storage.store import Store
 
 PROMPT = "a photo of a {}"
@@ -143,12 +143,14 @@ def build(
     like: SmallIndex | None = None,
     tamper: Callable[[LogitBatch], LogitBatch] = lambda batch: batch,
     further: Mapping[str, bytes] | None = None,
+    edges: pa.Table | None = None,
 ) -> SmallIndex:
     """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
 
     A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
     directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
     ``tamper`` changes what is written, not what is returned. ``further`` goes into the ``meta`` table.
+    ``edges`` are the model trees (``EDGES``); without, there are none.
     """
     if files is None:
         from tests.support.worlds import tiny_encoders
@@ -193,7 +195,7 @@ def build(
     numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
     batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)
     written = write_tables(
-        writer, [tamper(batch)], model_facts(models), compared, learnt_from, probes, exact_logits
+        writer, [tamper(batch)], model_facts(models, edges), compared, learnt_from, probes, exact_logits
     )
     basis = Basis.fit(learnt_from, compared)
     place = {owner: i for i, owner in enumerate(kept)}
@@ -216,7 +218,11 @@ def build(
             ).cast(probe_schema)
         ],
     )
+    if edges is not None:
+        writer.write("edges", EDGES, [edges])
     facts = some_settings(
+        trees=None if edges is None else "d" * 16,
+        edges=None if edges is None else edges.num_rows,
         models=len(models),
         logits=written.logits,
         encoder=f"tiny {kind}",
@@ -294,8 +300,18 @@ def some_settings(**known: Any) -> GenerationSettings:
     return GenerationSettings(**made_up | known)
 
 
-def model_facts(models: Sequence[Model]) -> pa.Table:
-    """What the ``models`` table says of them."""
+def model_facts(models: Sequence[Model], edges: pa.Table | None = None) -> pa.Table:
+    """What the ``models`` table says of them; ``edges`` are their trees, each model with one parent that counts."""
+    parents = {} if edges is None else dict(zip(*(edges[name].to_pylist() for name in ("child", "parent")), strict=True))  # fmt: skip
+
+    def place(repo: str) -> dict[str, Any]:
+        if edges is None:
+            return {}
+        path = [repo]
+        while path[-1] in parents and len(path) < 50:
+            path.append(parents[path[-1]])
+        return {"root": path[-1], "parent": parents.get(repo), "depth": len(path) - 1}
+
     rows = [
         {
             "repo": model.repo,
@@ -313,6 +329,7 @@ def model_facts(models: Sequence[Model]) -> pa.Table:
             "likes": model.likes,
             "weight_digest": model.digest,
             "observed": 10,
+            **place(model.repo),
         }
         for model in models
     ]

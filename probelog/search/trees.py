@@ -1,0 +1,248 @@
+"""Model trees of a published index: the edges around one model, or those that meet a condition.
+
+Anybody may have published them, and a family may be of any size: every row is checked, and what is read is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import pyarrow as pa
+
+from probelog.errors import QueryError
+from probelog.index.generation import Generation
+from probelog.index.tables import is_valid_sql_text, sql_in
+from probelog.trees.edges import Edge, edge_table, edges_of
+
+# Levels above and below a model that are read, and edges above it: chains of real models are far shorter.
+_MOST_LEVELS = 100
+_MOST_ANCESTORS = 1000
+# Values of one SQL condition.
+_NAMES_AT_ONCE = 500
+
+
+class Edges(Sequence[Edge]):
+    """Edges by child and parent, and ``notes``: lines to show beside them."""
+
+    def __init__(self, edges: Iterable[Edge], notes: Sequence[str] = ()) -> None:
+        self._edges = sorted(edges, key=lambda edge: (edge.child, edge.parent))
+        self.notes = list(notes)
+
+    @overload
+    def __getitem__(self, item: int) -> Edge: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[Edge]: ...
+    def __getitem__(self, item: int | slice) -> Edge | list[Edge]:
+        return self._edges[item]
+
+    def __len__(self) -> int:
+        return len(self._edges)
+
+    def __repr__(self) -> str:
+        return f"Edges({self._edges!r})"
+
+    def to_arrow(self) -> pa.Table:
+        """The same edges as an Arrow table (``probelog.storage.schemas.EDGES``)."""
+        return edge_table(self._edges)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The edges around one model.
+
+    Attributes:
+        repo: the model.
+        root: its eldest ancestor (a repository, or the name of a latent ancestor); None where it is not known.
+        depth: number of edges from the root; None likewise.
+        ancestors: edges to its parents, to theirs, and so on.
+        siblings: edges from its parents to their other children.
+        descendants: edges from it to its children, to theirs, and so on.
+        notes: lines to show beside them, such as what was left out.
+    """
+
+    repo: str
+    root: str | None
+    depth: int | None
+    ancestors: Edges
+    siblings: Edges
+    descendants: Edges
+    notes: Sequence[str] = ()
+
+    @property
+    def edges(self) -> Edges:
+        """All of them."""
+        return Edges([*self.ancestors, *self.siblings, *self.descendants])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "repo": self.repo,
+            "root": self.root,
+            "depth": self.depth,
+            **{
+                name: [edge.to_dict() for edge in edges]
+                for name, edges in (
+                    ("ancestors", self.ancestors),
+                    ("siblings", self.siblings),
+                    ("descendants", self.descendants),
+                )
+            },
+            "notes": list(self.notes),
+        }
+
+
+def main_parents(edges: Iterable[Edge]) -> dict[str, Edge]:
+    """The edge to each child's main parent: the one with the largest weight, then the most probable."""
+    best: dict[str, Edge] = {}
+    for edge in edges:
+        other = best.get(edge.child)
+        if other is None or (edge.weight, edge.probability) > (other.weight, other.probability):
+            best[edge.child] = edge
+    return best
+
+
+def some_edges(generation: Generation, where: str | None, limit: int) -> Edges:
+    """Up to ``limit`` edges that meet an SQL condition."""
+    if where is not None and not where.strip():
+        raise QueryError("the filter is empty: leave it out or write an SQL condition")
+    edges = _read(generation, where, limit + 1)
+    notes = (
+        [f"there are more edges than the limit of {limit:,}: raise limit, or narrow where"]
+        if len(edges) > limit
+        else []
+    )
+    return Edges(edges[:limit], notes)
+
+
+def tree_of(generation: Generation, repo: str, limit: int) -> Tree:
+    """The edges around one model; up to ``limit`` below it, and as many to its siblings."""
+    if not is_valid_sql_text(repo):
+        generation.model(repo)  # says that the index does not hold it
+    notes: list[str] = []
+    ancestors, cut = _climb(generation, repo)
+    if cut:
+        notes.append("its eldest ancestors are not shown: there are too many")
+    descendants = _descend(generation, repo, limit, notes)
+    parents = sorted({edge.parent for edge in ancestors if edge.child == repo})
+    siblings: list[Edge] = []
+    if parents:
+        condition = f"{sql_in('parent', parents[:_NAMES_AT_ONCE])} AND NOT {sql_in('child', [repo])}"
+        siblings = _read(generation, condition, limit + 1)
+        if len(siblings) > limit:
+            notes.append(f"only {limit:,} of its siblings are shown")
+        above = {edge.child for edge in ancestors}
+        siblings = [edge for edge in siblings[:limit] if edge.child not in above]
+    _check_order(generation, [*ancestors, *siblings, *descendants])
+    root: str | None = repo
+    depth: int | None = 0
+    if not ancestors and not descendants:
+        model = generation.model(repo)
+        root, depth = model["root"], model["depth"]
+        notes.append(
+            f"no relative of {repo} is known: "
+            + ("its weights were not compared" if root is None else "none is probable enough")
+        )
+    elif cut:
+        root = depth = None
+    else:
+        main = main_parents(ancestors)
+        while root in main:  # ends: no model descends from itself
+            root, depth = main[root].parent, (depth or 0) + 1
+    return Tree(repo, root, depth, Edges(ancestors), Edges(siblings), Edges(descendants), notes)
+
+
+def _climb(generation: Generation, repo: str) -> tuple[list[Edge], bool]:
+    """Edges to all ancestors, and whether there are more than may be read."""
+    edges: list[Edge] = []
+    met, front = {repo}, [repo]
+    for _ in range(_MOST_LEVELS):
+        level = _read_of(generation, "child", front, _MOST_ANCESTORS - len(edges) + 1)
+        edges += level
+        front = sorted({edge.parent for edge in level} - met)
+        met.update(front)
+        if not front or len(edges) > _MOST_ANCESTORS:
+            break
+    return edges[:_MOST_ANCESTORS], bool(front)
+
+
+def _descend(generation: Generation, repo: str, limit: int, notes: list[str]) -> list[Edge]:
+    """Edges to all descendants, those nearest first."""
+    edges: list[Edge] = []
+    met, front = {repo}, [repo]
+    for _ in range(_MOST_LEVELS):
+        level = _read_of(generation, "parent", front, limit - len(edges) + 1)
+        edges += level
+        front = sorted({edge.child for edge in level} - met)
+        met.update(front)
+        if not front or len(edges) > limit:
+            break
+    if front:
+        notes.append(f"only {min(len(edges), limit):,} of its descendants are shown")
+    return edges[:limit]
+
+
+def _read_of(generation: Generation, column: str, names: Sequence[str], most: int) -> list[Edge]:
+    edges: list[Edge] = []
+    for start in range(0, len(names), _NAMES_AT_ONCE):
+        if len(edges) >= most:
+            break
+        condition = sql_in(column, names[start : start + _NAMES_AT_ONCE])
+        edges += _read(generation, condition, most - len(edges))
+    return edges
+
+
+def _read(generation: Generation, condition: str | None, most: int) -> list[Edge]:
+    """Up to ``most`` edges that meet a condition, by child and parent.
+
+    Raises:
+        QueryError: the condition is not understood.
+        StoreError: a row is no edge.
+    """
+    edges: list[Edge] = []
+    for block in generation.edges(condition):
+        edges += checked_edges(generation, block.slice(0, most - len(edges)))
+        if len(edges) >= most:
+            break
+    return sorted(edges, key=lambda edge: (edge.child, edge.parent))
+
+
+def checked_edges(generation: Generation, block: pa.Table) -> list[Edge]:
+    """The rows of a block of edges.
+
+    Raises:
+        StoreError: a row is no edge.
+    """
+    try:
+        return edges_of(block)
+    except ValueError as error:
+        raise generation.damaged("edges", str(error)) from None
+
+
+def _check_order(generation: Generation, edges: Sequence[Edge]) -> None:
+    """Refuse edges by which a model descends from itself.
+
+    Raises:
+        StoreError: there is such a model.
+    """
+    cycle = _one_on_a_cycle({(edge.child, edge.parent) for edge in edges})
+    if cycle is not None:
+        raise generation.damaged("edges", f"{cycle} is its own ancestor")
+
+
+def _one_on_a_cycle(edges: Iterable[tuple[str, str]]) -> str | None:
+    children: dict[str, list[str]] = {}
+    waiting: dict[str, int] = {}
+    for child, parent in edges:
+        children.setdefault(parent, []).append(child)
+        waiting[child] = waiting.get(child, 0) + 1
+        waiting.setdefault(parent, 0)
+    ready = [name for name, count in waiting.items() if not count]
+    while ready:
+        for child in children.get(ready.pop(), ()):
+            waiting[child] -= 1
+            if not waiting[child]:
+                ready.append(child)
+    remaining = sorted(name for name, count in waiting.items() if count)
+    return remaining[0] if remaining else None
