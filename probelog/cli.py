@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from probelog.search.client import Index
     from probelog.search.results import Hit, ModelHit, ModelSummary
+    from probelog.search.trees import Tree
+    from probelog.trees.edges import Edge
 
 app = typer.Typer(
     add_completion=False,
@@ -39,6 +42,17 @@ IndexOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+
+# Of a tree that is printed: parents beside the main one, steps of indentation, and the weight of a sole parent.
+_OTHER_PARENTS = 10
+_DEEPEST_INDENT = 20
+_WHOLE = 0.995
+
+
+class Fold(StrEnum):
+    """What answers can be folded by."""
+
+    FAMILY = "family"
 
 
 def main() -> None:
@@ -94,6 +108,10 @@ def search(
         str | None,
         typer.Option("--where", help="SQL condition over the models, e.g. \"licence = 'mit'\"."),
     ] = None,
+    by: Annotated[
+        Fold | None,
+        typer.Option("--by", help="Fold answers: of each family (model tree) the best one alone."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the models that recognise a concept, given by text, images, a logit or a model of the index.
@@ -104,9 +122,9 @@ def search(
     if model is not None:
         if text or image or like or negative:
             raise QueryError(
-                "--model finds models that recognise what one model does; it can be combined with -k and --where only"
+                "--model finds models that recognise what one model does; it can be combined with -k, --where and --by only"
             )
-        _print_models(opened.models_like(model, k=k, where=where), as_json, where)
+        _print_models(opened.models_like(model, k=k, where=where, by=by), as_json, where)
         return
     results = opened.search(
         text or (),
@@ -116,9 +134,9 @@ def search(
         negative=negative or (),
         k=k,
         where=where,
+        by=by,
     )
-    for note in results.notes:
-        typer.echo(f"note: {printable(note)}", err=True)
+    _print_notes(results.notes)
     if as_json:
         for hit in results:
             typer.echo(_as_json(hit))
@@ -158,6 +176,13 @@ def show(
         declared = {(parent.repo, parent.relation) for parent in summary.parents}
         named = (f"{printable(repo)} ({printable(relation)})" for repo, relation in sorted(declared))
         typer.echo(f"declared parents: {', '.join(named)}")
+    if summary.root is not None:
+        place = [
+            f"root {printable(summary.root)}" if summary.parent else "root of its tree",
+            f"parent {printable(summary.parent)}" if summary.parent else "",
+            f"depth {summary.depth}" if summary.parent and summary.depth is not None else "",
+        ]
+        typer.echo(f"model tree: {', '.join(item for item in place if item)}")
     if summary.same_weights:
         typer.echo(f"the same weights: {', '.join(printable(other) for other in summary.same_weights)}")
     table = _table("class>", "declared label", "recognises (likeliest concepts)")
@@ -170,6 +195,25 @@ def show(
             ", ".join(printable(concept, limit=60) for concept in item.concepts),
         )
     _print(table)
+
+
+@app.command()
+def tree(
+    repo: Annotated[str, typer.Argument(help="A repository of the index: owner/name.")],
+    index: IndexOption,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Largest number of descendants, and of siblings.")
+    ] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which models one model was made from, and which were made from it or from its parents."""
+    relatives = _open(index).tree(repo, limit=limit)
+    _print_notes(relatives.notes)
+    if as_json:
+        for edge in relatives.edges:
+            typer.echo(json.dumps(edge.to_dict()))
+        return
+    _print_tree(relatives)
 
 
 @app.command()
@@ -196,6 +240,11 @@ def _as_json(answer: Hit | ModelHit | ModelSummary) -> str:
     return json.dumps(asdict(answer), default=lambda time: time.isoformat())
 
 
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {printable(note)}", err=True)
+
+
 def _print_hits(hits: Sequence[Hit]) -> None:
     confidence = "conf.>" if _narrow() else "confidence>"
     columns = ["#>", "repository", "class>", "declared label", confidence, "score>", "licence", "downloads>"]
@@ -208,7 +257,7 @@ def _print_hits(hits: Sequence[Hit]) -> None:
         label = printable(hit.label, limit=60)
         cells = {
             "#>": str(hit.rank),
-            "repository": printable(hit.repo) + _copies(hit.duplicates),
+            "repository": printable(hit.repo) + _folded(hit),
             "class>": str(hit.logit),
             "declared label": f"not {label}" if hit.negated else label,
             confidence: "-" if hit.confidence is None else f"{hit.confidence:.0%}",
@@ -235,7 +284,7 @@ def _print_models(hits: Sequence[ModelHit], as_json: bool, where: str | None) ->
         _add(
             table,
             str(hit.rank),
-            printable(hit.repo) + _copies(hit.duplicates),
+            printable(hit.repo) + _folded(hit),
             str(hit.logits),
             f"{hit.score:.3f}",
             printable(hit.licence or "-", limit=30),
@@ -244,8 +293,53 @@ def _print_models(hits: Sequence[ModelHit], as_json: bool, where: str | None) ->
     _print(table)
 
 
-def _copies(duplicates: int) -> str:
-    return f" (+{duplicates} {'copy' if duplicates == 1 else 'copies'})" if duplicates else ""
+def _folded(hit: Hit | ModelHit) -> str:
+    """How many other models an answer stands for."""
+    if hit.relatives is not None:
+        return f" (+{hit.relatives} of its family)" if hit.relatives else ""
+    return f" (+{hit.duplicates} {'copy' if hit.duplicates == 1 else 'copies'})" if hit.duplicates else ""
+
+
+def _print_tree(relatives: Tree) -> None:
+    """A line a model, indented below its main parent; the model that was asked for is marked."""
+    from probelog.search.trees import main_parents
+
+    edges = relatives.edges
+    main = main_parents(edges)
+    children: dict[str, list[str]] = {}
+    for edge in main.values():
+        children.setdefault(edge.parent, []).append(edge.child)
+    names = {relatives.repo, *(edge.parent for edge in edges)}
+    latent = {edge.parent for edge in edges if edge.latent}
+    table = _table("model", "relation", "probability>", "")
+    # From the last to the first, with the level of each: a tree may be deeper than the stack.
+    waiting = [(name, 0) for name in sorted(names - main.keys(), reverse=True)]
+    while waiting:
+        name, level = waiting.pop()
+        waiting += [(child, level + 1) for child in sorted(children.get(name, ()), reverse=True)]
+        edge = main.get(name)
+        others = [item for item in edges if item.child == name and item is not edge]
+        remarks = [
+            "<- asked for" if name == relatives.repo else "",
+            "not in this index" if name in latent else "",
+            "declared" if edge is not None and edge.declared else "",
+            *(
+                f"also {printable(item.parent)} ({_share(item)}, {item.probability:.0%})"
+                for item in others[:_OTHER_PARENTS]
+            ),
+        ]
+        _add(
+            table,
+            "  " * min(level, _DEEPEST_INDENT) + printable(name),
+            "" if edge is None else _share(edge),
+            "" if edge is None else f"{edge.probability:.0%}",
+            ", ".join(remark for remark in remarks if remark),
+        )
+    _print(table)
+
+
+def _share(edge: Edge) -> str:
+    return edge.relation.value if edge.weight > _WHOLE else f"{edge.relation.value} {edge.weight:.0%}"
 
 
 def _table(*columns: str) -> Table:

@@ -23,6 +23,7 @@ from probelog import __version__, cli
 from probelog.index.schema import INDEX_VERSION
 from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge, Relation, edge_table
 from tests.support.worlds.small_index import Model, SmallIndex, build
 from tests.support.worlds.tiny_encoders import photo
 
@@ -440,3 +441,84 @@ def on_terminal(arguments: list[str], columns: int) -> str:
     os.close(ours)
     assert process.wait(60) == 0
     return b"".join(chunks).decode().replace("\r\n", "\n")
+
+
+# Model trees
+
+LATENT = "latent:0123456789ab"
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    edges = [
+        Edge("a/child", "a/base", Relation.FINE_TUNED, 0.915, declared=True, evidence={"distance": 0.25}),
+        Edge("a/merge", "a/child", Relation.MERGE, 0.8, 0.6),
+        Edge("a/merge", "b/other", Relation.MERGE, 0.7, 0.4),
+        Edge("a/base", LATENT, Relation.HEAD_ONLY, 0.55, latent=True),
+        Edge("c/sibling", LATENT, Relation.COPY, 0.6, latent=True),
+    ]
+    models = [
+        Model(repo, ("cat", "dog")) for repo in ("a/base", "a/child", "a/merge", "b/other", "c/sibling")
+    ]
+    store = Store(tmp_path_factory.mktemp("forest") / "index")
+    return build(store, models=models, images=False, edges=edge_table(edges)).store.uri
+
+
+def test_a_tree_is_indented(run: Run, forest: str) -> None:
+    done = run("tree", "a/child", "--index", forest)
+
+    assert (done.status, done.err) == (0, "")
+    assert [re.split(r"(?<=\S)\s{2,}", line.rstrip()) for line in done.out.splitlines()] == [
+        ["model", "relation", "probability"],
+        [LATENT, "not in this index"],
+        ["  a/base", "head-only", "55%"],
+        ["    a/child", "fine-tune", "92%", "<- asked for, declared"],
+        ["      a/merge", "merge 60%", "80%"],
+    ]
+    whole = run("tree", LATENT, "--index", forest)
+    assert "also b/other" not in whole.out
+    assert "c/sibling" in run("tree", "a/base", "--index", forest).out
+    merged = run("tree", "a/merge", "--index", forest).out
+    assert "also b/other (merge 40%, 70%)" in merged
+
+
+def test_a_tree_as_json_is_an_edge_a_line(run: Run, forest: str) -> None:
+    done = run("tree", "a/child", "--index", forest, "--json")
+
+    edges = [json.loads(line) for line in done.out.splitlines()]
+    assert [(edge["child"], edge["parent"]) for edge in edges] == [
+        ("a/base", LATENT), ("a/child", "a/base"), ("a/merge", "a/child"),
+    ]  # fmt: skip
+    assert list(edges[1]) == [
+        "child", "parent", "relation", "probability", "weight", "declared", "latent", "evidence",
+    ]  # fmt: skip
+    assert edges[1]["evidence"] == {"distance": 0.25}
+    assert [edge["latent"] for edge in edges] == [True, False, False]
+
+
+def test_trees_that_cannot_be_shown(run: Run, forest: str, uri: str) -> None:
+    assert run("tree", "a/nobody", "--index", forest).status == 2
+    without = run("tree", "anna/pets", "--index", uri)
+    assert (without.status, without.out) == (2, "")
+    assert "has no model trees" in without.err
+    limited = run("tree", LATENT, "--index", forest, "--limit", "1")
+    assert (limited.status, limited.err) == (0, "note: only 1 of its descendants are shown\n")
+
+
+def test_answers_by_family(run: Run, forest: str) -> None:
+    done = run("search", "cat", "--index", forest, "--by", "family")
+    hits = [json.loads(line) for line in run("search", "cat", "--index", forest, "--by", "family", "--json").out.splitlines()]  # fmt: skip
+    models = run("search", "--model", "b/other", "--index", forest, "--by", "family")
+
+    assert {hit["root"]: hit["relatives"] for hit in hits} == {LATENT: 2, "b/other": 1}
+    assert "(+2 of its family)" in done.out
+    assert "of its family)" in models.out
+    assert run("search", "cat", "--index", forest, "--by", "colour").status == 2
+
+
+def test_show_says_where_a_model_comes_from(run: Run, forest: str) -> None:
+    assert (
+        f"model tree: root {LATENT}, parent a/base, depth 2\n"
+        in run("show", "a/child", "--index", forest).out
+    )
+    assert "model tree: root of its tree\n" in run("show", "b/other", "--index", forest).out
