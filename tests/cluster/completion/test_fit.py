@@ -1,4 +1,6 @@
-"""The loop of a fit and the choice of its settings, without Ray: sums in this process, or errors as the test plans them."""
+"""The loop of a fit and the choice of its settings, without Ray: sums in this process, or errors as the test plans them;
+and what is repeated when a worker was lost.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray.exceptions import (
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 
 from cluster.completion.driver import Completion
 from cluster.completion.fit import Checkpoint, Fit, Fitted, State
@@ -20,6 +31,7 @@ from probelog.completion.als import (
     column_step,
     initial_columns,
 )
+from probelog.errors import ProbeLogError, StoreError
 from probelog.storage.store import Store
 
 FIT = Fit(probes=7, rank=2, regularisation=0.1, seed=5, top_share=0.1, sweeps=20)
@@ -212,3 +224,61 @@ def test_what_shards_hold_adds_up() -> None:
 def test_how_a_fit_is_made_by_default() -> None:
     assert (FIT.held_share, FIT.sample, FIT.tolerance) == (0.1, 1.0, 1e-3)
     assert Fit(7, 2, 0.1, 5, 0.1).sweeps == 20
+
+
+class Losing(Completion):
+    """Its calls lose workers one after the other, as planned."""
+
+    def __init__(self, *losses: Exception) -> None:
+        self._planned, self.replaced = [*losses], 0
+
+    def _replace_lost(self) -> None:
+        self.replaced += 1
+
+    def call(self) -> str:
+        if self._planned:
+            raise self._planned.pop(0)
+        return "the result"
+
+
+LOST = [
+    RayActorError(),
+    ObjectLostError("reference", None, "call site"),
+    OutOfMemoryError("memory"),
+    WorkerCrashedError(),
+    RayTaskError("_add", "traceback", RayActorError()),
+]
+
+
+@pytest.mark.parametrize("loss", LOST, ids=lambda loss: type(loss).__name__)
+def test_what_a_lost_worker_took_part_in_is_repeated_with_another(loss: RayError) -> None:
+    completion = Losing(loss)
+    assert completion._persistently(completion.call) == "the result"
+    assert completion.replaced == 1
+
+
+def test_nothing_is_replaced_where_nothing_was_lost() -> None:
+    completion = Losing()
+    assert completion._persistently(completion.call) == "the result"
+    assert completion.replaced == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [RuntimeEnvSetupError("x"), RayTaskError("load", "traceback", StoreError("damaged")), ValueError("x")],
+    ids=lambda other: type(other).__name__,
+)
+def test_other_errors_are_not_repeated(other: Exception) -> None:
+    completion = Losing(other)
+    with pytest.raises(type(other)):
+        completion._persistently(completion.call)
+    assert completion.replaced == 0
+
+
+def test_workers_that_are_lost_again_and_again_are_given_up() -> None:
+    four = Losing(*[WorkerCrashedError()] * 4)
+    assert four._persistently(four.call) == "the result"
+    five = Losing(*[WorkerCrashedError()] * 5, ValueError("a sixth try"))
+    with pytest.raises(ProbeLogError, match="5 times one after the other .* set a smaller"):
+        five._persistently(five.call)
+    assert (four.replaced, five.replaced) == (4, 4)

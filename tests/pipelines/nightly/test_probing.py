@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import ray
 
 from pipelines.config.model import Config
 from pipelines.job.job import Job
@@ -52,8 +53,10 @@ def probed(start: NightlyStart, *repos: str) -> ProbedChanges:
         Report(io.StringIO()),
     )
     rows = [CatalogueRow(repo, SHA) for repo in repos]
-    with contextlib.ExitStack() as ray:
-        return probe_changes(job, start, rows, ray)
+    with contextlib.ExitStack() as sessions:
+        result = probe_changes(job, start, rows, sessions)
+        assert not ray.is_initialized(), "what needs no probing starts no Ray"
+        return result
 
 
 def test_nothing_was_added(start: NightlyStart) -> None:
