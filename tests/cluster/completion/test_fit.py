@@ -279,6 +279,6 @@ def test_workers_that_are_lost_again_and_again_are_given_up() -> None:
     four = Losing(*[WorkerCrashedError()] * 4)
     assert four._persistently(four.call) == "the result"
     five = Losing(*[WorkerCrashedError()] * 5, ValueError("a sixth try"))
-    with pytest.raises(ProbeLogError, match="5 times one after the other .* set a smaller"):
+    with pytest.raises(ProbeLogError, match=r"5 times one after the other .* set a smaller"):
         five._persistently(five.call)
     assert (four.replaced, five.replaced) == (4, 4)
