@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import ray
 
 from cluster.completion.describe import describe_parts, forget_described
-from cluster.completion.driver import Completion
+from cluster.completion.driver import Completion, _lives
 from cluster.completion.fit import Checkpoint, Fit
 from cluster.completion.shard import ShardSpec, partition_by_rows
 from cluster.runtime.settings import WorkerSettings
@@ -34,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def ledger_of(
-    folder: Path, share: float, models: int = 12, constant: bool = False
+    folder: Path, share: float, models: int = 12, constant: Sequence[int] = ()
 ) -> tuple[Store, list[Receipt]]:
     """Models of low rank, four a receipt, each seen on its own probes."""
     store = Store(folder)
@@ -46,8 +48,7 @@ def ledger_of(
         repo = f"owner/model-{number:02}"
         seen = np.sort(rng.choice(PROBES, round(share * PROBES), replace=False))
         values = (rng.standard_normal((LOGITS, 3)) @ columns.T)[:, seen] * 5 + 3
-        if constant:
-            values[1] = 7.0
+        values[[*constant]] = 7.0
         facts = model(repo, logits=LOGITS, probes=len(seen))
         facts = type(facts)(
             **{name: getattr(facts, name) for name in facts.__slots__} | {"probes": seen.tolist()}
@@ -67,15 +68,19 @@ def spec(store: Store, memory: int | None = None) -> ShardSpec:
 
 
 def test_any_number_of_shards_gives_the_same_columns(tmp_path: Path) -> None:
-    store, receipts = ledger_of(tmp_path, share=0.5)
+    store, receipts = ledger_of(tmp_path, share=0.5, models=16)
     found = []
-    for shards, memory in ((1, None), (2, 10**9), (3, 1)):
+    # Four take all CPUs of this Ray: adding up needs none.
+    for shards, memory in ((1, None), (2, 10**9), (4, 1)):
         completion = Completion(store, receipts, shards, spec(store, memory))
-        loaded = completion.loaded
-        assert (loaded.models, loaded.logits, loaded.dropped) == (12, 48, 0)
+        placed, loaded = completion.shards, completion.loaded
+        assert len(placed) == shards
+        assert (loaded.models, loaded.logits, loaded.dropped) == (16, 64, 0)
         assert (loaded.in_memory == 0, loaded.on_disk == 0) == (memory == 1, memory != 1)
         found.append(completion.fit(fit(), held_out=False).columns)
         completion.close()
+        while any(_lives(shard) for shard in placed):
+            time.sleep(0.01)  # a signal is under way
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)
     np.testing.assert_allclose(found[2], found[0], atol=1e-4)
 
@@ -107,7 +112,7 @@ def test_the_choice_prefers_what_predicts_and_goes_on_where_it_was(tmp_path: Pat
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_descriptors_describe_the_completed_rows(tmp_path: Path, share: float) -> None:
-    store, receipts = ledger_of(tmp_path, share, constant=True)
+    store, receipts = ledger_of(tmp_path, share, constant=[1])
     completion = Completion(store, receipts, 2, spec(store))
     assert completion.loaded.dropped == 12
     fitted = completion.fit(fit(), held_out=False)
@@ -169,8 +174,12 @@ def test_parts_that_are_described_are_not_described_again(tmp_path: Path) -> Non
 
 
 def test_nothing_to_complete_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ProbeLogError, match="nothing to complete"):
+    with pytest.raises(ProbeLogError, match="nothing to complete: no model was probed"):
         Completion(Store(tmp_path), [], 2, spec(Store(tmp_path)))
+    store, receipts = ledger_of(tmp_path, share=0.5, models=4, constant=range(LOGITS))
+    with pytest.raises(ProbeLogError, match="nothing to complete: every logit is constant") as refused:
+        Completion(store, receipts, 2, spec(store))
+    assert refused.traceback[-1].locals["self"].shards == [], "its workers are given back"
 
 
 def test_shards_hold_about_equally_many_rows(tmp_path: Path) -> None:
@@ -237,6 +246,7 @@ def test_a_lost_shard_is_read_again_and_the_sweep_repeated(tmp_path: Path) -> No
             os.kill(ray.get(victim.pid.remote()), signal.SIGKILL)
 
     found = completion.fit(fit(), held_out=False, progress=kill)
+    assert len(completion.shards) == 2
     completion.close()
     assert heard == [1, 2, 3, 4, 5, 6]
     np.testing.assert_array_equal(found.columns, undisturbed.columns)

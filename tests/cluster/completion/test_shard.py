@@ -57,7 +57,7 @@ def assert_alike(result: ColumnSums, expected: ColumnSums) -> None:
 
 
 def test_what_was_read_is_counted(tmp_path: Path) -> None:
-    store, receipts = ledger_of(tmp_path, share=0.5, constant=True)
+    store, receipts = ledger_of(tmp_path, share=0.5, constant=[1])
     made = Shard(ShardSpec(store.uri, 0, WorkerSettings(completion_memory=10**9, scratch=str(tmp_path))))
     first, second = made.load(receipts[:1]), made.load(receipts[1:])
     assert (first.models, first.logits, first.dropped) == (4, 4 * (LOGITS - 1), 4)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
-import ray
 
 from pipelines.config.model import Config
 from pipelines.job.job import Job
@@ -47,16 +46,23 @@ def start(tmp_path: Path) -> NightlyStart:
     )
 
 
-def probed(start: NightlyStart, *repos: str) -> ProbedChanges:
-    job = Job.of(
-        Config.model_validate({"store": str(start.files.store.root), "probes": "unused"}),
-        Report(io.StringIO()),
-    )
+class SessionAskedForError(Exception):
+    """For a Ray to probe on."""
+
+
+class NoSession(contextlib.ExitStack):
+    """What needs no probing starts no Ray."""
+
+    def enter_context(self, cm: object) -> NoReturn:
+        raise SessionAskedForError
+
+
+def probed(start: NightlyStart, *repos: str, **changes: str) -> ProbedChanges:
+    content = {"store": str(start.files.store.root), "probes": "unused"} | changes
+    job = Job.of(Config.model_validate(content), Report(io.StringIO()))
     rows = [CatalogueRow(repo, SHA) for repo in repos]
-    with contextlib.ExitStack() as sessions:
-        result = probe_changes(job, start, rows, sessions)
-        assert not ray.is_initialized(), "what needs no probing starts no Ray"
-        return result
+    with NoSession() as sessions:
+        return probe_changes(job, start, rows, sessions)
 
 
 def test_nothing_was_added(start: NightlyStart) -> None:
@@ -85,6 +91,11 @@ def test_what_earlier_runs_probed_is_entered_in_the_main_ledger_and_not_counted_
     assert len(probed(start).ledger.receipts) == 2, (
         "what was probed is described though nothing is listed now"
     )
+
+
+def test_what_is_left_to_probe_needs_a_ray(start: NightlyStart) -> None:
+    with pytest.raises(SessionAskedForError):
+        probed(start, "a/1", ray_address="elsewhere")
 
 
 def test_the_share_of_failures_is_of_all_that_were_tried() -> None:
