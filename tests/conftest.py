@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.paths import BENCH
+from tests.support.paths import BENCH, KEPT_EXPORTS
 
 if TYPE_CHECKING:
     from probelog.encoders.torch_encoder import Encoder
@@ -45,6 +45,16 @@ def bench() -> Path:
     if not (BENCH / "truth.json").exists():
         pytest.skip(f"the bench hub is not at {BENCH}: this test did not run")
     return BENCH
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The exports of tiny encoders, made by whichever of the run's processes needs them first."""
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    if shared and KEPT_EXPORTS not in os.environ:
+        folder = tmp_path_factory.getbasetemp().parent / "exports"
+        folder.mkdir(exist_ok=True)
+        os.environ[KEPT_EXPORTS] = str(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

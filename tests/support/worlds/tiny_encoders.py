@@ -145,7 +145,9 @@ def _exported(name: str, export: Callable[[], Files]) -> Files:
         kept: Files = pickle.loads(path.read_bytes())
         return kept
     files = export()
-    path.write_bytes(pickle.dumps(files))
+    fresh = path.with_suffix(f".{os.getpid()}")
+    fresh.write_bytes(pickle.dumps(files))
+    fresh.replace(path)  # another process may read it meanwhile
     return files
 
 
