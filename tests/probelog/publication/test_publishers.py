@@ -105,7 +105,7 @@ def test_of_two_publishers_one_wins_and_the_other_says_so(index: Store, encoder:
 
 @pytest.mark.parametrize(
     ("index", "publishes"),
-    [("local", 30), pytest.param("s3", 12, marks=pytest.mark.acceptance)],
+    [("local", 16), pytest.param("s3", 12, marks=pytest.mark.acceptance)],
     indirect=["index"],
 )
 def test_readers_through_many_publishes_and_rollbacks(
