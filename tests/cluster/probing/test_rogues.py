@@ -90,7 +90,7 @@ def test_a_model_that_hangs_runs_out_of_time(
     write_json(root, "hub.json", [{"id": "rogue/hang", "library": "timm"}])
     settings = {
         "preload": ["tests.support.hub.rogue_models"],
-        "item_seconds": 8.0,
+        "item_seconds": 3.0,
         "workers": 1,
         "scratch": str(scratch),
     }
