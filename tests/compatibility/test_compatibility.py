@@ -24,7 +24,7 @@ from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.compatibility.make import ENDPOINT, KEPT, answers, date_probes
 from tests.support.hub.faults import FaultyHub, faulty
-from tests.support.worlds.tiny_world import timm_model
+from tests.support.worlds.tiny_world import TinyWorld, timm_model
 
 VERSIONS = sorted(path.name for path in KEPT.iterdir())
 
@@ -62,7 +62,9 @@ def test_the_store_is_understood(kept: Path) -> None:
     ]  # fmt: skip
 
 
-def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_runs_go_on(
+    kept: Path, tiny_world: TinyWorld, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A nightly run adds a model to what was published; a full one makes it anew. What was probed is not touched."""
     monkeypatch.chdir(kept)
     hub = kept / "hub"
@@ -74,11 +76,11 @@ def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyP
     before = read_pointer(store.child("index"))[0]
     with faulty(hub) as (endpoint, faults):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        result = run_nightly(job(kept))
+        result = run_nightly(job(kept, tiny_world.scratch))
         assert (result.added, result.removed, result.failures) == (1, 0, [])
         assert result.published.pointer.base == before.base
         assert models(kept) == ["ada/resnet", "ada/resnet-again", "bob/one-logit", "cleo/new", "zoe/newer"]
-        again = run_full(job(kept))
+        again = run_full(job(kept, tiny_world.scratch))
         assert (again.probed.models, [failure.reason for failure in again.probed.failures]) == (
             5,
             ["corrupt-weights"],
@@ -90,10 +92,11 @@ def test_its_runs_go_on(kept: Path, local_ray: None, monkeypatch: pytest.MonkeyP
     assert len(ledger.models(ledger.receipts())) == 5
 
 
-def job(kept: Path) -> Job:
-    # Workers start in another folder than this process is in.
-    scratch = [f"scratch={json.dumps(str(kept / 'scratch'))}"]
-    config = load_config(kept / "job.toml", scratch, store=str(kept / "store"))
+def job(kept: Path, scratch: Path | None = None) -> Job:
+    # Workers start in another folder than this process is in; with the scratch folder of other tests they share the
+    # process that forks models' processes, which takes seconds to start.
+    more = [f"scratch={json.dumps(str(scratch or kept / 'scratch'))}"]
+    config = load_config(kept / "job.toml", more, store=str(kept / "store"))
     return Job.of(config, Report(io.StringIO()))
 
 

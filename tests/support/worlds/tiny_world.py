@@ -72,6 +72,10 @@ class TinyWorld:
         return self.root / "concepts.txt"
 
     @property
+    def scratch(self) -> Path:
+        return self.root / "scratch"
+
+    @property
     def truth(self) -> Path:
         return self.root / "truth.json"
 
@@ -89,7 +93,7 @@ class TinyWorld:
             "regularisation": 0.1,
             "workers": 2,
             "batch_models": 3,
-            "scratch": str(self.root / "scratch"),
+            "scratch": str(self.scratch),
         } | changes
         return {key: value for key, value in keys.items() if value is not None}
 
