@@ -73,7 +73,6 @@ class Hostile:
     def job(self) -> Job:
         return self.indexed.job(
             self.tmp_path / "store",
-            scratch=str(self.tmp_path / "scratch"),
             batch_models=8,
             probe_count=30,
             fraction=0.5,
@@ -106,7 +105,8 @@ def hostile(request: pytest.FixtureRequest, indexed: Indexed, tmp_path: Path) ->
 
 def check_harmless(hostile: Hostile) -> None:
     assert not [name for name in hostile.names if trap(hostile.root / "hostile" / name).exists()]
-    assert not [path for path in hostile.tmp_path.glob("scratch/**/downloads/**/*") if path.is_file()]
+    downloads = hostile.indexed.world.scratch.glob("**/downloads/**/*")
+    assert not [path for path in downloads if path.is_file()]
 
 
 def test_a_hub_of_untrusted_repositories(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
