@@ -98,7 +98,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--set", choices=["realistic", "tiny", "both"], default="both")
-    parser.add_argument("--quick", action="store_true", help="6 models and 60 probes: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="2 models and 20 probes: does it run at all?")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for probing.csv")
     parser.add_argument("--jpeg", type=Path, default=BENCH / "jpeg", help="folder of photographs")
@@ -112,7 +112,7 @@ def main() -> None:
     precisions = ["float32", "auto"] if given.auto else ["float32"]
     with tempfile.TemporaryDirectory(prefix="probelog-bench-") as folder:
         if given.set != "tiny":
-            models, probes = (6, 60) if given.quick else (given.models, 400)
+            models, probes = (2, 20) if given.quick else (given.models, 400)
             jpegs = given.jpeg if given.jpeg.is_dir() else None
             world = probing_world.realistic(Path(folder) / "realistic", jpegs, models, probes)
             results += measure(world, given.workers, given.loop_models, precisions, given.rounds)
