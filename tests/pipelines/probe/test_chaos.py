@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos import chaos
 
-SEEDS = range(4)
+SEEDS = range(2)
 
 
 @pytest.mark.acceptance
