@@ -217,6 +217,46 @@ def tree(
 
 
 @app.command()
+def licences(
+    index: IndexOption,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            help="forbidden, conditions, notice, contradicted or undeclared; may be repeated. Default: all.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Largest number of each kind.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where licences conflict along model trees, and where declared parents are not what the weights show."""
+    from probelog.trees.licences import ConflictKind
+
+    conflicts = _open(index).licence_conflicts(kind or tuple(ConflictKind), limit=limit)
+    _print_notes(conflicts.notes)
+    if as_json:
+        for item in conflicts:
+            typer.echo(json.dumps(item.to_dict()))
+        return
+    if not conflicts:
+        typer.echo("no conflict is known in this index")
+        return
+    table = _table("kind", "model", "licence", "parent", "its licence", "probability>", "why")
+    for item in conflicts:
+        _add(
+            table,
+            item.kind.value,
+            item.child,
+            item.child_licence or "-",
+            item.parent,
+            item.parent_licence or "-",
+            "-" if item.edge is None else f"{item.edge.probability:.0%}",
+            item.reason,
+        )
+    _print(table)
+
+
+@app.command()
 def info(index: IndexOption, as_json: JsonOption = False) -> None:
     """Show an index's content and how it was made."""
     opened = _open(index)

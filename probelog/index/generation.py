@@ -52,6 +52,8 @@ AnyEncoder = TypeVar("AnyEncoder", "TextEncoder", "ImageEncoder")
 ROWS_AT_ONCE = 8192
 # Edges that are read at a time: some hundred bytes each.
 EDGES_AT_ONCE = 1024
+# Models that are read at a time, where all are.
+_MODELS_AT_ONCE = 8192
 # Values of one SQL condition.
 _TEXTS_AT_ONCE = 500
 # Columns of the tables that callers filter, and a condition over them.
@@ -246,6 +248,14 @@ class Generation:
             table = self._with_current_copies(table)
         table = pa.concat_tables([table, self._tables.rows("models", names, where)]).sort_by("id")
         return self._checked(table if limit is None else table.slice(0, limit))
+
+    def model_blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The same columns of all models, in blocks of at most ``_MODELS_AT_ONCE``."""
+        end = max(
+            self._base_model_count, int(self._update_numbers.max(initial=-1)) + 1 if self.is_update else 0
+        )
+        for start in range(0, end, _MODELS_AT_ONCE):
+            yield self.models_table(columns, f"id >= {start} AND id < {start + _MODELS_AT_ONCE}")
 
     def _checked(self, models: pa.Table) -> pa.Table:
         """Rows of the models, whose logits are rows of the index.

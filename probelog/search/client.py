@@ -20,11 +20,13 @@ from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import find_index, read_pointer
 from probelog.index.tables import first_line, is_valid_sql_text, sql_literal
 from probelog.ranking.names import normal_name
+from probelog.search.licences import LicenceConflicts, conflicts_of
 from probelog.search.query import Pictures, Query, ask, background_numbers, not_finite, text_direction
 from probelog.search.ranking import Filter, LogitMatches, ModelMatch, best, best_models
 from probelog.search.results import Hit, LogitSummary, ModelFacts, ModelHit, ModelSummary, Results
 from probelog.search.trees import Edges, Tree, some_edges, tree_of
 from probelog.storage.schemas import Parent
+from probelog.trees.licences import ConflictKind
 
 if TYPE_CHECKING:
     from probelog.storage.store import Store
@@ -206,6 +208,24 @@ class Index:
         if limit < 1:
             raise QueryError(f"limit must be at least 1, not {limit}")
         return self._ask(lambda generation: some_edges(generation, where, limit))
+
+    def licence_conflicts(
+        self, kinds: Sequence[str] = tuple(ConflictKind), *, limit: int = 1000
+    ) -> LicenceConflicts:
+        """Edges of model trees along which licences conflict, and declared parents that the weights contradict or miss.
+
+        Reads all edges. What a licence asks for is from a small table (`probelog.trees.licences`); others are unknown.
+
+        Args:
+            kinds: ``forbidden``, ``conditions``, ``notice``, ``contradicted``, ``undeclared`` (`LicenceConflict`).
+            limit: at most so many of each kind; a note says when there are more.
+
+        Raises:
+            QueryError: the index has no model trees, or there is no such kind.
+        """
+        if limit < 1:
+            raise QueryError(f"limit must be at least 1, not {limit}")
+        return self._ask(lambda generation: conflicts_of(generation, kinds, limit))
 
     def scores(
         self, texts: Sequence[str], excluded: Sequence[Sequence[str]] | None = None

@@ -183,6 +183,25 @@ def _descend(generation: Generation, repo: str, limit: int, notes: list[str]) ->
     return edges[:limit]
 
 
+def edges_above(generation: Generation, names: Iterable[str], most: int) -> dict[str, list[Edge]] | None:
+    """The edges to the parents of some models, of these, and so on, by child; None where there are more than ``most``."""
+    edges: dict[str, list[Edge]] = {}
+    met = set(names)
+    front, count = sorted(met), 0
+    for _ in range(_MOST_LEVELS):
+        level = _read_of(generation, "child", front, most - count + 1)
+        count += len(level)
+        if count > most:
+            return None
+        for edge in level:
+            edges.setdefault(edge.child, []).append(edge)
+        front = sorted({edge.parent for edge in level} - met)
+        met.update(front)
+        if not front:
+            return edges
+    return None
+
+
 def _read_of(generation: Generation, column: str, names: Sequence[str], most: int) -> list[Edge]:
     edges: list[Edge] = []
     for start in range(0, len(names), _NAMES_AT_ONCE):

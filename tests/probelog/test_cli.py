@@ -522,3 +522,21 @@ def test_show_says_where_a_model_comes_from(run: Run, forest: str) -> None:
         in run("show", "a/child", "--index", forest).out
     )
     assert "model tree: root of its tree\n" in run("show", "b/other", "--index", forest).out
+
+
+def test_licences(run: Run, forest: str) -> None:
+    done = run("licences", "--index", forest)
+    rows = [json.loads(line) for line in run("licences", "--index", forest, "--json").out.splitlines()]
+
+    assert (done.status, done.err) == (0, "")
+    assert re.split(r"\s{2,}", done.out.splitlines()[1].rstrip()) == [
+        "undeclared", "a/merge", "mit", "a/child", "mit", "80%",
+        "the weights show that it was made from a/child, and it names no parent",
+    ]  # fmt: skip
+    assert [(row["kind"], row["parent"], row["probability"]) for row in rows] == [
+        ("undeclared", "a/child", pytest.approx(0.8)), ("undeclared", "b/other", pytest.approx(0.7)),
+    ]  # fmt: skip
+    assert (
+        run("licences", "--index", forest, "--kind", "notice").out == "no conflict is known in this index\n"
+    )
+    assert run("licences", "--index", forest, "--kind", "odd").status == 2
