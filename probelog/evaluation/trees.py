@@ -12,7 +12,7 @@ An edge to a latent ancestor is right where a parent of the child was not upload
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,19 @@ def _ancestors(repo: str, parents: Mapping[str, Sequence[str]]) -> frozenset[str
     return frozenset(result)
 
 
+def among(truth: Truth, repos: Iterable[str]) -> dict[str, ModelTruth]:
+    """What is known of some of the models, if the others had never been uploaded."""
+    there = set(repos) & truth.keys()
+    return {
+        repo: replace(
+            truth[repo],
+            parents={parent: weight for parent, weight in truth[repo].parents.items() if parent in there},
+            unseen=truth[repo].unseen or not there.issuperset(truth[repo].parents),
+        )
+        for repo in sorted(there)
+    }
+
+
 @dataclass(frozen=True)
 class Scores:
     """Of how many true edges how many were given, among how many."""
@@ -148,7 +161,7 @@ class Figures:
     relations: Mapping[str, Share]
     merge_error: float | None
     false: int
-    independent: int
+    independent: int | None
 
     @property
     def relation(self) -> Share:
@@ -168,7 +181,7 @@ class Figures:
             "parentless": str(self.parentless),
             "relation": str(self.relation),
             "merge weights": "-" if self.merge_error is None else f"{self.merge_error:.3f}",
-            "false": f"{self.false}/{self.independent}",
+            "false": f"{self.false}/{'?' if self.independent is None else self.independent}",
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,12 +198,12 @@ def _shares(scores: Scores) -> str:
     return f"{scores.precision:.2f} {scores.recall:.2f} {scores.f1:.2f}"
 
 
-def figures(truth: Truth, edges: Iterable[Edge], independent: int) -> Figures:
+def figures(truth: Truth, edges: Iterable[Edge], independent: int | None) -> Figures:
     """What edges are worth; those whose child the truth does not know are left out.
 
-    ``independent`` is the number of pairs of independent models of one architecture (`independent_pairs`).
+    ``independent`` is the number of pairs of independent models of one architecture (`independent_pairs`), if it is known.
     """
-    edges = [edge for edge in edges if edge.child in truth and (edge.latent or edge.parent in truth)]
+    edges = [edge for edge in edges if edge.child in truth]
     by_child: dict[str, list[Edge]] = {}
     for edge in edges:
         by_child.setdefault(edge.child, []).append(edge)
@@ -223,7 +236,7 @@ def figures(truth: Truth, edges: Iterable[Edge], independent: int) -> Figures:
         parentless=Share(fine, len(parentless)),
         relations=dict(sorted(relations.items())),
         merge_error=max(errors, default=None),
-        false=sum(truth[e.child].tree != truth[e.parent].tree for e in seen),
+        false=sum(e.parent not in truth or truth[e.child].tree != truth[e.parent].tree for e in seen),
         independent=independent,
     )
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
 from probelog.index.tables import is_valid_sql_text, sql_in
-from probelog.trees.edges import Edge, edge_table, edges_of
+from probelog.trees.edges import Edge, edge_table, edges_of, is_latent_name
 
 # Levels above and below a model that are read, and edges above it: chains of real models are far shorter.
 _MOST_LEVELS = 100
@@ -94,13 +94,20 @@ class Tree:
 
 
 def main_parents(edges: Iterable[Edge]) -> dict[str, Edge]:
-    """The edge to each child's main parent: the one with the largest weight, then the most probable."""
+    """The edge to each child's main parent.
+
+    Of several, known models come before latent ancestors, then the largest weight and the largest probability decide.
+    """
     best: dict[str, Edge] = {}
     for edge in edges:
         other = best.get(edge.child)
-        if other is None or (edge.weight, edge.probability) > (other.weight, other.probability):
+        if other is None or _rank(edge) < _rank(other):
             best[edge.child] = edge
     return best
+
+
+def _rank(edge: Edge) -> tuple[bool, float, float, str]:
+    return is_latent_name(edge.parent), -edge.weight, -edge.probability, edge.parent
 
 
 def some_edges(generation: Generation, where: str | None, limit: int) -> Edges:

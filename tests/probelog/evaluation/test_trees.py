@@ -12,6 +12,7 @@ from probelog.evaluation.trees import (
     ModelTruth,
     Scores,
     Share,
+    among,
     calibration_error,
     figures,
     independent_pairs,
@@ -78,6 +79,22 @@ def test_a_latent_parent_is_right_where_a_parent_was_not_uploaded():
     assert judged(TRUTH, latent) == [(0.8, True), (0.8, False), (0.8, False)]
     assert figures(TRUTH, latent, 0).parentless == Share(2, 3)
     assert figures(TRUTH, latent, 0).directed.given == 0
+
+
+def test_models_that_are_not_there_are_unseen_parents():
+    some = among(TRUTH, ["b", "m", "somebody/else"])
+
+    assert some.keys() == {"b", "m"}
+    assert (some["b"].parents, some["b"].unseen) == ({}, True)
+    assert (some["m"].parents, some["m"].unseen) == ({"b": 0.4}, True)
+    assert some["m"].ancestors == {"a", "b", "r"}
+
+
+def test_an_edge_to_a_model_that_the_truth_does_not_know_is_wrong():
+    result = figures(TRUTH, [Edge("a", "somebody/else", Relation.FINE_TUNED, 0.9)], None)
+
+    assert (result.directed.given, result.directed.both, result.false) == (1, 0, 1)
+    assert result.cells()["false"] == "1/?"
 
 
 def test_independent_pairs_are_of_other_trees_and_one_architecture():
