@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,6 +47,20 @@ def bench() -> Path:
     if not (BENCH / "truth.json").exists():
         pytest.skip(f"the bench hub is not at {BENCH}: this test did not run")
     return BENCH
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers_end_at_once() -> Iterator[None]:
+    """Uvicorn looks every tenth of a second whether it should end: hundreds of tests have a server of their own."""
+    import uvicorn.server
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 20)
+
+    impatient = SimpleNamespace(**vars(asyncio) | {"sleep": sleep})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", impatient)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
