@@ -148,15 +148,20 @@ def probes(
 @app.command()
 def zoo(
     images: Annotated[
-        str,
-        typer.Argument(help="Folder with a sub-folder per class, or Parquet with images and their labels."),
-    ],
+        str | None,
+        typer.Argument(
+            help="Folder with a sub-folder per class, or Parquet with images and their labels; with --forest "
+            "optional, shapes are drawn without it."
+        ),
+    ] = None,
     models: Annotated[
         int, typer.Option("--models", help="Number of models; a later call with more adds to them.")
     ] = 12,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("zoo"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
-    size: Annotated[int, typer.Option("--size", help="Pixels, height and width.")] = 64,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Pixels, height and width; default: 64, with --forest 32.")
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option("--epochs", help="Passes over a model's images; default: a fixed number of batches."),
@@ -191,22 +196,42 @@ def zoo(
     gpus: Annotated[
         float, typer.Option("--gpus-per-model", min=0, help="Share of a GPU per model; 0 trains on CPUs.")
     ] = 0.0,
+    forest: Annotated[
+        bool,
+        typer.Option("--forest", help="Networks made from each other in known ways, for model trees."),
+    ] = False,
+    network_count: Annotated[
+        int, typer.Option("--networks", help="Number of networks of a forest, uploaded or not.")
+    ] = 150,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Train a synthetic hub from labelled images, with its truth file."""
     from pipelines.zoo.build import ARCHITECTURES, Request, build_zoo
+    from pipelines.zoo.forest import FOREST_ARCHITECTURES, ForestRequest, build_forest
+    from probelog.errors import UsageError
 
     names_of_architectures = (
         tuple(name.strip() for name in architectures.split(","))
         if architectures is not None
+        else FOREST_ARCHITECTURES
+        if forest
         else ARCHITECTURES
     )
+    if forest:
+        build_forest(
+            ForestRequest(
+                out, network_count, seed, 32 if size is None else size, names_of_architectures, images, names
+            )
+        )
+        return
+    if images is None:
+        raise UsageError("name a folder or Parquet of labelled images (only --forest draws its own)")
     request = Request(
         images,
         out,
         models,
         seed,
-        size,
+        64 if size is None else size,
         epochs,
         names_of_architectures,
         names,

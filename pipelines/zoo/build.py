@@ -145,21 +145,26 @@ def build_zoo(
 def _check(request: Request) -> None:
     if request.models < 1:
         raise UsageError(f"--models {request.models}: a zoo needs one model at the least")
-    if not 16 <= request.size <= MAX_SIZE:
-        raise UsageError(f"--size {request.size}: 16 to {MAX_SIZE} pixels")
     if request.epochs is not None and request.epochs < 1:
         raise UsageError(f"--epochs {request.epochs}: one pass over the images at the least")
     if request.probes is not None and request.probes < 1:
         raise UsageError(f"--probes {request.probes}: one probe at the least")
     if request.probe_classes is not None and request.probe_classes < 0:
         raise UsageError(f"--probe-classes {request.probe_classes}: 0 or more")
-    if not request.architectures or len(set(request.architectures)) < len(request.architectures):
+    check_folder(request.out, _SETTINGS, request.size, request.architectures)
+
+
+def check_folder(out: Path, settings: str, size: int, architectures: Sequence[str]) -> None:
+    """Refuse what no zoo and no forest can be made with; ``settings`` is the file by which ``out`` is known as one."""
+    if not 16 <= size <= MAX_SIZE:
+        raise UsageError(f"--size {size}: 16 to {MAX_SIZE} pixels")
+    if not architectures or len(set(architectures)) < len(architectures):
         raise UsageError("--architectures needs at least one name, and each only once")
-    out = request.out
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / _SETTINGS).is_file():
-        raise UsageError(f"{out} is not empty and not a zoo: name a new folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / settings).is_file():
+        kind = Path(settings).stem
+        raise UsageError(f"{out} is not empty and not a {kind}: name a new folder")
 
 
 def _choose_classes(images: LabelledImages, request: Request, report: Report) -> _Classes:
@@ -227,7 +232,11 @@ def _claim(request: Request, classes: _Classes, groups: Groups) -> None:
         "probe_classes": [names[0] for names in classes.apart],
         "probes": request.probes,
     }
-    file = request.out / _SETTINGS
+    claim(request.out / _SETTINGS, settings, "only --models may change")
+
+
+def claim(file: Path, settings: Mapping[str, Any], free: str = "") -> None:
+    """Write down what is made beside ``file``, or refuse where that is something else; ``free`` says what may change."""
     if file.is_file():
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -240,12 +249,12 @@ def _claim(request: Request, classes: _Classes, groups: Groups) -> None:
         ]
         if other:
             raise UsageError(
-                f"{request.out} holds a zoo of other settings ({', '.join(other)}): name a new folder, or ask for "
-                "what is there (only --models may change)"
+                f"{file.parent} holds a {file.stem} of other settings ({', '.join(other)}): name a new folder, or ask "
+                f"for what is there{f' ({free})' if free else ''}"
             )
         return
-    request.out.mkdir(parents=True, exist_ok=True)
-    _write_json(file, settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, settings)
 
 
 def _check_larger(request: Request, specs: Sequence[Spec]) -> None:
@@ -365,7 +374,7 @@ def _keep(out: Path, spec: Spec, trained: Trained) -> None:
         "accuracy": round(trained.accuracy, 4),
         "parameters": trained.parameters,
     }
-    _write_json(file, entry)
+    write_json(file, entry)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -398,11 +407,11 @@ def _write_facts(request: Request, specs: Sequence[Spec], classes: _Classes, gro
     rng = np.random.default_rng((request.seed, 16))
     library = {spec.repo: lessons.architecture(spec.architecture).library for spec in specs}
     rows = [networks.listing_row(repo, out / "hub" / repo, library[repo], rng) for repo in library]
-    _write_json(out / "hub" / "hub.json", rows)
+    write_json(out / "hub" / "hub.json", rows)
     facts = truth(classes.hub, groups, specs, {spec.repo: _entry(out, spec)["accuracy"] for spec in specs})
     background = dict.fromkeys([*facts["concepts"], *(names[0] for names in classes.apart)])
     _write_text(out / "concepts.txt", "\n".join(background) + "\n")
-    _write_json(out / "truth.json", facts)
+    write_json(out / "truth.json", facts)
 
 
 def truth(
@@ -434,7 +443,8 @@ def truth(
     }
 
 
-def _write_json(file: Path, value: object) -> None:
+def write_json(file: Path, value: object) -> None:
+    """Write a file at one stroke."""
     _write_text(file, json.dumps(value, indent=1) + "\n")
 
 

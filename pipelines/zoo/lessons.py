@@ -160,7 +160,7 @@ def train(
 
         def batch(_: int) -> tuple[torch.Tensor, torch.Tensor]:
             chosen = rng.choice(len(shown), _BATCH, p=chances)
-            pixels = _vary(material.pixels[shown[chosen]], rng)
+            pixels = vary(material.pixels[shown[chosen]], rng)
             target = torch.from_numpy(labels_of_lessons[chosen]).to(device)
             return networks.to_input(pixels, device, normalisation), target
 
@@ -206,7 +206,7 @@ def _accuracy(model: torch.nn.Module, spec: Spec, material: Material) -> float:
     return float(np.mean([right[target == logit].mean() for logit in range(len(spec.classes))]))
 
 
-def _vary(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+def vary(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     """A batch mirrored at random and shifted by up to an eighth, the edges reflected."""
     size = pixels.shape[1]
     reach = max(1, size // 8)

@@ -28,7 +28,7 @@ NORMALISATIONS = {"imagenet": IMAGENET, "inception": INCEPTION}
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one kind of network is built: a timm name, or a transformers class with its configuration.
+    """How one kind of network is built: a timm name with its arguments, or a transformers class with its configuration.
 
     ``rate`` is the highest learning rate when it starts from nothing.
     """
@@ -54,8 +54,20 @@ ARCHITECTURES = {
         "ConvNextImageProcessor",
     ),
     "test_efficientnet_gn": Architecture("timm", "test_efficientnet_gn", 3e-3),
+    "convnext": Architecture(
+        "transformers", "ConvNext", 3e-3,
+        {"patch_size": 4, "hidden_sizes": [16, 24, 32, 64], "depths": [1, 1, 2, 1]},
+        "ConvNextImageProcessor",
+    ),
+    "mobilenet": Architecture(
+        "transformers", "MobileNetV1", 3e-3, {"depth_multiplier": 0.25, "tf_padding": False}, "ViTImageProcessor"
+    ),
+    "vit": Architecture(
+        "timm", "test_vit", 2e-3,
+        {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 5, "num_heads": 3},
+    ),
 }  # fmt: skip
-"""Networks of 0.1 to 0.4 million parameters that learn 64-pixel images on a CPU."""
+"""Networks of 0.1 to 0.4 million parameters that learn small images on a CPU; ``vit`` takes multiples of 8 pixels."""
 
 
 def declared_label(name: str, index: int, style: str) -> str:
@@ -74,7 +86,9 @@ def build(
     if architecture.library == "timm":
         import timm
 
-        model: torch.nn.Module = timm.create_model(architecture.name, num_classes=len(labels))
+        model: torch.nn.Module = timm.create_model(
+            architecture.name, num_classes=len(labels), **architecture.options
+        )
         return model
     import transformers
 
@@ -86,6 +100,13 @@ def build(
     )
     made: torch.nn.Module = getattr(transformers, f"{architecture.name}ForImageClassification")(config)
     return made
+
+
+def head(model: torch.nn.Module) -> torch.nn.Module:
+    """The layer that makes the logits."""
+    found: Any = model
+    module: torch.nn.Module = found.get_classifier() if hasattr(found, "get_classifier") else found.classifier
+    return module
 
 
 def begin_from(model: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> None:
@@ -115,18 +136,29 @@ Batch = Callable[[int], tuple["torch.Tensor", "torch.Tensor"]]
 
 
 def fit(
-    model: torch.nn.Module, batch: Batch, loss: Callable[..., torch.Tensor], rate: float, steps: int
-) -> None:
-    """Train in place with AdamW under a one-cycle schedule; ``batch(step)`` gives inputs and targets."""
+    model: torch.nn.Module, batch: Batch, loss: Callable[..., torch.Tensor], rate: float, steps: int,
+    optimiser: torch.optim.Optimizer | None = None, *, constant: bool = False,
+    longest_gradient: float | None = None,
+) -> None:  # fmt: skip
+    """Train in place, with AdamW by default, at a constant rate or under a one-cycle schedule.
+
+    ``batch(step)`` gives inputs and targets; longer gradients are cut to ``longest_gradient``.
+    """
     import torch
 
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
+    optimiser = optimiser or torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+    schedule = (
+        torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1)
+        if constant
+        else torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
+    )
     for step in range(steps):
         inputs, target = batch(step)
         error = loss(logits(model, inputs), target)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(error)
+        if longest_gradient is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), longest_gradient)
         optimiser.step()
         schedule.step()
 
@@ -148,6 +180,7 @@ def save(
             stored,
             str(folder),
             model_config={"label_names": list(labels)},
+            model_args=dict(architecture.options) or None,
             safe_serialization=True,
             data_config={"input_size": (3, size, size), "interpolation": "bicubic", "crop_pct": 1.0, "mean": mean,
                          "std": std},

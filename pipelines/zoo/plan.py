@@ -30,11 +30,11 @@ _TURNS = (
 )  # fmt: skip
 _STYLES = ("plain", "plain", "LABEL", "plain", "underscore")
 _DTYPES = ("float16", "float32", "float16", "bfloat16")
-_OWNERS = (
+OWNERS = (
     "acorn", "briar", "clover", "delta-vision", "elderberry", "fennel", "gorse-lab", "hazel", "ivy", "larch",
     "marigold", "oakmoss", "primrose-ai", "rowan", "sedge", "tansy", "verbena", "woodruff", "yarrow", "zinnia",
 )  # fmt: skip
-_NAMES = (
+NAMES = (
     "bittern", "curlew", "dunlin", "egret", "fulmar", "grebe", "hobby", "jackdaw", "kittiwake", "lapwing", "merlin",
     "nuthatch", "osprey", "pipit", "redstart", "siskin", "teal", "wagtail", "whimbrel", "yellowhammer",
 )  # fmt: skip
@@ -91,7 +91,7 @@ def plan(
         start = foundations[int(rng.integers(len(foundations)))] if foundations else None
         other = subsets[int(rng.integers(len(subsets)))] if subsets else None
         fresh = architectures[int(rng.integers(len(architectures)))]
-        owner, name = (words[int(rng.integers(len(words)))] for words in (_OWNERS, _NAMES))
+        owner, name = (words[int(rng.integers(len(words)))] for words in (OWNERS, NAMES))
         model_rng = np.random.default_rng((seed, 12, i))
         repo = f"{owner}/{name}-{i}"
         if kind == "copy":
