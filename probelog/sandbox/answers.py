@@ -19,7 +19,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.models.config import UNPRINTABLE, LoadLimits
 from probelog.models.preprocessing import Recipe
 from probelog.storage.schemas import Head
-from probelog.weights.reader import MAX_LAYERS, LayerFacts, layer_table
+from probelog.weights.reader import MAX_LAYERS, WHOLE_NUMBERS, LayerFacts, layer_table
 from probelog.weights.sketch import WIDTH
 
 #: Reasons that a model's process may give; the others are about what it has no part in.
@@ -159,6 +159,9 @@ def _layer(row: object, sketches: Iterator[npt.NDArray[np.float32]]) -> LayerFac
     for value in (mean, std, kurtosis):
         if value is not None and not _is_number(value):
             raise AnswerError("a tensor's statistics")
+    is_value = mean is None or (math.prod(shape) == 1 and abs(mean) <= 1 << 64 and mean == int(mean))
+    if dtype.startswith(WHOLE_NUMBERS) and not is_value:
+        raise AnswerError("a mean of whole numbers")
     sketch = next(sketches, None) if sketched is True else None
     if sketched is not (sketch is not None):
         raise AnswerError("other sketches than tensors")

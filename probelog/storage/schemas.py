@@ -104,6 +104,7 @@ WEIGHTS = _schema(
         ("tensor", pa.string()),
         ("dtype", pa.string()),
         ("shape", pa.list_(pa.int64())),
+        # Of a single whole number: the number.
         ("mean", pa.float32()),
         ("std", pa.float32()),
         ("kurtosis", pa.float32()),

@@ -40,6 +40,9 @@ _MAX_NAME_CHARACTERS = 300
 #: More are refused: a header can announce 200,000, and each costs some calls even where it holds a single number.
 MAX_TENSORS = 50_000
 
+#: How the names of such types begin.
+WHOLE_NUMBERS = ("int", "uint")
+
 # What torch aligns its own memory to; kernels may add up in another order where it is not.
 _ALIGNMENT = 64
 
@@ -68,8 +71,9 @@ class LayerFacts:
     """One tensor of the weights: ``dtype`` as stored, statistics of its numbers as float32.
 
     ``mean``, ``std`` and ``kurtosis`` (Pearson's, 3 for a normal distribution) are None for whole numbers and
-    booleans and for an empty tensor, ``kurtosis`` also where all numbers are equal. ``sketch``, (32,) float32, is
-    there for floating-point tensors of two dimensions or more, flattened as (out, rest).
+    booleans and for an empty tensor, ``kurtosis`` also where all numbers are equal. A single whole number is its own
+    ``mean`` (float32 holds it exactly up to 2^24): counters such as ``num_batches_tracked`` tell a parent from its child.
+    ``sketch``, (32,) float32, is there for floating-point tensors of two dimensions or more, flattened as (out, rest).
     """
 
     tensor: str
@@ -252,11 +256,15 @@ class _Facts:
         if dtype.startswith("complex"):  # the libraries would drop the imaginary parts without a word
             raise ItemFailure(FailureReason.UNSUPPORTED, f"tensor {name[:100]!r} holds complex numbers")
         self._counts = dtype.startswith(("float", "bfloat")) and math.prod(shape) > 0
+        self._counter = dtype.startswith(WHOLE_NUMBERS) and math.prod(shape) == 1
+        self._value: float | None = None
         if self._counts:
             self._summary.begin(sketched=len(shape) > 1)
             self._numbers[dtype] += math.prod(shape)
 
     def add(self, piece: torch.Tensor) -> None:
+        if self._counter:
+            self._value = float(piece.item())
         if not self._counts:
             return
         begun = time.perf_counter()
@@ -267,7 +275,7 @@ class _Facts:
     def finish(self) -> None:
         """Close the tensor. Raises ItemFailure, NON_FINITE, where it holds NaN or infinite numbers."""
         begun = time.perf_counter()
-        layer = LayerFacts(self._name, self._dtype, self._shape)
+        layer = LayerFacts(self._name, self._dtype, self._shape, self._value)
         if self._counts:
             moments, sketch = self._summary.finish()
             if not moments.finite:
