@@ -20,7 +20,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -159,6 +159,17 @@ class JsonResponse:
     date: dt.datetime | None = None
 
 
+@dataclass
+class Route:
+    """Where the Hub's redirect for one file led: further requests for it go there until that address expires.
+
+    The Hub counts redirects, not what its storage answers. For one thread.
+    """
+
+    url: httpx.URL | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 class HubClient:
     """Requests to one Hub, with timeouts, retries and a rate limit. Use as a context manager; shared by threads.
 
@@ -253,6 +264,7 @@ class HubClient:
         read: Callable[[HubResponse], T],
         headers: Callable[[], Mapping[str, str]] = dict,
         check: Callable[[], None] = lambda: None,
+        route: Route | None = None,
     ) -> T:
         """Send a GET request until ``read`` makes something of the answer.
 
@@ -260,7 +272,8 @@ class HubClient:
         repository: each redirect signs another address, and one may have expired. When it raises
         `BrokenAnswerError` or an error of the transport, the request is sent again, with ``headers()`` asked anew
         (a download resumes where it broke off). Any other exception of ``read`` passes through. ``check`` is called
-        again and again meanwhile, also where nothing comes; what it raises ends the request.
+        again and again meanwhile, also where nothing comes; what it raises ends the request. ``route`` keeps where
+        redirects led, for the next request with it.
 
         Raises:
             HubUnavailableError: no proper answer after all retries.
@@ -272,18 +285,25 @@ class HubClient:
 
         failures = throttled = 0
         shown = url.partition("?")[0]
+        route = route or Route()
         while True:
-            self.limiter.acquire(kind)
+            straight = route.url is not None
+            if not straight:
+                self.limiter.acquire(kind)
             longer = 0.0
             clock = Clock(self.retry.api_timeout if kind == "api" else float("inf"), check)
             try:
-                with self._network.request(clock), self._opened(kind, url, headers(), clock) as answer:
+                with self._network.request(clock), self._opened(kind, url, headers(), clock, route) as answer:
                     status = answer.response.status_code
+                    if status >= 400:
+                        route.url = None
                     if status == 429:
                         throttled += 1
                         self._wait_out(kind, answer.headers, throttled)
                         continue
                     refused_by_storage = answer.storage and status >= 400 and status != 416
+                    if refused_by_storage and straight:
+                        continue  # the address expired, most likely
                     if status not in _RETRIED and not refused_by_storage:
                         return read(answer)
                     where = f"was redirected to {answer.storage}, which " if answer.storage else ""
@@ -296,6 +316,7 @@ class HubClient:
                 problem = f"broke off: {_shown(error)}"
             except BrokenAnswerError as error:
                 problem = str(error)
+            route.url = None
             failures += 1
             if failures >= self.retry.attempts:
                 raise HubUnavailableError(
@@ -353,11 +374,11 @@ class HubClient:
 
     @contextlib.contextmanager
     def _opened(
-        self, kind: Kind, url: str, headers: Mapping[str, str], clock: Clock
+        self, kind: Kind, url: str, headers: Mapping[str, str], clock: Clock, route: Route
     ) -> Iterator[HubResponse]:
         import httpx
 
-        current, seen = httpx.URL(url), dict[str, str]()
+        current, seen = route.url or httpx.URL(url), dict(route.headers if route.url else {})
         for _ in range(_MAX_REDIRECTS + 1):
             ours = (current.scheme, current.netloc) == (self._origin.scheme, self._origin.netloc)
             encoding = {"accept-encoding": "gzip" if kind == "api" else "identity"}
@@ -378,6 +399,8 @@ class HubClient:
                         "x-error-code" in response.headers or "x-error-message" in response.headers
                     )
                     storage = "" if ours or refused_by_hub else current.host
+                    if storage:
+                        route.url, route.headers = current, _linked(seen)
                     yield HubResponse(url, response, {**response.headers, **_linked(seen)}, clock, storage)
                     return
                 current = self._redirected(kind, url, current, response.headers["location"])

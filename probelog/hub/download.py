@@ -208,7 +208,7 @@ class _Download:
     def _fetch(self, name: str, longest: int) -> None:
         """One file, whole and verified, under its name."""
         bound = min(longest, self.limits.max_bytes - self.bytes)
-        url = f"{self.client.endpoint}/{quote(self.row.repo)}/resolve/{self.row.sha}/{quote(name)}"
+        url = file_url(self.client, self.row.repo, self.row.sha, name)
         with _part(self.folder / name) as stream:
             transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry)
             self.client.call("file", url, transfer.receive, transfer.headers, self.check)
@@ -252,9 +252,7 @@ class _Transfer:
             raise answer.refusal()
         if response.status_code == 200:
             self._restart()
-        self._check_commit(answer)
-        if response.headers.get("content-type", "").lower().startswith("text/html"):
-            raise BrokenAnswerError(_WEB_PAGE)
+        check_origin(answer, self.file.path, self.sha)
         size = self._size(answer)
         self.etag = response.headers.get("etag", "")
         for chunk in chunks(answer, self.retry):
@@ -285,16 +283,9 @@ class _Transfer:
         self.received = 0
         self.digest = hashlib.sha256()
 
-    def _check_commit(self, answer: HubResponse) -> None:
-        commit = answer.headers.get("x-repo-commit", self.sha)
-        if commit != self.sha:
-            raise ItemFailure(
-                FailureReason.WRONG_DIGEST, f"{self.file.path} came from commit {commit[:40]!r}"
-            )
-
     def _size(self, answer: HubResponse) -> int | None:
         """Bytes of the whole file, from the listing or else as announced; refused here if they are too many."""
-        announced = _announced_size(answer)
+        announced = announced_size(answer)
         if self.file.size is not None and announced not in (None, self.file.size):
             raise BrokenAnswerError(f"announces {announced} bytes; {self.file.size} are listed")
         size = announced if self.file.size is None else self.file.size
@@ -367,7 +358,26 @@ def _part(target: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def _announced_size(answer: HubResponse) -> int | None:
+def file_url(client: HubClient, repo: str, sha: str, path: str) -> str:
+    """The address of a file at a commit."""
+    return f"{client.endpoint}/{quote(repo)}/resolve/{sha}/{quote(path)}"
+
+
+def check_origin(answer: HubResponse, path: str, sha: str) -> None:
+    """Refuse an answer that is not the file at that commit.
+
+    Raises:
+        ItemFailure: wrong-digest: it comes from another commit.
+        BrokenAnswerError: it is a web page.
+    """
+    commit = answer.headers.get("x-repo-commit", sha)
+    if commit != sha:
+        raise ItemFailure(FailureReason.WRONG_DIGEST, f"{path} came from commit {commit[:40]!r}")
+    if answer.response.headers.get("content-type", "").lower().startswith("text/html"):
+        raise BrokenAnswerError(_WEB_PAGE)
+
+
+def announced_size(answer: HubResponse) -> int | None:
     """Bytes of the whole file by the headers, where they say."""
     headers = answer.response.headers
     if content_range := _CONTENT_RANGE.fullmatch(headers.get("content-range", "")):

@@ -46,7 +46,8 @@ WHOLE_NUMBERS = ("int", "uint")
 # What torch aligns its own memory to; kernels may add up in another order where it is not.
 _ALIGNMENT = 64
 
-_TORCH_NAMES = {
+#: Types of safetensors as torch calls them.
+TORCH_NAMES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -101,6 +102,12 @@ def layer_table(repo: str, sha: str, layers: Sequence[LayerFacts]) -> pa.Table:
         },
         schema=WEIGHTS,
     )
+
+
+def largest_layers(layers: Iterable[LayerFacts]) -> list[LayerFacts]:
+    """The largest ``MAX_LAYERS``, in order of name."""
+    largest = heapq.nlargest(MAX_LAYERS, layers, key=lambda layer: math.prod(layer.shape))
+    return sorted(largest, key=lambda layer: layer.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +186,8 @@ class Weights:
                     stack.close()  # one file at a time: the uploader decides how many there are
                     opened = {path: stack.enter_context(open(path, "rb", buffering=0))}
                 digest.begin(name, info.dtype, info.shape)
-                stored = _as_tensor(room, info.dtype)
-                facts.begin(name, _TORCH_NAMES[info.dtype], info.shape)
+                stored = as_tensor(room, info.dtype)
+                facts.begin(name, TORCH_NAMES[info.dtype], info.shape)
                 size = ITEM_SIZES[info.dtype]
                 position = 0
                 for piece in read_into(opened[path], info, room.data, BLOCK * size):
@@ -207,7 +214,7 @@ class Weights:
         return tensors
 
 
-_STORED = {torch_name: name for name, torch_name in _TORCH_NAMES.items()}
+_STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
 def _rooms(sizes: Sequence[int]) -> Iterable[npt.NDArray[np.uint8]]:
@@ -224,11 +231,12 @@ def _rooms(sizes: Sequence[int]) -> Iterable[npt.NDArray[np.uint8]]:
         yield memory[start + place : start + place + size]
 
 
-def _as_tensor(room: npt.NDArray[np.uint8], dtype: str) -> torch.Tensor:
+def as_tensor(room: npt.NDArray[np.uint8], dtype: str) -> torch.Tensor:
+    """Bytes as the numbers of a safetensors type, in the same memory; booleans as bytes."""
     import torch
 
     flat = torch.from_numpy(room)
-    return flat if dtype == "BOOL" else flat.view(getattr(torch, _TORCH_NAMES[dtype]))
+    return flat if dtype == "BOOL" else flat.view(getattr(torch, TORCH_NAMES[dtype]))
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
@@ -290,14 +298,13 @@ class _Facts:
         self._seconds += time.perf_counter() - begun
 
     def result(self, digest: str, seconds: float) -> WeightFacts:
-        largest = heapq.nlargest(MAX_LAYERS, self._layers, key=lambda layer: math.prod(layer.shape))
         dtype = self._numbers.most_common(1)[0][0] if self._numbers else "none"
         return WeightFacts(
             digest=digest,
             mean=self._all.mean,
             std=self._all.std,
             dtype=dtype,
-            layers=sorted(largest, key=lambda layer: layer.tensor),
+            layers=largest_layers(self._layers),
             seconds=seconds,
             seconds_sketch=self._seconds,
         )

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -26,6 +26,9 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 #: The format's own limit is 100 MB; as Python objects that would take a gigabyte, and a model with 10,000
 #: tensors needs 2 MB.
 MAX_HEADER_BYTES = 16_000_000
+
+#: Before the header: its length.
+PREFIX_BYTES = 8
 
 ITEM_SIZES: Mapping[str, int] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
@@ -78,17 +81,27 @@ def read_header(path: Path) -> Header:
     """
     size = path.stat().st_size
     with open(path, "rb") as stream:
-        prefix = stream.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > size - 8:
-            raise _corrupt(
-                path, f"cut off: {size} bytes cannot hold the header of {length} that it announces"
-            )
-        if length > MAX_HEADER_BYTES:
-            raise _corrupt(path, f"a header of {length} bytes; {MAX_HEADER_BYTES} are accepted")
-        described = parse_object(
-            stream.read(length), f"the header of {path.name}", FailureReason.CORRUPT_WEIGHTS
-        )
+        length = header_length(path, stream.read(PREFIX_BYTES), size)
+        return parse_header(path, stream.read(length), size)
+
+
+def header_length(path: Path, prefix: bytes, size: int, most: int = MAX_HEADER_BYTES) -> int:
+    """Bytes of the header of a file of ``size`` bytes, from its first eight.
+
+    Raises:
+        ItemFailure: CORRUPT_WEIGHTS where the file cannot hold it, or it has more than ``most``.
+    """
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < PREFIX_BYTES or length > size - PREFIX_BYTES:
+        raise _corrupt(path, f"cut off: {size} bytes cannot hold the header of {length} that it announces")
+    if length > most:
+        raise _corrupt(path, f"a header of {length} bytes; {most} are accepted")
+    return length
+
+
+def parse_header(path: Path, data: bytes, size: int) -> Header:
+    """The header of a file of ``size`` bytes; as `read_header`, whether or not the file is on this machine."""
+    described = parse_object(data, f"the header of {path.name}", FailureReason.CORRUPT_WEIGHTS)
     metadata = described.pop("__metadata__", None)
     if metadata is not None and not (
         isinstance(metadata, dict)
@@ -96,7 +109,7 @@ def read_header(path: Path) -> Header:
         and _is_unicode("".join([*metadata, *metadata.values()]))
     ):
         raise _corrupt(path, "its metadata are not texts by name")
-    start = 8 + length
+    start = PREFIX_BYTES + len(data)
     tensors = [_tensor(path, name, entry, start) for name, entry in described.items()]
     position = start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
@@ -172,28 +185,46 @@ def weight_files(folder: Path) -> list[Path]:
         raise ItemFailure(
             FailureReason.NOT_FOUND, f"the repository has neither {WEIGHTS} nor {WEIGHTS_INDEX}"
         )
+    files = []
+    for name, tensors in shards_of(index).items():
+        path = member(folder, name)
+        if path is None:
+            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {name} is missing")
+        check_shard(read_header(path), tensors)
+        files.append(path)
+    return files
+
+
+def shards_of(index: Mapping[str, object]) -> dict[str, set[str]]:
+    """The shards that an index names, in order of their names, each with the tensors that it must hold.
+
+    Raises:
+        ItemFailure: CORRUPT_WEIGHTS where it is no index, UNSAFE_PATH for a name that is not a plain file name.
+    """
     where = index.get("weight_map")
     if not isinstance(where, dict) or not where:
         raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{WEIGHTS_INDEX} has no weight_map")
-    promised: dict[str, set[str]] = {}
+    shards: dict[str, set[str]] = {}
     for tensor, name in where.items():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
             raise ItemFailure(
                 FailureReason.UNSAFE_PATH, f"{WEIGHTS_INDEX} names the shard {str(name)[:100]!r}"
             )
-        promised.setdefault(name, set()).add(tensor)
-    files = []
-    for name, tensors in sorted(promised.items()):
-        path = member(folder, name)
-        if path is None:
-            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {name} is missing")
-        absent = tensors - read_header(path).tensors.keys()
-        if absent:
-            raise ItemFailure(
-                FailureReason.CORRUPT_WEIGHTS, f"shard {name} lacks the tensor {min(absent)[:100]!r}"
-            )
-        files.append(path)
-    return files
+        shards.setdefault(name, set()).add(tensor)
+    return dict(sorted(shards.items()))
+
+
+def check_shard(header: Header, tensors: Set[str]) -> None:
+    """Check that a shard holds the tensors that the index names.
+
+    Raises:
+        ItemFailure: CORRUPT_WEIGHTS where it does not.
+    """
+    absent = tensors - header.tensors.keys()
+    if absent:
+        raise ItemFailure(
+            FailureReason.CORRUPT_WEIGHTS, f"shard {header.path.name} lacks the tensor {min(absent)[:100]!r}"
+        )
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, tuple[Path, TensorInfo]]:
@@ -202,12 +233,17 @@ def read_headers(files: Sequence[Path]) -> dict[str, tuple[Path, TensorInfo]]:
     Raises:
         ItemFailure: CORRUPT_WEIGHTS as `read_header`, and where two files hold the same tensor.
     """
+    return merged_headers(map(read_header, files))
+
+
+def merged_headers(headers: Iterable[Header]) -> dict[str, tuple[Path, TensorInfo]]:
+    """As `read_headers`, of headers that were read already."""
     tensors: dict[str, tuple[Path, TensorInfo]] = {}
-    for path in files:
-        for name, tensor in read_header(path).tensors.items():
+    for header in headers:
+        for name, tensor in header.tensors.items():
             if name in tensors:
-                raise _corrupt(path, f"tensor {name[:100]!r} is in {tensors[name][0].name} too")
-            tensors[name] = path, tensor
+                raise _corrupt(header.path, f"tensor {name[:100]!r} is in {tensors[name][0].name} too")
+            tensors[name] = header.path, tensor
     return tensors
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +148,7 @@ class Summary:
         sums = self._sums[: self._used].numpy()
         # In float64: this costs nothing here and keeps the order of the sum out of the result.
         counts = np.bincount(slots[: self._used], sums * signs[: self._used], minlength=WIDTH)
-        # Weights at the end of float32's range add up beyond it.
-        usable = bool((np.abs(counts) < np.finfo(np.float32).max).all())
-        return self._moments, (counts * _row_sign(0)).astype(np.float32) if usable else None
+        return self._moments, _in_float32(counts * _row_sign(0))
 
     def _of_piece(self, piece: torch.Tensor) -> WeightMoments:
         import torch
@@ -175,6 +174,36 @@ class Summary:
             n * (third - 3 * first * second + 2 * first**3),
             n * (fourth - 4 * first * third + 6 * first * first * second - 3 * first**4),
         )
+
+
+def sketch_of_blocks(
+    blocks: Iterable[tuple[int, npt.NDArray[np.floating[Any]]]], elements: int
+) -> npt.NDArray[np.float32] | None:
+    """The sketch of a tensor of which only some numbers are known; None where float32 cannot hold it.
+
+    The unknown ones count as zero, and the result is scaled so that its square estimates that of the whole tensor. It is
+    linear in the known numbers: sketches of two tensors subtract where the same positions are known.
+
+    Args:
+        blocks: position of the first number in the flat tensor, and the numbers.
+        elements: numbers of the whole tensor.
+    """
+    signs, slots = _columns()
+    counts, known = np.zeros(WIDTH), 0
+    for start, values in blocks:
+        known += len(values)
+        while len(values):
+            row, column = divmod(start, BLOCK)
+            part = values[: BLOCK - column].astype(np.float64)
+            columns = slice(column, column + len(part))
+            counts += _row_sign(row) * np.bincount(slots[columns], part * signs[columns], minlength=WIDTH)
+            start, values = start + len(part), values[len(part) :]
+    return _in_float32(counts * math.sqrt(elements / known)) if known else None
+
+
+def _in_float32(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | None:
+    """None where weights at the end of float32's range add up beyond it."""
+    return counts.astype(np.float32) if (np.abs(counts) < np.finfo(np.float32).max).all() else None
 
 
 def exact_moments(values: npt.NDArray[np.floating[Any]]) -> WeightMoments:
