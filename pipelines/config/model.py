@@ -127,10 +127,24 @@ class Trees(_Strict):
     times: bool = Field(True, description="Use the times at which repositories were made as evidence.")
     declared: bool = Field(True, description="Use the parents that models declare as evidence.")
     memory_mb: Positive = Field(2000, description="Memory that the comparison of weights may use, in MB.")
+    tasks: list[str] = Field(
+        [],
+        description="Tasks on the Hub whose repositories are not probed but get trees, of any library: parts of their "
+        'weights are read. "text-generation", for example.',
+    )
+    repos: Path | None = Field(
+        None,
+        alias="list",
+        description="A text file of repositories, one per line, that get trees without being probed.",
+    )
+    limit: Positive | None = Field(
+        None, description="At most this many repositories of each of these tasks, newest first."
+    )
     bytes_per_model: Positive = Field(
         50_000_000,
         description="Bytes that are read of the weights of a repository that is not probed.",
     )
+    readers: Positive = Field(4, description="Repositories whose weights are read at the same time.")
 
 
 class Quality(_Strict):

@@ -78,10 +78,11 @@ def _background(config: Config) -> Iterator[str]:
 
 
 def _repositories(config: Config) -> Iterator[str]:
-    try:
-        read_repos(config.filters.repos)
-    except ProbeLogError as error:
-        yield f"filters.list: {error}"
+    for table, file in (("filters", config.filters.repos), ("trees", config.trees.repos)):
+        try:
+            read_repos(file)
+        except ProbeLogError as error:
+            yield f"{table}.list: {error}"
 
 
 def _canaries(config: Config) -> Iterator[str]:

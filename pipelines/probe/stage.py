@@ -76,7 +76,7 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class _State:
+class LedgerState:
     """State of a ledger by its receipts.
 
     Attributes:
@@ -92,17 +92,17 @@ class _State:
     failures: pa.Table
 
     @classmethod
-    def of(cls, ledger: Ledger, receipts: list[Receipt]) -> _State:
+    def of(cls, ledger: Ledger, receipts: list[Receipt]) -> LedgerState:
         return cls([], np.zeros(0, np.uint64), pa.table({}), pa.table({})).after(ledger, receipts)
 
-    def after(self, ledger: Ledger, receipts: list[Receipt]) -> _State:
+    def after(self, ledger: Ledger, receipts: list[Receipt]) -> LedgerState:
         """The state after further receipts. Their ``originals`` are dropped: a million names that are used only once."""
         sealed = np.union1d(self.sealed, key_numbers(item for receipt in receipts for item in receipt.items))
         tables = [table for table in (self.recorded, ledger.failure_rows(receipts)) if table.column_names]
         recorded = pa.concat_tables(tables)
         slim = [replace(receipt, originals={}) for receipt in receipts]
         every = sorted([*self.receipts, *slim], key=lambda receipt: receipt.name)
-        return _State(every, sealed, recorded, open_failures(recorded, sealed))
+        return LedgerState(every, sealed, recorded, open_failures(recorded, sealed))
 
 
 def probe(
@@ -151,7 +151,7 @@ def probe(
         for receipt in receipts
         for identity, (repo, sha) in receipt.originals.items()
     }
-    state = _State.of(ledger, receipts)
+    state = LedgerState.of(ledger, receipts)
     del receipts
     ledger.drop_sealed_spool(state.receipts)
     keys = first_keys(table)
@@ -188,7 +188,7 @@ def probe(
 def has_remaining_work(job: Job, table: pa.Table, key: str) -> bool:
     """Whether `probe` has models left to run, retryable failures included."""
     ledger = Ledger(job.store, LedgerFolder.of(key).path)
-    state = _State.of(ledger, ledger.receipts())
+    state = LedgerState.of(ledger, ledger.receipts())
     keys = first_keys(table)
     return len(make_plan(table, keys, state.sealed, state.failures, job.config.batch_models, False)) > 0
 

@@ -15,6 +15,9 @@ from probelog.hub.download import announced_size, check_origin, file_url
 from probelog.hub.listing import item_failure
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", re.ASCII)
+_NOTHING = re.compile(r"(bytes )?\*/0")
+# Asked for even where less is left, so that it is the budget that ends and not the file.
+_LEAST = 64
 
 
 class ByteBudget:
@@ -73,18 +76,19 @@ class RemoteFile:
     def read(self, begin: int, end: int) -> bytes:
         """The bytes from ``begin`` to before ``end``, fewer where the file ends earlier.
 
+        Where its size is not known yet, fewer too where the budget ends.
+
         Raises:
             ItemFailure: whatever goes wrong. Reasons: too-large (the budget), gated, disabled, not-found, wrong-digest
                 (another commit), download-failed.
         """
-        if self.size is not None:
-            end = min(end, self.size)
+        end = min(end, begin + max(self._budget.left, _LEAST) if self.size is None else self.size)
         if begin >= end:
             return b""
         self._budget.take(end - begin, self.path)
         asked = {"range": f"bytes={begin}-{end - 1}"}
         try:
-            return self._client.call(
+            data = self._client.call(
                 "file",
                 self._url,
                 lambda answer: self._receive(answer, begin, end),
@@ -94,9 +98,18 @@ class RemoteFile:
             )
         except HubError as error:
             raise item_failure(error) from error
+        self._budget.asked -= end - begin - len(data)
+        return data
 
     def _receive(self, answer: HubResponse, begin: int, end: int) -> bytes:
         status = answer.response.status_code
+        if (
+            status == 416
+            and begin == 0
+            and _NOTHING.fullmatch(answer.response.headers.get("content-range", ""))
+        ):
+            self.size = 0
+            return b""
         if status == 416:
             raise BrokenAnswerError(f"has no bytes from {begin} on")
         if status not in (200, 206):

@@ -201,7 +201,7 @@ def sketch_of_blocks(
     return _in_float32(counts * math.sqrt(elements / known)) if known else None
 
 
-def _in_float32(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float32] | None:
+def _in_float32(counts: npt.NDArray[Any]) -> npt.NDArray[np.float32] | None:
     """None where weights at the end of float32's range add up beyond it."""
     return counts.astype(np.float32) if (np.abs(counts) < np.finfo(np.float32).max).all() else None
 

@@ -33,6 +33,7 @@ from probelog.hub.client import MEBIBYTE, HubClient, HubError, HubUnavailableErr
 from probelog.hub.download import Downloaded, download_model, read_shards
 from probelog.hub.listing import ListingFilters, iter_pages
 from probelog.hub.network import Reach, reach
+from probelog.hub.ranges import ByteBudget, RemoteFile
 from probelog.models.loading import load_classifier
 from probelog.probes.sources import candidates, source_files
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
@@ -411,6 +412,113 @@ def test_a_pause_that_the_hub_asks_for_has_an_end(said: str, serve: Callable[...
         api(serve(http("503 Busy", f"Retry-After: {said}")))
     with pytest.raises(HubUnavailableError, match="too many requests"):
         api(serve(http("429 Slow Down", f"Retry-After: {said}", f'RateLimit: "api";r=0;t={said}')))
+
+
+FILE = bytes(range(256)) * 4
+
+
+def partial(headers: dict[str, str], *more: str, data: bytes = FILE) -> bytes:
+    """What a Hub answers to the request for a range."""
+    first, last = map(int, headers["range"].removeprefix("bytes=").split("-"))
+    part = data[first : last + 1]
+    content_range = f"Content-Range: bytes {first}-{first + len(part) - 1}/{len(data)}"
+    return http("206 Partial Content", content_range, *more, body=part)
+
+
+def part(server: RawServer, *ranges: tuple[int, int], size: int | None = None) -> list[bytes]:
+    """Ranges of one file."""
+    with HubClient(server.endpoint, retry=PATIENT) as client:
+        remote = RemoteFile(client, "ada/vit", SHA, "model.safetensors", ByteBudget(2000), size)
+        return [remote.read(*asked) for asked in ranges]
+
+
+def test_ranges_of_a_file(serve: Callable[..., RawServer]) -> None:
+    server = serve(lambda _, headers: partial(headers))
+    assert part(server, (0, 300), (1000, 1100), (7, 8)) == [FILE[:300], FILE[1000:], FILE[7:8]]
+    assert [headers["range"] for _, headers in server.asked] == [
+        "bytes=0-299",
+        "bytes=1000-1023",
+        "bytes=7-7",
+    ]
+    assert part(serve(http("200 OK", body=FILE[:50])), (0, 300)) == [FILE[:50]]
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (lambda _: http("200 OK", body=FILE), "whole file in place of a range"),
+        (lambda _: http("200 OK", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), "how large"),
+        (lambda _: http("206 P", "Content-Range: bytes 5-14/1024", body=FILE[:10]), "in place of bytes 4-13"),
+        (lambda _: http("206 P", "Content-Range: bytes 4-12/1024", body=FILE[:9]), "in place of bytes 4-13"),
+        (lambda _: http("206 P", "Content-Range: bytes 4-13/*", body=FILE[:10]), r"10 bytes; 1024 are known"),
+        (lambda _: http("206 P", f"Content-Range: bytes 4-13/{'9' * 400}", body=FILE[:10]), "1024 are known"),
+        (lambda _: http("206 P", "Content-Range: bytes 4-13/2048", body=FILE[:10]), "2048 bytes; 1024 are known"),
+        (lambda _: http("206 P", "Content-Type: multipart/byteranges; boundary=x", body=FILE), "in place of"),
+        (lambda _: http("206 P", "Content-Range: bytes 4-13/1024", body=FILE[:5]), "5 bytes of 10"),
+        (lambda _: http("206 P", "Content-Range: bytes 4-13/1024", body=FILE[:90]), "more than 10 bytes of 10"),
+        (lambda h: partial(h, "Content-Type: text/html"), "web page"),
+        (lambda h: partial(h, "Content-Encoding: gzip"), "encoding 'gzip'"),
+        (lambda h: partial(h, "X-Linked-Size: 99"), "the Hub's redirect 99"),
+        (lambda _: http("416 Range Not Satisfiable", "Content-Range: bytes */1024"), "no bytes from 4 on"),
+        (lambda h: partial(h, f"X-Repo-Commit: {'1' * 40}"), "wrong-digest: .* from commit"),
+        (lambda _: http("403 No", "X-Error-Code: GatedRepo"), "gated: "),
+        (lambda _: http("404 No", "X-Error-Code: EntryNotFound"), "not-found: "),
+    ],
+)  # fmt: skip
+def test_what_is_not_the_range_that_was_asked_for(
+    reply: Callable[[dict[str, str]], bytes], message: str, serve: Callable[..., RawServer]
+) -> None:
+    """The file has 1,024 bytes, as listed."""
+    with pytest.raises(ItemFailure, match=message):
+        part(serve(lambda _, headers: reply(headers)), (4, 14), size=1024)
+
+
+def test_a_file_keeps_its_size(serve: Callable[..., RawServer]) -> None:
+    replies = iter([FILE, FILE * 2, FILE * 2])
+    server = serve(lambda _, headers: partial(headers, data=next(replies)))
+    with pytest.raises(ItemFailure, match="announces 2048 bytes; 1024 are known"):
+        part(server, (0, 10), (10, 20))
+
+
+def test_a_file_is_read_within_its_budget(serve: Callable[..., RawServer]) -> None:
+    server = serve(lambda _, headers: partial(headers))
+    with pytest.raises(ItemFailure, match=r"too-large: .* 1001 bytes, of 2000 are 1000 left"):
+        part(server, (0, 1000), (0, 1001))
+    assert len(server.asked) == 1
+
+
+def test_the_hub_is_asked_once_for_the_address_of_a_file(serve: Callable[..., RawServer]) -> None:
+    """Until the storage's address expires, which is no failure of the file."""
+    signed = itertools.count(1)
+
+    def answer(path: str, headers: dict[str, str]) -> bytes:
+        return partial(headers) if path == f"/signed/{expired[0]}" else http("403 Expired")
+
+    expired = [1]
+    storage = serve(answer)
+    hub = serve(
+        lambda _path, _headers: http(
+            "302 Found",
+            f"Location: {storage.endpoint}/signed/{next(signed)}",
+            f"X-Repo-Commit: {SHA}",
+            f"X-Linked-Size: {len(FILE)}",
+        )
+    )
+    with HubClient(hub.endpoint, retry=replace(PATIENT, attempts=1)) as client:
+        remote = RemoteFile(client, "ada/vit", SHA, "model.safetensors", ByteBudget(2000))
+        assert [remote.read(begin, begin + 5) for begin in (0, 10, 20)] == [
+            FILE[b : b + 5] for b in (0, 10, 20)
+        ]
+        assert (len(hub.asked), len(storage.asked)) == (1, 3)
+        expired[0] = 2
+        assert remote.read(30, 35) == FILE[30:35]
+        assert (len(hub.asked), len(storage.asked)) == (2, 5)
+        expired[0] = 0
+        with pytest.raises(
+            ItemFailure, match=r"download-failed: .*redirected to 127\.0\.0\.1, which answered 403"
+        ):
+            remote.read(40, 45)
+    assert not any("authorization" in headers for _, headers in storage.asked)
 
 
 # Pages
