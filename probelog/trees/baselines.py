@@ -14,7 +14,7 @@ import numpy.typing as npt
 from probelog.arrays import Floats, Ints
 from probelog.trees.arborescence import arborescence
 from probelog.trees.distance import RELATED, squared_distances
-from probelog.trees.families import Family, ModelFacts
+from probelog.trees.family import Family, ModelFacts
 
 #: The parent of each model that has one, by repository.
 Parents = dict[str, str]
@@ -67,25 +67,22 @@ def mother(family: Family, trees: int | None = None) -> Parents:
     D are distances; without the number of ``trees`` related models are one tree, with it Ward's clusters are.
     """
     distances = np.sqrt(squared_distances(family.sketches))
-    kurtosis = np.nansum(family.kurtosis[:, family.layers], axis=1)
+    kurtosis = family.kurtosis[:, family.layers].astype(np.float64).sum(axis=1)
     n = len(family.repos)
     groups = _components(distances**2 < RELATED) if trees is None else _ward(distances, trees)
     parents: Parents = {}
     for group in groups:
         mean = float(distances[np.ix_(group, group)].mean())
-        costs = {
-            (a, b): float(
-                distances[group[a], group[b]]
-                + _DIRECTION_WEIGHT * mean * (kurtosis[group[b]] > kurtosis[group[a]])
-            )
-            for a in range(len(group))
-            for b in range(len(group))
-            if a != b
-        }
+        size = len(group)
+        a, b = np.divmod(np.arange(size * size), size)
+        places = np.array(group)
+        costs = distances[places[a], places[b]] + _DIRECTION_WEIGHT * mean * (
+            kurtosis[places[b]] > kurtosis[places[a]]
+        )
         # Each cluster is one tree: a second root costs more than any tree.
-        chosen = arborescence(len(group), costs, dict.fromkeys(range(len(group)), 10.0 * n))
+        chosen = arborescence(size, a, b, costs, np.full(size, 10.0 * n))
         parents.update(
-            {family.repos[group[c]]: family.repos[group[p]] for c, p in chosen.items() if p is not None}
+            {family.repos[group[c]]: family.repos[group[p]] for c, p in enumerate(chosen) if p >= 0}
         )
     return parents
 

@@ -24,6 +24,8 @@ _COEFFICIENTS: Mapping[str, float] = {
     "siblings": 1.10,
     "far": -2.04,
     "another head of one size": -0.68,
+    # Set by hand: no forest has declared parents that were not its truth.
+    "declared": 1.0,
 }
 
 # Relations that identify the parent, given that the direction is right.
@@ -46,6 +48,7 @@ def features(relation: Relation, evidence: Mapping[str, float]) -> dict[str, flo
         "unseen parent": 0.0 if by_itself else min(max(evidence.get("unseen", 0.0) / 0.25, 0.0), 1.0),
         "siblings": 0.0 if by_itself else min(math.log2(1 + evidence.get("siblings", 0.0)) / 3, 1.0),
         "far": 0.0 if by_itself else min(evidence["distance"] / 0.1, 1.0),
+        "declared": evidence.get("declared", 0.0),
         "another head of one size": float(not by_itself and head is not None and head > 0.25),
     }
 
@@ -54,6 +57,14 @@ def probability(relation: Relation, evidence: Mapping[str, float]) -> float:
     """The probability that an edge is a true one."""
     values = features(relation, evidence)
     odds = sum(_COEFFICIENTS.get(name, 0) * value for name, value in values.items())
+    return 1 / (1 + math.exp(-odds))
+
+
+def latent_probability(evidence: Mapping[str, float]) -> float:
+    """The probability that a model's parent is one that nobody has seen."""
+    share, error = evidence["unseen"], evidence["unseen_error"]
+    certain = math.tanh(max(share - 2 * error, 0.0) / 0.25)
+    odds = -0.5 + 1.5 * certain + 0.5 * min(math.log2(1 + evidence["siblings"]) / 3, 1.0)
     return 1 / (1 + math.exp(-odds))
 
 

@@ -7,7 +7,10 @@ neighbour's difference from p is about 0. Where p is a sibling of c under an uns
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
+import numpy.typing as npt
 
 from probelog.arrays import Floats
 
@@ -15,35 +18,51 @@ from probelog.arrays import Floats
 _TRAINING_COSINE = 0.07
 
 
-def unseen_share(parent: Floats, child: Floats, others: Floats) -> tuple[float, float] | None:
-    """The part of the squared edge that lies between ``parent`` and an unseen parent, and its standard error.
+def latent_name(family: str, statistics: bytes) -> str:
+    """The name of an unseen parent, from its family's key and the statistics of the oldest of its known children.
 
-    ``others`` (k, d) are models that do not come from ``child``; without any the answer is None. Each estimates
-    <c - p, o - p> / |c - p|^2; the mean is weighted by the inverse of their variances, which grow with |o - p|^2.
-    The error is that of the best one: they have much of their way to ``parent`` in common.
+    Models that come later do not change it, nor does another name of that child. No repository is called so.
     """
-    edge, differences = child - parent, others - parent
-    squares = (differences**2).sum(axis=1)
-    differences, squares = differences[squares > 0], squares[squares > 0]
-    length = float(edge @ edge)
-    if not len(squares) or length == 0:
-        return None
-    share = float(((differences @ edge) / squares).sum() / (1 / squares).sum() / length)
-    return share, _error(float(squares.min()) / length, len(edge))
+    return "latent:" + hashlib.blake2b(family.encode() + statistics, digest_size=6).hexdigest()
 
 
-def step_share(grandparent: Floats, parent: Floats, child: Floats) -> tuple[float, float]:
-    """The share of the step from ``grandparent`` to ``parent`` that ``child`` shows, and its standard error.
+def unseen_shares(
+    parent: Floats, children: Floats, others: Floats, excluded: npt.NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """The parts of squared edges that lie between ``parent`` and an unseen parent, and their standard errors.
+
+    For ``children`` (m, d), from ``others`` (k, d), models that do not come from the child: those are ``excluded``
+    (m, k). Each estimates <c - p, o - p> / |c - p|^2; the mean is weighted by the inverse of their variances, which
+    grow with |o - p|^2. The error is that of the best one: they have much of their way to ``parent`` in common. NaN
+    without any other model, and for a child that is equal to the parent.
+    """
+    edges, differences = children - parent, others - parent
+    lengths, squares = (edges**2).sum(axis=1), (differences**2).sum(axis=1)
+    counted = (squares > 0) & ~excluded & (lengths > 0)[:, None]
+    weights = np.divide(1, squares, out=np.zeros(counted.shape), where=counted)
+    total = weights.sum(axis=1)
+    known = total > 0
+    products = (weights * (edges @ differences.T)).sum(axis=1)
+    shares, errors = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
+    shares[known] = products[known] / total[known] / lengths[known]
+    nearest = np.where(counted, squares, np.inf)[known].min(axis=1)
+    errors[known] = _errors(nearest / lengths[known], edges.shape[1])
+    return shares, errors
+
+
+def step_shares(grandparents: Floats, parents: Floats, children: Floats) -> tuple[Floats, Floats]:
+    """(m,) shares of the steps from grandparents to parents (m, d) that children show, and their standard errors.
 
     1 for a child of the parent, 0 for one of the grandparent: <c - g, p - g> / |p - g|^2. Two independent vectors
     have a cosine of about d^(-1/2) in d numbers.
     """
-    step, whole = parent - grandparent, child - grandparent
-    square = float(step @ step)
-    if square == 0:
-        return 0.0, np.inf
-    return float(whole @ step) / square, _error(float(whole @ whole) / square, len(step))
+    steps, wholes = parents - grandparents, children - grandparents
+    squares = (steps**2).sum(axis=1)
+    there = squares > 0
+    shares = np.divide((wholes * steps).sum(axis=1), squares, out=np.zeros(len(steps)), where=there)
+    ratios = np.divide((wholes**2).sum(axis=1), squares, out=np.full(len(steps), np.inf), where=there)
+    return shares, _errors(ratios, steps.shape[1])
 
 
-def _error(square_ratio: float, numbers: int) -> float:
-    return float(np.sqrt(square_ratio * (1 / numbers + _TRAINING_COSINE**2)))
+def _errors(square_ratios: Floats, numbers: int) -> Floats:
+    return np.asarray(np.sqrt(square_ratios * (1 / numbers + _TRAINING_COSINE**2)))

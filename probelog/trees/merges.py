@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from probelog.arrays import Floats
 
@@ -16,6 +17,9 @@ from probelog.arrays import Floats
 # tenth, because what training adds lies outside of the space that some other models span.
 _LARGEST_RESIDUAL = 0.03
 _SMALLEST_WEIGHT = 0.03
+# The bound for many models is a little less exact than the residual.
+_LARGEST_BOUND = 0.05
+_RIDGE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,27 @@ def find_merge(model: Floats, candidates: Floats) -> Merge | None:
             return Merge(tuple(parents), tuple(float(weight) for weight in weights), residual)
         del parents[least]
     return None
+
+
+def may_be_merges(models: Floats, candidates: Floats, there: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(b,) whether `find_merge` is worth asking, for models (b, d) and their candidates (b, k, d).
+
+    ``there`` (b, k) are real candidates. With V = candidates - model and G = V V' the smallest residual of weights
+    that sum to one, whatever their sign, is 1 / (1' G^-1 1): no choice of candidates has a smaller one.
+    """
+    differences = candidates - models[:, None]
+    lengths = np.sqrt((differences**2).sum(axis=2))
+    there = there & (lengths > 0)
+    inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=there)
+    gram = np.einsum("bid,bjd->bij", differences, differences, optimize=True)
+    gram *= inverse[:, :, None] * inverse[:, None, :]
+    diagonal = np.arange(gram.shape[1])
+    gram[:, diagonal, diagonal] = 1 + _RIDGE
+    bound = 1 / np.maximum(
+        (inverse * np.linalg.solve(gram, inverse[:, :, None])[:, :, 0]).sum(axis=1), 1e-300
+    )
+    nearest = np.where(there, lengths, np.inf).min(axis=1) ** 2
+    return np.asarray((there.sum(axis=1) >= 2) & (bound <= _LARGEST_BOUND * nearest))
 
 
 def _weights(model: Floats, parents: Floats) -> Floats:

@@ -1,6 +1,6 @@
 """What was done to a parent to make a child of it, from the statistics of the two.
 
-The comparison of a pair is made once (`compare`); `relation_of` names it. Only copies, recast, quantised, pruned and
+Many pairs are compared at once (`compare`); `relations_of` names what was found. Only copies, recast, quantised, pruned and
 permuted models tell by themselves which of the two was made from the other; `probelog.trees.direction` says more.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from probelog.arrays import Floats, Ints
 from probelog.trees.distance import layer_ratios
 from probelog.trees.edges import Relation
-from probelog.trees.families import Family
+from probelog.trees.family import Family
 
 # Mean ratios of squared distances. Rounding to float16 leaves 2e-8, to bfloat16 1.4e-6, to 8 bits 1e-5 to 4e-5.
 _ROUNDED_TO_16_BITS = 1e-7
@@ -29,111 +31,202 @@ _REORDERED = 0.02
 _UNTRAINED_VECTORS = 1e-3
 
 
+# Numbers of sketches that are held at once.
+_BLOCK = 2**18
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One child beside one possible parent.
+    """Children beside possible parents: m pairs, an array (m,) for each statistic.
 
     ``distance`` is the mean ratio over the layers, ``evenness`` the ratio of its 90th to its 10th percentile there,
-    ``head`` the ratio of the heads (None: other sizes), ``growth`` (|c|^2 - |p|^2) / |c - p|^2 over all layers (-1
+    ``head`` the ratio of the heads (NaN: other sizes), ``growth`` (|c|^2 - |p|^2) / |c - p|^2 over all layers (-1
     where some of the parent's numbers became zero, +1 where something orthogonal was added) and ``growths`` its
-    median over the layers, ``kurtosis`` the median relative growth of a layer's, ``vectors`` the mean relative change of norms and biases, ``moments`` the largest change
-    of any moment.
+    median over the layers, ``kurtosis`` the median relative growth of a layer's, ``vectors`` the mean relative change
+    of norms and biases, ``moments`` the largest change of any moment.
     """
 
-    distance: float
-    evenness: float
-    head: float | None
-    growth: float
-    growths: float
-    kurtosis: float
-    vectors: float
-    moments: float
+    distance: Floats
+    evenness: Floats
+    head: Floats
+    growth: Floats
+    growths: Floats
+    kurtosis: Floats
+    vectors: Floats
+    moments: Floats
 
 
-def compare(family: Family, parent: int, child: int) -> Comparison:
-    """The comparison of two models of a family, by position."""
-    ratios = layer_ratios(family.sketches[parent], family.sketches[child])
-    ratios = ratios[~np.isnan(ratios)]
-    differences = ((family.sketches[parent] - family.sketches[child]) ** 2).sum(axis=1)
-    grown = (family.squares[child] - family.squares[parent])[family.layers]
-    moved = differences > 0
-    low, high = np.quantile(ratios, [0.1, 0.9]) if len(ratios) else (0.0, 0.0)
+def compare(family: Family, parents: Ints, children: Ints) -> Comparison:
+    """The comparison of pairs of models of a family, by position."""
+    step = _pairs_at_once(family)
+    blocks = [
+        _compared(family, parents[begin : begin + step], children[begin : begin + step])
+        for begin in range(0, len(parents), step)
+    ]
+    names = Comparison.__slots__
     return Comparison(
-        distance=float(ratios.mean()) if len(ratios) else 1.0,
-        evenness=float(high / low) if low > 0 else np.inf,
-        head=_head_ratio(family, parent, child),
-        growth=float(grown.sum() / differences.sum()) if moved.any() else 0.0,
-        growths=float(np.median(grown[moved] / differences[moved])) if moved.any() else 0.0,
-        kurtosis=_kurtosis_growth(family, parent, child),
-        vectors=_vector_change(family, parent, child),
-        moments=_moment_change(family, parent, child),
+        **{name: np.concatenate([np.empty(0), *(block[name] for block in blocks)]) for name in names}
     )
 
 
-def relation_of(pair: Comparison, *, same_type: bool = True) -> Relation:
-    """The name of what a comparison shows."""
-    same_head = pair.head is not None and pair.head < _SAME_HEAD
-    if pair.moments < _EQUAL_MOMENTS and pair.head is not None:
-        if pair.distance > _REORDERED:
-            return Relation.PERMUTED
-        if pair.distance < _ROUNDED_TO_16_BITS and pair.head < _ROUNDED_TO_16_BITS:
-            return Relation.COPY if same_type else Relation.RECAST
-    if pair.distance < _ROUNDED_TO_16_BITS:
-        if same_head and pair.head is not None and pair.head < _ROUNDED_TO_16_BITS:
-            return Relation.RECAST if pair.distance > 0 or not same_type else Relation.COPY
-        return Relation.HEAD_ONLY
-    rounded = same_head and pair.head is not None and pair.head < 3 * pair.distance and pair.evenness < 5
-    if rounded and pair.distance < _RECAST:
-        return Relation.RECAST
-    if rounded and pair.distance < _QUANTISED and pair.vectors < _UNTRAINED_VECTORS:
-        return Relation.QUANTISED
+def distance_and_growth(family: Family, parents: Ints, children: Ints) -> tuple[Floats, Floats]:
+    """Those two statistics of a comparison alone, of many pairs."""
+    step = _pairs_at_once(family)
+    distance, growth = np.ones(len(parents)), np.zeros(len(parents))
+    for begin in range(0, len(parents), step):
+        block = slice(begin, begin + step)
+        layers = _Layers.of(family, parents[block], children[block])
+        distance[block], growth[block] = layers.distance(), layers.growth()
+    return distance, growth
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """(m, L) ratios, squared distances and growth of the squares, and whether a layer counts."""
+
+    ratios: Floats
+    differences: Floats
+    grown: Floats
+    counted: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, family: Family, parents: Ints, children: Ints) -> _Layers:
+        sketches, layers = family.sketches, family.layers
+        ratios, differences = layer_ratios(sketches[parents], sketches[children])
+        grown = family.squares(children, layers) - family.squares(parents, layers)
+        return cls(ratios, differences, grown, ~np.isnan(ratios))
+
+    def distance(self) -> Floats:
+        there = self.counted.sum(axis=1)
+        return _quotient(np.nansum(self.ratios, axis=1), there, 1.0)
+
+    def growth(self) -> Floats:
+        total = self.differences.sum(axis=1)
+        grown = np.where(self.counted, self.grown, 0).sum(axis=1)
+        return _quotient(grown, total, 0.0)
+
+
+def _compared(family: Family, parents: Ints, children: Ints) -> dict[str, Floats]:
+    layers = _Layers.of(family, parents, children)
+    ratios, differences, grown, counted = layers.ratios, layers.differences, layers.grown, layers.counted
+    low, high = _quantile(ratios, counted, 0.1), _quantile(ratios, counted, 0.9)
+    moved = differences > 0
+    growths = np.divide(grown, differences, out=np.full(grown.shape, np.nan), where=moved)
+    return {
+        "distance": layers.distance(),
+        "evenness": _quotient(high, low, np.inf),
+        "head": _head_ratios(family, parents, children),
+        "growth": layers.growth(),
+        "growths": _quantile(growths, moved, 0.5),
+        "kurtosis": _kurtosis_growth(family, parents, children),
+        "vectors": _vector_change(family, parents, children),
+        "moments": _moment_change(family, parents, children),
+    }
+
+
+def _pairs_at_once(family: Family) -> int:
+    return max(_BLOCK // max(int(family.statistics.shape[1]), 1), 1)
+
+
+def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Relation]:
+    """The names of what comparisons show; ``same_type`` (m,): both are stored in types of the same precision."""
+    head_known = ~np.isnan(pairs.head)
+    head = np.where(head_known, pairs.head, np.inf)
+    same_moments = (pairs.moments < _EQUAL_MOMENTS) & head_known
+    equal = pairs.distance < _ROUNDED_TO_16_BITS
+    equal_head = head < _ROUNDED_TO_16_BITS
+    rounded = (head < _SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < 5)
     # Training that adds something orthogonal, looked at backwards, shrinks a model as pruning does: not its kurtosis.
-    shrunk = -1.45 < pair.growth < -0.75 and -1.5 < pair.growths < -0.6
-    if (
-        shrunk
-        and pair.kurtosis > _LEAST_PRUNED_KURTOSIS
-        and pair.head is not None
-        and pair.head < 0.1 * pair.distance
-    ):
-        return Relation.PRUNED
-    if pair.vectors < _UNTRAINED_VECTORS:
-        return Relation.LOW_RANK
-    return Relation.FINE_TUNED
+    shrunk = (pairs.growth > -1.45) & (pairs.growth < -0.75) & (pairs.growths > -1.5) & (pairs.growths < -0.6)
+    untrained = pairs.vectors < _UNTRAINED_VECTORS
+    copied = np.where(same_type, Relation.COPY, Relation.RECAST)
+    # The first that holds.
+    cases: list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_] | Relation]] = [
+        (same_moments & (pairs.distance > _REORDERED), Relation.PERMUTED),
+        (same_moments & equal & equal_head, copied),
+        (equal & equal_head, np.where(pairs.distance > 0, Relation.RECAST, copied)),
+        (equal, Relation.HEAD_ONLY),
+        (rounded & (pairs.distance < _RECAST), Relation.RECAST),
+        (rounded & (pairs.distance < _QUANTISED) & untrained, Relation.QUANTISED),
+        (
+            shrunk & (pairs.kurtosis > _LEAST_PRUNED_KURTOSIS) & (head < 0.1 * pairs.distance),
+            Relation.PRUNED,
+        ),
+        (untrained, Relation.LOW_RANK),
+    ]
+    names = np.select([case for case, _ in cases], [name for _, name in cases], Relation.FINE_TUNED)
+    return [Relation(str(name)) for name in names]
 
 
-def _head_ratio(family: Family, parent: int, child: int) -> float | None:
-    a, b = family.heads[parent], family.heads[child]
-    if family.classes[parent] != family.classes[child] or a.shape != b.shape or not len(a):
-        return None
-    squares = float((a**2).sum() + (b**2).sum())
-    return float(((a - b) ** 2).sum()) / squares if squares else 0.0
+def _quotient(a: Floats, b: Floats | Ints, otherwise: float) -> Floats:
+    """(m,) a / b where b is positive."""
+    return np.asarray(np.divide(a, b, out=np.full(len(a), otherwise), where=b > 0))
 
 
-def _kurtosis_growth(family: Family, parent: int, child: int) -> float:
-    layers = family.layers
-    before, after = family.kurtosis[parent, layers], family.kurtosis[child, layers]
-    usable = before > 0
-    return float(np.median(after[usable] / before[usable] - 1)) if usable.any() else 0.0
+def _quantile(values: Floats, counted: npt.NDArray[np.bool_], share: float) -> Floats:
+    """(m,) a quantile of each row's counted values (m, L), linear between two; 0 without any."""
+    if not values.shape[1]:
+        return np.zeros(len(values))
+    ordered = np.sort(np.where(counted, values, np.inf), axis=1)
+    count = counted.sum(axis=1)
+    place = share * np.maximum(count - 1, 0)
+    below = place.astype(np.int64)
+    above = np.minimum(below + 1, np.maximum(count - 1, 0))
+    rows = np.arange(len(values))
+    low = np.where(count > 0, ordered[rows, below], 0)
+    high = np.where(count > 0, ordered[rows, above], 0)
+    return np.asarray(low + (high - low) * (place - below))
 
 
-def _trained_vectors(family: Family) -> list[int]:
-    # Running statistics follow the data, whether anything is trained or not.
-    return [t for t in family.vectors if ".running_" not in family.tensors[t]]
-
-
-def _vector_change(family: Family, parent: int, child: int) -> float:
-    columns = _trained_vectors(family)
-    if not columns:
-        return np.inf
-    change = np.hypot(
-        family.mean[child, columns] - family.mean[parent, columns],
-        family.std[child, columns] - family.std[parent, columns],
+def _head_ratios(family: Family, parents: Ints, children: Ints) -> Floats:
+    sizes = family.head_sizes[parents]
+    same = (
+        (family.classes[parents] == family.classes[children])
+        & (sizes == family.head_sizes[children])
+        & (sizes > 0)
     )
-    scale = np.hypot(family.mean[parent, columns], family.std[parent, columns])
-    return float(np.mean(change / np.maximum(scale, 1e-6)))
+    ratios = np.full(len(parents), np.nan)
+    for size in np.unique(sizes[same]).tolist():
+        rows = np.flatnonzero(same & (sizes == size))
+        place = np.arange(size)
+        a = family.head_values[family.head_starts[parents[rows]][:, None] + place].astype(np.float64)
+        b = family.head_values[family.head_starts[children[rows]][:, None] + place].astype(np.float64)
+        squares = (a**2 + b**2).sum(axis=1)
+        ratios[rows] = np.divide(
+            ((a - b) ** 2).sum(axis=1), squares, out=np.zeros(len(rows)), where=squares > 0
+        )
+    return ratios
 
 
-def _moment_change(family: Family, parent: int, child: int) -> float:
-    scale = np.hypot(family.mean[parent], family.std[parent]) + 1e-12
-    change = np.hypot(family.mean[child] - family.mean[parent], family.std[child] - family.std[parent])
-    return float((change / scale).max())
+def _kurtosis_growth(family: Family, parents: Ints, children: Ints) -> Floats:
+    before = family.kurtosis[parents][:, family.layers].astype(np.float64)
+    after = family.kurtosis[children][:, family.layers].astype(np.float64)
+    usable = before > 0
+    return _quantile(np.divide(after, before, out=np.ones(before.shape), where=usable) - 1, usable, 0.5)
+
+
+def _trained_vectors(family: Family) -> Ints:
+    # Running statistics follow the data, whether anything is trained or not.
+    return np.array([t for t in family.vectors if ".running_" not in family.tensors[t]], np.int64)
+
+
+def _vector_change(family: Family, parents: Ints, children: Ints) -> Floats:
+    columns = _trained_vectors(family)
+    if not len(columns):
+        return np.full(len(parents), np.inf)
+    change, scale = _changes(family, parents, children, columns)
+    return np.asarray((change / np.maximum(scale, 1e-6)).mean(axis=1))
+
+
+def _moment_change(family: Family, parents: Ints, children: Ints) -> Floats:
+    change, scale = _changes(family, parents, children, np.arange(len(family.tensors)))
+    return np.asarray((change / (scale + 1e-12)).max(axis=1))
+
+
+def _changes(family: Family, parents: Ints, children: Ints, columns: Ints) -> tuple[Floats, Floats]:
+    """(m, t): by how much mean and standard deviation moved, and the parent's own size."""
+    mean, std = (array[parents][:, columns].astype(np.float64) for array in (family.mean, family.std))
+    later_mean, later_std = (
+        array[children][:, columns].astype(np.float64) for array in (family.mean, family.std)
+    )
+    return np.hypot(later_mean - mean, later_std - std), np.hypot(mean, std)

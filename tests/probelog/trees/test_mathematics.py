@@ -13,12 +13,19 @@ from probelog.trees.arborescence import arborescence
 from probelog.trees.calibration import fit
 from probelog.trees.direction import log_odds, time_log_odds
 from probelog.trees.distance import layer_ratios, squared_distances
-from probelog.trees.latent import step_share, unseen_share
+from probelog.trees.latent import step_shares, unseen_shares
 from probelog.trees.merges import find_merge
 
 
 def cost_of(parents, edges, roots):
     return sum(roots[c] if p is None else edges[p, c] for c, p in parents.items())
+
+
+def cheapest(nodes, edges, roots):
+    pairs = np.array(sorted(edges), np.int64).reshape(-1, 2)
+    costs = np.array([edges[pair] for pair in sorted(edges)], np.float64)
+    parents = arborescence(nodes, pairs[:, 0], pairs[:, 1], costs, np.array([roots[n] for n in range(nodes)]))
+    return {child: None if parent < 0 else parent for child, parent in enumerate(parents.tolist())}
 
 
 def is_forest(parents):
@@ -46,7 +53,7 @@ def test_the_arborescence_is_the_cheapest_of_all(drawn):
     edges = {pair: float(random.randint(-5, 20)) for pair in pairs}
     roots = {node: float(random.randint(0, 20)) for node in range(nodes)}
 
-    parents = arborescence(nodes, edges, roots)
+    parents = cheapest(nodes, edges, roots)
 
     assert is_forest(parents)
     assert cost_of(parents, edges, roots) == cheapest_by_trying_all(nodes, edges, roots)
@@ -61,7 +68,7 @@ def test_a_long_chain_of_pairs_that_prefer_each_other_is_resolved():
         if a != b
     }
 
-    parents = arborescence(nodes, edges, dict.fromkeys(range(nodes), 1000.0))
+    parents = cheapest(nodes, edges, dict.fromkeys(range(nodes), 1000.0))
 
     assert is_forest(parents)
     assert list(parents.values()).count(None) == 1
@@ -79,7 +86,9 @@ def test_a_layer_that_is_zero_in_one_model_counts_for_nothing():
     a[0] = 0
     b[1] = -1
 
-    assert np.isnan(layer_ratios(a, b)[0])
+    ratios, differences = layer_ratios(a[None], b[None])
+    assert np.isnan(ratios[0, 0])
+    assert (ratios[0, 1], differences[0].tolist()) == (2, [0, 128])
     assert squared_distances(np.stack([a, b]))[0, 1] == pytest.approx(2)
     assert squared_distances(np.zeros((2, 3, 32)))[0, 1] == 1
 
@@ -124,27 +133,43 @@ def test_a_child_of_the_parent_shows_the_whole_step_and_one_of_the_grandparent_n
     grandparent, step, training = random.standard_normal((3, 640))
     parent = grandparent + step
 
-    of_parent, error = step_share(grandparent, parent, parent + training)
-    of_grandparent, _ = step_share(grandparent, parent, grandparent + training)
+    shares, errors = step_shares(
+        np.stack([grandparent, grandparent, parent]),
+        np.stack([parent] * 3),
+        np.stack([parent + training, grandparent + training, grandparent]),
+    )
 
-    assert abs(of_parent - 1) < 4 * error
-    assert abs(of_grandparent) < 4 * error
-    assert step_share(parent, parent, grandparent)[1] == np.inf
+    assert abs(shares[0] - 1) < 4 * errors[0]
+    assert abs(shares[1]) < 4 * errors[1]
+    assert errors[2] == np.inf
 
 
 def test_the_unseen_share_is_0_at_a_parent_and_1_at_its_other_child():
     random = np.random.default_rng(2)
     parent = random.standard_normal(3200)
     near, child, *others = parent + random.standard_normal((5, 3200)) * np.array([[0.3], [1], [1], [1], [1]])
+    others = np.array(others)
+    none = np.zeros((1, 4), bool)
 
-    at_parent = unseen_share(parent, child, np.array([near, *others]))
-    at_sibling = unseen_share(child, near, np.array(others))
+    at_parent, _ = unseen_shares(parent, child[None], np.array([near, *others]), none)
+    at_sibling, _ = unseen_shares(child, near[None], others, none[:, 1:])
 
-    assert at_parent is not None
     assert abs(at_parent[0]) < 0.1
-    assert at_sibling is not None
     assert at_sibling[0] == pytest.approx(1 / 1.09, abs=0.1)
-    assert unseen_share(parent, parent, np.array(others)) is None
+
+
+def test_what_comes_from_a_child_says_nothing_of_its_parent_and_a_parent_itself_has_no_share():
+    random = np.random.default_rng(4)
+    parent, child, other = random.standard_normal((3, 320))
+    grandchild = child + 0.1 * random.standard_normal(320)
+    others = np.stack([other, grandchild])
+
+    whole, _ = unseen_shares(parent, np.stack([child, parent]), others, np.array([[False, True]] * 2))
+    alone, _ = unseen_shares(parent, child[None], other[None], np.zeros((1, 1), bool))
+    nobody, _ = unseen_shares(parent, child[None], others, np.ones((1, 2), bool))
+
+    assert whole[0] == pytest.approx(alone[0])
+    assert np.isnan([whole[1], nobody[0]]).all()
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
@@ -155,8 +180,12 @@ def test_direction_changes_its_sign_with_the_signals(classes, growth, norms):
 
 
 def test_times_count_where_both_are_known_and_differ():
-    assert time_log_odds(1.0, 2.0) == -time_log_odds(2.0, 1.0) > 0
-    assert time_log_odds(None, 2.0) == time_log_odds(1.0, None) == time_log_odds(1.0, 1.0) == 0
+    nan = np.nan
+
+    odds = time_log_odds(np.array([1.0, 2.0, nan, 1.0, 1.0]), np.array([2.0, 1.0, 2.0, nan, 1.0]))
+
+    assert odds[0] == -odds[1] > 0
+    assert odds[2:].tolist() == [0, 0, 0]
 
 
 def test_the_fit_finds_the_coefficients_that_made_the_data():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -49,10 +51,9 @@ def table(models, dtypes=None):
     )
 
 
-def edges_of(models, facts=None, dtypes=None, least=0.0):
-    return {
-        (e.child, e.parent): e for e in recover(table(models, dtypes), facts or {}, least_probability=least)
-    }
+def edges_of(models, facts=None, dtypes=None, least=0.0, **options):
+    edges = recover(table(models, dtypes), facts or {}, least_probability=least, **options)
+    return {(e.child, e.parent): e for e in edges}
 
 
 def facts_of(*repos):
@@ -168,10 +169,15 @@ def test_a_merge_has_its_parents_and_their_weights(root):
 def test_siblings_of_an_unseen_parent_are_not_each_others_parents(root):
     models = {f"child{n}": tuned(root, 0.2, n) for n in range(6)}
 
-    assert edges_of(models, facts_of(*models), least=0.5) == {}
+    edges = edges_of(models, facts_of(*models), least=0.5)
+
+    assert {child for child, _ in edges} == set(models)
+    (unseen,) = {parent for _, parent in edges}
+    assert re.fullmatch("latent:[0-9a-f]{12}", unseen)
+    assert all(edge.latent for edge in edges.values())
 
 
-def test_declared_parents_are_shown_and_decide_nothing(root):
+def test_declared_parents_that_are_switched_off_are_shown_and_decide_nothing(root):
     models = {"root": root, "child": tuned(root, 0.2, 1), "other": base(9)}
     facts = {
         "root": ModelFacts(declared=("child",)),
@@ -179,12 +185,44 @@ def test_declared_parents_are_shown_and_decide_nothing(root):
         "other": ModelFacts(declared=("other", "nowhere")),
     }
 
-    edges = edges_of(models, facts)
+    edges = edges_of(models, facts, declared=False)
 
     assert set(edges) == {("child", "root")}
     assert edges["child", "root"].declared is False
     assert edges_of(models, {"child": ModelFacts(declared=("root",))})["child", "root"].declared is True
     assert edges_of(models)["child", "root"].declared is None
+    assert edges["child", "root"].evidence == edges_of(models)["child", "root"].evidence
+
+
+def test_a_declared_parent_is_evidence_and_one_that_the_weights_contradict_is_shown(root):
+    models = {"root": root, "child": tuned(root, 0.2, 1), "other": base(9)}
+    facts = {"child": ModelFacts(declared=("root",))}
+
+    (with_it,) = edges_of(models, facts).values()
+    (contradicted,) = edges_of(models, {"child": ModelFacts(declared=("other",))}).values()
+    (without,) = edges_of(models).values()
+
+    assert (contradicted.child, contradicted.parent, contradicted.declared) == ("child", "root", False)
+    assert contradicted.probability < without.probability < with_it.probability
+
+
+def test_declared_parents_in_a_circle_leave_a_tree(root):
+    children = {f"child{n}": tuned(root, 0.2, n) for n in range(4)}
+    names = ["root", *children]
+    circle = {name: ModelFacts(declared=(names[place - 1],)) for place, name in enumerate(names)}
+    each_other = {"root": ModelFacts(declared=("child0",)), "child0": ModelFacts(declared=("root",))}
+
+    around = edges_of({"root": root, **children}, circle)
+    two = edges_of({"root": root, **children}, each_other)
+
+    above = dict(around)
+    for name in names:
+        path = [name]
+        while path[-1] in above:
+            path.append(above[path[-1]])
+            assert len(path) <= len(names)
+    # Two that declare each other say nothing.
+    assert set(two) == {(child, "root") for child in children}
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,0 +1,113 @@
+"""Parents for newcomers of a family whose edges are known, without looking at the whole again.
+
+A newcomer's parent is among its neighbours. So the recovery is made of them alone: the newcomer, its nearest models,
+and the parents that those are known to have. Of what comes out the newcomer's edges count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from probelog.arrays import Ints
+from probelog.trees.edges import Edge
+from probelog.trees.family import Family, ModelFacts
+from probelog.trees.neighbours import Screen
+from probelog.trees.recover import LEAST_PROBABILITY, recover_family
+
+# The nearest models that a newcomer is recovered with, and how many steps up their parents come along.
+_NEAREST = 48
+_GENERATIONS = 2
+_LARGEST = 112
+
+
+class Attachment:
+    """A family with its edges, kept ready for newcomers. ``facts``: also the newcomers'."""
+
+    def __init__(
+        self,
+        family: Family,
+        edges: Iterable[Edge],
+        facts: Mapping[str, ModelFacts],
+        *,
+        least_probability: float = LEAST_PROBABILITY,
+        times: bool = True,
+        declared: bool = True,
+        memory_mb: int = 1024,
+    ) -> None:
+        self._family = family
+        self._facts = facts
+        self._least_probability = least_probability
+        self._options = {"times": times, "declared": declared}
+        place = {repo: number for number, repo in enumerate(family.repos)}
+        self._parents: dict[int, list[int]] = {}
+        for edge in edges:
+            if edge.child in place and edge.parent in place:
+                self._parents.setdefault(place[edge.child], []).append(place[edge.parent])
+        self._models = np.flatnonzero(family.usable)
+        self._screen = Screen.of(family, self._models, memory_mb=memory_mb)
+
+    def attach(self, newcomers: Family) -> list[Edge]:
+        """The edges of newcomers, a part of the same family, by child and parent.
+
+        They may come from each other. A newcomer replaces the family's model of the same name.
+
+        Raises:
+            ValueError: the newcomers are another family's.
+        """
+        if newcomers.key != self._family.key:
+            raise ValueError(f"models of family {newcomers.key} cannot join family {self._family.key}")
+        newcomers = newcomers.like(self._family)
+        points = self._screen.points_of(newcomers)
+        row, near, _ = self._screen.near_points(points, _NEAREST + len(newcomers))
+        among = self._screen.with_points(points)
+        one, other = among.nearest(np.arange(len(newcomers)), _NEAREST)
+        edges: list[Edge] = []
+        for place in np.flatnonzero(newcomers.usable).tolist():
+            together = [place, *other[one == place].tolist()]
+            names = {newcomers.repos[each] for each in together}
+            known = [
+                m
+                for m in self._with_parents(self._models[near[row == place]])
+                if self._family.repos[m] not in names
+            ]
+            small = self._family.take(np.array(known, np.int64)).joined(newcomers.take(np.array(together)))
+            found = recover_family(small, self._facts, least_probability=0.0, **self._options)
+            edges += [edge for edge in found if edge.child == newcomers.repos[place]]
+        kept = [edge for edge in edges if edge.probability >= self._least_probability]
+        return sorted(kept, key=lambda edge: (edge.child, edge.parent))
+
+    def _with_parents(self, models: Ints) -> list[int]:
+        found = dict.fromkeys(models.tolist())
+        front = list(found)
+        for _ in range(_GENERATIONS):
+            front = [
+                parent for model in front for parent in self._parents.get(model, ()) if parent not in found
+            ]
+            found.update(dict.fromkeys(front))
+        return list(found)[:_LARGEST]
+
+
+def attach(
+    family: Family,
+    newcomers: Family,
+    edges: Iterable[Edge],
+    facts: Mapping[str, ModelFacts],
+    *,
+    least_probability: float = LEAST_PROBABILITY,
+    times: bool = True,
+    declared: bool = True,
+    memory_mb: int = 1024,
+) -> list[Edge]:
+    """The edges of newcomers of a family whose ``edges`` are known; `Attachment` keeps what this has to load."""
+    loaded = Attachment(
+        family,
+        edges,
+        facts,
+        least_probability=least_probability,
+        times=times,
+        declared=declared,
+        memory_mb=memory_mb,
+    )
+    return loaded.attach(newcomers)
