@@ -473,6 +473,35 @@ def evaluate(
 
 
 @app.command()
+def evaluate_trees(
+    index: Annotated[str, typer.Option("--index", help="The index, or the store that holds it.")],
+    truth: Annotated[
+        Path, typer.Option("--truth", help="JSON: models with their parents, relation and tree.")
+    ],
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="The store that the index was made in. Default: the one around it."),
+    ] = None,
+    no_time: Annotated[
+        bool, typer.Option("--no-time", help="Recover edges again without the times of repositories.")
+    ] = False,
+    no_declared: Annotated[
+        bool, typer.Option("--no-declared", help="Recover edges again without declared parents.")
+    ] = False,
+    as_json: JsonOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
+    """How often model trees are right, and how well their probabilities are calibrated, beside other methods."""
+    from pipelines.trees.evaluate import evaluate_trees as run_evaluate_trees
+
+    result = run_evaluate_trees(index, truth, store, times=not no_time, declared=not no_declared)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+        return
+    _print(result.lines())
+
+
+@app.command()
 def rollback(
     store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
     to: Annotated[

@@ -21,12 +21,11 @@ from probelog.errors import UsageError
 from probelog.evaluation.accuracy import Accuracy, Hubness, accuracy, hubness
 from probelog.evaluation.truncated import calibrated
 from probelog.index.generation import Generation
-from probelog.index.pointer import find_index, read_pointer
+from probelog.index.pointer import find_index, read_pointer, store_around
 from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Float64, HeadSpace
 from probelog.search.client import open_index
 from probelog.search.query import numbers_named, text_vectors
-from probelog.storage.layout import INDEX
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import DESCRIPTORS
 from probelog.storage.store import Store
@@ -159,7 +158,7 @@ def evaluate(
         raise UsageError(f"{truth_file} names no concept that a model in {store.uri} recognises") from None
     rows = [item.row for item in kept]
     keys = [generation.settings.completion, generation.settings.folded_in]
-    pairs = _top_pairs(_around(store), [key for key in keys if key is not None], kept)
+    pairs = _top_pairs(store_around(store), [key for key in keys if key is not None], kept)
     evaluated = {}
     scores = open_index(uri).scores(questions.names, questions.synonyms)[:, rows]
     others = {*protocols} - {AS_PUBLISHED}
@@ -222,12 +221,6 @@ class _Kept(NamedTuple):
     sha: str
     logit: int
     negated: bool
-
-
-def _around(index: Store) -> Store:
-    """The store that an index lies in."""
-    parent, _, folder = index.uri.rpartition("/")
-    return Store(parent) if folder == INDEX and parent else index
 
 
 def _top_pairs(store: Store, keys: Sequence[str], kept: Sequence[_Kept]) -> scoring.TopPairs | None:

@@ -158,6 +158,12 @@ def find_index(uri: str) -> Store:
     )
 
 
+def store_around(index: Store) -> Store:
+    """The store that an index lies in; the index itself where it lies in none."""
+    parent, _, folder = index.uri.rpartition("/")
+    return Store(parent) if folder == INDEX and parent else index
+
+
 def read_pointer(index: Store) -> tuple[Pointer, bytes]:
     """The pointer and its bytes, which a swap compares with.
 

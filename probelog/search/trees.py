@@ -5,6 +5,7 @@ Anybody may have published them, and a family may be of any size: every row is c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -188,6 +189,11 @@ def _descend(generation: Generation, repo: str, limit: int, notes: list[str]) ->
     if front:
         notes.append(f"only {min(len(edges), limit):,} of its descendants are shown")
     return edges[:limit]
+
+
+def edges_of_children(generation: Generation, children: Sequence[str]) -> list[Edge]:
+    """All edges to the parents of some models."""
+    return _read_of(generation, "child", children, sys.maxsize)
 
 
 def edges_above(generation: Generation, names: Iterable[str], most: int) -> dict[str, list[Edge]] | None:
