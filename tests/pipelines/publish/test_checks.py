@@ -90,6 +90,12 @@ def test_a_correct_generation_passes(sound: SmallIndex) -> None:
     check_generation(opened(sound), expected(sound))
 
 
+def test_a_generation_with_few_names_passes(tmp_path: Path) -> None:
+    """Fewer than are asked for."""
+    index = build(Store(tmp_path), kind="clip", images=False, live=False, names=["cat", "chair"])
+    check_generation(opened(index), expected(index))
+
+
 def first_is(value: float) -> Callable[[LogitBatch], LogitBatch]:
     def change(batch: LogitBatch) -> LogitBatch:
         directions = batch.directions.copy()

@@ -48,13 +48,14 @@ class Inputs:
     completion: str = "completion"
     probe_set: str = "a" * 64
     encoder: str = "digest"
-    names: tuple[str, ...] = ("cat", "dog")
+    names: tuple[str, ...] | None = ("cat", "dog")
     prompt: tuple[str, ...] = ("a {}", "the {}")
 
     def job(self) -> Job:
-        (self.folder / "names.txt").write_text("\n".join(self.names))
+        (self.folder / "names.txt").write_text("\n".join(self.names or ()))
         keys = {"store": str(self.folder / "store"), "probes": "unused", "prompt": list(self.prompt)}
-        config = Config.model_validate(keys | {"background": str(self.folder / "names.txt")})
+        background = "hub" if self.names is None else str(self.folder / "names.txt")
+        config = Config.model_validate(keys | {"background": background})
         return Job.of(config, Report(io.StringIO()))
 
     def publish(self, job: Job | None = None, live: LiveIndex | None = None) -> PublishResult:
@@ -104,6 +105,8 @@ def test_whatever_changes_an_index_changes_its_source(
     }
     sources = [source(usual), *(source(replace(usual, **{name: value})) for name, value in changes.items())]
     assert len(set(sources)) == len(sources)
+    of_the_hub = source(replace(usual, names=None))
+    assert of_the_hub not in sources, "the names that its models declare are of its source"
 
 
 def test_what_is_live_already_is_not_built_again(tmp_path: Path, source: Callable[[Inputs], str]) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from probelog.errors import QueryError, StoreError
+from probelog.index import basis as basis_module
 from probelog.index.arrow import fixed_binary, fixed_lists, matrix_of, structured
 from probelog.index.generation import Generation, Logits, _Once
 from probelog.index.pointer import Pointer
@@ -117,6 +118,16 @@ def updated(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     """``bob/two`` is gone, and ``ada/one``, whose copies take its place."""
     index = Store(tmp_path_factory.mktemp("updated"))
     return update(index, whole(index), [0, 1])
+
+
+def test_an_encoder_of_more_dimensions_than_an_index_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its least informative coordinates are left out; embeddings of probes keep all."""
+    monkeypatch.setattr(basis_module, "BYTES", basis_module.PRECISE + basis_module._SCALE_BYTES + 4)
+    generation = whole(Store(tmp_path))
+    assert generation.basis.axes.shape == (4, DIMENSION)
+    np.testing.assert_array_equal(generation.probe_embeddings, unit(3, PROBES))
 
 
 # In the order asked
