@@ -1,8 +1,7 @@
 """The probability of an edge, a logistic function of a few features of its evidence.
 
-Every feature lies between 0 and 1, so that a coefficient is the log odds that it can add. They were fitted on one
-forest of trained models and two of untrained ones (`tests.benchmarks.trees --fit`); docs/method.md has what they are
-worth on others.
+Every feature lies between -1 and 1, so that a coefficient is the log odds that it can add. They were fitted on two
+forests of trained models (`tests.benchmarks.trees --fit`); docs/method.md has what they are worth on others.
 """
 
 from __future__ import annotations
@@ -15,15 +14,20 @@ import numpy as np
 from probelog.trees.edges import Relation
 
 _COEFFICIENTS: Mapping[str, float] = {
-    "constant": -0.08,
-    "by itself": 1.01,
-    "time agrees": 0.73,
-    "time contradicts": -2.00,
-    "direction": 0.58,
-    "unseen parent": -0.44,
-    "siblings": 1.10,
-    "far": -2.04,
-    "another head of one size": -0.68,
+    "constant": -0.48,
+    "by itself": 2.73,
+    "by itself, no time": -0.91,
+    "low-rank": 1.01,
+    "head-only": 1.68,
+    "time agrees": 0.83,
+    "time contradicts": -1.83,
+    "direction": 1.97,
+    "unseen parent": -0.70,
+    "above its error": -0.82,
+    "below its error": -0.99,
+    "others around": -1.42,
+    "another head of one size": -1.17,
+    "parent of a coarser type": -4.03,
     # Set by hand: no forest has declared parents that were not its truth.
     "declared": 1.0,
 }
@@ -39,18 +43,30 @@ def features(relation: Relation, evidence: Mapping[str, float]) -> dict[str, flo
     """The features of an edge."""
     time, head = evidence["time"], evidence.get("head")
     by_itself = relation in _BY_ITSELF
+    share, error = evidence.get("unseen", 0.0), max(evidence.get("unseen_error", math.inf), 1e-3)
+    errors = share / error
     return {
         "constant": 1.0,
         "by itself": float(by_itself),
+        "by itself, no time": float(by_itself and time == 0),
+        "low-rank": float(relation is Relation.LOW_RANK),
+        "head-only": float(relation is Relation.HEAD_ONLY),
         "time agrees": float(time > 0),
         "time contradicts": float(time < 0),
         "direction": 0.0 if by_itself else math.tanh(evidence["direction"] / 3),
-        "unseen parent": 0.0 if by_itself else min(max(evidence.get("unseen", 0.0) / 0.25, 0.0), 1.0),
-        "siblings": 0.0 if by_itself else min(math.log2(1 + evidence.get("siblings", 0.0)) / 3, 1.0),
-        "far": 0.0 if by_itself else min(evidence["distance"] / 0.1, 1.0),
-        "declared": evidence.get("declared", 0.0),
+        "unseen parent": 0.0 if by_itself else _part(share / 0.25),
+        "above its error": 0.0 if by_itself else _part(errors / 4),
+        # A true parent's share is about 0: far below is as wrong as above.
+        "below its error": 0.0 if by_itself else _part((-errors - 1) / 4),
+        "others around": 0.0 if by_itself else _part(1 - error / 0.1),
         "another head of one size": float(not by_itself and head is not None and head > 0.25),
+        "parent of a coarser type": evidence.get("coarser", 0.0),
+        "declared": evidence.get("declared", 0.0),
     }
+
+
+def _part(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
 
 def probability(relation: Relation, evidence: Mapping[str, float]) -> float:

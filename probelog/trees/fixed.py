@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from probelog.trees.family import Family
 from probelog.trees.merges import find_merge, may_be_merges
 from probelog.trees.neighbours import Neighbours, components
 from probelog.trees.odds import Odds
-from probelog.trees.relations import compare, relations_of
+from probelog.trees.relations import compare, relations_of, trained_vectors
 from probelog.trees.tree import Around, centre
 
 # The nearest models that a model may be a twin of, or a merge of.
@@ -30,6 +29,16 @@ _TWINS = (Relation.RECAST, Relation.QUANTISED, Relation.PRUNED)
 _EQUAL = 1e-7
 # Models of a group that each is compared with; in a larger group some of them stand for all.
 _JUDGES = 256
+# Log odds that a model has from each other one, of two at the most, with the same norms and biases.
+_SHARING = 1.5
+# So many of the next models in order of their squares are compared with each.
+_GAPS = 3
+# A twin of the original is as near as the original, within a sketch's error.
+_AS_NEAR = 1.1
+# The models nearest to a group of equal ones, and the log odds from which on they come from it if none is nearer to them.
+_AROUND = 24
+_COMES_FROM = 2.0
+_NOBODY = np.empty(0, np.int64)
 # Numbers of points that are held at once.
 _BLOCK = 2**20
 
@@ -76,27 +85,37 @@ def equal_backbones(family: Family, models: Ints, odds: Odds) -> dict[int, Fixed
     return _head_only(family, groups, odds)
 
 
-def permuted(family: Family, models: Ints, neighbours: Neighbours, odds: Odds) -> dict[int, Fixed]:
-    """Models with the same numbers in another order: all moments agree, the sketches do not."""
+def permuted(
+    family: Family, models: Ints, neighbours: Neighbours, odds: Odds, known: Mapping[int, Fixed]
+) -> dict[int, Fixed]:
+    """Models with the same numbers in another order: all moments agree, the sketches do not.
+
+    ``known`` are head-only children among the ``models``, which have no neighbours of their own.
+    """
     step = max(_BLOCK // max(family.statistics.shape[1], 1), 1)
     blocks = [models[begin : begin + step] for begin in range(0, len(models), step)]
     every = np.arange(len(family.tensors))
     totals = np.concatenate([np.empty(0), *(family.squares(block, every).sum(axis=1) for block in blocks)])
     order = models[np.lexsort((models, totals))]
-    pairs = compare(family, order[:-1], order[1:])
-    same_type = family.precision[order[:-1]] == family.precision[order[1:]]
-    names = relations_of(pairs, same_type)
+    # Models of equal tensors but the head's may lie between two.
+    first = np.concatenate([order[:-gap] for gap in range(1, _GAPS + 1)])
+    second = np.concatenate([order[gap:] for gap in range(1, _GAPS + 1)])
+    pairs = compare(family, first, second)
+    names = relations_of(pairs, family.precision[first] == family.precision[second])
     related = neighbours.related()
+    for model, made in known.items():
+        related[model] = max(related[model], related[made.parents[0]], 1)
     found: dict[int, Fixed] = {}
-    for (a, b), name, distance in zip(pairwise(order.tolist()), names, pairs.distance, strict=True):
-        if name is not Relation.PERMUTED or distance < RELATED or a in found:
+    for a, b, name, distance in zip(first.tolist(), second.tolist(), names, pairs.distance, strict=True):
+        if name is not Relation.PERMUTED or distance < RELATED or a in found or b in found:
             continue
         # What has relatives was there first; else what is older.
         original, child = sorted((a, b), key=lambda model: (-related[model], odds.age(model)))
         later = odds.time(np.array([original]), np.array([child]))[0] < 0
         if later and related[original] == 0:
             original, child = child, original
-        found[child] = Fixed(Relation.PERMUTED, (original,))
+        if child not in known:
+            found[child] = Fixed(Relation.PERMUTED, (original,))
     return found
 
 
@@ -122,12 +141,31 @@ def twins(around: Around, models: Ints) -> dict[int, Fixed]:
     for name in _TWINS:
         of = names == name
         score[of] = odds.made(name, parents[of], children[of], growths[of], around_two[of])
-    for parent, child, name, value in zip(parents.tolist(), children.tolist(), names, score, strict=True):
-        if child in found:
-            continue
-        if value > 0 or (value == 0 and odds.age(parent) < odds.age(child)):
-            found[child] = Fixed(name, (parent,))
+    recast = names == Relation.RECAST
+    score[recast] += _sharing(family, models, parents[recast], children[recast])
+    possible: dict[int, list[int]] = {}
+    for place, (parent, child) in enumerate(zip(parents.tolist(), children.tolist(), strict=True)):
+        if score[place] > 0 or (score[place] == 0 and odds.age(parent) < odds.age(child)):
+            possible.setdefault(child, []).append(place)
+    # The nearest first, so that what was only rounded is known before what was pruned.
+    for child, places in sorted(possible.items(), key=lambda item: float(distances[item[1]].min())):
+        as_near = [place for place in places if distances[place] <= _AS_NEAR * distances[places].min()]
+        originals = [place for place in as_near if int(parents[place]) not in found] or as_near
+        best = max(originals, key=lambda place: (score[place], -distances[place]))
+        found[child] = Fixed(names[best], (int(parents[best]),))
     return found
+
+
+def _sharing(family: Family, models: Ints, parents: Ints, children: Ints) -> Floats:
+    """(m,) log odds from how many other models share norms and biases with either of two that differ by rounding."""
+    columns = trained_vectors(family)
+    statistics = np.concatenate([family.mean[models][:, columns], family.std[models][:, columns]], axis=1)
+    sets: dict[bytes, int] = {}
+    for row in statistics:
+        sets[row.tobytes()] = sets.get(row.tobytes(), 0) + 1
+    count = np.zeros(len(family))
+    count[models] = [sets[row.tobytes()] for row in statistics]
+    return _SHARING * np.clip(count[parents] - count[children], -2, 2)
 
 
 def head_only(family: Family, models: Ints, neighbours: Neighbours, odds: Odds) -> dict[int, Fixed]:
@@ -144,28 +182,66 @@ def head_only(family: Family, models: Ints, neighbours: Neighbours, odds: Odds) 
 def _head_only(family: Family, groups: Sequence[Ints], odds: Odds) -> dict[int, Fixed]:
     children: dict[int, Fixed] = {}
     for group in groups:
-        judges = group[:: -(-len(group) // _JUDGES)]
-        score = _summed_odds(group, judges, odds)
-        if len(judges) < len(group):
-            # The best by a sample, and then by all.
-            best = group[np.argsort(-score, kind="stable")[:_JUDGES]]
-            group_score = dict(zip(best.tolist(), _summed_odds(best, group, odds), strict=True))
-        else:
-            group_score = dict(zip(group.tolist(), score, strict=True))
-        original = min(group_score, key=lambda model: (-group_score[model], odds.age(model)))
+        original = _original(group, odds)
         only = Fixed(Relation.HEAD_ONLY, (original,))
         children.update({model: only for model in group.tolist() if model != original})
     return children
 
 
+def _original(group: Ints, odds: Odds, around: Ints = _NOBODY) -> int:
+    """The model of a group with equal backbones that the others, and those ``around`` it, were made from.
+
+    Models that are older than it count once: the time of one model may be wrong, and then all of them are older.
+    """
+    judges = group[:: -(-len(group) // _JUDGES)]
+    best, score = group, _summed_odds(group, judges, odds)
+    if len(judges) < len(group):
+        # The best by a sample, and then by all.
+        best = group[np.argsort(-score, kind="stable")[:_JUDGES]]
+        score = _summed_odds(best, group, odds)
+    # Twice: the other log odds of a pair are in the score of one as they are in the other's with the other sign.
+    score = score - 2 * odds.older(best, np.concatenate([group, around]))
+    ranked: dict[int, float] = dict(zip(best.tolist(), score.tolist(), strict=True))
+    return min(ranked, key=lambda model: (-ranked[model], odds.age(model)))
+
+
 def _summed_odds(models: Ints, others: Ints, odds: Odds) -> Floats:
-    """(m,) log odds of each model having been the parent of the others, growth left out: nothing moved."""
+    """(m,) log odds of each model having been the parent of the others, but for times and growth: nothing moved."""
     total = np.zeros(len(models))
     for place, model in enumerate(models):
         children = others[others != model]
         parents = np.full(len(children), model)
-        total[place] = odds.made(Relation.HEAD_ONLY, parents, children, np.zeros(len(children))).sum()
+        total[place] = odds.untimed(parents, children, np.zeros(len(children))).sum()
     return total
+
+
+def reconsidered(known: Mapping[int, Fixed], neighbours: Neighbours, odds: Odds) -> dict[int, int]:
+    """Models that are a better original of their equals than the one chosen, by that one: their neighbours say so."""
+    groups: dict[tuple[int, Relation], list[int]] = {}
+    for child, made in known.items():
+        if made.relation in (Relation.COPY, Relation.HEAD_ONLY):
+            groups.setdefault((made.parents[0], made.relation), []).append(child)
+    better: dict[int, int] = {}
+    for (chosen, _), children in sorted(groups.items()):
+        around = neighbours.of(chosen)[:_AROUND]
+        growths = -neighbours.growths[neighbours.starts[chosen] :][: len(around)]
+        later = odds.untimed(np.full(len(around), chosen), around, growths) > _COMES_FROM
+        nearest = neighbours.others[neighbours.starts[around]] == chosen
+        around = around[later & nearest]
+        original = _original(np.array([chosen, *children]), odds, around)
+        if original != chosen and chosen not in better:
+            better[chosen] = original
+    return better
+
+
+def exchanged(known: Mapping[int, Fixed], better: Mapping[int, int]) -> dict[int, Fixed]:
+    """What is known when originals and the better ones have changed places."""
+    place = {**better, **{new: old for old, new in better.items()}}
+    result: dict[int, Fixed] = {}
+    for child, made in known.items():
+        parents = tuple(better.get(parent, parent) for parent in made.parents)
+        result[place[child] if child in better.values() else child] = replace(made, parents=parents)
+    return result
 
 
 def merges(around: Around, models: Ints) -> dict[int, Fixed]:

@@ -15,10 +15,10 @@ from probelog.arrays import Floats
 
 # The squared residual of a merge over the squared distance of its nearest parent; of other models it is above a
 # tenth, because what training adds lies outside of the space that some other models span.
-_LARGEST_RESIDUAL = 0.03
+_LARGEST_RESIDUAL = 0.06
 _SMALLEST_WEIGHT = 0.03
 # The bound for many models is a little less exact than the residual.
-_LARGEST_BOUND = 0.05
+_LARGEST_BOUND = 0.09
 _RIDGE = 1e-6
 
 

@@ -8,7 +8,7 @@ compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,6 +72,12 @@ class Neighbours:
     def places(self) -> Ints:
         """(m,) how many neighbours of the model are nearer."""
         return np.arange(len(self.others)) - np.repeat(self.starts[:-1], np.diff(self.starts))
+
+    def exchanged(self, new: Mapping[int, int]) -> Neighbours:
+        """The same with some models in place of others that have neighbours."""
+        name = np.arange(len(self.starts) - 1)
+        name[list(new)] = list(new.values())
+        return _listed(len(name), name[self.models], name[self.others], self.distances, self.growths)
 
     def among(self, kept: npt.NDArray[np.bool_]) -> Neighbours:
         """The neighbours where both models are in a set, given as a mask (n,)."""

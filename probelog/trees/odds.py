@@ -98,6 +98,16 @@ class Odds:
         around = centre if relation is Relation.QUANTISED else 0.0
         return np.asarray(self.direction(parents, children, growth) + around + known)
 
+    def untimed(self, parents: Ints, children: Ints, growth: Floats) -> Floats:
+        """(m,) from the weights and declared parents."""
+        return self.direction(parents, children, growth) + self.declarations(parents, children)
+
+    def older(self, models: Ints, others: Ints) -> Floats:
+        """(m,) log odds against each model that any of the others is older."""
+        known = self.uploaded[others]
+        first = np.nanmin(known) if not np.isnan(known).all() else math.nan
+        return np.abs(time_log_odds(np.full(len(models), first), self.uploaded[models]))
+
     def declares(self, parents: Ints, children: Ints) -> Floats:
         """(m,) 1 where the child declares the parent, else 0."""
         keys = np.asarray(parents) * len(self._family) + children

@@ -32,6 +32,9 @@ __all__ = ["LEAST_PROBABILITY", "Edge", "recover", "recover_family"]
 #: An edge below this probability is not given.
 LEAST_PROBABILITY = 0.5
 
+# Bits of a type in which models are handed on rather than trained (bfloat16 has 8).
+_COARSE = 8
+
 
 def recover(
     weights: pa.Table,
@@ -90,9 +93,16 @@ class _Recovery:
     def edges(self) -> list[Edge]:
         family, odds = self._family, self._odds
         self._fixed = fixed.equal_models(family, odds)
-        self._fixed.update(fixed.equal_backbones(family, self._free(), odds))
+        different = self._free()
+        equal = fixed.equal_backbones(family, different, odds)
+        self._fixed.update(equal)
         neighbours = find_neighbours(family, self._free(), memory_mb=self._memory_mb)
-        self._fixed.update(fixed.permuted(family, self._free(), neighbours, odds))
+        better = fixed.reconsidered(self._fixed, neighbours, odds)
+        if better:
+            self._fixed = fixed.exchanged(self._fixed, better)
+            neighbours = neighbours.exchanged(better)
+            equal = {child: made for child, made in self._fixed.items() if child in different}
+        self._fixed.update(fixed.permuted(family, different, neighbours, odds, equal))
         distinct = np.zeros(len(family), bool)
         distinct[self._free()] = True
         neighbours = neighbours.among(distinct)
@@ -143,6 +153,9 @@ class _Recovery:
         pairs = compare(family, parents, children)
         names = relations_of(pairs, family.precision[parents] == family.precision[children])
         direction = odds.direction(parents, children, pairs.growth)
+        coarser = (family.precision[parents] < family.precision[children]) & (
+            family.precision[parents] <= _COARSE
+        )
         time, declared = odds.time(parents, children), odds.declares(parents, children)
         for place, row in enumerate(rows):
             evidence = {
@@ -150,6 +163,7 @@ class _Recovery:
                 "direction": float(direction[place]),
                 "time": float(time[place]),
                 **({} if math.isnan(pairs.head[place]) else {"head": float(pairs.head[place])}),
+                **({"coarser": 1.0} if coarser[place] else {}),
                 **({"declared": 1.0 if declared[place] else -1.0} if odds.declaring[row.child] else {}),
                 **row.evidence,
             }

@@ -27,8 +27,10 @@ _LEAST_PRUNED_KURTOSIS = 0.02
 _EQUAL_MOMENTS = 1e-5
 # Between models whose moments agree, this far apart means another order of the same numbers.
 _REORDERED = 0.02
-# Norms and biases that were not trained differ by rounding alone.
-_UNTRAINED_VECTORS = 1e-3
+# Norms and biases that were not trained are equal, or differ by rounding to another type: by 5e-5 in float16, 5e-4 in
+# bfloat16. A few steps of training move them by 1e-3.
+_EQUAL_VECTORS = 1e-5
+_ROUNDED_VECTORS = 6e-4
 
 
 # Numbers of sketches that are held at once.
@@ -138,7 +140,7 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
     rounded = (head < _SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < 5)
     # Training that adds something orthogonal, looked at backwards, shrinks a model as pruning does: not its kurtosis.
     shrunk = (pairs.growth > -1.45) & (pairs.growth < -0.75) & (pairs.growths > -1.5) & (pairs.growths < -0.6)
-    untrained = pairs.vectors < _UNTRAINED_VECTORS
+    untrained = _untrained(pairs.vectors, same_type)
     copied = np.where(same_type, Relation.COPY, Relation.RECAST)
     # The first that holds.
     cases: list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_] | Relation]] = [
@@ -161,6 +163,21 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
 def _quotient(a: Floats, b: Floats | Ints, otherwise: float) -> Floats:
     """(m,) a / b where b is positive."""
     return np.asarray(np.divide(a, b, out=np.full(len(a), otherwise), where=b > 0))
+
+
+def equal_vectors(family: Family, parents: Ints, children: Ints) -> npt.NDArray[np.bool_]:
+    """(m,) whether pairs have norms and biases in common, as training leaves none of them."""
+    step = _pairs_at_once(family)
+    blocks = [
+        _vector_change(family, parents[begin : begin + step], children[begin : begin + step])
+        for begin in range(0, len(parents), step)
+    ]
+    same_type = family.precision[parents] == family.precision[children]
+    return _untrained(np.concatenate([np.empty(0), *blocks]), same_type)
+
+
+def _untrained(vectors: Floats, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    return np.asarray(vectors < np.where(same_type, _EQUAL_VECTORS, _ROUNDED_VECTORS))
 
 
 def _quantile(values: Floats, counted: npt.NDArray[np.bool_], share: float) -> Floats:
@@ -205,13 +222,14 @@ def _kurtosis_growth(family: Family, parents: Ints, children: Ints) -> Floats:
     return _quantile(np.divide(after, before, out=np.ones(before.shape), where=usable) - 1, usable, 0.5)
 
 
-def _trained_vectors(family: Family) -> Ints:
+def trained_vectors(family: Family) -> Ints:
+    """The vectors that training moves."""
     # Running statistics follow the data, whether anything is trained or not.
     return np.array([t for t in family.vectors if ".running_" not in family.tensors[t]], np.int64)
 
 
 def _vector_change(family: Family, parents: Ints, children: Ints) -> Floats:
-    columns = _trained_vectors(family)
+    columns = trained_vectors(family)
     if not len(columns):
         return np.full(len(parents), np.inf)
     change, scale = _changes(family, parents, children, columns)

@@ -22,7 +22,7 @@ from probelog.trees.latent import step_shares, unseen_shares
 from probelog.trees.neighbours import Neighbours
 from probelog.trees.odds import Odds
 from probelog.trees.points import Points
-from probelog.trees.relations import distance_and_growth
+from probelog.trees.relations import distance_and_growth, equal_vectors
 
 #: The parent of a model that has none.
 NONE = -1
@@ -35,6 +35,8 @@ _ROOT_DISTANCE = 0.25
 _PARENT_CANDIDATES = 24
 # What it costs, in nats, to be the child of a recast, quantised, pruned, merged or head-only model.
 _FIXED_PARENT = 3.0
+# What it is worth, in nats, to have all norms and biases in common: adapters and new heads leave them as they are.
+_EQUAL_VECTORS = 6.0
 # What it is worth, in nats, that the child declares the parent.
 _DECLARED_PARENT = 2.0
 _NO_ROOT = 1000.0
@@ -102,6 +104,7 @@ def grow(around: Around, fixed: Ints, excluded: Ints) -> Ints:
         _DISTANCE_WEIGHT * np.log(distances + 1e-12)
         + np.logaddexp(0, -direction)
         + _FIXED_PARENT * ~free[parents]
+        - _EQUAL_VECTORS * equal_vectors(family, parents, children)
         - _DECLARED_PARENT * odds.declares(parents, children)
     )
     known = np.flatnonzero(~free)
@@ -149,7 +152,12 @@ def climb(around: Around, parents: Ints, free: npt.NDArray[np.bool_]) -> Ints:
             block = climbing[begin : begin + step]
             upper = result[result[block]]
             shares, errors = step_shares(points.of(upper), points.of(result[block]), points.of(block))
-            moved.append(block[(shares - 0.5) / np.maximum(errors, _LEAST_ERROR) ** 2 <= _CLIMB])
+            shown = (shares - 0.5) / np.maximum(errors, _LEAST_ERROR) ** 2 > _CLIMB
+            # An adapter on top of a step too small to be seen has the norms and biases that the step made.
+            shown |= equal_vectors(around.family, result[block], block) & ~equal_vectors(
+                around.family, upper, block
+            )
+            moved.append(block[~shown])
         climbing = np.concatenate([np.empty(0, np.int64), *moved])
         result[climbing] = result[result[climbing]]
     return result

@@ -1,25 +1,30 @@
 """Model trees: how often the recovered parents are the true ones, beside other methods, on forests with known parents.
 
-    uv run python -m tests.benchmarks.trees [--bench DIR] [--cache DIR] [--seeds 4 5 6] [--fit]
+    uv run python -m tests.benchmarks.trees [--bench DIR] [--forests DIR ...] [--cache DIR] [--seeds 4 5 6]
+        [--only] [--ablate] [--plot FILE] [--fit]
 
 The bench is a folder (by default ``../shared/bench``; it is skipped, aloud, where it is absent) with two sets of
 trained models: ``forest``, which everything is tuned on, and ``hub``, which it is not. The hub has no times of upload,
-and all that is known of a model there is its parent. The seeds are synthetic forests (`tests.benchmarks.trees_world`), which nothing was fitted to. Each
-forest is measured with times of upload, with 5 % of them wrong, and without any; declared parents are withheld.
-``--cache`` keeps the ``weights`` tables, which take some seconds to read. ``--fit`` prints the coefficients
-of `probelog.trees.calibration` that fit the forest. The columns: `probelog.evaluation.trees`.
+and all that is known of a model there is its parent. ``--forests`` are more, of `probelog-index zoo --forest`. The seeds
+are synthetic forests (`tests.benchmarks.trees_world`), which nothing was fitted to. Each forest is measured with times of
+upload, with 5 % of them wrong, and without any; declared parents are withheld. ``--only`` leaves the bench out.
+``--cache`` keeps the ``weights`` tables, which take some seconds to read. ``--ablate`` measures without each signal,
+``--plot`` draws the reliability of all edges of ``--forests``. ``--fit`` prints the coefficients of
+`probelog.trees.calibration` that fit the bench's forest and ``--forests``. The columns: `probelog.evaluation.trees`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +32,7 @@ import pyarrow.parquet as pq
 
 from probelog.evaluation.trees import (
     ModelTruth,
+    Share,
     Truth,
     baseline_edges,
     calibration_error,
@@ -36,6 +42,7 @@ from probelog.evaluation.trees import (
     reliability,
     truth_of,
 )
+from probelog.trees import direction, tree
 from probelog.trees.calibration import features, fit
 from probelog.trees.edges import Edge
 from probelog.trees.families import Family, ModelFacts, families
@@ -44,9 +51,17 @@ from probelog.weights.reader import Weights, layer_table
 from tests.benchmarks.trees_world import Forest, weights_table
 
 _BENCH = Path("../shared/bench")
-# Synthetic forests that the probabilities are fitted to, beside the trained one; figures are of other seeds.
-_FIT_SEEDS = (101, 102)
 MODES = ("times", "5 % wrong", "no times")
+
+# What is left out, and how: a mapping or a module, and what is put in place.
+_SIGNALS: Mapping[str, tuple[Any, Mapping[str, float]]] = {
+    **{f"direction: {name}": (direction.WEIGHTS, {name: 0.0}) for name in direction.WEIGHTS},
+    "equal norms and biases": (tree, {"_EQUAL_VECTORS": 0.0}),
+    "distances": (tree, {"_DISTANCE_WEIGHT": 1.0}),
+    "leaves (recast, pruned, ...)": (tree, {"_FIXED_PARENT": 0.0}),
+    "the step from the grandparent": (tree, {"_CLIMB": -math.inf}),
+    "unseen parents": (tree, {"_SIBLING_SHARE": math.inf}),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ def forest(folder: Path, cache: Path | None) -> Case:
         repo: (_seconds(model["time"]), _seconds(model["time_5pct_wrong"]))
         for repo, model in content["models"].items()
     }
-    return Case("forest", _table(folder / "hub", sorted(truth), cache, "forest"), truth, times)
+    return Case(str(folder), _table(folder / "hub", sorted(truth), cache, folder.name), truth, times)
 
 
 def hub(folder: Path, cache: Path | None) -> Case:
@@ -157,17 +172,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bench", type=Path, default=_BENCH)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[4, 5, 6])
+    parser.add_argument("--forests", type=Path, nargs="*", default=[])
+    parser.add_argument("--only", action="store_true")
+    parser.add_argument("--ablate", action="store_true")
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args(arguments)
-    cases = []
-    if (options.bench / "forest" / "truth.json").is_file():
-        cases.append(forest(options.bench / "forest", options.cache))
+    trained = [forest(folder, options.cache) for folder in options.forests]
+    cases = list(trained)
+    if options.only:
+        pass
+    elif (options.bench / "forest" / "truth.json").is_file():
+        bench = forest(options.bench / "forest", options.cache)
         if options.fit:
-            _fit([*cases, *(synthetic(seed) for seed in _FIT_SEEDS)])
+            _fit([bench, *trained])
             return
-        cases.append(hub(options.bench, options.cache))
+        cases += [bench, hub(options.bench, options.cache)]
     else:
         print(f"SKIPPED: there is no forest in {options.bench}", file=sys.stderr)
+    if options.plot:
+        _plot(trained, options.plot)
+    if options.ablate:
+        _ablate(cases)
+        return
     cases += [synthetic(seed) for seed in options.seeds]
     for case in cases:
         every: list[tuple[float, bool]] = []
@@ -185,6 +212,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if name == "recover":
                     print(f"  calibration error from {LEAST_PROBABILITY} {_calibration_error(pairs):.3f}")
         print(f"{case.name}, calibration error over all modes: {_calibration_error(every):.3f}")
+
+
+def _ablate(cases: Sequence[Case]) -> None:
+    """Top-1 and parentless models of all cases together, without one signal after the other."""
+    print(f"{'without':32} " + "  ".join(f"{mode:>22}" for mode in MODES))
+    for name, (holder, change) in {"nothing": (direction.WEIGHTS, {}), **_SIGNALS}.items():
+        cells = []
+        with (
+            mock.patch.dict(holder, change)
+            if isinstance(holder, dict)
+            else mock.patch.multiple(holder, **change)
+        ):
+            for mode in MODES:
+                found = [
+                    figures(case.truth, recover(case.weights, case.facts(mode)), None)
+                    for case in cases
+                    if mode in case.modes
+                ]
+                shares = [Share(*(sum(column) for column in zip(*rows, strict=True))) for rows in (
+                    [(one.top1.right, one.top1.of) for one in found],
+                    [(one.parentless.right, one.parentless.of) for one in found],
+                )]  # fmt: skip
+                cells.append(f"{shares[0]} {shares[1]}")
+        print(f"{name:32} " + "  ".join(f"{cell:>22}" for cell in cells))
+
+
+def _plot(cases: Sequence[Case], file: Path) -> None:
+    """How often edges are true, by their probability."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 4.5), layout="constrained")
+    for mode in MODES:
+        pairs = [
+            pair
+            for case in cases
+            if mode in case.modes
+            for pair in judged(case.truth, recover(case.weights, case.facts(mode), least_probability=0))
+        ]
+        bins = [one for one in reliability(pairs) if one.edges]
+        label = f"{mode} (expected calibration error {_calibration_error(pairs):.3f})"
+        axes.plot([one.probability for one in bins], [one.true for one in bins], marker="o", label=label)
+    axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
+    axes.set(xlabel="probability of an edge", ylabel="share of true edges", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=110)
 
 
 def _calibration_error(edges: Sequence[tuple[float, bool]]) -> float:

@@ -166,6 +166,58 @@ def test_a_merge_has_its_parents_and_their_weights(root):
     assert {("a", "root"), ("b", "root")} < set(edges)
 
 
+def counted(tensors, batches):
+    return {**tensors, "blocks.0.norm.num_batches_tracked": np.array(float(batches))}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_smaller_counter_of_batches_is_the_parents(root, reverse):
+    # Numbers of equal size, so that nothing else gives the direction.
+    other = with_head({name: x + 0.1 * np.roll(x, 1) for name, x in root.items()}, 100, 0)
+    counts = (500, 300) if reverse else (300, 500)
+    edges = edges_of({"a": counted(root, counts[0]), "b": counted(other, counts[1])})
+
+    ((child, parent),) = edges
+    assert (child, parent) == (("a", "b") if reverse else ("b", "a"))
+    unknown = edges_of({"a": counted(root, 0), "b": counted(other, counts[1])})
+    assert abs(next(iter(unknown.values())).evidence["direction"]) < 5
+
+
+def test_what_was_pruned_comes_from_the_original_and_not_from_its_rounded_twin(root):
+    models = {"root": root, "q": quantised(root), "pruned": pruned(root)}
+    # The twin is uploaded first of all: the times are wrong.
+    edges = edges_of(models, facts_of("root", "pruned", "q"))
+
+    assert ("pruned", "root") in edges
+    assert ("q", "root") in edges
+
+
+def test_a_small_step_before_an_adapter_is_seen_by_what_the_adapter_left(root):
+    step = tuned(root, 0.02, 1)
+    adapted = with_head(low_rank(step), 10, 2)
+    models = {"root": root, "step": step, "adapted": adapted}
+    models.update({f"child{n}": tuned(root, 0.2, 10 + n) for n in range(3)})
+    edges = edges_of(models, facts_of("root", "step", "adapted", "child0", "child1", "child2"))
+
+    assert edges[("adapted", "step")].relation is Relation.LOW_RANK
+
+
+def test_one_wrong_time_does_not_make_a_new_head_the_parent_of_the_trunk(root):
+    children = {f"child{n}": tuned(root, 0.2, n) for n in range(5)}
+    models = {"root": root, "headed": with_head(root, 10, 9), **children}
+    # The root's time is the latest of all, and some of its children are older than the one with another head.
+    edges = edges_of(models, facts_of("child0", "child1", "headed", "child2", "child3", "child4", "root"))
+
+    assert set(edges) == {(child, "root") for child in models if child != "root"}
+
+
+def test_a_permuted_copy_is_that_of_the_model_with_its_head(root):
+    models = {"root": root, "headed": with_head(root, 10, 9), "permuted": permuted(root)}
+    models.update({f"child{n}": tuned(root, 0.2, n) for n in range(2)})
+
+    assert ("permuted", "root") in edges_of(models)
+
+
 def test_siblings_of_an_unseen_parent_are_not_each_others_parents(root):
     models = {f"child{n}": tuned(root, 0.2, n) for n in range(6)}
 
