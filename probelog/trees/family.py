@@ -7,6 +7,7 @@ tensors have the same names and shapes (`probelog.trees.layouts` has the excepti
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -61,7 +62,7 @@ class Family:
     @property
     def sizes(self) -> Floats:
         """(T,) numbers of each tensor."""
-        return np.array([np.prod(shape, dtype=np.float64) for shape in self.shapes], np.float64)
+        return np.array([math.prod(shape) for shape in self.shapes], np.float64)
 
     @property
     def vectors(self) -> Ints:
@@ -92,7 +93,8 @@ class Family:
         """(m, t): the sums of squares of some tensors' numbers, from their moments: exact, unlike the sketch's."""
         mean = self.mean[models][:, tensors].astype(np.float64)
         std = self.std[models][:, tensors].astype(np.float64)
-        return np.asarray(self.sizes[tensors] * (mean**2 + std**2))
+        sizes = np.array([math.prod(self.shapes[tensor]) for tensor in tensors], np.float64)
+        return np.asarray(sizes * (mean**2 + std**2))
 
     def head(self, model: int) -> npt.NDArray[np.float32]:
         """The moments and sketches of one model's head."""

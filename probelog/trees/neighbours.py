@@ -171,7 +171,7 @@ class Screen:
         """Each model beside the nearest ones, related ones only, as two arrays of positions."""
         wanted = NEIGHBOURS * (_SPARE if self.projection is None else 2 * _SPARE)
         n = len(self.points)
-        rows = max(memory_mb * 2**16 // max(n, 1), 1)  # a quarter of the memory, of four bytes a number
+        rows = max(memory_mb * 2**14 // max(n, 1), 1)  # a sixteenth of the memory, of four bytes a number
         found = [self.nearest(np.arange(begin, min(begin + rows, n)), wanted) for begin in range(0, n, rows)]
         one, other = (np.concatenate([np.empty(0, np.int64), *side]) for side in zip(*found, strict=True))
         return one, other

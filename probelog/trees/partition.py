@@ -98,17 +98,20 @@ class Partition:
             tensors=tuple(layout["names"]),
             shapes=tuple(tuple(shape) for shape in layout["shapes"]),
             layers=np.array(layout["layers"], np.int64),
-            statistics=np.memmap(
-                self._folder / "statistics.bin",
-                np.float32,
-                "r",
-                row["offset"],
-                (row["models"], row["width"]),
+            # As plain arrays: those of class memmap are slow to index.
+            statistics=np.asarray(
+                np.memmap(
+                    self._folder / "statistics.bin",
+                    np.float32,
+                    "r",
+                    row["offset"],
+                    (row["models"], row["width"]),
+                )
             ),
             classes=columns["classes"].to_numpy(),
             precision=columns["precision"].to_numpy(),
             usable=columns["usable"].to_numpy(zero_copy_only=False),
-            head_values=np.memmap(heads, np.float32, "r")
+            head_values=np.asarray(np.memmap(heads, np.float32, "r"))
             if heads.stat().st_size
             else np.empty(0, np.float32),
             head_starts=columns["head_start"].to_numpy(),

@@ -35,4 +35,4 @@ class Points:
         """(m, L * 32)."""
         sketches = self._family.sketches[models].astype(np.float64)
         sketches *= self._scales[self._component[models]][:, :, None]
-        return sketches.reshape(len(models), -1)
+        return sketches.reshape(len(models), sketches.shape[1] * sketches.shape[2])
