@@ -45,7 +45,7 @@ def unseen_shares(
     products = (weights * (edges @ differences.T)).sum(axis=1)
     shares, errors = np.full(len(edges), np.nan), np.full(len(edges), np.nan)
     shares[known] = products[known] / total[known] / lengths[known]
-    nearest = np.where(counted, squares, np.inf)[known].min(axis=1)
+    nearest = np.where(counted, squares, np.inf)[known].min(axis=1, initial=np.inf)
     errors[known] = _errors(nearest / lengths[known], edges.shape[1])
     return shares, errors
 
