@@ -326,6 +326,21 @@ def complete(
 
 
 @app.command()
+def trees(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    refresh: RefreshOption = False,
+    retry_failed: RetryOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
+    """Find out which of the models were made from which, from their weights."""
+    from pipelines.full import run_trees
+
+    run_trees(_job(config, overrides, store), refresh, retry_failed)
+
+
+@app.command()
 def publish(
     config: ConfigOption = None,
     store: StoreOption = None,
@@ -347,7 +362,7 @@ def full(
     retry_failed: RetryOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
-    """Crawl, probe, complete and publish. If it is killed, the same command resumes."""
+    """Crawl, probe, complete, recover model trees and publish. If it is killed, the same command resumes."""
     from pipelines.full import run_full
 
     job = _job(config, overrides, store)

@@ -1,4 +1,4 @@
-"""The whole way from a Hub to a published index: crawl, probe, complete, publish."""
+"""The whole way from a Hub to a published index: crawl, probe, complete, recover trees, publish."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from pipelines.probe.stage import ProbeResult, probe
 from pipelines.publish.release import PublishResult
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
+from pipelines.trees.record import TreesRecord
+from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
+from pipelines.trees.weights import listed_filters
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import UsageError
 from probelog.storage.layout import LedgerFolder
-from probelog.storage.ledger import Counts, Ledger
+from probelog.storage.ledger import Counts, Ledger, Receipt
+from probelog.storage.schemas import CatalogueRow
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class FullRun:
     catalogue: Catalogue
     probed: ProbeResult
     completed: CompletionRecord
+    trees: TreesRecord | None
     published: PublishResult
 
 
@@ -60,8 +65,26 @@ def run_complete(job: Job) -> CompletionRecord:
         return complete(job, key, receipts, probe_set, encoder.digest)
 
 
+def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> TreesRecord:
+    """The trees stage alone, over what the probe stage left and what is read without probing."""
+    if not job.config.trees.enabled:
+        raise UsageError("trees.enabled is false: set it to true, or add --set trees.enabled=true")
+    endpoint = hub_endpoint()
+    receipts: list[Receipt] = []
+    rows: list[CatalogueRow] = []
+    unprobed = listed_filters(job.config)
+    if is_crawled(job, endpoint) or not unprobed:
+        rows = Catalogue.open(job, endpoint).rows()
+        probe_set = ready_probes(job, load_encoder(job.config.encoder))
+        key = job.observations_key(probe_set.hash)
+        receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
+    if not receipts and not unprobed:
+        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
+    return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed))
+
+
 def run_publish(job: Job) -> PublishResult:
-    """The publish stage alone; completes first where that was not done."""
+    """The publish stage alone; completes and recovers trees first where that was not done."""
     catalogue = Catalogue.open(job, hub_endpoint())
     encoder = load_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
@@ -76,7 +99,9 @@ def run_publish(job: Job) -> PublishResult:
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
     counts = sum((receipt.counts for receipt in receipts), Counts())
     run = FailureCounts(counts.indexed + sum(counts.failures.values()), counts.failures)
-    return publish(job, ListingSnapshot.of(catalogue), probe_set, encoder, key, receipts, completed, run)
+    listed = ListingSnapshot.of(catalogue)
+    trees = trees_of(job, receipts, listed.rows)
+    return publish(job, listed, probe_set, encoder, key, receipts, completed, run, trees=trees)
 
 
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
@@ -97,10 +122,12 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
             probed = probe(job, table, probe_set, endpoint, retry_failed)
             completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     run = FailureCounts(probed.tried, probed.reasons)
+    listed = ListingSnapshot.of(catalogue)
+    trees = trees_of(job, probed.receipts, listed.rows, refresh, retry_failed)
     published = publish(
-        job, ListingSnapshot.of(catalogue), probe_set, encoder, probed.key, probed.receipts, completed, run
+        job, listed, probe_set, encoder, probed.key, probed.receipts, completed, run, trees=trees
     )
-    return FullRun(catalogue, probed, completed, published)
+    return FullRun(catalogue, probed, completed, trees, published)
 
 
 def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager[None]:

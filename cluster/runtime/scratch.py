@@ -112,12 +112,16 @@ def _refusal(path: Path, why: str, remedy: str = "") -> UsageError:
 
 def own_downloads(scratch: Path) -> Path:
     """A folder for the downloads of this process; what workers that are no longer alive left is removed."""
-    downloads = downloads_folder(scratch)
-    if downloads.is_dir():
-        for folder in downloads.iterdir():
+    return process_folder(downloads_folder(scratch))
+
+
+def process_folder(parent: Path) -> Path:
+    """A folder of this process below ``parent``; those of processes that are no longer alive are removed."""
+    if parent.is_dir():
+        for folder in parent.iterdir():
             if folder.name.isdigit() and not _is_running(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
-    folder_of_process = downloads / str(os.getpid())
+    folder_of_process = parent / str(os.getpid())
     folder_of_process.mkdir(parents=True, exist_ok=True)
     return folder_of_process
 

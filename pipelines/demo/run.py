@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
@@ -60,12 +61,14 @@ def run_demo(out: Path, compare: bool = True) -> None:
     _show_failures(some, report)
     index = some.config.store
     _ask(index, report)
+    _trees(index, report)
     _accuracy(out, compare, report)
     report.say(
         f"\ndone in {duration(time.monotonic() - started)}. The index lies in {index}. Next:\n"
         f'  uv run probelog search "cat" --index {index}\n'
         f"  uv run probelog search --like REPO#0 --index {index}\n"
         f"  uv run probelog show REPO --index {index}\n"
+        f"  uv run probelog tree cinder/umber-v1 --index {index}\n"
         f"  uv run probelog-index status --store {index}"
     )
 
@@ -122,6 +125,21 @@ def _ask(index_uri: str, report: Report) -> None:
                 f"    {hit.rank}. {'right' if right else 'wrong'}  {hit.repo}{copies}, class {hit.logit}, "
                 f"declared as {label!r}"
             )
+
+
+def _trees(index_uri: str, report: Report) -> None:
+    from probelog.search.client import open_index
+
+    parents = {
+        repo: model["parent"]
+        for repo, model in json.loads((WORLD / "truth.json").read_text())["models"].items()
+    }
+    report.say("\nwhich models were made from which, by their weights alone:")
+    for edge in open_index(index_uri).edges():
+        right = "right" if parents.get(edge.child) == edge.parent else "wrong"
+        report.say(
+            f"  {right}  {edge.child} from {edge.parent}: {edge.relation}, probability {edge.probability:.2f}"
+        )
 
 
 def _accuracy(out: Path, compare: bool, report: Report) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.job.eta import duration
 from pipelines.probe.summary import Summary
 from pipelines.quality.report import last_report
+from pipelines.trees.record import read_trees
 from probelog.errors import UsageError
 from probelog.index.pointer import Pointer
 from probelog.storage import layout
@@ -58,6 +59,7 @@ class Status:
     probe_sets: list[dict[str, Any]]
     ledgers: list[LedgerStatus]
     completions: list[dict[str, Any]]
+    trees: list[dict[str, Any]]
     index: dict[str, Any] | None
     quality: dict[str, Any] | None
 
@@ -97,6 +99,7 @@ class Status:
             f"held-out RMSE {item['rmse']:.3f}"
             for item in self.completions
         ]
+        lines += [f"trees      {item['key']}  {_trees_line(item)}" for item in self.trees]
         if self.index is None:
             lines.append("index      none published yet")
         else:
@@ -146,10 +149,11 @@ def status(uri: str) -> Status:
             for name in _names(store, layout.COMPLETIONS, layout.RECEIPT)
             for content in [store.read_json(name)]
         ],
+        trees=_trees(store),
         index=_index(store),
         quality=_quality(store),
     )
-    if not (result.catalogues or result.probe_sets or result.ledgers or result.index):
+    if not (result.catalogues or result.probe_sets or result.ledgers or result.trees or result.index):
         raise UsageError(f"{store.uri} is not a ProbeLog store: check the address")
     return result
 
@@ -208,6 +212,39 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
         bytes=counts.bytes,
         eta_seconds=eta,
         running=running is not None,
+    )
+
+
+def _trees(store: Store) -> list[dict[str, Any]]:
+    """Finished and unfinished recoveries of model trees."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in store.names(layout.TREES, suffix=".json"):
+        key = name.split("/")[1]
+        folder = layout.TreesFolder.of(key)
+        if name == folder.receipt:
+            done = read_trees(store, key)
+            if done is not None:
+                found[key] = {
+                    "key": key,
+                    "models": done.models.rows,
+                    "families": done.families,
+                    "edges": done.edges.rows,
+                    "failed": done.failed,
+                    "finished": True,
+                }
+        elif name.startswith(f"{folder.batches}/"):
+            begun = found.setdefault(key, {"key": key, "batches": 0, "finished": False})
+            if not begun["finished"]:
+                begun["batches"] += 1
+    return list(found.values())
+
+
+def _trees_line(item: dict[str, Any]) -> str:
+    if not item["finished"]:
+        return f"unfinished, {item['batches']:,} batches of families done"
+    failed = sum(item["failed"].values())
+    return f"{item['edges']:,} edges between {item['models']:,} models of {item['families']:,} families" + (
+        f", {failed:,} families failed" if failed else ""
     )
 
 

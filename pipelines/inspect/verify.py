@@ -28,6 +28,8 @@ from pipelines.job.progress import Report
 from pipelines.nightly.record import RECORD_VERSION
 from pipelines.publish import encoder
 from pipelines.quality.report import REPORT_VERSION, page_of
+from pipelines.trees.families import FAMILIES
+from pipelines.trees.record import TREES_VERSION
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.probes import probe_set
@@ -36,7 +38,16 @@ from probelog.storage import layout
 from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, ItemResult, Ledger, Receipt
 from probelog.storage.parquet_parts import Part
-from probelog.storage.schemas import CATALOGUE, DESCRIPTORS, FAILURES, OBSERVATIONS, PROBED_MODELS, WEIGHTS
+from probelog.storage.schemas import (
+    CATALOGUE,
+    DESCRIPTORS,
+    EDGES,
+    FAILURES,
+    OBSERVATIONS,
+    PROBED_MODELS,
+    TREE_MODELS,
+    WEIGHTS,
+)
 from probelog.storage.store import Store
 from probelog.storage.versions import check_schema, check_version
 
@@ -50,6 +61,7 @@ _KNOWN_FOLDERS = (
     layout.LEDGERS,
     layout.PROBE_SETS,
     layout.REPORTS,
+    layout.TREES,
 )
 
 
@@ -150,6 +162,7 @@ class _Verifier:
         yield from self._ledgers()
         yield from self._nightly_records()
         yield from self._completions()
+        yield from self._trees()
         yield from self._encoders()
         yield from self._index()
         yield from self._reports()
@@ -185,7 +198,11 @@ class _Verifier:
                     yield from self._parts(receipt, [part], schema)
 
     def _ledgers(self) -> Iterator[Check]:
-        for manifest in self._names(layout.LEDGERS, layout.MANIFEST):
+        weights = [name for name in self._below(layout.tree_weights("")) if name.count("/") == 3]
+        for manifest in [
+            *self._names(layout.LEDGERS, layout.MANIFEST),
+            *(name for name in weights if name.endswith(f"/{layout.MANIFEST}")),
+        ]:
             self._json(manifest, LEDGER_VERSION, "ledger")
             ledger = Ledger(self._store, manifest.rsplit("/", 1)[0])
             paths = ledger.paths
@@ -248,6 +265,23 @@ class _Verifier:
                 self._expect(ledger.receipt(receipt), name)
             yield from self._parts(name, parts.values(), DESCRIPTORS)
             yield from self._files(name, content)
+
+    def _trees(self) -> Iterator[Check]:
+        for name in self._below(f"{layout.TREES}/"):
+            folder = layout.TreesFolder.of(name.split("/")[1])
+            if name != folder.receipt and not name.startswith(f"{folder.batches}/"):
+                continue
+            content = self._json(name, TREES_VERSION, "recovery of model trees")
+            if content is None:
+                continue
+            batches = list(_objects(content.get("batches", [])))
+            for batch in batches:
+                yield from self._parts(name, batch.get("families", []), FAMILIES)
+                yield from self._parts(name, [batch.get("models")], TREE_MODELS)
+                yield from self._parts(name, [batch.get("edges")], EDGES)
+            if name == folder.receipt:
+                yield from self._parts(name, [content.get("models")], TREE_MODELS)
+                yield from self._parts(name, [content.get("edges")], EDGES)
 
     def _encoders(self) -> Iterator[Check]:
         for name in self._names(layout.ENCODERS, layout.RECEIPT):

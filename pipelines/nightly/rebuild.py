@@ -10,6 +10,7 @@ from pipelines.nightly.update import ChangesSinceBase
 from pipelines.publish.release import PublishResult
 from pipelines.publish.stage import ListingSnapshot, publish
 from pipelines.quality.failures import FailureCounts
+from pipelines.trees.stage import trees_of
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger
@@ -47,13 +48,15 @@ def publish_rebuilt(
         )
         if number not in removed
     ]
+    listed = ListingSnapshot([*rows, *changes.rows.values()], record.watermark, record.reconciled, start.at)
+    receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
     return publish(
         job,
-        ListingSnapshot([*rows, *changes.rows.values()], record.watermark, record.reconciled, start.at),
+        listed,
         start.probe_set,
         load_encoder(job.config.encoder),
         key,
-        Ledger(job.store, LedgerFolder.of(key).path).receipts(),
+        receipts,
         joined(job.store, start.completion, changes.described, key),
         run,
         allowed,
@@ -61,4 +64,5 @@ def publish_rebuilt(
         live=start.live,
         read=changes.descriptors,
         background_of=start.base,
+        trees=trees_of(job, receipts, listed.rows),
     )

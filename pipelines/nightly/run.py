@@ -7,7 +7,8 @@
 4. *Probe* the new commits, in a separate ledger (`pipelines.nightly.record`).
 5. *Describe* them with the published columns.
 6. *Decide* (`pipelines.nightly.decision`): without changes nothing is published. Otherwise an update of the live
-   generation's base holds all changes since the base; beyond ``nightly.rebuild_share`` a whole generation is built.
+   generation's base holds all changes since the base, the added models attached to their trees
+   (`pipelines.trees.nightly`); beyond ``nightly.rebuild_share`` a whole generation is built.
 7. *Publish*: checks, the quality gate, and one swap of the pointer.
 
 If the run is killed, the next one resumes where it was. When the index has drifted too far from the data that its
@@ -30,6 +31,7 @@ from pipelines.nightly.rebuild import publish_rebuilt
 from pipelines.nightly.start import open_start
 from pipelines.nightly.update import changes_since_base, publish_update
 from pipelines.publish.release import PublishResult
+from pipelines.trees.nightly import attach_changes
 from probelog.storage.layout import LEASE
 from probelog.storage.schemas import Failure
 
@@ -91,7 +93,8 @@ def run_nightly(job: Job) -> NightlyRun:
         elif decision.rebuild:
             published = publish_rebuilt(job, changes, probed.run, lease.check)
         else:
-            published = publish_update(job, changes, probed.run, decision.drift, added, lease.check)
+            trees = attach_changes(job, start.base, changes.for_trees(), changes.removed)
+            published = publish_update(job, changes, probed.run, decision.drift, added, lease.check, trees)
     result = NightlyRun(
         published=published,
         tried=len(changes.rows),

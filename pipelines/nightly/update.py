@@ -17,14 +17,17 @@ from pipelines.nightly.probing import ProbedChanges
 from pipelines.nightly.start import NightlyStart
 from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_update
-from pipelines.publish.expected import ExpectedUpdate
+from pipelines.publish.expected import ExpectedTrees, ExpectedUpdate
 from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
+from pipelines.trees.inputs import TreeInputs
+from pipelines.trees.nightly import UpdateTrees
 from probelog.index.generation import Generation
 from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.rows import write_edges
 from probelog.publication.update import Changes, write_update
 from probelog.storage.encoding import short_key
 from probelog.storage.layout import INDEX
@@ -82,10 +85,15 @@ class ChangesSinceBase:
         rows = generation.models_named("repo", {repo for repo, _ in added}, ["repo", "sha"])
         return sorted(added - {(row["repo"], row["sha"]) for row in rows})
 
-    def for_writer(self) -> Changes:
+    def for_trees(self) -> TreeInputs:
+        """The added models, in the form of `pipelines.trees.nightly.attach_changes`."""
+        found = self.descriptors
+        return TreeInputs(found.store, found.receipts, found.models, self.rows)
+
+    def for_writer(self, trees: UpdateTrees | None = None) -> Changes:
         """The changes in the form of `probelog.publication.update.write_update`."""
         models = self.descriptors.models
-        facts = model_table(models, self.rows)
+        facts = model_table(models, self.rows, {} if trees is None else trees.places)
         identities = [same_logits(model) for model in models]
         return Changes(facts, identities, np.asarray(sorted(self.removed.values()), np.int64))
 
@@ -123,6 +131,7 @@ def publish_update(
     drift: Drift,
     added: Sequence[Version],
     allowed: Callable[[], None],
+    trees: UpdateTrees | None = None,
 ) -> PublishResult:
     """Build an update, check it, and make it live.
 
@@ -133,6 +142,7 @@ def publish_update(
         drift: of the update from the data that the base was fitted on.
         added: models that the live generation does not hold.
         allowed: raises if this run may not publish any more.
+        trees: of the update; none: the base has none.
 
     Raises:
         QualityError, StoreError, ConflictError: as `release_generation`.
@@ -146,7 +156,9 @@ def publish_update(
         job.report.line("publish: writing the changes")
         writer = GenerationWriter(index, name)
         batches = (described.batch() for described in noted.of(changes.descriptors.stream()))
-        written = write_update(writer, base, changes.for_writer(), batches)
+        written = write_update(writer, base, changes.for_writer(trees), batches)
+        if trees is not None:
+            write_edges(writer, trees.edges)
         settings = replace(
             base.settings,
             **written.settings,
@@ -159,6 +171,8 @@ def publish_update(
             added=len(changes.descriptors.models),
             gone=len(changes.removed),
             drift=drift.facts(),
+            trees=None if trees is None else base.settings.trees,
+            edges=None if trees is None else trees.edges.num_rows,
         )
         writer.write_meta({"settings": settings.to_bytes(), **written.meta})
         writer.finish()
@@ -170,7 +184,15 @@ def publish_update(
         changes.source,
         build,
         lambda generation: check_update(
-            generation, ExpectedUpdate(base, models, noted, changes.known, changes.removed)
+            generation,
+            ExpectedUpdate(
+                base,
+                models,
+                noted,
+                changes.known,
+                changes.removed,
+                None if trees is None else ExpectedTrees(trees.edges.num_rows, trees.places),
+            ),
         ),
         run,
         base=base.pointer.generation,

@@ -1,8 +1,9 @@
 """Checks that a generation must pass before readers see it.
 
 1. Rows: every model of the receipts that the catalogue lists, and all their logits but the constant ones.
-2. Numbers: no NaN and no infinity in any column of any table.
-3. Encoder and answers (`pipelines.publish.answers`).
+2. Trees: every edge that was recovered, between models that there are; no model is its own ancestor; every model's place.
+3. Numbers: no NaN and no infinity in any column of any table.
+4. Encoder and answers (`pipelines.publish.answers`).
 
 Everything is streamed, a part of descriptors or a batch of rows at a time: memory does not grow with the index. The
 descriptors are read once, for the answers; the other checks use counts from when the generation was written.
@@ -19,12 +20,15 @@ import pyarrow.compute as pc
 
 from pipelines.complete.descriptors import same_logits
 from pipelines.publish.answers import wrong_answers, wrong_answers_of_update
-from pipelines.publish.expected import Expected, ExpectedUpdate
+from pipelines.publish.expected import Expected, ExpectedTrees, ExpectedUpdate
 from probelog.arrays import ArrowArray
 from probelog.errors import StoreError
 from probelog.index.generation import Generation, Logits
 from probelog.index.schema import connect
 from probelog.storage.encoding import from_npy
+from probelog.storage.schemas import EDGES, TREE_FACTS, TreeFacts
+from probelog.trees.edges import edges_of
+from probelog.trees.places import find_cycle
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -40,7 +44,7 @@ def check_generation(generation: Generation, expected: Expected) -> None:
     """
     _check(
         generation,
-        [_rows(generation, expected), _numbers(generation)],
+        [_rows(generation, expected), _trees(generation, expected.trees), _numbers(generation)],
         wrong_answers(generation, expected),
     )
 
@@ -53,7 +57,11 @@ def check_update(generation: Generation, expected: ExpectedUpdate) -> None:
     """
     _check(
         generation,
-        [_rows_of_update(generation, expected), _sound_logits([generation.recent])],
+        [
+            _rows_of_update(generation, expected),
+            _trees(generation, expected.trees),
+            _sound_logits([generation.recent]),
+        ],
         wrong_answers_of_update(generation, expected),
     )
 
@@ -139,6 +147,47 @@ def _rows_of_update(generation: Generation, expected: ExpectedUpdate) -> Iterato
     counted = expected.base.settings.models - len(expected.removed) + len(models)
     if generation.count_models("true") != counted:
         yield f"it holds {generation.count_models('true')} models instead of {counted}"
+
+
+# Trees
+
+
+def _trees(generation: Generation, expected: ExpectedTrees | None) -> Iterator[str]:
+    """The generation's own table of edges, and the places of the models that it holds itself."""
+    if expected is None:
+        if generation.settings.edges is not None:
+            yield "it has edges, but no trees were recovered"
+        return
+    table = _table(generation, "edges")
+    if table.count_rows() != expected.edges or generation.settings.edges != expected.edges:
+        yield f"it holds {table.count_rows()} edges instead of {expected.edges}"
+        return
+    parents: dict[str, list[str]] = {}
+    latent: dict[str, bool] = {}
+    try:
+        for batch in _batches(table, EDGES.names):
+            for edge in edges_of(pa.Table.from_batches([batch])):
+                parents.setdefault(edge.child, []).append(edge.parent)
+                latent[edge.parent] = edge.latent
+    except ValueError as error:
+        yield f"its edges cannot be read: {error}"
+        return
+    if unknown := sorted(parents.keys() - expected.places.keys()):
+        yield f"it holds edges of {len(unknown)} models whose weights were not compared, {unknown[0]} for one"
+    if (model := find_cycle(parents)) is not None:
+        yield f"{model} is its own ancestor"
+    columns = ["repo", *TREE_FACTS]
+    if generation.is_update:
+        existing = {row["repo"] for row in generation.models_named("repo", latent, ["repo"])}
+        listed = generation.models_named("repo", expected.places, columns)
+    else:
+        existing = set(expected.places)
+        listed = generation.models_table(columns).to_pylist()
+    if wrong := sorted(name for name, is_latent in latent.items() if is_latent == (name in existing)):
+        yield f"its edges are wrong about whether {len(wrong)} parents are there, {wrong[0]} for one"
+    places = {row["repo"]: TreeFacts(**{name: row[name] for name in TREE_FACTS}) for row in listed}
+    if wrong := sorted(name for name, place in expected.places.items() if places.get(name, place) != place):
+        yield f"{len(wrong)} models have another place in their trees than was found, {wrong[0]} for one"
 
 
 # Numbers

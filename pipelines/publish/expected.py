@@ -10,7 +10,20 @@ import numpy.typing as npt
 
 from pipelines.complete.descriptors import Descriptors, DescriptorSummary
 from probelog.index.generation import Generation
-from probelog.storage.schemas import ProbedModel
+from probelog.storage.schemas import ProbedModel, TreeFacts
+
+
+@dataclass(frozen=True)
+class ExpectedTrees:
+    """The trees that a generation must hold.
+
+    Attributes:
+        edges: number of rows of its own table of edges.
+        places: of all models whose weights were compared, by repository.
+    """
+
+    edges: int
+    places: Mapping[str, TreeFacts]
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class Expected:
         vectors: (B, d) embeddings of these names by the original encoder.
         embed: the original encoder: unit vectors (C, d) of C names in the index's prompts.
         prompts: of the index.
+        trees: None where it has none.
     """
 
     descriptors: Descriptors
@@ -38,6 +52,7 @@ class Expected:
     vectors: npt.NDArray[np.float32]
     embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]
     prompts: Sequence[str]
+    trees: ExpectedTrees | None = None
 
     @property
     def models(self) -> Sequence[ProbedModel]:
@@ -55,6 +70,7 @@ class ExpectedUpdate:
         written: summary of their descriptors, gathered while the update was written.
         known: number of rows of the base's logits that added models share, by identity (`same_logits`).
         removed: repositories whose models of the base are no longer valid.
+        trees: of the added models and of those whose parents were removed; None where it has none.
     """
 
     base: Generation
@@ -62,3 +78,4 @@ class ExpectedUpdate:
     written: DescriptorSummary
     known: Mapping[str, int]
     removed: Collection[str]
+    trees: ExpectedTrees | None = None

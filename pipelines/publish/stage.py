@@ -30,9 +30,10 @@ from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.background import declared_names, hub_background
 from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
-from pipelines.publish.expected import Expected
+from pipelines.publish.expected import Expected, ExpectedTrees
 from pipelines.publish.release import LiveIndex, PublishResult, release_generation
 from pipelines.quality.failures import FailureCounts
+from pipelines.trees.record import TreesRecord, read_places
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError, UsageError
 from probelog.hub.model_info import add_configured_parent
@@ -42,7 +43,7 @@ from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, SHOWN_PROBES, prob
 from probelog.index.settings import GenerationSettings
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import LogitBatch, write_tables
+from probelog.publication.rows import LogitBatch, write_edges, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Background
@@ -50,7 +51,8 @@ from probelog.ranking.names import name_vectors, prompted
 from probelog.storage.encoding import npy, short_key
 from probelog.storage.layout import INDEX
 from probelog.storage.ledger import Ledger, Receipt, key_numbers, open_failures
-from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, ProbedModel
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import EDGES, LISTED_FACTS, CatalogueRow, ProbedModel, TreeFacts
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY
 
@@ -61,6 +63,7 @@ _FITTED_LOGITS = 5_000
 # Fewer names than this calibrate badly: with 50 instead of 245 the bench hub (docs/results.md) lost 11 points of top-1,
 # with 10 it lost 20.
 _FEW_NAMES = 50
+_UNKNOWN_PLACE = TreeFacts()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class _Inputs:
     given_background: list[str] | None
     background_source: str | None
     read: Descriptors | None
+    trees: TreesRecord | None
 
     @cached_property
     def models(self) -> list[ProbedModel]:
@@ -175,7 +179,13 @@ class _Inputs:
             *config.prompts,
             *(self.declared if self.given_background is None else self.given_background),
             *(json.dumps(asdict(row), default=str) for row in self.rows.values()),
+            *(() if self.trees is None else ("trees", self.trees.key)),
         )
+
+    @cached_property
+    def places(self) -> Mapping[str, TreeFacts]:
+        """The models' places in their trees."""
+        return {} if self.trees is None else read_places(self.job.store, self.trees)
 
 
 def check_shown_probes(config: Config, probes: int) -> None:
@@ -204,6 +214,7 @@ def publish(
     live: LiveIndex | None = None,
     read: Descriptors | None = None,
     background_of: Generation | None = None,
+    trees: TreesRecord | None = None,
 ) -> PublishResult:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made from the same data.
 
@@ -221,6 +232,7 @@ def publish(
         live: the live generation, where it is open already.
         read: descriptors of some of the models, where they were read already.
         background_of: the generation whose background is kept; none: a new one, as configured.
+        trees: of these models; none: the generation has none.
 
     Raises:
         QualityError: it fails the quality gate (`pipelines.quality`).
@@ -245,6 +257,7 @@ def publish(
         given_background=background,
         background_source=source,
         read=read,
+        trees=trees,
     )
     if live is not None and live.pointer.source == inputs.source:
         unchanged = live.unchanged()
@@ -327,12 +340,14 @@ def _build(
     written = write_tables(
         writer,
         _logit_batches(inputs, background, sample),
-        model_table(models, inputs.rows),
+        model_table(models, inputs.rows, inputs.places),
         background,
         inputs.sample_directions,
         inputs.probe_set.count,
         same=[same_logits(model) for model in models],
     )
+    if inputs.trees is not None:
+        write_edges(writer, read_part(job.store, inputs.trees.edges, EDGES))
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = sample.fit(inputs, space, background)
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(inputs.probe_set, embeddings)])
@@ -365,6 +380,8 @@ def _build(
         **completed.facts(),
         completion=completed.key,
         run=run.to_dict(),
+        trees=None if inputs.trees is None else inputs.trees.key,
+        edges=None if inputs.trees is None else inputs.trees.edges.rows,
         **written.settings,
     )
     meta = {
@@ -436,8 +453,12 @@ class _Sample:
         )
 
 
-def model_table(models: Sequence[ProbedModel], listed_as: Mapping[tuple[str, str], CatalogueRow]) -> pa.Table:
-    """The facts of models (``MODEL_FACTS``, but for ``copies``), from probing and from the catalogue."""
+def model_table(
+    models: Sequence[ProbedModel],
+    listed_as: Mapping[tuple[str, str], CatalogueRow],
+    places: Mapping[str, TreeFacts],
+) -> pa.Table:
+    """The facts of models (``MODEL_FACTS``, but for ``copies``), from probing, the catalogue and their trees."""
     rows = []
     for model in models:
         row = listed_as[model.repo, model.sha]
@@ -457,6 +478,7 @@ def model_table(models: Sequence[ProbedModel], listed_as: Mapping[tuple[str, str
                 "weight_digest": model.weight_digest,
                 "observed": len(model.probes),
                 **{name: listed[name] for name in LISTED_FACTS},
+                **asdict(places.get(model.repo, _UNKNOWN_PLACE)),
             }
         )
     return pa.Table.from_pylist(rows, MODEL_FACTS).drop_columns(["copies"])
@@ -487,6 +509,7 @@ def _expected(inputs: _Inputs) -> Expected:
         vectors=inputs.vectors,
         embed=inputs.embed,
         prompts=inputs.job.config.prompts,
+        trees=None if inputs.trees is None else ExpectedTrees(inputs.trees.edges.rows, inputs.places),
     )
 
 

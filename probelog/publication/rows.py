@@ -24,6 +24,7 @@ from probelog.index.shortlist import EXACT_LOGITS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.ranking.matched_heads import Background, Float64
 from probelog.storage.encoding import npy
+from probelog.storage.schemas import EDGES
 
 # Logits whose scores stand for the whole gallery's where it is too large to be scored (``probelog.ranking.confidence``).
 _GALLERY_SAMPLE = 4096
@@ -126,6 +127,16 @@ def write_tables(
             shortlist.build(writer.open("logits"))
         meta["sample"] = gallery.rows.tobytes()
     return TableSummary(numbering.logits, rows, settings, meta)
+
+
+def write_edges(writer: GenerationWriter, edges: pa.Table) -> None:
+    """Write ``edges`` (``EDGES``), and indexes by which those of one model are found among many."""
+    writer.write("edges", EDGES, [edges.cast(EDGES)])
+    if edges.num_rows >= _INDEXED_MODELS:
+        with writer.writing("indexes of edges"):
+            table = writer.open("edges")
+            for column in ("child", "parent"):
+                table.create_scalar_index(column)
 
 
 def logit_tables(

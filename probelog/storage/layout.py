@@ -229,13 +229,31 @@ class TreesFolder(_Folder):
         """All edges, by child and parent."""
         return self.file("edges.parquet")
 
-    def families(self, batch: str) -> str:
-        """What the next models of some families are compared with."""
-        return f"{self.path}/families/{batch}.parquet"
+    @property
+    def models(self) -> str:
+        """The family and the place in its tree of every model, by repository."""
+        return self.file("models.parquet")
+
+    def families(self, part: str) -> str:
+        """Models of some families, as later models are compared with them."""
+        return f"{self.path}/families/{part}.parquet"
+
+    def family_models(self, batch: str) -> str:
+        """Which models are of some families."""
+        return f"{self.path}/family-models/{batch}.parquet"
 
     def family_edges(self, batch: str) -> str:
-        """The edges of these families."""
+        """The edges of some families."""
         return f"{self.path}/family-edges/{batch}.parquet"
+
+    @property
+    def batches(self) -> str:
+        """The folder of what says, until the receipt does, that batches of families are done."""
+        return self.file("batches")
+
+    def batch(self, batch: str) -> str:
+        """What says that one batch of families is done."""
+        return f"{self.batches}/{batch}.json"
 
 
 def tree_weights(key: str) -> str:

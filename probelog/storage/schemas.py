@@ -133,6 +133,20 @@ EDGES = _schema(
     ],
 )
 
+# The models whose weights were compared, by repository.
+TREE_MODELS = _schema(
+    "tree-models",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("family", pa.string()),
+        ("root", pa.string()),
+        ("parent", pa.string()),
+        ("depth", pa.int32()),
+    ],
+)
+
 DESCRIPTORS = _schema(
     "descriptors",
     1,

@@ -451,6 +451,8 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
     assert (key, receipts, counts) == (since.base.settings.observations, [old], run)
     assert completion.parts == {**since.completion.parts, **changes.described.parts}
     assert allowed() is None
+    trees = further.pop("trees")
+    assert (trees.models.rows, trees.edges.rows) == (0, 0), "no weights are known"
     assert further == {
         "last_nightly_run": changes.start.at,
         "background_of": since.base,

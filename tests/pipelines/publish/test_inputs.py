@@ -152,7 +152,7 @@ def test_the_facts_of_a_model_come_from_probing_and_from_the_catalogue() -> None
         ("a/2", "2"): CatalogueRow("a/2", "2"),
         ("a/1", "2"): CatalogueRow("a/1", "2"),
     }
-    table = model_table([other, probed], rows)
+    table = model_table([other, probed], rows, {})
     assert table.schema.names == [name for name in MODEL_FACTS.names if name != "copies"]
     second, first = table.to_pylist()
     assert (first["repo"], first["sha"], first["logits"], first["labels"]) == ("a/1", "1", 3, ["x", "y", "z"])
