@@ -347,10 +347,10 @@ def _print_tree(relatives: Tree) -> None:
     edges = relatives.edges
     main = main_parents(edges)
     children: dict[str, list[str]] = {}
-    for edge in main.values():
-        children.setdefault(edge.parent, []).append(edge.child)
-    names = {relatives.repo, *(edge.parent for edge in edges)}
-    latent = {edge.parent for edge in edges if edge.latent}
+    for item in main.values():
+        children.setdefault(item.parent, []).append(item.child)
+    names = {relatives.repo, *(item.parent for item in edges)}
+    latent = {item.parent for item in edges if item.latent}
     table = _table("model", "relation", "probability>", "")
     # From the last to the first, with the level of each: a tree may be deeper than the stack.
     waiting = [(name, 0) for name in sorted(names - main.keys(), reverse=True)]
