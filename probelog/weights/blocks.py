@@ -43,7 +43,7 @@ _MOST_ELEMENTS = 1 << 36
 
 # What a number counts for when it is budgeted, or its size where that is more: models in two types keep the same tensors.
 _COUNTED_BYTES = 4
-_VECTORS_SHARE = 0.25
+_VECTORS_SHARE = 0.125
 
 Block = tuple[int, int]
 """First number of a flat tensor, and the number behind the last."""

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.trees.remote import RemoteWeights
 from probelog.errors import FailureReason, ItemFailure, UsageError
 from probelog.hub import client as client_module
 from probelog.hub import listing, network
@@ -519,6 +520,28 @@ def test_the_hub_is_asked_once_for_the_address_of_a_file(serve: Callable[..., Ra
         ):
             remote.read(40, 45)
     assert not any("authorization" in headers for _, headers in storage.asked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [([1 << 40, 1], "too-large: tensor 'a' has"), ([1 << 16, 1 << 16], "corrupt-weights: .* has 1048")],
+    ids=["tensor-that-no-model-has", "length-of-another-file"],
+)
+def test_weights_without_end(shape: list[int], message: str, serve: Callable[..., RawServer]) -> None:
+    """A storage that has every byte that a header names."""
+    size = 4 * shape[0] * shape[1]
+    described = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    header = len(described).to_bytes(8, "little") + described
+    whole = len(header) + size if "too-large" in message else 1048
+
+    def reply(_path: str, headers: dict[str, str]) -> bytes:
+        first, last = map(int, headers["range"].removeprefix("bytes=").split("-"))
+        body = header[first : last + 1].ljust(min(last + 1, whole) - first, b"\0")
+        return http("206 P", f"Content-Range: bytes {first}-{first + len(body) - 1}/{whole}", body=body)
+
+    row = CatalogueRow(repo="ada/vit", sha=SHA, files=[RepoFile("model.safetensors")])
+    with HubClient(serve(reply).endpoint, retry=PATIENT) as client, pytest.raises(ItemFailure, match=message):
+        RemoteWeights(client, row, 10**6).sample()
 
 
 # Pages

@@ -23,10 +23,11 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.client import HubClient, Retry
 from probelog.storage.ledger import ItemResult
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import WEIGHTS, CatalogueRow
+from probelog.storage.schemas import WEIGHTS, CatalogueRow, RepoFile
 from probelog.trees.recover import recover
 from tests.support.hub import faults
 from tests.support.hub.faults import FaultyHub, faulty
+from tests.support.hub.public_hub import HostedFile, HostedRepository, public_hub
 from tests.support.worlds import sharded_models as models
 
 HURRIED = Retry(attempts=2, first_wait=0.01, longest_wait=0.01, connect_timeout=2, read_timeout=2)
@@ -174,16 +175,10 @@ def remote(hub: tuple[str, FaultyHub]) -> Iterator[Callable[..., RemoteWeights]]
         def opened(repo: str, most_bytes: int = 10**6, **facts: Any) -> RemoteWeights:
             sha = client.json(f"/api/models/{repo}").value["sha"]
             paths = [item["rfilename"] for item in client.json(f"/api/models/{repo}").value["siblings"]]
-            files = [models_file(path) for path in paths]
+            files = [RepoFile(path) for path in paths]
             return RemoteWeights(client, CatalogueRow(repo=repo, sha=sha, files=files, **facts), most_bytes)
 
         yield opened
-
-
-def models_file(path: str) -> Any:
-    from probelog.storage.schemas import RepoFile
-
-    return RepoFile(path)
 
 
 def test_shards_and_one_file_give_the_same_facts(
@@ -373,3 +368,26 @@ def test_which_weights_of_a_repository(paths: list[str], expected: str) -> None:
             weights_path(paths)
     else:
         assert weights_path(paths) == expected
+
+
+def test_the_public_hub_is_asked_once_for_each_file(tmp_path: Path) -> None:
+    """Its storage is asked for the ranges, without the Hub's token; where an address expired, the Hub signs another."""
+    models.write(tmp_path, PARENT, shards=2)
+    content = {path.name: HostedFile(path.read_bytes(), "xet") for path in tmp_path.glob("*.safetensors")}
+    content["model.safetensors.index.json"] = HostedFile(
+        (tmp_path / "model.safetensors.index.json").read_bytes()
+    )
+    with public_hub() as public:
+        hosted = HostedRepository("lab/decoder", content)
+        public.repositories.append(hosted)
+        public.storage.spoil(
+            "", faults.answer(403, {}, b"<Error><Code>AccessDenied</Code></Error>"), times=1, skip=5
+        )
+        row = CatalogueRow(repo="lab/decoder", sha=hosted.sha, files=[RepoFile(path) for path in content])
+        with HubClient(public.endpoint, retry=HURRIED) as client:
+            sampled = RemoteWeights(client, row, 10**6).sample()
+        assert len(public.hub.asked("/lab/decoder/resolve/")) == 4, (
+            "the index, two shards, and one of them again"
+        )
+        assert len(public.storage.requests) == sampled.requests
+        assert not any("authorization" in request.headers for request in public.storage.requests)
