@@ -241,7 +241,7 @@ class RemoteWeights:
             ItemFailure: whatever goes wrong; UNSUPPORTED where no matrix of floating-point numbers can be read.
         """
         tensors = [tensor for _, tensor in self.tensors.values()]
-        chosen = chosen_tensors(tensors, int(self.budget.most * _BLOCKS_SHARE))
+        chosen = chosen_tensors(tensors, min(int(self.budget.most * _BLOCKS_SHARE), self.budget.left))
         runs = {tensor.name: block_runs(tensor) for tensor in chosen}
         data = self.read(
             (self.tensors[name][0], run) for name, blocks in runs.items() for run in blocks.values()

@@ -25,7 +25,9 @@ from pipelines.probe.stage import LedgerState
 from pipelines.trees.remote import RemoteWeights, SampledWeights
 from probelog.arrays import values_of
 from probelog.errors import FailureReason, ItemFailure
+from probelog.hub import huggingface
 from probelog.hub.client import HubClient
+from probelog.hub.rate_limit import Kind, SlidingWindowLimit
 from probelog.storage.encoding import short_key
 from probelog.storage.layout import tree_weights
 from probelog.storage.ledger import LEDGER_VERSION, ItemResult, Ledger, Receipt, key_numbers
@@ -151,6 +153,23 @@ def _report(job: Job, listed: int, failures: list[Failure], receipts: list[Recei
     )
 
 
+class _Limit:
+    """A limiter whose waits end with the run: the Hub's are minutes long."""
+
+    def __init__(self, limiter: SlidingWindowLimit, stopped: threading.Event) -> None:
+        self._limiter, self._stopped = limiter, stopped
+
+    def acquire(self, kind: Kind) -> None:
+        """As `Limiter.acquire`."""
+        while (seconds := self._limiter.try_acquire(kind)) > 0:
+            if self._stopped.wait(seconds):
+                raise _StoppedError
+
+    def penalise(self, kind: Kind, seconds: float) -> None:
+        """As `Limiter.penalise`."""
+        self._limiter.penalise(kind, seconds)
+
+
 class _Run:
     """One run over a plan: reads its repositories, spools each result, and seals batches."""
 
@@ -170,7 +189,9 @@ class _Run:
         for batch in np.flatnonzero(self._open == 0).tolist():
             self._seal(batch)
         readers = self._job.config.trees.readers
-        with HubClient(self._endpoint) as client:
+        with_token = huggingface.token() is not None
+        limit = SlidingWindowLimit.for_endpoint(self._endpoint, with_token=with_token)
+        with HubClient(self._endpoint, limiter=_Limit(limit, self._stopped)) as client:
             pool = ThreadPoolExecutor(readers, "weights")
             try:
                 for item in self._finished(pool, client, 2 * readers):

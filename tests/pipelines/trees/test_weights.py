@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipelines.trees.remote import RemoteWeights, weights_path
 from pipelines.trees.weights import read_weights
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.client import HubClient, Retry
+from probelog.hub.rate_limit import Kind, SlidingWindowLimit
 from probelog.storage.ledger import ItemResult
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import WEIGHTS, CatalogueRow, RepoFile
@@ -136,6 +138,32 @@ def test_a_run_that_was_killed_goes_on_where_it_was(
     }  # fmt: skip
     fresh = {request.address for request in running.requests[-(files_asked(running) - asked) :]}
     assert len({address.split("/")[2] for address in fresh if "/resolve/" in address}) <= 3
+
+
+def test_a_run_ends_though_it_waits_for_the_hubs_limit(
+    hub: tuple[str, FaultyHub], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a signal ends while every reader waits, for a window of five minutes."""
+    endpoint, running = hub
+    limit = SlidingWindowLimit({"file": 6})
+    monkeypatch.setattr(SlidingWindowLimit, "for_endpoint", lambda *_, **__: limit)
+    acquire, waiting = limit.try_acquire, threading.Event()
+
+    def counted(kind: Kind) -> float:
+        seconds = acquire(kind)
+        if seconds > 0:
+            waiting.set()
+        return seconds
+
+    def killed(*_: Any, **__: Any) -> Any:
+        assert waiting.wait(60)
+        raise KilledError
+
+    monkeypatch.setattr(limit, "try_acquire", counted)
+    monkeypatch.setattr("pipelines.trees.weights.wait", killed)
+    with pytest.raises(KilledError):
+        read_weights(job, endpoint)
+    assert files_asked(running) == 6
 
 
 def test_a_new_commit_is_read_anew(hub: tuple[str, FaultyHub], job: Job, tmp_path: Path) -> None:
