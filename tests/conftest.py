@@ -50,6 +50,16 @@ def bench() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test loses its machine's power. Waiting until the disk has a file takes ten milliseconds, for many thousand files;
+    what is asked of the system, and in which order, is tested in tests/probelog/storage/test_durability.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _servers_end_at_once() -> Iterator[None]:
     """Uvicorn looks every tenth of a second whether it should end: hundreds of tests have a server of their own."""
     import uvicorn.server
