@@ -432,8 +432,10 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
     record = replace(changes.hub.record, watermark="2026-01-01T05:00:00")
     changes = replace(changes, hub=replace(changes.hub, record=record))
     run = FailureCounts(2)
-    job = since.job()
+    said = io.StringIO()
+    job = Job.of(since.job().config, Report(said))
     assert rebuild.publish_rebuilt(job, changes, run, lambda: None) is result
+    assert "nightly.rebuild_share: it is rebuilt as a whole" in said.getvalue()
     _, listed, probe_set, encoder, key, receipts, completion, counts, allowed = given
     assert {(row.repo, row.sha) for row in listed.rows} == {
         *((model.repo, model.sha) for model in HELD[1:3]),
