@@ -32,6 +32,8 @@ _COEFFICIENTS: Mapping[str, float] = {
     "declared": 1.0,
 }
 
+_LATENT: Mapping[str, float] = {"constant": -1.0, "certain": 1.8, "siblings": 2.1}
+
 # Relations that identify the parent, given that the direction is right.
 _BY_ITSELF = frozenset(
     {Relation.RECAST, Relation.QUANTISED, Relation.PRUNED, Relation.MERGE, Relation.COPY, Relation.PERMUTED}
@@ -77,10 +79,10 @@ def probability(relation: Relation, evidence: Mapping[str, float]) -> float:
 
 
 def latent_probability(evidence: Mapping[str, float]) -> float:
-    """The probability that a model's parent is one that nobody has seen."""
-    share, error = evidence["unseen"], evidence["unseen_error"]
-    certain = math.tanh(max(share - 2 * error, 0.0) / 0.25)
-    odds = -0.5 + 1.5 * certain + 0.5 * min(math.log2(1 + evidence["siblings"]) / 3, 1.0)
+    """The probability that nobody has seen a model's parent; fitted on the same forests and two more."""
+    certain = math.tanh(max(evidence["unseen"] - 2 * evidence["unseen_error"], 0.0) / 0.25)
+    siblings = min(math.log2(1 + evidence["siblings"]) / 3, 1.0)
+    odds = _LATENT["constant"] + _LATENT["certain"] * certain + _LATENT["siblings"] * siblings
     return 1 / (1 + math.exp(-odds))
 
 

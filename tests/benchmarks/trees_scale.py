@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from probelog.arrays import Floats, Ints
+from probelog.arrays import ArrowArray, Floats, Ints
 from probelog.storage.schemas import WEIGHTS
 from probelog.trees.attach import Attachment
 from probelog.trees.edges import Edge, edge_table, edges_of
@@ -144,7 +144,7 @@ def rows(family: int, drawn: Drawn, models: Ints) -> pa.Table:
     sketches = np.concatenate([drawn.sketches[models].reshape(m, -1), drawn.heads[models, 4:]], axis=1)
     dtype = np.where(drawn.kinds[models] == _KINDS.index("recast"), "bfloat16", "float32")
 
-    def lists(values: pa.Array, each: Ints) -> pa.Array:
+    def lists(values: ArrowArray, each: Ints) -> ArrowArray:
         ends = np.cumsum(np.tile(each, m))
         return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), values)
 

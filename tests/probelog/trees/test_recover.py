@@ -277,7 +277,7 @@ def test_declared_parents_in_a_circle_leave_a_tree(root):
     assert set(two) == {(child, "root") for child in children}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.permutations(range(len(Forest(5, trees=1, models=8).world.uploaded))))
 def test_the_order_of_models_changes_nothing(order):
     nodes = Forest(5, trees=1, models=8).world.uploaded
@@ -390,3 +390,70 @@ def test_families_leave_the_head_apart_and_nothing_else(root):
 def test_tables_without_models_or_sketches_have_no_families():
     assert families(WEIGHTS.empty_table()) == []
     assert recover(layer_table("a", "0", [])) == []
+
+
+def test_another_size_of_image_leaves_the_layers_that_are_equal(root):
+    base = {**root, "pos_embed": np.random.default_rng(0).standard_normal((1, 17, WIDTH))}
+    other_size = {
+        **tuned(base, 0.2, 1),
+        "pos_embed": np.random.default_rng(1).standard_normal((1, 65, WIDTH)),
+    }
+
+    edges = edges_of({"root": base, "child": other_size, "sibling": tuned(base, 0.2, 2)})
+
+    assert set(edges) == {("child", "root"), ("sibling", "root")}
+
+
+def test_a_wrapped_model_is_compared_with_a_bare_one(root):
+    wrapped = {
+        name if name.startswith("head") else f"module.{name}": x for name, x in tuned(root, 0.2, 1).items()
+    }
+
+    assert set(edges_of({"root": root, "child": wrapped})) == {("child", "root")}
+
+
+def test_fused_tensors_are_no_relatives_of_separate_ones(root):
+    fused = {
+        name.replace("mlp", "qkv"): np.concatenate([x] * 3) if "mlp" in name else x
+        for name, x in root.items()
+    }
+
+    assert edges_of({"root": root, "fused": fused}) == {}
+
+
+EXTREMES = st.sampled_from([0.0, -0.0, 1e-30, 1.0, -1e19, 3e38, float("nan"), float("inf"), None])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), EXTREMES, EXTREMES), max_size=12))
+def test_whatever_a_model_says_of_itself_the_answers_are_numbers(root, changes):
+    models = {"root": root, "bad": tuned(root, 0.2, 7), "child": tuned(root, 0.2, 1)}
+    rows = table(models).to_pylist()
+    bad = [row for row in rows if row["repo"] == "bad"]
+    for place, moment, number in changes:
+        row = bad[place % len(bad)]
+        row.update(mean=moment, std=None if moment is None else abs(moment), kurtosis=moment)
+        if row["sketch"] is not None:
+            row["sketch"] = None if number is None else [number] * 32
+
+    edges = recover(pa.Table.from_pylist(rows, WEIGHTS), least_probability=0)
+
+    assert all(0 <= edge.probability <= 1 for edge in edges)
+    assert np.isfinite([value for edge in edges for value in edge.evidence.values()]).all()
+    assert {(e.child, e.parent) for e in edges if "bad" not in (e.child, e.parent) and not e.latent} <= {
+        ("child", "root"),
+        ("root", "child"),
+    }
+
+
+def test_an_unseen_parent_keeps_its_name_when_another_child_comes(root):
+    models = {f"child{n}": tuned(root, 0.2, n) for n in range(7)}
+    fewer = {name: tensors for name, tensors in models.items() if name != "child6"}
+
+    names = [
+        {edge.parent for edge in edges_of(some, facts_of(*some), least=0.5).values()}
+        for some in (fewer, models)
+    ]
+
+    assert names[0] == names[1]
+    assert len(names[0]) == 1
