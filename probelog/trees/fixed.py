@@ -207,12 +207,14 @@ def _original(group: Ints, odds: Odds, around: Ints = _NOBODY) -> int:
 
 def _summed_odds(models: Ints, others: Ints, odds: Odds) -> Floats:
     """(m,) log odds of each model having been the parent of the others, but for times and growth: nothing moved."""
-    total = np.zeros(len(models))
-    for place, model in enumerate(models):
-        children = others[others != model]
-        parents = np.full(len(children), model)
-        total[place] = odds.untimed(parents, children, np.zeros(len(children))).sum()
-    return total
+    step = max(_BLOCK // (4 * len(others)), 1)
+    sums = []
+    for begin in range(0, len(models), step):
+        block = models[begin : begin + step]
+        parents, children = np.repeat(block, len(others)), np.tile(others, len(block))
+        pairs = odds.untimed(parents, children, np.zeros(len(parents)))  # of a model and itself: 0
+        sums.append(pairs.reshape(len(block), len(others)).sum(axis=1))
+    return np.concatenate(sums)
 
 
 def reconsidered(known: Mapping[int, Fixed], neighbours: Neighbours, odds: Odds) -> dict[int, int]:
@@ -236,11 +238,11 @@ def reconsidered(known: Mapping[int, Fixed], neighbours: Neighbours, odds: Odds)
 
 def exchanged(known: Mapping[int, Fixed], better: Mapping[int, int]) -> dict[int, Fixed]:
     """What is known when originals and the better ones have changed places."""
-    place = {**better, **{new: old for old, new in better.items()}}
+    was = {new: old for old, new in better.items()}
     result: dict[int, Fixed] = {}
     for child, made in known.items():
         parents = tuple(better.get(parent, parent) for parent in made.parents)
-        result[place[child] if child in better.values() else child] = replace(made, parents=parents)
+        result[was.get(child, child)] = replace(made, parents=parents)
     return result
 
 

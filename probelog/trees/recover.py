@@ -101,7 +101,8 @@ class _Recovery:
         if better:
             self._fixed = fixed.exchanged(self._fixed, better)
             neighbours = neighbours.exchanged(better)
-            equal = {child: made for child, made in self._fixed.items() if child in different}
+            compared = set(different.tolist())
+            equal = {child: made for child, made in self._fixed.items() if child in compared}
         self._fixed.update(fixed.permuted(family, different, neighbours, odds, equal))
         distinct = np.zeros(len(family), bool)
         distinct[self._free()] = True

@@ -58,6 +58,7 @@ class Drawn:
     kinds: Ints
     sketches: Floats
     grown: Floats
+    norms: Floats
     heads: Floats
     classes: Ints
 
@@ -98,6 +99,7 @@ def draw(number: int, models: int) -> Drawn:
     size[(kinds == 1) | (kinds == 2)] = 0
     sketches = np.empty((models, _LAYERS, 32), np.float32)
     grown = np.exp(0.05 * random.standard_normal((models, _LAYERS)))  # of roots; moments of no two are equal
+    norms = 0.1 * np.exp(0.05 * random.standard_normal((models, _LAYERS)))
     heads = random.standard_normal((models, 36)).astype(np.float32)
     classes = np.where(parents < 0, 1000, random.integers(2, 200, models))
     for model, parent in enumerate(parents.tolist()):
@@ -107,11 +109,13 @@ def draw(number: int, models: int) -> Drawn:
             continue
         layer = size[model] * np.exp(0.2 * random.standard_normal(_LAYERS))
         sketches[model] = sketches[parent] + step * layer[:, None].astype(np.float32)
-        grown[model] = grown[parent] * (1 + (layer**2 if kinds[model] == 0 else 0))
+        trained = kinds[model] == 0
+        grown[model] = grown[parent] * (1 + (layer**2 if trained else 0))
+        norms[model] = norms[parent] * (1 + (layer if trained else 0))
         if kinds[model] > 1:
             heads[model] = heads[parent] * (1 + (size[model] * 0.5 if kinds[model] > 2 else 0))
             classes[model] = classes[parent]
-    return Drawn(parents, kinds, sketches, grown, heads, classes)
+    return Drawn(parents, kinds, sketches, grown, norms, heads, classes)
 
 
 def repo(family: int, model: int) -> str:
@@ -131,7 +135,7 @@ def rows(family: int, drawn: Drawn, models: Ints) -> pa.Table:
     grown = drawn.grown[models]
     std = np.ones((m, tensors), np.float32)
     std[:, :_LAYERS] = np.sqrt(grown)
-    std[:, _LAYERS : 2 * _LAYERS] = 0.1 * grown
+    std[:, _LAYERS : 2 * _LAYERS] = drawn.norms[models]
     mean = np.zeros((m, tensors), np.float32)
     mean[:, _LAYERS : 2 * _LAYERS] = 1
     mean[:, -1] = drawn.heads[models, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -138,7 +140,7 @@ def test_many_head_only_children_have_one_parent():
 def with_head(drawn, seed):
     heads = drawn.heads.copy()
     heads[0] = np.random.default_rng(seed).standard_normal(heads.shape[1])
-    return type(drawn)(drawn.parents, drawn.kinds, drawn.sketches, drawn.grown, heads, drawn.classes)
+    return replace(drawn, heads=heads)
 
 
 def test_the_name_of_an_unseen_parent_depends_on_the_family_and_its_oldest_child():
