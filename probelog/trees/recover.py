@@ -161,6 +161,7 @@ class _Recovery:
         for place, row in enumerate(rows):
             evidence = {
                 "distance": float(pairs.distance[place]),
+                "growth": float(pairs.growth[place]),
                 "direction": float(direction[place]),
                 "time": float(time[place]),
                 **({} if math.isnan(pairs.head[place]) else {"head": float(pairs.head[place])}),

@@ -270,7 +270,8 @@ def _fit(cases: Sequence[Case]) -> None:
     rows, right = [], []
     for case in cases:
         for mode in case.modes:
-            for edge in recover(case.weights, case.facts(mode), least_probability=0):
+            found = recover(case.weights, case.facts(mode), least_probability=0)
+            for edge in [edge for edge in found if not edge.latent]:
                 rows.append(features(edge.relation, edge.evidence))
                 right += [is_true for _, is_true in judged(case.truth, [edge])]
     for name, value in fit(rows, right).items():
