@@ -29,6 +29,14 @@ _BLOCK = 4096
 # A family's usual value is the median of so many of its models, evenly spaced.
 _SAMPLE = 1001
 _COUNTER = "num_batches_tracked"
+# Grids that scales of normalisation may lie on: multiples of 2^-6 to 2^-14. Scales between 1/2 and 2 lie on 2^-8 in
+# bfloat16, on 2^-11 in float16.
+_GRIDS = range(14, 5, -1)
+_NO_GRID = 24
+# A grid counts where so many scales' sums can tell it from chance, and this share of them lies on it.
+_FEWEST_SCALES = 3
+_ON_GRID = 0.9
+_LARGEST_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +45,14 @@ class DirectionSignals:
 
     ``norms`` (n,) is the sum of squares by which scales of normalisation are away from 1, ``biases`` that of biases
     from 0, ``classes`` the size of the head, ``counters`` the batches that were counted, 0 where nobody did.
+    ``grids`` (n,): k where the numbers lie on multiples of 2^-k, whatever type they are stored in.
     """
 
     norms: Floats
     biases: Floats
     classes: Floats
     counters: Floats
+    grids: Ints
 
 
 def signals_of(family: Family) -> DirectionSignals:
@@ -55,6 +65,7 @@ def signals_of(family: Family) -> DirectionSignals:
     biases = np.array([t for t in vectors if family.tensors[t].endswith(".bias")], np.int64)
     counting = np.array([t for t, name in enumerate(family.tensors) if name.endswith(_COUNTER)], np.int64)
     norms, bias_squares, counters = np.zeros(n), np.zeros(n), np.zeros(n)
+    grids = np.full(n, _NO_GRID)
     for begin in range(0, n, _BLOCK):
         rows = slice(begin, begin + _BLOCK)
         mean, std = (
@@ -63,8 +74,25 @@ def signals_of(family: Family) -> DirectionSignals:
         )
         norms[rows] = (family.sizes[scales] * ((mean - 1) ** 2 + std**2)).sum(axis=1)
         bias_squares[rows] = family.squares(rows, biases).sum(axis=1)
+        grids[rows] = _grids(mean, std, family.sizes[scales])
         counters[rows] = family.mean[rows][:, counting].astype(np.float64).sum(axis=1)
-    return DirectionSignals(norms, bias_squares, family.classes.astype(np.float64), counters)
+    return DirectionSignals(norms, bias_squares, family.classes.astype(np.float64), counters, grids)
+
+
+def _grids(mean: Floats, std: Floats, sizes: Floats) -> Ints:
+    """(n,) the coarsest grid on which the scales (n, s) of each model lie, from their means alone.
+
+    The sum of numbers on a grid lies on it. It is known as exactly as a mean is in float32.
+    """
+    result = np.full(len(mean), _NO_GRID)
+    sums, errors = mean * sizes, sizes * np.maximum(mean, 1) * 2.0**-24
+    for grid in _GRIDS:
+        places, tolerance = sums * 2.0**grid, errors * 2.0**grid
+        telling = (std > 1e-4) & (tolerance <= _LARGEST_TOLERANCE)
+        on = telling & (np.abs(places - np.round(places)) <= tolerance)
+        count = telling.sum(axis=1)
+        result[(count >= _FEWEST_SCALES) & (on.sum(axis=1) >= _ON_GRID * count)] = grid
+    return result
 
 
 def direction_signals(

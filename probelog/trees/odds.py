@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
 from probelog.trees.direction import direction_signals, log_odds, signals_of, time_log_odds
@@ -14,6 +15,8 @@ from probelog.trees.family import Family, ModelFacts
 
 # Log odds that of two types the finer one was first, where numbers were rounded.
 _FINER = 4.0
+# Bits of a type in which models are handed on rather than trained (bfloat16 has 8).
+_COARSE = 8
 # Log odds that what has lost numbers is the child.
 _PRUNED = 4.0
 # Log odds that a declared parent is one.
@@ -78,8 +81,15 @@ class Odds:
 
     def finer(self, parents: Ints, children: Ints) -> Floats:
         """(m,) that the parent has the finer type, where the child's numbers are rounded."""
-        precision = self._family.precision
-        return np.asarray(_FINER * np.sign(precision[parents] - precision[children]))
+        precision, grids = self._family.precision, self._signals.grids
+        by_type = np.sign(precision[parents] - precision[children])
+        by_grid = np.sign(grids[parents] - grids[children])
+        return np.asarray(_FINER * np.where(by_type == 0, by_grid, by_type))
+
+    def coarser(self, parents: Ints, children: Ints) -> npt.NDArray[np.bool_]:
+        """(m,) whether the parents' numbers are those of bfloat16 or less, and the children's are not."""
+        bits = np.minimum(self._family.precision, self._signals.grids)
+        return np.asarray((bits[parents] < bits[children]) & (bits[parents] <= _COARSE))
 
     def made(
         self, relation: Relation, parents: Ints, children: Ints, growth: Floats, centre: Floats | float = 0.0

@@ -32,9 +32,6 @@ __all__ = ["LEAST_PROBABILITY", "Edge", "recover", "recover_family"]
 #: An edge below this probability is not given.
 LEAST_PROBABILITY = 0.5
 
-# Bits of a type in which models are handed on rather than trained (bfloat16 has 8).
-_COARSE = 8
-
 
 def recover(
     weights: pa.Table,
@@ -154,9 +151,7 @@ class _Recovery:
         pairs = compare(family, parents, children)
         names = relations_of(pairs, family.precision[parents] == family.precision[children])
         direction = odds.direction(parents, children, pairs.growth)
-        coarser = (family.precision[parents] < family.precision[children]) & (
-            family.precision[parents] <= _COARSE
-        )
+        coarser = odds.coarser(parents, children)
         time, declared = odds.time(parents, children), odds.declares(parents, children)
         for place, row in enumerate(rows):
             evidence = {

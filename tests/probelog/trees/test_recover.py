@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -181,6 +182,14 @@ def test_the_smaller_counter_of_batches_is_the_parents(root, reverse):
     assert (child, parent) == (("a", "b") if reverse else ("b", "a"))
     unknown = edges_of({"a": counted(root, 0), "b": counted(other, counts[1])})
     assert abs(next(iter(unknown.values())).evidence["direction"]) < 5
+
+
+def test_numbers_that_lie_on_a_coarse_grid_are_the_rounded_ones_in_whatever_type(root):
+    rounded = {name: torch.from_numpy(x).bfloat16().float().numpy() for name, x in root.items()}
+    for names in (("a", "b"), ("b", "a")):  # without times the name would decide
+        edges = edges_of(dict(zip(names, (root, rounded), strict=True)))
+
+        assert set(edges) == {(names[1], names[0])}
 
 
 def test_what_was_pruned_comes_from_the_original_and_not_from_its_rounded_twin(root):
