@@ -1,7 +1,8 @@
 """The probability of an edge, a logistic function of a few features of its evidence.
 
 Every feature lies between -1 and 1, so that a coefficient is the log odds that it can add. They were fitted on two
-forests of trained models (`tests.benchmarks.trees --fit`); docs/method.md has what they are worth on others.
+forests of trained models and two of untrained ones (`tests.benchmarks.trees --fit`); docs/method.md has what they are
+worth on others.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import numpy as np
 from probelog.trees.edges import Relation
 
 _COEFFICIENTS: Mapping[str, float] = {
-    "constant": -0.11,
-    "by itself": 2.37,
-    "by itself, no time": -0.92,
-    "low-rank": 1.09,
-    "head-only": 1.18,
-    "time agrees": 0.84,
-    "time contradicts": -1.77,
-    "direction": 1.53,
-    "unseen parent": -0.92,
-    "above its error": -0.44,
-    "below its error": -1.03,
-    "others around": -1.31,
-    "another head of one size": -1.02,
-    "parent of a coarser type": -4.04,
-    "far and not grown": -3.38,
+    "constant": 1.24,
+    "by itself": 0.35,
+    "by itself, no time": -0.49,
+    "low-rank": 0.65,
+    "head-only": 0.82,
+    "time agrees": 0.74,
+    "time contradicts": -1.96,
+    "direction": 0.54,
+    "unseen parent": -0.75,
+    "above its error": -1.09,
+    "below its error": -1.85,
+    "others around": -1.02,
+    "another head of one size": -1.26,
+    "far and not grown": -2.46,
+    "parent of a coarser type": -3.92,
     # Set by hand: no forest has declared parents that were not its truth.
     "declared": 1.0,
 }

@@ -51,6 +51,8 @@ from probelog.weights.reader import Weights, layer_table
 from tests.benchmarks.trees_world import Forest, weights_table
 
 _BENCH = Path("../shared/bench")
+# Synthetic forests that the probabilities are fitted to, beside trained ones; figures are of other seeds.
+_FIT_SEEDS = (101, 102)
 MODES = ("times", "5 % wrong", "no times")
 
 # What is left out, and how: a mapping or a module, and what is put in place.
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif (options.bench / "forest" / "truth.json").is_file():
         bench = forest(options.bench / "forest", options.cache)
         if options.fit:
-            _fit([bench, *trained])
+            _fit([bench, *trained, *(synthetic(seed) for seed in _FIT_SEEDS)])
             return
         cases += [bench, hub(options.bench, options.cache)]
     else:
