@@ -179,12 +179,12 @@ def evaluate_trees(
     methods = [_method("this index", truth, published, independent)]
     facts = {
         repo: ModelFacts(
-            model["created_at"].timestamp() if times and model["created_at"] is not None else None,
-            tuple(sorted({parent["repo"] for parent in model["parents"] or []})) if declared else (),
+            None if model["created_at"] is None else model["created_at"].timestamp(),
+            tuple(sorted({parent["repo"] for parent in model["parents"] or []})),
         )
         for repo, model in models.items()
     }
-    if times and all(model.uploaded is None for model in facts.values()):
+    if all(model.uploaded is None for model in facts.values()):
         notes.append(
             "the index knows no time at which a repository was made: methods that need times are left out"
         )
@@ -192,8 +192,9 @@ def evaluate_trees(
         without = " and ".join(
             name for name, used in (("times", times), ("declared parents", declared)) if not used
         )
-        methods.append(_method(f"again, without {without}", truth, recover(weights, facts), independent))
-    for name, edges in baseline_edges(groups, truth, facts).items():
+        edges = recover(weights, facts, times=times, declared=declared)
+        methods.append(_method(f"again, without {without}", truth, edges, independent))
+    for name, edges in baseline_edges(groups, truth, facts if times else {}).items():
         method = _method(name, truth, edges, independent)
         methods.append(replace(method, calibration_error=None, reliability=[]))
     return TreeEvaluation(index.uri, (len(truth), len(whole)), methods, notes)

@@ -20,6 +20,8 @@ from probelog.trees.edges import Edge, edge_table, edges_of, is_latent_name
 # Levels above and below a model that are read, and edges above it: chains of real models are far shorter.
 _MOST_LEVELS = 100
 _MOST_ANCESTORS = 1000
+# Names in a note.
+_NAMED = 5
 # Values of one SQL condition.
 _NAMES_AT_ONCE = 500
 
@@ -143,6 +145,9 @@ def tree_of(generation: Generation, repo: str, limit: int) -> Tree:
         above = {edge.child for edge in ancestors}
         siblings = [edge for edge in siblings[:limit] if edge.child not in above]
     _check_order(generation, [*ancestors, *siblings, *descendants])
+    nowhere = _not_indexed(generation, {edge.parent for edge in ancestors if not edge.latent})
+    if nowhere:
+        notes.append(f"not models of this index, known as parents alone: {', '.join(nowhere[:_NAMED])}")
     root: str | None = repo
     depth: int | None = 0
     if not ancestors and not descendants:
@@ -159,6 +164,11 @@ def tree_of(generation: Generation, repo: str, limit: int) -> Tree:
         while root in main:  # ends: no model descends from itself
             root, depth = main[root].parent, (depth or 0) + 1
     return Tree(repo, root, depth, Edges(ancestors), Edges(siblings), Edges(descendants), notes)
+
+
+def _not_indexed(generation: Generation, names: set[str]) -> list[str]:
+    """Those of some names that are no models of the index: parents that were not probed, or that somebody made up."""
+    return sorted(names - {row["repo"] for row in generation.models_named("repo", names, ["repo"])})
 
 
 def _climb(generation: Generation, repo: str) -> tuple[list[Edge], bool]:

@@ -20,6 +20,7 @@ from probelog.terminal import printable
 
 _LATENT = re.compile(r"latent:[0-9a-f]{12}")
 _LONGEST_NAME = 256
+_HUB_NAME = re.compile(r"[A-Za-z0-9._/-]+")
 _MOST_SIGNALS = 64
 _SIGNAL = re.compile(r"[a-z][a-z0-9 _%-]{0,59}")
 # Weights are stored as float32.
@@ -128,7 +129,11 @@ def edge_of(row: Mapping[str, Any]) -> Edge:
 
 
 def _name(value: object, role: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or printable(value, 1000) != value:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+        raise ValueError(f"a {role} is {shown(value)}, which no model is called")
+    if _HUB_NAME.fullmatch(value):  # millions of them
+        return value
+    if printable(value, _LONGEST_NAME) != value:
         raise ValueError(f"a {role} is {shown(value)}, which no model is called")
     if value.startswith("latent:") and not is_latent_name(value):
         raise ValueError(f"a {role} is {shown(value)}, which no latent ancestor is called")

@@ -39,7 +39,9 @@ from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.encoding import from_npy, npy
 from probelog.storage.layout import POINTER
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge, Relation, edge_table
 from tests.compatibility.make import KEPT
+from tests.support.worlds.small_index import Model, build
 
 SOUND = KEPT / probelog.__version__ / "store" / "index"
 POINTED = json.loads((SOUND / POINTER).read_text())
@@ -633,6 +635,39 @@ def test_every_column(damage: str, generation: str, name: str, index: Path) -> N
         with contextlib.suppress(RuntimeError):  # LanceDB does not write every column that it would read
             put_table(index, generation, name, odd)
         survives(index, text=name != "models")
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    edges = [
+        Edge("a/child", "a/base", Relation.FINE_TUNED, 0.75, evidence={"distance": 0.25}),
+        Edge("a/merge", "a/child", Relation.MERGE, 0.75, 0.5, True),
+        Edge("a/merge", "latent:0123456789ab", Relation.MERGE, 0.75, 0.5, False, latent=True),
+    ]
+    models = [Model(repo, ("cat",)) for repo in ("a/base", "a/child", "a/merge")]
+    folder = tmp_path_factory.mktemp("forest") / "index"
+    build(Store(folder), models=models, images=False, edges=edge_table(edges))
+    return folder
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("damage", COLUMNS)
+def test_every_column_of_edges(damage: str, forest: Path) -> None:
+    table = open_table(forest, "first", "edges")
+    for place, column in enumerate(table.column_names):
+        odd = table.set_column(place, column, COLUMNS[damage](table[column]))
+        with contextlib.suppress(RuntimeError):
+            put_table(forest, "first", "edges", odd)
+        for ask in (
+            lambda index: index.tree("a/child"),
+            lambda index: index.edges("probability > 0.5 OR latent"),
+            lambda index: index.licence_conflicts(),
+        ):
+            try:
+                repr(ask(probelog.open_index(forest)))
+            except ProbeLogError as error:
+                one_line(error)
+    put_table(forest, "first", "edges", table)
 
 
 @pytest.mark.acceptance

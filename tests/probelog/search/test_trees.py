@@ -234,20 +234,27 @@ def test_an_update_replaces_its_children_s_edges_and_removed_ones_vanish(tmp_pat
     made = build(store, models=MODELS, images=False, edges=edge_table(FOREST))
     base = Generation(store, made.pointer)
     # b is at another commit; o is removed; base is removed, so that its child a has a latent parent; new comes from c.
-    added = [Model("org/new", ("cat",)), Model("org/b", ("cat",), weights="other")]
+    # c is removed and comes back with the same commit, as a model whose number changes does: its edges stay.
+    added = [
+        Model("org/new", ("cat",)),
+        Model("org/b", ("cat",), weights="other"),
+        MODELS[REPOS.index("org/c")],
+    ]
     edges = edge_table(
         [edge("org/a", "org/base", latent=True), edge("org/new", "org/c", Relation.COPY)]
     )  # fmt: skip
     facts = model_facts(added, edges)
-    facts = facts.set_column(facts.column_names.index("sha"), "sha", pa.array(["1" * 40, "2" * 40]))
-    removed = [REPOS.index(repo) for repo in ("org/b", "org/o", "org/base")]
-    random = np.random.default_rng(0).normal(size=(2, made.encoder.dimension))
+    facts = facts.set_column(
+        facts.column_names.index("sha"), "sha", pa.array(["1" * 40, "2" * 40, added[2].sha])
+    )
+    removed = [REPOS.index(repo) for repo in ("org/b", "org/o", "org/base", "org/c")]
+    random = np.random.default_rng(0).normal(size=(4, made.encoder.dimension))
     batch = LogitBatch(
-        np.arange(2), np.zeros(2, int), np.zeros(2, bool),
-        random / np.linalg.norm(random, axis=1, keepdims=True), np.tile(np.arange(12), (2, 1)),
+        np.array([0, 1, 2, 2]), np.array([0, 0, 0, 1]), np.zeros(4, bool),
+        random / np.linalg.norm(random, axis=1, keepdims=True), np.tile(np.arange(12), (4, 1)),
     )  # fmt: skip
     writer = GenerationWriter(store, "update")
-    changes = Changes(facts, ["new", "other"], np.array(removed, np.int64))
+    changes = Changes(facts, ["new", "other", "c"], np.array(removed, np.int64))
     written = write_update(writer, base, changes, [batch])
     writer.write("edges", EDGES, [edges])
     settings = replace(base.settings, **written.settings, logits=written.logits, trees="e" * 16, edges=2)
@@ -263,6 +270,17 @@ def test_an_update_replaces_its_children_s_edges_and_removed_ones_vanish(tmp_pat
     assert index.edges("child = 'org/a'")[0].latent
     assert pairs(index.edges("parent = 'org/c'")) == [("org/m", "org/c"), ("org/new", "org/c")]
     assert pairs(index.tree("org/c").descendants) == [("org/m", "org/c"), ("org/new", "org/c")]
+    assert pairs(index.tree("org/c").ancestors) == [("org/c", LATENT)]
+    assert {hit.repo for hit in index.search("cat", k=100)} == {
+        "org/a",
+        "org/alone",
+        "org/b",
+        "org/c",
+        "org/d",
+        "org/m",
+        "org/new",
+    }
+    assert len(index.licence_conflicts(["contradicted", "undeclared"])) == 4
     assert index.tree("org/b").root == "org/b", "at its new commit it has no known relative"
     assert pairs(index.tree("org/base").descendants) == [
         ("org/a", "org/base"), ("org/m", "org/a"),
@@ -324,7 +342,10 @@ def test_a_chain_without_end_and_a_family_without_end_are_bounded(tmp_path: Any)
     deep = index.tree(chain[0])
     wide = index.tree("a")
     assert (len(deep.ancestors), deep.root, deep.depth) == (100, None, None)
-    assert deep.notes == ["its eldest ancestors are not shown: there are too many"]
+    assert deep.notes == [
+        "its eldest ancestors are not shown: there are too many",
+        "not models of this index, known as parents alone: m00001, m00002, m00003, m00004, m00005",
+    ]
     assert index.tree(chain[-1]).notes == ["only 100 of its descendants are shown"]
     assert len(wide.descendants) == 1000
     assert wide.notes == ["only 1,000 of its descendants are shown"]
