@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipelines.trees.inputs import TreeInputs
 from probelog.errors import UsageError
 from probelog.evaluation.trees import (
     Bin,
@@ -34,7 +34,6 @@ from probelog.index.pointer import find_index, read_pointer, store_around
 from probelog.search.trees import edges_of_children
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger
-from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import WEIGHTS
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge
@@ -215,20 +214,7 @@ def _method(name: str, truth: Truth, edges: Sequence[Edge], independent: int | N
 
 def _weights(store: Store, key: str, versions: Mapping[str, str]) -> pa.Table:
     """The statistics of the weights of some models, by repository and commit (``WEIGHTS``), where a store has them."""
-    ledger = Ledger(store, LedgerFolder.of(key).path)
-    receipts = ledger.receipts()
-    names: dict[tuple[str, str], list[str]] = {}
-    for model in ledger.models(receipts):
-        if versions.get(model.repo) == model.sha:
-            # A copy was not run: its weights are those of its original.
-            original = (model.copy_of_repo or model.repo, model.copy_of_sha or model.sha)
-            names.setdefault(original, []).append(model.repo)
-    tables = [WEIGHTS.empty_table()]
-    for receipt in receipts:
-        rows = read_part(store, receipt.weights, WEIGHTS).cast(WEIGHTS)
-        for (repo, sha), repos in sorted(names.items()):
-            mine = rows.filter((pc.field("repo") == repo) & (pc.field("sha") == sha))
-            for name in repos if mine.num_rows else ():
-                column = pa.array([name] * mine.num_rows, pa.string())
-                tables.append(mine.set_column(mine.schema.get_field_index("repo"), "repo", column))
-    return pa.concat_tables(tables)
+    inputs = TreeInputs.of(store, Ledger(store, LedgerFolder.of(key).path).receipts(), [])
+    models = [model for model in inputs.models if versions.get(model.repo) == model.sha]
+    tables = replace(inputs, models=models).batches(WEIGHTS.names)
+    return pa.concat_tables([WEIGHTS.empty_table(), *(table.cast(WEIGHTS) for table in tables)])

@@ -16,6 +16,7 @@ from probelog.errors import QueryError
 from probelog.index.generation import Generation
 from probelog.index.tables import is_valid_sql_text, sql_in
 from probelog.trees.edges import Edge, edge_table, edges_of, is_latent_name
+from probelog.trees.places import find_cycle
 
 # Levels above and below a model that are read, and edges above it: chains of real models are far shorter.
 _MOST_LEVELS = 100
@@ -268,23 +269,9 @@ def _check_order(generation: Generation, edges: Sequence[Edge]) -> None:
     Raises:
         StoreError: there is such a model.
     """
-    cycle = _one_on_a_cycle({(edge.child, edge.parent) for edge in edges})
+    parents: dict[str, list[str]] = {}
+    for edge in edges:
+        parents.setdefault(edge.child, []).append(edge.parent)
+    cycle = find_cycle(parents)
     if cycle is not None:
         raise generation.damaged("edges", f"{cycle} is its own ancestor")
-
-
-def _one_on_a_cycle(edges: Iterable[tuple[str, str]]) -> str | None:
-    children: dict[str, list[str]] = {}
-    waiting: dict[str, int] = {}
-    for child, parent in edges:
-        children.setdefault(parent, []).append(child)
-        waiting[child] = waiting.get(child, 0) + 1
-        waiting.setdefault(parent, 0)
-    ready = [name for name, count in waiting.items() if not count]
-    while ready:
-        for child in children.get(ready.pop(), ()):
-            waiting[child] -= 1
-            if not waiting[child]:
-                ready.append(child)
-    remaining = sorted(name for name, count in waiting.items() if count)
-    return remaining[0] if remaining else None
