@@ -144,6 +144,11 @@ class Trees(_Strict):
         50_000_000,
         description="Bytes that are read of the weights of a repository that is not probed.",
     )
+    whole: bool = Field(
+        False,
+        description="Read all of their weights, where these fit bytes_per_model, and not parts: only then are they compared "
+        "with those of models that are probed.",
+    )
     readers: Positive = Field(4, description="Repositories whose weights are read at the same time.")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.client import HubClient, HubError
 from probelog.hub.download import check_access
@@ -15,9 +17,17 @@ from probelog.hub.listing import item_failure, tree
 from probelog.hub.ranges import ByteBudget, RemoteFile
 from probelog.storage.schemas import CatalogueRow
 from probelog.weights.blocks import Run, block_runs, chosen_tensors, facts_of_blocks, joined
-from probelog.weights.reader import MAX_TENSORS, LayerFacts, largest_layers
+from probelog.weights.reader import (
+    MAX_TENSORS,
+    TORCH_NAMES,
+    LayerFacts,
+    TensorFacts,
+    as_tensor,
+    largest_layers,
+)
 from probelog.weights.repository import parse_object
 from probelog.weights.safetensors import (
+    ITEM_SIZES,
     PREFIX_BYTES,
     Header,
     TensorInfo,
@@ -27,12 +37,14 @@ from probelog.weights.safetensors import (
     parse_header,
     shards_of,
 )
-from probelog.weights.sketch import WeightMoments
+from probelog.weights.sketch import BLOCK, WeightMoments
 
 # A header of 10,000 tensors has 2 MB. As Python objects, JSON that is made to be costly takes eighty times its size.
 _MOST_HEADER_BYTES = 2_000_000
 _FIRST_READ = 32_768
 _MOST_SHARDS = 1000
+# Of weights that are read whole, in one request.
+_AHEAD = 8_000_000
 # So many bytes between two blocks cost less than another request does.
 _GAP = 16_384
 # Of the bytes of a model for blocks; the rest is for headers and for what lies between blocks.
@@ -98,13 +110,13 @@ _OTHER_FORMATS = {
 
 
 @dataclass(frozen=True)
-class SampledWeights:
+class RemoteFacts:
     """What was read of one model's weights.
 
     Attributes:
         layers: facts of all tensors, the largest ``MAX_LAYERS`` where there are more; without statistics where nothing
             was read.
-        moments: of all floating-point numbers that were read.
+        mean, std: of all floating-point numbers that were read.
         digest: SHA-256 of all that was read, with names, types and shapes.
         elements: numbers in all tensors.
         size: bytes of the files.
@@ -113,7 +125,8 @@ class SampledWeights:
     """
 
     layers: list[LayerFacts]
-    moments: WeightMoments
+    mean: float
+    std: float
     digest: str
     elements: int
     size: int
@@ -234,7 +247,7 @@ class RemoteWeights:
         data = self.read(run for run in runs.values() if run[1].end > run[1].begin)
         return {name: data.get(run, b"") for name, run in runs.items()}
 
-    def sample(self) -> SampledWeights:
+    def sample(self) -> RemoteFacts:
         """The facts of all tensors by their blocks (`probelog.weights.blocks`).
 
         Raises:
@@ -257,20 +270,74 @@ class RemoteWeights:
             for block in blocks.values():
                 digest.update(block)
         if not any(layer.sketch is not None for layer in layers):
+            raise _nothing_to_compare()
+        return self._facts(largest_layers(layers), moments.mean, moments.std, digest.hexdigest())
+
+    def read_whole(self) -> RemoteFacts:
+        """The facts of all tensors by all their numbers: those that the probing pass stores of the same weights.
+
+        Raises:
+            ItemFailure: whatever goes wrong; TOO_LARGE where the budget does not reach, UNSUPPORTED as in `sample`.
+        """
+        size = sum(tensor.end - tensor.begin for _, tensor in self.tensors.values())
+        if size > self.budget.left:
             raise ItemFailure(
-                FailureReason.UNSUPPORTED,
-                "no matrix of floating-point numbers was read, by which models are compared "
-                "(whole numbers alone, or trees.bytes_per_model is too small)",
+                FailureReason.TOO_LARGE,
+                f"{size} bytes of weights; trees.bytes_per_model leaves room for {self.budget.left}",
             )
-        return SampledWeights(
-            layers=largest_layers(layers),
-            moments=moments,
-            digest=digest.hexdigest(),
-            elements=sum(tensor.elements for tensor in tensors),
+        digest, facts = hashlib.sha256(), TensorFacts()
+        for path, file in self._files.items():
+            stream = _Stream(file)
+            mine = [tensor for where, tensor in self.tensors.values() if where == path]
+            for tensor in sorted(mine, key=lambda tensor: (tensor.begin, tensor.end)):
+                facts.begin(tensor.name, TORCH_NAMES[tensor.dtype], tensor.shape)
+                piece = BLOCK * ITEM_SIZES[tensor.dtype]
+                for begin in range(tensor.begin, tensor.end, piece):
+                    data = stream.read(begin, min(begin + piece, tensor.end))
+                    digest.update(data)
+                    facts.add(as_tensor(np.frombuffer(data, np.uint8).copy(), tensor.dtype))
+                facts.finish()
+        result = facts.result(digest.hexdigest(), 0.0)
+        if not any(layer.sketch is not None for layer in result.layers):
+            raise _nothing_to_compare()
+        return self._facts(result.layers, result.mean, result.std, result.digest)
+
+    def _facts(self, layers: list[LayerFacts], mean: float, std: float, digest: str) -> RemoteFacts:
+        return RemoteFacts(
+            layers=layers,
+            mean=mean,
+            std=std,
+            digest=digest,
+            elements=sum(tensor.elements for _, tensor in self.tensors.values()),
             size=self.size,
             asked=self.budget.asked,
             requests=self.budget.requests,
         )
+
+
+class _Stream:
+    """A file that is read from one end to the other, some megabytes at a time."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._begin, self._data = 0, b""
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes behind those that were read before."""
+        held = self._data[begin - self._begin : end - self._begin]
+        if len(held) < end - begin:
+            at = begin + len(held)
+            self._begin, self._data = at, self._file.read(at, max(end, at + _AHEAD))
+            held += self._data[: end - at]
+        return held
+
+
+def _nothing_to_compare() -> ItemFailure:
+    return ItemFailure(
+        FailureReason.UNSUPPORTED,
+        "no matrix of floating-point numbers was read, by which models are compared "
+        "(whole numbers alone, or trees.bytes_per_model is too small)",
+    )
 
 
 def _check_count(tensors: int) -> None:

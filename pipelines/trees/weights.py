@@ -22,7 +22,7 @@ from pipelines.crawl.stage import crawl
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS, Item, ProbingPlan, first_keys, make_plan
 from pipelines.probe.stage import LedgerState
-from pipelines.trees.remote import RemoteWeights, SampledWeights
+from pipelines.trees.remote import RemoteFacts, RemoteWeights
 from probelog.arrays import values_of
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub import huggingface
@@ -40,7 +40,7 @@ from probelog.storage.schemas import (
 )
 from probelog.storage.store import retry_with_backoff
 from probelog.storage.versions import MADE_BY
-from probelog.weights import blocks
+from probelog.weights import blocks, sketch
 from probelog.weights.reader import layer_table
 
 STAGE = "trees"
@@ -70,8 +70,10 @@ class TreeWeights:
 
 
 def weights_key(config: Config) -> str:
-    """Key of the ledger: what decides which parts are read."""
-    return short_key("tree weights", blocks.VERSION, config.trees.bytes_per_model)
+    """Key of the ledger: what decides which numbers are read."""
+    if config.trees.whole:
+        return short_key("tree weights", "whole", sketch.VERSION)
+    return short_key("tree weights", "parts", blocks.VERSION, config.trees.bytes_per_model)
 
 
 def listed_filters(config: Config) -> list[Filters]:
@@ -148,7 +150,8 @@ def _report(job: Job, listed: int, failures: list[Failure], receipts: list[Recei
     shown = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     size = sum(receipt.counts.bytes for receipt in receipts)
     job.report.say(
-        f"weights: parts of {listed - len(failures):,} of {listed:,} repositories read, {size / 1e6:,.1f} MB in all"
+        f"weights: {'all' if job.config.trees.whole else 'parts'} of those of {listed - len(failures):,} of {listed:,} "
+        f"repositories read, {size / 1e6:,.1f} MB"
         + (f", {len(failures):,} failed ({shown})" if failures else "")
     )
 
@@ -223,10 +226,10 @@ class _Run:
         """Read one repository and spool the result; returns the reason where it failed."""
         row, begun, reason = item.row, time.monotonic(), None
         try:
-            weights = RemoteWeights(
-                client, row, self._job.config.trees.bytes_per_model, lambda: self._check(begun)
-            )
-            result = _result(row, weights.sample(), time.monotonic() - begun)
+            settings = self._job.config.trees
+            weights = RemoteWeights(client, row, settings.bytes_per_model, lambda: self._check(begun))
+            facts = weights.read_whole() if settings.whole else weights.sample()
+            result = _result(row, facts, time.monotonic() - begun)
         except ItemFailure as failure:
             reason, detail = failure.reason, failure.detail
         except _StoppedError:
@@ -257,7 +260,7 @@ class _Run:
         )
 
 
-def _result(row: CatalogueRow, read: SampledWeights, seconds: float) -> ItemResult:
+def _result(row: CatalogueRow, read: RemoteFacts, seconds: float) -> ItemResult:
     kinds = Counter[str]()
     for layer in read.layers:
         kinds[layer.dtype] += int(np.prod(layer.shape, dtype=float))
@@ -275,8 +278,8 @@ def _result(row: CatalogueRow, read: SampledWeights, seconds: float) -> ItemResu
         dtype=kinds.most_common(1)[0][0],
         device="",
         weight_digest=read.digest,
-        weight_mean=read.moments.mean,
-        weight_std=read.moments.std,
+        weight_mean=read.mean,
+        weight_std=read.std,
         seconds_download=seconds,
         bytes=read.asked,
     )

@@ -171,11 +171,11 @@ class Weights:
                 CORRUPT_WEIGHTS where a file is cut off meanwhile.
         """
         begun = time.perf_counter()
-        digest, facts = ContentDigest(), _Facts()
+        digest, facts = ContentDigest(), TensorFacts()
         tensors = self._read_pickled(digest, facts) if self._pickled else self._read_files(digest, facts)
         return tensors, facts.result(digest.result(), time.perf_counter() - begun)
 
-    def _read_files(self, digest: ContentDigest, facts: _Facts) -> dict[str, torch.Tensor]:
+    def _read_files(self, digest: ContentDigest, facts: TensorFacts) -> dict[str, torch.Tensor]:
         headers = sorted(read_headers(self._files).items())
         rooms = _rooms([info.end - info.begin for _, (_, info) in headers])
         tensors = {}
@@ -199,7 +199,7 @@ class Weights:
                 tensors[name] = (stored.ne(0) if info.dtype == "BOOL" else stored).reshape(info.shape)
         return tensors
 
-    def _read_pickled(self, digest: ContentDigest, facts: _Facts) -> dict[str, torch.Tensor]:
+    def _read_pickled(self, digest: ContentDigest, facts: TensorFacts) -> dict[str, torch.Tensor]:
         import torch
 
         tensors = {}
@@ -249,7 +249,7 @@ def _bytes_of(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
-class _Facts:
+class TensorFacts:
     """Collects the facts of one tensor after the other, each handed over in pieces of ``BLOCK`` items."""
 
     def __init__(self) -> None:
@@ -260,6 +260,7 @@ class _Facts:
         self._seconds = 0.0
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Open another tensor; ``dtype`` as torch calls it. Raises ItemFailure, UNSUPPORTED, for complex numbers."""
         self._name, self._dtype, self._shape = name, dtype, shape
         if dtype.startswith("complex"):  # the libraries would drop the imaginary parts without a word
             raise ItemFailure(FailureReason.UNSUPPORTED, f"tensor {name[:100]!r} holds complex numbers")
@@ -271,6 +272,7 @@ class _Facts:
             self._numbers[dtype] += math.prod(shape)
 
     def add(self, piece: torch.Tensor) -> None:
+        """The tensor's next items, in their stored type."""
         if self._counter:
             self._value = float(piece.item())
         if not self._counts:
@@ -298,6 +300,7 @@ class _Facts:
         self._seconds += time.perf_counter() - begun
 
     def result(self, digest: str, seconds: float) -> WeightFacts:
+        """The facts of all tensors, with what only their reader knows."""
         dtype = self._numbers.most_common(1)[0][0] if self._numbers else "none"
         return WeightFacts(
             digest=digest,

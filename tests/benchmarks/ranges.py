@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipelines.hubserver import create_app, serving
-from pipelines.trees.remote import RemoteWeights, SampledWeights
+from pipelines.trees.remote import RemoteFacts, RemoteWeights
 from probelog.hub.client import HubClient
 from probelog.storage.schemas import CatalogueRow, RepoFile
 from probelog.trees.families import families
@@ -168,7 +168,7 @@ def write(folder: Path, tensors: Tensors, shards: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
 
 
-def read(endpoint: str, repo: str) -> tuple[SampledWeights, float]:
+def read(endpoint: str, repo: str) -> tuple[RemoteFacts, float]:
     """A repository's weights in parts, and the seconds that this took."""
     with HubClient(endpoint) as client:
         facts = client.json(f"/api/models/{repo}").value

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipelines.config.model import Config
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.trees.remote import RemoteWeights, weights_path
-from pipelines.trees.weights import read_weights
+from pipelines.trees.weights import read_weights, weights_key
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.client import HubClient, Retry
 from probelog.hub.rate_limit import Kind, SlidingWindowLimit
@@ -27,6 +28,7 @@ from probelog.storage.ledger import ItemResult
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import WEIGHTS, CatalogueRow, RepoFile
 from probelog.trees.recover import recover
+from probelog.weights.reader import Weights
 from tests.support.hub import faults
 from tests.support.hub.faults import FaultyHub, faulty
 from tests.support.hub.public_hub import HostedFile, HostedRepository, public_hub
@@ -93,7 +95,7 @@ def test_repositories_that_are_no_classifiers_get_edges(
         "ada/llama-gguf": "unsupported",
         "ada/old": "unsupported",
     }
-    assert "parts of 3 of 5 repositories read" in out.getvalue()
+    assert "parts of those of 3 of 5 repositories read" in out.getvalue()
     assert "2 failed (unsupported 2)" in out.getvalue()
     (edge,) = recover(rows(job, done.receipts), least_probability=0)
     assert {edge.child, edge.parent} == {"ada/base", "ada/child"}
@@ -240,6 +242,36 @@ def test_facts_of_bfloat16_are_those_of_its_numbers(
         assert (one.mean, one.sketch is None) == (two.mean, two.sketch is None)
         if one.sketch is not None and two.sketch is not None:
             np.testing.assert_array_equal(one.sketch, two.sketch)
+
+
+@pytest.mark.parametrize("repo", ["ada/base", "ada/stranger"])
+def test_weights_that_are_read_whole_give_what_the_probing_pass_stores(
+    repo: str, remote: Callable[..., RemoteWeights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the ends of tensors and of what is asked for at once."""
+    monkeypatch.setattr("pipelines.trees.remote._AHEAD", 50_000)
+    read = remote(repo, 10**7).read_whole()
+    _, facts = Weights(tmp_path / "hub" / repo).read()
+    assert read.layers == facts.layers
+    for one, two in zip(read.layers, facts.layers, strict=True):
+        assert (one.sketch is None) == (two.sketch is None)
+        np.testing.assert_array_equal(one.sketch, two.sketch)
+    assert (read.mean, read.std) == pytest.approx((facts.mean, facts.std), rel=1e-9)
+    assert read.asked == pytest.approx(read.size, rel=0.1)
+    with pytest.raises(
+        ItemFailure, match=r"too-large: .* bytes of weights; trees.bytes_per_model leaves room"
+    ):
+        remote(repo, 10**6).read_whole()
+
+
+def test_whole_weights_lie_apart_from_parts(hub: tuple[str, FaultyHub], job: Job, out: io.StringIO) -> None:
+    endpoint, _ = hub
+    trees = job.config.trees.model_copy(update={"whole": True, "tasks": ["text-to-image"]})
+    whole = replace(job, config=job.config.model_copy(update={"trees": trees}))
+    done = read_weights(whole, endpoint)
+    assert weights_key(whole.config) != weights_key(job.config)
+    assert [receipt.counts.indexed for receipt in done.receipts] == [1]
+    assert "all of those of 1 of 1 repositories read" in out.getvalue()
 
 
 def test_tensors_are_read_exactly(remote: Callable[..., RemoteWeights]) -> None:
