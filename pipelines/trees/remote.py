@@ -156,7 +156,8 @@ class RemoteWeights:
     ) -> None:
         check_access(row, has_token=client.has_token)
         self.budget = ByteBudget(most_bytes)
-        self._client, self._row, self._check = client, row, check
+        self.row = row
+        self._client, self._check = client, check
         try:
             listed = row.files or tree(client, row.repo, row.sha)
         except HubError as error:
@@ -195,7 +196,7 @@ class RemoteWeights:
         return headers
 
     def _file(self, path: str) -> RemoteFile:
-        row = self._row
+        row = self.row
         return RemoteFile(
             self._client, row.repo, row.sha, path, self.budget, self._sizes.get(path), self._check
         )

@@ -91,6 +91,29 @@ def chosen_tensors(tensors: Iterable[TensorInfo], most_bytes: int) -> list[Tenso
     ]
 
 
+def whole_layers(tensors: Iterable[TensorInfo], most_bytes: int) -> list[TensorInfo]:
+    """Some matrices of a model, none larger than a quarter of the bytes; of two models that have them the same ones."""
+    small = [tensor for tensor in tensors if _is_float(tensor) and len(tensor.shape) > 1]
+    small = [tensor for tensor in small if 4 * _whole_cost(tensor) <= most_bytes]
+    chosen, left = [], most_bytes
+    for tensor in sorted(small, key=lambda tensor: _fraction("tensor", tensor.name, *tensor.shape)):
+        left -= _whole_cost(tensor)
+        if left < 0:
+            break
+        chosen.append(tensor)
+    return chosen
+
+
+def _whole_cost(tensor: TensorInfo) -> int:
+    return max(_COUNTED_BYTES, ITEM_SIZES[tensor.dtype]) * tensor.elements
+
+
+def numbers_of(tensor: TensorInfo, data: bytes) -> npt.NDArray[np.float32]:
+    """Some numbers of a floating-point tensor, flat."""
+    numbers: npt.NDArray[np.float32] = as_tensor(_writable(data), tensor.dtype).float().numpy()
+    return numbers
+
+
 def _within(tensors: Sequence[TensorInfo], most: int, most_bytes: int) -> list[TensorInfo]:
     kept = [(_fraction("tensor", tensor.name, *tensor.shape), _cost(tensor), tensor) for tensor in tensors]
     share = 1.0
@@ -137,9 +160,7 @@ def facts_of_blocks(tensor: TensorInfo, blocks: Mapping[Block, bytes]) -> tuple[
         if is_counter(tensor) and blocks:
             value = float(as_tensor(_writable(next(iter(blocks.values()))), tensor.dtype).item())
         return LayerFacts(tensor.name, dtype, tensor.shape, value), WeightMoments()
-    values = {
-        block: as_tensor(_writable(data), tensor.dtype).float().numpy() for block, data in blocks.items()
-    }
+    values = {block: numbers_of(tensor, data) for block, data in blocks.items()}
     moments = WeightMoments()
     for numbers in values.values():
         moments = moments.merged(exact_moments(numbers))

@@ -19,6 +19,7 @@ import pytest
 from pipelines.config.model import Config
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
+from pipelines.trees.exact import ExactLook
 from pipelines.trees.remote import RemoteWeights, weights_path
 from pipelines.trees.weights import read_weights, weights_key
 from probelog.errors import FailureReason, ItemFailure
@@ -451,3 +452,48 @@ def test_the_public_hub_is_asked_once_for_each_file(tmp_path: Path) -> None:
         )
         assert len(public.storage.requests) == sampled.requests
         assert not any("authorization" in request.headers for request in public.storage.requests)
+
+
+# An exact look
+
+
+def test_an_exact_look_gives_the_distances_of_whole_layers(
+    hub: tuple[str, FaultyHub], remote: Callable[..., RemoteWeights]
+) -> None:
+    """Of what can be read; each model is read once."""
+    endpoint, running = hub
+    rows = {f"ada/{name}": remote(f"ada/{name}").row for name in ("base", "child", "stranger")}
+    rows["ada/old"] = replace(rows["ada/base"], repo="ada/old", files=[RepoFile("pytorch_model.bin")])
+    before = len(running.requests)
+    with HubClient(endpoint, retry=HURRIED) as client:
+        look = ExactLook(client, rows, 10**7)
+        pairs = [
+            ("ada/base", "ada/child"),
+            ("ada/base", "ada/stranger"),
+            ("ada/base", "ada/old"),
+            ("ada/child", "ada/gone"),
+        ]
+        found = look(pairs)
+        asked = len(running.requests)
+        assert look(pairs) == found
+    assert len(running.requests) == asked > before
+    matrices = [name for name, values in PARENT.items() if values.ndim > 1]
+    ratios = [
+        ((PARENT[name] - CHILD[name]) ** 2).sum() / ((PARENT[name] ** 2).sum() + (CHILD[name] ** 2).sum())
+        for name in matrices
+    ]
+    assert found == {
+        pairs[0]: pytest.approx(np.mean(ratios), rel=1e-4),
+        pairs[1]: pytest.approx(1, abs=0.05),
+    }
+
+
+def test_an_exact_look_keeps_to_its_bytes(
+    hub: tuple[str, FaultyHub], remote: Callable[..., RemoteWeights]
+) -> None:
+    endpoint, _ = hub
+    rows = {f"ada/{name}": remote(f"ada/{name}").row for name in ("base", "child")}
+    with HubClient(endpoint, retry=HURRIED) as client:
+        found = ExactLook(client, rows, 400_000)([("ada/base", "ada/child")])
+        assert found[("ada/base", "ada/child")] == pytest.approx(0.0025 / 2.0025, rel=0.05)
+        assert ExactLook(client, rows, 1000)([("ada/base", "ada/child")]) == {}
