@@ -149,6 +149,12 @@ class Trees(_Strict):
         description="Read all of their weights, where these fit bytes_per_model, and not parts: only then are they compared "
         "with those of models that are probed.",
     )
+    exact_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that are read again of each of two models where the stored sketches leave open which one is "
+        "nearest to a third; 0: none.",
+    )
     readers: Positive = Field(4, description="Repositories whose weights are read at the same time.")
 
 

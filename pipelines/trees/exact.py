@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.config.model import Trees
 from pipelines.trees.remote import RemoteWeights
 from probelog.errors import ItemFailure
 from probelog.hub.client import HubClient
@@ -68,6 +70,18 @@ class ExactLook:
             _log.warning("%s is not compared exactly: %s", repo, failure)
             return {}
         return {tensor.name: numbers_of(tensor, data[tensor.name]) for tensor in chosen}
+
+
+@contextlib.contextmanager
+def exact_look(
+    settings: Trees, endpoint: str, rows: Mapping[str, CatalogueRow]
+) -> Iterator[ExactLook | None]:
+    """What `probelog.trees.recover.recover_family` asks; None where it is switched off (``exact_bytes``)."""
+    if not settings.exact_bytes:
+        yield None
+        return
+    with HubClient(endpoint) as client:
+        yield ExactLook(client, rows, settings.exact_bytes)
 
 
 def _distance(one: _Layers, other: _Layers) -> float | None:

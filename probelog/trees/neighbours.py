@@ -8,7 +8,8 @@ compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,8 +35,16 @@ _MANY = 20_000
 _PROJECTED = 256
 # Numbers of sketches that are normalised at once.
 _BLOCK = 2**20
+# Standard deviations of a sketch's distance within which two models are equally near, and how many of a model's
+# neighbours are looked at.
+_DEVIATIONS = 3
+_LOOKED_AT = 4
 # Maxima of so many columns are ranked in place of the columns.
 _CHUNK = 32
+
+
+Look = Callable[[Sequence[tuple[str, str]]], Mapping[tuple[str, str], float]]
+"""Distances of pairs of models by their own numbers, of those pairs where these can be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,27 @@ class Neighbours:
     def among(self, kept: npt.NDArray[np.bool_]) -> Neighbours:
         """The neighbours where both models are in a set, given as a mask (n,)."""
         return self.where(kept[self.models] & kept[self.others])
+
+    def looked_at(self, family: Family, look: Look) -> Neighbours:
+        """The same with distances by a look at the models' numbers, where sketches leave open who is nearest."""
+        n = len(self.starts) - 1
+        error = _DEVIATIONS * math.sqrt(2 / (WIDTH * max(len(family.layers), 1)))
+        nearest = np.full(n, np.nan)
+        some = np.diff(self.starts) > 0
+        nearest[some] = self.distances[self.starts[:-1][some]]
+        near = (self.distances < RELATED) & (self.places < _LOOKED_AT)
+        near &= self.distances * (1 - error) <= nearest[self.models] * (1 + error)
+        open_ = near & (np.bincount(self.models[near], minlength=n) > 1)[self.models]
+        keys = np.minimum(self.models, self.others) * n + np.maximum(self.models, self.others)
+        asked = np.unique(keys[open_])
+        pairs = [(family.repos[key // n], family.repos[key % n]) for key in asked.tolist()]
+        found = look(pairs)
+        known = np.array([key for key, pair in zip(asked.tolist(), pairs, strict=True) if pair in found], int)
+        exact = np.array([found[pair] for pair in pairs if pair in found])
+        distances = self.distances.copy()
+        where = np.isin(keys, known)
+        distances[where] = exact[np.searchsorted(known, keys[where])]
+        return _listed(n, self.models, self.others, distances, self.growths)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Neighbours:
         """Those of the neighbours that a mask (m,) chooses."""

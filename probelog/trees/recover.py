@@ -21,7 +21,7 @@ from probelog.trees.families import families
 from probelog.trees.family import Family, ModelFacts
 from probelog.trees.fixed import Fixed
 from probelog.trees.latent import latent_name
-from probelog.trees.neighbours import components, find_neighbours
+from probelog.trees.neighbours import Look, components, find_neighbours
 from probelog.trees.odds import Odds
 from probelog.trees.points import Points
 from probelog.trees.relations import compare, relations_of
@@ -63,15 +63,18 @@ def recover_family(
     times: bool = True,
     declared: bool = True,
     memory_mb: int = 1024,
+    look: Look | None = None,
 ) -> list[Edge]:
     """The edges between the models of one family, by child and parent; some of them to parents that nobody has seen.
 
     ``facts`` are optional for every model; what is left out is not used. ``times`` and ``declared``: whether times of
-    upload and declared parents are evidence; what a child declares is told in either case.
+    upload and declared parents are evidence; what a child declares is told in either case. ``look`` is asked where
+    sketches leave open which model is nearest.
     """
     if len(family) < 2:
         return []
-    edges = _Recovery(family, facts, times=times, declared=declared, memory_mb=memory_mb).edges()
+    recovery = _Recovery(family, facts, times=times, declared=declared, memory_mb=memory_mb, look=look)
+    edges = recovery.edges()
     kept = [edge for edge in edges if edge.probability >= least_probability]
     return sorted(kept, key=lambda edge: (edge.child, edge.parent))
 
@@ -80,11 +83,19 @@ class _Recovery:
     """One family: what is known before the tree is, the tree, and the edges of both."""
 
     def __init__(
-        self, family: Family, facts: Mapping[str, ModelFacts], *, times: bool, declared: bool, memory_mb: int
+        self,
+        family: Family,
+        facts: Mapping[str, ModelFacts],
+        *,
+        times: bool,
+        declared: bool,
+        memory_mb: int,
+        look: Look | None,
     ) -> None:
         self._family = family
         self._odds = Odds(family, facts, times=times, declared=declared)
         self._memory_mb = memory_mb
+        self._look = look
         self._fixed: dict[int, Fixed] = {}
 
     def edges(self) -> list[Edge]:
@@ -94,6 +105,8 @@ class _Recovery:
         equal = fixed.equal_backbones(family, different, odds)
         self._fixed.update(equal)
         neighbours = find_neighbours(family, self._free(), memory_mb=self._memory_mb)
+        if self._look is not None:
+            neighbours = neighbours.looked_at(family, self._look)
         better = fixed.reconsidered(self._fixed, neighbours, odds)
         if better:
             self._fixed = fixed.exchanged(self._fixed, better)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from probelog.storage.schemas import WEIGHTS
 from probelog.trees.edges import Relation
 from probelog.trees.families import ModelFacts, families
-from probelog.trees.recover import recover
+from probelog.trees.neighbours import find_neighbours
+from probelog.trees.recover import recover, recover_family
 from probelog.weights.reader import layer_table
 from tests.benchmarks.trees_world import Forest, Node, weights_table
 
@@ -466,3 +467,38 @@ def test_an_unseen_parent_keeps_its_name_when_another_child_comes(root):
 
     assert names[0] == names[1]
     assert len(names[0]) == 1
+
+
+def test_a_look_at_the_numbers_decides_where_sketches_leave_open_who_is_nearest(root):
+    """Halfway between two models."""
+    one, two, away = (tuned(root, size, seed) for size, seed in ((0.2, 1), (0.05, 2), (0.6, 3)))
+    between = {
+        name: root[name] + 0.5 * (one[name] - root[name]) + two[name] - root[name]
+        for name in root
+        if "head" not in name
+    }
+    weights = table({"a": root, "b": one, "c": with_head(between, 10, 7), "d": away})
+    (family,) = families(weights)
+    asked = []
+
+    def look(nearer):
+        def distances(pairs):
+            asked.append(pairs)
+            return {pair: 1e-4 if pair == nearer else 0.01 for pair in pairs if pair != ("a", "b")}
+
+        return distances
+
+    neighbours = find_neighbours(family, np.arange(4))
+    assert set(neighbours.of(2)[:2]) == {0, 1}
+    for nearer, first in ((("a", "c"), 0), (("b", "c"), 1)):
+        found = neighbours.looked_at(family, look(nearer))
+        assert found.of(2)[0] == first
+        assert found.distances_of(2)[:2].tolist() == [1e-4, 0.01]
+        assert set(found.of(3)) == set(neighbours.of(3))
+    assert {("a", "c"), ("b", "c")} <= set(asked[0])
+    facts = facts_of("a", "b", "c", "d")
+    edges = recover_family(family, facts, least_probability=0, look=look(("b", "c")))
+    assert {"b", "c"} in [{edge.child, edge.parent} for edge in edges]
+    assert len(asked) == 3
+    silent = recover_family(family, facts, least_probability=0, look=lambda _: {})
+    assert silent == recover_family(family, facts, least_probability=0)
