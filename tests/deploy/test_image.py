@@ -50,6 +50,7 @@ def is_listed_in_full(bill: dict[str, Any], frozen: str) -> None:
         assert all(item["alg"] == "SHA-256" for part in references for item in part["hashes"])
 
 
+@pytest.mark.acceptance
 def test_the_entry_point_of_the_image(tmp_path: Path) -> None:
     uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
