@@ -261,7 +261,7 @@ def test_evaluation_of_the_index(indexed: Indexed) -> None:
 def half(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store indexed with half of the probes, by the operator's stages one after the other."""
     store = tmp_path_factory.mktemp("half") / "store"
-    file = indexed.world.config_file(store.parent / "half.toml", store, fraction=0.5)
+    file = indexed.world.config_file(store.parent / "half.toml", store, fraction=0.5, workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", indexed.endpoint)
         for stage in ("crawl", "probe", "complete", "publish"):

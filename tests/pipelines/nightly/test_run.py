@@ -95,7 +95,8 @@ class NightlyWorld:
         nightly = {"max_drift": 100.0, "rebuild_share": 1.0} | changes.pop("nightly", {})
         quality = {"enforce": False} | changes.pop("quality", {})
         # The world's scratch folder: the process that forks model processes is started once for all runs.
-        config = self._indexed.world.config(store or self.store, nightly=nightly, quality=quality, **changes)
+        settings = {"nightly": nightly, "quality": quality, "workers": 1} | changes  # two would do the same
+        config = self._indexed.world.config(store or self.store, **settings)
         self.told = io.StringIO()
         return Job.of(config, Report(self.told))
 
