@@ -29,6 +29,7 @@ from pipelines.probe.stage import ProbeResult
 from pipelines.publish.release import LiveIndex
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.report import last_report
+from pipelines.quality.samples import sampled_models
 from probelog.completion.descriptors import describe
 from probelog.errors import ConflictError, FailureReason
 from probelog.index.generation import Generation
@@ -385,6 +386,18 @@ def test_an_update_holds_what_was_added_and_not_what_was_removed(published: Sinc
     assert (report["generation"], report["live"]) == (pointer.generation, "base")
     again = since.changes(items, rows, removed=["owner/c"], live=pointer)
     assert decide(job, again) is None, "it is live already"
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Degrees of freedom:RuntimeWarning")
+def test_an_update_that_removes_all(published: Since) -> None:
+    changes = published.changes(removed=[model.repo for model in HELD])
+    job = published.job()
+    decided = decide(job, changes)
+    assert decided is not None
+    done = publish_update(job, changes, FailureCounts(0), decided.drift, [], lambda: None)
+    assert (done.is_new, done.models, done.logits) == (True, 0, 0)
+    assert sampled_models(Generation(job.store.child("index"), done.pointer), 5) == []
 
 
 def test_an_update_is_not_published_once_another_run_is_at_work(published: Since) -> None:
