@@ -56,7 +56,7 @@ def main(uri: str) -> None:
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     reader = Reader(uri)
     print("open", flush=True)
-    while not stop.wait(0.01):  # leaves the publisher some of the machine
+    while not stop.wait(0.03):  # leaves the others most of the machine
         reader.ask()
     print(json.dumps(reader.told()), flush=True)
 
