@@ -2,7 +2,7 @@
 
 Two passes over the rows. The first reads names and shapes only: which models there are, and of which layout. That
 gives every model its place: families one after the other, the models of one in order of their names. The second writes each
-model's statistics there, one write a model. What stays in memory is some 150 bytes a model and the batch at hand; the
+model's statistics there, one write a model. What stays in memory is some 300 bytes a model and the batch at hand; the
 arrays of a family are mapped from the files.
 
     statistics.bin   a row of float32 a model: mean, std, kurtosis of the tensors, then the sketches
@@ -124,6 +124,9 @@ def partition(batches: Batches, folder: Path, *, memory_mb: int = 1024) -> Parti
 
     ``batches(columns)`` gives the rows, the same ones in the same order at each of two calls; the rows of a model
     follow each other, in one batch or several. A repository that comes twice counts once, the first time.
+
+    Raises:
+        ValueError: the second call gives other rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = max(memory_mb * 2**20 // 4096, 1)  # an eighth of the memory, at some 500 bytes a row
@@ -401,7 +404,10 @@ class _Writer:
     def add(self, models: _Models) -> None:
         numbers = np.arange(self._seen, self._seen + len(models.repos))
         self._seen += len(models.repos)
-        layouts, places = self._plan.layout[numbers], self._plan.place[numbers]
+        places = self._plan.place[numbers[: len(self._plan.place) - int(numbers[0])]]
+        if [self._plan.repos[place] for place in places.tolist()] != models.repos:
+            raise ValueError("the rows of the second pass are not those of the first")
+        layouts = self._plan.layout[numbers]
         moments = _moments(models.table)
         sketches = _Sketches(models.table["sketch"])
         for layout in np.unique(layouts[layouts >= 0]).tolist():

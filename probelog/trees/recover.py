@@ -178,6 +178,8 @@ class _Recovery:
                 **row.evidence,
             }
             relation = row.relation or names[place]
+            if relation is Relation.HEAD_ONLY and names[place] in (Relation.COPY, Relation.RECAST):
+                relation = names[place]  # equal but for what only one of the two rows has, such as counters
             yield self._edge(row.child, family.repos[row.parent], relation, row.weight, evidence)
 
     def _edge(

@@ -89,6 +89,13 @@ def test_a_repository_that_comes_twice_counts_once(weights, tmp_path):
     assert sum(parts.models(key) for key in parts.keys) == len(set(weights["repo"].to_pylist()))
 
 
+def test_other_rows_in_the_second_pass_are_refused(weights, tmp_path):
+    passes = iter([weights, weights.slice(len(weights) // 2)])
+
+    with pytest.raises(ValueError, match="second pass"):
+        partition(lambda columns: [next(passes).select(columns)], tmp_path)
+
+
 def test_rows_without_models_make_no_family(tmp_path):
     assert len(partition(lambda columns: [WEIGHTS.empty_table().select(columns)], tmp_path)) == 0
 
