@@ -194,8 +194,9 @@ def evaluate_trees(
         edges = recover(weights, facts, times=times, declared=declared)
         methods.append(_method(f"again, without {without}", truth, edges, independent))
     for name, edges in baseline_edges(groups, truth, facts if times else {}).items():
-        method = _method(name, truth, edges, independent)
-        methods.append(replace(method, calibration_error=None, reliability=[]))
+        # They name neither relations nor probabilities.
+        judged_edges = replace(figures(truth, edges, independent), relations={})
+        methods.append(Method(name, judged_edges, None, []))
     return TreeEvaluation(index.uri, (len(truth), len(whole)), methods, notes)
 
 

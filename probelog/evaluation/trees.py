@@ -179,7 +179,7 @@ class Figures:
             "directed": _shares(self.directed),
             "undirected": _shares(self.undirected),
             "parentless": str(self.parentless),
-            "relation": str(self.relation),
+            "relation": str(self.relation) if self.relations else "-",
             "merge weights": "-" if self.merge_error is None else f"{self.merge_error:.3f}",
             "false": f"{self.false}/{'?' if self.independent is None else self.independent}",
         }

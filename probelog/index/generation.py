@@ -659,7 +659,8 @@ class Generation:
             self._base.rows(name, columns[:1], limit=1)
             raise QueryError(
                 f"the filter {condition!r} is not understood: {first_line(error.__cause__ or error)}\n"
-                f"It is an SQL condition over: {', '.join(columns)}. For example: {example}."
+                f"It is an SQL condition over: {', '.join(self._base.present(name, columns))}. "
+                f"For example: {example}."
             ) from error
 
     # Model trees

@@ -21,6 +21,7 @@ from probelog.search.client import Index, open_index
 from probelog.storage.schemas import EDGES
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, Relation, edge_table
+from tests.compatibility.make import KEPT
 from tests.support.worlds.small_index import Model, SmallIndex, build, model_facts
 
 LATENT = "latent:0123456789ab"
@@ -142,6 +143,20 @@ def test_an_index_without_trees_says_what_to_do(tmp_path: Any) -> None:
             ask()
     assert without.search("cat")[0].root is None
     assert {hit.relatives for hit in without.search("cat", by="family")} == {0}
+
+
+def test_an_index_of_an_older_version() -> None:
+    older = open_index(KEPT / "0.1.0" / "store" / "index")
+    (hit, *_) = older.search(like="bob/one-logit#0")
+
+    assert (hit.root, hit.parent, hit.depth) == (None, None, None)
+    with pytest.raises(QueryError, match="has no model trees"):
+        older.tree("ada/resnet")
+    with pytest.raises(
+        QueryError, match=r"not understood.*\n.*created_at, base_model, parents, licences\. For"
+    ):
+        older.search(like="bob/one-logit#0", where="root = 'ada/resnet'")
+    assert {item.relatives for item in older.models_like("ada/resnet", by="family")} == {0}
 
 
 # Edges by condition
