@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import probelog
@@ -21,6 +22,7 @@ from probelog.index.schema import connect
 from probelog.search import ranking
 from probelog.search.results import Hit
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge, Relation, edge_table
 from tests.support.processes.s3 import s3_server
 from tests.support.worlds.small_index import Model, SmallIndex, build
 from tests.support.worlds.tiny_encoders import photo
@@ -47,9 +49,19 @@ def hub() -> list[Model]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallIndex, SmallIndex]:
     folder = tmp_path_factory.mktemp("large")
-    small = build(Store(folder / "small" / "index"), models=hub(), probes=200)
-    large = build(Store(folder / "large" / "index"), models=hub(), probes=200, exact_logits=1000)
+    small = build(Store(folder / "small" / "index"), models=hub(), probes=200, edges=trees())
+    large = build(
+        Store(folder / "large" / "index"), models=hub(), probes=200, exact_logits=1000, edges=trees()
+    )
     return small, large
+
+
+def trees() -> pa.Table:
+    """All models of an owner come from its first."""
+    return edge_table(
+        Edge(f"owner-{i % 7}/model-{i}", f"owner-{i % 7}/model-{i % 7}", Relation.FINE_TUNED, 0.75)
+        for i in range(7, 130)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +146,18 @@ def test_pictures_logits_and_mixtures(exact: probelog.Index, large: probelog.Ind
     same(found[2], exact.search("dog", images=[photo(32, 32, 5)], like="owner-1/model-1#thing 4"))
     same(found[3], exact.search("dog", like="owner-0/model-0#0", like_index=large))
     assert "owner-1/model-1#3" not in {f"{hit.repo}#{hit.logit}" for hit in found[1]}
+
+
+def test_answers_by_family_are_as_many_as_families(exact: probelog.Index, large: probelog.Index) -> None:
+    ours, theirs = (index.search("dog", k=8, by="family") for index in (large, exact))
+
+    assert {hit.root for hit in ours} == {hit.root for hit in theirs}
+    assert len({hit.root for hit in ours}) == 8
+    assert {hit.relatives for hit in ours if hit.repo.startswith("owner-")} <= {17, 18}
+    models = large.models_like("lone/binary", k=8, by="family")
+    assert len({model.root or model.repo for model in models}) == 8
+    everything = large.search("dog", k=10_000, by="family", where="downloads < 1000")
+    assert len(everything) == 8, "seven owners and one model alone, from a ranking of all"
 
 
 def test_negatives_make_a_longer_shortlist(
