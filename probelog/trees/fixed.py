@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
 from probelog.trees.distance import RELATED
@@ -18,7 +19,7 @@ from probelog.trees.family import Family
 from probelog.trees.merges import find_merge, may_be_merges
 from probelog.trees.neighbours import Neighbours, components
 from probelog.trees.odds import Odds
-from probelog.trees.relations import compare, relations_of, trained_vectors
+from probelog.trees.relations import SAME_HEAD, compare, head_ratios, relations_of, trained_vectors
 from probelog.trees.tree import Around, centre
 
 # The nearest models that a model may be a twin of, or a merge of.
@@ -38,6 +39,8 @@ _AS_NEAR = 1.1
 # The models nearest to a group of equal ones, and the log odds from which on they come from it if none is nearer to them.
 _AROUND = 24
 _COMES_FROM = 2.0
+# Log odds, twice.
+_HEAD_GOES_ON = 6.0
 _NOBODY = np.empty(0, np.int64)
 # Numbers of points that are held at once.
 _BLOCK = 2**20
@@ -188,17 +191,19 @@ def _head_only(family: Family, groups: Sequence[Ints], odds: Odds) -> dict[int, 
     return children
 
 
-def _original(group: Ints, odds: Odds, around: Ints = _NOBODY) -> int:
+def _original(group: Ints, odds: Odds, around: Ints = _NOBODY, favour: Floats | float = 0.0) -> int:
     """The model of a group with equal backbones that the others, and those ``around`` it, were made from.
 
     Models that are older than it count once: the time of one model may be wrong, and then all of them are older.
+    ``favour`` (g,) are more log odds.
     """
     judges = group[:: -(-len(group) // _JUDGES)]
-    best, score = group, _summed_odds(group, judges, odds)
+    best, score = group, _summed_odds(group, judges, odds) + favour
     if len(judges) < len(group):
         # The best by a sample, and then by all.
-        best = group[np.argsort(-score, kind="stable")[:_JUDGES]]
-        score = _summed_odds(best, group, odds)
+        kept = np.argsort(-score, kind="stable")[:_JUDGES]
+        best = group[kept]
+        score = _summed_odds(best, group, odds) + np.broadcast_to(favour, len(group))[kept]
     # Twice: the other log odds of a pair are in the score of one as they are in the other's with the other sign.
     score = score - 2 * odds.older(best, np.concatenate([group, around]))
     ranked: dict[int, float] = dict(zip(best.tolist(), score.tolist(), strict=True))
@@ -217,7 +222,9 @@ def _summed_odds(models: Ints, others: Ints, odds: Odds) -> Floats:
     return np.concatenate(sums)
 
 
-def reconsidered(known: Mapping[int, Fixed], neighbours: Neighbours, odds: Odds) -> dict[int, int]:
+def reconsidered(
+    family: Family, known: Mapping[int, Fixed], neighbours: Neighbours, odds: Odds
+) -> dict[int, int]:
     """Models that are a better original of their equals than the one chosen, by that one: their neighbours say so."""
     groups: dict[tuple[int, Relation], list[int]] = {}
     for child, made in known.items():
@@ -226,14 +233,24 @@ def reconsidered(known: Mapping[int, Fixed], neighbours: Neighbours, odds: Odds)
     better: dict[int, int] = {}
     for (chosen, _), children in sorted(groups.items()):
         around = neighbours.of(chosen)[:_AROUND]
+        group = np.array([chosen, *children])
+        # A model whose head goes on in others was there before those that replaced it.
+        favour = _HEAD_GOES_ON * _shares_head(family, group, around)
         growths = -neighbours.growths[neighbours.starts[chosen] :][: len(around)]
         later = odds.untimed(np.full(len(around), chosen), around, growths) > _COMES_FROM
         nearest = neighbours.others[neighbours.starts[around]] == chosen
         around = around[later & nearest]
-        original = _original(np.array([chosen, *children]), odds, around)
+        original = _original(group, odds, around, favour)
         if original != chosen and chosen not in better:
             better[chosen] = original
     return better
+
+
+def _shares_head(family: Family, models: Ints, others: Ints) -> npt.NDArray[np.bool_]:
+    """(m,) whether some other model has about the same head."""
+    pairs = np.repeat(models, len(others)), np.tile(others, len(models))
+    same = head_ratios(family, *pairs) < SAME_HEAD
+    return np.asarray(same.reshape(len(models), len(others)).any(axis=1))
 
 
 def exchanged(known: Mapping[int, Fixed], better: Mapping[int, int]) -> dict[int, Fixed]:

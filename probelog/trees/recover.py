@@ -107,7 +107,7 @@ class _Recovery:
         neighbours = find_neighbours(family, self._free(), memory_mb=self._memory_mb)
         if self._look is not None:
             neighbours = neighbours.looked_at(family, self._look)
-        better = fixed.reconsidered(self._fixed, neighbours, odds)
+        better = fixed.reconsidered(family, self._fixed, neighbours, odds)
         if better:
             self._fixed = fixed.exchanged(self._fixed, better)
             neighbours = neighbours.exchanged(better)

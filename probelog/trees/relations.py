@@ -20,7 +20,8 @@ from probelog.trees.family import Family
 _ROUNDED_TO_16_BITS = 1e-7
 _RECAST = 6e-6
 _QUANTISED = 5e-4
-_SAME_HEAD = 0.25
+#: From this ratio on two heads are not one, trained on.
+SAME_HEAD = 0.25
 # Without its smallest 30 % a normal distribution's kurtosis is 5 % larger, without the smallest half 14 %.
 _LEAST_PRUNED_KURTOSIS = 0.02
 # Moments are stored as float32.
@@ -117,7 +118,7 @@ def _compared(family: Family, parents: Ints, children: Ints) -> dict[str, Floats
     return {
         "distance": layers.distance(),
         "evenness": _quotient(high, low, np.inf),
-        "head": _head_ratios(family, parents, children),
+        "head": head_ratios(family, parents, children),
         "growth": layers.growth(),
         "growths": _quantile(growths, moved, 0.5),
         "kurtosis": _kurtosis_growth(family, parents, children),
@@ -137,7 +138,7 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
     same_moments = (pairs.moments < _EQUAL_MOMENTS) & head_known
     equal = pairs.distance < _ROUNDED_TO_16_BITS
     equal_head = head < _ROUNDED_TO_16_BITS
-    rounded = (head < _SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < 5)
+    rounded = (head < SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < 5)
     # Training that adds something orthogonal, looked at backwards, shrinks a model as pruning does: not its kurtosis.
     shrunk = (pairs.growth > -1.45) & (pairs.growth < -0.75) & (pairs.growths > -1.5) & (pairs.growths < -0.6)
     untrained = _untrained(pairs.vectors, same_type)
@@ -195,7 +196,8 @@ def _quantile(values: Floats, counted: npt.NDArray[np.bool_], share: float) -> F
     return np.asarray(low + (high - low) * (place - below))
 
 
-def _head_ratios(family: Family, parents: Ints, children: Ints) -> Floats:
+def head_ratios(family: Family, parents: Ints, children: Ints) -> Floats:
+    """(m,) ratios of the heads of pairs; NaN where their sizes differ or there is none."""
     sizes = family.head_sizes[parents]
     same = (
         (family.classes[parents] == family.classes[children])

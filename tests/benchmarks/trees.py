@@ -44,7 +44,7 @@ from probelog.evaluation.trees import (
 )
 from probelog.trees import direction, tree
 from probelog.trees.calibration import features, fit
-from probelog.trees.edges import Edge
+from probelog.trees.edges import Edge, Relation
 from probelog.trees.families import Family, ModelFacts, families
 from probelog.trees.recover import LEAST_PROBABILITY, recover
 from probelog.weights.reader import Weights, layer_table
@@ -213,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     print(f"  calibration error of all edges {_calibration_error(pairs):.3f}")
                 if name == "recover":
                     print(f"  calibration error from {LEAST_PROBABILITY} {_calibration_error(pairs):.3f}")
+                    print(f"  parentless with a twin of the unseen parent {_stand_ins(case.truth, edges)}")
         print(f"{case.name}, calibration error over all modes: {_calibration_error(every):.3f}")
 
 
@@ -262,6 +263,24 @@ def _plot(cases: Sequence[Case], file: Path) -> None:
     axes.set(xlabel="probability of an edge", ylabel="share of true edges", xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize="small")
     figure.savefig(file, dpi=110)
+
+
+def _stand_ins(truth: Truth, edges: Sequence[Edge]) -> int:
+    """Models whose unseen parent's twin was given for it: a copy, a rounded copy or one with another head."""
+    twins = (Relation.COPY, Relation.RECAST, Relation.QUANTISED, Relation.HEAD_ONLY, Relation.PERMUTED)
+    return sum(
+        any(
+            edge.parent in truth
+            and edge.parent not in truth[edge.child].ancestors
+            and truth[edge.parent].relation in twins
+            and truth[edge.parent].unseen
+            and truth[edge.parent].ancestors <= truth[edge.child].ancestors
+            for edge in edges
+            if edge.child == repo
+        )
+        for repo, model in truth.items()
+        if not model.parents
+    )
 
 
 def _calibration_error(edges: Sequence[tuple[float, bool]]) -> float:

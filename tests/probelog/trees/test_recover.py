@@ -221,6 +221,15 @@ def test_one_wrong_time_does_not_make_a_new_head_the_parent_of_the_trunk(root):
     assert set(edges) == {(child, "root") for child in models if child != "root"}
 
 
+def test_a_head_that_goes_on_in_others_was_there_before_those_that_replaced_it(root):
+    models = {"root": root, "headed": with_head(root, 10, 9), "q": quantised(root)}
+    models.update({f"child{n}": tuned(root, 0.2, n) for n in range(3)})
+    # The root's time is wrong: it is later than its children's. The quantised twin has the root's head.
+    edges = edges_of(models, facts_of("headed", "child0", "child1", "child2", "root", "q"))
+
+    assert set(edges) == {(child, "root") for child in models if child != "root"}
+
+
 def test_a_permuted_copy_is_that_of_the_model_with_its_head(root):
     models = {"root": root, "headed": with_head(root, 10, 9), "permuted": permuted(root)}
     models.update({f"child{n}": tuned(root, 0.2, n) for n in range(2)})
