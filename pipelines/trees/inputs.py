@@ -73,6 +73,11 @@ class TreeInputs:
         """Repositories whose newest commit was probed; the others are latent ancestors at most."""
         return {repo for repo, model in self.newest.items() if (repo, model.sha) in self.rows}
 
+    @cached_property
+    def listed(self) -> dict[str, CatalogueRow]:
+        """The rows of the catalogue of these, by repository."""
+        return {repo: self.rows[repo, self.newest[repo].sha] for repo in self.current}
+
     def key(self, settings: Trees) -> str:
         """Key of all that the edges depend on."""
         facts = [self._facts(model) for _, model in sorted(self.newest.items())]
@@ -82,6 +87,7 @@ class TreeInputs:
             settings.least_probability,
             settings.times,
             settings.declared,
+            settings.exact_bytes,
             *sorted(receipt.name for receipt in (*self.receipts, *self.further)),
             "current",
             *sorted(f"{repo}@{self.newest[repo].sha}" for repo in self.current),

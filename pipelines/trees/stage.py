@@ -18,6 +18,7 @@ from cluster.runtime.scratch import process_folder, scratch_folder
 from pipelines.config.model import Trees
 from pipelines.crawl.stage import hub_endpoint
 from pipelines.job.job import Job
+from pipelines.trees.exact import exact_look
 from pipelines.trees.families import family_tables
 from pipelines.trees.inputs import TreeInputs
 from pipelines.trees.record import (
@@ -39,6 +40,7 @@ from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, CatalogueRo
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, edge_table
 from probelog.trees.family import Family
+from probelog.trees.neighbours import Look
 from probelog.trees.partition import Partition, partition
 from probelog.trees.places import main_parents, places, without_cycles
 from probelog.trees.recover import recover_family
@@ -91,7 +93,8 @@ def recover_trees(job: Job, inputs: TreeInputs) -> TreesRecord:
     try:
         job.report.line("trees: sorting models by architecture")
         parted = partition(inputs.batches, local, memory_mb=settings.memory_mb)
-        batches = list(_compare_all(job, inputs, folder, parted))
+        with exact_look(settings, hub_endpoint(), inputs.listed) as look:
+            batches = list(_compare_all(job, inputs, folder, parted, look))
     finally:
         shutil.rmtree(local, ignore_errors=True)
     done = _write(job, inputs, key, batches)
@@ -100,7 +103,7 @@ def recover_trees(job: Job, inputs: TreeInputs) -> TreesRecord:
 
 
 def _compare_all(
-    job: Job, inputs: TreeInputs, folder: TreesFolder, parted: Partition
+    job: Job, inputs: TreeInputs, folder: TreesFolder, parted: Partition, look: Look | None
 ) -> Iterator[FamilyBatch]:
     """All families, some at a time."""
     counter = job.report.counter("trees", sum(map(parted.models, parted.keys)), "models")
@@ -108,7 +111,7 @@ def _compare_all(
         name = f"{number:05}"
         batch = read_batch(job.store, folder.batch(name))
         if batch is None or batch.keys != keys:
-            batch = _compare(job, inputs, folder, name, [parted.family(key) for key in keys])
+            batch = _compare(job, inputs, folder, name, [parted.family(key) for key in keys], look)
         for key in keys:
             reason, _ = batch.failed.get(key, (None, ""))
             counter.add(parted.models(key), reason)
@@ -130,7 +133,12 @@ def _grouped(parted: Partition) -> Iterator[list[str]]:
 
 
 def _compare(
-    job: Job, inputs: TreeInputs, folder: TreesFolder, name: str, families: Sequence[Family]
+    job: Job,
+    inputs: TreeInputs,
+    folder: TreesFolder,
+    name: str,
+    families: Sequence[Family],
+    look: Look | None,
 ) -> FamilyBatch:
     """Compare the models of some families."""
     found = FamilyEdges()
@@ -138,7 +146,7 @@ def _compare(
         facts = inputs.facts(family.repos)
         with found.of(family):
             found.edges += published(
-                recover_family(family, facts, **method_settings(job.config.trees)), inputs.current
+                recover_family(family, facts, look=look, **method_settings(job.config.trees)), inputs.current
             )
     return found.write(job.store, folder, name, families, inputs)
 

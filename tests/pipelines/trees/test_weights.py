@@ -17,6 +17,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config.model import Config
+from pipelines.full import run_trees
+from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.trees.exact import ExactLook
@@ -27,7 +29,7 @@ from probelog.hub.client import HubClient, Retry
 from probelog.hub.rate_limit import Kind, SlidingWindowLimit
 from probelog.storage.ledger import ItemResult
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import WEIGHTS, CatalogueRow, RepoFile
+from probelog.storage.schemas import EDGES, WEIGHTS, CatalogueRow, RepoFile
 from probelog.trees.recover import recover
 from probelog.weights.reader import Weights
 from tests.support.hub import faults
@@ -454,7 +456,37 @@ def test_the_public_hub_is_asked_once_for_each_file(tmp_path: Path) -> None:
         assert not any("authorization" in request.headers for request in public.storage.requests)
 
 
-# An exact look
+# The command, and an exact look
+
+
+def test_the_trees_command_takes_repositories_that_were_never_probed(
+    hub: tuple[str, FaultyHub], job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: io.StringIO
+) -> None:
+    """A second child, halfway to the first, is looked at: which of the two is nearer, sketches leave open."""
+    endpoint, running = hub
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    half = {name: (values + CHILD[name]) / 2 for name, values in PARENT.items()}
+    models.write(tmp_path / "hub/ada/half", half)
+    listed(tmp_path / "hub", **dict.fromkeys(("base", "child", "stranger", "half", "old"), "text-generation"))
+    trees = job.config.trees.model_copy(update={"least_probability": 0.0, "exact_bytes": 10**7})
+    looking = replace(job, config=job.config.model_copy(update={"trees": trees}))
+    record = run_trees(looking)
+    edges = read_part(job.store, record.edges, EDGES)
+    related = {"ada/base", "ada/child", "ada/half"}
+    known = [edge for edge in edges.to_pylist() if not edge["latent"]]
+    assert known
+    assert {edge[name] for edge in known for name in ("child", "parent")} <= related
+    opened = [
+        request.address.split("/")[2]
+        for request in running.requests
+        if request.headers.get("range") == "bytes=0-32767"
+    ]
+    assert (opened.count("half"), opened.count("stranger")) == (2, 1)
+    assert "weights: parts of those of 4 of 5 repositories read" in out.getvalue()
+    before = len(running.requests)
+    assert run_trees(looking).edges == record.edges
+    assert len(running.requests) == before
+    assert verify(str(tmp_path / "store"), Report(io.StringIO())).clean
 
 
 def test_an_exact_look_gives_the_distances_of_whole_layers(
