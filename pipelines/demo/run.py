@@ -17,9 +17,11 @@ from probelog.terminal import printable
 
 if TYPE_CHECKING:
     from pipelines.job.job import Job
+    from probelog.trees.edges import Edge
 
 WORLD = Path(__file__).parent / "world"
 FRACTION = 0.25
+ASKED_MODEL = "cinder/umber-v1"
 QUESTIONS = ("dog", "umbrella", "guitar", "airplane", "hot dog")
 
 
@@ -61,14 +63,14 @@ def run_demo(out: Path, compare: bool = True) -> None:
     _show_failures(some, report)
     index = some.config.store
     _ask(index, report)
-    _trees(index, report)
+    _show_tree(index, report)
     _accuracy(out, compare, report)
     report.say(
         f"\ndone in {duration(time.monotonic() - started)}. The index lies in {index}. Next:\n"
         f'  uv run probelog search "cat" --index {index}\n'
         f"  uv run probelog search --like REPO#0 --index {index}\n"
         f"  uv run probelog show REPO --index {index}\n"
-        f"  uv run probelog tree cinder/umber-v1 --index {index}\n"
+        f"  uv run probelog tree {ASKED_MODEL} --index {index}\n"
         f"  uv run probelog-index status --store {index}"
     )
 
@@ -127,19 +129,35 @@ def _ask(index_uri: str, report: Report) -> None:
             )
 
 
-def _trees(index_uri: str, report: Report) -> None:
+def _show_tree(index_uri: str, report: Report) -> None:
+    """The tree of one model: what it was made from, and all that comes from there."""
     from probelog.search.client import open_index
+    from probelog.trees.edges import is_latent_name
 
     parents = {
         repo: model["parent"]
         for repo, model in json.loads((WORLD / "truth.json").read_text())["models"].items()
     }
-    report.say("\nwhich models were made from which, by their weights alone:")
-    for edge in open_index(index_uri).edges():
-        right = "right" if parents.get(edge.child) == edge.parent else "wrong"
+    index = open_index(index_uri)
+    root = index.show(ASKED_MODEL).root
+    children: dict[str, list[Edge]] = {}
+    for edge in index.edges():
+        children.setdefault(edge.parent, []).append(edge)
+    latent = root is not None and is_latent_name(root)
+    report.say(
+        f"\nwhere {ASKED_MODEL} is from, by the weights alone:\n"
+        f"  {'a base that is not on this hub' if latent else root}"
+    )
+    below = [(1, edge) for edge in reversed(children.get(root or "", []))]
+    while below:
+        depth, edge = below.pop()
+        # Of the bases, which no repository holds, the truth says nothing.
+        right = parents[edge.child] == (None if is_latent_name(edge.parent) else edge.parent)
         report.say(
-            f"  {right}  {edge.child} from {edge.parent}: {edge.relation}, probability {edge.probability:.2f}"
+            f"  {'    ' * depth}{'right' if right else 'wrong'}  {edge.child}: {edge.relation}, "
+            f"probability {edge.probability:.2f}"
         )
+        below += [(depth + 1, child) for child in reversed(children.get(edge.child, []))]
 
 
 def _accuracy(out: Path, compare: bool, report: Report) -> None:

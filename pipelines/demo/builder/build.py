@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import io
 import json
 import shutil
@@ -254,9 +255,12 @@ def write_listing(out: Path, specs: Sequence[Spec], broken: Sequence[str], seed:
     rng = np.random.default_rng((seed, 6))
     libraries = {spec.repo: networks.ARCHITECTURES[spec.architecture].library for spec in specs}
     rows = []
-    for repo in (*libraries, *broken):
+    for number, repo in enumerate((*libraries, *broken)):
         row = networks.listing_row(repo, out / "hub" / repo, libraries.get(repo, "transformers"), rng)
-        rows.append({**row, **hostile.hub_row(repo)})
+        # Children come behind their parents.
+        day = dt.datetime(2024, 1, 1, 8, tzinfo=dt.UTC) + dt.timedelta(days=9 * number)
+        created = {"createdAt": day.strftime("%Y-%m-%dT%H:%M:%S.000Z")}
+        rows.append(row | created | hostile.hub_row(repo))
     _write_json(out / "hub" / "hub.json", rows)
 
 

@@ -57,6 +57,7 @@ def test_a_few_models_of_the_demo(local_ray: None, tmp_path: Path, monkeypatch: 
         assert re.search(rf"{repo} +{reason} ", ended.err)
     for said in ("with 25% of the probes a model", "by chance:", "right", "wrong"):
         assert said in ended.err
+    assert f"where {demo.ASKED_MODEL} is from" in ended.err
     assert "\x1b" not in ended.err
     index = probelog.open_index(out / "store")
     assert (index.models, index.settings["fraction"]) == (len(SOUND), demo.FRACTION)
@@ -111,6 +112,7 @@ def test_the_demo_indexes_its_hub_and_answers(tmp_path: Path) -> None:
     ):
         assert reason in told
     assert "right" in told
+    assert "right  foxglove/best-classifier-final: copy" in told
 
     index = probelog.open_index(out / "store")
     assert index.models >= 24
