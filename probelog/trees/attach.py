@@ -7,6 +7,7 @@ and the parents that those are known to have. Of what comes out the newcomer's e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -37,9 +38,10 @@ class Attachment:
         memory_mb: int = 1024,
     ) -> None:
         self._family = family
-        self._facts = facts
         self._least_probability = least_probability
-        self._options = {"times": times, "declared": declared}
+        self._recovered = partial(
+            recover_family, facts=facts, least_probability=0.0, times=times, declared=declared
+        )
         place = {repo: number for number, repo in enumerate(family.repos)}
         self._parents: dict[int, list[int]] = {}
         for edge in edges:
@@ -73,7 +75,7 @@ class Attachment:
                 if self._family.repos[m] not in names
             ]
             small = self._family.take(np.array(known, np.int64)).joined(newcomers.take(np.array(together)))
-            found = recover_family(small, self._facts, least_probability=0.0, **self._options)
+            found = self._recovered(small)
             edges += [edge for edge in found if edge.child == newcomers.repos[place]]
         kept = [edge for edge in edges if edge.probability >= self._least_probability]
         return sorted(kept, key=lambda edge: (edge.child, edge.parent))
