@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 Tensors = dict[str, npt.NDArray[Any]]
 
 
-def language_model(seed: int, layers: int = 3, width: int = 96, vocabulary: int = 500) -> Tensors:
+def language_model(seed: int, layers: int = 2, width: int = 96, vocabulary: int = 500) -> Tensors:
     """The tensors of a decoder."""
     random = np.random.default_rng(seed)
 
