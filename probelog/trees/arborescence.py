@@ -8,6 +8,8 @@ of its nodes' lists, so that edges which nothing asks for are not touched.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 
 from probelog.arrays import Floats, Ints
@@ -35,12 +37,13 @@ class _Growth:
 
     def __init__(self, nodes: int, tails: Ints, costs: Floats, starts: Ints) -> None:
         self._nodes = nodes
-        self._tails: list[int] = [int(tail) if tail >= 0 else nodes for tail in tails]
-        self._costs: list[float] = costs.tolist()
+        # Arrays of the standard library: as fast as lists to index, and a quarter of their size.
+        self._tails = array("q", np.where(tails >= 0, tails, nodes).astype(np.int64).tobytes())
+        self._costs = array("d", costs.tobytes())
         self._starts: list[int] = starts.tolist()
         self._sets = _Sets(nodes + 1)
         self._lists = _Lists(self._costs, self._starts)
-        self._child = np.repeat(np.arange(nodes), np.diff(starts)).tolist()
+        self._child = array("q", np.repeat(np.arange(nodes), np.diff(starts)).tobytes())
 
     def grown(self) -> Ints:
         unseen, root = -1, self._nodes
@@ -102,7 +105,7 @@ class _Lists:
     A list is named by its node; -1 is the empty heap.
     """
 
-    def __init__(self, costs: list[float], starts: list[int]) -> None:
+    def __init__(self, costs: array[float], starts: list[int]) -> None:
         nodes = len(starts) - 1
         self._costs = costs
         self._place = starts[:-1]

@@ -28,7 +28,7 @@ COMPLETE = 128
 #: Neighbours of each model in a larger one.
 NEIGHBOURS = 32
 
-# What is compared exactly beside the neighbours: products of projected sketches rank less well.
+# Times as many are compared exactly: products rank a little less well.
 _SPARE = 2
 # Models from which on sketches are projected, and to how many numbers.
 _MANY = 20_000
@@ -130,14 +130,12 @@ def find_neighbours(family: Family, models: Ints, *, memory_mb: int = 1024) -> N
         near = every.distances < RELATED
         component = components(n, every.models[near], every.others[near])
         return every.where(component[every.models] == component[every.others])
-    screen = Screen.of(family, models, memory_mb=memory_mb)
-    one, other = (models[side] for side in screen.pairs(memory_mb=memory_mb))
-    found = _listed(n, *_compared(family, one, other))
+    found = _nearest(family, models, Screen.of(family, models, memory_mb=memory_mb), memory_mb)
     near = found.distances < RELATED
     component = components(n, found.models[near], found.others[near])
     sizes = np.bincount(component[models], minlength=n)
     large = sizes[component] > COMPLETE
-    kept = large[found.models] & near & (found.places < NEIGHBOURS)
+    kept = large[found.models] & near
     rows = (found.models, found.others, found.distances, found.growths)
     small = models[~large[models]]
     small = small[np.argsort(component[small], kind="stable")]
@@ -154,6 +152,20 @@ def find_neighbours(family: Family, models: Ints, *, memory_mb: int = 1024) -> N
             )
         ),
     )
+
+
+def _nearest(family: Family, models: Ints, screen: Screen, memory_mb: int) -> Neighbours:
+    """The nearest of some models, found by the screen and compared exactly, block by block."""
+    n = len(models)
+    rows = max(memory_mb * 2**14 // n, 1)  # a sixteenth of the memory, of four bytes a number
+    blocks = []
+    for begin in range(0, n, rows):
+        one, other = screen.nearest(np.arange(begin, min(begin + rows, n)), _SPARE * NEIGHBOURS)
+        one, other = models[one], models[other]
+        found = _listed(len(family), one, other, *distance_and_growth(family, other, one))
+        best = found.where(found.places < NEIGHBOURS)
+        blocks.append((best.models, best.others, best.distances, best.growths))
+    return _listed(len(family), *(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
 def components(n: int, one: Ints, other: Ints) -> Ints:
@@ -196,15 +208,6 @@ class Screen:
     def with_points(self, points: npt.NDArray[np.float32]) -> Screen:
         """A screen of those other points."""
         return replace(self, points=points, halves=_halves(points))
-
-    def pairs(self, *, memory_mb: int = 1024) -> tuple[Ints, Ints]:
-        """Each model beside the nearest ones, related ones only, as two arrays of positions."""
-        wanted = NEIGHBOURS * (_SPARE if self.projection is None else 2 * _SPARE)
-        n = len(self.points)
-        rows = max(memory_mb * 2**14 // max(n, 1), 1)  # a sixteenth of the memory, of four bytes a number
-        found = [self.nearest(np.arange(begin, min(begin + rows, n)), wanted) for begin in range(0, n, rows)]
-        one, other = (np.concatenate([np.empty(0, np.int64), *side]) for side in zip(*found, strict=True))
-        return one, other
 
     def nearest(self, models: Ints, wanted: int) -> tuple[Ints, Ints]:
         """Some of the models beside up to ``wanted`` related ones each."""
@@ -281,14 +284,6 @@ def _all_with_all(family: Family, groups: Sequence[Ints]) -> Neighbours:
         np.concatenate([distances, distances]),
         np.concatenate([growths, -growths]),
     )
-
-
-def _compared(family: Family, one: Ints, other: Ints) -> tuple[Ints, Ints, Floats, Floats]:
-    """Pairs with their exact distances and growths; a pair that is there both ways is compared once."""
-    low, high = np.minimum(one, other), np.maximum(one, other)
-    pairs, back = np.unique(low * len(family) + high, return_inverse=True)
-    distances, growths = distance_and_growth(family, pairs // len(family), pairs % len(family))
-    return one, other, distances[back], np.where(other < one, 1, -1) * growths[back]
 
 
 def _listed(n: int, one: Ints, other: Ints, distances: Floats, growths: Floats) -> Neighbours:

@@ -42,7 +42,7 @@ def nearest_by_all(family, count):
 def test_blocks_find_the_nearest_models(family):
     screen = Screen.of(family, np.arange(len(family)))
 
-    one, other = screen.pairs(memory_mb=1)
+    one, other = screen.nearest(np.arange(len(family)), 64)
 
     got = {(a, b) for a, b in zip(one.tolist(), other.tolist(), strict=True)}
     wanted = {(a, b) for a, near in enumerate(nearest_by_all(family, 8)) for b in near}
@@ -54,7 +54,7 @@ def test_projected_points_find_nearly_all_of_the_nearest_models(family, monkeypa
     monkeypatch.setattr(neighbours, "_MANY", 100)
     screen = Screen.of(family, np.arange(len(family)))
 
-    one, other = screen.pairs()
+    one, other = screen.nearest(np.arange(len(family)), 64)
 
     assert screen.points.shape[1] < 24 * 32
     got = {(a, b) for a, b in zip(one.tolist(), other.tolist(), strict=True)}
