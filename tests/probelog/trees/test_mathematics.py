@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog.trees.arborescence import arborescence
@@ -46,6 +46,7 @@ def cheapest_by_trying_all(nodes, edges, roots):
     return min(cost_of(parents, edges, roots) for parents in choices if is_forest(parents))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5).flatmap(lambda n: st.tuples(st.just(n), st.randoms(use_true_random=False))))
 def test_the_arborescence_is_the_cheapest_of_all(drawn):
     nodes, random = drawn
@@ -93,6 +94,7 @@ def test_a_layer_that_is_zero_in_one_model_counts_for_nothing():
     assert squared_distances(np.zeros((2, 3, 32)))[0, 1] == 1
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 100), st.integers(0, 10))
 def test_distances_do_not_depend_on_a_common_scale(scale, seed):
     sketches = np.random.default_rng(seed).standard_normal((4, 3, 32))
@@ -100,6 +102,7 @@ def test_distances_do_not_depend_on_a_common_scale(scale, seed):
     assert squared_distances(scale * sketches) == pytest.approx(squared_distances(sketches))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.05, 1), min_size=2, max_size=4), st.integers(0, 1000))
 def test_the_weights_of_a_merge_come_out_as_they_went_in(weights, seed):
     shares = np.array(weights) / sum(weights)
@@ -172,6 +175,7 @@ def test_what_comes_from_a_child_says_nothing_of_its_parent_and_a_parent_itself_
     assert np.isnan([whole[1], nobody[0]]).all()
 
 
+@settings(deadline=None)
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
 def test_direction_changes_its_sign_with_the_signals(classes, growth, norms):
     values = {"classes": classes, "growth": growth, "norms": norms, "biases": 0.0}

@@ -102,6 +102,7 @@ def test_distances_have_no_direction_and_growth_changes_its_sign_with_it(family,
     assert pair.growth == pytest.approx(there[1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=15))
 def test_components_are_what_can_be_reached(pairs):
     one, other = np.array(pairs, np.int64).reshape(-1, 2).T
