@@ -296,12 +296,7 @@ class Generation:
         base_numbers = np.setdiff1d(unique_numbers, update_numbers)
         parts: list[pa.Table] = []
         if len(base_numbers):
-            if base_numbers[0] < 0 or base_numbers[-1] >= self._base_model_count:
-                raise self._base.gap_error("models")
-            with self._base.reading("models"):
-                query = self._base.open("models").take_offsets(base_numbers.tolist())
-                parts.append(completed(query.select(self._base.present("models", names)).to_arrow(), names))
-            self._base.check_rows("models", parts[-1])
+            parts.append(self._base_models(base_numbers, names))
             if self.is_update and "copies" in columns:
                 parts[-1] = self._with_current_copies(parts[-1])
         if len(update_numbers):
@@ -314,6 +309,16 @@ class Generation:
             if not np.array_equal(table["id"].to_numpy(), unique_numbers):
                 raise self._base.gap_error("models")
         return self._checked(table.take(places))
+
+    def _base_models(self, numbers: npt.NDArray[np.int64], names: Sequence[str]) -> pa.Table:
+        """Columns of models of the base, or of a whole generation, by ascending number, removed ones included."""
+        if numbers[0] < 0 or numbers[-1] >= self._base_model_count:
+            raise self._base.gap_error("models")
+        with self._base.reading("models"):
+            query = self._base.open("models").take_offsets(numbers.tolist())
+            rows = completed(query.select(self._base.present("models", names)).to_arrow(), names)
+        self._base.check_rows("models", rows)
+        return rows
 
     @_Once
     def _replaced(self) -> npt.NDArray[np.int64]:
@@ -697,14 +702,13 @@ class Generation:
 
         They were removed, are at another commit now, or have edges in the update's own table.
         """
-        current = self._tables.rows("models", ["repo", "sha"])
-        keys = set(zip(values_of(current["repo"], str), current["sha"].to_pylist(), strict=True))
-        previous = self._base.rows("models", ["repo", "sha"], sql_in("id", self._replaced.tolist()))
-        names = {
-            repo
-            for repo, sha in zip(values_of(previous["repo"], str), previous["sha"].to_pylist(), strict=True)
-            if (repo, sha) not in keys
+        current = {
+            (row["repo"], row["sha"]) for row in self._tables.rows("models", ["repo", "sha"]).to_pylist()
         }
+        names: set[str] = set()
+        if len(self._replaced):
+            previous = self._base_models(np.unique(self._replaced), ["repo", "sha"]).to_pylist()
+            names = {row["repo"] for row in previous if (row["repo"], row["sha"]) not in current}
         names.update(values_of(self._tables.rows("edges", ["child"])["child"], str))
         return pa.array(sorted(names), pa.string())
 
