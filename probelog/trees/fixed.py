@@ -6,6 +6,7 @@ Copies and permuted copies; recast, quantised and pruned models; models of equal
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -251,6 +252,32 @@ def _shares_head(family: Family, models: Ints, others: Ints) -> npt.NDArray[np.b
     pairs = np.repeat(models, len(others)), np.tile(others, len(models))
     same = head_ratios(family, *pairs) < SAME_HEAD
     return np.asarray(same.reshape(len(models), len(others)).any(axis=1))
+
+
+def with_kept_heads(
+    family: Family, known: Mapping[int, Fixed], parents: Ints, children: Ints, odds: Odds
+) -> dict[int, int]:
+    """Another parent of some children: of models with equal trunks the one whose head a child has kept.
+
+    ``parents`` (n,) are all models' parents.
+    """
+    heads: dict[int, list[int]] = {}
+    for model, made in known.items():
+        if made.relation is Relation.HEAD_ONLY:
+            heads.setdefault(made.parents[0], []).append(model)
+    kept: dict[int, int] = {}
+    for child in children[np.isin(parents[children], list(heads))].tolist():
+        trunk = int(parents[child])
+        others = np.array([model for model in heads[trunk] if family.classes[model] == family.classes[child]])
+        equal = np.append(others, trunk).astype(np.int64)
+        ratios = head_ratios(family, equal, np.full(len(equal), child))
+        if len(others) and not ratios[-1] < SAME_HEAD:
+            ratios[-1] = math.inf
+            ratios[odds.time(equal, np.full(len(equal), child)) < 0] = math.inf
+            best = int(np.argmin(np.nan_to_num(ratios, nan=math.inf)))
+            if ratios[best] < SAME_HEAD:
+                kept[child] = int(equal[best])
+    return kept
 
 
 def exchanged(known: Mapping[int, Fixed], better: Mapping[int, int]) -> dict[int, Fixed]:

@@ -150,11 +150,12 @@ class _Recovery:
         shares, errors = unseen(around, parents, free, children)
         counted = (parents != NONE) & around.distinct
         counts = np.bincount(parents[counted], minlength=n)
+        kept = fixed.with_kept_heads(self._family, self._fixed, parents, children, self._odds)
         for child, share, error in zip(children.tolist(), shares.tolist(), errors.tolist(), strict=True):
             evidence = {"siblings": float(counts[parents[child]] - 1)}
             if not math.isnan(share):
                 evidence.update(unseen=share, unseen_error=error)
-            rows.append(_Row(child, int(parents[child]), None, 1.0, evidence))
+            rows.append(_Row(child, kept.get(child, int(parents[child])), None, 1.0, evidence))
         return [*self._edges(rows), *self._latent(siblings)]
 
     def _edges(self, rows: Sequence[_Row]) -> Iterator[Edge]:

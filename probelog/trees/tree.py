@@ -30,7 +30,7 @@ NONE = -1
 # Nats that a factor e between two squared distances is worth beside the log odds of the direction.
 _DISTANCE_WEIGHT = 4.0
 # A parent further away than this costs as much as having none.
-_ROOT_DISTANCE = 0.25
+_ROOT_DISTANCE = 0.35
 # Parents that the arborescence may choose from, the nearest ones: edges grow with the models, not with their square.
 _PARENT_CANDIDATES = 24
 # What it costs, in nats, to be the child of a recast, quantised, pruned, merged or head-only model.

@@ -258,7 +258,7 @@ def _plot(cases: Sequence[Case], file: Path) -> None:
         ]
         bins = [one for one in reliability(pairs) if one.edges]
         label = f"{mode} (expected calibration error {_calibration_error(pairs):.3f})"
-        axes.plot([one.probability for one in bins], [one.true for one in bins], marker="o", label=label)
+        axes.plot([one.probability for one in bins], [one.frequency for one in bins], marker="o", label=label)
     axes.plot([0, 1], [0, 1], linestyle=":", color="grey")
     axes.set(xlabel="probability of an edge", ylabel="share of true edges", xlim=(0, 1), ylim=(0, 1))
     axes.legend(fontsize="small")

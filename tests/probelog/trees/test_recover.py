@@ -230,6 +230,16 @@ def test_a_head_that_goes_on_in_others_was_there_before_those_that_replaced_it(r
     assert set(edges) == {(child, "root") for child in models if child != "root"}
 
 
+def test_a_child_of_a_model_with_another_head_has_kept_that_head(root):
+    headed = with_head(root, 10, 9)
+    models = {"root": root, "headed": headed, "q": quantised(headed), "child": tuned(root, 0.2, 1)}
+    models["on"] = {**tuned(root, 0.2, 2), **{name: x for name, x in headed.items() if "head" in name}}
+    edges = edges_of(models, facts_of("root", "headed", "q", "child", "on"))
+
+    assert set(edges) == {("headed", "root"), ("q", "headed"), ("child", "root"), ("on", "headed")}
+    assert edges[("q", "headed")].relation is Relation.QUANTISED
+
+
 def test_a_permuted_copy_is_that_of_the_model_with_its_head(root):
     models = {"root": root, "headed": with_head(root, 10, 9), "permuted": permuted(root)}
     models.update({f"child{n}": tuned(root, 0.2, n) for n in range(2)})
