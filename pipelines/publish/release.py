@@ -13,6 +13,7 @@ from pipelines.publish.encoder import sweep_exports
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.samples import Version
+from pipelines.trees.sweep import sweep_trees
 from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
@@ -125,6 +126,7 @@ def release_generation(
     try:
         sweep(index)
         sweep_exports(job.store, pointer)
+        sweep_trees(job.store, pointer)
     except StoreError as error:
         job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
     job.report.say(

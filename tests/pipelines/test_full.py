@@ -80,6 +80,9 @@ def test_everything_is_indexed(indexed: Indexed) -> None:
     assert set(heads.values()) == {"softmax"}
     assert all(row["observed"] == PROBES for row in models.values())
     assert models["ada/resnet"]["weight_digest"] == models["ada/resnet-again"]["weight_digest"]
+    copy = models["ada/resnet-again"]
+    assert (copy["root"], copy["parent"], copy["depth"]) == ("ada/resnet", "ada/resnet", 1)
+    assert {repo for repo, row in models.items() if row["depth"] == 0} == models.keys() - {"ada/resnet-again"}
     rows = listed(generation)
     assert len(rows) == LOGITS
     assert [(row.logit, row.negated) for row in rows if row.repo == "bob/one-logit"] == [

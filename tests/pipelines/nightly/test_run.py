@@ -198,6 +198,8 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     assert index._generation.model("bob/one-logit")["sha"] == readme
     assert index.show("cleo/timm-half").logits[-1].logit == 1
     assert sorted(index.show("zed/copy").same_weights) == ["ada/resnet", "ada/resnet-again"]
+    assert {edge.child for edge in index.edges("relation = 'copy'")} == {"ada/resnet-again", "zed/copy"}
+    assert index.show("zed/copy").root == index.show("ada/resnet").root == "ada/resnet"
     (hit, *_) = [hit for hit in index.search("dog", k=50) if hit.repo == "ada/resnet"]
     assert hit.duplicates == 2
 
@@ -234,6 +236,8 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     for concept, mine in first.items():
         other = hub_and_index.index.search(concept)[0]
         assert (mine.repo, mine.logit) == (other.repo, other.logit) or abs(mine.score - other.score) < 0.2
+    copies = {edge.child for edge in hub_and_index.index.edges("relation = 'copy'")}
+    assert copies == {"ada/resnet-again", "zed/copy"}
     assert verify(str(hub_and_index.store), Report(io.StringIO())).clean
 
 
@@ -253,6 +257,9 @@ def test_repositories_removed_from_the_hub_are_removed_from_answers(hub_and_inde
             index.show(repo)
         assert all(hit.repo != repo for hit in index.search("dog", k=100))
     assert index.show("ada/renamed").same_weights == ["ada/resnet-again"]
+    (edge,) = [edge for edge in index.edges() if edge.child == "ada/resnet-again"]
+    assert (edge.parent, edge.relation, edge.latent) == ("ada/resnet", "copy", True)
+    assert index.show("ada/resnet-again").parent == "ada/resnet"
     assert index.models == len(MODELS) - 2
     hub_and_index.new("cleo/timm-bfloat", 30)  # it comes back
     hub_and_index.run(nightly={"overlap_hours": 1e6})  # the gated one is listed still

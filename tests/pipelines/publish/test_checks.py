@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from pipelines.complete.descriptors import Descriptors, DescriptorSummary, ModelDescriptors
 from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_generation, check_update
-from pipelines.publish.expected import Expected, ExpectedUpdate
+from pipelines.publish.expected import Expected, ExpectedTrees, ExpectedUpdate
 from probelog.errors import StoreError
 from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
@@ -23,8 +23,9 @@ from probelog.publication.rows import LogitBatch
 from probelog.ranking.confidence import ColumnStatistics
 from probelog.ranking.names import name_vectors
 from probelog.search.client import Index
-from probelog.storage.schemas import ProbedModel
+from probelog.storage.schemas import TREE_FACTS, ProbedModel, TreeFacts
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge, Relation, edge_table
 from tests.probelog.publication.test_update import written_update
 from tests.support.worlds.small_index import PROMPT, Model, SmallIndex, build
 
@@ -252,6 +253,74 @@ def test_a_table_that_cannot_be_read_is_one_of_the_problems(tmp_path: Path) -> N
     index.store.delete_folder("generations/first/logits.lance")
     with pytest.raises(StoreError, match=r"generation first was not published: .*cannot be read"):
         check_generation(opened(index), expected(index))
+
+
+# Trees
+
+LATENT = "latent:0123456789ab"
+EDGES_OF_ALL_SORTS = (
+    Edge("bert/pets-copy", "anna/pets", Relation.COPY, 0.9),
+    Edge("carl/pets-copy", "anna/pets", Relation.COPY, 0.8),
+    Edge("emil/things", LATENT, Relation.FINE_TUNED, 0.7, latent=True),
+)
+
+
+def with_edges(folder: Path, edges: Sequence[Edge]) -> tuple[Generation, Expected]:
+    table = edge_table(edges)
+    index = build(Store(folder), kind="clip", images=False, live=False, edges=table)
+    rows = opened(index).models_table(["repo", *TREE_FACTS]).drop_columns(["id"]).to_pylist()
+    places = {row.pop("repo"): TreeFacts(**row) for row in rows}
+    return opened(index), replace(expected(index), trees=ExpectedTrees(len(edges), places))
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Generation, Expected]:
+    return with_edges(tmp_path_factory.mktemp("trees"), EDGES_OF_ALL_SORTS)
+
+
+def test_sound_trees_pass(trees: tuple[Generation, Expected]) -> None:
+    check_generation(*trees)
+
+
+def test_trees_that_are_not_what_was_recovered(trees: tuple[Generation, Expected]) -> None:
+    generation, sound = trees
+    assert sound.trees is not None
+    places = dict(sound.trees.places)
+
+    def told(changed: ExpectedTrees | None) -> str:
+        with pytest.raises(StoreError) as error:
+            check_generation(generation, replace(sound, trees=changed))
+        return str(error.value)
+
+    assert "it has edges, but no trees were recovered" in told(None)
+    assert "it holds 3 edges instead of 4" in told(ExpectedTrees(4, places))
+    moved = places | {"dora/hot-dog": TreeFacts(root="anna/pets", parent="anna/pets", depth=1)}
+    assert "1 models have another place in their trees than was found, dora/hot-dog for one" in told(
+        ExpectedTrees(3, moved)
+    )
+    del places["bert/pets-copy"]
+    told_of = told(ExpectedTrees(3, places))
+    assert "edges of 1 models whose weights were not compared, bert/pets-copy for one" in told_of
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        (
+            [
+                Edge("bert/pets-copy", "anna/pets", Relation.COPY, 0.9),
+                Edge("anna/pets", "bert/pets-copy", Relation.COPY, 0.5),
+            ],
+            "is its own ancestor",
+        ),
+        ([Edge("bert/pets-copy", "anna/pets", Relation.COPY, 0.9, latent=True)], "whether 1 parents are there"),
+        ([Edge("bert/pets-copy", "nobody/there", Relation.COPY, 0.9)], "whether 1 parents are there, nobody/there"),
+        ([Edge("bert/pets-copy", "anna/pets", Relation.COPY, 7.0)], "its edges cannot be read: a probability"),
+    ],
+)  # fmt: skip
+def test_trees_that_are_none(edges: list[Edge], message: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=message):
+        check_generation(*with_edges(tmp_path, edges))
 
 
 # Updates
