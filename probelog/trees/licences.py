@@ -46,10 +46,10 @@ class Licence:
     unsure: frozenset[str] = frozenset()
 
 
-def _share_alike(same: str, unsure: str = "", *, commercial: bool = True) -> Licence:
+def _share_alike(same: str, unsure: str = "", *, commercial: bool = True, changes: bool = True) -> Licence:
     return Licence(
         commercial=commercial,
-        changes=True,
+        changes=changes,
         same=frozenset(same.split()),
         unsure=frozenset(unsure.split()),
     )
@@ -86,8 +86,8 @@ LICENCES: dict[str, Licence] = {
     "lgpl": _share_alike("lgpl lgpl-2.1 lgpl-3.0 gpl gpl-3.0", "gpl-2.0 agpl-3.0"),
     "lgpl-2.1": _share_alike("lgpl-2.1 gpl gpl-2.0 gpl-3.0", "lgpl lgpl-3.0 agpl-3.0"),
     "lgpl-3.0": _share_alike("lgpl-3.0 gpl-3.0", "lgpl gpl agpl-3.0"),
-    "mpl-2.0": _share_alike("mpl-2.0", _GNU),
-    "epl-2.0": _share_alike("epl-2.0", _GNU),
+    "mpl-2.0": _share_alike("mpl-2.0", _GNU, changes=False),
+    "epl-2.0": _share_alike("epl-2.0", _GNU, changes=False),
     "eupl-1.2": _share_alike("eupl-1.2", _EUPL),
     "osl-3.0": _share_alike("osl-3.0"),
     **dict.fromkeys(

@@ -27,6 +27,7 @@ from probelog.trees.licences import LICENCES, ConflictKind, judge, known
         ("apache-2.0", "cc0-1.0", "notice", "notices are kept and changes are stated; cc0-1.0"),
         ("mit", "unlicense", "notice", "if the licence's text and the copyright notices are kept"),
         ("cc-by-4.0", "mit", "notice", "changes are stated"),
+        ("apache-2.0", "mpl-2.0", "notice", "changes are stated"),
     ],
 )
 def test_conflicts(parent, child, kind, reason):
