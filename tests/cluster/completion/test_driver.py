@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -280,6 +281,21 @@ def test_without_a_place_for_a_lost_shard_the_others_take_its_parts(
     for squatter in squatters:
         ray.kill(squatter)
     np.testing.assert_allclose(found.columns, undisturbed.columns, atol=1e-4)
+
+
+def test_without_any_place_the_first_that_is_free_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, receipts = ledger_of(tmp_path, share=0.5, models=4)
+    monkeypatch.setattr("cluster.completion.driver._PLACE_SECONDS", 0.5)
+    squatters = [_Squatter.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+    ray.get([squatter.here.remote() for squatter in squatters])
+    leaving = threading.Timer(1.0, lambda: [ray.kill(squatter) for squatter in squatters])
+    leaving.start()
+    completion = Completion(store, receipts, 1, spec(store))
+    assert (len(completion.shards), completion.loaded.models) == (1, 4)
+    completion.close()
+    leaving.join()
 
 
 @ray.remote(num_cpus=1)
