@@ -6,12 +6,11 @@ and the parents that those are known to have. Of what comes out the newcomer's e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
-from probelog.arrays import Ints
 from probelog.trees.edges import Edge
 from probelog.trees.family import Family, ModelFacts
 from probelog.trees.neighbours import Screen
@@ -60,19 +59,21 @@ class Attachment:
         """
         if newcomers.key != self._family.key:
             raise ValueError(f"models of family {newcomers.key} cannot join family {self._family.key}")
+        if not len(newcomers):
+            return []
         newcomers = newcomers.like(self._family)
         points = self._screen.points_of(newcomers)
-        row, near, _ = self._screen.near_points(points, _NEAREST + len(newcomers))
+        row, near, distances = self._screen.near_points(points, 2 * _NEAREST)
         among = self._screen.with_points(points)
         one, other = among.nearest(np.arange(len(newcomers)), _NEAREST)
         edges: list[Edge] = []
         for place in np.flatnonzero(newcomers.usable).tolist():
             together = [place, *other[one == place].tolist()]
             names = {newcomers.repos[each] for each in together}
+            nearest = near[row == place][np.argsort(distances[row == place], kind="stable")]
+            other_names = [m for m in self._models[nearest].tolist() if self._family.repos[m] not in names]
             known = [
-                m
-                for m in self._with_parents(self._models[near[row == place]])
-                if self._family.repos[m] not in names
+                m for m in self._with_parents(other_names[:_NEAREST]) if self._family.repos[m] not in names
             ]
             small = self._family.take(np.array(known, np.int64)).joined(newcomers.take(np.array(together)))
             found = self._recovered(small)
@@ -80,8 +81,8 @@ class Attachment:
         kept = [edge for edge in edges if edge.probability >= self._least_probability]
         return sorted(kept, key=lambda edge: (edge.child, edge.parent))
 
-    def _with_parents(self, models: Ints) -> list[int]:
-        found = dict.fromkeys(models.tolist())
+    def _with_parents(self, models: Sequence[int]) -> list[int]:
+        found = dict.fromkeys(models)
         front = list(found)
         for _ in range(_GENERATIONS):
             front = [

@@ -39,6 +39,8 @@ _BLOCK = 2**20
 # neighbours are looked at.
 _DEVIATIONS = 3
 _LOOKED_AT = 4
+# Numbers of a product that are held at once.
+_CLOSENESS = 2**24
 # Maxima of so many columns are ranked in place of the columns.
 _CHUNK = 32
 
@@ -221,6 +223,19 @@ class Screen:
 
         ``itself`` (r,): a model that is left out of each row.
         """
+        step = max(_CLOSENESS // max(len(self.points), 1), 1)
+        blocks = []
+        for begin in range(0, len(points), step):
+            block = slice(begin, begin + step)
+            left_out = None if itself is None else itself[block]
+            row, column, distance = self._near_block(points[block], wanted, left_out)
+            blocks.append((row + begin, column, distance))
+        rows, columns, distances = (np.concatenate(side) for side in zip(*blocks, strict=True))
+        return rows, columns, distances
+
+    def _near_block(
+        self, points: npt.NDArray[np.float32], wanted: int, itself: Ints | None
+    ) -> tuple[Ints, Ints, Floats]:
         r, n = len(points), len(self.points)
         chunks = -(-n // _CHUNK)
         closeness = np.full((r, chunks * _CHUNK), -np.inf, np.float32)
