@@ -130,6 +130,15 @@ def test_an_encoder_of_more_dimensions_than_an_index_keeps(
     np.testing.assert_array_equal(generation.probe_embeddings, unit(3, PROBES))
 
 
+@pytest.mark.parametrize(("name", "value"), [("logit", -1), ("weights", -1), ("probes", PROBES)])
+def test_values_that_no_logit_has_are_damage(base: Generation, name: str, value: int) -> None:
+    facts = np.zeros(2, base._facts)
+    assert base._logits(facts).logit.tolist() == [0, 0]
+    facts[name][1] = value
+    with pytest.raises(StoreError, match="a value is not one that a logit has"):
+        base._logits(facts)
+
+
 # In the order asked
 
 
