@@ -37,8 +37,8 @@ from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import WEIGHTS
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge
-from probelog.trees.families import ModelFacts, families
-from probelog.trees.recover import recover
+from probelog.trees.families.tables import ModelFacts, families
+from probelog.trees.recovery.recover import recover
 
 _COLUMNS = {
     "top-1": 8,

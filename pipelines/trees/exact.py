@@ -76,7 +76,7 @@ class ExactLook:
 def exact_look(
     settings: Trees, endpoint: str, rows: Mapping[str, CatalogueRow]
 ) -> Iterator[ExactLook | None]:
-    """What `probelog.trees.recover.recover_family` asks; None where it is switched off (``exact_bytes``)."""
+    """What `probelog.trees.recovery.recover.recover_family` asks; None where it is switched off (``exact_bytes``)."""
     if not settings.exact_bytes:
         yield None
         return

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from probelog.arrays import values_of
 from probelog.storage.versions import schema_metadata
-from probelog.trees.family import Family, ModelFacts, family_of
+from probelog.trees.families.family import Family, ModelFacts, family_of
 
-#: What these files say of themselves; their other columns are those of `probelog.trees.family.Family.table`.
+#: What these files say of themselves; their other columns are those of `probelog.trees.families.family.Family.table`.
 _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("family", pa.string()),
     ("layout", pa.string()),

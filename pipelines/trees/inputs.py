@@ -18,7 +18,7 @@ from probelog.storage.ledger import Ledger, Receipt
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import WEIGHTS, CatalogueRow, ProbedModel
 from probelog.storage.store import Store
-from probelog.trees.family import ModelFacts
+from probelog.trees.families.family import ModelFacts
 
 _Version = tuple[str, str]
 

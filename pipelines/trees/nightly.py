@@ -29,12 +29,12 @@ from probelog.index.tables import sql_in
 from probelog.storage.layout import TreesFolder
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, TreeFacts
-from probelog.trees.attach import attach
 from probelog.trees.edges import Edge, edge_table, edges_of
-from probelog.trees.family import Family, ModelFacts
-from probelog.trees.partition import partition
+from probelog.trees.families.family import Family, ModelFacts
+from probelog.trees.families.partition import partition
 from probelog.trees.places import main_parents, places, without_cycles
-from probelog.trees.recover import recover_family
+from probelog.trees.recovery.attach import attach
+from probelog.trees.recovery.recover import recover_family
 
 # Values of one SQL condition, and edges between a model and its eldest ancestor that are followed.
 _AT_ONCE = 500

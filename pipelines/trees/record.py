@@ -26,8 +26,8 @@ class FamilyBatch:
 
     Attributes:
         name: of the batch.
-        keys: of the families (`probelog.trees.family.Family.key`).
-        families: what later models are compared with (`probelog.trees.family.Family.table`).
+        keys: of the families (`probelog.trees.families.family.Family.key`).
+        families: what later models are compared with (`probelog.trees.families.family.Family.table`).
         models: their models (``TREE_MODELS``, without places).
         edges: between these.
         failed: families without edges because of an error: the reason (`FailureReason`) and the message.

@@ -39,11 +39,11 @@ from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, CatalogueRow
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, edge_table
-from probelog.trees.family import Family
-from probelog.trees.neighbours import Look
-from probelog.trees.partition import Partition, partition
+from probelog.trees.families.family import Family
+from probelog.trees.families.partition import Partition, partition
 from probelog.trees.places import main_parents, places, without_cycles
-from probelog.trees.recover import recover_family
+from probelog.trees.recovery.neighbours import Look
+from probelog.trees.recovery.recover import recover_family
 
 # Models whose families share a batch: a kill loses at most the work on so many, or on one large family.
 _BATCH_MODELS = 2000

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from probelog.errors import UsageError
-from probelog.trees import baselines
 from probelog.trees.edges import Edge, Relation
-from probelog.trees.families import Family, ModelFacts
+from probelog.trees.families.tables import Family, ModelFacts
+from probelog.trees.recovery import baselines
 
 _BINS = 10
 

@@ -119,7 +119,7 @@ EDGES = _schema(
     1,
     [
         ("child", pa.string()),
-        # A repository, or the name of an ancestor that nobody has seen (`probelog.trees.latent`).
+        # A repository, or the name of an ancestor that nobody has seen (`probelog.trees.evidence.latent`).
         ("parent", pa.string()),
         ("relation", pa.string()),
         ("probability", pa.float32()),

@@ -33,8 +33,8 @@ from pipelines.hubserver import create_app, serving
 from pipelines.trees.remote import RemoteFacts, RemoteWeights
 from probelog.hub.client import HubClient
 from probelog.storage.schemas import CatalogueRow, RepoFile
-from probelog.trees.families import families
-from probelog.trees.recover import recover
+from probelog.trees.families.tables import families
+from probelog.trees.recovery.recover import recover
 from probelog.weights.reader import LayerFacts, Weights, layer_table
 from tests.benchmarks import trees
 

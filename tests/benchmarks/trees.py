@@ -10,7 +10,7 @@ are synthetic forests (`tests.benchmarks.trees_world`), which nothing was fitted
 upload, with 5 % of them wrong, and without any; declared parents are withheld. ``--only`` leaves the bench out.
 ``--cache`` keeps the ``weights`` tables, which take some seconds to read. ``--ablate`` measures without each signal,
 ``--plot`` draws the reliability of all edges of ``--forests``. ``--fit`` prints the coefficients of
-`probelog.trees.calibration` that fit the bench's forest and ``--forests``. The columns: `probelog.evaluation.trees`.
+`probelog.trees.evidence.calibration` that fit the bench's forest and ``--forests``. The columns: `probelog.evaluation.trees`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ from probelog.evaluation.trees import (
     reliability,
     truth_of,
 )
-from probelog.trees import direction, tree
-from probelog.trees.calibration import features, fit
 from probelog.trees.edges import Edge, Relation
-from probelog.trees.families import Family, ModelFacts, families
-from probelog.trees.recover import LEAST_PROBABILITY, recover
+from probelog.trees.evidence import direction
+from probelog.trees.evidence.calibration import features, fit
+from probelog.trees.families.tables import Family, ModelFacts, families
+from probelog.trees.recovery import tree
+from probelog.trees.recovery.recover import LEAST_PROBABILITY, recover
 from probelog.weights.reader import Weights, layer_table
 from tests.benchmarks.trees_world import Forest, weights_table
 

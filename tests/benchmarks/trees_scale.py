@@ -33,11 +33,11 @@ import pyarrow.parquet as pq
 
 from probelog.arrays import ArrowArray, Floats, Ints
 from probelog.storage.schemas import WEIGHTS
-from probelog.trees.attach import Attachment
 from probelog.trees.edges import Edge, edge_table, edges_of
-from probelog.trees.family import ModelFacts
-from probelog.trees.partition import Partition, partition
-from probelog.trees.recover import recover_family
+from probelog.trees.families.family import ModelFacts
+from probelog.trees.families.partition import Partition, partition
+from probelog.trees.recovery.attach import Attachment
+from probelog.trees.recovery.recover import recover_family
 
 _LAYERS = 24
 _WIDTH = 64

@@ -23,8 +23,8 @@ from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.observations import to_rows
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, edge_table
-from probelog.trees.families import ModelFacts
-from probelog.trees.recover import recover
+from probelog.trees.families.tables import ModelFacts
+from probelog.trees.recovery.recover import recover
 from tests.benchmarks.trees_world import Forest, weights_table
 from tests.probelog.storage.test_ledger import model as probed
 from tests.support.worlds.small_index import Model, build

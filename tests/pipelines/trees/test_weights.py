@@ -30,7 +30,7 @@ from probelog.hub.rate_limit import Kind, SlidingWindowLimit
 from probelog.storage.ledger import ItemResult
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import EDGES, WEIGHTS, CatalogueRow, RepoFile
-from probelog.trees.recover import recover
+from probelog.trees.recovery.recover import recover
 from probelog.weights.reader import Weights
 from tests.support.hub import faults
 from tests.support.hub.faults import FaultyHub, faulty

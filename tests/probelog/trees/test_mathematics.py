@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog.trees.arborescence import arborescence
-from probelog.trees.calibration import fit
-from probelog.trees.direction import log_odds, time_log_odds
-from probelog.trees.distance import layer_ratios, squared_distances
-from probelog.trees.latent import step_shares, unseen_shares
-from probelog.trees.merges import find_merge
+from probelog.trees.evidence.calibration import fit
+from probelog.trees.evidence.direction import log_odds, time_log_odds
+from probelog.trees.evidence.latent import step_shares, unseen_shares
+from probelog.trees.evidence.merges import find_merge
+from probelog.trees.families.distance import layer_ratios, squared_distances
+from probelog.trees.recovery.arborescence import arborescence
 
 
 def cost_of(parents, edges, roots):

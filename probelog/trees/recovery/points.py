@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.family import Family
+from probelog.trees.families.family import Family
 
 _BLOCK = 2**20
 

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.direction import direction_signals, log_odds, signals_of, time_log_odds
 from probelog.trees.edges import Relation
-from probelog.trees.family import Family, ModelFacts
+from probelog.trees.evidence.direction import direction_signals, log_odds, signals_of, time_log_odds
+from probelog.trees.families.family import Family, ModelFacts
 
 # Log odds that of two types the finer one was first, where numbers were rounded.
 _FINER = 4.0
@@ -96,7 +96,7 @@ class Odds:
     ) -> Floats:
         """(m,) log odds that the children were made from the parents by a relation.
 
-        ``centre``: what the models around the two say (`probelog.trees.latent.centre`).
+        ``centre``: what the models around the two say (`probelog.trees.evidence.latent.centre`).
         """
         known = self.time(parents, children) + self.declarations(parents, children)
         if relation in (Relation.COPY, Relation.PERMUTED):

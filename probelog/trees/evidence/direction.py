@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.family import Family
+from probelog.trees.families.family import Family
 
 #: Log odds that one unit of each signal adds: set by hand, between what logistic regressions on two sets of trained
 #: models gave (1.8, 0.5, 1.6, 1.7 and 1.3, 2.3, 1.3, 0.6).
@@ -98,7 +98,7 @@ def _grids(mean: Floats, std: Floats, sizes: Floats) -> Ints:
 def direction_signals(
     signals: DirectionSignals, parents: Ints, children: Ints, growth: Floats
 ) -> dict[str, Floats]:
-    """Each signal (m,) for pairs of parent and child; ``growth`` (m,) as in `probelog.trees.relations.Comparison`."""
+    """Each signal (m,) for pairs of parent and child; ``growth`` (m,) as in `probelog.trees.evidence.relations.Comparison`."""
     return {
         "classes": np.sign(signals.classes[parents] - signals.classes[children]),
         "growth": np.tanh(growth),

@@ -1,7 +1,7 @@
 """What was done to a parent to make a child of it, from the statistics of the two.
 
 Many pairs are compared at once (`compare`); `relations_of` names what was found. Only copies, recast, quantised, pruned and
-permuted models tell by themselves which of the two was made from the other; `probelog.trees.direction` says more.
+permuted models tell by themselves which of the two was made from the other; `probelog.trees.evidence.direction` says more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.distance import layer_ratios
 from probelog.trees.edges import Relation
-from probelog.trees.family import Family
+from probelog.trees.families.distance import layer_ratios
+from probelog.trees.families.family import Family
 
 # Mean ratios of squared distances. Rounding to float16 leaves 2e-8, to bfloat16 1.4e-6, to 8 bits 1e-5 to 4e-5.
 _ROUNDED_TO_16_BITS = 1e-7

@@ -1,7 +1,7 @@
 """From the stored statistics of many models to edges between them, each with a probability and its evidence.
 
 The order of steps, and the formulas: docs/method.md, section 11. No step compares all models of a large family with
-each other: each is compared with its neighbours (`probelog.trees.neighbours`).
+each other: each is compared with its neighbours (`probelog.trees.recovery.neighbours`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from probelog.arrays import Ints
-from probelog.trees import fixed
-from probelog.trees.calibration import latent_probability, probability
 from probelog.trees.edges import Edge, Relation
-from probelog.trees.families import families
-from probelog.trees.family import Family, ModelFacts
-from probelog.trees.fixed import Fixed
-from probelog.trees.latent import latent_name
-from probelog.trees.neighbours import Look, components, find_neighbours
-from probelog.trees.odds import Odds
-from probelog.trees.points import Points
-from probelog.trees.relations import compare, relations_of
-from probelog.trees.tree import NONE, Around, Siblings, climb, cut, grow, unseen
+from probelog.trees.evidence.calibration import latent_probability, probability
+from probelog.trees.evidence.latent import latent_name
+from probelog.trees.evidence.odds import Odds
+from probelog.trees.evidence.relations import compare, relations_of
+from probelog.trees.families.family import Family, ModelFacts
+from probelog.trees.families.tables import families
+from probelog.trees.recovery import fixed
+from probelog.trees.recovery.fixed import Fixed
+from probelog.trees.recovery.neighbours import Look, components, find_neighbours
+from probelog.trees.recovery.points import Points
+from probelog.trees.recovery.tree import NONE, Around, Siblings, climb, cut, grow, unseen
 
 __all__ = ["LEAST_PROBABILITY", "Edge", "recover", "recover_family"]
 

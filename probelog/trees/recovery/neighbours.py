@@ -18,9 +18,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.distance import RELATED
-from probelog.trees.family import Family
-from probelog.trees.relations import distance_and_growth
+from probelog.trees.evidence.relations import distance_and_growth
+from probelog.trees.families.distance import RELATED
+from probelog.trees.families.family import Family
 from probelog.weights.sketch import WIDTH
 
 #: Components of up to so many models are compared all with all.
@@ -54,7 +54,7 @@ class Neighbours:
     """The nearest models of each of n models: those of model i lie from ``starts[i]`` to ``starts[i + 1]``.
 
     By distance and then by number: ``others`` (m,), ``distances`` (m,) and ``growths`` (m,), the growth from the other
-    model to this one (`probelog.trees.relations.Comparison`). Related ones only.
+    model to this one (`probelog.trees.evidence.relations.Comparison`). Related ones only.
     """
 
     starts: Ints

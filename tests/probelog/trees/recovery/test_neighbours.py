@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probelog.trees import neighbours
-from probelog.trees.distance import RELATED, squared_distances
-from probelog.trees.families import ModelFacts, families
-from probelog.trees.latent import latent_name
-from probelog.trees.neighbours import Screen, components, find_neighbours
-from probelog.trees.recover import recover_family
-from probelog.trees.relations import compare, distance_and_growth
+from probelog.trees.evidence.latent import latent_name
+from probelog.trees.evidence.relations import compare, distance_and_growth
+from probelog.trees.families.distance import RELATED, squared_distances
+from probelog.trees.families.tables import ModelFacts, families
+from probelog.trees.recovery import neighbours
+from probelog.trees.recovery.neighbours import Screen, components, find_neighbours
+from probelog.trees.recovery.recover import recover_family
 from tests.benchmarks.trees_scale import draw, facts_of, rows
 
 

@@ -1,4 +1,4 @@
-"""The families of a small ``weights`` table, in memory; `probelog.trees.partition` makes those of a large one."""
+"""The families of a small ``weights`` table, in memory; `probelog.trees.families.partition` makes those of a large one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
-from probelog.trees.family import Family, ModelFacts
-from probelog.trees.partition import partition
+from probelog.trees.families.family import Family, ModelFacts
+from probelog.trees.families.partition import partition
 
 __all__ = ["Family", "ModelFacts", "families"]
 

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.arborescence import arborescence
-from probelog.trees.distance import RELATED
 from probelog.trees.edges import Relation
-from probelog.trees.family import Family
-from probelog.trees.latent import step_shares, unseen_shares
-from probelog.trees.neighbours import Neighbours
-from probelog.trees.odds import Odds
-from probelog.trees.points import Points
-from probelog.trees.relations import distance_and_growth, equal_vectors
+from probelog.trees.evidence.latent import step_shares, unseen_shares
+from probelog.trees.evidence.odds import Odds
+from probelog.trees.evidence.relations import distance_and_growth, equal_vectors
+from probelog.trees.families.distance import RELATED
+from probelog.trees.families.family import Family
+from probelog.trees.recovery.arborescence import arborescence
+from probelog.trees.recovery.neighbours import Neighbours
+from probelog.trees.recovery.points import Points
 
 #: The parent of a model that has none.
 NONE = -1

@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 
 from probelog.trees.edges import Edge
-from probelog.trees.family import Family, ModelFacts
-from probelog.trees.neighbours import Screen
-from probelog.trees.recover import LEAST_PROBABILITY, recover_family
+from probelog.trees.families.family import Family, ModelFacts
+from probelog.trees.recovery.neighbours import Screen
+from probelog.trees.recovery.recover import LEAST_PROBABILITY, recover_family
 
 # The nearest models that a newcomer is recovered with, and how many steps up their parents come along.
 _NEAREST = 48

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.arborescence import arborescence
-from probelog.trees.distance import RELATED, squared_distances
-from probelog.trees.family import Family, ModelFacts
+from probelog.trees.families.distance import RELATED, squared_distances
+from probelog.trees.families.family import Family, ModelFacts
+from probelog.trees.recovery.arborescence import arborescence
 
 #: The parent of each model that has one, by repository.
 Parents = dict[str, str]

@@ -30,8 +30,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probelog.arrays import Column, Ints, values_of
-from probelog.trees.family import Family
-from probelog.trees.layouts import Layout, is_head, layout_of
+from probelog.trees.families.family import Family
+from probelog.trees.families.layouts import Layout, is_head, layout_of
 from probelog.weights.sketch import WIDTH
 
 #: Batches of rows with the columns that are asked for.

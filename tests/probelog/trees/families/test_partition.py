@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probelog.storage.schemas import WEIGHTS
-from probelog.trees.families import families
-from probelog.trees.family import family_of
-from probelog.trees.layouts import is_head, layout_of
-from probelog.trees.partition import Partition, partition
+from probelog.trees.families.family import family_of
+from probelog.trees.families.layouts import is_head, layout_of
+from probelog.trees.families.partition import Partition, partition
+from probelog.trees.families.tables import families
 from tests.benchmarks.trees_world import Forest, Node, weights_table
 
 BLOCKS = {f"blocks.{n}.mlp.weight": np.full((3, 4), float(n + 1)) for n in range(4)}

@@ -1,7 +1,7 @@
 """Models of one architecture: the rows of the ``weights`` table as arrays, one model a row, one tensor a column.
 
 The head is left apart, because a child often has one of another size. Models belong to one family where all other
-tensors have the same names and shapes (`probelog.trees.layouts` has the exceptions). The arrays may lie on disk.
+tensors have the same names and shapes (`probelog.trees.families.layouts` has the exceptions). The arrays may lie on disk.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probelog.trees.attach import Attachment, attach
-from probelog.trees.families import ModelFacts, families
-from probelog.trees.recover import recover
+from probelog.trees.families.tables import ModelFacts, families
+from probelog.trees.recovery.attach import Attachment, attach
+from probelog.trees.recovery.recover import recover
 from tests.benchmarks.trees_world import Forest, weights_table
 
 

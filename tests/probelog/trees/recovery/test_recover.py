@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from probelog.storage.schemas import WEIGHTS
 from probelog.trees.edges import Relation
-from probelog.trees.families import ModelFacts, families
-from probelog.trees.neighbours import find_neighbours
-from probelog.trees.recover import recover, recover_family
+from probelog.trees.families.tables import ModelFacts, families
+from probelog.trees.recovery.neighbours import find_neighbours
+from probelog.trees.recovery.recover import recover, recover_family
 from probelog.weights.reader import layer_table
 from tests.benchmarks.trees_world import Forest, Node, weights_table
 

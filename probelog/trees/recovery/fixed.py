@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats, Ints
-from probelog.trees.distance import RELATED
 from probelog.trees.edges import Relation
-from probelog.trees.family import Family
-from probelog.trees.merges import find_merge, may_be_merges
-from probelog.trees.neighbours import Neighbours, components
-from probelog.trees.odds import Odds
-from probelog.trees.relations import SAME_HEAD, compare, head_ratios, relations_of, trained_vectors
-from probelog.trees.tree import Around, centre
+from probelog.trees.evidence.merges import find_merge, may_be_merges
+from probelog.trees.evidence.odds import Odds
+from probelog.trees.evidence.relations import SAME_HEAD, compare, head_ratios, relations_of, trained_vectors
+from probelog.trees.families.distance import RELATED
+from probelog.trees.families.family import Family
+from probelog.trees.recovery.neighbours import Neighbours, components
+from probelog.trees.recovery.tree import Around, centre
 
 # The nearest models that a model may be a twin of, or a merge of.
 _CANDIDATES = 8
