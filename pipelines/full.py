@@ -98,7 +98,7 @@ def run_publish(job: Job) -> PublishResult:
         completed = complete(job, key, receipts, probe_set, encoder.digest)
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
     counts = sum((receipt.counts for receipt in receipts), Counts())
-    run = FailureCounts(counts.indexed + sum(counts.failures.values()), counts.failures)
+    run = FailureCounts.of(counts.indexed, counts.failures)
     listed = ListingSnapshot.of(catalogue)
     trees = trees_of(job, receipts, listed.rows)
     return publish(job, listed, probe_set, encoder, key, receipts, completed, run, trees=trees)

@@ -50,8 +50,7 @@ def probe_changes(
     files.enter_in_main(receipt.name for receipt in probed.receipts)
     new_receipts = [receipt for receipt in probed.receipts if receipt.name not in earlier]
     counts = sum((receipt.counts for receipt in new_receipts), Counts())
-    tried = counts.indexed + sum(counts.failed.values())
-    return ProbedChanges(probed, FailureCounts(tried, dict(counts.failed)))
+    return ProbedChanges(probed, FailureCounts.of(counts.indexed, counts.failed))
 
 
 def describe_changes(job: Job, start: NightlyStart, probed: ProbedChanges) -> CompletionRecord:

@@ -27,6 +27,11 @@ class FailureCounts:
     failures: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
+    def of(cls, indexed: int, failures: Mapping[str, int]) -> FailureCounts:
+        """Counts of a run that indexed so many models, and failed at others."""
+        return cls(indexed + sum(failures.values()), dict(failures))
+
+    @classmethod
     def of_settings(cls, settings: GenerationSettings) -> FailureCounts:
         """Counts of the run that made a generation, from its settings."""
         return cls(**settings.run)

@@ -277,6 +277,10 @@ def test_examples_are_the_models_that_fell_the_most() -> None:
 # Failures
 
 
+def test_what_was_tried_was_indexed_or_failed() -> None:
+    assert FailureCounts.of(3, {"gated": 2, "timeout": 1}) == FailureCounts(6, {"gated": 2, "timeout": 1})
+
+
 def verdicts(run: FailureCounts, last: FailureCounts | None) -> dict[str, str]:
     return {measure.name: measure.verdict for measure in failure_measures(run, last, 0.1)}
 
