@@ -114,7 +114,7 @@ def test_the_template_is_a_configuration(tmp_path: Path) -> None:
 
     ended = operator("config")
     assert ended.status == 0
-    assert set(tomllib.loads(ended.out)) == {"store", "probes", "filters", "nightly", "quality"}, (
+    assert set(tomllib.loads(ended.out)) == {"store", "probes", "filters", "nightly", "quality", "trees"}, (
         "the rest are defaults"
     )
     for key in Config.model_fields:

@@ -349,12 +349,21 @@ def test_an_interrupt_leaves_no_answer_behind(sound: Generation, soon: None) -> 
     encoder = text_encoder(sound)
     dog, cat = encoder.embed(["dog"]), encoder.embed(["cat"])
     assert not np.array_equal(dog, cat)
+    assert any(interrupted(encoder) for _ in range(5))  # Python drops one that comes in a finalizer
+    np.testing.assert_array_equal(encoder.embed(["cat"]), cat)
+
+
+def interrupted(encoder: TextEncoder) -> bool:
+    """Whether Ctrl-C ended some of many requests."""
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), 2))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        [encoder.embed(["dog"] * 64) for _ in range(10_000)]
-    timer.join()
-    np.testing.assert_array_equal(encoder.embed(["cat"]), cat)
+    try:
+        [encoder.embed(["dog"] * 64) for _ in range(1000)]
+    except KeyboardInterrupt:
+        return True
+    finally:
+        timer.join()
+    return False
 
 
 def text_encoder(generation: Generation) -> TextEncoder:

@@ -295,7 +295,9 @@ def test_recall_of_the_shortlist(built: tuple[SmallIndex, SmallIndex], exact: pr
 
 def test_on_s3(exact: probelog.Index, tmp_path: Path) -> None:
     with s3_server() as bucket:
-        there = build(Store(f"{bucket}/store/index"), models=hub(), probes=200, exact_logits=1000)
+        there = build(
+            Store(f"{bucket}/store/index"), models=hub(), probes=200, exact_logits=1000, edges=trees()
+        )
         index = probelog.open_index(f"{bucket}/store")
         same(index.search("dog"), exact.search("dog"))
         same(index.search("dog", where="licence = 'mit'"), exact.search("dog", where="licence = 'mit'"))
