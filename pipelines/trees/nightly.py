@@ -33,7 +33,7 @@ from probelog.trees.edges import Edge, edge_table, edges_of
 from probelog.trees.families.family import Family, ModelFacts
 from probelog.trees.families.partition import partition
 from probelog.trees.places import main_parents, places, without_cycles
-from probelog.trees.recovery.attach import attach
+from probelog.trees.recovery.attach import Attachment
 from probelog.trees.recovery.recover import recover_family
 
 # Values of one SQL condition, and edges between a model and its eldest ancestor that are followed.
@@ -184,7 +184,7 @@ class _Attached:
         members = set(family.repos)
         parts = [batch.edges for batch in self._with(newcomers.key)]
         between = [edge for edge in edges_of(joined(self._job.store, parts, EDGES)) if edge.child in members]
-        return attach(family, newcomers, between, known | facts, **settings)
+        return Attachment(family, between, known | facts, **settings).attach(newcomers)
 
     def edges(self, inputs: TreeInputs) -> Iterator[Edge]:
         """The edges of the models that are still there."""

@@ -90,27 +90,3 @@ class Attachment:
             ]
             found.update(dict.fromkeys(front))
         return list(found)[:_LARGEST]
-
-
-def attach(
-    family: Family,
-    newcomers: Family,
-    edges: Iterable[Edge],
-    facts: Mapping[str, ModelFacts],
-    *,
-    least_probability: float = LEAST_PROBABILITY,
-    times: bool = True,
-    declared: bool = True,
-    memory_mb: int = 1024,
-) -> list[Edge]:
-    """The edges of newcomers of a family whose ``edges`` are known; `Attachment` keeps what this has to load."""
-    loaded = Attachment(
-        family,
-        edges,
-        facts,
-        least_probability=least_probability,
-        times=times,
-        declared=declared,
-        memory_mb=memory_mb,
-    )
-    return loaded.attach(newcomers)

@@ -17,6 +17,9 @@ from probelog.storage.layout import TreesFolder
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import EDGES, TreeFacts
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge
+from probelog.trees.families.family import Family
+from probelog.trees.recovery.attach import Attachment
 from tests.support.worlds import small_index
 from tests.support.worlds.tree_store import TreeStore, network, tuned
 
@@ -64,13 +67,13 @@ def test_each_is_compared_once_and_with_those_of_earlier_nights(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[list[str], int]] = []
-    real = nightly_module.attach
 
-    def attach(family: Any, newcomers: Any, *given: Any, **settings: Any) -> Any:
-        compared.append((list(newcomers.repos), len(family.repos)))
-        return real(family, newcomers, *given, **settings)
+    class Counted(Attachment):
+        def attach(self, newcomers: Family) -> list[Edge]:
+            compared.append((list(newcomers.repos), len(self._family.repos)))
+            return super().attach(newcomers)
 
-    monkeypatch.setattr(nightly_module, "attach", attach)
+    monkeypatch.setattr(nightly_module, "Attachment", Counted)
     first = tuned(ROOT, 7, 0.3)
     nights.nightly.add("dan/new", first)
     nights.edges()

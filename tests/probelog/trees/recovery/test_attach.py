@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from probelog.trees.families.tables import ModelFacts, families
-from probelog.trees.recovery.attach import Attachment, attach
+from probelog.trees.recovery.attach import Attachment
 from probelog.trees.recovery.recover import recover
 from tests.benchmarks.trees_world import Forest, weights_table
 
@@ -30,7 +30,7 @@ def test_the_last_models_get_the_edges_of_the_whole(nodes):
     attached = [
         edge
         for key, newcomers in family_of_all(new).items()
-        for edge in attach(base[key], newcomers, edges, facts)
+        for edge in Attachment(base[key], edges, facts).attach(newcomers)
     ]
 
     names = {node.repo for node in new}
@@ -50,4 +50,4 @@ def test_a_new_version_of_a_model_is_not_compared_with_the_old_one(nodes):
     base = next(iter(family_of_all(nodes).values()))
     again = base.take(np.array([0]))
 
-    assert not [e for e in attach(base, again, [], {}) if e.child == e.parent]
+    assert not [e for e in Attachment(base, [], {}).attach(again) if e.child == e.parent]
