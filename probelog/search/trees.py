@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
 from probelog.index.tables import is_valid_sql_text, sql_in
-from probelog.trees.edges import Edge, edge_table, edges_of, is_latent_name
+from probelog.trees.edges import Edge, edge_table, edges_of, parent_rank
 from probelog.trees.places import find_cycle
 
 # Levels above and below a model that are read, and edges above it: chains of real models are far shorter.
@@ -98,10 +98,7 @@ class Tree:
 
 
 def main_parents(edges: Iterable[Edge]) -> dict[str, Edge]:
-    """The edge to each child's main parent.
-
-    Of several, known models come before latent ancestors, then the largest weight and the largest probability decide.
-    """
+    """The edge to each child's main parent, of several the first by `parent_rank`."""
     best: dict[str, Edge] = {}
     for edge in edges:
         other = best.get(edge.child)
@@ -111,7 +108,7 @@ def main_parents(edges: Iterable[Edge]) -> dict[str, Edge]:
 
 
 def _rank(edge: Edge) -> tuple[bool, float, float, str]:
-    return is_latent_name(edge.parent), -edge.weight, -edge.probability, edge.parent
+    return parent_rank(edge.parent, edge.weight, edge.probability)
 
 
 def some_edges(generation: Generation, where: str | None, limit: int) -> Edges:
@@ -174,30 +171,14 @@ def _not_indexed(generation: Generation, names: set[str]) -> list[str]:
 
 def _climb(generation: Generation, repo: str) -> tuple[list[Edge], bool]:
     """Edges to all ancestors, and whether there are more than may be read."""
-    edges: list[Edge] = []
-    met, front = {repo}, [repo]
-    for _ in range(_MOST_LEVELS):
-        level = _read_of(generation, "child", front, _MOST_ANCESTORS - len(edges) + 1)
-        edges += level
-        front = sorted({edge.parent for edge in level} - met)
-        met.update(front)
-        if not front or len(edges) > _MOST_ANCESTORS:
-            break
-    return edges[:_MOST_ANCESTORS], bool(front)
+    edges, more = _follow(generation, "child", [repo], _MOST_ANCESTORS)
+    return edges[:_MOST_ANCESTORS], more
 
 
 def _descend(generation: Generation, repo: str, limit: int, notes: list[str]) -> list[Edge]:
     """Edges to all descendants, those nearest first."""
-    edges: list[Edge] = []
-    met, front = {repo}, [repo]
-    for _ in range(_MOST_LEVELS):
-        level = _read_of(generation, "parent", front, limit - len(edges) + 1)
-        edges += level
-        front = sorted({edge.child for edge in level} - met)
-        met.update(front)
-        if not front or len(edges) > limit:
-            break
-    if front:
+    edges, more = _follow(generation, "parent", [repo], limit)
+    if more:
         notes.append(f"only {min(len(edges), limit):,} of its descendants are shown")
     return edges[:limit]
 
@@ -209,21 +190,33 @@ def edges_of_children(generation: Generation, children: Sequence[str]) -> list[E
 
 def edges_above(generation: Generation, names: Iterable[str], most: int) -> dict[str, list[Edge]] | None:
     """The edges to the parents of some models, of these, and so on, by child; None where there are more than ``most``."""
-    edges: dict[str, list[Edge]] = {}
+    edges, more = _follow(generation, "child", names, most)
+    if more or len(edges) > most:
+        return None
+    above: dict[str, list[Edge]] = {}
+    for edge in edges:
+        above.setdefault(edge.child, []).append(edge)
+    return above
+
+
+def _follow(
+    generation: Generation, column: Literal["child", "parent"], names: Iterable[str], most: int
+) -> tuple[list[Edge], bool]:
+    """Edges whose ``column`` is one of some models, of those at their other ends, and so on, the nearest first.
+
+    Also whether the last level leads on. It ends with more than ``most`` edges, or after ``_MOST_LEVELS``.
+    """
+    edges: list[Edge] = []
     met = set(names)
-    front, count = sorted(met), 0
+    front = sorted(met)
     for _ in range(_MOST_LEVELS):
-        level = _read_of(generation, "child", front, most - count + 1)
-        count += len(level)
-        if count > most:
-            return None
-        for edge in level:
-            edges.setdefault(edge.child, []).append(edge)
-        front = sorted({edge.parent for edge in level} - met)
+        level = _read_of(generation, column, front, most - len(edges) + 1)
+        edges += level
+        front = sorted({edge.parent if column == "child" else edge.child for edge in level} - met)
         met.update(front)
-        if not front:
-            return edges
-    return None
+        if not front or len(edges) > most:
+            break
+    return edges, bool(front)
 
 
 def _read_of(generation: Generation, column: str, names: Sequence[str], most: int) -> list[Edge]:

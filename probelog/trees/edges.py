@@ -80,6 +80,14 @@ def is_latent_name(name: str) -> bool:
     return _LATENT.fullmatch(name) is not None
 
 
+def parent_rank(parent: str, weight: float, probability: float) -> tuple[bool, float, float, str]:
+    """Sorts the parents of one child, the main one first.
+
+    Known models come before latent ancestors, then the largest weight and the largest probability decide.
+    """
+    return is_latent_name(parent), -weight, -probability, parent
+
+
 def edge_table(edges: Iterable[Edge]) -> pa.Table:
     """Edges as a table (``EDGES``), by child and parent; signals that are not finite numbers are left out."""
     rows = [

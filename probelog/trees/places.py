@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 
 from probelog.storage.schemas import TreeFacts
-from probelog.trees.edges import Edge, is_latent_name
+from probelog.trees.edges import Edge, parent_rank
 
 
 def without_cycles(edges: Iterable[Edge], known: Mapping[str, Iterable[str]] | None = None) -> list[Edge]:
@@ -47,14 +47,11 @@ def find_cycle(parents: Mapping[str, Iterable[str]]) -> str | None:
 
 
 def main_parents(edges: pa.Table) -> dict[str, str]:
-    """The parent of each child of a table (``EDGES``).
-
-    Of several, known models come before latent ancestors, then the largest weight and the largest probability decide.
-    """
+    """The parent of each child of a table (``EDGES``), of several the first by `parent_rank`."""
     best: dict[str, tuple[bool, float, float, str]] = {}
     names = ("child", "parent", "weight", "probability")
     for child, parent, weight, probability in zip(*(edges[name].to_pylist() for name in names), strict=True):
-        rank = (is_latent_name(parent), -weight, -probability, parent)
+        rank = parent_rank(parent, weight, probability)
         if child not in best or rank < best[child]:
             best[child] = rank
     return {child: rank[-1] for child, rank in best.items()}
