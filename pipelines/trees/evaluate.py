@@ -31,7 +31,7 @@ from probelog.evaluation.trees import (
 )
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer, store_around
-from probelog.search.trees import edges_of_children
+from probelog.search.trees import edges_with
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import WEIGHTS
@@ -156,7 +156,7 @@ def evaluate_trees(
     truth = among(whole, models)
     if not truth:
         raise UsageError(f"{truth_file} speaks of none of the models in {index.uri}")
-    published = edges_of_children(generation, sorted(truth))
+    published = edges_with(generation, "child", sorted(truth))
     versions = {repo: str(model["sha"]) for repo, model in models.items()}
     source = store_around(index) if store is None else Store(store)
     weights = _weights(source, generation.settings.observations, versions)

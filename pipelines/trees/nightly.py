@@ -25,7 +25,7 @@ from pipelines.trees.record import FamilyBatch, TreesRecord, read_batch, read_tr
 from pipelines.trees.stage import FamilyEdges, joined, method_settings
 from probelog.errors import StoreError
 from probelog.index.generation import Generation
-from probelog.index.tables import sql_in
+from probelog.search.trees import edges_with, follow
 from probelog.storage.layout import TreesFolder
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, TreeFacts
@@ -35,10 +35,6 @@ from probelog.trees.families.partition import partition
 from probelog.trees.places import main_parents, places, without_cycles
 from probelog.trees.recovery.attach import Attachment
 from probelog.trees.recovery.recover import recover_family
-
-# Values of one SQL condition, and edges between a model and its eldest ancestor that are followed.
-_AT_ONCE = 500
-_MOST_LEVELS = 100
 
 
 @dataclass(frozen=True)
@@ -239,26 +235,13 @@ def _update(base: Generation, attached: _Attached, inputs: TreeInputs, removed: 
 
 def _orphans(base: Generation, gone: Iterable[str], invalid: set[str]) -> list[Edge]:
     """All edges of the base's models with a parent that was removed."""
-    below = {edge.child for edge in _edges(base, "parent", gone)} - invalid
-    return list(_edges(base, "child", below))
-
-
-def _edges(base: Generation, column: str, names: Iterable[str]) -> Iterator[Edge]:
-    """The base's edges whose ``column`` is one of some names."""
-    texts = sorted(names)
-    for start in range(0, len(texts), _AT_ONCE):
-        for block in base.edges(sql_in(column, texts[start : start + _AT_ONCE])):
-            yield from edges_of(block)
+    below = {edge.child for edge in edges_with(base, "parent", sorted(gone))} - invalid
+    return edges_with(base, "child", sorted(below))
 
 
 def _ancestry(base: Generation, models: set[str]) -> dict[str, list[str]]:
     """The parents of some models of the base, their parents, and so on, by child."""
     parents: dict[str, list[str]] = {}
-    front = set(models)
-    for _ in range(_MOST_LEVELS):
-        if not front:
-            break
-        for edge in _edges(base, "child", front):
-            parents.setdefault(edge.child, []).append(edge.parent)
-        front = {parent for child in front for parent in parents.get(child, ())} - parents.keys()
+    for edge in follow(base, "child", models)[0]:
+        parents.setdefault(edge.child, []).append(edge.parent)
     return parents

@@ -97,11 +97,11 @@ def read_trees(store: Store, key: str) -> TreesRecord | None:
         raise StoreError(f"{store.path(path)} is damaged: {error!r}") from error
 
 
-def write_trees(store: Store, done: TreesRecord, **further: object) -> None:
-    """The receipt of a finished stage, with further facts."""
+def write_trees(store: Store, done: TreesRecord) -> None:
+    """The receipt of a finished stage."""
     facts = {name: value for name, value in asdict(done).items() if name != "key"}
     store.write_json(
-        TreesFolder.of(done.key).receipt, {**facts, **further, "version": TREES_VERSION, "made_by": MADE_BY}
+        TreesFolder.of(done.key).receipt, {**facts, "version": TREES_VERSION, "made_by": MADE_BY}
     )
 
 

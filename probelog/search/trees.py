@@ -5,7 +5,6 @@ Anybody may have published them, and a family may be of any size: every row is c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -25,6 +24,8 @@ _MOST_ANCESTORS = 1000
 _NAMED = 5
 # Values of one SQL condition.
 _NAMES_AT_ONCE = 500
+# More edges than there can be.
+_ALL = 1 << 62
 
 
 class Edges(Sequence[Edge]):
@@ -171,26 +172,21 @@ def _not_indexed(generation: Generation, names: set[str]) -> list[str]:
 
 def _climb(generation: Generation, repo: str) -> tuple[list[Edge], bool]:
     """Edges to all ancestors, and whether there are more than may be read."""
-    edges, more = _follow(generation, "child", [repo], _MOST_ANCESTORS)
+    edges, more = follow(generation, "child", [repo], _MOST_ANCESTORS)
     return edges[:_MOST_ANCESTORS], more
 
 
 def _descend(generation: Generation, repo: str, limit: int, notes: list[str]) -> list[Edge]:
     """Edges to all descendants, those nearest first."""
-    edges, more = _follow(generation, "parent", [repo], limit)
+    edges, more = follow(generation, "parent", [repo], limit)
     if more:
         notes.append(f"only {min(len(edges), limit):,} of its descendants are shown")
     return edges[:limit]
 
 
-def edges_of_children(generation: Generation, children: Sequence[str]) -> list[Edge]:
-    """All edges to the parents of some models."""
-    return _read_of(generation, "child", children, sys.maxsize)
-
-
 def edges_above(generation: Generation, names: Iterable[str], most: int) -> dict[str, list[Edge]] | None:
     """The edges to the parents of some models, of these, and so on, by child; None where there are more than ``most``."""
-    edges, more = _follow(generation, "child", names, most)
+    edges, more = follow(generation, "child", names, most)
     if more or len(edges) > most:
         return None
     above: dict[str, list[Edge]] = {}
@@ -199,8 +195,8 @@ def edges_above(generation: Generation, names: Iterable[str], most: int) -> dict
     return above
 
 
-def _follow(
-    generation: Generation, column: Literal["child", "parent"], names: Iterable[str], most: int
+def follow(
+    generation: Generation, column: Literal["child", "parent"], names: Iterable[str], most: int = _ALL
 ) -> tuple[list[Edge], bool]:
     """Edges whose ``column`` is one of some models, of those at their other ends, and so on, the nearest first.
 
@@ -210,7 +206,7 @@ def _follow(
     met = set(names)
     front = sorted(met)
     for _ in range(_MOST_LEVELS):
-        level = _read_of(generation, column, front, most - len(edges) + 1)
+        level = edges_with(generation, column, front, most - len(edges) + 1)
         edges += level
         front = sorted({edge.parent if column == "child" else edge.child for edge in level} - met)
         met.update(front)
@@ -219,7 +215,13 @@ def _follow(
     return edges, bool(front)
 
 
-def _read_of(generation: Generation, column: str, names: Sequence[str], most: int) -> list[Edge]:
+def edges_with(
+    generation: Generation,
+    column: Literal["child", "parent"],
+    names: Sequence[str],
+    most: int = _ALL,
+) -> list[Edge]:
+    """Up to ``most`` edges whose ``column`` is one of some models."""
     edges: list[Edge] = []
     for start in range(0, len(names), _NAMES_AT_ONCE):
         if len(edges) >= most:
