@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from probelog.errors import ProbeLogError, QueryError, StoreError
 from probelog.index.generation import Generation, Logits
-from probelog.index.pointer import find_index, read_pointer
+from probelog.index.pointer import find_index, read_pointer, store_around
 from probelog.index.tables import first_line, is_valid_sql_text, sql_literal
 from probelog.ranking.names import normal_name
 from probelog.search.licences import LicenceConflicts, conflicts_of
@@ -25,6 +25,8 @@ from probelog.search.query import Pictures, Query, ask, background_numbers, not_
 from probelog.search.ranking import Filter, LogitMatches, ModelMatch, best, best_models
 from probelog.search.results import Hit, LogitSummary, ModelFacts, ModelHit, ModelSummary, Results
 from probelog.search.trees import Edges, Tree, some_edges, tree_of
+from probelog.storage.checksummed_json import unsealed_json
+from probelog.storage.layout import report
 from probelog.storage.schemas import Parent
 from probelog.trees.licences import ConflictKind
 
@@ -40,6 +42,8 @@ UNRECOGNISED = 0.2
 # A ranking is this many times as long as the families that are looked for, at first and at every further try.
 _ANSWERS_PER_FAMILY = 4
 _MOST_ANSWERS = 10_000
+# Some kilobytes with a few dozen examples.
+_LARGEST_REPORT = 4 << 20
 
 T = TypeVar("T")
 
@@ -83,9 +87,26 @@ class Index:
         return self._generation.pointer.generation
 
     @property
+    def published(self) -> str:
+        """When this generation became live (UTC, ISO 8601)."""
+        return self._generation.pointer.published
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How the index was made (probe set, encoder, fraction, rank, calibration and counts), as JSON values."""
         return self._generation.settings.to_dict()
+
+    def quality_report(self) -> dict[str, Any] | None:
+        """What the quality gate said of this generation before it went live; None where there is no report.
+
+        ``measures`` have ``name``, ``value``, ``limit``, ``verdict`` and ``meaning``. Whoever published the index wrote it.
+
+        Raises:
+            StoreError: the report is damaged, or cannot be read.
+        """
+        store, name = store_around(self._store), report(self.generation, "json")
+        data = store.read_or_none(name, _LARGEST_REPORT)
+        return None if data is None else unsealed_json(data, store.path(name))
 
     def search(
         self,
@@ -210,22 +231,24 @@ class Index:
         return self._ask(lambda generation: some_edges(generation, where, limit))
 
     def licence_conflicts(
-        self, kinds: Sequence[str] = tuple(ConflictKind), *, limit: int = 1000
+        self, kinds: Sequence[str] = tuple(ConflictKind), *, repo: str | None = None, limit: int = 1000
     ) -> LicenceConflicts:
         """Edges of model trees along which licences conflict, and declared parents that the weights contradict or miss.
 
-        Reads all edges. What a licence asks for is from a small table (`probelog.trees.licences`); others are unknown.
+        Reads all edges, or those of one model. What a licence asks for is from a small table (`probelog.trees.licences`);
+        others are unknown.
 
         Args:
             kinds: ``forbidden``, ``conditions``, ``notice``, ``contradicted``, ``undeclared`` (`LicenceConflict`).
+            repo: only what concerns this model as the child.
             limit: at most so many of each kind; a note says when there are more.
 
         Raises:
-            QueryError: the index has no model trees, or there is no such kind.
+            QueryError: the index has no model trees, or does not hold this repository, or there is no such kind.
         """
         if limit < 1:
             raise QueryError(f"limit must be at least 1, not {limit}")
-        return self._ask(lambda generation: conflicts_of(generation, kinds, limit))
+        return self._ask(lambda generation: conflicts_of(generation, kinds, limit, repo))
 
     def scores(
         self, texts: Sequence[str], excluded: Sequence[Sequence[str]] | None = None
@@ -262,18 +285,27 @@ class Index:
 
         return self._ask(answer)
 
-    def show(self, repo: str, concepts: int = 5) -> ModelSummary:
+    def show(self, repo: str, concepts: int = 5, *, start: int = 0, limit: int | None = None) -> ModelSummary:
         """What each logit of one model recognises: the background concepts that it stands for most likely.
+
+        Args:
+            repo: a repository of the index.
+            concepts: number of concepts for each logit.
+            start: so many of its logits are left out, and
+            limit: at most so many follow; None: all. Each costs a comparison with the whole background.
 
         Raises:
             QueryError: the index does not hold this repository (the message names similar ones).
         """
         if concepts < 1:
             raise QueryError(f"the number of concepts must be at least 1, not {concepts}")
+        if start < 0 or (limit is not None and limit < 0):
+            raise QueryError(f"start and limit must not be below 0: {start}, {limit}")
+        stop = None if limit is None else start + limit
 
         def ask(generation: Generation) -> ModelSummary:
             model = _as_facts(generation.model(repo))
-            logits = generation.logits(_logit_rows(model))
+            logits = generation.logits(_logit_rows(model)[start:stop])
             names, scores = generation.names(logits, concepts)
             _check_finite(generation, scores)
             twins = generation.models_table(["repo"], f"weights = {model['weights']}")

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
-from probelog.search.trees import checked_edges, edges_above, main_parents
+from probelog.search.trees import checked_edges, edges_above, edges_with, main_parents
 from probelog.terminal import printable
 from probelog.trees.edges import Edge, Relation, is_latent_name
 from probelog.trees.licences import ConflictKind, judge, known
@@ -83,8 +83,10 @@ class LicenceConflicts(Sequence[LicenceConflict]):
         return f"LicenceConflicts({self._conflicts!r})"
 
 
-def conflicts_of(generation: Generation, kinds: Sequence[str], limit: int) -> LicenceConflicts:
-    """The conflicts of some kinds, up to ``limit`` of each.
+def conflicts_of(
+    generation: Generation, kinds: Sequence[str], limit: int, repo: str | None = None
+) -> LicenceConflicts:
+    """The conflicts of some kinds, up to ``limit`` of each; of one model alone, or of all.
 
     Raises:
         QueryError: there is no such kind, or the index has no model trees.
@@ -95,7 +97,12 @@ def conflicts_of(generation: Generation, kinds: Sequence[str], limit: int) -> Li
             f"there is no conflict of the kind {', '.join(map(repr, unknown)) or 'that was asked for'}; "
             f"there are {', '.join(ConflictKind)}"
         )
-    return _Search(generation, {ConflictKind(kind) for kind in kinds}, limit).result()
+    search = _Search(generation, {ConflictKind(kind) for kind in kinds}, limit)
+    if repo is None:
+        search.judge_all()
+    else:
+        search.judge_one(repo)
+    return search.result()
 
 
 class _Search:
@@ -108,15 +115,20 @@ class _Search:
         self._not_judged = 0
         self._unknown: Counter[str] = Counter()
 
-    def result(self) -> LicenceConflicts:
+    def judge_all(self) -> None:
         for block in self._generation.edges():
-            edges = checked_edges(self._generation, block)
-            facts = self._facts({name for edge in edges for name in (edge.child, edge.parent)})
-            for edge in edges:
-                self._judge(edge, facts)
+            self._judge_edges(checked_edges(self._generation, block))
         if ConflictKind.CONTRADICTED in self._kinds:
             for models in self._generation.model_blocks(["repo", "root", "parents"]):
                 self._contradicted(models.to_pylist())
+
+    def judge_one(self, repo: str) -> None:
+        model = self._generation.model(repo)
+        self._judge_edges(edges_with(self._generation, "child", [repo]))
+        if ConflictKind.CONTRADICTED in self._kinds:
+            self._contradicted([model])
+
+    def result(self) -> LicenceConflicts:
         notes = [
             f"there are {self._counts[kind]:,} of the kind {kind.value}, of which {self._limit:,} are given: raise the limit"
             for kind in ConflictKind
@@ -156,6 +168,11 @@ class _Search:
         """Facts of those of some models that the index holds."""
         columns = ["repo", "licence", "licences", "root"]
         return {row["repo"]: row for row in self._generation.models_named("repo", names, columns)}
+
+    def _judge_edges(self, edges: Sequence[Edge]) -> None:
+        facts = self._facts({name for edge in edges for name in (edge.child, edge.parent)})
+        for edge in edges:
+            self._judge(edge, facts)
 
     def _judge(self, edge: Edge, facts: _Facts) -> None:
         if edge.declared is not True and not is_latent_name(edge.parent):

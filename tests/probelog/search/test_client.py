@@ -648,6 +648,36 @@ def test_results_as_an_arrow_table(index: probelog.Index) -> None:
     }
 
 
+@pytest.mark.parametrize(("start", "limit"), [(0, 2), (1, 2), (3, None), (2, 100), (4, 1), (0, 0)])
+def test_a_page_of_a_models_logits(index: probelog.Index, start: int, limit: int | None) -> None:
+    whole = index.show("anna/pets")
+    page = index.show("anna/pets", start=start, limit=limit)
+    expected = whole.logits[start : None if limit is None else start + limit]
+    assert [(item.logit, item.label, item.concepts) for item in page.logits] == [
+        (item.logit, item.label, item.concepts) for item in expected
+    ]
+    assert dataclasses.replace(page, logits=[]) == dataclasses.replace(whole, logits=[])
+
+
+def test_a_page_begins_and_ends_somewhere(index: probelog.Index) -> None:
+    for bad in ({"start": -1}, {"limit": -1}):
+        with pytest.raises(QueryError, match="below 0"):
+            index.show("anna/pets", **bad)
+
+
+def test_the_gates_report_on_the_live_generation(small: SmallIndex, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    build(store.child("index"), models=[Model("a/a", ("cat",))], images=False)
+    index = probelog.open_index(tmp_path)
+    assert index.published.startswith("20")
+    assert index.quality_report() is None
+    store.write_json("quality/first.json", {"generation": "first", "passed": True})
+    assert index.quality_report() == {"generation": "first", "passed": True}
+    (tmp_path / "quality/first.json").write_bytes(b"{}")
+    with pytest.raises(StoreError, match=r"quality.first\.json is damaged"):
+        index.quality_report()
+
+
 def test_show(small: SmallIndex, index: probelog.Index) -> None:
     found = index.show("anna/pets", concepts=3)
     assert (found.repo, found.downloads, found.head) == ("anna/pets", 1200, "softmax")

@@ -85,6 +85,17 @@ def test_all_conflicts_with_their_reasons(index: Index) -> None:
     ]
 
 
+@pytest.mark.parametrize("repo", [item.repo for item in MODELS])
+def test_the_conflicts_of_one_model_are_those_that_it_has_among_all(index: Index, repo: str) -> None:
+    everywhere = [item for item in index.licence_conflicts() if item.child == repo]
+    assert [*index.licence_conflicts(repo=repo)] == everywhere
+
+
+def test_conflicts_of_a_model_that_is_not_there(index: Index) -> None:
+    with pytest.raises(QueryError, match="does not hold 'o/nobody'"):
+        index.licence_conflicts(repo="o/nobody")
+
+
 def test_a_row_has_probability_and_evidence(index: Index) -> None:
     first, *_ = index.licence_conflicts(["forbidden"])
 
