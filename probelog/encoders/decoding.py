@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from probelog.errors import ProbeLogError
@@ -109,6 +111,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", overlay.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, overlay).convert("RGB")
     return image.convert("RGB")
+
+
+def from_array(pixels: npt.NDArray[Any]) -> Image.Image:
+    """An array of whole numbers from 0 to 255, (height, width) or (height, width, 1, 3 or 4), as an RGB image.
+
+    Raises:
+        UnreadableImageError: it is another array, or too large.
+    """
+    if pixels.dtype != np.uint8:
+        raise UnreadableImageError(
+            f"an array of {pixels.dtype}: give pixels as uint8, from 0 to 255"
+            + (" (of floats from 0 to 1: (255 * array).astype('uint8'))" if pixels.dtype.kind == "f" else "")
+        )
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] not in (3, 4)):
+        raise UnreadableImageError(
+            f"an array of the shape {pixels.shape}: give (height, width) or (height, width, channels)"
+            + (", channels last" if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) else "")
+        )
+    _check_size(pixels.shape[1], pixels.shape[0])
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:

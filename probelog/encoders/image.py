@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from probelog.encoders.decoding import UnreadableImageError, decode, to_rgb
+from probelog.encoders.decoding import UnreadableImageError, decode, from_array, to_rgb
 from probelog.encoders.process import EncoderProcess
 from probelog.encoders.text import DIMENSION, embedded, onnx_bytes, read_settings, unit_rows
 from probelog.errors import QueryError, StoreError
@@ -41,7 +41,7 @@ _DEVIATIONS: Check = (
     "a number above 0 for each channel",
     lambda value: _CHANNELS[1](value) and min(value) > 0,
 )
-ImageSource = Image.Image | str | os.PathLike[str] | bytes
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,10 @@ class ImageEncoder:
         """Length of an embedding."""
         return self.settings.dimension
 
+    def close(self) -> None:
+        """End its process, if it runs; the next request starts it again."""
+        self._process.close()
+
     def embed(
         self, images: Sequence[ImageSource], batch_size: int = 16, mirror: bool = False
     ) -> NDArray[np.float32]:
@@ -180,15 +184,27 @@ def _opened(source: ImageSource, position: int) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return to_rgb(source)
-        if isinstance(source, bytes):
-            return decode(source)
+        if isinstance(source, np.ndarray):
+            return from_array(source)
+        if isinstance(source, bytes | bytearray | memoryview):
+            return decode(bytes(source))
+        if not isinstance(source, str | os.PathLike):
+            raise UnreadableImageError(
+                f"{type(source).__name__} is no picture: give a path, bytes, a PIL image or a NumPy array"
+            )
         name = os.fspath(source)
         path = Path(source)
+        if path.is_dir():
+            raise UnreadableImageError("it is a folder: name the files in it")
         if path.exists() and not path.is_file():
             raise UnreadableImageError("not a file")
         if path.stat().st_size > _MAX_BYTES:
-            raise UnreadableImageError(f"larger than {_MAX_BYTES >> 20} MiB")
+            raise UnreadableImageError(f"larger than {_MAX_BYTES >> 20} MiB", too_large=True)
         return decode(path.read_bytes())
-    except (UnreadableImageError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise QueryError(f"{name}: {reason}. Give a PNG, JPEG, WebP, BMP, GIF or TIFF file.") from error
+    except FileNotFoundError as error:
+        raise QueryError(f"{name}: {error.strerror}. Check the path.") from error
+    except OSError as error:
+        raise QueryError(f"{name}: {error.strerror or error}.") from error
+    except UnreadableImageError as error:
+        advice = " Scale it down or crop it." if error.too_large else ""
+        raise QueryError(f"{name}: {error}.{advice}") from error

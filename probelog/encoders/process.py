@@ -86,6 +86,13 @@ class EncoderProcess:
             if answer is not None:
                 return answer
 
+    def close(self) -> None:
+        """End the process, if it runs; the next request starts it again."""
+        with self._lock:
+            if self._process is not None and self._process.owner == os.getpid():
+                self._process.end()
+            self._process = None
+
     def _running(self) -> _Process:
         with self._lock:
             process = self._process

@@ -121,6 +121,10 @@ class TextEncoder:
         """Length of an embedding."""
         return self.settings.dimension
 
+    def close(self) -> None:
+        """End its process, if it runs; the next request starts it again."""
+        self._process.close()
+
     def embed(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
         """Embeddings (texts, dimension) of unit length.
 

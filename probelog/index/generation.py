@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -28,8 +29,9 @@ from probelog.errors import QueryError, StoreError
 from probelog.index import shortlist
 from probelog.index.arrow import matrix_of, structured
 from probelog.index.basis import BYTES, Basis, EncodedDirections
+from probelog.index.conditions import filtered_columns, not_understood, unknown_column
 from probelog.index.pointer import Pointer
-from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, MODELS, logit_facts
+from probelog.index.schema import INDEX_VERSION, MODELS, logit_facts
 from probelog.index.settings import GenerationSettings
 from probelog.index.tables import Tables, completed, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
@@ -56,14 +58,9 @@ EDGES_AT_ONCE = 1024
 _MODELS_AT_ONCE = 8192
 # Values of one SQL condition.
 _TEXTS_AT_ONCE = 500
-# Columns of the tables that callers filter, and a condition over them.
-_FILTERED = {
-    "models": (
-        MODEL_FACTS.names,
-        "licence = 'mit' AND downloads > 100. Times are written timestamp '2023-01-01 00:00:00'",
-    ),
-    "edges": (EDGES.names, "relation = 'copy' AND probability > 0.9"),
-}
+# What LanceDB says about a column that it does not have, and before a statement that it made of a condition.
+_UNKNOWN_COLUMN = re.compile(r"Schema error: No field named (\S+)\.( |$)")
+_NO_CONDITION = ("Error parsing statement", "Error resolving filter", "rust future panicked")
 # Number of names that an unknown one is compared with, to suggest similar ones: some 20 microseconds each.
 _COMPARED_NAMES = 10_000
 
@@ -187,6 +184,13 @@ class Generation:
                 "probes": _only(settings.probes),
             }
         )
+
+    def close(self) -> None:
+        """End the processes of the encoders; the next query by text or image starts them again."""
+        with self._lock:
+            for encoder in (self.__dict__.get(name) for name in ("text_encoder", "image_encoder")):
+                if encoder is not None:
+                    encoder.close()
 
     @property
     def is_update(self) -> bool:
@@ -627,13 +631,23 @@ class Generation:
         Raises:
             QueryError: the condition is not understood; names the columns.
         """
-        # In brackets, because Lance parses the first expression only and silently ignores the rest.
-        bracketed = f"({condition}\n)"
-        if among is not None:
-            bracketed += f" AND {sql_in('weights', among)}"
-        with self._filter_errors(condition, "models"):
-            table = self.models_table(columns, bracketed, limit)
+        table = self.models_where(condition, columns, limit, among)
         return {name: table[name].to_numpy() for name in table.column_names}
+
+    def models_where(
+        self,
+        condition: str | None,
+        columns: Sequence[str],
+        limit: int | None = None,
+        among: Iterable[int] | None = None,
+    ) -> pa.Table:
+        """The same as a table, of any columns; without a condition, of all models."""
+        # In brackets, because Lance parses the first expression only and silently ignores the rest.
+        bracketed = None if condition is None else f"({condition}\n)"
+        if among is not None:
+            bracketed = f"{bracketed or 'true'} AND {sql_in('weights', among)}"
+        with self._filter_errors(condition, "models"):
+            return self.models_table(columns, bracketed, limit)
 
     def count_models(self, condition: str) -> int:
         """How many models meet an SQL condition.
@@ -659,14 +673,21 @@ class Generation:
         except StoreError as error:
             if error.__cause__ is None or condition is None:  # what was read is damaged
                 raise
-            columns, example = _FILTERED[name]
+            columns = filtered_columns(name)
             # Raises StoreError if the table is at fault, not the condition.
             self._base.rows(name, columns[:1], limit=1)
-            raise QueryError(
-                f"the filter {condition!r} is not understood: {first_line(error.__cause__ or error)}\n"
-                f"It is an SQL condition over: {', '.join(self._base.present(name, columns))}. "
-                f"For example: {example}."
-            ) from error
+            present = self._base.present(name, columns)
+            message = first_line(error.__cause__ or error)
+            if unknown := _UNKNOWN_COLUMN.match(message):
+                column = unknown[1].strip("`\"'")
+                reason = unknown_column(column, present)
+                if f'"{column}"' in condition:
+                    reason += f" (texts are written in single quotes: '{column}')"
+            elif message.startswith(_NO_CONDITION):  # what follows is the statement that LanceDB made of it
+                reason = "it is no SQL condition"
+            else:
+                reason = message
+            raise not_understood(name, reason, present) from error
 
     # Model trees
 
@@ -722,18 +743,25 @@ class Generation:
         Raises:
             QueryError: the index does not hold it; the message names similar ones.
         """
-        table = (
-            self.models_table(MODELS.names, f"repo = {sql_literal(repo)}", limit=1)
-            if is_valid_sql_text(repo)
-            else None
-        )
-        if table is not None and table.num_rows:
-            row: dict[str, Any] = table.to_pylist()[0]
-            return row
+        rows = self._models_called(repo, MODELS.names)
+        if rows:
+            return rows[0]
         close = self._similar(repo) if is_valid_sql_text(repo) else []
         raise QueryError(
             f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
+
+    def has_model(self, repo: str) -> bool:
+        """Whether the index holds a repository."""
+        return bool(self._models_called(repo, ["repo"]))
+
+    def _models_called(self, repo: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+        if not is_valid_sql_text(repo):
+            return []
+        rows: list[dict[str, Any]] = self.models_table(
+            columns, f"repo = {sql_literal(repo)}", limit=1
+        ).to_pylist()
+        return rows
 
     def _similar(self, repo: str) -> list[str]:
         """Up to three repositories with a similar name."""

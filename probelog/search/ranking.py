@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import values_of
-from probelog.errors import QueryError
+from probelog.index.conditions import prepared
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64
@@ -62,8 +62,7 @@ class Filter:
         self._listed: dict[str, npt.NDArray[Any]] | None = None
         if condition is None:
             return
-        if not condition.strip():
-            raise QueryError("the filter is empty: leave it out or write an SQL condition")
+        self.condition = condition = prepared(condition, "models")
         limit = _LISTED_MODELS + 1 if generation.large else None
         listed = generation.models(condition, ["weights", "first_row", "rows"], limit=limit)
         if limit is None or len(listed["id"]) < limit:

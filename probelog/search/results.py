@@ -1,16 +1,116 @@
-"""Results of the query client: small typed lists that convert to Arrow tables."""
+"""Results of the query client: small typed lists that convert to tables of Arrow, pandas and Polars."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import overload
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, overload
 
 import pyarrow as pa
 
+from probelog.errors import UsageError
 from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 
+if TYPE_CHECKING:
+    # None is installed with ProbeLog: each is imported when somebody asks for it.
+    import pandas  # type: ignore[import-not-found, unused-ignore]
+    import polars  # type: ignore[import-not-found, unused-ignore]
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+
 _INT32 = {"arrow": pa.int32()}
+# Letters of a label that a ``repr`` shows.
+_SHOWN = 60
+
+
+class _HasArrow(Protocol):
+    def to_arrow(self) -> pa.Table: ...
+
+
+class Tabular:
+    """What every answer of the client can become, by way of its Arrow table."""
+
+    def to_pandas(self: _HasArrow) -> pandas.DataFrame:
+        """The same as a pandas data frame.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        table = self.to_arrow()
+        try:
+            return table.to_pandas()
+        except ModuleNotFoundError as error:
+            raise _missing("to_pandas", "pandas", error) from error
+
+    def to_polars(self: _HasArrow) -> polars.DataFrame:
+        """The same as a Polars data frame.
+
+        Raises:
+            UsageError: Polars is not installed.
+        """
+        try:
+            import polars
+        except ModuleNotFoundError as error:
+            raise _missing("to_polars", "polars", error) from error
+        return polars.DataFrame(self.to_arrow())
+
+    def __arrow_c_stream__(self: _HasArrow, requested_schema: object | None = None) -> object:
+        """The same for any library that reads Arrow streams: ``duckdb``, ``polars.DataFrame(results)``."""
+        return self.to_arrow().__arrow_c_stream__(requested_schema)
+
+
+def _missing(method: str, package: str, error: ModuleNotFoundError) -> UsageError:
+    return UsageError(
+        f"{method}() needs {error.name or package}: pip install {package}, or use to_arrow(), which needs nothing more"
+    )
+
+
+class Answers(Tabular, Sequence[T]):
+    """Answers in their order, and ``notes``: lines to show beside them. Equal to any list of the same answers."""
+
+    _ROW: ClassVar[type[DataclassInstance]]
+    _NAME: ClassVar[str]
+
+    def __init__(self, answers: Iterable[T], notes: Sequence[str] = ()) -> None:
+        self._answers = list(answers)
+        self.notes = list(notes)
+
+    @overload
+    def __getitem__(self, item: int) -> T: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[T]: ...
+    def __getitem__(self, item: int | slice) -> T | list[T]:
+        return self._answers[item]
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Answers):
+            return self._answers == other._answers and self.notes == other.notes
+        return self._answers == other if isinstance(other, list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment] # of equal lists, as of all others
+
+    def __repr__(self) -> str:
+        first = f", first {self._answers[0]!r}" if self._answers else ""
+        return f"<{type(self).__name__}: {_counted(len(self), self._NAME)}{first}>"
+
+    def to_arrow(self) -> pa.Table:
+        """The same answers as an Arrow table, a row each."""
+        rows = [asdict(answer) for answer in self._answers]  # type: ignore[call-overload]
+        return pa.Table.from_pylist(rows, schema=_schema(self._ROW))
+
+
+@functools.cache
+def _schema(record: type[DataclassInstance]) -> pa.Schema:
+    return pa.schema(arrow_fields(record))
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +133,7 @@ class ModelFacts(TreeFacts, ListedFacts):
     architecture: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Hit(ModelFacts, _Ranked):
     """One logit that answers a query.
 
@@ -55,8 +155,14 @@ class Hit(ModelFacts, _Ranked):
     probes: list[int] = field(metadata={"arrow": pa.list_(pa.int32())})
     relatives: int | None = field(default=None, metadata=_INT32)
 
+    def __repr__(self) -> str:
+        sure = "" if self.confidence is None else f", confidence {self.confidence:.0%}"
+        label = self.label if len(self.label) <= _SHOWN else f"{self.label[: _SHOWN - 1]}…"
+        opposite = "not " * self.negated
+        return f"<Hit {self.rank}: {_name(self.repo)}#{self.logit} {opposite}{label!r}, score {self.score:.2f}{sure}>"
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelHit(ModelFacts, _Ranked):
     """One model that recognises what another model does.
 
@@ -68,6 +174,9 @@ class ModelHit(ModelFacts, _Ranked):
     logits: int
     duplicates: int
     relatives: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<ModelHit {self.rank}: {_name(self.repo)}, score {self.score:.3f}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +191,8 @@ class LogitSummary:
     probes: list[int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSummary(ModelFacts):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ModelSummary(Tabular, ModelFacts):
     """The facts of one model of the index and what each of its logits recognises."""
 
     parameters: int | None
@@ -91,30 +200,31 @@ class ModelSummary(ModelFacts):
     same_weights: list[str]
     logits: list[LogitSummary]
 
-
-_HIT_SCHEMA = pa.schema(arrow_fields(Hit))
-
-
-class Results(Sequence[Hit]):
-    """The answers to one query, best first, and ``notes``: lines to show beside them (unknown words, low confidence)."""
-
-    def __init__(self, hits: Sequence[Hit], notes: Sequence[str] = ()) -> None:
-        self._hits = list(hits)
-        self.notes = list(notes)
-
-    @overload
-    def __getitem__(self, item: int) -> Hit: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[Hit]: ...
-    def __getitem__(self, item: int | slice) -> Hit | list[Hit]:
-        return self._hits[item]
-
-    def __len__(self) -> int:
-        return len(self._hits)
-
     def __repr__(self) -> str:
-        return f"Results({self._hits!r})"
+        return f"<ModelSummary {_name(self.repo)}: {_counted(len(self.logits), 'logit')}>"
 
     def to_arrow(self) -> pa.Table:
-        """The same answers as an Arrow table with one row per hit."""
-        return pa.Table.from_pylist([asdict(hit) for hit in self._hits], schema=_HIT_SCHEMA)
+        """What the logits recognise as an Arrow table, a row each."""
+        rows = [{"repo": self.repo, "sha": self.sha, **asdict(item)} for item in self.logits]
+        return pa.Table.from_pylist(rows, schema=_SUMMARY_SCHEMA)
+
+
+_OF_SUMMARIES: list[tuple[str, pa.DataType]] = [("repo", pa.string()), ("sha", pa.string())]
+_SUMMARY_SCHEMA = pa.schema([*_OF_SUMMARIES, *arrow_fields(LogitSummary)])
+
+
+class Results(Answers[Hit]):
+    """The answers to one query, best first, and ``notes``: lines to show beside them (unknown words, low confidence)."""
+
+    _ROW, _NAME = Hit, "hit"
+
+
+class ModelResults(Answers[ModelHit]):
+    """Models that recognise what another one does, best first."""
+
+    _ROW, _NAME = ModelHit, "model"
+
+
+def _name(repo: str) -> str:
+    """A repository's name without what could disguise a line of a terminal."""
+    return repr(repo)[1:-1]

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 import pyarrow as pa
 
-from probelog.errors import QueryError
+from probelog.index.conditions import prepared
 from probelog.index.generation import Generation
 from probelog.index.tables import is_valid_sql_text, sql_in
 from probelog.trees.edges import Edge, edge_table, edges_of, parent_rank
@@ -114,9 +114,8 @@ def _rank(edge: Edge) -> tuple[bool, float, float, str]:
 
 def some_edges(generation: Generation, where: str | None, limit: int) -> Edges:
     """Up to ``limit`` edges that meet an SQL condition."""
-    if where is not None and not where.strip():
-        raise QueryError("the filter is empty: leave it out or write an SQL condition")
-    edges = _read(generation, where, limit + 1)
+    condition = None if where is None else prepared(where, "edges")
+    edges = _read(generation, condition, limit + 1)
     notes = (
         [f"there are more edges than the limit of {limit:,}: raise limit, or narrow where"]
         if len(edges) > limit

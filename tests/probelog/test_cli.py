@@ -235,7 +235,7 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...], message: str) -> None
         (("search", "--model", "anna/pet"), "did you mean anna/pets"),
         (("search", ""), "the query is empty"),
         (("search", "  "), "the query is empty"),
-        (("search", "dog", "--where", "license = 'mit'"), "licence, tags"),
+        (("search", "dog", "--where", "lisence = 'mit'"), "licence, tags"),
         (("search", "dog", "--where", ""), "the filter is empty"),
         (("search", "--like", "anna/pet#1"), "did you mean anna/pets"),
         (("search", "--image", "none.png"), "none.png: No such file"),

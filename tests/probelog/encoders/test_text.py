@@ -143,7 +143,7 @@ def test_unreadable_images_are_named(tmp_path):
     for name in ("text.png", "bomb.png", "missing.png"):
         with pytest.raises(QueryError, match=name):
             encoder.embed([photo(9, 9), tmp_path / name])
-    with pytest.raises(QueryError, match="not a file"):
+    with pytest.raises(QueryError, match="it is a folder"):
         encoder.embed([tmp_path])
     with pytest.raises(QueryError, match="image number 2"):
         encoder.embed([photo(9, 9), b"no image"])

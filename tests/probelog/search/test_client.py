@@ -6,12 +6,16 @@ import dataclasses
 import datetime as dt
 import functools
 import json
+import pickle
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
@@ -485,7 +489,7 @@ def test_filters(index: probelog.Index, where: str, repos: set[str]) -> None:
     "where",
     [
         "licence =",
-        "license = 'mit'",
+        "lisence = 'mit'",
         "downloads",
         "1",
         "licence = 3",
@@ -513,6 +517,42 @@ def test_filters_that_are_not_understood(index: probelog.Index, where: str) -> N
     assert ".rs:" not in str(caught.value)
     assert caught.value.exit_status == 2
     assert index.search("dog"), "the index still answers"
+
+
+@pytest.mark.parametrize(
+    ("where", "same"),
+    [
+        ("licence = 'MIT'", "licence = 'mit'"),
+        ("'MIT' = licence", "licence = 'mit'"),
+        ("License IN ('MIT', 'Apache-2.0')", "licence IN ('mit', 'apache-2.0')"),
+        ("license NOT LIKE 'M%' AND Downloads > 0", "licence NOT LIKE 'm%' AND downloads > 0"),
+        ("(repo) = 'anna/pets' OR \"repo\" != 'Eve/Hostile'", "repo = 'anna/pets' OR repo != 'eve/hostile'"),
+        ("array_has(licenses, 'MIT')", "array_has(licences, 'mit')"),
+        ("lower(licence) = 'mit' /* 'MIT' */", "licence = 'mit'"),
+        ("created_at IS NULL AND NOT licence = 'MIT' -- x", "licence != 'mit'"),
+    ],
+)
+def test_values_are_compared_without_case(index: probelog.Index, where: str, same: str) -> None:
+    assert index.search("dog", k=1000, where=where) == index.search("dog", k=1000, where=same)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("lisence = 'mit'", "no column 'lisence': did you mean licence?"),
+        ("first_row > 0", "no column 'first_row'\n"),
+        ('licence = "mit"', "texts are written in single quotes: 'mit'"),
+        ("licence = ", "it is no SQL condition"),
+    ],
+)
+def test_a_filter_error_names_the_mistake_and_nothing_of_the_inside(
+    index: probelog.Index, where: str, message: str
+) -> None:
+    for ask in (lambda: index.search("dog", where=where), lambda: index.models(where)):
+        with pytest.raises(QueryError) as caught:
+            ask()
+        assert message in str(caught.value)
+        assert not re.search(r"identity|first_row, |SELECT|weights", str(caught.value))
 
 
 @pytest.mark.parametrize("where", ["", "  \n"])
@@ -570,7 +610,7 @@ def test_known_words_need_no_note(index: probelog.Index, words: probelog.Index) 
     ("make", "message"),
     [
         (lambda folder: folder / "none.png", "none.png: No such file"),
-        (lambda folder: folder, "not a file"),
+        (lambda folder: folder, "it is a folder: name the files in it"),
         (lambda folder: _file(folder, b"not a picture"), "not an image"),
         (lambda folder: _file(folder, b""), "not an image"),
         (lambda folder: _file(folder, encoded(photo(50, 50), "JPEG")[:300]), "a.png: "),
@@ -589,10 +629,59 @@ def _file(folder: Path, data: bytes) -> Path:
     return folder / "a.png"
 
 
-@pytest.mark.parametrize("images", [[], "a.png", b"\x89PNG", Path("a.png"), Image.new("RGB", (8, 8)), 3])
-def test_images_are_a_list(index: probelog.Index, images: object) -> None:
-    with pytest.raises(QueryError, match="list of at least one picture"):
+def test_one_image_needs_no_list(index: probelog.Index, tmp_path: Path) -> None:
+    picture = photo(40, 30)
+    picture.save(tmp_path / "a.png")
+    expected = index.search(images=[picture])
+    for image in (picture, tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), np.asarray(picture)):  # fmt: skip
+        assert index.search(images=image) == expected
+    grey = picture.convert("L")
+    assert index.search(images=np.asarray(grey)) == index.search(images=[grey])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "a picture, or a list of at least one"),
+        (3, "int is no picture"),
+        ([None], "NoneType is no picture"),
+        (np.zeros((8, 8), np.float32), "array of float32.*255 \\* array"),
+        (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\).*channels last"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "height, width"),
+        (np.zeros((0, 8), np.uint8), "no pixels"),
+        (np.zeros((1, 8000, 3), np.uint8), "Scale it down or crop it"),
+    ],
+)
+def test_what_is_no_picture(index: probelog.Index, images: object, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
         index.search(images=images)
+
+
+def test_a_query_by_embedding_is_the_pictures_own(index: probelog.Index) -> None:
+    pictures = [photo(40, 30), photo(30, 40)]
+    embeddings = index.embed_images(pictures)
+    assert embeddings.shape == (2, 32)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert index.search(embeddings=embeddings) == index.search(images=pictures)
+    assert index.search(embeddings=4 * embeddings[0]) == index.search(images=pictures[0])
+    assert index.search(images=pictures[0], embeddings=embeddings[1]) == index.search(images=pictures)
+    assert index.search("dog", embeddings=embeddings[0].tolist()) == index.search("dog", images=pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (np.zeros(31), r"shape \(31,\).*\(32,\)"),
+        (np.zeros((0, 32)), "shape"),
+        (np.zeros((1, 1, 32)), "shape"),
+        (np.zeros(32), "not zero"),
+        (np.full(32, np.nan), "finite"),
+        (["a"], "numbers"),
+    ],
+)
+def test_what_is_no_embedding(index: probelog.Index, embeddings: object, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        index.search(embeddings=embeddings)
 
 
 def test_an_index_without_image_encoder(words: probelog.Index) -> None:
@@ -613,7 +702,11 @@ def test_results_are_a_sequence(index: probelog.Index) -> None:
     assert [hit.rank for hit in found[1:3]] == [2, 3]
     assert found[0] in found
     assert next(reversed(found)) == found[3]
-    assert repr(found).startswith("Results([Hit(rank=1")
+    assert repr(found) == f"<Results: 4 hits, first {found[0]!r}>"
+    assert repr(found[1]) == "<Hit 2: dora/hot-dog#0 'hot dog', score 1.04, confidence 73%>"
+    assert found == index.search("dog", k=4) == list(found)
+    assert found != index.search("dog", k=3)
+    assert found != 4
     with pytest.raises(IndexError):
         found[4]
 
@@ -714,6 +807,83 @@ def test_properties_and_settings_of_an_index(small: SmallIndex, index: probelog.
     assert "8 models" in repr(index)
     index.settings["models"] = 0
     assert index.models == len(small.models)
+
+
+def test_models_as_a_table(small: SmallIndex, index: probelog.Index) -> None:
+    table = index.models()
+    assert (len(index), index.models, table.num_rows) == (8, 8, 8)
+    assert table["repo"].to_pylist() == [model.repo for model in small.models]
+    assert "labels" not in table.column_names
+    asked = index.models(where="license = 'MIT'", columns=["repo", "labels"], sort="downloads", limit=1)
+    assert asked.to_pylist() == [{"repo": "anna/pets", "labels": ["cat", "dog", "Golden_Retriever", "3"]}]
+    by_name = index.models(sort="licence", columns=["licence"])["licence"].to_pylist()
+    assert by_name == [*sorted(name for name in by_name if name is not None), None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": ["repos"]}, "no column 'repos': did you mean repo"),
+        ({"columns": ["first_row"]}, "no column 'first_row'"),
+        ({"sort": "size"}, "no column 'size'"),
+        ({"sort": "tags"}, "tags, which is a list"),
+        ({"limit": 0}, "at least 1"),
+        ({"where": " "}, "filter is empty"),
+    ],
+)
+def test_models_that_cannot_be_listed(index: probelog.Index, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        index.models(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("repo", "held"),
+    [("anna/pets", True), ("anna/pet", False), ("\x00", False), ("\ud800", False), (3, False)],
+)
+def test_an_index_says_whether_it_holds_a_model(index: probelog.Index, repo: object, held: bool) -> None:
+    assert (repo in index) is held
+
+
+def test_a_pickled_index_answers_from_its_generation(tmp_path: Path) -> None:
+    store = Store(tmp_path / "index")
+    build(store, "first", images=False)
+    index = probelog.open_index(store.uri)
+    pickled = pickle.dumps(index)
+    assert len(pickled) < 2000
+    build(store, "second", models=[Model("a/new", ("cat", "dog"))], images=False)
+    assert "a/new" in probelog.open_index(store.uri)
+    again = pickle.loads(pickled)
+    assert (again.generation, len(again)) == ("first", 8)
+    assert again.search("dog") == index.search("dog")
+    assert pickle.loads(pickle.dumps(index.models)) == 8
+
+
+def test_a_closed_index_answers_no_more(small: SmallIndex) -> None:
+    with probelog.open_index(small.store.uri) as index:
+        assert index.search("dog", images=photo(8, 8))
+        assert index
+        generation = index._generation
+        encoders = [generation.text_encoder._process._process, generation.image_encoder._process._process]
+        assert not any(process.ended for process in encoders)
+    assert all(process.ended for process in encoders)
+    index.close()
+    for ask in (lambda: index.search("dog"), lambda: "anna/pets" in index, lambda: index.models()):
+        with pytest.raises(UsageError, match="is closed: open it again"):
+            ask()
+
+
+def test_answers_in_arrow(index: probelog.Index) -> None:
+    like = index.models_like("anna/pets", k=3)
+    assert like == list(like)
+    assert repr(like) == f"<ModelResults: 3 models, first {like[0]!r}>"
+    assert like.to_arrow().to_pylist() == [asdict(hit) for hit in like]
+    shown = index.show("dora/hot-dog", concepts=2)
+    assert repr(shown) == "<ModelSummary dora/hot-dog: 2 logits>"
+    assert shown.to_arrow().select(["repo", "logit", "negated"]).to_pylist() == [
+        {"repo": "dora/hot-dog", "logit": 0, "negated": negated} for negated in (False, True)
+    ]
+    found = index.search("dog")
+    assert pa.table(found) == found.to_arrow()
 
 
 def test_threads_share_an_index(small: SmallIndex, index: probelog.Index) -> None:
