@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.inspect.failures import examples
 from pipelines.job.eta import duration
 from pipelines.probe.summary import Summary
 from pipelines.quality.report import last_report
@@ -17,7 +19,10 @@ from probelog.storage.ledger import LEDGER_VERSION, TIMED_PHASES, Ledger
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
+from probelog.terminal import printable
 
+_EXAMPLES = 3
+_EXAMPLE_TEXT = 100
 # A driver writes every ten seconds; one that has been silent for so long is gone, and its estimate with it.
 _STALE_SECONDS = 120.0
 
@@ -29,7 +34,8 @@ class LedgerStatus:
     ``left`` counts planned models without a sealed or spooled result. ``eta_seconds`` is the running driver's
     estimate; without one, what is left at the rate of the last hour of work. ``seconds_a_model`` is by part:
     ``weights`` is included in ``load`` and ``sketch`` in ``weights``. ``copies`` are models that share another
-    one's observations.
+    one's observations. ``examples`` are models that failed for the most frequent reasons: ``repo``, ``sha`` and
+    ``detail`` by reason.
     """
 
     key: str
@@ -48,6 +54,7 @@ class LedgerStatus:
     bytes: int
     eta_seconds: float | None
     running: bool
+    examples: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,14 @@ class Status:
                     f"             {ledger.copies:,} of them copies, {ledger.logits:,} logits, "
                     f"{ledger.bytes / 1e9:,.1f} GB downloaded"
                 )
-            lines += [f"             {count:6,}  {reason}" for reason, count in ledger.failed.items()]
+            lines += [
+                f"             {count:6,}  {reason}{_example_line(ledger.examples.get(reason))}"
+                for reason, count in ledger.failed.items()
+            ]
+            if ledger.failed:
+                lines.append(
+                    f"             all, and what to do: probelog-index failures --store {shlex.quote(self.store)}"
+                )
             if ledger.seconds_a_model:
                 parts = ", ".join(f"{name} {value:.2f}" for name, value in ledger.seconds_a_model.items())
                 lines.append(f"             seconds a model: {parts}")
@@ -212,7 +226,15 @@ def _ledger(store: Store, manifest: str) -> LedgerStatus:
         bytes=counts.bytes,
         eta_seconds=eta,
         running=running is not None,
+        examples={
+            reason: {"repo": item.repo, "sha": item.sha, "detail": item.detail}
+            for reason, item in examples(ledger, summary, list(failed)[:_EXAMPLES]).items()
+        },
     )
+
+
+def _example_line(item: dict[str, str] | None) -> str:
+    return "" if item is None else f", for example {item['repo']}: {printable(item['detail'], _EXAMPLE_TEXT)}"
 
 
 def _trees(store: Store) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from probelog import __version__
 from probelog.hub.client import Retry
 from probelog.publication.lifecycle import go_live
 from probelog.search.client import open_index
@@ -102,7 +103,7 @@ def test_a_configuration_that_is_not_toml(tmp_path: Path) -> None:
     assert "Is a directory" in refused("full", "--config", tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["full", "--colour"], ["nonsense"], ["status"], ["evaluate", "--colour"], ["crawl", "--retry-failed"]])  # fmt: skip
+@pytest.mark.parametrize("arguments", [["full", "--colour"], ["nonsense"], ["explain"], ["evaluate", "--colour"], ["crawl", "--retry-failed"]])  # fmt: skip
 def test_unknown_or_missing_arguments(arguments: list[str]) -> None:
     ended = operator(*arguments)
     assert ended.status == 2
@@ -121,6 +122,25 @@ def test_the_template_is_a_configuration(tmp_path: Path) -> None:
         assert re.search(rf"^(# )?{key} =|^\[{key}\]", ended.out, re.MULTILINE), key
     (tmp_path / "template.toml").write_text(ended.out)
     assert load_config(tmp_path / "template.toml").fraction == 0.25
+
+
+def test_a_store_is_named_in_three_ways(
+    tmp_path: Path, indexed: Indexed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = indexed.world.config_file(tmp_path / "job.toml", indexed.store)
+    for command in (["status"], ["verify"], ["failures"], ["explain", "ada/resnet"], ["rollback"]):
+        assert "--store URI, --config FILE, or PROBELOG_STORE" in refused(*command)
+    monkeypatch.setenv("PROBELOG_STORE", str(tmp_path / "none"))
+    for command in (["status"], ["failures"], ["explain", "ada/resnet"]):
+        assert operator(*command, "--config", file).out == operator(*command, "--store", indexed.store).out
+    assert str(tmp_path / "none") in refused("status").replace(" ", "")
+    monkeypatch.setenv("PROBELOG_STORE", str(indexed.store))
+    assert operator("failures").out == f"{indexed.store}: no failures\n"
+
+
+def test_the_version() -> None:
+    assert operator("--version").out == f"probelog {__version__}\n"
+    assert operator("status", "-h").out == operator("status", "--help").out
 
 
 # Inputs that are not there or not what they should be
@@ -282,6 +302,8 @@ def test_what_only_reads_or_points_loads_no_ray(indexed: Indexed, tmp_path: Path
     for command in (
         ["status", "--store", store],
         ["verify", "--store", store],
+        ["failures", "--store", store],
+        ["explain", "ada/resnet", "--store", store],
         ["rollback", "--store", later],
         ["config"],
         ["config", "check", file],
