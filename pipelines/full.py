@@ -14,7 +14,7 @@ from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import ProbeResult, probe
-from pipelines.publish.release import PublishResult
+from pipelines.publish.release import PublishResult, say_if_held
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
 from pipelines.trees.record import TreesRecord
@@ -107,6 +107,7 @@ def run_publish(job: Job) -> PublishResult:
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
     """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
     endpoint = hub_endpoint()
+    say_if_held(job)
     with _meanwhile(job, endpoint, refresh):
         encoder = load_encoder(job.config.encoder)
         probe_set = ready_probes(job, encoder)

@@ -67,6 +67,12 @@ class QualityError(ProbeLogError):
     exit_status = 3
 
 
+class HeldError(ProbeLogError):
+    """Nothing was published, because an operator holds the live generation."""
+
+    exit_status = 3
+
+
 class FailureReason(StrEnum):
     """Why a model is not indexed. A closed list: scripts and dashboards group by it."""
 

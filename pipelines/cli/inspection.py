@@ -96,16 +96,49 @@ def rollback(
     config: StoreFileOption = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", help="Name of the generation; default: the one before the live one."),
+        typer.Option(
+            "--to",
+            help="Name of the generation; default: the one before the live one. With --hold also the live one.",
+        ),
+    ] = None,
+    hold: Annotated[
+        bool,
+        typer.Option(
+            "--hold", help="Nothing is published over it, by nightly or full runs, until `release`."
+        ),
+    ] = False,
+    reason: Annotated[
+        str | None, typer.Option("--reason", help="Why it is held; `status` and refused runs show it.")
     ] = None,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Return to the generation before the live one, or to another that is kept."""
-    from probelog.index.pointer import find_index
+    from probelog.index.pointer import find_index, read_pointer
     from probelog.publication.lifecycle import roll_back
 
-    pointer = roll_back(find_index(store_of(store, config)), to)
-    typer.echo(f"generation {pointer.generation} is live again")
+    if reason is not None and not hold:
+        raise UsageError("--reason belongs to --hold")
+    index = find_index(store_of(store, config))
+    why = (reason or f"rolled back from {read_pointer(index)[0].generation}") if hold else None
+    pointer = roll_back(index, to, why)
+    typer.echo(
+        f"generation {pointer.generation} is live again"
+        + ("; nothing is published over it until `probelog-index release`" if hold else "")
+    )
+
+
+@app.command()
+def release(
+    store: OneStoreOption = None,
+    config: StoreFileOption = None,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
+    """Let runs publish again after `rollback --hold`."""
+    from probelog.index.pointer import find_index
+    from probelog.publication.lifecycle import release as end_hold
+
+    pointer = end_hold(find_index(store_of(store, config)))
+    typer.echo(f"generation {pointer.generation} is released: the next run publishes again")
 
 
 @app.command()

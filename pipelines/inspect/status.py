@@ -122,6 +122,11 @@ class Status:
                 + (f"an update of {self.index['base']}, " if self.index["base"] else "")
                 + f"{len(self.index['previous'])} earlier ones kept"
             )
+            if held := self.index["held"]:
+                lines.append(
+                    f"             held since {held['since']}: {held['reason']}; publishing goes on after: "
+                    f"probelog-index release --store {shlex.quote(self.store)}"
+                )
         if self.quality is not None:
             lines.append(
                 f"quality    generation {self.quality['generation']} "

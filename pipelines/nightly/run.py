@@ -72,6 +72,7 @@ def run_nightly(job: Job) -> NightlyRun:
         LeaseHeldError: another nightly run is at work.
         TooManyRemovedError: the Hub lacks more of the index than ``nightly.max_removed_share`` allows.
         HubError: the Hub refuses or does not answer.
+        HeldError: an operator holds the live generation; what was probed is kept, and published after the release.
         QualityError: the new generation fails the quality gate; the live one stays live.
         StoreError: the store refuses, or is damaged.
     """

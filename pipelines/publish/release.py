@@ -14,11 +14,11 @@ from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.samples import Version
 from pipelines.trees.sweep import sweep_trees
-from probelog.errors import IndexNotFoundError, SchemaVersionError, StoreError
+from probelog.errors import HeldError, IndexNotFoundError, SchemaVersionError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.settings import GenerationSettings
-from probelog.publication.lifecycle import discard, go_live, sweep
+from probelog.publication.lifecycle import discard, go_live, refuse_held, sweep
 from probelog.storage.layout import INDEX
 from probelog.storage.store import Store
 
@@ -74,6 +74,17 @@ class LiveIndex:
         return PublishResult(self.pointer, False, settings.models, settings.logits)
 
 
+def say_if_held(job: Job) -> None:
+    """Say before hours of work that an operator holds the live generation: what is probed is kept, not published."""
+    index = job.store.child(INDEX)
+    try:
+        refuse_held(index, read_pointer(index)[0])
+    except HeldError as error:
+        job.report.say(f"{error}; what this run probes is kept")
+    except IndexNotFoundError:
+        pass
+
+
 def release_generation(
     job: Job,
     live: LiveIndex | None,
@@ -99,11 +110,13 @@ def release_generation(
         allowed: raises if this run may not publish any more.
 
     Raises:
+        HeldError: an operator holds the live generation; nothing is built.
         QualityError: it fails the quality gate (`pipelines.quality`).
         StoreError: it fails the checks, or the store refuses.
         ConflictError: somebody else published meanwhile.
     """
     index = job.store.child(INDEX)
+    refuse_held(index, None if live is None else live.pointer)
     compared = _compared_with(job, live)
     # Two publishers that start in the same second must not write to the same place.
     name = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

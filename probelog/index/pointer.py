@@ -41,6 +41,7 @@ class Pointer:
         serial: grows with every change of the file, so that no content is ever written twice.
         base: the generation that the live one is an update of, if any.
         base_files: SHA-256 of that one's list of files.
+        held: ``reason`` and ``since`` (UTC, ISO 8601), where nothing is to be published over the live generation.
     """
 
     generation: str
@@ -53,6 +54,7 @@ class Pointer:
     serial: int = 1
     base: str | None = None
     base_files: str | None = None
+    held: Mapping[str, str] | None = None
     version: int = POINTER_VERSION
     made_by: str = MADE_BY
 
@@ -100,6 +102,7 @@ class Pointer:
                 withdrawn=[_facts(item) for item in content["withdrawn"]],
                 retired={_name(name): _text(since) for name, since in content["retired"].items()},
                 serial=_count(content["serial"]),
+                held=_held(content.get("held")),
             )
         except SchemaVersionError:
             raise
@@ -117,6 +120,10 @@ _NAMES = ("generation", "base")
 def _facts(item: Mapping[str, Any]) -> dict[str, Any]:
     base = {} if item.get("base") is None else {name: _fact(item, name) for name in _OF_UPDATES}
     return {name: _fact(item, name) for name in _FACTS} | base
+
+
+def _held(item: Mapping[str, Any] | None) -> dict[str, str] | None:
+    return None if item is None else {name: _text(item[name]) for name in ("reason", "since")}
 
 
 def _fact(item: Mapping[str, Any], name: str) -> str:

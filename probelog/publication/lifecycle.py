@@ -14,6 +14,9 @@ What is deleted, and when:
    next sweep retires it, by a swap of the pointer like any other.
 4. A sweep deletes the generations that have been retired for ten minutes (``GRACE``), and nothing else.
 
+An operator may *hold* the live generation (another thing than the hold of one that is built): `go_live` refuses every
+other one until it is released. The hold is part of the pointer, so that no publisher can miss it.
+
 A retired generation can never become live again: `go_live` refuses it. So no race between a sweep and a publisher,
 however slow, can delete a live generation. Times are those of the store's clock: the clocks of machines may disagree.
 """
@@ -28,7 +31,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
+from probelog.errors import ConflictError, HeldError, IndexNotFoundError, StoreError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.storage.checksummed_json import sealed_json, unsealed_json
 from probelog.storage.encoding import digest
@@ -129,12 +132,14 @@ def go_live(
 
     Raises:
         ConflictError: somebody published or rolled back meanwhile; the pointer is unchanged.
+        HeldError: an operator holds the live generation.
         StoreError: the generation is incomplete, or was swept because building it took too long.
     """
     files = _check_complete(index, generation)
     base_files = None if base is None else _check_complete(index, base)
 
     def next_pointer(old: Pointer | None) -> Pointer:
+        refuse_held(index, old)
         if expected_choice is not None and list(expected_choice) != _choice(old):
             raise _overtaken_error(index, old)
         if base is not None and (old is None or base not in old.referenced):
@@ -165,14 +170,45 @@ def go_live(
     return pointer
 
 
-def roll_back(index: Store, to: str | None = None) -> Pointer:
+def refuse_held(index: Store, pointer: Pointer | None) -> None:
+    """Refuse to publish over a generation that is held.
+
+    Raises:
+        HeldError: it is; says since when, why, and how to release it.
+    """
+    if pointer is not None and pointer.held is not None:
+        raise HeldError(
+            f"{index.uri}: generation {pointer.generation} is held since {pointer.held['since']} "
+            f"({pointer.held['reason']}): nothing is published over it until `probelog-index release`"
+        )
+
+
+def release(index: Store) -> Pointer:
+    """Release the live generation: publishers may replace it again.
+
+    Raises:
+        UsageError: it is not held.
+        ConflictError: somebody published or rolled back at the same moment.
+    """
+
+    def next_pointer(old: Pointer | None) -> Pointer:
+        if old is None or old.held is None:
+            raise UsageError(f"{index.uri}: the live generation is not held")
+        return replace(old, held=None, serial=old.serial + 1)
+
+    return _swap_pointer(index, next_pointer, lambda: read_pointer(index))
+
+
+def roll_back(index: Store, to: str | None = None, hold: str | None = None) -> Pointer:
     """Return to an earlier generation, or to one that was withdrawn by an earlier rollback.
 
     The generations that were live after it are withdrawn: kept until the next publish, so that a rollback can be undone.
+    A hold stays when another generation becomes live by a rollback.
 
     Args:
         index: the index.
-        to: name of the generation; by default the one before the live one.
+        to: name of the generation; by default the one before the live one. With ``hold`` also the live one itself.
+        hold: why nothing is to be published over it until `release`; None: publishers go on.
 
     Raises:
         UsageError: there is no earlier generation, or none of that name.
@@ -187,7 +223,7 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
     timeline = [*reversed(pointer.previous), pointer.facts, *pointer.withdrawn]
     names = [str(item["generation"]) for item in timeline]
     alternatives = [name for name in names if name not in (target, pointer.generation)]
-    if target not in names or target == pointer.generation:
+    if target not in names or (target == pointer.generation and hold is None):
         raise UsageError(
             f"{index.uri}: there is no generation {target!r} to roll back to; there "
             + (f"is {' and '.join(alternatives)}" if alternatives else "are no others")
@@ -219,6 +255,7 @@ def roll_back(index: Store, to: str | None = None) -> Pointer:
             previous=timeline[:place][::-1],
             withdrawn=timeline[place + 1 :],
             serial=old.serial + 1,
+            held=old.held if hold is None else {"reason": hold, "since": _now()},
         )
 
     return _swap_pointer(index, next_pointer, lambda: read_pointer(index))

@@ -283,6 +283,23 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
     ended = operator("rollback", "--store", store)
     assert (ended.status, ended.out) == (0, f"generation {before} is live again\n"), ended.err
     assert open_index(store).generation == before
+    assert "belongs to --hold" in refused(
+        "rollback", "--store", store, "--to", "later", "--reason", "later is better"
+    )
+    held = operator("rollback", "--store", store, "--to", "later", "--hold", "--reason", "before is worse")
+    assert held.out.startswith("generation later is live again; nothing is published over it until"), held.err
+    assert "held since" in operator("status", "--store", store).out
+    assert (
+        json.loads(operator("status", "--store", store, "--json").out)["index"]["held"]["reason"]
+        == "before is worse"
+    )
+    assert (
+        operator("release", "--store", store).out
+        == "generation later is released: the next run publishes again\n"
+    )
+    assert "is not held" in refused("release", "--store", store)
+    operator("rollback", "--store", store, "--hold")
+    assert "rolled back from later" in operator("status", "--store", store).out
     (store / "index/current.json").write_text("{")
     assert "damaged" in refused("rollback", "--store", store, status=1)
 

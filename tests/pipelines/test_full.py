@@ -14,7 +14,7 @@ from pipelines.complete.record import CompletionRecord
 from pipelines.full import run_full
 from pipelines.inspect.status import status
 from probelog.encoders.torch_encoder import load_encoder
-from probelog.errors import UsageError
+from probelog.errors import HeldError, UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
 from probelog.index.schema import MODEL_FACTS
@@ -234,8 +234,17 @@ def test_another_prompt_or_background_publishes_without_probing(indexed: Indexed
     assert again.search(text="dog", k=3)
     roll_back(find_index(str(store)))
     assert open_index(store).generation == first.generation
-    assert not run_full(indexed.job(store)).published.is_new, (
-        "the settings of the generation that is live again"
+    roll_back(find_index(str(store)), first.generation, hold="the others are worse")
+    job = indexed.job(store)
+    assert not run_full(job).published.is_new, "the settings of the generation that is live again"
+    assert "(the others are worse)" in job.report._stream.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(HeldError, match="the others are worse"):
+        run_full(indexed.job(store, prompt="{}"))
+    assert (
+        f"held since {read_pointer(find_index(str(store)))[0].held['since']}: the others are worse"
+        in "\n".join(  # type: ignore[index]
+            status(str(store)).lines()
+        )
     )
 
 

@@ -25,10 +25,10 @@ from pipelines.job.job import Job
 from pipelines.job.lease import LeaseHeldError, hold_lease
 from pipelines.job.progress import Report
 from pipelines.nightly.run import NightlyRun, run_nightly
-from probelog.errors import QueryError, UsageError
+from probelog.errors import HeldError, QueryError, UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
-from probelog.publication.lifecycle import roll_back
+from probelog.publication.lifecycle import release, roll_back
 from probelog.search.client import Index, open_index
 from probelog.storage.layout import LEASE
 from probelog.storage.ledger import Ledger
@@ -330,12 +330,17 @@ def test_a_copy_that_saw_other_probes(hub_and_index: NightlyWorld) -> None:
     assert len(index._generation.recent) == 0
 
 
-def test_a_rollback_is_undone_by_the_next_nightly_run(hub_and_index: NightlyWorld) -> None:
+def test_a_rollback_is_undone_by_the_next_nightly_run_unless_it_is_held(hub_and_index: NightlyWorld) -> None:
     hub_and_index.new("zed/new", 21)
     hub_and_index.run()
     index = Store(hub_and_index.store / "index")
-    roll_back(index)
+    roll_back(index, hold="wrong labels")
     assert hub_and_index.index.models == len(MODELS)
+    generations = index.names("generations")
+    with pytest.raises(HeldError, match="wrong labels"):
+        hub_and_index.run()
+    assert index.names("generations") == generations, "nothing was built"
+    release(index)
     probed = len(hub_and_index.faults.asked("zed/new"))
     done = hub_and_index.run(nightly={"max_drift": 0.0})
     assert done.published.is_new

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probelog.errors import ConflictError, IndexNotFoundError, StoreError, UsageError
+from probelog.errors import ConflictError, HeldError, IndexNotFoundError, StoreError, UsageError
 from probelog.index.pointer import Pointer, find_index, read_pointer
 from probelog.publication.lifecycle import (
     BUILDING,
@@ -19,6 +19,7 @@ from probelog.publication.lifecycle import (
     go_live,
     list_files,
     read_files,
+    release,
     renew,
     reserve,
     roll_back,
@@ -333,6 +334,49 @@ def test_no_rollback_to_what_is_live_or_unknown(index: Store, to: str) -> None:
     publish(index, "a", "b", "c")
     with pytest.raises(UsageError, match=rf"no generation '{to}' to roll back to; there is a and b$"):
         roll_back(index, to)
+
+
+def test_nothing_is_published_over_what_is_held(index: Store) -> None:
+    publish(index, "a", "b")
+    back = roll_back(index, hold="b answers nonsense")
+    assert (back.generation, back.held) == ("a", {"reason": "b answers nonsense", "since": back.published})
+    make(index, "c")
+    for _ in range(2):
+        with pytest.raises(
+            HeldError, match=r"a is held since .* \(b answers nonsense\): .*`probelog-index release`"
+        ):
+            go_live(index, "c", "source of c")
+    assert live(index) == back
+    assert roll_back(index, "b").held == back.held, (
+        "it stays when another generation becomes live by a rollback"
+    )
+    roll_back(index, "a")
+    freed = release(index)
+    assert (freed.generation, freed.held, freed.withdrawn) == ("a", None, back.withdrawn)
+    with pytest.raises(UsageError, match="is not held"):
+        release(index)
+    assert go_live(index, "c", "source of c").held is None
+
+
+def test_a_hold_without_a_rollback_and_one_at_the_last_moment(
+    index: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(index, "a", "b")
+    held = roll_back(index, "b", hold="it is Friday")
+    assert (held.choice, held.withdrawn) == (["b", "a"], [])
+    release(index)
+    make(index, "c")
+    swap, calls = Store.swap, []
+
+    def late(store: Store, *arguments: object) -> None:
+        monkeypatch.setattr(Store, "swap", swap)
+        calls.append(roll_back(index, "b", hold="just now"))
+        store.swap(*arguments)
+
+    monkeypatch.setattr(Store, "swap", late)
+    with pytest.raises(HeldError, match="just now"):
+        go_live(index, "c", "s", expected_choice=["b", "a"])
+    assert live(index) == calls[0]
 
 
 def test_no_rollback_where_there_is_nothing_else(index: Store) -> None:
