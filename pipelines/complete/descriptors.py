@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from probelog.arrays import Column
 from probelog.errors import StoreError
-from probelog.publication.rows import LogitBatch
+from probelog.publication.rows import Ends, LogitBatch, evidence_of
 from probelog.storage.encoding import digest
 from probelog.storage.ledger import Receipt
 from probelog.storage.parquet_parts import Part, read_part
@@ -50,6 +50,7 @@ class ModelDescriptors:
         negated: (L,) which are the opposite.
         directions: (L, d).
         probes: (L, r) that fire them most, descending.
+        evidence: (L,) what is known of these probes and of the weakest (`probelog.index.schema.EVIDENCE`).
     """
 
     model: ProbedModel
@@ -58,6 +59,7 @@ class ModelDescriptors:
     negated: npt.NDArray[np.bool_]
     directions: npt.NDArray[np.float32]
     probes: npt.NDArray[np.integer[Any]]
+    evidence: npt.NDArray[np.void]
 
     def place(self, key: Key) -> int | None:
         """Which of the rows a hit means."""
@@ -71,7 +73,7 @@ class ModelDescriptors:
     def batch(self) -> LogitBatch:
         """For the index's writer."""
         numbers = np.full(len(self.logits), self.number)
-        return LogitBatch(numbers, self.logits, self.negated, self.directions, self.probes)
+        return LogitBatch(numbers, self.logits, self.negated, self.directions, self.probes, self.evidence)
 
 
 class Descriptors:
@@ -242,13 +244,25 @@ class DescriptorSummary:
 def _described(model: ProbedModel, number: int, rows: pa.Table) -> ModelDescriptors:
     logits = rows["logit"].to_numpy()
     negated = np.zeros(len(logits), bool)
-    directions, probes = _lists(rows["direction"]), _lists(rows["top_probes"])
+    directions, top = _lists(rows["direction"]), _ends(rows, "top")
+    # Parts of older versions do not have the weakest.
+    weakest = _ends(rows, "weakest") if "weakest_probes" in rows.column_names else None
+    seen = np.asarray(model.probes, np.int64)
+    probes, evidence = top.probes, evidence_of(seen, top, weakest)
     if model.head == Head.SINGLE:
+        bottom = _ends(rows, "bottom")
         logits = np.concatenate([logits, logits])
         negated = np.concatenate([negated, ~negated])
         directions = np.concatenate([directions, _lists(rows["opposite_direction"])])
-        probes = np.concatenate([probes, _lists(rows["bottom_probes"])])
-    return ModelDescriptors(model, number, logits, negated, directions.astype(np.float32), probes)
+        probes = np.concatenate([probes, bottom.probes])
+        opposite = evidence_of(seen, Ends(bottom.probes, -bottom.values), Ends(top.probes, -top.values))
+        evidence = np.concatenate([evidence, opposite])
+    return ModelDescriptors(model, number, logits, negated, directions.astype(np.float32), probes, evidence)
+
+
+def _ends(rows: pa.Table, name: str) -> Ends:
+    """Probes at one end of each logit."""
+    return Ends(_lists(rows[f"{name}_probes"]), _lists(rows[f"{name}_values"]))
 
 
 def _lists(column: Column) -> npt.NDArray[Any]:

@@ -61,6 +61,7 @@ def check_update(generation: Generation, expected: ExpectedUpdate) -> None:
             _rows_of_update(generation, expected),
             _trees(generation, expected.trees),
             _sound_logits([generation.recent]),
+            _sound_evidence(generation),
         ],
         wrong_answers_of_update(generation, expected),
     )
@@ -200,9 +201,17 @@ def _sound_logits(blocks: Iterable[Logits]) -> Iterator[str]:
     yield from ()
 
 
+def _sound_evidence(generation: Generation) -> Iterator[str]:
+    """Read what is known of shown probes: a generation refuses to give out what is none."""
+    unknown = sum(int((~evidence.known).sum()) for evidence in generation.own_evidence())
+    if unknown:
+        yield f"it does not say of {unknown} logits whether the shown probes were seen by the models"
+
+
 def _numbers(generation: Generation) -> Iterator[str]:
     """NaN and infinity, in any column of floating-point numbers."""
     yield from _sound_logits(generation.blocks())
+    yield from _sound_evidence(generation)
     for table in ("logits", "models", "probes"):
         opened = _table(generation, table)
         floating = [item.name for item in opened.schema if pa.types.is_floating(_element(item.type))]

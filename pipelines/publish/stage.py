@@ -21,7 +21,7 @@ from pipelines.complete.descriptors import (
 )
 from pipelines.complete.record import CompletionRecord
 from pipelines.config.model import Config
-from pipelines.crawl.stage import Catalogue
+from pipelines.crawl.stage import Catalogue, hub_endpoint
 from pipelines.job.background import HUB, IMAGENET_21K, background_names
 from pipelines.job.job import Job
 from pipelines.labels.confidence import MAX_LOGITS, fit_confidence
@@ -40,7 +40,7 @@ from probelog.hub.model_info import add_configured_parent
 from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
 from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, SHOWN_PROBES, probes_schema
-from probelog.index.settings import GenerationSettings
+from probelog.index.settings import GenerationSettings, recorded_endpoint
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.rows import LogitBatch, write_edges, write_tables
@@ -372,6 +372,7 @@ def _build(
         watermark=inputs.listed.watermark,
         listed=inputs.listed.at,
         night=last_nightly_run,
+        endpoint=recorded_endpoint(hub_endpoint()),
         text_encoder=text.settings,
         text_encoder_difference=text_difference,
         image_encoder=None if image is None else image.settings,
@@ -477,6 +478,10 @@ def model_table(
                 "parameters": model.parameters,
                 "weight_digest": model.weight_digest,
                 "observed": len(model.probes),
+                "recipe": model.recipe,
+                "dtype": model.dtype,
+                "precision": model.precision,
+                "model_type": row.model_type,
                 **{name: listed[name] for name in LISTED_FACTS},
                 **asdict(places.get(model.repo, _UNKNOWN_PLACE)),
             }

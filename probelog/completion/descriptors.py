@@ -20,6 +20,9 @@ from probelog.storage.schemas import DESCRIPTORS, Head, ProbedModel
 # Bounds the completed rows that are in memory at a time: 2^21 float64 values are 16 MB, and a few such copies live.
 _AT_ONCE = 1 << 21
 
+# Probes that fire a logit least, which are kept for people to look at.
+WEAKEST = 6
+
 ObservedModel = tuple[ProbedModel, npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 
@@ -80,6 +83,8 @@ def _described(
             "bottom_values": _lists(None if bottom is None else -bottom.values, count, pa.float16()),
             "direction": _lists(space.of_model(Observed(head, probes, values)), count, pa.float16()),
             "opposite_direction": _lists(opposite, count, pa.float16()),
+            "weakest_probes": _lists(completed.weakest.probes, count, pa.int32()),
+            "weakest_values": _lists(-completed.weakest.values, count, pa.float16()),
         },
         schema=DESCRIPTORS,
     )
@@ -90,7 +95,7 @@ class _Completed:
 
     def __init__(self, folded: FoldedIn, columns: Float32, top_r: int, both_ends: bool) -> None:
         step = max(1, _AT_ONCE // len(columns))
-        means, stds, tops, opposites = [], [], [], []
+        means, stds, tops, opposites, weakest = [], [], [], [], []
         for start in range(0, len(folded.factors), step):
             rows = slice(start, start + step)
             block = Block(folded.block.probes, folded.block.values[rows])
@@ -100,11 +105,18 @@ class _Completed:
             means.append(moments.mean)
             stds.append(moments.std)
             tops.append(scoring.top_pairs(z, top_r))
+            bottom = scoring.top_pairs(-z, max(top_r, WEAKEST) if both_ends else WEAKEST)
+            weakest.append(_first(bottom, WEAKEST))
             if both_ends:
-                opposites.append(scoring.top_pairs(-z, top_r))
+                opposites.append(_first(bottom, top_r))
         self.mean, self.std = np.concatenate(means), np.concatenate(stds)
         self.top = _joined(tops)
         self.opposite_top = _joined(opposites) if both_ends else None
+        self.weakest = _joined(weakest)
+
+
+def _first(pairs: scoring.TopPairs, count: int) -> scoring.TopPairs:
+    return scoring.TopPairs(pairs.probes[:, :count], pairs.values[:, :count])
 
 
 def _joined(pairs: list[scoring.TopPairs]) -> scoring.TopPairs:

@@ -17,7 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,13 @@ from probelog.index.arrow import matrix_of, structured
 from probelog.index.basis import BYTES, Basis, EncodedDirections
 from probelog.index.conditions import filtered_columns, not_understood, unknown_column
 from probelog.index.pointer import Pointer
-from probelog.index.schema import INDEX_VERSION, MODELS, logit_facts
+from probelog.index.schema import (
+    EVIDENCE,
+    INDEX_VERSION,
+    MODELS,
+    WEAKEST_PROBES,
+    logit_facts,
+)
 from probelog.index.settings import GenerationSettings
 from probelog.index.tables import Tables, completed, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
@@ -137,6 +143,18 @@ class Logits:
     def __getitem__(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_] | slice) -> Logits:
         """The logits at some positions, or under a mask (n,)."""
         return Logits(*(getattr(self, item.name)[places] for item in fields(self)))
+
+
+class Evidence(NamedTuple):
+    """What is known of the probes that fire n logits most and least.
+
+    Attributes:
+        values: (n,) as ``EVIDENCE`` says.
+        known: (n,) whether anything is known: older indexes do not say.
+    """
+
+    values: npt.NDArray[np.void]
+    known: npt.NDArray[np.bool_]
 
 
 class Generation:
@@ -457,6 +475,53 @@ class Generation:
                 [logits, self.recent[unique_rows[len(base_rows) :] - self._base_row_count]]
             )
         return logits[places]
+
+    def evidence(self, rows: npt.NDArray[np.int64]) -> Evidence:
+        """What is known of the probes that fire the logits at some rows most and least, in the order of ``rows``.
+
+        Raises:
+            StoreError: a row is missing, or a value is not one that a logit has.
+        """
+        unique_rows, places = np.unique(rows, return_inverse=True)
+        in_base = unique_rows < self._base_row_count
+        parts = [
+            self._evidence_of(tables, unique_rows[selected], first)
+            for tables, selected, first in (
+                (self._base, in_base, 0),
+                (self._tables, ~in_base, self._base_row_count),
+            )
+        ]
+        return Evidence(*(np.concatenate(columns)[places] for columns in zip(*parts, strict=True)))
+
+    def own_evidence(self) -> Iterator[Evidence]:
+        """That of all rows of the generation's own table, in blocks of at most ``ROWS_AT_ONCE``."""
+        first = self._base_row_count if self.is_update else 0
+        for start in range(first, self.size, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, self.size))
+            yield self._evidence_of(self._tables, rows, first)
+
+    def _evidence_of(self, tables: Tables, rows: npt.NDArray[np.int64], first: int) -> Evidence:
+        """That of ascending rows of one table, which starts with the row ``first``."""
+        unknown = Evidence(np.zeros(len(rows), EVIDENCE), np.zeros(len(rows), bool))
+        if not len(rows):
+            return unknown
+        with tables.reading("logits"):
+            table = tables.open("logits")
+            if "evidence" not in table.schema.names:
+                return unknown
+            found = table.take_offsets((rows - first).tolist()).select(["facts", "evidence"]).to_arrow()
+            numbers = structured(found["facts"], self._facts)["row"]
+            column = found["evidence"]
+            evidence, known = structured(column, EVIDENCE), column.is_valid().to_numpy()
+        order = np.argsort(numbers)
+        if not np.array_equal(numbers[order], rows):
+            raise tables.gap_error("logits")
+        evidence, known = np.where(known, evidence, unknown.values)[order], known[order]
+        finite = all(np.isfinite(evidence[name]).all() for name in ("values", "weakest_values"))
+        in_range = evidence["weakest"].max() < max(1, self.settings.probes)
+        if not finite or not in_range or evidence["count"].max() > WEAKEST_PROBES:
+            raise tables.damaged("logits", "its evidence is none: a value is not one that a logit has")
+        return Evidence(evidence, known)
 
     def blocks(self) -> Iterator[Logits]:
         """All logits in the order of their rows; of a large index in blocks of at most ``ROWS_AT_ONCE``."""

@@ -51,6 +51,10 @@ def connect(index: Store, generation: str) -> DBConnection:
     )
 
 
+# How a model was run, in indexes of this version: its preprocessing as JSON (``probelog.models.preprocessing.Recipe``),
+# the type of its weights, that of the forward pass, and the configuration's ``model_type``.
+PROBED_FACTS = ("recipe", "dtype", "precision", "model_type")
+
 # Facts about a model, in every index.
 _FACTS: list[tuple[str, pa.DataType]] = [
     ("repo", pa.string()),
@@ -64,6 +68,7 @@ _FACTS: list[tuple[str, pa.DataType]] = [
     ("weight_digest", pa.string()),
     ("observed", pa.int32()),
     ("copies", pa.int32()),  # models with these weights, this one counted
+    *[(name, pa.string()) for name in PROBED_FACTS],
     *arrow_fields(ListedFacts),
     *arrow_fields(TreeFacts),
 ]
@@ -85,12 +90,27 @@ MODELS = pa.schema(
 _META: list[tuple[str, pa.DataType]] = [("key", pa.string()), ("value", pa.large_binary())]
 META = pa.schema(_META)
 
-# Number of the probes that fire a logit most that an index keeps, for people to look at.
+# Number of the probes that fire a logit most, and least, that an index keeps, for people to look at.
 SHOWN_PROBES = 8
+WEAKEST_PROBES = 6
+
+# What is known of these probes, as one value of fixed size in a column of its own, which queries do not read: the
+# standardised value on each, a bit for each that says whether the model saw it (else completion estimated the value), and
+# the numbers of the weakest (``count`` of them, ascending by value; older descriptors do not have them).
+EVIDENCE = np.dtype(
+    [
+        ("values", "<f2", SHOWN_PROBES),
+        ("weakest_values", "<f2", WEAKEST_PROBES),
+        ("weakest", "<u4", WEAKEST_PROBES),
+        ("observed", "u1"),
+        ("weakest_observed", "u1"),
+        ("count", "u1"),
+    ]
+)
 
 
 def logits_schema(basis: Basis, probes: int) -> pa.Schema:
-    """Schema of the ``logits`` table: ``vector`` for the vector index, and ``facts``, a value of ``logit_facts``.
+    """Schema of the ``logits`` table: ``vector`` for the vector index, ``facts``, a value of ``logit_facts``, and ``evidence``.
 
     Args:
         basis: that the directions are encoded in.
@@ -100,6 +120,7 @@ def logits_schema(basis: Basis, probes: int) -> pa.Schema:
         [
             ("vector", pa.list_(pa.float16(), basis.width)),
             ("facts", pa.binary(logit_facts(basis, probes).itemsize)),
+            ("evidence", pa.binary(EVIDENCE.itemsize)),
         ]
     )
 

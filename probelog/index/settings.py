@@ -6,6 +6,7 @@ An index may come from anybody: every value is untrusted and checked when the re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -40,6 +41,20 @@ _ERROR: Check = (
 )
 _RUN: Check = ("counts of models and of failures by reason", _is_run)
 _GENERATION: Check = ("a generation's name", is_generation_name)
+# Pages link to it, and snippets name it.
+_ADDRESS = re.compile(
+    r"https?://([a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?|\[[0-9a-f:.]{2,60}\])(:[0-9]{1,5})?(/[a-z0-9._~-]{1,100}){0,9}",
+    re.ASCII | re.IGNORECASE,
+)
+_ENDPOINT: Check = (
+    "a Hub's address",
+    lambda value: isinstance(value, str) and _ADDRESS.fullmatch(value) is not None,
+)
+
+
+def recorded_endpoint(address: str) -> str | None:
+    """A Hub's address as settings keep it; None for one that cannot be kept, with a query for instance."""
+    return address if _ENDPOINT[1](address) else None
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,7 @@ class GenerationSettings:
         watermark: the newest change on the Hub that it knows of (ISO 8601); nightly runs go on from there.
         listed: when the whole Hub was listed, or the index compared with it (UTC, ISO 8601).
         night: when the last nightly run that it holds started (UTC, ISO 8601).
+        endpoint: address of the Hub that was listed; None where it was not recorded.
         text_encoder: settings of the exported encoder for texts (``probelog.encoders.text``).
         text_encoder_difference: largest difference of the exported encoder's vectors from the original's.
         image_encoder: likewise for images (``probelog.encoders.image``); None where it was not exported,
@@ -135,6 +151,7 @@ class GenerationSettings:
     large: bool
     middle_offset: float
     background_source: str | None = None
+    endpoint: str | None = field(default=None, metadata={"check": _ENDPOINT})
     trees: str | None = None
     edges: int | None = None
     base: UpdateBase | None = None

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from probelog.arrays import Column
 from probelog.errors import StoreError
 from probelog.index.local_files import check_files
-from probelog.index.schema import META, MODEL_FACTS, MODELS, connect, probes_schema
+from probelog.index.schema import META, MODEL_FACTS, MODELS, PROBED_FACTS, connect, probes_schema
 from probelog.storage.layout import GenerationFolder
 from probelog.storage.schemas import EDGES, LISTED_FACTS, TREE_FACTS
 from probelog.storage.store import Store
@@ -35,7 +35,7 @@ _LONGEST_VECTOR = 1 << 16
 
 _SCHEMAS = {"meta": META, "models": MODELS, "probes": probes_schema(1), "edges": EDGES}
 # Columns that tables of older versions lack.
-_OPTIONAL = {"models": {*LISTED_FACTS, *TREE_FACTS}}
+_OPTIONAL = {"models": {*PROBED_FACTS, *LISTED_FACTS, *TREE_FACTS}}
 # Columns without which a row is none.
 _REQUIRED = {
     "meta": {"value"},

@@ -19,7 +19,14 @@ from probelog.arrays import Floats
 from probelog.index import shortlist
 from probelog.index.arrow import fixed_binary, fixed_lists
 from probelog.index.basis import Basis
-from probelog.index.schema import MODELS, SHOWN_PROBES, logit_facts, logits_schema
+from probelog.index.schema import (
+    EVIDENCE,
+    MODELS,
+    SHOWN_PROBES,
+    WEAKEST_PROBES,
+    logit_facts,
+    logits_schema,
+)
 from probelog.index.shortlist import EXACT_LOGITS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.ranking.matched_heads import Background, Float64
@@ -41,6 +48,7 @@ class LogitBatch(NamedTuple):
         negated: (L,) whether it is the opposite of a one-logit head's concept.
         directions: (L, d) unit vectors in the encoder's space.
         probes: (L, r) numbers of the probes with the largest values, descending; the first ``SHOWN_PROBES`` are kept.
+        evidence: (L,) what is known of these probes and of the weakest (``EVIDENCE``); None: nothing.
     """
 
     model: npt.NDArray[np.integer[Any]]
@@ -48,6 +56,47 @@ class LogitBatch(NamedTuple):
     negated: npt.NDArray[np.bool_]
     directions: npt.NDArray[np.floating[Any]]
     probes: npt.NDArray[np.integer[Any]]
+    evidence: npt.NDArray[np.void] | None = None
+
+    def at(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_]) -> LogitBatch:
+        """Those at some positions, or under a mask (L,)."""
+        return self._make(None if values is None else values[places] for values in self)
+
+
+class Ends(NamedTuple):
+    """Probes at one end of L logits, the extreme ones first: numbers (L, r) and the standardised values (L, r) on them."""
+
+    probes: npt.NDArray[np.integer[Any]]
+    values: npt.NDArray[np.floating[Any]]
+
+    def first(self, count: int) -> Ends:
+        """The most extreme ones."""
+        return Ends(self.probes[:, :count], self.values[:, :count])
+
+
+def evidence_of(
+    seen: npt.NDArray[np.integer[Any]], strongest: Ends, weakest: Ends | None
+) -> npt.NDArray[np.void]:
+    """What an index keeps of the probes at both ends of one model's logits: (L,), values of ``EVIDENCE``.
+
+    Args:
+        seen: numbers of the probes that the model saw; on the others, completion estimated its values.
+        strongest: probes that fire the logits most.
+        weakest: those that fire them least; None: not known.
+    """
+
+    def observed(probes: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
+        return np.packbits(np.isin(probes, seen), axis=1, bitorder="little")[:, 0]
+
+    evidence = np.zeros(len(strongest.probes), EVIDENCE)
+    probes, values = strongest.first(SHOWN_PROBES)
+    evidence["values"][:, : values.shape[1]], evidence["observed"] = values, observed(probes)
+    if weakest is not None:
+        probes, values = weakest.first(WEAKEST_PROBES)
+        count = probes.shape[1]
+        evidence["count"], evidence["weakest_observed"] = count, observed(probes)
+        evidence["weakest"][:, :count], evidence["weakest_values"][:, :count] = probes, values
+    return evidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,22 +219,31 @@ def logit_tables(
         places = numbering.take(batch.model)
         if not len(places):
             continue
-        stored = basis.encode(batch.directions[places])
+        batch = batch.at(places)
+        stored = basis.encode(batch.directions)
         coordinates = basis.decode(stored)
         facts = np.zeros(len(places), kind)
         facts["row"] = np.arange(first, first + len(places))
-        weight_numbers = numbering.weights[batch.model[places]]
+        weight_numbers = numbering.weights[batch.model]
         facts["weights"] = weight_numbers if weights is None else weights[weight_numbers]
-        facts["logit"], facts["negated"] = batch.logit[places], batch.negated[places]
+        facts["logit"], facts["negated"] = batch.logit, batch.negated
         facts["offset"] = stored_background.offsets(coordinates)
         facts["precise"], facts["rest"], facts["scale"] = stored
-        facts["probes"] = batch.probes[places, :SHOWN_PROBES]
+        facts["probes"] = batch.probes[:, :SHOWN_PROBES]
         if gallery is not None:
             gallery.add(facts)
         # LanceDB refuses values that are not finite without naming the row: the publisher's checks find them in the facts.
         vectors = np.nan_to_num(basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
         yield pa.table(
-            {"vector": fixed_lists(vectors, pa.float16()), "facts": fixed_binary(facts)},
+            {
+                "vector": fixed_lists(vectors, pa.float16()),
+                "facts": fixed_binary(facts),
+                "evidence": (
+                    pa.nulls(len(places), pa.binary(EVIDENCE.itemsize))
+                    if batch.evidence is None
+                    else fixed_binary(batch.evidence)
+                ),
+            },
             schema,
         )
 

@@ -110,7 +110,7 @@ def _without_known(batches: Iterable[LogitBatch], known: npt.NDArray[np.bool_]) 
     for batch in batches:
         unknown = ~known[batch.model]
         if unknown.any():
-            yield LogitBatch(*(values[unknown] for values in batch))
+            yield batch.at(unknown)
 
 
 class _AddedModels:

@@ -18,10 +18,24 @@ import numpy.typing as npt
 from probelog.errors import ProbeLogError, QueryError, StoreError, UsageError
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import Pointer, find_index, read_pointer, store_around
-from probelog.index.tables import first_line, is_valid_sql_text, sql_literal
-from probelog.ranking.names import normal_name
+from probelog.index.tables import first_line
+from probelog.search.evidence import Evidence, shown_probes
 from probelog.search.licences import LicenceConflicts, conflicts_of
-from probelog.search.models import ModelCount
+from probelog.search.models import (
+    COVERED,
+    MODEL_FACT_NAMES,
+    ModelCount,
+    as_facts,
+    check_fold,
+    domain_of,
+    duplicates_of,
+    facts_of,
+    find_logit,
+    label_of,
+    logit_rows,
+    models_like,
+    relatives_of,
+)
 from probelog.search.query import (
     Embeddings,
     Pictures,
@@ -32,20 +46,20 @@ from probelog.search.query import (
     not_finite,
     text_direction,
 )
-from probelog.search.ranking import Filter, LogitMatches, ModelMatch, best, best_models
+from probelog.search.ranking import Filter, Selection, check_confidence, select_logits
 from probelog.search.results import (
+    DomainResults,
     Hit,
     LogitSummary,
-    ModelFacts,
-    ModelHit,
     ModelResults,
     ModelSummary,
+    Origin,
     Results,
 )
+from probelog.search.snippet import snippet_of
 from probelog.search.trees import Edges, Tree, some_edges, tree_of
 from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.layout import report
-from probelog.storage.schemas import Parent
 from probelog.trees.licences import ConflictKind
 
 if TYPE_CHECKING:
@@ -57,9 +71,6 @@ POLL_SECONDS = 30.0
 # 100 classes that the hub has get a hit above it.
 UNRECOGNISED = 0.2
 
-# A ranking is this many times as long as the families that are looked for, at first and at every further try.
-_ANSWERS_PER_FAMILY = 4
-_MOST_ANSWERS = 10_000
 # Some kilobytes with a few dozen examples.
 _LARGEST_REPORT = 4 << 20
 
@@ -169,6 +180,8 @@ class Index:
         k: int = 10,
         where: str | None = None,
         by: str | None = None,
+        min_confidence: float | None = None,
+        sort: str = "score",
         unwanted: str | Sequence[str] | None = None,
     ) -> Results:
         """The logits that recognise a concept, best first.
@@ -186,12 +199,15 @@ class Index:
             negative: what must not be recognised, a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
-            by: ``"family"`` gives of each model tree the best answer alone, with the number of its ``relatives``.
+            by: ``"logit"`` (the default); ``"model"`` gives of each model the best answer alone; ``"family"`` of each
+                model tree, with the number of its ``relatives``.
+            min_confidence: only answers of at least this confidence, between 0 and 1.
+            sort: ``"score"``, or ``"confidence"``: the most confident of the answers with the best scores come first.
             unwanted: the former name of ``negative``.
 
         Raises:
             QueryError: no query, empty text, words that the encoder does not know, an unreadable image, an unknown
-                logit, a filter that is not understood.
+                logit, a filter that is not understood, a confidence asked of a query by a logit.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         if unwanted is not None:
@@ -210,19 +226,23 @@ class Index:
             )
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
-        _check_fold(by)
+        selection = Selection(k, by, min_confidence, sort)
+        if selection.by_confidence and like is not None:
+            raise QueryError(
+                "answers to a logit (like) have no confidence: leave out min_confidence and sort"
+            )
 
         def answer(generation: Generation) -> Results:
-            notes: list[str] = []
+            notes = _several_names(generation, texts)
             row = direction = None
             if like is not None and like_index is not None and like_index is not self:
                 direction = like_index._ask(lambda other: _direction_elsewhere(generation, other, like))
             elif like is not None:
-                row = _find_logit(generation, like)
+                row = find_logit(generation, like)
                 direction = _direction(generation, row)
             query = ask(generation, texts, images, embeddings, direction, against, notes)
             model_filter = Filter(generation, where)
-            hits = _hits(generation, query, k, model_filter, row, by, notes)
+            hits = _hits(self, generation, query, selection, model_filter, row, notes)
             highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
             if highest < UNRECOGNISED:
                 notes.append(
@@ -282,15 +302,15 @@ class Index:
             repo: a repository of the index.
             k: how many answers.
             where: SQL condition over the models' facts.
-            by: as of ``search``.
+            by: ``"model"`` (the default), or ``"family"`` as of ``search``.
 
         Raises:
             QueryError: the index does not hold this repository, or a filter that is not understood.
         """
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
-        _check_fold(by)
-        return self._ask(lambda generation: _models_like(generation, repo, k, where, by))
+        check_fold(by)
+        return self._ask(lambda generation: models_like(generation, repo, k, where, by))
 
     def tree(self, repo: str, *, limit: int = 1000) -> Tree:
         """The edges around one model: its ancestors, siblings and descendants, each with probability and evidence.
@@ -394,18 +414,19 @@ class Index:
         stop = None if limit is None else start + limit
 
         def ask(generation: Generation) -> ModelSummary:
-            model = _as_facts(generation.model(repo))
-            logits = generation.logits(_logit_rows(model)[start:stop])
+            model = as_facts(generation, generation.model(repo))
+            logits = generation.logits(logit_rows(model)[start:stop])
             names, scores = generation.names(logits, concepts)
             _check_finite(generation, scores)
             twins = generation.models_table(["repo"], f"weights = {model['weights']}")
             return ModelSummary(
                 **{name: model[name] for name in _SUMMARY_FACTS},
+                url=model["url"],
                 same_weights=[twin["repo"] for twin in twins.to_pylist() if twin["id"] != model["id"]],
                 logits=[
                     LogitSummary(
                         logit=logit,
-                        label=_label(model["labels"], logit),
+                        label=label_of(model["labels"], logit),
                         negated=negated,
                         concepts=names[i],
                         scores=scores[i],
@@ -416,6 +437,102 @@ class Index:
             )
 
         return self._ask(ask)
+
+    def evidence(self, repo: str, logit: int, *, negated: bool = False) -> Evidence:
+        """The probes that fire one logit most and least.
+
+        Args:
+            repo: a repository of the index.
+            logit: its number in the model's head.
+            negated: of the opposite of a one-logit head's concept.
+
+        Raises:
+            QueryError: the index does not hold this logit.
+        """
+
+        def ask(generation: Generation) -> Evidence:
+            model = generation.model(repo)
+            row = find_logit(generation, f"{repo}#{logit}", negated)
+            strongest, weakest = shown_probes(generation, np.array([row]), pictures=True)[0]
+            return Evidence(repo, model["sha"], logit, negated, strongest, weakest)
+
+        return self._ask(ask)
+
+    def evidence_of(self, hits: Sequence[Hit], *, pictures: bool = True) -> list[Evidence]:
+        """The evidence of several hits of this index, in their order; read at once, which is faster than one by one.
+
+        Args:
+            hits: answers of ``search``.
+            pictures: whether the probes' pictures are read, too.
+
+        Raises:
+            QueryError: the index holds another commit of a hit's repository by now, or none.
+        """
+
+        def ask(generation: Generation) -> list[Evidence]:
+            rows = np.array([_row_of(generation, hit) for hit in hits], np.int64)
+            shown = shown_probes(generation, rows, pictures) if len(rows) else []
+            return [
+                Evidence(hit.repo, hit.sha, hit.logit, hit.negated, *probes)
+                for hit, probes in zip(hits, shown, strict=True)
+            ]
+
+        return self._ask(ask)
+
+    def snippet(self, repo: str, logit: int | str, *, image: str = "image.jpg") -> str:
+        """Python code that loads just the indexed commit of a model and computes one logit of an image, as it was probed.
+
+        Args:
+            repo: a repository of the index.
+            logit: its number in the model's head, or its declared label.
+            image: path of the image in the code.
+
+        Raises:
+            QueryError: the index does not hold this logit, or does not say how the model was run (older versions).
+        """
+        return self._snippet(repo, logit, image)
+
+    def _snippet(
+        self, repo: str, logit: int | str, image: str, sha: str | None = None, negated: bool = False
+    ) -> str:
+        def ask(generation: Generation) -> str:
+            model = generation.model(repo)
+            _check_commit(model, sha)
+            row = find_logit(generation, f"{repo}#{logit}")
+            number = int(generation.logits(np.array([row])).logit[0])
+            label = label_of(model["labels"], number)
+            return snippet_of(model, generation.settings.endpoint, number, label, negated, image)
+
+        return self._ask(ask)
+
+    def search_domain(
+        self,
+        concepts: Sequence[str],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        by: str | None = None,
+        min_confidence: float = COVERED,
+    ) -> DomainResults:
+        """The models that cover a set of concepts best, each with what it lacks.
+
+        Models are ordered by their mean confidence over the concepts, each by the model's best logit for it.
+
+        Args:
+            concepts: names of different things, such as the breeds that a model of dogs is to know.
+            k: how many answers.
+            where: SQL condition over the models' facts.
+            by: ``"model"`` (the default), or ``"family"`` as of ``search``.
+            min_confidence: a model lacks the concepts that it recognises with less.
+
+        Raises:
+            QueryError: no concepts, or too many, or the same twice; otherwise as of ``search``.
+        """
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}")
+        check_fold(by)
+        check_confidence(min_confidence)
+        return self._ask(lambda generation: domain_of(generation, concepts, k, where, by, min_confidence))
 
     def thumbnail(self, probe: int) -> bytes:
         """A small picture (JPEG or WebP bytes) of one probe, to show what fires a logit.
@@ -468,7 +585,9 @@ class Index:
             return self._generation
 
 
-_SUMMARY_FACTS = [item.name for item in fields(ModelSummary) if item.name not in ("same_weights", "logits")]
+_SUMMARY_FACTS = [
+    item.name for item in fields(ModelSummary) if item.name not in ("same_weights", "logits", "url")
+]
 
 
 def open_index(uri: str | Path) -> Index:
@@ -526,7 +645,34 @@ def _direction_elsewhere(generation: Generation, other: Generation, like: str) -
             f"{other.index.uri} and {generation.index.uri} were made with different encoders "
             f"({other.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
         )
-    return _direction(other, _find_logit(other, like))
+    return _direction(other, find_logit(other, like))
+
+
+def _row_of(generation: Generation, hit: Hit) -> int:
+    """Row of a hit's logit in a generation, perhaps another one than the hit is from."""
+    origin = hit._origin
+    if origin is not None and origin.generation == generation.pointer.generation:
+        return origin.row
+    _check_commit(generation.model(hit.repo), hit.sha)
+    return find_logit(generation, f"{hit.repo}#{hit.logit}", hit.negated)
+
+
+def _check_commit(model: Mapping[str, Any], sha: str | None) -> None:
+    if sha is not None and model["sha"] != sha:
+        raise QueryError(
+            f"the index was published again and holds another commit of {model['repo']} now: search again"
+        )
+
+
+def _several_names(generation: Generation, texts: Sequence[str]) -> list[str]:
+    """A hint where several names of one thing are together the name of another."""
+    together = " ".join(texts)
+    if len(texts) < 2 or not len(background_numbers(generation, [together])):
+        return []
+    return [
+        f"{' and '.join(map(repr, texts))} are taken as names of the same thing; did you mean "
+        f'"{together}"? Then write it as one name, in quotes'
+    ]
 
 
 def _check_finite(generation: Generation, *numbers: npt.ArrayLike) -> None:
@@ -539,206 +685,49 @@ def _check_finite(generation: Generation, *numbers: npt.ArrayLike) -> None:
         raise not_finite(generation)
 
 
-def _models_like(
-    generation: Generation, repo: str, k: int, where: str | None, by: str | None
-) -> ModelResults:
-    """The k models whose logits recognise best what a model's logits recognise."""
-    model = generation.model(repo)
-    model_filter = Filter(generation, where)
-    logits = generation.logits(_logit_rows(model))
-    query_logits = logits[~logits.negated]
-
-    def ranked(count: int) -> list[ModelMatch]:
-        if not len(query_logits):
-            return []
-        return best_models(generation, query_logits, model["weights"], count, model_filter)
-
-    if by is None:
-        matches = ranked(k)
-    else:
-        matches, places = _first_of_families(
-            generation, model_filter, k, ranked, lambda matches: [item.weights for item in matches]
-        )
-        matches = [matches[place] for place in places]
-    members = model_filter.members(item.weights for item in matches)
-    names = ["logits", *_HIT_FACTS]
-    facts = _facts(generation, [number for number, _ in members.values()], [*names, "copies"])
-    models = [facts[members[item.weights][0]] for item in matches]
-    return ModelResults(
-        ModelHit(
-            rank=place + 1,
-            score=item.score,
-            duplicates=_duplicates(members[item.weights][1], models[place]),
-            relatives=None if by is None else _relatives(generation, models[place], model_filter.condition),
-            **{name: models[place][name] for name in names},
-        )
-        for place, item in enumerate(matches)
-    )
-
-
-def _check_fold(by: str | None) -> None:
-    if by not in (None, "family"):
-        raise QueryError(f"answers can be folded by family, not by {by!r}")
-
-
-def _first_of_families(
-    generation: Generation,
-    model_filter: Filter,
-    k: int,
-    ranked: Callable[[int], T],
-    weights_of: Callable[[T], Sequence[int]],
-) -> tuple[T, list[int]]:
-    """A ranking that is long enough for k families, and the positions of the first answer of each.
-
-    A model whose tree is not known is a family of its own.
-
-    Args:
-        generation: that is searched.
-        model_filter: the models that may answer.
-        k: number of families; fewer where fewer are among the longest ranking.
-        ranked: the best answers, as many as it is asked for.
-        weights_of: the weights that each of some answers belongs to.
-    """
-    count = k * _ANSWERS_PER_FAMILY
-    while True:
-        matches = ranked(count)
-        weights = weights_of(matches)
-        members = model_filter.members(weights)
-        numbers = [number for number, _ in members.values()]
-        rows = generation.take_models(numbers, ["repo", "root"]).to_pylist() if numbers else []
-        families = {row["id"]: row["root"] or row["repo"] for row in rows}
-        first: dict[str, int] = {}
-        for place, item in enumerate(weights):
-            first.setdefault(families[members[item][0]], place)
-        if len(first) >= k or len(weights) < count or count >= _MOST_ANSWERS:
-            return matches, [*first.values()][:k]
-        count = min(_MOST_ANSWERS, count * _ANSWERS_PER_FAMILY)
-
-
-def _relatives(generation: Generation, model: Mapping[str, Any], where: str | None) -> int:
-    """Number of the other models of a model's tree that pass a filter."""
-    root = model["root"]
-    if root is None or not is_valid_sql_text(root):
-        return 0
-    condition = f"root = {sql_literal(root)}"
-    return generation.count_models(condition if where is None else f"{condition} AND ({where}\n)") - 1
-
-
-def _logit_rows(model: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """Rows of a model's logits: (L,)."""
-    return np.arange(model["first_row"], model["first_row"] + model["rows"])
-
-
-def _find_logit(generation: Generation, like: str) -> int:
-    """Row of the logit that ``REPO#NUMBER`` or ``REPO#LABEL`` names.
-
-    Raises:
-        QueryError: it names no indexed logit; the message lists the model's logits.
-    """
-    repo, _, name = like.partition("#")
-    if not repo or not name:
-        raise QueryError(
-            f"{like!r} names no logit: write REPO#NUMBER or REPO#LABEL, for example owner/model#3"
-        )
-    model = generation.model(repo)
-    logits = generation.logits(_logit_rows(model))
-    logits = logits[~logits.negated]
-    rows, numbers = logits.rows.tolist(), logits.logit.tolist()
-    by_number = {str(number): row for number, row in zip(numbers, rows, strict=True)}
-    if name in by_number:
-        return int(by_number[name])
-    declared = [_label(model["labels"], number) for number in numbers]
-    for spelling, names in (
-        (name, declared),
-        (normal_name(name), [normal_name(label) for label in declared]),
-    ):
-        if spelling in names:
-            return int(rows[names.index(spelling)])
-    known = ", ".join([*by_number][:20])
-    raise QueryError(
-        f"{repo} has no indexed logit {name!r}; it has {known}{', ...' if len(by_number) > 20 else ''}"
-    )
-
-
 def _logit_numbers(logits: Logits) -> Iterator[tuple[int, bool, list[int]]]:
     """For each logit: its number in the head, whether it is negated, and the probes that fire it most."""
     return zip(logits.logit.tolist(), logits.negated.tolist(), logits.probes.tolist(), strict=True)
 
 
-def _label(labels: Sequence[str] | None, logit: int) -> str:
-    return labels[logit] if labels is not None and logit < len(labels) else f"LABEL_{logit}"
-
-
 def _hits(
+    index: Index,
     generation: Generation,
     query: Query,
-    k: int,
+    selection: Selection,
     model_filter: Filter,
     skip: int | None,
-    by: str | None,
     notes: list[str],
 ) -> list[Hit]:
-    """The k best logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
-
-    def ranked(count: int) -> LogitMatches:
-        return best(generation, query, count, model_filter, skip)
-
-    if by is None:
-        matches = ranked(k)
-    else:
-        matches, places = _first_of_families(
-            generation, model_filter, k, ranked, lambda matches: matches.logits.weights.tolist()
-        )
-        if len(places) < k and len(matches.scores) >= _MOST_ANSWERS:
-            notes.append(f"only {len(places)} families are among the best {_MOST_ANSWERS:,} answers")
-        matches = matches.at(np.array(places, np.int64))
+    """The best logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
+    matches, confidences = select_logits(generation, query, selection, model_filter, skip, notes)
     logits = matches.logits
     members = model_filter.members(logits.weights.tolist())
-    models = _facts(generation, [number for number, _ in members.values()], ["labels", "copies", *_HIT_FACTS])
-    confidences = query.confidences(generation, logits, matches.scores, matches.gallery)
+    models = facts_of(
+        generation, [number for number, _ in members.values()], ["labels", "copies", *MODEL_FACT_NAMES]
+    )
     _check_finite(generation, matches.similarities, () if confidences is None else confidences)
     hits = []
     for place, (logit, negated, probes) in enumerate(_logit_numbers(logits)):
         number, count = members[int(logits.weights[place])]
         model = models[number]
-        hits.append(
-            Hit(
-                rank=place + 1,
-                label=_label(model["labels"], logit),
-                logit=logit,
-                score=float(matches.scores[place]),
-                confidence=None if confidences is None else float(confidences[place]),
-                distance=float(1.0 - matches.similarities[place]),
-                negated=negated,
-                duplicates=_duplicates(count, model),
-                probes=probes,
-                relatives=None if by is None else _relatives(generation, model, model_filter.condition),
-                **{name: model[name] for name in _HIT_FACTS},
-            )
+        hit = Hit(
+            rank=place + 1,
+            label=label_of(model["labels"], logit),
+            logit=logit,
+            score=float(matches.scores[place]),
+            confidence=None if confidences is None else float(confidences[place]),
+            distance=float(1.0 - matches.similarities[place]),
+            negated=negated,
+            duplicates=duplicates_of(count, model),
+            probes=probes,
+            relatives=relatives_of(generation, model, model_filter.condition)
+            if selection.by == "family"
+            else None,
+            url=model["url"],
+            **{name: model[name] for name in MODEL_FACT_NAMES},
         )
+        origin = Origin(index, generation.pointer.generation, int(logits.rows[place]))
+        object.__setattr__(hit, "_origin", origin)
+        hits.append(hit)
     return hits
-
-
-_HIT_FACTS = [item.name for item in fields(ModelFacts)]
-# Facts that every model has.
-_KNOWN_FACTS = ("sha", "head")
-
-
-def _duplicates(count: int | None, model: Mapping[str, Any]) -> int:
-    """Number of other models with the same weights that pass the filter: ``count`` - 1, by default all copies - 1."""
-    return int(model["copies"] if count is None else count) - 1
-
-
-def _facts(generation: Generation, numbers: Sequence[int], names: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """Facts of some models, by number."""
-    rows = generation.take_models(numbers, names).to_pylist() if numbers else []
-    return {row.pop("id"): _as_facts(row) for row in rows}
-
-
-def _as_facts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the ``models`` table with lists where it has none, and with typed parents."""
-    missing = [name for name in _KNOWN_FACTS if row.get(name, "") is None]
-    if missing:
-        raise StoreError(f"the index is damaged: a model has no {missing[0]}. Publish again or roll back.")
-    parents = [Parent(**parent) for parent in row["parents"] or []]
-    return {**row, "tags": row["tags"] or [], "parents": parents}

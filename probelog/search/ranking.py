@@ -9,14 +9,15 @@ gets fewer answers than the index has.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import values_of
+from probelog.errors import QueryError
 from probelog.index.conditions import prepared
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.ranking.confidence import ScoreMoments
@@ -45,8 +46,15 @@ _LISTED_MODELS = 5_000
 _MODELS_PER_ANSWER = 10
 # Number of a model's logits that are used to look up candidates; scores use all of them.
 _ASKED_LOGITS = 32
+# A ranking that is folded, or selected by confidence, is this many times as long as the answers, at first and at every
+# further try, up to the longest.
+_RANKED_PER_ANSWER = 4
+_LONGEST_RANKING = 10_000
+# Of so many of the best scores the most confident are looked for, where answers are sorted by confidence.
+_SORTED = 200
 
 Int64 = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Filter:
@@ -177,7 +185,130 @@ def best(
         else:
             for logits in generation.blocks():
                 ranking.add(logits, model_filter.allowed(logits.weights))
-    return ranking.result(_sampled(generation, query))
+    return ranking.result(sampled_moments(generation, query))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of the ranked logits are answers.
+
+    Attributes:
+        k: number of answers.
+        by: ``logit`` or None: all; ``model``, ``family``: the first of each.
+        min_confidence: the least confidence of an answer.
+        sort: what answers are ordered by, ``score`` or ``confidence``.
+
+    Raises:
+        QueryError: a value is none of these.
+    """
+
+    k: int
+    by: str | None = None
+    min_confidence: float | None = None
+    sort: str = "score"
+
+    def __post_init__(self) -> None:
+        if self.by not in (None, "logit", "model", "family"):
+            raise QueryError(f"answers can be folded by model or by family, not by {self.by!r}")
+        if self.sort not in ("score", "confidence"):
+            raise QueryError(f"answers can be sorted by score or by confidence, not by {self.sort!r}")
+        if self.min_confidence is not None:
+            check_confidence(self.min_confidence)
+
+    @property
+    def by_confidence(self) -> bool:
+        """Whether the confidence decides which logits are answers."""
+        return self.min_confidence is not None or self.sort == "confidence"
+
+
+def check_confidence(value: float) -> None:
+    """Refuse a least confidence that is no probability."""
+    if not 0 <= value <= 1:
+        raise QueryError(f"a least confidence is between 0 and 1, not {value}")
+
+
+def select_logits(
+    generation: Generation,
+    query: Query,
+    selection: Selection,
+    model_filter: Filter,
+    skip: int | None,
+    notes: list[str],
+) -> tuple[LogitMatches, Float64 | None]:
+    """The logits that answer a query, in their order, and their confidences (none for queries by a logit).
+
+    Args:
+        generation: that is searched.
+        query: the query.
+        selection: which are answers.
+        model_filter: the models that may answer.
+        skip: row of a logit that may not answer.
+        notes: gets a line where the longest ranking holds too few answers.
+    """
+    k, by = selection.k, selection.by
+    folded = by in ("model", "family")
+    longest = count = k
+    if folded or selection.by_confidence:
+        longest = max(k, _LONGEST_RANKING)
+        count = min(longest, max(k * _RANKED_PER_ANSWER, _SORTED if selection.by_confidence else 0))
+    while True:
+        matches = best(generation, query, count, model_filter, skip)
+        confidences = query.confidences(generation, matches.logits, matches.scores, matches.gallery)
+        places = np.arange(len(matches.scores))
+        enough = places
+        if confidences is not None and selection.min_confidence is not None:
+            enough = places[confidences >= selection.min_confidence]
+        exhausted = len(places) < count or count >= longest
+        if selection.min_confidence is not None and not exhausted:
+            # Confidence falls with the score, but for differences between logits: none among the worse half, none below.
+            exhausted = not (enough >= count // 2).any()
+        if confidences is not None and selection.sort == "confidence":
+            enough = enough[np.argsort(-confidences[enough], kind="stable")]
+        if folded:
+            keys = fold_keys(generation, model_filter, matches.logits.weights[enough].tolist(), by)
+            first = {key: place for place, key in reversed([*enumerate(keys)])}
+            enough = enough[sorted(first.values())]
+        if len(enough) >= k or exhausted:
+            break
+        count = min(longest, count * _RANKED_PER_ANSWER)
+    if len(enough) < k and len(places) >= longest > k:
+        notes.append(f"only {len(enough)} answers are among the {longest:,} best scores")
+    enough = enough[:k]
+    return matches.at(enough), None if confidences is None else confidences[enough]
+
+
+def first_of_families(
+    generation: Generation, model_filter: Filter, k: int, ranked: Callable[[int], Sequence[ModelMatch]]
+) -> list[ModelMatch]:
+    """The best model of each of k families; fewer where fewer are in the longest ranking.
+
+    Args:
+        generation: that is searched.
+        model_filter: the models that may answer.
+        k: number of families.
+        ranked: the best models, as many as it is asked for.
+    """
+    count = k * _RANKED_PER_ANSWER
+    while True:
+        matches = ranked(count)
+        keys = fold_keys(generation, model_filter, [item.weights for item in matches], "family")
+        first = dict(zip(reversed(keys), reversed(matches), strict=True))
+        if len(first) >= k or len(matches) < count or count >= _LONGEST_RANKING:
+            return [match for match in matches if match in {*first.values()}][:k]
+        count = min(_LONGEST_RANKING, count * _RANKED_PER_ANSWER)
+
+
+def fold_keys(
+    generation: Generation, model_filter: Filter, weights: Sequence[int], by: str | None
+) -> list[object]:
+    """What answers of these weights are folded by: the weights, or the family. A model of unknown tree is its own."""
+    if by != "family":
+        return [*weights]
+    members = model_filter.members(weights)
+    numbers = [number for number, _ in members.values()]
+    rows = generation.take_models(numbers, ["repo", "root"]).to_pylist() if numbers else []
+    families = {row["id"]: row["root"] or row["repo"] for row in rows}
+    return [families[members[item][0]] for item in weights]
 
 
 def _shortlisted(generation: Generation, query: Query, ranking: _Ranking, model_filter: Filter) -> bool:
@@ -273,11 +404,18 @@ class _Ranking:
         return logits[order], scores[order], similarities[order]
 
 
-def _sampled(generation: Generation, query: Query) -> ScoreMoments:
-    sample = generation.sample
-    gallery, offsets = sample.coordinates, sample.offsets
+def sampled_moments(generation: Generation, query: Query) -> ScoreMoments:
+    """Moments of a query's scores over a large index, from its sample."""
+    return ScoreMoments.of(_scores(generation, query, generation.sample))
+
+
+def _scores(generation: Generation, query: Query, logits: Logits) -> Float64:
+    gallery, offsets = logits.coordinates, logits.offsets
     positive = query.positive_scores(generation, gallery, offsets, query.similarities(gallery))
-    return ScoreMoments.of(query.scores(generation, gallery, offsets, positive))
+    scores = query.scores(generation, gallery, offsets, positive)
+    if not np.isfinite(scores).all():
+        raise not_finite(generation)
+    return scores
 
 
 @dataclass(frozen=True)
@@ -350,6 +488,61 @@ def _ranked(
     return [ModelMatch(int(numbers[place]), float(means[place])) for place in order]
 
 
+@dataclass(frozen=True)
+class ConceptScores:
+    """The best logit of each of M models for each of C concepts.
+
+    Attributes:
+        weights: (M,) of the models.
+        scores: (M, C) of their best logits.
+        rows: (M, C) of these logits.
+        moments: of each concept's scores over all logits; None where not all were scored.
+    """
+
+    weights: Int64
+    scores: Float64
+    rows: Int64
+    moments: list[ScoreMoments] | None
+
+
+def best_of_models(
+    generation: Generation, queries: Sequence[Query], count: int, model_filter: Filter
+) -> ConceptScores:
+    """Up to ``count`` models that pass, those first whose scores alone promise the highest mean confidence."""
+    if not generation.large:
+        blocks = generation.blocks()
+    elif model_filter.count <= _FILTERED:
+        blocks = generation.at(model_filter.rows)
+    else:
+        asked = np.stack([query.coordinates for query in queries])
+        rows = _rows_scoring_well(
+            generation,
+            asked,
+            lambda number, logits: _scores(generation, queries[number], logits),
+            count,
+            model_filter,
+        )
+        blocks = generation.at(rows)
+    logits = Logits.joined([*blocks])
+    scores = np.stack([_scores(generation, query, logits) for query in queries], axis=1)
+    moments = None if generation.large else [ScoreMoments.of(column) for column in scores.T]
+    allowed = model_filter.allowed(logits.weights)
+    logits, scores = logits[allowed], scores[allowed]
+    if not len(logits):
+        none = np.empty((0, len(queries)))
+        return ConceptScores(np.empty(0, np.int64), none, none.astype(np.int64), moments)
+    # The logits of a model are beside each other.
+    starts = np.flatnonzero(np.diff(logits.weights, prepend=-1))
+    most = np.maximum.reduceat(scores, starts, axis=0)
+    promise = generation.confidence.of(most, np.zeros_like(most)).mean(axis=1)
+    first = np.argsort(-promise, kind="stable")[:count]
+    ends = np.append(starts[1:], len(scores))
+    places = np.stack([starts[i] + scores[starts[i] : ends[i]].argmax(axis=0) for i in first.tolist()])
+    return ConceptScores(
+        logits.weights[starts[first]].astype(np.int64), most[first], logits.rows[places], moments
+    )
+
+
 def _rows_of_candidates(
     generation: Generation, query_logits: Logits, weights: int, count: int, model_filter: Filter
 ) -> Int64:
@@ -357,22 +550,49 @@ def _rows_of_candidates(
     places = np.unique(
         np.linspace(0, len(query_logits) - 1, min(len(query_logits), _ASKED_LOGITS)).astype(np.int64)
     )
+    asked = query_logits.coordinates[places]
+
+    def score(number: int, logits: Logits) -> Float64:
+        return np.asarray(generation.sharpness * (logits.coordinates @ asked[number]) - logits.offsets)
+
+    return _rows_scoring_well(generation, asked, score, count, model_filter, weights)
+
+
+def _rows_scoring_well(
+    generation: Generation,
+    asked: npt.NDArray[np.float32],
+    score: Callable[[int, Logits], Float64],
+    count: int,
+    model_filter: Filter,
+    weights: int | None = None,
+) -> Int64:
+    """Rows of all logits of up to ``count`` models that score well for many directions, ascending.
+
+    Args:
+        generation: that is searched.
+        asked: (s, p) the directions, in coordinates.
+        score: scores of n logits for the direction of a number: (n,).
+        count: number of models.
+        model_filter: the models that may answer.
+        weights: of a model that may not.
+    """
     gains: dict[int, float] = {}
-    for coordinates in query_logits.coordinates[places]:
+    for number, coordinates in enumerate(asked):
         logits = Logits.joined(
             [
                 *generation.shortlisted(coordinates, max(first_length(generation.size), count)),
                 generation.recent,
             ]
         )
-        scores = generation.sharpness * (logits.coordinates @ coordinates) - logits.offsets
+        scores = score(number, logits)
         least = float(scores.min(initial=np.inf))
         best: dict[int, float] = {}
-        for number, score in zip(logits.weights.tolist(), scores.tolist(), strict=True):
-            best[number] = max(best.get(number, 0.0), score - least)
-        for number, gain in best.items():
-            gains[number] = gains.get(number, 0.0) + gain
-    gains.pop(weights, None)
+        for owner, value in zip(logits.weights.tolist(), scores.tolist(), strict=True):
+            best[owner] = max(best.get(owner, 0.0), value - least)
+        for owner, gain in best.items():
+            gains[owner] = gains.get(owner, 0.0) + gain
+    if weights is not None:
+        gains.pop(weights, None)
     numbers = np.array([*gains], np.int32)
     allowed = numbers[model_filter.allowed(numbers)] if len(numbers) else numbers
     first = sorted(allowed.tolist(), key=lambda number: -gains[number])[:count]

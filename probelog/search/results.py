@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, overload
 
 import pyarrow as pa
 
-from probelog.errors import UsageError
+from probelog.errors import QueryError, UsageError
 from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 
 if TYPE_CHECKING:
@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     import polars  # type: ignore[import-not-found, unused-ignore]
     from _typeshed import DataclassInstance
 
+    from probelog.search.client import Index
+    from probelog.search.evidence import Evidence
+
 T = TypeVar("T")
 
 _INT32 = {"arrow": pa.int32()}
 # Letters of a label that a ``repr`` shows.
 _SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an answer is from, for what is read later: its index, and its row in one generation."""
+
+    index: Index
+    generation: str
+    row: int
 
 
 class _HasArrow(Protocol):
@@ -124,10 +136,14 @@ class _Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(TreeFacts, ListedFacts):
-    """Facts about the model of an answer, besides those of the Hub's listing (``ListedFacts``) and its tree's."""
+    """Facts about the model of an answer, besides those of the Hub's listing (``ListedFacts``) and its tree's.
+
+    ``url`` is the Hub's page of just this commit.
+    """
 
     repo: str
     sha: str
+    url: str
     head: str
     library: str
     architecture: str
@@ -155,6 +171,35 @@ class Hit(ModelFacts, _Ranked):
     probes: list[int] = field(metadata={"arrow": pa.list_(pa.int32())})
     relatives: int | None = field(default=None, metadata=_INT32)
 
+    # Set by the index that answers; no field, so that it is no part of what is compared, shown or converted.
+    _origin: ClassVar[Origin | None] = None
+
+    @property
+    def evidence(self) -> Evidence:
+        """The probes that fire the logit most and least, read from the index now.
+
+        Raises:
+            QueryError: the index holds another commit of the repository by now.
+        """
+        return self._index.evidence_of([self])[0]
+
+    def snippet(self, image: str = "image.jpg") -> str:
+        """Python code that loads just this commit and computes this logit of an image, as it was probed.
+
+        Args:
+            image: path of the image in the code.
+
+        Raises:
+            QueryError: the index does not say how the model was run (older versions), or holds another commit by now.
+        """
+        return self._index._snippet(self.repo, self.logit, image, self.sha)
+
+    @property
+    def _index(self) -> Index:
+        if self._origin is None:
+            raise QueryError("this hit was not given by an index: search for it again")
+        return self._origin.index
+
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", confidence {self.confidence:.0%}"
         label = self.label if len(self.label) <= _SHOWN else f"{self.label[: _SHOWN - 1]}…"
@@ -177,6 +222,37 @@ class ModelHit(ModelFacts, _Ranked):
 
     def __repr__(self) -> str:
         return f"<ModelHit {self.rank}: {_name(self.repo)}, score {self.score:.3f}>"
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptMatch:
+    """A model's best logit for one of several concepts, with the fields of a hit."""
+
+    concept: str
+    logit: int
+    label: str
+    negated: bool
+    score: float
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DomainHit(ModelFacts, _Ranked):
+    """One model that covers a set of concepts.
+
+    ``coverage`` is its mean confidence over the concepts, by which models are ordered. ``matches`` has its best logit for
+    each concept, in their order; ``lacks`` names those that it recognises with too little confidence. ``duplicates`` and
+    ``relatives``: as of a hit.
+    """
+
+    coverage: float
+    matches: list[ConceptMatch]
+    lacks: list[str]
+    duplicates: int
+    relatives: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<DomainHit {self.rank}: {_name(self.repo)}, covers {self.coverage:.0%}, lacks {len(self.lacks)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +299,12 @@ class ModelResults(Answers[ModelHit]):
     """Models that recognise what another one does, best first."""
 
     _ROW, _NAME = ModelHit, "model"
+
+
+class DomainResults(Answers[DomainHit]):
+    """The models that cover a set of concepts, best first, and ``notes``."""
+
+    _ROW, _NAME = DomainHit, "model"
 
 
 def _name(repo: str) -> str:

@@ -167,6 +167,9 @@ DESCRIPTORS = _schema(
         ("bottom_values", pa.list_(pa.float16())),
         ("direction", pa.list_(pa.float16())),
         ("opposite_direction", pa.list_(pa.float16())),
+        # Of every logit a few, ascending, for people to look at; parts of older versions do not have them.
+        ("weakest_probes", pa.list_(pa.int32())),
+        ("weakest_values", pa.list_(pa.float16())),
     ],
 )
 

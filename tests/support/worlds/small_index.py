@@ -18,12 +18,12 @@ from probelog.encoders.text import TextEncoder
 from probelog.index.arrow import fixed_lists
 from probelog.index.basis import Basis
 from probelog.index.pointer import Pointer
-from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, probes_schema
+from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, WEAKEST_PROBES, probes_schema
 from probelog.index.settings import GenerationSettings
 from probelog.index.shortlist import EXACT_LOGITS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
-from probelog.publication.rows import LogitBatch, same_weights, write_tables
+from probelog.publication.rows import Ends, LogitBatch, evidence_of, same_weights, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Observed
@@ -193,7 +193,12 @@ def build(
     )
     pairs = scoring.top_pairs(everything, TOP_R)
     numbers, places, signs = (np.array(column) for column in zip(*owners, strict=True))
-    batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes)
+    low = scoring.top_pairs(-everything, WEAKEST_PROBES)
+    # Probes with an odd number are said not to have been seen by the models.
+    evidence = evidence_of(
+        np.arange(0, probes, 2), Ends(pairs.probes, pairs.values), Ends(low.probes, -low.values)
+    )
+    batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes, evidence)
     written = write_tables(
         writer, [tamper(batch)], model_facts(models, edges), compared, learnt_from, probes, exact_logits
     )
