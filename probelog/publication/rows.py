@@ -60,7 +60,7 @@ class LogitBatch(NamedTuple):
 
     def at(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_]) -> LogitBatch:
         """Those at some positions, or under a mask (L,)."""
-        return self._make(None if values is None else values[places] for values in self)
+        return LogitBatch._make(None if values is None else values[places] for values in self)
 
 
 class Ends(NamedTuple):
