@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # use and surrogates: none of them belongs in a label, each can disguise or hijack a terminal line.
 _UNSAFE = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 
+_INTERRUPTED = 130
+
 
 def printable(text: object, limit: int = 200) -> str:
     """One harmless line: control and format characters become U+FFFD, long text ends in an ellipsis.
@@ -54,11 +56,19 @@ def run(app: typer.Typer, name: str) -> None:
     """
     import typer
 
+    if sys.stdout is None:  # closed (``>&-``): files that are opened later would take its place
+        if sys.stderr is not None:
+            sys.stderr.write(f"{name}: standard output is closed\n")
+        raise SystemExit(1)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a label in a script that the terminal's encoding lacks
     try:
         app(prog_name=name, standalone_mode=True)
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:  # by Typer, which says nothing
+            sys.stderr.write(f"{name}: interrupted\n")
+        raise
     except ProbeLogError as error:
         message = "\n".join(printable(line, limit=2000) for line in str(error).splitlines())
         sys.stderr.write(f"{name}: {message}\n")
@@ -68,7 +78,7 @@ def run(app: typer.Typer, name: str) -> None:
         raise SystemExit(1) from None
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(f"{name}: interrupted\n")
-        raise SystemExit(130) from None
+        raise SystemExit(_INTERRUPTED) from None
     except (
         Exception
     ) as error:  # reason: a fault of ours; its causes are libraries' errors, which name addresses in full

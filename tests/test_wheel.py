@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,14 +61,14 @@ def test_its_commands(wheel: zipfile.ZipFile) -> None:
     points = ConfigParser()
     points.read_string(wheel.read(name).decode())
     assert dict(points["console_scripts"]) == {
-        "probelog": "probelog.cli:main",
+        "probelog": "probelog.__main__:main",
         "probelog-index": "probelog.operators:main",
     }
 
 
 def test_its_dependencies_are_the_query_clients(wheel: zipfile.ZipFile) -> None:
     needed = metadata(wheel).get_all("Requires-Dist") or []
-    plain = {line.split(">")[0].strip() for line in needed if "extra ==" not in line}
+    plain = {re.split("[<>]", line)[0].strip() for line in needed if "extra ==" not in line}
     assert plain == {"lancedb", "numpy", "onnxruntime", "pillow", "pyarrow", "tokenizers", "typer"}
     assert metadata(wheel)["License-Expression"] == "Apache-2.0"
 

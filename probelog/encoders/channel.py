@@ -12,3 +12,6 @@ HEADER = struct.Struct("<I")
 ANSWER = struct.Struct("<BQ")
 OK, DAMAGED = 0, 1
 MESSAGE_BYTES = 2000
+# First argument of a process that is to connect, and length of the key that its connections begin with.
+CONNECT = "connect"
+KEY_BYTES = 32

@@ -4,6 +4,9 @@ Its files come from whoever published the index. A graph that loops for ever, a 
 gigabytes and a regular expression that never ends cannot be told from sound ones by looking at them, and native
 libraries neither stop nor survive when memory ends. So they run beside the client, without open files, without the
 environment's credentials, with bounded memory (`probelog.encoders.server`), and are ended when an answer takes too long.
+
+Where there is no POSIX (Windows), no descriptor can be handed on and nothing bounds a process: it connects to a port of
+this machine, and a warning says what is missing.
 """
 
 from __future__ import annotations
@@ -13,19 +16,22 @@ import importlib.util
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from probelog.encoders.channel import ANSWER, DAMAGED, HEADER, MESSAGE_BYTES, OK
+from probelog.encoders.channel import ANSWER, CONNECT, DAMAGED, HEADER, KEY_BYTES, MESSAGE_BYTES, OK
 from probelog.errors import StoreError
 from probelog.terminal import printable
 
@@ -38,6 +44,9 @@ _SECONDS = 30.0
 _BYTES_PER_SECOND = 10_000_000
 _PACKAGES = ("numpy", "onnxruntime", "tokenizers", "probelog")
 _LOG_BYTES = 4096
+# Between two looks whether a process that is to connect has ended, and what its key may take to come.
+_WAIT_SECONDS = 0.5
+_KEY_SECONDS = 5.0
 _BUFFER_BYTES = 1 << 20
 # A thread for each core in each library would take more address space than a graph, and time to start.
 _ENVIRONMENT = {
@@ -49,10 +58,15 @@ _ENVIRONMENT = {
     "HOME": os.devnull,
 }
 # Where dynamic libraries are looked for, should Python itself need them. Nothing else is passed on: no credentials.
-_PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+_PASSED_ON = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "SYSTEMROOT")
+_POSIX = os.name == "posix"
+UNGUARDED = (
+    "on this platform nothing bounds the process of the index's encoder: it can read and write your files, reach the network "
+    "and take all memory. An encoder is code of whoever published the index: open only indexes that you trust"
+)
 _MAIN = (
     "import sys; sys.path += sys.argv[1].split('\\n'); from probelog.encoders.server import main; "
-    "main([int(number) for number in sys.argv[2:]])"
+    "main(sys.argv[2:])"
 )
 
 
@@ -161,30 +175,21 @@ class _Process:
         # Programs that hold an interpreter of their own say there which one starts processes.
         from multiprocessing.spawn import get_executable
 
-        pairs = [socket.socketpair() for _ in range(_CHANNELS)]
-        for here, _ in pairs:
-            here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         command = [get_executable(), "-I", "-S", "-X", "utf8", "-c", _MAIN, "\n".join(_folders())]
-        descriptors = [there.fileno() for _, there in pairs]
-        popen = subprocess.Popen(  # noqa: S603 - this interpreter, and descriptors
-            [*command, *map(str, descriptors)],
-            stdin=subprocess.DEVNULL,
+        start = partial(
+            subprocess.Popen[bytes],
             stdout=subprocess.DEVNULL,
             stderr=log,
-            pass_fds=descriptors,
             env=_ENVIRONMENT | {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
             cwd=os.sep,
-            # An interrupt from the keyboard is for the client. Of a session of its own, Linux would share out the
-            # processor by sessions, and make queries wait beside other programs.
-            process_group=0,
         )
+        popen, sockets = (_start_with_sockets if _POSIX else _start_to_connect)(command, start)
         channels: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
-        for here, there in pairs:
-            there.close()
-            channels.put(here)
+        for channel in sockets:
+            channels.put(channel)
         process = cls(popen, channels, log, os.getpid(), threading.Lock(), [])
-        weakref.finalize(process, _end, popen, [here for here, _ in pairs], log, os.getpid())
+        weakref.finalize(process, _end, popen, sockets, log, os.getpid())
         return process
 
     @property
@@ -206,6 +211,75 @@ class _Process:
                 ending = signal.Signals(-status).name if status < 0 else f"status {status}"
                 self.reason.append(f"{ending}: {lines[-1]}" if lines else ending)
             return self.reason[0]
+
+
+_Started = tuple["subprocess.Popen[bytes]", "list[socket.socket]"]
+
+
+def _start_with_sockets(command: list[str], start: Callable[..., subprocess.Popen[bytes]]) -> _Started:
+    """A process that has the other ends of the channels from the start."""
+    pairs = [socket.socketpair() for _ in range(_CHANNELS)]
+    for here, _ in pairs:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    descriptors = [there.fileno() for _, there in pairs]
+    popen = start(
+        [*command, *map(str, descriptors)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=descriptors,
+        # An interrupt from the keyboard is for the client. Of a session of its own, Linux would share out the
+        # processor by sessions, and make queries wait beside other programs.
+        process_group=0,
+    )
+    for _, there in pairs:
+        there.close()
+    return popen, [here for here, _ in pairs]
+
+
+def _start_to_connect(command: list[str], start: Callable[..., subprocess.Popen[bytes]]) -> _Started:
+    """A process that connects to this one, which it is known to by a key: other users can connect, too.
+
+    Raises:
+        OSError: it has ended, or did not connect in time.
+    """
+    warnings.warn(UNGUARDED, RuntimeWarning, stacklevel=2)
+    key = secrets.token_bytes(KEY_BYTES)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        popen = start(
+            [*command, CONNECT, str(server.getsockname()[1]), str(_CHANNELS)],
+            stdin=subprocess.PIPE,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # as above, of interrupts
+        )
+        channels: list[socket.socket] = []
+        try:
+            assert popen.stdin is not None
+            with popen.stdin as stdin:
+                stdin.write(key)
+            server.settimeout(_WAIT_SECONDS)
+            deadline = time.monotonic() + _START_SECONDS
+            while len(channels) < _CHANNELS:
+                if popen.poll() is not None:
+                    raise ConnectionError("the process of the encoder ended before it connected")
+                _remaining(deadline)
+                with contextlib.suppress(TimeoutError):
+                    channel = server.accept()[0]
+                    if _begins_with(channel, key):
+                        channels.append(channel)
+                    else:
+                        channel.close()
+        except BaseException:
+            popen.kill()
+            popen.wait()
+            raise
+    return popen, channels
+
+
+def _begins_with(channel: socket.socket, key: bytes) -> bool:
+    """Whether a connection is one of whoever has a key."""
+    try:
+        channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return secrets.compare_digest(_received(channel, len(key), time.monotonic() + _KEY_SECONDS), key)
+    except (OSError, EOFError):
+        return False
 
 
 def _end(

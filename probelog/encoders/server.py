@@ -2,20 +2,16 @@
 
 Started by `probelog.encoders.process`, which ends it when an answer takes too long. Before anything of an index is
 read, it can open no file and no connection any more (no descriptor beyond its channels), write none, leave no core
-dump, and its memory is bounded.
+dump, and its memory is bounded (`probelog.encoders.limits`; without POSIX none of this holds).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import os
-import resource
 import socket
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -25,25 +21,37 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
-from probelog.encoders.channel import ANSWER, DAMAGED, HEADER, MESSAGE_BYTES, OK
+from probelog.encoders.channel import ANSWER, CONNECT, DAMAGED, HEADER, KEY_BYTES, MESSAGE_BYTES, OK
 from probelog.encoders.towers import THREADS, ImageTower, TextTower, TowerError
+
+try:
+    from probelog.encoders import limits
+except ImportError:
+    limits = None  # type: ignore[assignment]
 
 # Beyond what the libraries take: a graph's weights are held several times while it is opened, and a batch of images
 # takes gigabytes in the largest encoders.
 _BASE_BYTES = 4 << 30
 _GRAPH_COPIES = 6
-# Of what goes to stderr.
-_LOG_BYTES = 1 << 16
-_WATCH_SECONDS = 0.05
 
 _LIBRARIES = (onnxruntime, tokenizers)
 
 
-def main(descriptors: Sequence[int]) -> None:
-    """Answer on every channel (the descriptor of a socket each) until the other side closes them."""
-    tower = _Tower(_mapped_bytes(), len(descriptors))
-    _give_up_files()
-    channels = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+def main(arguments: Sequence[str]) -> None:
+    """Answer on every channel until the other side closes them.
+
+    Args:
+        arguments: the descriptors of the channels, or ``CONNECT``, a port of this machine and how many to open to it.
+    """
+    if arguments[0] == CONNECT:  # no POSIX: who started this process has said so
+        channels = _connected(int(arguments[1]), int(arguments[2]))
+    elif limits is None:
+        raise RuntimeError("this Python lacks the module resource, without which nothing bounds the encoder")
+    else:
+        channels = [socket.socket(fileno=int(descriptor)) for descriptor in arguments]
+    tower = _Tower(limits.mapped_bytes() if limits else 0, len(channels))
+    if limits:
+        limits.give_up_files()
     for channel in channels[1:]:
         threading.Thread(target=tower.serve, args=[channel], daemon=True).start()
     tower.serve(channels[0])
@@ -60,10 +68,11 @@ class _Tower:
         with contextlib.suppress(OSError, EOFError), channel.makefile("rb") as stream:
             while True:
                 header = json.loads(_received(stream, *HEADER.unpack(_received(stream, HEADER.size))))
-                _bound_time(header["seconds"], self._channels)
-                if "open" in header:
+                if limits:
+                    limits.bound_time(header["seconds"] * THREADS * self._channels)
+                if limits and "open" in header:
                     # Before the graph is even received.
-                    _bound_memory(_BASE_BYTES + _GRAPH_COPIES * sum(header["sizes"]), self._mapped)
+                    limits.bound_memory(_BASE_BYTES + _GRAPH_COPIES * sum(header["sizes"]), self._mapped)
                 blobs = [_received(stream, size) for size in header["sizes"]]
                 try:
                     status, answer = OK, self._answer(header, blobs)
@@ -105,43 +114,12 @@ def _received(stream: IO[bytes], size: int) -> bytes:
     return content
 
 
-def _give_up_files() -> None:
-    for limit, size in (
-        (resource.RLIMIT_NOFILE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, _LOG_BYTES),
-    ):
-        resource.setrlimit(limit, (size, size))
-
-
-def _bound_time(seconds: float, channels: int) -> None:
-    """Should the other side be gone, nobody ends a request that goes on for ever: the system does then."""
-    limit = math.ceil(time.process_time() + seconds * THREADS * channels)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _bound_memory(size: int, mapped: int) -> None:
-    """Allocations fail beyond so many bytes more; where the system has no such limit, the process ends."""
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + size, mapped + size))
-    else:
-        threading.Thread(target=_end_above, args=[_resident_bytes() + size], daemon=True).start()
-
-
-def _end_above(most: int) -> None:
-    while _resident_bytes() <= most:
-        time.sleep(_WATCH_SECONDS)
-    os.write(2, b"it needs more memory than it may have\n")
-    os._exit(1)
-
-
-def _resident_bytes() -> int:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _mapped_bytes() -> int:
-    """Address space that the process has now; 0 where the system does not say."""
-    with contextlib.suppress(OSError), open("/proc/self/statm") as stream:
-        return int(stream.read().split()[0]) * resource.getpagesize()
-    return 0
+def _connected(port: int, count: int) -> list[socket.socket]:
+    """Connections to whoever started this process, which knows them by a key that nobody else can read."""
+    key = sys.stdin.buffer.read(KEY_BYTES)
+    channels = []
+    for _ in range(count):
+        channels.append(socket.create_connection(("127.0.0.1", port)))
+        channels[-1].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        channels[-1].sendall(key)
+    return channels

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -98,9 +97,11 @@ class Store:
         self.scheme = split.scheme if "://" in text else "file"
         if self.scheme == "file":
             local = split.path if "://" in text else text
-            self.root = str(Path(local).expanduser().absolute())
+            self.root = Path(local).expanduser().absolute().as_posix()
             self.uri = self.root
         elif self.scheme == "s3":
+            if not split.netloc:
+                raise UsageError(f"{text!r} names no bucket: write s3://bucket/prefix")
             self.root = (split.netloc + split.path).rstrip("/")
             self.uri = f"s3://{self.root}"
         else:
@@ -267,6 +268,8 @@ class Store:
         message = f"{self.path(name)} was changed by somebody else meanwhile; nothing was written. Run again."
         if self.is_local:
             target = Path(self.path(name))
+            import fcntl  # only where indexes are made, which takes POSIX: readers of one go without
+
             with self._explained(name, _WRITTEN):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with open(target.with_name(_TEMPORARY + target.name + ".lock"), "w") as lock:

@@ -336,7 +336,7 @@ def test_with_typers_own_runner(uri: str) -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "from probelog.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "probelog", *arguments]
 
 
 def test_a_closed_pipe_is_no_error(uri: str) -> None:
@@ -352,6 +352,39 @@ def test_a_closed_pipe_is_no_error(uri: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 1
+
+
+@pytest.mark.parametrize("module", ["typer", "lancedb", "rich.table"])
+def test_an_interrupt_at_any_moment_is_one_line(uri: str, module: str) -> None:
+    """While it imports what it is made of, opens an index, prints: each begins with an import."""
+    code = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from probelog.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "search", "dog", "--index", uri],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "probelog: interrupted\n")
+
+
+def test_a_closed_standard_output_is_one_line(uri: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command("search", "dog", "--index", uri)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "probelog: standard output is closed\n")
 
 
 def test_a_pipe_in_another_encoding(uri: str) -> None:

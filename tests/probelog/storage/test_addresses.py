@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from probelog.errors import SchemaVersionError, StoreError
+from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.storage.encoding import from_npy, npy, parquet_bytes
 from probelog.storage.store import Store, lance_options, retry_with_backoff
 
@@ -153,3 +153,9 @@ def test_a_newer_format_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SchemaVersionError):
         retry_with_backoff(call, 60.0)
     assert clock.slept == []
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///prefix", "s3://?x"])
+def test_an_address_without_a_bucket(address: str) -> None:
+    with pytest.raises(UsageError, match="names no bucket: write s3://bucket/prefix"):
+        Store(address)
