@@ -13,23 +13,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from probelog.trees.edges import Relation
+from probelog.trees.evidence.relations import SAME_HEAD
 
 _COEFFICIENTS: Mapping[str, float] = {
-    "constant": 1.23,
-    "by itself": 0.50,
-    "by itself, no time": -0.61,
-    "low-rank": 0.64,
-    "head-only": 2.12,
-    "time agrees": 0.63,
-    "time contradicts": -1.81,
-    "direction and time": 0.58,
-    "unseen parent": -0.80,
-    "above its error": -0.98,
-    "below its error": -1.83,
-    "others around": -0.98,
-    "another head of one size": -1.25,
-    "far and not grown": -2.52,
-    "parent of a coarser type": -3.93,
+    "constant": 1.20,
+    "by itself": 0.55,
+    "copy or permuted, no time": -1.54,
+    "residual of a merge": -1.35,
+    "head-only": 1.54,
+    "time agrees": 0.50,
+    "time contradicts": -1.68,
+    "direction": 0.52,
+    "equal parents": -1.62,
+    "above its error": -1.39,
+    "below its error": -1.62,
+    "below its error, going on": 0.92,
+    "others around": -0.68,
+    "another head of one size": -1.31,
+    "far and not grown": -2.93,
+    "parent of a coarser type": -3.47,
     # Set by hand: no forest has declared parents that were not its truth.
     "declared": 1.0,
 }
@@ -40,33 +42,43 @@ _LATENT: Mapping[str, float] = {"constant": -1.0, "certain": 1.8, "siblings": 2.
 _BY_ITSELF = frozenset(
     {Relation.RECAST, Relation.QUANTISED, Relation.PRUNED, Relation.MERGE, Relation.COPY, Relation.PERMUTED}
 )
+# Of these nothing in the weights tells the child from the parent.
+_UNDIRECTED = frozenset({Relation.COPY, Relation.PERMUTED})
 _PRIOR = 0.5
 
 
 def features(relation: Relation, evidence: Mapping[str, float]) -> dict[str, float]:
     """The features of an edge."""
-    time, head = evidence["time"], evidence.get("head")
+    time, direction, head = evidence["time"], evidence["direction"], evidence.get("head")
     by_itself = relation in _BY_ITSELF
+    undirected = relation in _UNDIRECTED
     share, error = evidence.get("unseen", 0.0), max(evidence.get("unseen_error", math.inf), 1e-3)
     errors = share / error
     growth, trained = evidence.get("growth", 1.0), relation in (Relation.FINE_TUNED, Relation.LOW_RANK)
+    own_head = head is not None and head < SAME_HEAD
+    below = 0.0 if by_itself else _part((-errors - 1) / 4)
     return {
         "constant": 1.0,
         "by itself": float(by_itself),
-        "by itself, no time": float(by_itself and time == 0),
-        "low-rank": float(relation is Relation.LOW_RANK),
+        "copy or permuted, no time": float(undirected and time == 0),
+        "residual of a merge": _part(evidence.get("residual", 0.0) / 0.06),
         "head-only": float(relation is Relation.HEAD_ONLY),
         "time agrees": float(time > 0),
         "time contradicts": float(time < 0),
-        "direction and time": 0.0 if by_itself else math.tanh((evidence["direction"] + time) / 4),
-        "unseen parent": 0.0 if by_itself else _part(share / 0.25),
+        "direction": 0.0 if by_itself else math.tanh(direction / 4),
+        "equal parents": 0.0 if undirected else _part(math.log2(1 + evidence.get("equals", 0.0)) / 2),
         "above its error": 0.0 if by_itself else _part(errors / 4),
-        # A true parent's share is about 0: far below is as wrong as above.
-        "below its error": 0.0 if by_itself else _part((-errors - 1) / 4),
+        # A true parent's share is about 0: far below is as wrong as above, unless training went on as it had begun.
+        "below its error": below,
+        "below its error, going on": below * own_head * _part(growth - 1),
         "others around": 0.0 if by_itself else _part(1 - error / 0.1),
-        "another head of one size": float(not by_itself and head is not None and head > 0.25),
-        # A child is its parent and something orthogonal; two trainings from one random start are of one size.
-        "far and not grown": _part((0.5 - growth) / 0.5) * _part(evidence["distance"] / 0.05) * trained,
+        "another head of one size": float(not by_itself and head is not None and not own_head),
+        # A child is its parent and something orthogonal; two trainings from one random start are of one size, and no
+        # layer of them has shrunk by much more than it moved, as weight decay has it.
+        "far and not grown": _part((0.75 - growth) / 0.3)
+        * _part((evidence["distance"] - 0.02) / 0.03)
+        * _part((evidence.get("least_growth", 0.0) + 5) / 1.5)
+        * trained,
         "parent of a coarser type": evidence.get("coarser", 0.0),
         "declared": evidence.get("declared", 0.0),
     }

@@ -17,6 +17,8 @@ from probelog.arrays import Floats
 # tenth, because what training adds lies outside of the space that some other models span.
 _LARGEST_RESIDUAL = 0.06
 _SMALLEST_WEIGHT = 0.03
+# A parent without which the residual grows by less is none: it bends a straight line towards a merge along an arc.
+_AS_GOOD = 1.3
 # The bound for many models is a little less exact than the residual.
 _LARGEST_BOUND = 0.09
 _RIDGE = 1e-6
@@ -34,22 +36,24 @@ class Merge:
 def find_merge(model: Floats, candidates: Floats) -> Merge | None:
     """The merge of two or more of ``candidates`` (k, d) that ``model`` (d,) is, or None.
 
-    From all candidates the one with the smallest weight is left out until every weight is positive and counts.
+    From all candidates the one with the smallest weight is left out until every weight is positive and counts, and
+    then as long as it does not explain much of what the others leave.
     """
     if len(candidates) < 2:
         return None
     nearest = float(((candidates - model) ** 2).sum(axis=1).min())
     parents = list(range(len(candidates)))
+    best: Merge | None = None
     while len(parents) > 1 and nearest > 0:
         weights = _weights(model, candidates[parents])
         least = int(weights.argmin())
         if weights[least] >= _SMALLEST_WEIGHT:
             residual = float(((model - weights @ candidates[parents]) ** 2).sum()) / nearest
-            if residual > _LARGEST_RESIDUAL:
-                return None
-            return Merge(tuple(parents), tuple(float(weight) for weight in weights), residual)
+            if residual > (_LARGEST_RESIDUAL if best is None else _AS_GOOD * best.residual):
+                break
+            best = Merge(tuple(parents), tuple(float(weight) for weight in weights), residual)
         del parents[least]
-    return None
+    return best
 
 
 def may_be_merges(models: Floats, candidates: Floats, there: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

@@ -20,12 +20,22 @@ from probelog.trees.families.family import Family
 _ROUNDED_TO_16_BITS = 1e-7
 _RECAST = 6e-6
 _QUANTISED = 5e-4
+# To 8 bits of the largest of N normal numbers it leaves 2 ln N / (24 * 127^2) a layer (of a row: some half of that).
+_EIGHT_BITS = 24 * 127**2
+_EIGHT_BITS_RANGE = (0.2, 3.0)
 #: From this ratio on two heads are not one, trained on.
 SAME_HEAD = 0.25
 # Without its smallest 30 % a normal distribution's kurtosis is 5 % larger, without the smallest half 14 %.
 _LEAST_PRUNED_KURTOSIS = 0.02
+# The growth of what was pruned is about -1, and nearer to 0 after training.
+_SHRUNK = -0.4
+# What loses the part f of its squares, and hardly any of its fourth powers, has a kurtosis 1/(1 - f)^2 times as large,
+# and D is f/(2 - f): the kurtosis grows by four times D or more. Half of it remains after some training.
+_PRUNED_KURTOSIS = 2.0
 # Moments are stored as float32.
 _EQUAL_MOMENTS = 1e-5
+# Rounding leaves about as much in all layers: the ratio of the 90th to the 10th percentile.
+_EVEN = 5.0
 # Between models whose moments agree, this far apart means another order of the same numbers.
 _REORDERED = 0.02
 # Norms and biases that were not trained are equal, or differ by rounding to another type: by 5e-5 in float16, 5e-4 in
@@ -54,6 +64,7 @@ class Comparison:
     head: Floats
     growth: Floats
     growths: Floats
+    least_growth: Floats
     kurtosis: Floats
     vectors: Floats
     moments: Floats
@@ -121,6 +132,7 @@ def _compared(family: Family, parents: Ints, children: Ints) -> dict[str, Floats
         "head": head_ratios(family, parents, children),
         "growth": layers.growth(),
         "growths": _quantile(growths, moved, 0.5),
+        "least_growth": _quantile(growths, moved, 0.1),
         "kurtosis": _kurtosis_growth(family, parents, children),
         "vectors": _vector_change(family, parents, children),
         "moments": _moment_change(family, parents, children),
@@ -138,9 +150,10 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
     same_moments = (pairs.moments < _EQUAL_MOMENTS) & head_known
     equal = pairs.distance < _ROUNDED_TO_16_BITS
     equal_head = head < _ROUNDED_TO_16_BITS
-    rounded = (head < SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < 5)
+    rounded = (head < SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < _EVEN)
     # Training that adds something orthogonal, looked at backwards, shrinks a model as pruning does: not its kurtosis.
-    shrunk = (pairs.growth > -1.45) & (pairs.growth < -0.75) & (pairs.growths > -1.5) & (pairs.growths < -0.6)
+    shrunk = (pairs.growth < _SHRUNK) & (pairs.growths < _SHRUNK)
+    heavier = np.maximum(_LEAST_PRUNED_KURTOSIS, _PRUNED_KURTOSIS * pairs.distance)
     untrained = _untrained(pairs.vectors, same_type)
     copied = np.where(same_type, Relation.COPY, Relation.RECAST)
     # The first that holds.
@@ -152,13 +165,29 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
         (rounded & (pairs.distance < _RECAST), Relation.RECAST),
         (rounded & (pairs.distance < _QUANTISED) & untrained, Relation.QUANTISED),
         (
-            shrunk & (pairs.kurtosis > _LEAST_PRUNED_KURTOSIS) & (head < 0.1 * pairs.distance),
+            shrunk & (pairs.kurtosis > heavier) & (head < 0.1 * pairs.distance),
             Relation.PRUNED,
         ),
         (untrained, Relation.LOW_RANK),
     ]
     names = np.select([case for case, _ in cases], [name for _, name in cases], Relation.FINE_TUNED)
     return [Relation(str(name)) for name in names]
+
+
+def rounded_trunks(
+    family: Family, pairs: Comparison, same_type: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """(m,) whether pairs differ by rounding to 8 bits, or to bfloat16, whatever their heads are.
+
+    By what rounding leaves, alike in all layers, and by norms and biases that nobody has trained.
+    """
+    sizes = family.sizes[family.layers]
+    eight = float((2 * np.log(np.maximum(sizes, 2)) / _EIGHT_BITS).mean()) if len(sizes) else 0.0
+    even = pairs.evenness < _EVEN
+    low, high = _EIGHT_BITS_RANGE
+    quantised = even & (low * eight < pairs.distance) & (pairs.distance < high * eight)
+    recast = even & (pairs.distance > _ROUNDED_TO_16_BITS) & (pairs.distance < _RECAST)
+    return quantised & _untrained(pairs.vectors, same_type), recast & (pairs.vectors < _ROUNDED_VECTORS)
 
 
 def _quotient(a: Floats, b: Floats | Ints, otherwise: float) -> Floats:

@@ -160,6 +160,17 @@ def twins(around: Around, models: Ints) -> dict[int, Fixed]:
     return found
 
 
+def copies_of_leaves(known: Mapping[int, Fixed]) -> dict[int, Fixed]:
+    """Copies of rounded models, as what they are more likely to be: the same rounding of the same model, once more."""
+    return {
+        child: known[made.parents[0]]
+        for child, made in known.items()
+        if made.relation in (Relation.COPY, Relation.RECAST)
+        and made.parents[0] in known
+        and known[made.parents[0]].relation in (Relation.RECAST, Relation.QUANTISED)
+    }
+
+
 def _sharing(family: Family, models: Ints, parents: Ints, children: Ints) -> Floats:
     """(m,) log odds from how many other models share norms and biases with either of two that differ by rounding."""
     columns = trained_vectors(family)

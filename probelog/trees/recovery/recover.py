@@ -21,7 +21,7 @@ from probelog.trees.evidence.odds import Odds
 from probelog.trees.evidence.relations import compare, relations_of
 from probelog.trees.families.family import Family, ModelFacts
 from probelog.trees.families.tables import families
-from probelog.trees.recovery import fixed
+from probelog.trees.recovery import fixed, stand_ins
 from probelog.trees.recovery.fixed import Fixed
 from probelog.trees.recovery.neighbours import Look, components, find_neighbours
 from probelog.trees.recovery.points import Points
@@ -97,6 +97,7 @@ class _Recovery:
         self._memory_mb = memory_mb
         self._look = look
         self._fixed: dict[int, Fixed] = {}
+        self._stand_ins: set[int] = set()
 
     def edges(self) -> list[Edge]:
         family, odds = self._family, self._odds
@@ -122,7 +123,11 @@ class _Recovery:
             component[child] = component[made.parents[0]]
         around = Around(family, neighbours, odds, Points(family, component, distinct), distinct)
         self._fixed.update(fixed.twins(around, self._free()))
+        self._fixed.update(fixed.copies_of_leaves(self._fixed))
         self._fixed.update(fixed.head_only(family, self._free(), neighbours, odds))
+        rounded = stand_ins.rounded_siblings(family, self._free(), neighbours, odds)
+        self._stand_ins = {made.parents[0] for made in rounded.values()}
+        self._fixed.update(rounded)
         self._fixed.update(fixed.merges(around, self._free()))
         return self._tree(around)
 
@@ -156,7 +161,26 @@ class _Recovery:
             if not math.isnan(share):
                 evidence.update(unseen=share, unseen_error=error)
             rows.append(_Row(child, kept.get(child, int(parents[child])), None, 1.0, evidence))
-        return [*self._edges(rows), *self._latent(siblings)]
+        rows, more = self._without_stand_ins(rows, parents)
+        return [*self._edges(rows), *self._latent([*siblings, *more])]
+
+    def _without_stand_ins(self, rows: Sequence[_Row], parents: Ints) -> tuple[list[_Row], list[Siblings]]:
+        """The rows with what stands for an unseen parent replaced by the parent of that, and who are its siblings."""
+        places = [
+            place for place, row in enumerate(rows) if row.parent in self._stand_ins and row.weight == 1
+        ]
+        asked = np.array([(rows[place].parent, rows[place].child) for place in places], np.int64).reshape(
+            -1, 2
+        )
+        own = stand_ins.keep_heads(self._family, asked[:, 0], asked[:, 1])
+        moved = {place for place, kept in zip(places, own.tolist(), strict=True) if not kept}
+        result = []
+        for place, row in enumerate(rows):
+            if place not in moved:
+                result.append(row)
+            elif parents[row.parent] != NONE:
+                result.append(_Row(row.child, int(parents[row.parent]), None, 1.0, {}))
+        return result, [Siblings(rows[place].child, rows[place].parent, 1.0, 0.0) for place in moved]
 
     def _edges(self, rows: Sequence[_Row]) -> Iterator[Edge]:
         family, odds = self._family, self._odds
@@ -166,15 +190,18 @@ class _Recovery:
         names = relations_of(pairs, family.precision[parents] == family.precision[children])
         direction = odds.direction(parents, children, pairs.growth)
         coarser = odds.coarser(parents, children)
+        equals = self._equals()
         time, declared = odds.time(parents, children), odds.declares(parents, children)
         for place, row in enumerate(rows):
             evidence = {
                 "distance": float(pairs.distance[place]),
                 "growth": float(pairs.growth[place]),
+                "least_growth": float(pairs.least_growth[place]),
                 "direction": float(direction[place]),
                 "time": float(time[place]),
                 **({} if math.isnan(pairs.head[place]) else {"head": float(pairs.head[place])}),
                 **({"coarser": 1.0} if coarser[place] else {}),
+                **({"equals": float(equals[row.parent])} if equals[row.parent] else {}),
                 **({"declared": 1.0 if declared[place] else -1.0} if odds.declaring[row.child] else {}),
                 **row.evidence,
             }
@@ -182,6 +209,13 @@ class _Recovery:
             if relation is Relation.HEAD_ONLY and names[place] in (Relation.COPY, Relation.RECAST):
                 relation = names[place]  # equal but for what only one of the two rows has, such as counters
             yield self._edge(row.child, family.repos[row.parent], relation, row.weight, evidence)
+
+    def _equals(self) -> Ints:
+        """(n,) how many models are equal to each of the originals, so that nothing but a time tells them apart."""
+        copies = [(made.parents[0], m) for m, made in self._fixed.items() if made.relation is Relation.COPY]
+        pairs = np.array(copies, np.int64).reshape(-1, 2)
+        untold = pairs[self._odds.time(pairs[:, 0], pairs[:, 1]) == 0]
+        return np.bincount(untold[:, 0], minlength=len(self._family))
 
     def _edge(
         self, child: int, parent: str, relation: Relation, weight: float, evidence: Mapping[str, float]

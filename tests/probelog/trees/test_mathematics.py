@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -117,6 +118,23 @@ def test_the_weights_of_a_merge_come_out_as_they_went_in(weights, seed):
     got = dict(zip(merge.parents, merge.weights, strict=True))
     assert [got[parent] for parent in range(len(shares))] == pytest.approx(shares, abs=1e-6)
     assert sum(merge.weights) == pytest.approx(1)
+
+
+@settings(deadline=None)
+@given(st.floats(0.2, 0.8), st.integers(0, 1000))
+def test_a_merge_along_an_arc_has_no_third_parent(share, seed):
+    random = np.random.default_rng(seed)
+    base = random.standard_normal(640)
+    one, other = base + 0.4 * random.standard_normal((2, 640))
+    others = base + 0.4 * random.standard_normal((4, 640))
+    angle = math.acos(one @ other / math.sqrt((one @ one) * (other @ other)))
+    merged = (math.sin((1 - share) * angle) * one + math.sin(share * angle) * other) / math.sin(angle)
+
+    merge = find_merge(merged, np.stack([one, other, *others]))
+
+    assert merge is not None
+    assert sorted(merge.parents) == [0, 1]
+    assert dict(zip(merge.parents, merge.weights, strict=True))[1] == pytest.approx(share, abs=0.03)
 
 
 def test_what_is_no_merge_is_none():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from probelog.storage.schemas import WEIGHTS
 from probelog.trees.edges import Relation
+from probelog.trees.evidence.relations import compare, relations_of
 from probelog.trees.families.tables import ModelFacts, families
 from probelog.trees.recovery.neighbours import find_neighbours
 from probelog.trees.recovery.recover import recover, recover_family
@@ -93,9 +94,21 @@ def quantised(tensors):
     return {name: np.round(x / steps[name]) * steps[name] if x.ndim > 1 else x for name, x in tensors.items()}
 
 
-def pruned(tensors):
+def to_bfloat16(tensors):
+    return {name: torch.from_numpy(x).bfloat16().float().numpy() for name, x in tensors.items()}
+
+
+def trained_a_little(tensors, size, seed):
+    random = np.random.default_rng(3000 + seed)
     return {
-        name: np.where(np.abs(x) < np.quantile(np.abs(x), 0.5), 0, x)
+        name: x if "head" in name else np.where(x == 0, 0, x + size * random.standard_normal(x.shape))
+        for name, x in tensors.items()
+    }
+
+
+def pruned(tensors, share=0.5):
+    return {
+        name: np.where(np.abs(x) < np.quantile(np.abs(x), share), 0, x)
         if x.ndim > 1 and not name.startswith("head")
         else x
         for name, x in tensors.items()
@@ -186,7 +199,7 @@ def test_the_smaller_counter_of_batches_is_the_parents(root, reverse):
 
 
 def test_numbers_that_lie_on_a_coarse_grid_are_the_rounded_ones_in_whatever_type(root):
-    rounded = {name: torch.from_numpy(x).bfloat16().float().numpy() for name, x in root.items()}
+    rounded = to_bfloat16(root)
     for names in (("a", "b"), ("b", "a")):  # without times the name would decide
         edges = edges_of(dict(zip(names, (root, rounded), strict=True)))
 
@@ -245,6 +258,70 @@ def test_a_permuted_copy_is_that_of_the_model_with_its_head(root):
     models.update({f"child{n}": tuned(root, 0.2, n) for n in range(2)})
 
     assert ("permuted", "root") in edges_of(models)
+
+
+@pytest.mark.parametrize("rounded", [quantised, to_bfloat16])
+@pytest.mark.parametrize("times", [True, False])
+def test_a_rounded_model_and_one_with_its_numbers_and_another_head_are_siblings(root, rounded, times):
+    headed = with_head(root, 10, 9)
+    models = {"headed": headed, "q": rounded(root), **{f"child{n}": tuned(root, 0.2, n) for n in range(3)}}
+    models["on"] = {**tuned(root, 0.2, 5), **{name: x for name, x in headed.items() if "head" in name}}
+
+    edges = edges_of(models, facts_of(*models) if times else None, least=0.5)
+
+    siblings = {child for (child, _), edge in edges.items() if edge.latent}
+    assert siblings == set(models) - {"on"}
+    assert len({parent for (_, parent), edge in edges.items() if edge.latent}) == 1
+    # What has kept the head comes from the model with that head.
+    assert [pair for pair, edge in edges.items() if not edge.latent] == [("on", "headed")]
+
+
+def test_a_rounded_model_with_fewer_classes_does_not_make_a_latent_ancestor(root):
+    models = {"root": root, "q": quantised(with_head(root, 10, 9))}
+    models.update({f"child{n}": tuned(root, 0.2, n) for n in range(3)})
+
+    edges = edges_of(models, facts_of(*models))
+
+    assert set(edges) == {(child, "root") for child in models if child != "root"}
+
+
+@pytest.mark.parametrize("rounded", [quantised, to_bfloat16])
+def test_what_is_rounded_twice_alike_comes_from_one_model_twice(root, rounded):
+    models = {"root": root, "q1": rounded(root), "q2": rounded(root)}
+
+    edges = edges_of(models, facts_of(*models))
+
+    assert set(edges) == {("q1", "root"), ("q2", "root")}
+    assert len({edge.relation for edge in edges.values()}) == 1
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.floats(0.05, 0.6), st.integers(0, 1000))
+def test_training_that_is_looked_at_backwards_is_not_pruning(size, seed):
+    parent = base(seed)
+    models = {
+        "parent": parent,
+        "child": {**tuned(parent, size, seed + 1), "head.weight": parent["head.weight"]},
+    }
+    (family,) = families(table(models))
+    at = [family.repos.index(name) for name in ("child", "parent")]
+
+    backwards = compare(family, np.array(at[:1]), np.array(at[1:]))
+
+    assert relations_of(backwards, np.ones(1, bool)) == [Relation.FINE_TUNED]
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.floats(0.3, 0.7), st.floats(0, 0.02), st.integers(0, 1000))
+def test_what_was_pruned_and_trained_a_little_is_pruned(share, size, seed):
+    parent = base(seed)
+    models = {"parent": parent, "child": trained_a_little(pruned(parent, share), size, seed)}
+    (family,) = families(table(models))
+    at = [family.repos.index(name) for name in ("parent", "child")]
+
+    pair = compare(family, np.array(at[:1]), np.array(at[1:]))
+
+    assert relations_of(pair, np.ones(1, bool)) == [Relation.PRUNED]
 
 
 def test_siblings_of_an_unseen_parent_are_not_each_others_parents(root):
