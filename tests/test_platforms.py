@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ def test_without_limits_a_posix_system_has_no_encoder() -> None:
 
 
 def _start(*arguments: str) -> process._Started:
-    return process._start_to_connect([*arguments], partial(subprocess.Popen[bytes]))
+    return process._start_to_connect([*arguments], {})
 
 
 def test_only_the_process_itself_can_connect(tmp_path: Path) -> None:

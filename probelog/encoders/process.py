@@ -27,7 +27,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,14 +176,13 @@ class _Process:
 
         log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         command = [get_executable(), "-I", "-S", "-X", "utf8", "-c", _MAIN, "\n".join(_folders())]
-        start = partial(
-            subprocess.Popen[bytes],
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=_ENVIRONMENT | {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-            cwd=os.sep,
-        )
-        popen, sockets = (_start_with_sockets if _POSIX else _start_to_connect)(command, start)
+        options = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": log,
+            "env": _ENVIRONMENT | {name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+            "cwd": os.sep,
+        }
+        popen, sockets = (_start_with_sockets if _POSIX else _start_to_connect)(command, options)
         channels: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         for channel in sockets:
             channels.put(channel)
@@ -216,26 +214,27 @@ class _Process:
 _Started = tuple["subprocess.Popen[bytes]", "list[socket.socket]"]
 
 
-def _start_with_sockets(command: list[str], start: Callable[..., subprocess.Popen[bytes]]) -> _Started:
+def _start_with_sockets(command: list[str], options: Mapping[str, Any]) -> _Started:
     """A process that has the other ends of the channels from the start."""
     pairs = [socket.socketpair() for _ in range(_CHANNELS)]
     for here, _ in pairs:
         here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     descriptors = [there.fileno() for _, there in pairs]
-    popen = start(
+    popen = subprocess.Popen(  # noqa: S603 - this interpreter, and descriptors
         [*command, *map(str, descriptors)],
         stdin=subprocess.DEVNULL,
         pass_fds=descriptors,
         # An interrupt from the keyboard is for the client. Of a session of its own, Linux would share out the
         # processor by sessions, and make queries wait beside other programs.
         process_group=0,
+        **options,
     )
     for _, there in pairs:
         there.close()
     return popen, [here for here, _ in pairs]
 
 
-def _start_to_connect(command: list[str], start: Callable[..., subprocess.Popen[bytes]]) -> _Started:
+def _start_to_connect(command: list[str], options: Mapping[str, Any]) -> _Started:
     """A process that connects to this one, which it is known to by a key: other users can connect, too.
 
     Raises:
@@ -244,10 +243,11 @@ def _start_to_connect(command: list[str], start: Callable[..., subprocess.Popen[
     warnings.warn(UNGUARDED, RuntimeWarning, stacklevel=2)
     key = secrets.token_bytes(KEY_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        popen = start(
+        popen = subprocess.Popen(  # noqa: S603 - this interpreter, and a port
             [*command, CONNECT, str(server.getsockname()[1]), str(_CHANNELS)],
             stdin=subprocess.PIPE,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # as above, of interrupts
+            **options,
         )
         channels: list[socket.socket] = []
         try:

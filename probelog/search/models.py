@@ -310,6 +310,7 @@ def _models(
         if pa.types.is_nested(kind):
             raise QueryError(f"models cannot be sorted by {sort}, which is a list")
         # Unknown ones come last, either way.
-        order = "ascending" if pa.types.is_string(kind) else "descending"
-        table = table.take(pc.sort_indices(table, [(sort, order)]))
+        table = table.take(
+            pc.sort_indices(table, [(sort, "ascending" if pa.types.is_string(kind) else "descending")])
+        )
     return (table if limit is None else table.slice(0, limit)).select(list(columns))

@@ -229,7 +229,7 @@ def _check_words(generation: Generation, text: str, notes: list[str]) -> None:
 
 def embed_pictures(generation: Generation, images: Pictures) -> npt.NDArray[np.float32]:
     """Unit vectors of pictures: (s, d)."""
-    listed = list(images) if isinstance(images, list | tuple) else [images]
+    listed: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     if not listed:
         raise QueryError("images must be a picture, or a list of at least one")
     return np.asarray(generation.image_encoder.embed(listed, mirror=True))

@@ -14,7 +14,7 @@ from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 
 if TYPE_CHECKING:
     # None is installed with ProbeLog: each is imported when somebody asks for it.
-    import pandas  # type: ignore[import-not-found, unused-ignore]
+    import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
     import polars  # type: ignore[import-not-found, unused-ignore]
     from _typeshed import DataclassInstance
 
@@ -70,7 +70,8 @@ class Tabular:
 
     def __arrow_c_stream__(self: _HasArrow, requested_schema: object | None = None) -> object:
         """The same for any library that reads Arrow streams: ``duckdb``, ``polars.DataFrame(results)``."""
-        return self.to_arrow().__arrow_c_stream__(requested_schema)
+        stream: object = self.to_arrow().__arrow_c_stream__(requested_schema)  # type: ignore[no-untyped-call]
+        return stream
 
 
 def _missing(method: str, package: str, error: ModuleNotFoundError) -> UsageError:
