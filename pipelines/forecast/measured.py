@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,7 @@ from probelog.storage.versions import check_version
 PARTS = ("download", *BUSY)
 # Enough to know what a model costs; more would take long to fit.
 _MOST_MODELS = 1000
+_READERS = 16
 _COLUMNS = [
     "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "bytes",
     *(f"seconds_{part}" for part in PARTS),
@@ -136,16 +139,14 @@ def find_measured(store: Store, own_key: str | None, like: str | None) -> Measur
 
 
 def _largest(store: Store, source: str) -> Measured | None:
-    folders = {
-        name.rsplit("/", 2)[0] for name in store.names(LEDGERS, suffix=".json") if "/receipts/" in name
-    }
-    measured = [_read(Ledger(store, folder), source, False) for folder in sorted(folders)]
+    measured = [_read(Ledger(store, folder), source, False) for folder in store.folders(LEDGERS)]
     return max(filter(None, measured), key=lambda one: one.counts.indexed, default=None)
 
 
 def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     """None where no model is indexed."""
-    receipts = ledger.receipts()
+    sizes = ledger.store.sizes(ledger.paths.receipts)
+    receipts = ledger.receipts(PurePosixPath(name).stem for name in sizes)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     if not counts.indexed:
         return None
@@ -160,7 +161,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         probes=int(manifest["probes"]),
         fraction=float(manifest["fraction"]),
         receipts=receipts,
-        receipt_bytes=sum(ledger.store.sizes(ledger.paths.receipts).values()),
+        receipt_bytes=sum(sizes.values()),
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),
@@ -173,6 +174,10 @@ def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
     full = [receipt for receipt in receipts if receipt.models.rows]
     rows = sum(receipt.models.rows for receipt in full)
     step = max(1, -(-rows // _MOST_MODELS))
-    return pa.concat_tables(
-        read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS) for receipt in full[::step]
-    )
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pa.concat_tables(
+            pool.map(
+                lambda receipt: read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS),
+                full[::step],
+            )
+        )

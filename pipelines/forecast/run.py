@@ -178,8 +178,7 @@ def _store_rates(measured: Measured) -> dict[str, float]:
     """
     store, key = measured.ledger.store, measured.ledger.paths.key
     rates = {}
-    for name in store.names(COMPLETIONS, suffix=f"/{RECEIPT}"):
-        content = store.read_json(name)
+    for _, content in store.records(COMPLETIONS, RECEIPT):
         if content["observations"] == key and content["logits"]:
             rates["descriptors"] = sum(part["size"] for part in content["parts"].values()) / content["logits"]
     live = LiveIndex.open(store.child(INDEX))

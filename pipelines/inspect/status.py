@@ -155,18 +155,19 @@ def status(uri: str) -> Status:
         catalogues=_catalogues(store),
         probe_sets=[
             {"hash": content["hash"], "count": content["count"]}
-            for name in _names(store, layout.PROBE_SETS, layout.MANIFEST)
-            for content in [store.read_json(name)]
+            for _, content in store.records(layout.PROBE_SETS, layout.MANIFEST)
         ],
-        ledgers=[_ledger(store, name) for name in _names(store, layout.LEDGERS, layout.MANIFEST)],
+        ledgers=[
+            _ledger(Ledger(store, folder), content)
+            for folder, content in store.records(layout.LEDGERS, layout.MANIFEST)
+        ],
         completions=[
-            {"key": name.split("/")[1]}
+            {"key": layout.CompletionFolder(folder).key}
             | {
                 key: content[key]
                 for key in ("logits", "models", "rank", "regularisation", "rmse", "top_rmse")
             }
-            for name in _names(store, layout.COMPLETIONS, layout.RECEIPT)
-            for content in [store.read_json(name)]
+            for folder, content in store.records(layout.COMPLETIONS, layout.RECEIPT)
         ],
         trees=_trees(store),
         index=_index(store),
@@ -177,18 +178,14 @@ def status(uri: str) -> Status:
     return result
 
 
-def _names(store: Store, folder: str, last: str) -> list[str]:
-    return [name for name in store.names(folder, suffix=f"/{last}") if name.count("/") == 2]
-
-
 def _catalogues(store: Store) -> list[dict[str, Any]]:
     catalogues: dict[str, dict[str, Any]] = {}
     for last in (layout.PROGRESS, layout.RECEIPT):
-        for name in _names(store, layout.CATALOGUES, last):
-            content = store.read_json(name)
+        for folder, content in store.records(layout.CATALOGUES, last):
             finished = content["finished"] if last == layout.RECEIPT else None
-            catalogues[name.split("/")[1]] = {
-                "key": name.split("/")[1],
+            key = layout.CatalogueFolder(folder).key
+            catalogues[key] = {
+                "key": key,
                 "rows": count_rows(content["rows"]),
                 "failures": count_rows(content["failures"]),
                 "finished": finished,
@@ -196,10 +193,8 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
     return list(catalogues.values())
 
 
-def _ledger(store: Store, manifest: str) -> LedgerStatus:
-    content = store.read_json(manifest)
-    check_version(content, LEDGER_VERSION, store.path(manifest), "ledger")
-    ledger = Ledger(store, manifest.rsplit("/", 1)[0])
+def _ledger(ledger: Ledger, content: dict[str, Any]) -> LedgerStatus:
+    check_version(content, LEDGER_VERSION, ledger.store.path(ledger.paths.manifest), "ledger")
     summary, fresh = Summary.read(ledger)
     counts, running = summary.counts, summary.running
     failed = counts.failures
@@ -244,26 +239,24 @@ def _example_line(item: dict[str, str] | None) -> str:
 
 def _trees(store: Store) -> list[dict[str, Any]]:
     """Finished and unfinished recoveries of model trees."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in store.names(layout.TREES, suffix=".json"):
-        key = name.split("/")[1]
-        folder = layout.TreesFolder.of(key)
-        if name == folder.receipt:
-            done = read_trees(store, key)
-            if done is not None:
-                found[key] = {
-                    "key": key,
+    found: list[dict[str, Any]] = []
+    for path in store.folders(layout.TREES):
+        folder = layout.TreesFolder(path)
+        done = read_trees(store, folder.key)
+        if done is not None:
+            found.append(
+                {
+                    "key": folder.key,
                     "models": done.models.rows,
                     "families": done.families,
                     "edges": done.edges.rows,
                     "failed": done.failed,
                     "finished": True,
                 }
-        elif name.startswith(f"{folder.batches}/"):
-            begun = found.setdefault(key, {"key": key, "batches": 0, "finished": False})
-            if not begun["finished"]:
-                begun["batches"] += 1
-    return list(found.values())
+            )
+        elif batches := len(store.names(folder.batches, suffix=".json")):
+            found.append({"key": folder.key, "batches": batches, "finished": False})
+    return found
 
 
 def _trees_line(item: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ from probelog.index.pointer import Pointer, read_pointer
 from probelog.probes import probe_set
 from probelog.publication.lifecycle import read_files
 from probelog.storage import layout
+from probelog.storage.bundles import Bundles
 from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, ItemResult, Ledger, Receipt
 from probelog.storage.parquet_parts import Part
@@ -208,6 +209,8 @@ class _Verifier:
             paths = ledger.paths
             for name in self._below(f"{paths.receipts}/"):
                 yield partial(self._receipt, ledger, name)
+            for name in self._below(f"{paths.bundles}/"):
+                yield partial(self._bundle, ledger, name)
             for name in self._below(f"{paths.runs}/"):
                 self._json(name)
             summary = self._json(paths.summary) if paths.summary in self._listed else None
@@ -240,6 +243,15 @@ class _Verifier:
             or sum(counts.failed.values()) != receipt.failures.rows
         ):
             self._note("damaged", name, "it counts other rows than its parts have")
+
+    def _bundle(self, ledger: Ledger, name: str) -> None:
+        with self._lock:
+            self._claimed.add(name)
+        self._count(self._listed[name])
+        try:
+            Bundles(ledger.store, ledger.paths).read(name)
+        except (StoreError, FileNotFoundError) as error:
+            self._note("damaged", name, str(error))
 
     def _spooled(self, name: str) -> None:
         """A result that waits to be sealed; one that was sealed since the listing is no longer there."""

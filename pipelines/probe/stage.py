@@ -96,7 +96,11 @@ class LedgerState:
         return cls([], np.zeros(0, np.uint64), pa.table({}), pa.table({})).after(ledger, receipts)
 
     def after(self, ledger: Ledger, receipts: list[Receipt]) -> LedgerState:
-        """The state after further receipts. Their ``originals`` are dropped: a million names that are used only once."""
+        """The state after further receipts, which are bundled where they are many.
+
+        Their ``originals`` are dropped: a million names that are used only once.
+        """
+        ledger.bundle(receipts)
         sealed = np.union1d(self.sealed, key_numbers(item for receipt in receipts for item in receipt.items))
         tables = [table for table in (self.recorded, ledger.failure_rows(receipts)) if table.column_names]
         recorded = pa.concat_tables(tables)

@@ -146,6 +146,15 @@ class LedgerFolder(_Folder):
         """The receipt of a sealed batch."""
         return f"{self.receipts}/{batch}.json"
 
+    @property
+    def bundles(self) -> str:
+        """The folder of copies of receipts, many in one object."""
+        return self.file("bundles")
+
+    def bundle(self, digest: str) -> str:
+        """Copies of many receipts, by the digest of what it holds."""
+        return f"{self.bundles}/{digest[:16]}.parquet"
+
     def part(self, kind: str, batch: str) -> str:
         """A part of a sealed batch."""
         return f"{self.path}/{kind}/{batch}.parquet"

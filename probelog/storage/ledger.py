@@ -9,6 +9,7 @@ under the same name.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 from collections import Counter
@@ -24,6 +25,8 @@ import pyarrow.compute as pc
 
 from probelog.arrays import values_of
 from probelog.errors import StoreError
+from probelog.storage.bundles import BUNDLED, Bundles
+from probelog.storage.checksummed_json import sealed_json, unsealed_json
 from probelog.storage.encoding import digest, short_key
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.observations import from_rows
@@ -189,6 +192,8 @@ class Ledger:
         self.store = store
         self.folder = folder
         self.paths = LedgerFolder(folder)
+        self._bundles = Bundles(store, self.paths)
+        self._bundled: set[str] = set()
 
     # Spool
 
@@ -218,7 +223,8 @@ class Ledger:
 
     def drop_sealed_spool(self, receipts: Sequence[Receipt]) -> None:
         """Finish what a kill between a receipt and the end of its spool left undone."""
-        for item in self.spooled() & {item for receipt in receipts for item in receipt.items}:
+        spooled = self.spooled()
+        for item in {item for receipt in receipts for item in receipt.items if item in spooled}:
             self.store.delete(self.paths.spooled(item))
 
     # Sealing
@@ -280,10 +286,40 @@ class Ledger:
         return [name.rsplit("/", 1)[1].removesuffix(".json") for name in names]
 
     def receipts(self, names: Iterable[str] | None = None) -> list[Receipt]:
-        """All receipts, or those of some names, by name."""
+        """All receipts, or those of some names, by name; many of them from bundles, where they are bundled.
+
+        Raises:
+            FileNotFoundError, SchemaVersionError, StoreError: as `receipt`.
+        """
         requested = self.receipt_names() if names is None else sorted(names)
+        receipts: dict[str, Receipt] = {}
+        if len(requested) >= BUNDLED:
+            wanted = set(requested)
+            for name, data in self._bundles.receipts():
+                if name in wanted and name not in receipts:
+                    where = self.store.path(self.paths.receipt(name))
+                    receipts[name] = _receipt(unsealed_json(data, where), where)
+            self._bundled |= receipts.keys()
+        single = [name for name in requested if name not in receipts]
         with ThreadPoolExecutor(_READERS) as pool:
-            return list(pool.map(self.receipt, requested))
+            receipts.update(zip(single, pool.map(self.receipt, single), strict=True))
+        return [receipts[name] for name in requested]
+
+    def bundle(self, receipts: Sequence[Receipt]) -> None:
+        """Copy receipts into bundles, a thousand into each; those that were read from one, and the rest, are left.
+
+        A refused write is no error: bundles only save requests.
+        """
+        single = [receipt for receipt in receipts if receipt.name not in self._bundled]
+        with contextlib.suppress(StoreError):
+            for start in range(0, len(single) - BUNDLED + 1, BUNDLED):
+                some = single[start : start + BUNDLED]
+                self._bundles.write(
+                    [receipt.name for receipt in some],
+                    [sealed_json(asdict(receipt), indent=None) for receipt in some],
+                    list(self._tables([receipt.failures for receipt in some], FAILURES)),
+                )
+                self._bundled.update(receipt.name for receipt in some)
 
     def receipt(self, name: str) -> Receipt:
         """One receipt.
@@ -304,8 +340,9 @@ class Ledger:
 
     def failure_rows(self, receipts: Sequence[Receipt]) -> pa.Table:
         """Every failure that is recorded, superseded ones included (``FAILURES``). Reads parts of failures alone."""
-        parts = [receipt.failures for receipt in receipts if receipt.failures.rows]
-        tables = list(self._tables(parts, FAILURES))
+        parts = {receipt.name: receipt.failures for receipt in receipts if receipt.failures.rows}
+        bundled, tables = self._bundles.failures(parts.keys()) if len(parts) >= BUNDLED else (set(), [])
+        tables += self._tables([part for name, part in parts.items() if name not in bundled], FAILURES)
         return pa.concat_tables(tables) if tables else FAILURES.empty_table()
 
     def models(self, receipts: Sequence[Receipt]) -> list[ProbedModel]:

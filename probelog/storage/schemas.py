@@ -47,6 +47,17 @@ FAILURES = _schema(
     ],
 )
 
+# Receipts as they were written, and the rows of their parts of failures (`probelog.storage.bundles`).
+BUNDLE = _schema(
+    "receipt-bundle",
+    1,
+    [
+        ("name", pa.string()),
+        ("receipt", pa.large_binary()),
+        ("failures", pa.list_(pa.struct(list(FAILURES)))),
+    ],
+)
+
 OBSERVATIONS = _schema(
     "observations",
     1,

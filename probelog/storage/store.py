@@ -168,6 +168,14 @@ class Store:
         """Names of the objects below a folder, relative to the store, sorted; empty where there is no folder."""
         return sorted(name for name in self.sizes(folder) if name.endswith(suffix))
 
+    def folders(self, folder: str) -> list[str]:
+        """The folders directly below a folder, relative to the store, sorted; what is in them is not listed."""
+        selector = pafs.FileSelector(self._key(folder), allow_not_found=True)
+        base = self.root.rstrip("/") + "/"
+        with self._explained(folder, _READ):
+            infos = self._filesystem().get_file_info(selector)
+        return sorted(info.path.removeprefix(base) for info in infos if info.type == pafs.FileType.Directory)
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the objects below a folder, by name; empty where there is no folder."""
         selector = pafs.FileSelector(self._key(folder), allow_not_found=True, recursive=True)
@@ -335,6 +343,17 @@ class Store:
         """
         data = self.read_or_none(name)
         return None if data is None else unsealed_json(data, self.path(name))
+
+    def records(self, folder: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The JSON objects of one name in the folders directly below a folder, each with its folder.
+
+        Raises:
+            StoreError: as ``read_json``.
+        """
+        for path in self.folders(folder):
+            content = self.read_json_or_none(f"{path}/{name}")
+            if content is not None:
+                yield path, content
 
     # Behind the scenes
 

@@ -51,6 +51,17 @@ def test_names_are_listed_sorted_below_a_folder(store: Store) -> None:
     assert store.child("x").names("deep") == ["deep/3.json"]
 
 
+def test_records_are_found_without_listing_all(store: Store) -> None:
+    for name in ("x/2/facts.json", "x/1/facts.json", "x/1/deep/facts.json", "x/3/other.json", "x/facts.json"):
+        store.write_json(name, {"name": name})
+    assert store.folders("x") == ["x/1", "x/2", "x/3"]
+    assert store.folders("nowhere") == []
+    assert list(store.records("x", "facts.json")) == [
+        (folder, {"name": f"{folder}/facts.json"}) for folder in ("x/1", "x/2")
+    ]
+    assert store.child("x").folders("1") == ["1/deep"]
+
+
 def test_names_are_sorted_in_whatever_order_a_disk_lists_them(tmp_path: Path) -> None:
     numbers = [f"many/{7 * number % 30:02}.json" for number in range(30)]
     for name in numbers:
