@@ -96,9 +96,9 @@ def test_arrays_never_hold_objects() -> None:
 def test_the_region_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_REGION", raising=False)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-3")
-    assert Store("s3://bucket")._filesystem().region == "eu-west-3"
+    assert Store("s3://bucket")._backend.filesystem.region == "eu-west-3"
     monkeypatch.setenv("AWS_REGION", "ap-south-1")
-    assert Store("s3://bucket")._filesystem().region == "ap-south-1"
+    assert Store("s3://bucket")._backend.filesystem.region == "ap-south-1"
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Stores on local disk and on a real S3 server behave alike."""
+"""Stores on local disk and in object stores of every kind behave alike."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import pyarrow as pa
 import pytest
 
 from probelog.errors import ConflictError, StoreError, UsageError
+from probelog.storage.backends.s3 import S3
 from probelog.storage.encoding import digest, parquet_bytes, short_key
 from probelog.storage.store import Store
+from tests.support.processes.azurite import azure_server
+from tests.support.processes.google import google_server
 from tests.support.processes.s3 import s3_server
 
 
@@ -25,11 +28,23 @@ def bucket() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="module")
+def google() -> Iterator[str]:
+    with google_server() as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def azure() -> Iterator[str]:
+    with azure_server() as address:
+        yield address
+
+
+@pytest.fixture(params=["local", "bucket", "google", "azure"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return Store(tmp_path / "a store")
-    return Store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+    return Store(f"{request.getfixturevalue(request.param)}/{tmp_path.name}")
 
 
 def test_what_is_written_is_read(store: Store) -> None:
@@ -119,13 +134,13 @@ def test_a_swap_whose_answer_was_lost_counts(
     store = Store(f"{bucket}/{tmp_path.name}")
     if expected is not None:
         store.write("pointer", expected)
-    real = Store._put_if
+    real = S3.put_if
 
-    def twice(self: Store, name: str, data: bytes, tag: str | None) -> bool:
+    def twice(self: S3, name: str, data: bytes, tag: str | None) -> bool:
         assert real(self, name, data, tag)
         return real(self, name, data, tag)
 
-    monkeypatch.setattr(Store, "_put_if", twice)
+    monkeypatch.setattr(S3, "put_if", twice)
     store.swap("pointer", b"2", expected)
     assert store.read("pointer") == b"2"
     with pytest.raises(ConflictError):
@@ -138,12 +153,12 @@ def test_a_swap_is_tried_again_while_somebody_else_is_writing(
     """A store may answer 409 to a conditional put while another one is under way, which may then fail."""
     store = Store(f"{bucket}/{tmp_path.name}")
     refusals = iter([True, True])
-    real = Store._put_if
+    real = S3.put_if
 
-    def refused(self: Store, name: str, data: bytes, tag: str | None) -> bool:
+    def refused(self: S3, name: str, data: bytes, tag: str | None) -> bool:
         return False if next(refusals, False) else real(self, name, data, tag)
 
-    monkeypatch.setattr(Store, "_put_if", refused)
+    monkeypatch.setattr(S3, "put_if", refused)
     store.swap("pointer", b"1", None)
     assert store.read("pointer") == b"1"
 
@@ -163,7 +178,7 @@ def test_a_put_that_another_one_is_in_the_way_of_is_sent_again(bucket: str, tmp_
         xml = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
         return AWSResponse(request.url, 409, {}, Body(xml)) if len(sent) == 1 else None
 
-    store._client().meta.events.register("before-send.s3.PutObject", refuse_the_first)
+    store._backend.client.meta.events.register("before-send.s3.PutObject", refuse_the_first)
     store.swap("pointer", b"1", None)
     assert len(sent) == 2
     assert store.read("pointer") == b"1"
@@ -172,7 +187,7 @@ def test_a_put_that_another_one_is_in_the_way_of_is_sent_again(bucket: str, tmp_
 def test_the_time_is_asked_for_below_the_stores_own_prefix(bucket: str, tmp_path: Path) -> None:
     """Credentials may be good for nothing else."""
     store, asked = Store(f"{bucket}/{tmp_path.name}/deep"), list[Any]()
-    store._client().meta.events.register(
+    store._backend.client.meta.events.register(
         "provide-client-params.s3.ListObjectsV2", lambda params, **_: asked.append(params)
     )
     store.time()
@@ -249,7 +264,7 @@ def test_interrupted_writes_leave_nothing_that_is_listed(tmp_path: Path) -> None
     assert store.names("a") == ["a/1"]
 
 
-@pytest.mark.parametrize("address", ["", "  ", "gs://bucket/x", "http://host/x"])
+@pytest.mark.parametrize("address", ["", "  ", "abfs://bucket/x", "http://host/x"])
 def test_unusable_addresses_are_refused(address: str) -> None:
     with pytest.raises(UsageError):
         Store(address)
