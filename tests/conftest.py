@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.paths import BENCH, KEPT_EXPORTS
 
@@ -27,6 +28,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hundreds of processes import the same libraries: they are to find what the first of them compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# No test is timed: machines are shared. Beside that the profile is Hypothesis's own, which in CI draws the same every time.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -32,7 +32,7 @@ def features(rng: np.random.Generator, n: int) -> np.ndarray:
 # Regression
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), coefficients=st.tuples(*[st.floats(0.05, 20)] * 3))
 def test_known_coefficients_are_recovered(seed: int, coefficients: tuple[float, ...]) -> None:
     x = features(np.random.default_rng(seed), 80)
@@ -41,7 +41,7 @@ def test_known_coefficients_are_recovered(seed: int, coefficients: tuple[float, 
     assert np.allclose(x @ beta, x @ truth, rtol=0.05)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 30), draws=st.integers(0, 5))
 def test_never_negative_and_the_measured_total_is_met(seed: int, n: int, draws: int) -> None:
     rng = np.random.default_rng(seed)
@@ -138,7 +138,7 @@ def test_limits_of_the_hub() -> None:
 # Heads
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     bodies=st.lists(st.tuples(st.integers(10**4, 10**8), st.integers(33, 2049)), min_size=1, max_size=4),
     logits=st.lists(st.integers(1, 200), min_size=2, max_size=8, unique=True),
