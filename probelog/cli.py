@@ -36,7 +36,7 @@ IndexOption = Annotated[
     str,
     typer.Option(
         "--index",
-        help="The published index, or the store that holds it: a directory or s3://bucket/prefix.",
+        help="The published index, or the store that holds it: a directory, or s3://, gs:// or az://bucket/prefix.",
         envvar="PROBELOG_INDEX",
         show_envvar=True,
     ),

@@ -32,7 +32,8 @@ _HEADER = re.compile(
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16})\b")
 
 _SECRET_NAME = re.compile(
-    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|ACCESS_KEY_ID)$", re.IGNORECASE
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|(?:ACCESS|ACCOUNT|STORAGE|MASTER|SAS|ENCRYPTION)_KEY|ACCESS_KEY_ID)$",
+    re.IGNORECASE,
 )
 _ADDRESS_NAME = re.compile(r"HF_ENDPOINT|AWS_ENDPOINT_URL\w*|\w+_PROXY", re.IGNORECASE)
 #: A shorter one may be an ordinary word, which must not vanish from texts.

@@ -20,7 +20,7 @@ ConfigOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", help="Directory or s3://bucket/prefix; overrides the file's."),
+    typer.Option("--store", help="Directory, or s3://, gs:// or az://bucket/prefix; overrides the file's."),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides one key of the file.")
@@ -46,7 +46,7 @@ OneStoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
-        help=f"Directory or s3://bucket/prefix; default: the file's, else {STORE_VARIABLE} of the environment.",
+        help=f"Directory, or s3://, gs:// or az://bucket/prefix; default: the file's, else {STORE_VARIABLE} of the environment.",
     ),
 ]
 StoreFileOption = Annotated[

@@ -56,7 +56,7 @@ def probes(
         str,
         typer.Argument(help="Folder of images, Parquet with images, or hf://datasets/OWNER/NAME/PATTERN."),
     ],
-    store: Annotated[str, typer.Option("--store", help="Directory or s3://bucket/prefix.")],
+    store: Annotated[str, typer.Option("--store", help="Directory, or s3://, gs:// or az://bucket/prefix.")],
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=1, help="Number of probes; default: all.")
     ] = None,

@@ -1,7 +1,7 @@
 """The one configuration file of a job: TOML, validated when read, every problem at once.
 
 Secrets are never in it: the Hub's address and token come from ``HF_ENDPOINT`` and ``HF_TOKEN``, object stores'
-credentials from the ``AWS_*`` variables.
+credentials from the ``AWS_*``, ``GOOGLE_*`` or ``AZURE_*`` variables.
 """
 
 from __future__ import annotations
@@ -207,7 +207,9 @@ class Quality(_Strict):
 class _Indexed(_Strict):
     """The keys that decide what is indexed and how a logit is described."""
 
-    store: str = Field(description="Where everything is kept: a directory or s3://bucket/prefix.")
+    store: str = Field(
+        description="Where everything is kept: a directory, or s3://, gs:// or az://bucket/prefix."
+    )
     probes: str = Field(
         description="Probe images: a folder, Parquet with an image column, or hf://datasets/OWNER/NAME/*.parquet."
     )

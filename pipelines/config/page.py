@@ -30,13 +30,16 @@ These come from the environment, never from the file.
 |---|---|
 | `HF_ENDPOINT` | the Hub's address, for mirrors and `probelog-index hub`; by default the public Hub. A user and password in it (`https://USER:PASSWORD@mirror`) are sent to it in place of the token, and are written nowhere |
 | `HF_TOKEN` | raises the Hub's rate limits, and opens gated repositories that its owner has access to |
-| `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN` | credentials of an object store |
+| `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN` | credentials for `s3://`; profiles and roles (`AWS_PROFILE`, SSO) do as well |
 | `AWS_REGION`, `AWS_ENDPOINT_URL` | its region, and its address where it is not Amazon's |
+| `GOOGLE_APPLICATION_CREDENTIALS` | credentials for `gs://`: a file; on Google's machines none is needed |
+| `AZURE_STORAGE_ACCOUNT_NAME`, and `AZURE_STORAGE_ACCOUNT_KEY`, `AZURE_STORAGE_SAS_TOKEN` or `AZURE_CLIENT_ID`, `AZURE_TENANT_ID`, `AZURE_CLIENT_SECRET` | the account of `az://CONTAINER`, and credentials; on Azure's machines and with workload identity the name is enough |
+| `GOOGLE_BASE_URL`, `AZURE_STORAGE_ENDPOINT` | addresses of such services elsewhere |
 | `RAY_ADDRESS` | the Ray cluster; set inside a Ray job |
 | `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` | Ray's own; a Ray on this machine has a token in `~/.ray/auth_token` unless they say another |
 | `RAY_TMPDIR` | where a Ray on this machine keeps its logs (in `ray/session_latest/logs` there); by default `/tmp/probelog-UID` |
 
-Keys in an address of a store (`s3://KEY:SECRET@bucket`, or in `AWS_ENDPOINT_URL`) are refused: addresses are recorded.
+Keys in an address of a store (`s3://KEY:SECRET@bucket`, a signature after `?`, or in `AWS_ENDPOINT_URL`) are refused: addresses are recorded.
 What stands in these variables, and in those of proxies, is cut from logs, messages, tracebacks and records (`***`).
 """
 

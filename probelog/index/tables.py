@@ -166,7 +166,8 @@ class Tables:
                 raise
             message = first_line(error)
             if not self._index.is_local and "credentials" in message.casefold():
-                message += " (for a bucket that is open to everybody set AWS_SKIP_SIGNATURE=true)"
+                variable = {"gs": "GOOGLE", "az": "AZURE"}.get(self._index.scheme, "AWS") + "_SKIP_SIGNATURE"
+                message += f" (for a bucket that is open to everybody set {variable}=true)"
             raise StoreError(
                 f"{self._index.uri}: generation {self._generation} cannot be read ({subject}): {message}"
             ) from error

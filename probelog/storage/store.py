@@ -165,11 +165,8 @@ class Store:
 
     def folders(self, folder: str) -> list[str]:
         """The folders directly below a folder, relative to the store, sorted; what is in them is not listed."""
-        selector = pafs.FileSelector(self._key(folder), allow_not_found=True)
-        base = self.root.rstrip("/") + "/"
         with self._explained(folder, _READ):
-            infos = self._filesystem().get_file_info(selector)
-        return sorted(info.path.removeprefix(base) for info in infos if info.type == pafs.FileType.Directory)
+            return sorted(self._backend.folders(self._checked(folder)))
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the objects below a folder, by name; empty where there is no folder."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -53,6 +54,10 @@ class Backend(ABC):
     @abstractmethod
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of the objects below a folder, by name; empty where there is no folder."""
+
+    @abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """The folders directly below a folder; empty where there is none."""
 
     @abstractmethod
     def time(self) -> dt.datetime:
@@ -156,13 +161,21 @@ class ArrowBackend(Backend):
         return ObjectInfo(info.size, info.mtime) if info.type == pafs.FileType.File else None
 
     def sizes(self, folder: str) -> dict[str, int]:
-        selector = pafs.FileSelector(self.key(folder), allow_not_found=True, recursive=True)
-        base = self.root.rstrip("/") + "/"
         return {
-            info.path.removeprefix(base): int(info.size)
-            for info in self.filesystem.get_file_info(selector)
+            name: int(info.size)
+            for name, info in self._listed(folder, recursive=True)
             if info.type == pafs.FileType.File and not info.base_name.startswith(TEMPORARY)
         }
+
+    def folders(self, folder: str) -> list[str]:
+        listed = self._listed(folder, recursive=False)
+        return [name for name, info in listed if info.type == pafs.FileType.Directory]
+
+    def _listed(self, folder: str, recursive: bool) -> Iterator[tuple[str, pafs.FileInfo]]:
+        selector = pafs.FileSelector(self.key(folder), allow_not_found=True, recursive=recursive)
+        base = self.root.rstrip("/") + "/"
+        for info in self.filesystem.get_file_info(selector):
+            yield info.path.removeprefix(base), info
 
     def delete_folder(self, folder: str) -> None:
         self.filesystem.delete_dir(self.key(folder))

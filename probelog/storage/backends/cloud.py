@@ -64,12 +64,19 @@ class Cloud(Bucket):
         return ObjectInfo(meta["size"], meta["last_modified"])
 
     def sizes(self, folder: str) -> dict[str, int]:
-        base = self.object_key("")
         return {
-            path.removeprefix(f"{base}/" if base else ""): size
+            self._name(path): size
             for path, size in self._listed(folder)
             if not path.rpartition("/")[2].startswith(TEMPORARY)
         }
+
+    def folders(self, folder: str) -> list[str]:
+        listed = _obstore().list_with_delimiter(self.store, self.object_key(folder) or None)
+        return [self._name(path) for path in listed["common_prefixes"]]
+
+    def _name(self, path: str) -> str:
+        base = self.object_key("")
+        return path.removeprefix(f"{base}/" if base else "")
 
     def _listed(self, folder: str) -> list[tuple[str, int]]:
         blocks = _obstore().list(self.store, self.object_key(folder) or None, chunk_size=1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def test_addresses_of_buckets() -> None:
     assert (store.is_local, store.uri) == (False, "s3://bucket/some/prefix")
     assert store.path("x") == "s3://bucket/some/prefix/x"
     assert Store("s3://bucket").child("x").uri == "s3://bucket/x"
+    assert Store("gs://bucket/a/").path("x") == "gs://bucket/a/x"
+    assert Store("az://container").path("x/y") == "az://container/x/y"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../x", "/x"])
@@ -56,6 +59,13 @@ def test_options_of_lance_follow_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://special")
     assert lance_options("s3://bucket/x") == {"aws_endpoint": "http://special", "allow_http": "true"}
     assert lance_options("/folder") == {}
+    for scheme, variable in (("gs", "GOOGLE_BASE_URL"), ("az", "AZURE_STORAGE_ENDPOINT")):
+        monkeypatch.delenv(variable, raising=False)
+        assert lance_options(f"{scheme}://bucket/x") == {}
+        monkeypatch.setenv(variable, "https://other")
+        assert lance_options(f"{scheme}://bucket/x") == {}
+        monkeypatch.setenv(variable, "http://other")
+        assert lance_options(f"{scheme}://bucket/x") == {"allow_http": "true"}
 
 
 def test_ranges_sizes_and_columns(tmp_path: Path) -> None:
@@ -153,6 +163,30 @@ def test_a_newer_format_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(SchemaVersionError):
         retry_with_backoff(call, 60.0)
     assert clock.slept == []
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("az://KEY@account/x", "AZURE_STORAGE_ACCOUNT_KEY"),
+        ("az://container/x?sv=2021&sig=geheim12", "AZURE_STORAGE_ACCOUNT_KEY"),
+        ("gs://user:geheim12@bucket", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("s3://bucket/x?X-Amz-Signature=geheim12", "AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_keys_belong_in_the_environment(address: str, place: str) -> None:
+    with pytest.raises(UsageError, match=place) as refused:
+        Store(address)
+    assert "geheim12" not in str(refused.value)
+
+
+def test_a_store_at_google_or_azure_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("obstore", "obstore.store"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for address in ("gs://bucket/x", "az://container/x"):
+        for use in (Store(address).read, Store(address).names, Store(address).exists):
+            with pytest.raises(UsageError, match=r"need obstore: install probelog\[cloud\]"):
+                use("a")
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///prefix", "s3://?x"])
