@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import QueryError
@@ -23,7 +25,7 @@ _TOKEN = re.compile(
     r"""(?P<blank>\s+|--[^\n]*|/\*.*?\*/)
     |(?P<text>'(?:[^']|'')*')
     |(?P<name>[^\W\d]\w*|"[^"]*"|`[^`]*`)
-    |(?P<number>\d[\w.]*)
+    |(?P<number>\.?\d[\w.]*)
     |(?P<sign><=|>=|<>|!=|.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -41,7 +43,7 @@ _EQUALS = ("=", "!=", "<>", "LIKE", "ILIKE")
 _HAS = ("ARRAY_HAS", "ARRAY_CONTAINS", "LIST_HAS", "LIST_CONTAINS")
 # Of an answer, not of a model: compared with numbers once the answers are ranked.
 RANKED = ("score", "confidence")
-_COMPARED: Mapping[str, Callable[[float, float], bool]] = {
+_COMPARED: Mapping[str, Callable[[npt.NDArray[np.float64], float], npt.NDArray[np.bool_]]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -68,9 +70,14 @@ class Bound:
     sign: str
     value: float
 
-    def allows(self, value: float | None) -> bool:
-        """Whether a value is within it; an unknown one is not."""
-        return value is not None and _COMPARED[self.sign](value, self.value)
+    @property
+    def is_least(self) -> bool:
+        """Whether it excludes small values."""
+        return self.sign in (">", ">=")
+
+    def allows(self, values: npt.NDArray[np.float64] | None) -> npt.NDArray[np.bool_]:
+        """Whether each of n values (n,) is within it; unknown ones (None) are not."""
+        return np.asarray(False if values is None else _COMPARED[self.sign](values, self.value))
 
 
 def prepared(condition: str, name: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from probelog.errors import ProbeLogError, QueryError, StoreError, UsageError
+from probelog.index.conditions import split
 from probelog.index.generation import Generation, Logits
 from probelog.index.pointer import Pointer, find_index, read_pointer, store_around
 from probelog.index.tables import first_line
@@ -198,7 +199,8 @@ class Index:
                 their probes may differ.
             negative: what must not be recognised, a name or several ("hot dog").
             k: how many answers.
-            where: SQL condition over the models' facts, e.g. ``licence = 'mit' AND downloads > 100``.
+            where: SQL condition over the models' facts, and the answers' ``score`` and ``confidence``, e.g.
+                ``licence = 'mit' AND downloads > 100 AND confidence > 0.5``. Texts are compared without case.
             by: ``"logit"`` (the default); ``"model"`` gives of each model the best answer alone; ``"family"`` of each
                 model tree, with the number of its ``relatives``.
             min_confidence: only answers of at least this confidence, between 0 and 1.
@@ -226,10 +228,11 @@ class Index:
             )
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
-        selection = Selection(k, by, min_confidence, sort)
+        condition, bounds = split(where)
+        selection = Selection(k, by, min_confidence, sort, bounds)
         if selection.by_confidence and like is not None:
             raise QueryError(
-                "answers to a logit (like) have no confidence: leave out min_confidence and sort"
+                "answers to a logit (like) have no confidence to select or sort them by: leave that out"
             )
 
         def answer(generation: Generation) -> Results:
@@ -241,7 +244,7 @@ class Index:
                 row = find_logit(generation, like)
                 direction = _direction(generation, row)
             query = ask(generation, texts, images, embeddings, direction, against, notes)
-            model_filter = Filter(generation, where)
+            model_filter = Filter(generation, condition)
             hits = _hits(self, generation, query, selection, model_filter, row, notes)
             highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
             if highest < UNRECOGNISED:

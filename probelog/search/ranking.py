@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from probelog.arrays import values_of
 from probelog.errors import QueryError
-from probelog.index.conditions import prepared
+from probelog.index.conditions import Bound, prepared
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
 from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64
@@ -197,6 +197,7 @@ class Selection:
         by: ``logit`` or None: all; ``model``, ``family``: the first of each.
         min_confidence: the least confidence of an answer.
         sort: what answers are ordered by, ``score`` or ``confidence``.
+        bounds: of the scores and confidences of answers.
 
     Raises:
         QueryError: a value is none of these.
@@ -206,6 +207,7 @@ class Selection:
     by: str | None = None
     min_confidence: float | None = None
     sort: str = "score"
+    bounds: Sequence[Bound] = ()
 
     def __post_init__(self) -> None:
         if self.by not in (None, "logit", "model", "family"):
@@ -216,9 +218,15 @@ class Selection:
             check_confidence(self.min_confidence)
 
     @property
+    def limits(self) -> list[Bound]:
+        """All bounds."""
+        least = [] if self.min_confidence is None else [Bound("confidence", ">=", self.min_confidence)]
+        return [*least, *self.bounds]
+
+    @property
     def by_confidence(self) -> bool:
         """Whether the confidence decides which logits are answers."""
-        return self.min_confidence is not None or self.sort == "confidence"
+        return self.sort == "confidence" or any(bound.name == "confidence" for bound in self.limits)
 
 
 def check_confidence(value: float) -> None:
@@ -246,20 +254,20 @@ def select_logits(
         notes: gets a line where the longest ranking holds too few answers.
     """
     k, by = selection.k, selection.by
-    folded = by in ("model", "family")
+    folded, limits = by in ("model", "family"), selection.limits
     longest = count = k
-    if folded or selection.by_confidence:
+    if folded or limits or selection.by_confidence:
         longest = max(k, _LONGEST_RANKING)
         count = min(longest, max(k * _RANKED_PER_ANSWER, _SORTED if selection.by_confidence else 0))
     while True:
         matches = best(generation, query, count, model_filter, skip)
         confidences = query.confidences(generation, matches.logits, matches.scores, matches.gallery)
         places = np.arange(len(matches.scores))
-        enough = places
-        if confidences is not None and selection.min_confidence is not None:
-            enough = places[confidences >= selection.min_confidence]
+        values = {"score": matches.scores, "confidence": confidences}
+        allowed = [bound.allows(values[bound.name]) for bound in limits]
+        enough = places[np.all(allowed, axis=0)] if limits else places
         exhausted = len(places) < count or count >= longest
-        if selection.min_confidence is not None and not exhausted:
+        if limits and not exhausted and all(bound.is_least for bound in limits):
             # Confidence falls with the score, but for differences between logits: none among the worse half, none below.
             exhausted = not (enough >= count // 2).any()
         if confidences is not None and selection.sort == "confidence":

@@ -8,7 +8,7 @@ import functools
 import json
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -534,6 +534,61 @@ def test_filters_that_are_not_understood(index: probelog.Index, where: str) -> N
 )
 def test_values_are_compared_without_case(index: probelog.Index, where: str, same: str) -> None:
     assert index.search("dog", k=1000, where=where) == index.search("dog", k=1000, where=same)
+
+
+@pytest.mark.parametrize(
+    ("where", "allowed"),
+    [
+        ("confidence >= 0.5", lambda hit: hit.confidence >= 0.5),
+        ("0.5 > confidence", lambda hit: hit.confidence < 0.5),
+        ("score > -1 AND licence = 'mit'", lambda hit: hit.score > -1 and hit.licence == "mit"),
+        (
+            "downloads BETWEEN 1 AND 9 AND Score <= +1.5 and score > -2",
+            lambda hit: hit.downloads in range(1, 10) and -2 < hit.score <= 1.5,
+        ),
+        (
+            "(licence = 'x' OR licence = 'other') AND confidence < .9 AND likes = 0",
+            lambda hit: hit.licence == "other" and hit.confidence < 0.9,
+        ),
+    ],
+)
+def test_answers_are_filtered_by_score_and_confidence(
+    index: probelog.Index, where: str, allowed: Callable[[Hit], bool]
+) -> None:
+    everything = index.search("dog", k=1000)
+    expected = [called([hit])[0] for hit in everything if hit.downloads is not None and allowed(hit)]
+    found = index.search("dog", k=1000, where=where)
+    assert 0 < len(found) < len(everything)
+    assert [
+        pair for pair, hit in zip(called(found), found, strict=True) if hit.downloads is not None
+    ] == expected
+    assert called(index.search("dog", k=2, where=where)) == called(found)[:2]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "confidence > 0.5 OR licence = 'mit'",
+        "NOT confidence > 0.5",
+        "score BETWEEN 1 AND 2",
+        "confidence > 'high'",
+        "score = 3",
+        "(score > 3)",
+        "score > likes",
+        "score >",
+    ],
+)
+def test_other_conditions_on_answers(index: probelog.Index, where: str) -> None:
+    with pytest.raises(
+        QueryError, match=r"compared with a number.*combined with the rest of the filter by AND"
+    ):
+        index.search("dog", where=where)
+
+
+def test_the_confidence_of_answers_to_a_logit(index: probelog.Index) -> None:
+    with pytest.raises(QueryError, match="have no confidence"):
+        index.search(like="anna/pets#1", where="confidence > 0.5")
+    assert index.search(like="anna/pets#1", where="score > -100")
 
 
 @pytest.mark.parametrize(
