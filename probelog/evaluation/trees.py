@@ -33,14 +33,14 @@ class ModelTruth:
         parents: the uploaded ones with their weights.
         ancestors: all, uploaded or not.
         relation: to its parents; a value of `Relation`, or ``root``.
-        tree: a name that just the models of one tree share.
+        tree: a name that just the models of one tree share; None where its root is not known.
         unseen: whether some parent was not uploaded.
     """
 
     parents: Mapping[str, float]
     ancestors: frozenset[str]
     relation: str
-    tree: str
+    tree: str | None
     unseen: bool = False
 
 
@@ -48,17 +48,20 @@ Truth = Mapping[str, ModelTruth]
 
 
 def truth_of(content: object, where: object) -> dict[str, ModelTruth]:
-    """What a truth file of a forest says of its uploaded models.
+    """What a truth file says of its uploaded models.
 
     Its ``models`` has for each repository ``parents`` (a list of ``repo``, ``weight`` and ``withheld``: without
     ``repo`` the parent was never uploaded, and ``withheld`` is its name), ``relation`` and ``tree``; ``withheld`` has
-    the same of what was not uploaded.
+    the same of what was not uploaded. Or it has of each the one ``parent`` (null for a root; not uploaded where it is
+    not among the models) and the ``kind``: a ``copy``, a ``child`` of another child, or else of a root.
 
     Raises:
         UsageError: it is no such file.
     """
     try:
         models, withheld = content["models"], content.get("withheld", {})  # type: ignore[index,attr-defined]
+        if models and not any("parents" in model for model in models.values()):
+            return _of_parents({repo: (model["parent"], model["kind"]) for repo, model in models.items()})
         everything = {**withheld, **models}
         parents = {
             repo: [
@@ -79,8 +82,31 @@ def truth_of(content: object, where: object) -> dict[str, ModelTruth]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(
             f"{where} is no truth file of model trees ({type(error).__name__}: {error}): it must have `models`, each "
-            "with `parents` (a list of objects with `repo` and `weight`), `relation` and `tree`"
+            "with `parents` (a list of objects with `repo` and `weight`), `relation` and `tree`, or each with `parent` "
+            "and `kind`"
         ) from None
+
+
+def _of_parents(models: Mapping[str, tuple[str | None, str]]) -> dict[str, ModelTruth]:
+    """From the parent and the kind of each model."""
+    parents = {repo: [] if parent is None else [str(parent)] for repo, (parent, _) in models.items()}
+    truth = {}
+    for repo, (parent, kind) in models.items():
+        ancestors = _ancestors(repo, parents)
+        root = next((name for name in (repo, *sorted(ancestors)) if not parents.get(name)), None)
+        # A child's parent that is not there may have one itself.
+        unknown = any(
+            models[name][1] == "child" and not models.keys() >= set(parents[name])
+            for name in {repo, *ancestors} & models.keys()
+        )
+        truth[repo] = ModelTruth(
+            parents={str(parent): 1.0} if parent in models else {},
+            ancestors=ancestors,
+            relation="root" if parent is None else "copy" if kind == "copy" else "fine-tune",
+            tree=None if unknown else root,
+            unseen=parent is not None and parent not in models,
+        )
+    return truth
 
 
 def _ancestors(repo: str, parents: Mapping[str, Sequence[str]]) -> frozenset[str]:
@@ -236,9 +262,13 @@ def figures(truth: Truth, edges: Iterable[Edge], independent: int | None) -> Fig
         parentless=Share(fine, len(parentless)),
         relations=dict(sorted(relations.items())),
         merge_error=max(errors, default=None),
-        false=sum(e.parent not in truth or truth[e.child].tree != truth[e.parent].tree for e in seen),
+        false=sum(e.parent not in truth or _independent(truth[e.child], truth[e.parent]) for e in seen),
         independent=independent,
     )
+
+
+def _independent(one: ModelTruth, other: ModelTruth) -> bool:
+    return one.tree != other.tree and None not in (one.tree, other.tree)
 
 
 def _is_ancestor(model: ModelTruth, edge: Edge) -> bool:
@@ -276,9 +306,9 @@ def independent_pairs(truth: Truth, groups: Iterable[Iterable[str]]) -> int:
     for group in groups:
         trees: dict[str, int] = {}
         for repo in group:
-            if repo in truth:
-                count += sum(trees.values()) - trees.get(truth[repo].tree, 0)
-                trees[truth[repo].tree] = trees.get(truth[repo].tree, 0) + 1
+            if repo in truth and (tree := truth[repo].tree) is not None:
+                count += sum(trees.values()) - trees.get(tree, 0)
+                trees[tree] = trees.get(tree, 0) + 1
     return count
 
 

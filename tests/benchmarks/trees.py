@@ -10,7 +10,8 @@ are synthetic forests (`tests.benchmarks.trees_world`), which nothing was fitted
 upload, with 5 % of them wrong, and without any; declared parents are withheld. ``--only`` leaves the bench out.
 ``--cache`` keeps the ``weights`` tables, which take some seconds to read. ``--ablate`` measures without each signal,
 ``--plot`` draws the reliability of all edges of ``--forests``. ``--fit`` prints the coefficients of
-`probelog.trees.evidence.calibration` that fit the bench's forest and ``--forests``. The columns: `probelog.evaluation.trees`.
+`probelog.trees.evidence.calibration` that fit the bench and ``--forests``, and the calibration error of each when it is left
+out of the fit. The columns: `probelog.evaluation.trees`.
 """
 
 from __future__ import annotations
@@ -100,23 +101,9 @@ def forest(folder: Path, cache: Path | None) -> Case:
 
 def hub(folder: Path, cache: Path | None) -> Case:
     """The small hub as a case: the parents of its models, of which some are not there."""
-    models: dict[str, Any] = json.loads((folder / "truth.json").read_text())["models"]
-
-    def ancestors(repo: str) -> list[str]:
-        parent = models[repo].get("parent") if repo in models else None
-        return [parent, *ancestors(parent)] if parent else []
-
-    truth = {
-        repo: ModelTruth(
-            parents={model["parent"]: 1.0} if model.get("parent") in models else {},
-            ancestors=frozenset(ancestors(repo)),
-            relation="copy" if model["kind"] == "copy" else "fine-tune",
-            tree=[repo, *ancestors(repo)][-1],
-            unseen=bool(model.get("parent")) and model["parent"] not in models,
-        )
-        for repo, model in models.items()
-    }
-    return Case("hub", _table(folder / "hub", sorted(models), cache, "hub"), truth, {})
+    file = folder / "truth.json"
+    truth = truth_of(json.loads(file.read_text()), file)
+    return Case("hub", _table(folder / "hub", sorted(truth), cache, "hub"), truth, {})
 
 
 def synthetic(seed: int) -> Case:
@@ -188,7 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif (options.bench / "forest" / "truth.json").is_file():
         bench = forest(options.bench / "forest", options.cache)
         if options.fit:
-            _fit([bench, *trained, *(synthetic(seed) for seed in _FIT_SEEDS)])
+            _fit(
+                [
+                    bench,
+                    hub(options.bench, options.cache),
+                    *trained,
+                    *(synthetic(seed) for seed in _FIT_SEEDS),
+                ]
+            )
             return
         cases += [bench, hub(options.bench, options.cache)]
     else:
@@ -289,15 +283,45 @@ def _calibration_error(edges: Sequence[tuple[float, bool]]) -> float:
 
 
 def _fit(cases: Sequence[Case]) -> None:
-    rows, right = [], []
+    """Coefficients from all cases, and how well those of the others predict each trained one's edges.
+
+    Of a case with times those that are all true are left out: they would count its edges twice.
+    """
+    rows = {
+        (case.name, mode): [
+            (features(edge.relation, edge.evidence), judged(case.truth, [edge])[0][1])
+            for edge in recover(case.weights, case.facts(mode), least_probability=0)
+            if not edge.latent
+        ]
+        for case in cases
+        for mode in case.modes
+    }
+
+    def fitted(without: str = "") -> dict[str, float]:
+        used = [
+            row for (name, mode), some in rows.items() if mode != "times" and name != without for row in some
+        ]
+        return fit([values for values, _ in used], [is_true for _, is_true in used])
+
+    for name, value in fitted().items():
+        print(f'"{name}": {value:.2f},')
+    pooled: dict[str, list[tuple[float, bool]]] = {mode: [] for mode in MODES}
     for case in cases:
+        if case.name.startswith("synthetic"):
+            continue
+        coefficients = fitted(without=case.name)
         for mode in case.modes:
-            found = recover(case.weights, case.facts(mode), least_probability=0)
-            for edge in [edge for edge in found if not edge.latent]:
-                rows.append(features(edge.relation, edge.evidence))
-                right += [is_true for _, is_true in judged(case.truth, [edge])]
-    for name, value in fit(rows, right).items():
-        print(f"{name}: {value:.2f}")
+            pairs = [
+                (
+                    1 / (1 + math.exp(-sum(coefficients[name] * value for name, value in values.items()))),
+                    is_true,
+                )
+                for values, is_true in rows[case.name, mode]
+            ]
+            pooled[mode] += pairs
+            print(f"left out: {case.name}, {mode}: calibration error {_calibration_error(pairs):.3f}")
+    for mode, pairs in pooled.items():
+        print(f"left out, all together, {mode}: calibration error {_calibration_error(pairs):.3f}")
 
 
 if __name__ == "__main__":

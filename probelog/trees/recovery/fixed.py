@@ -318,14 +318,32 @@ def merges(around: Around, models: Ints) -> dict[int, Fixed]:
         points = around.points.of(candidates.reshape(-1)).reshape(*candidates.shape, -1)
         own = around.points.of(block)
         for row in np.flatnonzero(may_be_merges(own, points, there)):
-            merge = find_merge(own[row], points[row, there[row]])
-            if merge is None:
-                continue
-            order = sorted(range(len(merge.parents)), key=lambda place: -merge.weights[place])
-            found[int(block[row])] = Fixed(
-                Relation.MERGE,
-                tuple(int(candidates[row, merge.parents[place]]) for place in order),
-                tuple(merge.weights[place] for place in order),
-                {"residual": merge.residual},
-            )
+            made = _merged(own[row], points[row, there[row]], candidates[row, there[row]])
+            if made is not None:
+                found[int(block[row])] = made
+    # Merges are leaves. Of two merges of the same parents each may look like one of the other.
+    for model, made in list(found.items()):
+        if found.keys().isdisjoint(made.parents):
+            continue
+        others = inner.of(model)[:_CANDIDATES]
+        plain = others[[int(other) not in found for other in others]]
+        again = _merged(around.points.of(np.array([model]))[0], around.points.of(plain), plain)
+        if again is not None:
+            found[model] = again
+        elif any(model in found[parent].parents for parent in made.parents if parent in found):
+            del found[model]
     return found
+
+
+def _merged(model: Floats, points: Floats, candidates: Ints) -> Fixed | None:
+    """What a model (d,) is a merge of, of ``candidates`` (k,) with ``points`` (k, d)."""
+    merge = find_merge(model, points)
+    if merge is None:
+        return None
+    order = sorted(range(len(merge.parents)), key=lambda place: -merge.weights[place])
+    return Fixed(
+        Relation.MERGE,
+        tuple(int(candidates[merge.parents[place]]) for place in order),
+        tuple(merge.weights[place] for place in order),
+        {"residual": merge.residual},
+    )

@@ -127,8 +127,41 @@ def test_a_truth_file():
     assert (truth["b"].parents, truth["b"].unseen, truth["b"].ancestors) == ({}, True, frozenset({"a", "w"}))
 
 
+def test_a_truth_file_with_one_parent_of_each_model():
+    content = {
+        "models": {
+            "root": {"parent": None, "kind": "foundation"},
+            "one": {"parent": "root", "kind": "inet"},
+            "twin": {"parent": "one", "kind": "copy"},
+            "other": {"parent": "gone", "kind": "inet"},
+            "child": {"parent": "somebody/gone", "kind": "child"},
+        }
+    }
+
+    truth = truth_of(content, "truth.json")
+
+    assert truth["root"] == ModelTruth({}, frozenset(), "root", "root")
+    assert truth["twin"] == ModelTruth({"one": 1.0}, frozenset({"one", "root"}), "copy", "root")
+    assert truth["other"] == ModelTruth({}, frozenset({"gone"}), "fine-tune", "gone", unseen=True)
+    # Whether the root is an ancestor of a child's parent that is not there, nobody knows.
+    assert truth["child"] == ModelTruth({}, frozenset({"somebody/gone"}), "fine-tune", None, unseen=True)
+    assert figures(truth, [Edge("child", "root", Relation.FINE_TUNED, 0.9)], None).false == 0
+    assert figures(truth, [Edge("other", "root", Relation.FINE_TUNED, 0.9)], None).false == 1
+    assert independent_pairs(truth, [["root", "other", "child"]]) == 1
+
+
 @pytest.mark.parametrize(
-    "content", [[], {}, {"models": []}, {"models": {"a": {}}}, {"models": {"a": {"parents": [1]}}}, None]
+    "content",
+    [
+        [],
+        {},
+        {"models": []},
+        {"models": {"a": {}}},
+        {"models": {"a": {"parents": [1]}}},
+        None,
+        {"models": {"a": {"parent": None}}},
+        {"models": {"a": {"parent": None, "kind": "inet"}, "b": 1}},
+    ],
 )
 def test_another_file_is_refused(content):
     with pytest.raises(UsageError, match=r"some\.json is no truth file of model trees"):
@@ -145,3 +178,5 @@ def test_a_truth_whose_models_descend_from_each_other_ends():
     }
 
     assert truth_of(content, "")["a"].ancestors == {"a", "b"}
+    content = {"models": {"a": {"parent": "b", "kind": "inet"}, "b": {"parent": "a", "kind": "inet"}}}
+    assert truth_of(content, "")["a"].tree is None

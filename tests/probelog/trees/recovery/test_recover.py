@@ -181,6 +181,16 @@ def test_a_merge_has_its_parents_and_their_weights(root):
     assert {("a", "root"), ("b", "root")} < set(edges)
 
 
+def test_two_merges_of_the_same_parents_are_not_each_others(root):
+    a, b = tuned(root, 0.2, 1), tuned(root, 0.2, 2)
+    one, other = ({name: share * a[name] + (1 - share) * b[name] for name in a} for share in (0.6, 0.5))
+
+    edges = edges_of({"a": a, "b": b, "one": one, "other": other})
+
+    merged = {pair for pair, edge in edges.items() if edge.relation is Relation.MERGE}
+    assert merged == {("one", "a"), ("one", "b"), ("other", "a"), ("other", "b")}
+
+
 def counted(tensors, batches):
     return {**tensors, "blocks.0.norm.num_batches_tracked": np.array(float(batches))}
 
