@@ -15,7 +15,7 @@ from pipelines.benchmark.probed import ProbedHub
 from pipelines.benchmark.protocols import AS_PUBLISHED, Round, rounds
 from pipelines.benchmark.questions import ALL, SINGLE, SUPER, Bools, Questions
 from pipelines.benchmark.tables import Row
-from pipelines.labels.confidence import LabelledConcepts, query_scores
+from pipelines.labels.confidence import LabelledConcepts
 from probelog.arrays import Ints
 from probelog.evaluation.accuracy import bootstrap, roc_area
 from probelog.ranking import matched_heads
@@ -112,7 +112,9 @@ def answers(probed: ProbedConfidence, logits: Ints, concepts: Ints) -> Answers:
     scores, distances, right = [], [], []
     for concept in concepts.tolist():
         excluded = probed.excluded[concept]
-        column = query_scores(directions, offsets, probed.queries[concept], background, b, excluded)
+        column = matched_heads.scores_of_name(
+            probed.queries[concept], directions, offsets, background, b, excluded
+        )
         hits = np.argsort(-column, kind="stable")[:FIRST]
         scores.append(column[hits])
         distances.append(hit_margins(directions, offsets, column, hits, background, b, statistics, excluded))

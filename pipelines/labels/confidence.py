@@ -124,8 +124,8 @@ class LabelledConcepts:
         for number, names in enumerate(self.names):
             if names[0] not in asked:
                 continue
-            column = query_scores(
-                directions, offsets, self.directions[number], background, b, self.excluded[number]
+            column = matched_heads.scores_of_name(
+                self.directions[number], directions, offsets, background, b, self.excluded[number]
             )
             best = candidates[np.argsort(-column[candidates], kind="stable")[:BEST]]
             scores.append(column[best])
@@ -140,11 +140,3 @@ class LabelledConcepts:
                     meanings[label] = lexicon.meaning(declared[label])
                 relevant.append(meaning_of_names.matches(meanings[label]))
         return confidence.fit(np.concatenate(scores), np.concatenate(margins), relevant, len(background))
-
-
-def query_scores(
-    directions: Floats, offsets: Floats, query: Floats, background: Floats, b: float, excluded: Ints
-) -> Float64:
-    """Scores (N,) of one query's direction (d,) over a gallery."""
-    gallery = np.asarray(directions, np.float64)
-    return matched_heads.scores(gallery @ query, gallery, offsets, background, b, excluded)

@@ -18,7 +18,8 @@ from probelog.index.generation import Generation
 from probelog.ranking import matched_heads
 from probelog.ranking.names import name_vectors
 from probelog.search.client import Index
-from probelog.search.query import background_numbers
+from probelog.search.query import ask, background_numbers
+from probelog.search.ranking import with_feedback
 from probelog.search.results import Hit
 
 # Numbers of background names and of logits that are queried: enough to notice a broken index, few enough to be cheap.
@@ -44,13 +45,8 @@ def wrong_answers(generation: Generation, expected: Expected) -> Iterator[str]:
     step = max(1, len(expected.background) // _NAMES)
     names = [*expected.background[::step][:_NAMES], *_OTHER_NAMES]
     same = {model.repo: same_logits(model) for model in expected.models}
-    canaries = [_canary_of_name(client, space, expected, name, same) for name in names]
-    shifts = np.stack(
-        [
-            canary.direction - _exported(generation, expected, name)
-            for canary, name in zip(canaries, names, strict=True)
-        ]
-    )
+    canaries = [_canary_of_name(client, name, same) for name in names]
+    shifts = np.stack([_shift_of_name(generation, space, expected, name) for name in names])
     for logit in expected.written.samples:
         try:
             hits = client.like(logit)
@@ -130,7 +126,7 @@ class _Canary:
 
     Args:
         name: of the query in messages.
-        direction: (d,), of a text by the original encoder, or of a logit.
+        direction: (d,) that the client asks with: of a text, after feedback, or of a logit.
         excluded: numbers of the background names that do not compete with the query.
         hits: the client's answer.
         same: identity of the models' logits (`same_logits`), by repository.
@@ -178,22 +174,21 @@ class _Canary:
         self.exact = {fold: self.exact[fold] for fold in best}
 
 
-def _canary_of_name(
-    client: _Client,
-    space: matched_heads.HeadSpace,
-    expected: Expected,
-    name: str,
-    same: Mapping[str, str],
-) -> _Canary:
-    excluded = background_numbers(client.generation, [name])
-    direction = space.of_texts(expected.embed([name]), [excluded])[0]
-    return _Canary(repr(name), direction, excluded, client.index.search(name, k=_ANSWERS), same)
+def _canary_of_name(client: _Client, name: str, same: Mapping[str, str]) -> _Canary:
+    query = with_feedback(client.generation, ask(client.generation, [name], None, None, None, [], []))
+    direction = client.generation.basis.directions(query.coordinates).astype(np.float64)
+    return _Canary(repr(name), direction, query.excluded, client.index.search(name, k=_ANSWERS), same)
 
 
-def _exported(generation: Generation, expected: Expected, name: str) -> Float64:
-    vectors = name_vectors(generation.text_encoder.embed, expected.prompts, [name])
-    direction: Float64 = generation.space.of_texts(vectors, [background_numbers(generation, [name])])[0]
-    return direction
+def _shift_of_name(
+    generation: Generation, space: matched_heads.HeadSpace, expected: Expected, name: str
+) -> Float64:
+    """How far the original encoder's direction (d,) of a name is from the exported one's."""
+    excluded = [background_numbers(generation, [name])]
+    exported = name_vectors(generation.text_encoder.embed, expected.prompts, [name])
+    return np.asarray(
+        space.of_texts(expected.embed([name]), excluded)[0] - generation.space.of_texts(exported, excluded)[0]
+    )
 
 
 def _scan(

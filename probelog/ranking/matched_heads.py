@@ -13,10 +13,16 @@ background concepts, given its direction.
    the background concepts (the query's own names left out of them), as in CLIP (Radford et al. 2021).
 3. Direction: ridge regression of the standardised response on the centred embeddings of the probes that were seen,
    ``w = (E^T E + rho m v I)^-1 E^T z(y)``, scaled to length 1; ``v`` is the mean squared length of the centred
-   embeddings. A model that saw few probes needs nothing else: this is its completion.
+   embeddings. A model that saw few probes needs no other completion, but its direction is noisier along some principal
+   components of the embeddings than along others: each is divided by one plus its ratio of noise to signal (a Wiener
+   filter), ``1 + NOISE / m x v_j / mean over j of v_j``, ``v_j = lambda_j / (lambda_j + rho v)^2``, lambda_j the variance
+   of the embeddings along it.
 4. Score: ``s(l, c) = b w_l.w_c - log mean over background c_b of exp(b w_l.w_cb)``, the log-odds of the concept
    against an average background concept. The second term is one number a logit, its offset; it takes the place of
    version 2's mean over the k nearest.
+5. Feedback, for names: the direction moves towards the logits that answer it best, which also say what a hub means by
+   the name, and the score is computed again: ``w_c' = NAME_WEIGHT w_c + sum over l of p_l w_l``, ``p_l = e^s / (e^s + B)``
+   the concept's posterior beside the B background concepts (pseudo-relevance feedback: Rocchio 1971).
 
 The constants are few and have no unit. ``SHARPNESS`` sets both temperatures, each in units of the spread that it
 divides: ``a = SHARPNESS / std over concepts of <e_i, t_c>``, ``b = SHARPNESS / std over background of w_l.w_cb``
@@ -40,8 +46,14 @@ Float64 = npt.NDArray[np.float64]
 
 SHARPNESS = 1.5
 RIDGE = 0.005
+# The number of probes with which a direction's noise is as large as its signal, on average over components.
+NOISE = 50.0
 # How much of an image query is its own embedding, beside the names that it was recognised by.
 IMAGE_SHARE = 0.5
+# A name weighs as much as so many logits that certainly stand for it; more of them weigh no more than the name itself.
+NAME_WEIGHT = 10.0
+# The number of a name's best logits that its direction is moved towards.
+FEEDBACK = 50
 # Below this standard deviation a response has underflowed (a head that is certain everywhere): it has no shape.
 _FLAT = 1e-12
 # Bounds the working copy of similarities to the background: 2^24 float64 values are 128 MB.
@@ -90,6 +102,7 @@ class HeadSpace:
         ridge: rho.
         units: the zero-shot temperature, in units of the spread of similarities over concepts.
         image_share: see ``IMAGE_SHARE``.
+        noise: see ``NOISE``.
     """
 
     def __init__(
@@ -99,8 +112,9 @@ class HeadSpace:
         ridge: float = RIDGE,
         units: float = SHARPNESS,
         image_share: float = IMAGE_SHARE,
+        noise: float = NOISE,
     ) -> None:
-        self._rho, self._units, self._image_share = ridge, units, image_share
+        self._rho, self._noise, self._units, self._image_share = ridge, noise, units, image_share
         self._embeddings = np.asarray(embeddings, np.float64)
         self._texts = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
         self.centre: Float64 = self._embeddings.mean(axis=0)
@@ -109,7 +123,9 @@ class HeadSpace:
 
     def of_model(self, model: Observed) -> Float64:
         """Directions of one model's logits: (L, d)."""
-        return self._ridge(standardised_responses(model), np.asarray(model.probes))
+        fitted = self._ridge(standardised_responses(model), np.asarray(model.probes))
+        axes, noise = self._noise_of_one_probe
+        return _unit((fitted @ axes / (1 + noise / len(model.probes))) @ axes.T)
 
     def of_texts(self, texts: Floats, excluded: Sequence[Ints] | None = None) -> Float64:
         """Directions of texts: (C, d) from (C, d) unit vectors.
@@ -210,6 +226,14 @@ class HeadSpace:
             np.linalg.inv(self._centred.T @ self._centred + self._rho * n * self._spread * np.eye(d))
         )
 
+    @cached_property
+    def _noise_of_one_probe(self) -> tuple[Float64, Float64]:
+        """Principal components of the embeddings (d, d), and a direction's noise to signal (d,) along each after one probe."""
+        variances, axes = np.linalg.eigh(self._centred.T @ self._centred / len(self._centred))
+        variances = np.maximum(variances, 0.0)
+        noise = variances / np.square(np.maximum(variances + self._rho * self._spread, 1e-300))
+        return axes, self._noise * noise / max(float(noise.mean()), 1e-300)
+
     def _ridge(self, targets: Float64, probes: Ints | None = None) -> Float64:
         """Step 3 for targets (L, m) seen on some probes or on all of them: (L, d)."""
         if probes is None or len(probes) == len(self._centred):
@@ -308,6 +332,54 @@ def scores(
     rivals = np.asarray(background[np.asarray(excluded, np.int64)], gallery.dtype)
     own_offset = without(offset, gallery @ rivals.T, b, len(background))
     return np.asarray(b * np.asarray(similarities, np.float64) - own_offset)
+
+
+def with_feedback(
+    direction: Floats, answers: Floats, scores: Floats, rivals: int, name_weight: float = NAME_WEIGHT
+) -> Float64:
+    """Step 5: a name's direction (d,), of length 1, moved towards the logits that answer it best.
+
+    Args:
+        direction: (d,) of the name.
+        answers: (k, d) directions of its ``FEEDBACK`` best logits.
+        scores: (k,) of these.
+        rivals: number of the background concepts that compete with it; without any, nothing says who stands for it.
+        name_weight: see ``NAME_WEIGHT``.
+    """
+    direction = np.asarray(direction, np.float64)
+    if not rivals:
+        return direction
+    posteriors = np.exp(-np.logaddexp(0.0, np.log(rivals) - np.asarray(scores, np.float64)))
+    # However many logits answer, together they say no more than the name itself.
+    share = min(1.0, name_weight / max(float(posteriors.sum()), 1e-12))
+    moved = name_weight * direction + share * (posteriors @ np.asarray(answers, np.float64))
+    return _unit(moved[None])[0]
+
+
+def rival_count(background: int, excluded: Ints | Sequence[int]) -> int:
+    """Number of the background concepts that compete with a query; where none would, all of them do."""
+    remaining = background - len(np.unique(np.asarray(excluded, np.int64)))
+    return remaining or background
+
+
+def scores_of_name(
+    direction: Floats,
+    gallery: Floats,
+    offset: Floats,
+    background: Floats,
+    b: float,
+    excluded: Ints | Sequence[int] = (),
+    name_weight: float = NAME_WEIGHT,
+) -> Float64:
+    """Steps 4 and 5 for one name's direction (d,): (N,). The other arguments are those of ``scores``."""
+
+    def ask(asked: Floats) -> Float64:
+        return scores(gallery @ np.asarray(asked, gallery.dtype), gallery, offset, background, b, excluded)
+
+    first = ask(direction)
+    best = np.argsort(-first, kind="stable")[:FEEDBACK]
+    rivals = rival_count(len(background), excluded)
+    return ask(with_feedback(direction, gallery[best], first[best], rivals, name_weight))
 
 
 def _pieces(rows: int, width: int) -> list[slice]:

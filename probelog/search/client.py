@@ -47,7 +47,7 @@ from probelog.search.query import (
     not_finite,
     text_direction,
 )
-from probelog.search.ranking import Filter, Selection, check_confidence, select_logits
+from probelog.search.ranking import Filter, Selection, check_confidence, select_logits, with_feedback
 from probelog.search.results import (
     DomainResults,
     Hit,
@@ -244,6 +244,8 @@ class Index:
                 row = find_logit(generation, like)
                 direction = _direction(generation, row)
             query = ask(generation, texts, images, embeddings, direction, against, notes)
+            if images is None and embeddings is None and like is None:
+                query = with_feedback(generation, query)
             model_filter = Filter(generation, condition)
             hits = _hits(self, generation, query, selection, model_filter, row, notes)
             highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
@@ -386,7 +388,8 @@ class Index:
                 coordinates = generation.basis.coordinates(
                     text_direction(generation, [text], excluded_numbers)
                 )
-                queries.append(Query(coordinates, excluded_numbers, np.empty((0, 0), np.float32)))
+                query = Query(coordinates, excluded_numbers, np.empty((0, 0), np.float32))
+                queries.append(with_feedback(generation, query))
             out = np.full((len(texts), generation.size), -np.inf)  # of models that are gone
             for logits in generation.blocks():
                 for i, query in enumerate(queries):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from probelog.arrays import values_of
 from probelog.errors import QueryError
 from probelog.index.conditions import Bound, prepared
 from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
+from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64
 from probelog.search.query import Query, not_finite
@@ -317,6 +318,15 @@ def fold_keys(
     rows = generation.take_models(numbers, ["repo", "root"]).to_pylist() if numbers else []
     families = {row["id"]: row["root"] or row["repo"] for row in rows}
     return [families[members[item][0]] for item in weights]
+
+
+def with_feedback(generation: Generation, query: Query) -> Query:
+    """A query by name, its direction moved towards the logits of the whole index that answer it best (docs/method.md)."""
+    name = replace(query, negative=query.negative[:0])
+    answers = best(generation, name, matched_heads.FEEDBACK, Filter(generation, None))
+    rivals = matched_heads.rival_count(len(generation.background), query.excluded)
+    moved = matched_heads.with_feedback(query.coordinates, answers.logits.coordinates, answers.scores, rivals)
+    return replace(query, coordinates=moved.astype(np.float32))
 
 
 def _shortlisted(generation: Generation, query: Query, ranking: _Ranking, model_filter: Filter) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.labels.confidence import BEST, MAX_CONCEPTS, fit_confidence, query_scores
+from pipelines.labels.confidence import BEST, MAX_CONCEPTS, fit_confidence
 from probelog.errors import StoreError
 from probelog.ranking import confidence, matched_heads
 from probelog.ranking.confidence import (
@@ -86,7 +86,7 @@ def test_margins_are_those_of_the_formula(seed: int, background: int, data: st.D
     hits = np.array([3, 0, 11])
     found = margins(directions[hits], own[hits], rivals, offsets[hits], b, statistics, numbers)
     np.testing.assert_allclose(found, expected[hits], atol=1e-5)
-    own_scores = query_scores(directions, offsets, query, rivals, b, numbers)
+    own_scores = matched_heads.scores(directions @ query, directions, offsets, rivals, b, numbers)
     np.testing.assert_allclose(own_scores, scores, atol=1e-6)
     found = confidence.hit_margins(directions, offsets, own_scores, hits, rivals, b, statistics, numbers)
     np.testing.assert_allclose(found, expected[hits], atol=1e-5)

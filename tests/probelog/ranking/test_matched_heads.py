@@ -122,9 +122,24 @@ def test_the_method_is_the_formulas(seed: int, seen: int) -> None:
     named = naive.background_directions(world.embeddings, world.texts)
     b = naive.sharpness(gallery, named)
     for row, (query, out) in zip(found, zip(queries, excluded, strict=True), strict=True):
-        direction = naive.text_direction(query, world.embeddings, world.texts, out.tolist())
+        name = naive.text_direction(query, world.embeddings, world.texts, out.tolist())
+        direction = naive.with_feedback(name, gallery, named, b, out.tolist())
         expected = [naive.score(w, direction, named, b, out.tolist()) for w in gallery]
         np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_the_feedback_of_many_logits_weighs_no_more_than_the_name() -> None:
+    random = np.random.default_rng(5)
+    name, answers = unit(random.normal(size=(1, 8)))[0], unit(random.normal(size=(1, 8)))
+    crowd = np.repeat(answers, 50, axis=0)
+    moved = matched_heads.with_feedback(name, crowd, np.full(50, 20.0), rivals=100)
+    np.testing.assert_allclose(moved, unit((name + answers[0])[None])[0], atol=1e-6)
+    one = matched_heads.with_feedback(name, answers, np.array([20.0]), rivals=100)
+    np.testing.assert_allclose(one, unit((10 * name + answers[0])[None])[0], atol=1e-6)
+    # What is no more probable than an average background concept hardly counts, and without one nothing does.
+    unsure = matched_heads.with_feedback(name, crowd, np.zeros(50), rivals=10_000)
+    np.testing.assert_allclose(unsure, name, atol=1e-3)
+    assert matched_heads.with_feedback(name, crowd, np.zeros(50), rivals=0) is name
 
 
 def test_the_ranking_does_not_care_whether_the_query_is_in_its_own_background() -> None:
@@ -179,7 +194,8 @@ def test_a_response_that_underflows_is_the_logit_itself() -> None:
     world = World(1)
     row = -3000.0 + 40 * world.embeddings @ world.texts[0]
     found = world.space.of_model(Observed(Head.SIGMOID, np.arange(60), row[None]))
-    np.testing.assert_allclose(found[0], naive.ridge(naive.z(row), world.embeddings), atol=1e-8)
+    expected = naive.filtered(naive.ridge(naive.z(row), world.embeddings), world.embeddings, 60)
+    np.testing.assert_allclose(found[0], expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])

@@ -129,8 +129,12 @@ def same(found: probelog.Results, expected: probelog.Results) -> None:
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
 def test_texts(exact: probelog.Index, large: probelog.Index, taken: list[int], text: str | list[str]) -> None:
     found = large.search(text)
-    assert taken == [ranking.FIRST]
-    same(found, exact.search(text))
+    assert taken == [ranking.FIRST, ranking.FIRST]  # the first for the feedback
+    # What the first misses of the 50 moves the direction a little, which changes the order of hits that are equally good.
+    expected = {(hit.repo, hit.logit, hit.negated): hit.score for hit in exact.search(text, k=50)}
+    scores = [expected[hit.repo, hit.logit, hit.negated] for hit in found]
+    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.1)
+    assert sum(score >= sorted(expected.values())[-10] - 0.1 for score in scores) >= 10 - MISSED
 
 
 def test_pictures_logits_and_mixtures(exact: probelog.Index, large: probelog.Index, taken: list[int]) -> None:

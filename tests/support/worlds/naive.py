@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SHARPNESS, RIDGE, IMAGE_SHARE = 1.5, 0.005, 0.5
+NOISE, NAME_WEIGHT, FEEDBACK = 50, 10, 50
 
 
 def responses(values: Array, head: str) -> Array:
@@ -46,7 +47,22 @@ def ridge(target: Array, embeddings: Array, seen: Sequence[int] | None = None) -
 
 
 def model_directions(values: Array, head: str, embeddings: Array, seen: Sequence[int] | None = None) -> Array:
-    return np.array([ridge(z(row), embeddings, seen) for row in responses(values, head)])
+    count = len(embeddings) if seen is None else len(seen)
+    return np.array(
+        [filtered(ridge(z(row), embeddings, seen), embeddings, count) for row in responses(values, head)]
+    )
+
+
+def filtered(w: Array, embeddings: Array, seen: int) -> Array:
+    """A direction with less of the components that are noisy after so many probes."""
+    centred = embeddings - embeddings.mean(axis=0)
+    variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
+    length = float(np.mean([e @ e for e in centred]))
+    noise = [max(v, 0.0) / (max(v, 0.0) + RIDGE * length) ** 2 for v in variances]
+    out = sum(
+        (axes[:, j] @ w) / (1 + NOISE / seen * noise[j] / np.mean(noise)) * axes[:, j] for j in range(len(w))
+    )
+    return np.asarray(out / np.linalg.norm(out))
 
 
 def text_sharpness(embeddings: Array, background: Array) -> float:
@@ -90,3 +106,17 @@ def offset(w: Array, named: Array, b: float, excluded: Sequence[int] = ()) -> fl
 
 def score(w: Array, query: Array, named: Array, b: float, excluded: Sequence[int] = ()) -> float:
     return b * float(w @ query) - offset(w, named, b, excluded)
+
+
+def with_feedback(
+    query: Array, gallery: Array, named: Array, b: float, excluded: Sequence[int] = ()
+) -> Array:
+    """A name's direction, moved towards its best logits."""
+    scores = [score(w, query, named, b, excluded) for w in gallery]
+    rivals = len([i for i in range(len(named)) if i not in excluded])
+    best = sorted(range(len(gallery)), key=lambda i: -scores[i])[:FEEDBACK]
+    sure = {i: math.exp(scores[i]) / (math.exp(scores[i]) + rivals) for i in best}
+    moved = NAME_WEIGHT * query
+    for i in best:
+        moved = moved + sure[i] * min(1.0, NAME_WEIGHT / sum(sure.values())) * gallery[i]
+    return moved / np.linalg.norm(moved)
