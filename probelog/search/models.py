@@ -26,6 +26,7 @@ from probelog.search.ranking import (
     first_of_families,
     fold_keys,
     sampled_moments,
+    with_feedback,
 )
 from probelog.search.results import ConceptMatch, DomainHit, DomainResults, ModelFacts, ModelHit, ModelResults
 from probelog.search.snippet import commit_url
@@ -172,7 +173,10 @@ def domain_of(
     The confidence is computed of the models that the scores alone put in front: some hundred.
     """
     notes: list[str] = []
-    queries = [ask(generation, [name], None, None, None, (), notes) for name in _checked(concepts)]
+    queries = [
+        with_feedback(generation, ask(generation, [name], None, None, None, (), notes))
+        for name in _checked(concepts)
+    ]
     model_filter = Filter(generation, where)
     count = max(_CANDIDATES, _CANDIDATES_PER_ANSWER * k)
     found = best_of_models(generation, queries, count, model_filter)

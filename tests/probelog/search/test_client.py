@@ -768,7 +768,7 @@ def test_results_are_a_sequence(index: probelog.Index) -> None:
     assert found[0] in found
     assert next(reversed(found)) == found[3]
     assert repr(found) == f"<Results: 4 hits, first {found[0]!r}>"
-    assert repr(found[1]) == "<Hit 2: dora/hot-dog#0 'hot dog', score 1.28, confidence 75%>"
+    assert repr(found[1]) == "<Hit 2: dora/hot-dog#0 'hot dog', score 1.37, confidence 76%>"
     assert found == index.search("dog", k=4) == list(found)
     assert found != index.search("dog", k=3)
     assert found != 4
