@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probelog.search.client import Index
-    from probelog.search.results import Hit, ModelHit, ModelSummary
+    from probelog.search.results import DomainHit, Hit, ModelHit, ModelSummary
     from probelog.search.trees import Tree
     from probelog.trees.edges import Edge
 
@@ -49,10 +49,32 @@ _DEEPEST_INDENT = 20
 _WHOLE = 0.995
 
 
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        help="Write the answer into this file as well, a page of its own with the probes that each logit answers to.",
+        dir_okay=False,
+    ),
+]
+
+# Of a model's logits, so many are on a page with their probes.
+_LOGITS_OF_PAGE = 200
+
+
 class Fold(StrEnum):
     """What answers can be folded by."""
 
+    LOGIT = "logit"
+    MODEL = "model"
     FAMILY = "family"
+
+
+class Order(StrEnum):
+    """What answers can be sorted by."""
+
+    SCORE = "score"
+    CONFIDENCE = "confidence"
 
 
 def main() -> None:
@@ -110,9 +132,19 @@ def search(
     ] = None,
     by: Annotated[
         Fold | None,
-        typer.Option("--by", help="Fold answers: of each family (model tree) the best one alone."),
+        typer.Option(
+            "--by", help="Fold answers: of each model, or of each family (model tree), the best one alone."
+        ),
     ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--min-confidence", min=0, max=1, help="Only answers of at least this confidence, such as 0.5."
+        ),
+    ] = None,
+    sort: Annotated[Order, typer.Option("--sort", help="What answers are ordered by.")] = Order.SCORE,
     as_json: JsonOption = False,
+    page: HtmlOption = None,
 ) -> None:
     """Find the models that recognise a concept, given by text, images, a logit or a model of the index.
 
@@ -120,7 +152,7 @@ def search(
     """
     opened = _open(index)
     if model is not None:
-        if text or image or like or negative:
+        if text or image or like or negative or min_confidence is not None or page or sort != Order.SCORE:
             raise QueryError(
                 "--model finds models that recognise what one model does; it can be combined with -k, --where and --by only"
             )
@@ -135,16 +167,32 @@ def search(
         k=k,
         where=where,
         by=by,
+        min_confidence=min_confidence,
+        sort=sort,
     )
     _print_notes(results.notes)
+    if page is not None:
+        from probelog.search.page import answers_page
+
+        asked = ", ".join([*(text or ()), *(["pictures"] if image else []), *([like] if like else [])])
+        page.write_text(
+            answers_page(asked, results, results.notes, opened.evidence_of(results)), encoding="utf-8"
+        )
     if as_json:
         for hit in results:
             typer.echo(_as_json(hit))
         return
     if not results:
-        typer.echo("nothing in this index meets the filter" if where else "this index is empty")
+        filtered = where is not None or min_confidence is not None
+        typer.echo("nothing in this index meets the filter" if filtered else "this index is empty")
         return
     _print_hits(results)
+    confidences = [hit.confidence for hit in results if hit.confidence is not None]
+    if sort == Order.SCORE and confidences != sorted(confidences, reverse=True):
+        typer.echo(
+            "ordered by score; confidence also weighs what else a logit recognises (--sort confidence)",
+            err=True,
+        )
 
 
 @app.command()
@@ -155,9 +203,16 @@ def show(
         int, typer.Option("-c", "--concepts", min=1, help="Number of concepts per logit.")
     ] = 4,
     as_json: JsonOption = False,
+    page: HtmlOption = None,
 ) -> None:
     """Show what each logit of one model recognises."""
-    summary = _open(index).show(repo, concepts)
+    opened = _open(index)
+    summary = opened.show(repo, concepts)
+    if page is not None:
+        from probelog.search.page import model_page
+
+        first = replace(summary, logits=summary.logits[:_LOGITS_OF_PAGE])
+        page.write_text(model_page(summary, opened.evidence_of(first)), encoding="utf-8")
     if as_json:
         typer.echo(_as_json(summary))
         return
@@ -193,6 +248,62 @@ def show(
             str(item.logit),
             f"not {label}" if item.negated else label,
             ", ".join(printable(concept, limit=60) for concept in item.concepts),
+        )
+    _print(table)
+
+
+@app.command()
+def snippet(
+    logit: Annotated[str, typer.Argument(help="REPO#NUMBER or REPO#LABEL: a logit of the index.")],
+    index: IndexOption,
+    image: Annotated[str, typer.Option("--image", help="Path of the picture in the code.")] = "image.jpg",
+) -> None:
+    """Print Python code that loads just the indexed commit of a model and computes this logit of a picture."""
+    repo, _, name = logit.partition("#")
+    typer.echo(_open(index).snippet(repo, name, image=image), nl=False)
+
+
+@app.command()
+def domain(
+    index: IndexOption,
+    concepts: Annotated[list[str], typer.Argument(help="Names of different things.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="SQL condition over the models, e.g. \"licence = 'mit'\"."),
+    ] = None,
+    by: Annotated[
+        Fold | None,
+        typer.Option("--by", help="Fold answers: of each family (model tree) the best one alone."),
+    ] = None,
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            "--min-confidence", min=0, max=1, help="A model lacks what it recognises with less confidence."
+        ),
+    ] = 0.5,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the models that cover a set of concepts best, and what each of them lacks."""
+    results = _open(index).search_domain(concepts, k=k, where=where, by=by, min_confidence=min_confidence)
+    _print_notes(results.notes)
+    if as_json:
+        for hit in results:
+            typer.echo(_as_json(hit))
+        return
+    if not results:
+        typer.echo("nothing in this index meets the filter" if where else "this index is empty")
+        return
+    table = _table("#>", "repository", "covers>", "lacks", "licence", "downloads>")
+    for hit in results:
+        _add(
+            table,
+            str(hit.rank),
+            printable(hit.repo) + _folded(hit),
+            f"{hit.coverage:.0%}",
+            ", ".join(hit.lacks) or "-",
+            printable(hit.licence or "-", limit=30),
+            "-" if hit.downloads is None else f"{hit.downloads:,}",
         )
     _print(table)
 
@@ -275,7 +386,7 @@ def _open(uri: str) -> Index:
     return open_index(uri)
 
 
-def _as_json(answer: Hit | ModelHit | ModelSummary) -> str:
+def _as_json(answer: Hit | ModelHit | DomainHit | ModelSummary) -> str:
     """An answer as one line of JSON; times are ISO 8601."""
     return json.dumps(asdict(answer), default=lambda time: time.isoformat())
 
@@ -333,7 +444,7 @@ def _print_models(hits: Sequence[ModelHit], as_json: bool, where: str | None) ->
     _print(table)
 
 
-def _folded(hit: Hit | ModelHit) -> str:
+def _folded(hit: Hit | ModelHit | DomainHit) -> str:
     """How many other models an answer stands for."""
     if hit.relatives is not None:
         return f" (+{hit.relatives} of its family)" if hit.relatives else ""

@@ -464,11 +464,11 @@ class Index:
 
         return self._ask(ask)
 
-    def evidence_of(self, hits: Sequence[Hit], *, pictures: bool = True) -> list[Evidence]:
+    def evidence_of(self, hits: Sequence[Hit] | ModelSummary, *, pictures: bool = True) -> list[Evidence]:
         """The evidence of several hits of this index, in their order; read at once, which is faster than one by one.
 
         Args:
-            hits: answers of ``search``.
+            hits: answers of ``search``, or what ``show`` says of a model: then of each of its logits.
             pictures: whether the probes' pictures are read, too.
 
         Raises:
@@ -476,12 +476,14 @@ class Index:
         """
 
         def ask(generation: Generation) -> list[Evidence]:
-            rows = np.array([_row_of(generation, hit) for hit in hits], np.int64)
-            shown = shown_probes(generation, rows, pictures) if len(rows) else []
-            return [
-                Evidence(hit.repo, hit.sha, hit.logit, hit.negated, *probes)
-                for hit, probes in zip(hits, shown, strict=True)
-            ]
+            if isinstance(hits, ModelSummary):
+                logits = [(hits.repo, hits.sha, item.logit, item.negated) for item in hits.logits]
+                rows = _rows_of(generation, hits)
+            else:
+                logits = [(hit.repo, hit.sha, hit.logit, hit.negated) for hit in hits]
+                rows = [_row_of(generation, hit) for hit in hits]
+            shown = shown_probes(generation, np.array(rows, np.int64), pictures) if rows else []
+            return [Evidence(*logit, *probes) for logit, probes in zip(logits, shown, strict=True)]
 
         return self._ask(ask)
 
@@ -661,6 +663,17 @@ def _row_of(generation: Generation, hit: Hit) -> int:
         return origin.row
     _check_commit(generation.model(hit.repo), hit.sha)
     return find_logit(generation, f"{hit.repo}#{hit.logit}", hit.negated)
+
+
+def _rows_of(generation: Generation, summary: ModelSummary) -> list[int]:
+    """Rows of the logits that are summarised."""
+    model = generation.model(summary.repo)
+    _check_commit(model, summary.sha)
+    rows = logit_rows(model)
+    numbers = {
+        key[:2]: int(row) for key, row in zip(_logit_numbers(generation.logits(rows)), rows, strict=True)
+    }
+    return [numbers[item.logit, item.negated] for item in summary.logits]
 
 
 def _check_commit(model: Mapping[str, Any], sha: str | None) -> None:

@@ -295,6 +295,11 @@ class Results(Answers[Hit]):
 
     _ROW, _NAME = Hit, "hit"
 
+    def _repr_html_(self) -> str:
+        from probelog.search.page import answers_table
+
+        return answers_table(self)
+
 
 class ModelResults(Answers[ModelHit]):
     """Models that recognise what another one does, best first."""
