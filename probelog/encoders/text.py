@@ -137,15 +137,15 @@ class TextEncoder:
             parts.append(embedded(self._process, {"texts": batch}, len(batch), self.dimension))
         return unit_rows(np.concatenate(parts))
 
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the vocabulary does not hold, in order; none for byte-level vocabularies."""
-        listed = words(text)
-        if not listed:
-            return []
-        unknown = self._process.ask({"words": listed}, len(listed))
-        return list(
-            dict.fromkeys(word for word, is_unknown in zip(listed, unknown, strict=True) if is_unknown)
-        )
+    def unknown_words(self, texts: Sequence[str]) -> list[list[str]]:
+        """The words of each text that the vocabulary does not hold, in order; none for byte-level vocabularies."""
+        listed = [words(text) for text in texts]
+        every = list(dict.fromkeys(word for text in listed for word in text))
+        if not every:
+            return [[] for _ in texts]
+        answers = self._process.ask({"words": every}, len(every))
+        unknown = {word for word, is_unknown in zip(every, answers, strict=True) if is_unknown}
+        return [[word for word in dict.fromkeys(text) if word in unknown] for text in listed]
 
 
 def words(text: str) -> list[str]:

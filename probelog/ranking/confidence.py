@@ -107,7 +107,7 @@ def margins(
         statistics: of the background over the same gallery.
         excluded: numbers of the background concepts that do not compete with the query.
     """
-    rivals = np.setdiff1d(np.arange(len(background)), np.asarray(excluded, np.int64))
+    rivals = np.delete(np.arange(len(background)), np.asarray(excluded, np.int64))
     if not len(rivals):
         return np.zeros(len(directions))
     known = statistics.standardise(background_scores(directions, background, offsets, b))

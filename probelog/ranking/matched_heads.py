@@ -135,13 +135,13 @@ class HeadSpace:
             excluded: for each query, numbers of background concepts that do not compete with it.
         """
         # Reading thousands of probes' embeddings twice is what a query costs here: float32 is half of it.
-        responses = np.asarray(self._embeddings_single @ np.asarray(texts, np.float32).T, np.float64)
+        responses = np.asarray(np.asarray(texts, np.float32) @ self._embeddings_single.T, np.float64)
         if len(self._texts) > 1:
-            for column in range(len(texts)):
-                rivals = self._rivals(excluded[column] if excluded is not None else ())
-                term = self._sharpness * responses[:, column]
-                responses[:, column] = np.exp(0.5 * (term - np.logaddexp(term, rivals)))
-        targets = _standardise(responses.T).astype(np.float32)
+            for row, response in enumerate(responses):
+                rivals = self._rivals(excluded[row] if excluded is not None else ())
+                term = self._sharpness * response
+                responses[row] = np.exp(0.5 * (term - np.logaddexp(term, rivals)))
+        targets = _standardise(responses).astype(np.float32)
         return _unit((targets @ self._centred_single) @ self._inverse)
 
     def of_images(self, images: Floats) -> Float64:

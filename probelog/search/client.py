@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -42,12 +43,21 @@ from probelog.search.query import (
     Pictures,
     Query,
     ask,
+    ask_many,
     background_numbers,
+    compared,
     embed_pictures,
     not_finite,
     text_direction,
 )
-from probelog.search.ranking import Filter, Selection, check_confidence, select_logits, with_feedback
+from probelog.search.ranking import (
+    Filter,
+    LogitMatches,
+    Selection,
+    check_confidence,
+    select_logits,
+    with_feedback,
+)
 from probelog.search.results import (
     DomainResults,
     Hit,
@@ -74,6 +84,9 @@ UNRECOGNISED = 0.2
 
 # Some kilobytes with a few dozen examples.
 _LARGEST_REPORT = 4 << 20
+
+# Texts that are asked at a time: their cosines to the 50,000 logits of the largest index in memory are 13 MB.
+_TEXTS_AT_ONCE = 64
 
 T = TypeVar("T")
 
@@ -247,42 +260,61 @@ class Index:
             if images is None and embeddings is None and like is None:
                 query = with_feedback(generation, query)
             model_filter = Filter(generation, condition)
-            hits = _hits(self, generation, query, selection, model_filter, row, notes)
-            highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
-            if highest < UNRECOGNISED:
-                notes.append(
-                    f"no answer has a confidence above {highest:.0%}: perhaps nothing in this index recognises this"
-                )
-            return Results(hits, notes)
+            return _results(self, generation, [query], selection, model_filter, row, [notes])[0]
 
         return self._ask(answer)
 
     def search_many(
-        self, texts: Iterable[str | Sequence[str]], *, k: int = 10, where: str | None = None
+        self,
+        texts: Iterable[str | Sequence[str]],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        by: str | None = None,
+        min_confidence: float | None = None,
+        sort: str = "score",
     ) -> list[Results]:
-        """The answers to many texts, each as of ``search``, in one batch: many times faster than one by one.
+        """The answers to many texts, each as of ``search``, many times faster than one by one.
 
+        The encoder and the index are asked once for many texts, and a small index is compared with all by one matrix product.
         A text that cannot be asked (empty, or of words that the encoder does not know) has no answers, and a note says why.
 
         Args:
             texts: names of one concept each, or several names of the same one.
             k: how many answers to each.
-            where: as of ``search``.
+            where: as of ``search``, like all that follow.
+            by: likewise.
+            min_confidence: likewise.
+            sort: likewise.
 
         Raises:
             QueryError: a filter that is not understood.
         """
         if isinstance(texts, str):
             raise QueryError("search_many takes a list of texts: for one text there is search")
-        names = [[text] if isinstance(text, str) else list(text) for text in texts]
+        named = [[text] if isinstance(text, str) else list(text) for text in texts]
+        if k < 1:
+            raise QueryError(f"k must be at least 1, not {k}")
+        condition, bounds = split(where)
+        selection = Selection(k, by, min_confidence, sort, bounds)
 
-        def one(texts: Sequence[str]) -> Results:
-            try:
-                return self.search(texts, k=k, where=where)
-            except QueryError as error:
-                return Results([], [str(error)])
+        def answer(generation: Generation) -> list[Results]:
+            model_filter = Filter(generation, condition)
+            out: list[Results] = []
+            for start in range(0, len(named), _TEXTS_AT_ONCE):
+                piece = named[start : start + _TEXTS_AT_ONCE]
+                notes = [_several_names(generation, names) for names in piece]
+                queries = ask_many(generation, piece, notes)
+                asked = [place for place, query in enumerate(queries) if query is not None]
+                own = _moved(generation, [query for query in queries if query is not None])
+                answers = _results(
+                    self, generation, own, selection, model_filter, None, [notes[i] for i in asked]
+                )
+                by_place = dict(zip(asked, answers, strict=True))
+                out += [by_place.get(place) or Results([], notes[place]) for place in range(len(piece))]
+            return out
 
-        return [one(item) for item in names]
+        return self._ask(answer)
 
     def embed_images(self, images: Pictures) -> npt.NDArray[np.float32]:
         """Embeddings (s, d) of pictures by the index's own encoder, of length 1: what ``search(embeddings=...)`` takes.
@@ -709,22 +741,59 @@ def _logit_numbers(logits: Logits) -> Iterator[tuple[int, bool, list[int]]]:
     return zip(logits.logit.tolist(), logits.negated.tolist(), logits.probes.tolist(), strict=True)
 
 
-def _hits(
+def _moved(generation: Generation, queries: Sequence[Query]) -> Sequence[Query]:
+    """Queries by name with feedback; those to a small index are compared with it together, before and after."""
+    if generation.large or not queries:
+        return [with_feedback(generation, query) for query in queries]
+    gallery = generation.all_logits.coordinates
+    first = compared(generation, queries, gallery)
+    return compared(generation, [with_feedback(generation, query) for query in first], gallery)
+
+
+def _results(
     index: Index,
     generation: Generation,
-    query: Query,
+    queries: Sequence[Query],
     selection: Selection,
     model_filter: Filter,
     skip: int | None,
-    notes: list[str],
-) -> list[Hit]:
-    """The best logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
-    matches, confidences = select_logits(generation, query, selection, model_filter, skip, notes)
-    logits = matches.logits
-    members = model_filter.members(logits.weights.tolist())
+    notes: Sequence[list[str]],
+) -> list[Results]:
+    """The best logits for each query; the facts of all of them are read at once."""
+    selected = [
+        select_logits(generation, query, selection, model_filter, skip, own)
+        for query, own in zip(queries, notes, strict=True)
+    ]
+    members = model_filter.members(
+        itertools.chain.from_iterable(matches.logits.weights.tolist() for matches, _ in selected)
+    )
     models = facts_of(
         generation, [number for number, _ in members.values()], ["labels", "copies", *MODEL_FACT_NAMES]
     )
+    results = []
+    for (matches, confidences), own in zip(selected, notes, strict=True):
+        hits = _hits(index, generation, matches, confidences, selection, model_filter, members, models)
+        highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
+        if highest < UNRECOGNISED:
+            own.append(
+                f"no answer has a confidence above {highest:.0%}: perhaps nothing in this index recognises this"
+            )
+        results.append(Results(hits, own))
+    return results
+
+
+def _hits(
+    index: Index,
+    generation: Generation,
+    matches: LogitMatches,
+    confidences: npt.NDArray[np.float64] | None,
+    selection: Selection,
+    model_filter: Filter,
+    members: Mapping[int, tuple[int, int | None]],
+    models: Mapping[int, Mapping[str, Any]],
+) -> list[Hit]:
+    """Hits of logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
+    logits = matches.logits
     _check_finite(generation, matches.similarities, () if confidences is None else confidences)
     hits = []
     for place, (logit, negated, probes) in enumerate(_logit_numbers(logits)):

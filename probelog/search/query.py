@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -145,8 +146,11 @@ def ask(
     Raises:
         QueryError: empty text, words that the encoder does not know, an unreadable image.
     """
-    for text in [*texts, *negative]:
-        _check_words(generation, text, notes)
+    named = [*texts, *negative]
+    for text, unknown in (
+        zip(named, generation.text_encoder.unknown_words(named), strict=True) if named else ()
+    ):
+        _check_words(generation, text, unknown, notes)
     parts = []
     excluded = background_numbers(generation, texts)
     if texts:
@@ -174,6 +178,114 @@ def ask(
         by_name=bool(texts),
         by_logit=like is not None,
     )
+
+
+def ask_many(
+    generation: Generation, texts: Sequence[Sequence[str]], notes: Sequence[list[str]]
+) -> list[Query | None]:
+    """Queries by texts, as of ``ask``, with one request to the encoder for all; None for those that cannot be asked.
+
+    Args:
+        generation: of the index.
+        texts: for each query, names of one concept.
+        notes: for each query, gets a line about unknown words, or why it cannot be asked.
+    """
+    unknown = generation.text_encoder.unknown_words([name for names in texts for name in names])
+    left = iter(unknown)
+    askable = [
+        _is_askable(generation, names, [*itertools.islice(left, len(names))], notes[i])
+        for i, names in enumerate(texts)
+    ]
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(generation.background):
+        numbers.setdefault(_compared(name), []).append(number)
+    asked = [names for names, is_askable in zip(texts, askable, strict=True) if is_askable]
+    if not asked:
+        return [None for _ in texts]
+    excluded = [
+        np.unique(np.array([n for name in names for n in numbers.get(_compared(name), ())], np.int64))
+        for names in asked
+    ]
+    ends = np.cumsum([len(names) for names in asked])
+    vectors = np.split(text_vectors(generation, [name for names in asked for name in names]), ends[:-1])
+    means = np.stack([rows.mean(axis=0) for rows in vectors])
+    directions = generation.space.of_texts(means / np.linalg.norm(means, axis=1, keepdims=True), excluded)
+    if not np.isfinite(directions).all():
+        raise not_finite(generation)
+    coordinates = generation.basis.coordinates(directions)
+    none = np.empty((0, coordinates.shape[1]), np.float32)
+    queries = iter([Query(*parts, none) for parts in zip(coordinates, excluded, strict=True)])
+    return [next(queries) if is_askable else None for is_askable in askable]
+
+
+def _is_askable(
+    generation: Generation, names: Sequence[str], unknown: Sequence[Sequence[str]], notes: list[str]
+) -> bool:
+    try:
+        if not names:
+            raise QueryError("the query is empty")
+        for name, words in zip(names, unknown, strict=True):
+            _check_words(generation, name, words, notes)
+    except QueryError as error:
+        notes[:] = [str(error)]
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class ComparedQuery(Query):
+    """A query that has been compared with a gallery together with others, which costs little more than one alone.
+
+    Attributes:
+        gallery: (N, p) coordinates of the gallery's logits.
+        cosines: (N,) of them to the concept that is looked for.
+        rivals: (N, e) of them to the excluded background concepts.
+    """
+
+    gallery: npt.NDArray[np.float32] = field(kw_only=True)
+    cosines: npt.NDArray[np.float32] = field(kw_only=True)
+    rivals: npt.NDArray[np.float32] = field(kw_only=True)
+
+    def similarities(self, gallery: npt.NDArray[np.float32]) -> Float64:
+        """As of ``Query``."""
+        return (
+            np.asarray(self.cosines, np.float64) if gallery is self.gallery else super().similarities(gallery)
+        )
+
+    def positive_scores(
+        self,
+        generation: Generation,
+        gallery: npt.NDArray[np.float32],
+        offsets: Float64,
+        similarities: Float64,
+    ) -> Float64:
+        """As of ``Query``."""
+        if gallery is not self.gallery:
+            return super().positive_scores(generation, gallery, offsets, similarities)
+        size, b = len(generation.background_coordinates), generation.sharpness
+        return b * similarities - matched_heads.without(offsets, self.rivals, b, size)
+
+
+def compared(
+    generation: Generation, queries: Sequence[Query], gallery: npt.NDArray[np.float32]
+) -> list[ComparedQuery]:
+    """Queries with their cosines to a gallery (N, p), by one matrix product."""
+    excluded, places = np.unique(np.concatenate([query.excluded for query in queries]), return_inverse=True)
+    rows = [np.stack([query.coordinates for query in queries]), generation.background_coordinates[excluded]]
+    cosines = np.concatenate(rows).astype(np.float32) @ gallery.T
+    starts = np.cumsum([len(queries), *(len(query.excluded) for query in queries)])
+    own = np.split(len(queries) + places, starts[1:-1] - len(queries))
+    return [
+        ComparedQuery(
+            query.coordinates,
+            query.excluded,
+            query.negative,
+            gallery=gallery,
+            cosines=cosines[i],
+            rivals=cosines[own[i]].T,
+        )
+        for i, query in enumerate(queries)
+    ]
 
 
 def not_finite(generation: Generation) -> StoreError:
@@ -210,12 +322,11 @@ def _compared(name: str) -> str:
     return canonical_name(name) or normal_name(name)
 
 
-def _check_words(generation: Generation, text: str, notes: list[str]) -> None:
+def _check_words(generation: Generation, text: str, unknown: Sequence[str], notes: list[str]) -> None:
     if not text.strip():
         raise QueryError("the query is empty: name a concept, for example: probelog search dog --index URI")
     from probelog.encoders.text import words
 
-    unknown = generation.text_encoder.unknown_words(text)
     if unknown and set(words(text)) <= set(unknown):
         raise QueryError(
             f"this index's text encoder ({generation.settings.encoder}) does not know "

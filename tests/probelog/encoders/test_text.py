@@ -72,7 +72,7 @@ def test_threads_share_one_encoder():
     ],
 )
 def test_unknown_words(kind, text, unknown):
-    assert text_encoder(kind).unknown_words(text) == unknown
+    assert text_encoder(kind).unknown_words([text, "", text]) == [unknown, [], unknown]
 
 
 def test_files_may_lie_on_disk(tmp_path):
@@ -165,7 +165,7 @@ folder = Path(sys.argv[1])
 settings = json.loads((folder / "settings.json").read_text())
 text = TextEncoder(folder / "text.onnx", (folder / "tokenizer.json").read_text(), settings["text"])
 assert text.embed(["dog"]).shape == (1, text.dimension)
-assert text.unknown_words("dog zebra") == []
+assert text.unknown_words(["dog zebra"]) == [[]]
 image = ImageEncoder(folder / "image.onnx", settings["image"])
 assert image.embed([Image.new("RGB", (9, 9))]).shape == (1, image.dimension)
 heavy = {"torch", "transformers", "huggingface_hub", "timm", "ray", "onnx", "boto3"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import functools
@@ -201,6 +202,52 @@ def picture_direction(small: SmallIndex, pictures: Sequence[Image.Image]) -> np.
     return naive.image_direction(
         vectors, small.embeddings.astype(float), small.background_vectors.astype(float)
     )
+
+
+def test_many_texts_are_answered_as_each(index: probelog.Index, words: probelog.Index) -> None:
+    texts = ["dog", ["cat", "house cat"], "Golden Retrievers", "hot dog", "dog"] * 20
+    for arguments in ({}, {"where": "licence = 'mit' AND confidence > 0.5"}, {"by": "model", "k": 3}):
+        at_once = index.search_many(texts, **arguments)
+        for text, found in zip(texts, at_once, strict=True):
+            alone = index.search(text, **arguments)
+            assert (called(found), found.notes) == (called(alone), alone.notes)
+            for fact in ("score", "confidence", "distance"):
+                np.testing.assert_allclose(
+                    [getattr(hit, fact) for hit in found], [getattr(hit, fact) for hit in alone], atol=1e-3
+                )
+    odd = words.search_many(["dog", "", "zebra dog", "허스키", []])
+    assert [bool(found) for found in odd] == [True, False, True, False, False]
+    assert [found.notes[0].split(":")[0] for found in odd[1:]] == [
+        "the query is empty",
+        "the text encoder does not know 'zebra'; the answer rests on the other words",
+        "this index's text encoder (tiny dual) does not know '허스키'",
+        "the query is empty",
+    ]
+    assert index.search_many([]) == []
+    for wrong in ({"texts": "dog"}, {"texts": ["dog"], "k": 0}, {"texts": ["dog"], "where": "x = 1"}):
+        with pytest.raises(QueryError):
+            index.search_many(**wrong)
+
+
+async def heartbeats(until: asyncio.Future[Any]) -> int:
+    count = 0
+    while not until.done():
+        await asyncio.sleep(0.001)
+        count += 1
+    return count
+
+
+def test_queries_in_threads_do_not_block_an_event_loop(index: probelog.Index) -> None:
+    texts = ["dog", "cat", "hot dog", "cup"]
+
+    async def ask() -> tuple[list[probelog.Results], int]:
+        asked = asyncio.gather(*(asyncio.to_thread(index.search, text, k=5) for text in texts * 5))
+        beats = await heartbeats(asked)
+        return await asked, beats
+
+    found, beats = asyncio.run(ask())
+    assert found == [index.search(text, k=5) for text in texts] * 5
+    assert beats > 3
 
 
 def test_image_search_equals_the_naive_one(small: SmallIndex, index: probelog.Index, tmp_path: Path) -> None:
@@ -768,7 +815,9 @@ def test_results_are_a_sequence(index: probelog.Index) -> None:
     assert found[0] in found
     assert next(reversed(found)) == found[3]
     assert repr(found) == f"<Results: 4 hits, first {found[0]!r}>"
-    assert repr(found[1]) == "<Hit 2: dora/hot-dog#0 'hot dog', score 1.37, confidence 76%>"
+    hit = found[1]
+    numbers = f"score {hit.score:.2f}, confidence {hit.confidence:.0%}"
+    assert repr(hit) == f"<Hit 2: {hit.repo}#{hit.logit} {hit.label!r}, {numbers}>"
     assert found == index.search("dog", k=4) == list(found)
     assert found != index.search("dog", k=3)
     assert found != 4
