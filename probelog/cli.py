@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from probelog import __version__, terminal
-from probelog.errors import QueryError
+from probelog.errors import QueryError, UsageError
 from probelog.terminal import printable
 
 if TYPE_CHECKING:
@@ -378,6 +378,31 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
     for name, value in facts.items():
         if isinstance(value, str | int | float | bool):
             typer.echo(f"{name:<22} {printable(value)}")
+
+
+@app.command()
+def web(
+    index: IndexOption,
+    host: Annotated[str, typer.Option("--host", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Likewise; 0 takes a free one.")
+    ] = 8017,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name that the server answers by; may be repeated."),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, max=64, help="Answers that are computed at the same time.")
+    ] = 4,
+) -> None:
+    """Serve a page that searches the index, and the same answers for programs (docs/web.md)."""
+    try:
+        from probelog.web.server import serve
+    except ImportError as error:
+        raise UsageError(
+            f"the page needs more packages ({error.name} is missing): pip install 'probelog[web]'"
+        ) from error
+    serve(index, host, port, allow_host or (), threads)
 
 
 def _open(uri: str) -> Index:

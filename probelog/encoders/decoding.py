@@ -54,7 +54,7 @@ def looks_like_image(head: bytes) -> bool:
     return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of an encoded image as RGB (mode ``RGB``), upright.
 
     Transparency is composited onto white (as transformers' processors do), 16-bit grey is scaled to 8 bits.
@@ -66,7 +66,7 @@ def decode(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked or raised below
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(*image.size)
+                _check_size(*image.size, max_pixels)
                 image.load()
                 return to_rgb(image)
     except UnreadableImageError:
@@ -147,12 +147,12 @@ def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     if width < 1 or height < 1:
         raise UnreadableImageError("the image has no pixels")
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise UnreadableImageError(
-            f"{width} x {height} pixels is more than the {MAX_PIXELS // 1_000_000} million that are decoded",
+            f"{width} x {height} pixels is more than the {max_pixels // 1_000_000} million that are decoded",
             too_large=True,
         )
     if max(width, height) > MAX_ASPECT * min(width, height):

@@ -64,7 +64,8 @@ def as_facts(generation: Generation, row: Mapping[str, Any]) -> dict[str, Any]:
         raise StoreError(f"the index is damaged: a model has no {missing[0]}. Publish again or roll back.")
     parents = [Parent(**parent) for parent in row["parents"] or []]
     url = commit_url(generation.settings.endpoint, row["repo"], row["sha"])
-    return {**row, "tags": row["tags"] or [], "parents": parents, "url": url}
+    lists = {name: row[name] or [] for name in ("tags", "licences") if name in row}
+    return {**row, **lists, "parents": parents, "url": url}
 
 
 def duplicates_of(count: int | None, model: Mapping[str, Any]) -> int:
