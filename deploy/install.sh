@@ -1,7 +1,8 @@
 #!/usr/bin/env sh
-# Installs ProbeLog with everything that builds an index into the Python environment that is active.
+# Installs ProbeLog with everything that builds an index, or serves its page, into the Python environment that is active.
 #   deploy/install.sh cpu     torch without CUDA's libraries (3 GB less)
 #   deploy/install.sh cuda    torch as PyPI has it for Linux, with them
+#   deploy/install.sh web     the query client and the page alone
 # The one place that says how: the image runs it, and so do virtual machines and the tests.
 # Everything comes at the version and with the hash of requirements.txt: what builds this package, and uv where it is not
 # there yet, too.
@@ -10,6 +11,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 pinned=requirements.txt
+extra=index
 case "${1:-}" in
   cpu)
     # PyTorch's own index holds other builds of the same versions, and tells no upload dates: no hash of the list and
@@ -27,7 +29,8 @@ case "${1:-}" in
     set -- --torch-backend=cpu --exclude-newer-package torch=false --exclude-newer-package torchvision=false
     ;;
   cuda) set -- ;;
-  *) echo "usage: deploy/install.sh cpu|cuda" >&2; exit 2 ;;
+  web) set -- ; extra=web ;;
+  *) echo "usage: deploy/install.sh cpu|cuda|web" >&2; exit 2 ;;
 esac
 if ! command -v uv > /dev/null; then
   awk '/^[^ ]/ { uv = /^uv==/ } uv' requirements.txt > "$work/uv.txt"
@@ -35,9 +38,9 @@ if ! command -v uv > /dev/null; then
 fi
 listed() { uv pip freeze --exclude-editable --exclude pip | sed 's/+cpu$//' | sort; }
 listed > "$work/before"
-# What the list pins is installed at that version and with that hash, and of the list only what building an index needs.
+# What the list pins is installed at that version and with that hash, and of the list only what the extra needs.
 # Editable: `cluster` and `pipelines` are read from the checkout, they are in no wheel.
-uv pip install "$@" --constraint "$pinned" --build-constraint "$pinned" --editable ".[index]"
+uv pip install "$@" --constraint "$pinned" --build-constraint "$pinned" --editable ".[$extra]"
 # And nothing else was installed.
 listed | comm -13 "$work/before" - > "$work/installed"
 sed -n 's/^\([^ ;]*==[^ ;]*\).*/\1/p' "$pinned" | sed 's/+cpu$//' | sort > "$work/allowed"

@@ -61,6 +61,13 @@ AMOUNTS: Schema = {
     },
     "additionalProperties": False,
 }
+PROBE = record(
+    "httpGet",
+    httpGet=record("path port", path=TEXT, port=TEXT),
+    periodSeconds=COUNT,
+    timeoutSeconds=COUNT,
+    failureThreshold=COUNT,
+)
 CONTAINER = record(
     "name image securityContext resources",
     name=TEXT,
@@ -70,6 +77,9 @@ CONTAINER = record(
     env=many(record("name value", name=TEXT, value=TEXT)),
     envFrom=many(record("secretRef", secretRef=record("name", name=TEXT))),
     ports=many(record("containerPort", name=TEXT, containerPort=COUNT)),
+    startupProbe=PROBE,
+    readinessProbe=PROBE,
+    livenessProbe=PROBE,
     resources=record("requests limits", requests=AMOUNTS, limits=AMOUNTS),
     securityContext=CONTAINER_SECURITY,
     volumeMounts=many(record("name mountPath", name=TEXT, mountPath=TEXT, readOnly=SWITCH)),
@@ -185,6 +195,10 @@ CRON_JOB = record(
         ),
     ),
 )
+DEPLOYMENT = record("selector template", replicas=COUNT, selector=SELECTOR, template=POD)
+SERVICE = record(
+    "selector ports", selector=LABELS, ports=many(record("port", name=TEXT, port=COUNT, targetPort=TEXT))
+)
 PORTS = many(record(protocol=choice("TCP", "UDP"), port=COUNT))
 PEER = record(
     podSelector=SELECTOR,
@@ -249,6 +263,8 @@ KINDS: dict[tuple[str, str], Schema] = {
         ),
     ),
     ("batch/v1", "CronJob"): record("spec", spec=CRON_JOB),
+    ("apps/v1", "Deployment"): record("spec", spec=DEPLOYMENT),
+    ("v1", "Service"): record("spec", spec=SERVICE),
     ("networking.k8s.io/v1", "NetworkPolicy"): record("spec", spec=NETWORK_POLICY),
     ("cilium.io/v2", "CiliumNetworkPolicy"): record("spec", spec=CILIUM),
     ("monitoring.coreos.com/v1", "PodMonitor"): record("spec", spec=POD_MONITOR),

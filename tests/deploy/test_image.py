@@ -105,10 +105,57 @@ def test_the_entry_point_of_the_image(tmp_path: Path) -> None:
 # What the build refuses
 
 
+PAGE = (CHECKOUT / "deploy/web/Dockerfile").read_text()
+
+
 def test_the_base_image_is_one_and_no_other_than_its_digest_says() -> None:
-    (base,) = re.findall(r"^FROM (.*)$", DOCKERFILE, re.MULTILINE)
+    (base,) = {*re.findall(r"^FROM (.*)$", DOCKERFILE + PAGE, re.MULTILINE)}
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim@sha256:[0-9a-f]{64}", base)
-    assert "pip install" not in DOCKERFILE  # without hashes
+    for file in (DOCKERFILE, PAGE):
+        assert "pip install" not in file  # without hashes
+        assert re.search(r"(?m)^USER probelog$", file)
+        assert not re.search(r"(?i)(ENV|ARG)\s+\S*(token|secret|key)", file)
+
+
+@pytest.mark.acceptance
+def test_the_pages_image(tmp_path: Path) -> None:
+    """It answers without what builds an index, and holds nothing of it."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not here: the steps of the page's image were not tested")
+    app, environment = tmp_path / "app", tmp_path / "venv"
+    copied(PAGE, app)
+    assert not (app / "pipelines").exists()
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "RAY_", "UV_PYTHON"))
+    }
+    kept |= {"VIRTUAL_ENV": str(environment), "PATH": f"{environment}/bin:{Path(uv).parent}:{kept['PATH']}"}
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(environment)], check=True)
+    installed = subprocess.run(
+        ["deploy/install.sh", "web"], cwd=app, env=kept, capture_output=True, text=True, check=False
+    )
+    if installed.returncode and "connect" in installed.stderr.casefold():
+        pytest.skip(f"packages cannot be had here: the image's steps were not tested\n{installed.stderr}")
+    assert installed.returncode == 0, installed.stderr
+    names = {
+        line.partition("==")[0]
+        for line in subprocess.run(
+            [uv, "pip", "freeze"], env=kept, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    }
+    assert {"starlette", "uvicorn", "jinja2", "prometheus-client", "lancedb"} <= names
+    assert not names & {"torch", "ray", "transformers", "boto3", "playwright"}
+    code = "import sys; from probelog.web.server import serve; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [environment / "bin/python", "-I", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "False", done.stderr
 
 
 PROJECT = """

@@ -14,6 +14,7 @@ import pytest
 import typer.main
 import yaml
 
+import probelog.cli
 from pipelines.cli import app
 from pipelines.config.model import Config, load_config
 from pipelines.probe.metrics import COUNTERS, GAUGES
@@ -23,7 +24,7 @@ from tests.support.paths import CHECKOUT
 
 DEPLOY = CHECKOUT / "deploy"
 PAGE = CHECKOUT / "docs/operators/cluster.md"
-MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
+MANIFESTS = sorted([*(DEPLOY / "kuberay").glob("*.yaml"), DEPLOY / "web/page.yaml"])
 
 
 def documents(file: Path) -> list[dict[str, Any]]:
@@ -165,10 +166,21 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str) -> None:
     the one that waits for the head.
     """
     spec = pods()[name]["spec"]
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    check_rights(spec)
     # The head's account is the autoscaler's, of KubeRay's making: no untrusted model is there.
     assert spec.get("automountServiceAccountToken") is (None if name.endswith("head") else False)
+    # What is written goes to volumes with a bound, or to the node's disk that the pod has to itself.
+    assert writable(spec) == {"/tmp", "/scratch", "/dev/shm"}
+
+
+def writable(spec: dict[str, Any]) -> set[str]:
+    (container,) = spec["containers"]
+    return {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+
+
+def check_rights(spec: dict[str, Any]) -> None:
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"} & spec.keys()
     assert not any("hostPath" in volume for volume in spec["volumes"])
     (container,) = spec["containers"]
@@ -177,10 +189,50 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str) -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    # What is written goes to volumes with a bound, or to the node's disk that the pod has to itself.
-    mounts = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-    assert mounts == {"/tmp", "/scratch", "/dev/shm"}
     assert {"name": "HOME", "value": "/tmp"} in container["env"]
+
+
+def page_documents() -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in documents(DEPLOY / "web/page.yaml")}
+
+
+def test_the_pages_pod_can_read_and_nothing_else() -> None:
+    pod = page_documents()["Deployment"]["spec"]["template"]["spec"]
+    check_rights(pod)
+    assert pod["automountServiceAccountToken"] is False
+    assert page_documents()["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert writable(pod) == {"/tmp"}
+    (container,) = pod["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "probelog-read"}}]
+    (policy,) = (document for kind, document in page_documents().items() if kind == "NetworkPolicy")
+    assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} == {8017}
+
+
+def test_the_pages_parts_fit_each_other() -> None:
+    found = page_documents()
+    template = found["Deployment"]["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    for selector in (
+        found["Deployment"]["spec"]["selector"]["matchLabels"],
+        found["Service"]["spec"]["selector"],
+        found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector == labels
+    # The crawl's policy, whose pods hold tokens, is not for it.
+    assert not matches({"matchLabels": {"app.kubernetes.io/name": "probelog"}}, labels)
+    (container,) = template["spec"]["containers"]
+    (port,) = container["ports"]
+    command = container["command"]
+    assert command[:2] == ["probelog", "web"]
+    assert command[command.index("--port") + 1] == str(port["containerPort"])
+    assert found["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
+    parameters: Any = typer.main.get_command(probelog.cli.app).commands["web"].params  # type: ignore[attr-defined]
+    options = {option for parameter in parameters for option in parameter.opts}
+    assert {word for word in command if word.startswith("--")} <= options
+    variables = {parameter.envvar for parameter in parameters if parameter.envvar}
+    assert variables <= {item["name"] for item in container["env"]}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": port["name"]}
 
 
 def test_ray_asks_for_a_token_on_every_node() -> None:
