@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from cluster.runtime.session import session
+from cluster.runtime.session import shared_session
 from cluster.runtime.warm_up import preloaded_libraries
 from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import complete
@@ -20,7 +20,7 @@ from pipelines.quality.failures import FailureCounts
 from pipelines.trees.record import TreesRecord
 from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
 from pipelines.trees.weights import listed_filters
-from probelog.encoders.torch_encoder import load_encoder
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import UsageError
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Counts, Ledger, Receipt
@@ -47,22 +47,20 @@ def run_probe(job: Job, retry_failed: bool = False) -> ProbeResult:
     """The probe stage alone, over the catalogue that the crawl stage left."""
     endpoint = hub_endpoint()
     catalogue = Catalogue.open(job, endpoint)
-    encoder = load_encoder(job.config.encoder)
+    encoder = deferred_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
-    with session(job.config.ray_address):
-        return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
+    return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
 
 
 def run_complete(job: Job) -> CompletionRecord:
     """The complete stage alone, over what the probe stage left."""
-    encoder = load_encoder(job.config.encoder)
+    encoder = deferred_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
     receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
-    with session(job.config.ray_address):
-        return complete(job, key, receipts, probe_set, encoder.digest)
+    return complete(job, key, receipts, probe_set, encoder.digest)
 
 
 def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> TreesRecord:
@@ -75,7 +73,7 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
     unprobed = listed_filters(job.config)
     if is_crawled(job, endpoint) or not unprobed:
         rows = Catalogue.open(job, endpoint).rows()
-        probe_set = ready_probes(job, load_encoder(job.config.encoder))
+        probe_set = ready_probes(job, deferred_encoder(job.config.encoder))
         key = job.observations_key(probe_set.hash)
         receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
     if not receipts and not unprobed:
@@ -86,7 +84,7 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
 def run_publish(job: Job) -> PublishResult:
     """The publish stage alone; completes and recovers trees first where that was not done."""
     catalogue = Catalogue.open(job, hub_endpoint())
-    encoder = load_encoder(job.config.encoder)
+    encoder = deferred_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     check_shown_probes(job.config, probe_set.count)
     key = job.observations_key(probe_set.hash)
@@ -94,8 +92,7 @@ def run_publish(job: Job) -> PublishResult:
     receipts = ledger.receipts()
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
-    with session(job.config.ray_address):
-        completed = complete(job, key, receipts, probe_set, encoder.digest)
+    completed = complete(job, key, receipts, probe_set, encoder.digest)
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
     counts = sum((receipt.counts for receipt in receipts), Counts())
     run = FailureCounts.of(counts.indexed, counts.failures)
@@ -109,7 +106,7 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
     endpoint = hub_endpoint()
     say_if_held(job)
     with _meanwhile(job, endpoint, refresh):
-        encoder = load_encoder(job.config.encoder)
+        encoder = deferred_encoder(job.config.encoder)
         probe_set = ready_probes(job, encoder)
         check_shown_probes(job.config, probe_set.count)
         catalogue = crawl(job, endpoint, refresh)
@@ -119,7 +116,7 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
                 f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the Hub "
                 "you mean"
             )
-        with session(job.config.ray_address):
+        with shared_session():
             probed = probe(job, table, probe_set, endpoint, retry_failed)
             completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     run = FailureCounts(probed.tried, probed.reasons)

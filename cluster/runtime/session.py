@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +20,27 @@ from probelog.errors import ProbeLogError, UsageError
 _LONGEST_FOLDER = 38
 
 
+# Of a `shared_session`: what ends a Ray that was started in it.
+_shared: contextlib.ExitStack | None = None
+
+
+@contextmanager
+def shared_session() -> Iterator[None]:
+    """The first `session` within the block stays to its end, for those that follow; without one no Ray is started."""
+    global _shared
+    if _shared is not None:
+        yield
+        return
+    with contextlib.ExitStack() as _shared:
+        try:
+            yield
+        finally:
+            _shared = None
+
+
 @contextmanager
 def session(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
-    """Connect to a cluster, or start Ray on this machine for as long as the block runs.
+    """Connect to a cluster, or start Ray on this machine, for as long as the block runs or the `shared_session` around it.
 
     Args:
         address: a cluster's address; by default ``RAY_ADDRESS`` (set inside a Ray job), else this machine.
@@ -29,12 +49,42 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
     Raises:
         ProbeLogError: the cluster cannot be reached.
     """
-    address_of_ray = _resolved_address(address)
     import ray
 
-    if ray.is_initialized():
+    with contextlib.ExitStack() as own:
+        if not ray.is_initialized():
+            (own if _shared is None else _shared).enter_context(_started(_resolved_address(address), cpus))
         yield
-        return
+
+
+@contextmanager
+def _started(address_of_ray: str, cpus: int | None) -> Iterator[None]:
+    try:
+        with _own_signal_handlers():
+            _start(address_of_ray, cpus)
+        yield
+    finally:
+        import ray
+
+        ray.shutdown()
+
+
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Handlers of signals that are there stay: those of Ray's libraries write a trace of C++ to the terminal."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # one that Python knows of
+                    signal.signal(number, handler)
+
+
+def _start(address_of_ray: str, cpus: int | None) -> None:
+    import ray
+
     # Starting Ray forks into other programs, of which no thread or lock of LanceDB's can be in the way.
     warnings.filterwarnings("ignore", "lancedb fork support is experimental", RuntimeWarning)
     try:
@@ -54,10 +104,6 @@ def session(address: str | None = None, cpus: int | None = None) -> Iterator[Non
         raise
     except Exception as error:  # reason: a node that does not come up in time raises Exception itself
         raise ProbeLogError(f"Ray at {address_of_ray!r} cannot be reached or started: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _have_private_token() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import sys
 from typing import Annotated
 
 import typer
 
 from pipelines.cli import evaluation, inspection, stages, worlds
+from pipelines.job.stop import Stopped, stoppable
 from probelog import __version__, terminal
+from probelog.credentials import redacted
 
 app = typer.Typer(
     add_completion=False,
@@ -20,9 +25,25 @@ for part in (worlds, stages, inspection, evaluation):
     app.add_typer(part.app)
 
 
+# Those that go on where they were when they are run again.
+_STAGES = {
+    command.name or command.callback.__name__
+    for command in stages.app.registered_commands
+    if command.callback
+}
+
+
 def main() -> None:
     """Run the command line."""
-    terminal.run(app, "probelog-index")
+    with stoppable(_how_to_go_on) if sys.argv[1:2] and sys.argv[1] in _STAGES else contextlib.nullcontext():
+        terminal.run(app, "probelog-index")
+
+
+def _how_to_go_on(stopped: Stopped) -> str:
+    command = redacted(shlex.join(["probelog-index", *sys.argv[1:]]))
+    return terminal.printable(
+        f"probelog-index: stopped by {stopped.number.name}; what was done is kept. To go on: {command}", 2000
+    )
 
 
 def _version(asked: bool) -> None:

@@ -41,8 +41,7 @@ CHOICE_LOGITS = 50_000
 def complete(
     job: Job, observations: str, receipts: Sequence[Receipt], probe_set: ProbeSet, encoder_digest: str
 ) -> CompletionRecord:
-    """Complete one state of a ledger; needs a running Ray session. A no-op when that was done before."""
-    probes = probe_set.count
+    """Complete one state of a ledger, on Ray. A no-op when that was done before."""
     config = job.config
     receipts = [receipt for receipt in receipts if receipt.models.rows]
     names = sorted(receipt.name for receipt in receipts)
@@ -55,6 +54,21 @@ def complete(
         _tidy(checkpoint, job, folder)
         job.report.say(f"complete: {_format(done)}; already complete")
         return done
+    with session(config.ray_address):
+        return _completed_anew(job, key, observations, receipts, probe_set, encoder_digest)
+
+
+def _completed_anew(
+    job: Job,
+    key: str,
+    observations: str,
+    receipts: Sequence[Receipt],
+    probe_set: ProbeSet,
+    encoder_digest: str,
+) -> CompletionRecord:
+    config, probes = job.config, probe_set.count
+    folder = CompletionFolder.of(key)
+    checkpoint = Checkpoint(job.store, folder.sweep)
     # All shards work at once: more of them than CPUs would wait for each other for ever.
     shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))
     completion = Completion(job.store, receipts, shards, _shard_spec(job, probes), checkpoint)

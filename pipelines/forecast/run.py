@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.runtime.session import session
 from pipelines.crawl.stage import Catalogue, hub_endpoint
 from pipelines.forecast.estimates import Basis, Done, Forecast, Left
 from pipelines.forecast.known import Known, stratified
@@ -128,11 +127,10 @@ def run_plan(
 
 def _measure(job: Job, table: pa.Table, chosen: npt.NDArray[np.bool_], endpoint: str) -> ProbeSet:
     """Probe some rows of the catalogue, as `run_probe` does; what is done already is not done again."""
-    from probelog.encoders.torch_encoder import load_encoder
+    from probelog.encoders.torch_encoder import deferred_encoder
 
-    probe_set = ready_probes(job, load_encoder(job.config.encoder))
-    with session(job.config.ray_address):
-        probe(job, table, probe_set, endpoint, retry_failed=False, only=chosen)
+    probe_set = ready_probes(job, deferred_encoder(job.config.encoder))
+    probe(job, table, probe_set, endpoint, retry_failed=False, only=chosen)
     return probe_set
 
 

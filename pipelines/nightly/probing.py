@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.runtime.session import session
 from cluster.runtime.warm_up import preloaded_libraries
 from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import fold_in
@@ -31,10 +30,8 @@ class ProbedChanges:
     run: FailureCounts
 
 
-def probe_changes(
-    job: Job, start: NightlyStart, rows: Sequence[CatalogueRow], ray: contextlib.ExitStack
-) -> ProbedChanges:
-    """Probe the commits that were not probed yet; a Ray session that this needs stays open in ``ray``."""
+def probe_changes(job: Job, start: NightlyStart, rows: Sequence[CatalogueRow]) -> ProbedChanges:
+    """Probe the commits that were not probed yet."""
     files, config = start.files, job.config
     earlier = set(files.ledger.receipt_names())
     if not rows and not earlier:
@@ -45,7 +42,6 @@ def probe_changes(
             warm.enter_context(
                 preloaded_libraries(config.ray_address, config.scratch, config.preload, config.device)
             )
-            ray.enter_context(session(config.ray_address))
         probed = probe(job, table, start.probe_set, start.endpoint, False, key=files.key)
     files.enter_in_main(receipt.name for receipt in probed.receipts)
     new_receipts = [receipt for receipt in probed.receipts if receipt.name not in earlier]

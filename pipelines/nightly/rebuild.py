@@ -11,7 +11,7 @@ from pipelines.publish.release import PublishResult
 from pipelines.publish.stage import ListingSnapshot, publish
 from pipelines.quality.failures import FailureCounts
 from pipelines.trees.stage import trees_of
-from probelog.encoders.torch_encoder import load_encoder
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import LISTED_FACTS, CatalogueRow, from_table
@@ -54,7 +54,7 @@ def publish_rebuilt(
         job,
         listed,
         start.probe_set,
-        load_encoder(job.config.encoder),
+        deferred_encoder(job.config.encoder),
         key,
         receipts,
         joined(job.store, start.completion, changes.described, key),

@@ -17,10 +17,10 @@ completion was fitted on, the run says that a full run is due.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.runtime.session import shared_session
 from pipelines.job.job import Job
 from pipelines.job.lease import hold_lease
 from pipelines.nightly.changes import list_changes, reconcile_changes, save_changes
@@ -82,9 +82,8 @@ def run_nightly(job: Job) -> NightlyRun:
         hub = list_changes(job, start)
         hub = reconcile_changes(job, start, hub)
         hub = save_changes(job, start, hub)
-        # The Ray session for probing is used for describing, too.
-        with contextlib.ExitStack() as ray:
-            probed = probe_changes(job, start, hub.to_index, ray)
+        with shared_session():
+            probed = probe_changes(job, start, hub.to_index)
             described = describe_changes(job, start, probed)
         changes = changes_since_base(job, start, hub, probed, described)
         added = changes.missing_in(start.live.generation)

@@ -17,7 +17,7 @@ from pipelines.job.job import Job
 from pipelines.nightly.record import NightlyFiles
 from pipelines.publish.release import LiveIndex
 from pipelines.quality.samples import Version
-from probelog.encoders.torch_encoder import load_encoder
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import StoreError, UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
@@ -127,7 +127,10 @@ def _same_settings(job: Job, base: Generation) -> None:
             f"and {settings.seed}"
         )
     # The same encoder may lie in another folder now.
-    if config.encoder != settings.encoder and load_encoder(config.encoder).digest != settings.encoder_digest:
+    if (
+        config.encoder != settings.encoder
+        and deferred_encoder(config.encoder).digest != settings.encoder_digest
+    ):
         different.append(f"encoder is {config.encoder}, the index's is {settings.encoder}")
     if config.prompts != settings.prompts:
         different.append(f"prompt is {config.prompts}, the index's is {settings.prompts}")

@@ -20,7 +20,7 @@ from cluster.probing.prober import ProberSpec, probers
 from cluster.probing.results import ItemReport
 from cluster.probing.scheduler import ItemOutcome, Policy, Scheduler
 from cluster.runtime.scratch import scratch_folder
-from cluster.runtime.session import worker_count
+from cluster.runtime.session import session, worker_count
 from pipelines.job.eta import Pace
 from pipelines.job.job import Job
 from pipelines.probe.item_log import ItemLog
@@ -118,7 +118,7 @@ def probe(
     only: npt.NDArray[np.bool_] | None = None,
     key: str | None = None,
 ) -> ProbeResult:
-    """Probe the models that the ledger does not hold yet; needs a running Ray session.
+    """Probe the models that the ledger does not hold yet, on Ray where there are any.
 
     Retryable failures are retried; the others only with ``retry_failed``.
 
@@ -171,7 +171,7 @@ def probe(
     summary = Summary.covering(ledger, state.receipts)
     unchecked = 0
     if len(plan):
-        with _item_log(job, key) as log:
+        with _item_log(job, key) as log, session(config.ray_address):
             run = _Run(job, ledger, plan, summary, log)
             state = state.after(ledger, run.run(_spec(job, ledger, probe_set, endpoint), known))
             unchecked = run.unchecked

@@ -166,6 +166,31 @@ class Encoder:
         return unit_rows(rows)
 
 
+class _DeferredEncoder(Encoder):
+    """Loads when anything but its source and its digest is asked for."""
+
+    def __init__(self, source: str, digest: str) -> None:
+        self.source, self.digest = source, digest
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the encoder has
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.__dict__.update(vars(load_encoder(self.source)))
+        return self.__dict__[name]
+
+
+def deferred_encoder(source: str) -> Encoder:
+    """The encoder that `load_encoder` gives, loaded when it is first used.
+
+    Torch and transformers take seconds to import: a job that finds its work done needs the digest alone.
+
+    Raises:
+        UsageError: no such folder or repository, or files are missing; says what is needed.
+        ProbeLogError: the Hub cannot be reached.
+    """
+    return _DeferredEncoder(source, _files_digest(_local_folder(source)))
+
+
 def load_encoder(source: str, device: str | torch.device | None = None) -> Encoder:
     """Load any transformers model that has ``get_text_features`` and ``get_image_features``.
 

@@ -342,6 +342,23 @@ def test_what_only_reads_or_points_loads_no_ray(indexed: Indexed, tmp_path: Path
         assert done.stdout.splitlines()[-1] == "[]", command
 
 
+def test_a_run_with_nothing_to_do_starts_no_ray_and_imports_no_torch(
+    indexed: Indexed, tmp_path: Path
+) -> None:
+    store = indexed.copy_store(tmp_path / "store")
+    file = indexed.world.config_file(tmp_path / "job.toml", store, ray_address="127.0.0.1:1")
+    code = (
+        "import sys\nfrom pipelines.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n"
+        "    print([name for name in ('torch', 'transformers', 'timm') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, "full", "--config", str(file)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "is already live" in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_probes_alone(indexed: Indexed, tmp_path: Path) -> None:
     arguments = [
         "probes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -17,6 +16,7 @@ from pipelines.nightly.probing import ProbedChanges, probe_changes
 from pipelines.nightly.record import NightlyFiles
 from pipelines.nightly.run import NightlyRun
 from pipelines.nightly.start import FailedVersions, NightlyStart
+from pipelines.probe import stage
 from pipelines.probe.stage import ProbeResult
 from pipelines.quality.failures import FailureCounts
 from probelog.errors import FailureReason
@@ -50,19 +50,21 @@ class SessionAskedForError(Exception):
     """For a Ray to probe on."""
 
 
-class NoSession(contextlib.ExitStack):
+@pytest.fixture(autouse=True)
+def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs no probing starts no Ray."""
 
-    def enter_context(self, cm: object) -> NoReturn:
+    def refuse(address: str | None) -> NoReturn:
         raise SessionAskedForError
+
+    monkeypatch.setattr(stage, "session", refuse)
 
 
 def probed(start: NightlyStart, *repos: str, **changes: str) -> ProbedChanges:
     content = {"store": str(start.files.store.root), "probes": "unused"} | changes
     job = Job.of(Config.model_validate(content), Report(io.StringIO()))
     rows = [CatalogueRow(repo, SHA) for repo in repos]
-    with NoSession() as sessions:
-        return probe_changes(job, start, rows, sessions)
+    return probe_changes(job, start, rows)
 
 
 def test_nothing_was_added(start: NightlyStart) -> None:

@@ -19,7 +19,7 @@ from probelog.encoders.onnx_export import (
     export_image_encoder,
     export_text_encoder,
 )
-from probelog.encoders.torch_encoder import load_encoder
+from probelog.encoders.torch_encoder import deferred_encoder, load_encoder
 from probelog.errors import UsageError
 from tests.support.hub.tiny_hub import environment_for, serving
 from tests.support.paths import BENCH as SHARED_BENCH
@@ -234,7 +234,7 @@ def test_towers_of_different_dimensions_are_refused(tmp_path):
 
 _LOAD = """
 import sys
-from probelog.encoders.torch_encoder import load_encoder
+from probelog.encoders.torch_encoder import deferred_encoder, load_encoder
 from probelog.errors import ProbeLogError
 try:
     print(load_encoder(sys.argv[1], "cpu").digest)
@@ -342,3 +342,14 @@ def test_bench_encoder_exports():
     names = (BENCH.parent / "concepts.txt").read_text().split("\n")[:50]
     assert check_text_encoder(encoder, export_text_encoder(encoder), names) < 1e-5
     assert check_image_encoder(encoder, export_image_encoder(encoder), [photo(300, 200)]) < 1e-4
+
+
+def test_a_deferred_encoder_loads_when_it_is_used(tmp_path):
+    folder = tiny_encoders.folder("clip")
+    encoder, loaded = deferred_encoder(str(folder)), load_encoder(str(folder))
+    assert (encoder.source, encoder.digest) == (loaded.source, loaded.digest)
+    assert "model" not in vars(encoder)
+    np.testing.assert_array_equal(encoder.embed_texts(CONCEPTS), loaded.embed_texts(CONCEPTS))
+    assert encoder.dimension == loaded.dimension
+    with pytest.raises(UsageError, match="no such folder"):
+        deferred_encoder(str(tmp_path / "none"))
