@@ -272,7 +272,7 @@ def _matched_heads(
     queries = generation.basis.coordinates(space.of_texts(text_vectors(generation, texts), excluded))
     return np.stack(
         [
-            matched_heads.scores_of_name(query, gallery, offsets, rivals, b, own)
+            matched_heads.scores_of_concept(query, gallery, offsets, rivals, b, own)
             for query, own in zip(queries, excluded, strict=True)
         ]
     )

@@ -112,7 +112,7 @@ def answers(probed: ProbedConfidence, logits: Ints, concepts: Ints) -> Answers:
     scores, distances, right = [], [], []
     for concept in concepts.tolist():
         excluded = probed.excluded[concept]
-        column = matched_heads.scores_of_name(
+        column = matched_heads.scores_of_concept(
             probed.queries[concept], directions, offsets, background, b, excluded
         )
         hits = np.argsort(-column, kind="stable")[:FIRST]

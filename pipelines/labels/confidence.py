@@ -124,7 +124,7 @@ class LabelledConcepts:
         for number, names in enumerate(self.names):
             if names[0] not in asked:
                 continue
-            column = matched_heads.scores_of_name(
+            column = matched_heads.scores_of_concept(
                 self.directions[number], directions, offsets, background, b, self.excluded[number]
             )
             best = candidates[np.argsort(-column[candidates], kind="stable")[:BEST]]

@@ -109,7 +109,7 @@ def rank_by_matched_heads(
     text_units: float = matched_heads.SHARPNESS,
     score_units: float = matched_heads.SHARPNESS,
     image_share: float = matched_heads.IMAGE_SHARE,
-    name_weight: float = matched_heads.NAME_WEIGHT,
+    concept_weight: float = matched_heads.CONCEPT_WEIGHT,
     noise: float = matched_heads.NOISE,
 ) -> Floats:
     """Log-odds of every concept for every logit: (C, N).
@@ -121,7 +121,7 @@ def rank_by_matched_heads(
         text_units: the zero-shot temperature, see there.
         score_units: the score's temperature, see ``matching.sharpness``.
         image_share: how much of an image query is its own embedding.
-        name_weight: how many logits a name counts for, see ``matching.with_feedback``.
+        concept_weight: how many logits a concept counts for, see ``matching.with_feedback``.
         noise: see ``matching.NOISE``.
     """
     space = matched_heads.HeadSpace(
@@ -131,20 +131,14 @@ def rank_by_matched_heads(
     b = matched_heads.sharpness(directions, space.background, score_units)
     offset = matched_heads.offsets(directions, space.background, b)
     if concepts.images is None:
-        return np.stack(
-            [
-                matched_heads.scores_of_name(
-                    query, directions, offset, space.background, b, excluded, name_weight
-                )
-                for query, excluded in zip(
-                    space.of_texts(concepts.queries, concepts.excluded), concepts.excluded, strict=True
-                )
-            ]
-        )
-    queries = np.concatenate([space.of_images(images) for images in concepts.images])
+        queries = space.of_texts(concepts.queries, concepts.excluded)
+    else:
+        queries = np.concatenate([space.of_images(images) for images in concepts.images])
     return np.stack(
         [
-            matched_heads.scores(column, directions, offset, space.background, b, excluded)
-            for column, excluded in zip((directions @ queries.T).T, concepts.excluded, strict=True)
+            matched_heads.scores_of_concept(
+                query, directions, offset, space.background, b, excluded, concept_weight
+            )
+            for query, excluded in zip(queries, concepts.excluded, strict=True)
         ]
     )

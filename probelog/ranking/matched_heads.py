@@ -20,8 +20,8 @@ background concepts, given its direction.
 4. Score: ``s(l, c) = b w_l.w_c - log mean over background c_b of exp(b w_l.w_cb)``, the log-odds of the concept
    against an average background concept. The second term is one number a logit, its offset; it takes the place of
    version 2's mean over the k nearest.
-5. Feedback, for names: the direction moves towards the logits that answer it best, which also say what a hub means by
-   the name, and the score is computed again: ``w_c' = NAME_WEIGHT w_c + sum over l of p_l w_l``, ``p_l = e^s / (e^s + B)``
+5. Feedback: the direction of a concept moves towards the logits that answer it best, which say what the hub's models mean
+   by it, and the score is computed again: ``w_c' = CONCEPT_WEIGHT w_c + sum over l of p_l w_l``, ``p_l = e^s / (e^s + B)``
    the concept's posterior beside the B background concepts (pseudo-relevance feedback: Rocchio 1971).
 
 The constants are few and have no unit. ``SHARPNESS`` sets both temperatures, each in units of the spread that it
@@ -50,9 +50,9 @@ RIDGE = 0.005
 NOISE = 50.0
 # How much of an image query is its own embedding, beside the names that it was recognised by.
 IMAGE_SHARE = 0.5
-# A name weighs as much as so many logits that certainly stand for it; more of them weigh no more than the name itself.
-NAME_WEIGHT = 10.0
-# The number of a name's best logits that its direction is moved towards.
+# A concept weighs as much as so many logits that certainly stand for it; more of them weigh no more than it does itself.
+CONCEPT_WEIGHT = 10.0
+# The number of a concept's best logits that its direction is moved towards.
 FEEDBACK = 50
 # Below this standard deviation a response has underflowed (a head that is certain everywhere): it has no shape.
 _FLAT = 1e-12
@@ -335,24 +335,24 @@ def scores(
 
 
 def with_feedback(
-    direction: Floats, answers: Floats, scores: Floats, rivals: int, name_weight: float = NAME_WEIGHT
+    direction: Floats, answers: Floats, scores: Floats, rivals: int, concept_weight: float = CONCEPT_WEIGHT
 ) -> Float64:
-    """Step 5: a name's direction (d,), of length 1, moved towards the logits that answer it best.
+    """Step 5: a concept's direction (d,), of length 1, moved towards the logits that answer it best.
 
     Args:
-        direction: (d,) of the name.
+        direction: (d,) of the concept.
         answers: (k, d) directions of its ``FEEDBACK`` best logits.
         scores: (k,) of these.
         rivals: number of the background concepts that compete with it; without any, nothing says who stands for it.
-        name_weight: see ``NAME_WEIGHT``.
+        concept_weight: see ``CONCEPT_WEIGHT``.
     """
     direction = np.asarray(direction, np.float64)
     if not rivals:
         return direction
     posteriors = np.exp(-np.logaddexp(0.0, np.log(rivals) - np.asarray(scores, np.float64)))
-    # However many logits answer, together they say no more than the name itself.
-    share = min(1.0, name_weight / max(float(posteriors.sum()), 1e-12))
-    moved = name_weight * direction + share * (posteriors @ np.asarray(answers, np.float64))
+    # However many logits answer, together they say no more than the concept itself.
+    share = min(1.0, concept_weight / max(float(posteriors.sum()), 1e-12))
+    moved = concept_weight * direction + share * (posteriors @ np.asarray(answers, np.float64))
     return _unit(moved[None])[0]
 
 
@@ -362,16 +362,16 @@ def rival_count(background: int, excluded: Ints | Sequence[int]) -> int:
     return remaining or background
 
 
-def scores_of_name(
+def scores_of_concept(
     direction: Floats,
     gallery: Floats,
     offset: Floats,
     background: Floats,
     b: float,
     excluded: Ints | Sequence[int] = (),
-    name_weight: float = NAME_WEIGHT,
+    concept_weight: float = CONCEPT_WEIGHT,
 ) -> Float64:
-    """Steps 4 and 5 for one name's direction (d,): (N,). The other arguments are those of ``scores``."""
+    """Steps 4 and 5 for one concept's direction (d,): (N,). The other arguments are those of ``scores``."""
 
     def ask(asked: Floats) -> Float64:
         return scores(gallery @ np.asarray(asked, gallery.dtype), gallery, offset, background, b, excluded)
@@ -379,7 +379,7 @@ def scores_of_name(
     first = ask(direction)
     best = np.argsort(-first, kind="stable")[:FEEDBACK]
     rivals = rival_count(len(background), excluded)
-    return ask(with_feedback(direction, gallery[best], first[best], rivals, name_weight))
+    return ask(with_feedback(direction, gallery[best], first[best], rivals, concept_weight))
 
 
 def _pieces(rows: int, width: int) -> list[slice]:

@@ -257,7 +257,7 @@ class Index:
                 row = find_logit(generation, like)
                 direction = _direction(generation, row)
             query = ask(generation, texts, images, embeddings, direction, against, notes)
-            if images is None and embeddings is None and like is None:
+            if like is None:
                 query = with_feedback(generation, query)
             model_filter = Filter(generation, condition)
             return _results(self, generation, [query], selection, model_filter, row, [notes])[0]

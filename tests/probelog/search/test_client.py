@@ -84,7 +84,7 @@ def name_direction(small: SmallIndex, text: str, excluded: Sequence[str] = ()) -
     return fed_back(small, text_direction(small, text, excluded), excluded)
 
 
-def fed_back(small: SmallIndex, direction: np.ndarray, excluded: Sequence[str]) -> np.ndarray:
+def fed_back(small: SmallIndex, direction: np.ndarray, excluded: Sequence[str] = ()) -> np.ndarray:
     gallery, named, b = parts(small)
     return naive.with_feedback(direction, gallery[distinct(small)], named, b, numbers(small, excluded))
 
@@ -253,7 +253,7 @@ def test_queries_in_threads_do_not_block_an_event_loop(index: probelog.Index) ->
 def test_image_search_equals_the_naive_one(small: SmallIndex, index: probelog.Index, tmp_path: Path) -> None:
     pictures = [photo(32, 32, 1), photo(64, 64, 2)]
     pictures[0].save(tmp_path / "one.png")
-    expected = ranked(small, picture_direction(small, pictures))
+    expected = ranked(small, fed_back(small, picture_direction(small, pictures)))
     given = [tmp_path / "one.png", encoded(pictures[1], "PNG")]
     found = index.search(images=given, k=1000)
     np.testing.assert_allclose([hit.score for hit in found], [score for _, score in expected], atol=2e-3)
@@ -368,7 +368,7 @@ def test_confidences_are_the_formulas(
 
 
 def test_queries_by_picture_exclude_the_nearest_name(small: SmallIndex, index: probelog.Index) -> None:
-    direction = picture_direction(small, [photo(32, 32, 1)])
+    direction = fed_back(small, picture_direction(small, [photo(32, 32, 1)]))
     nearest = BACKGROUND[int(np.argmax(parts(small)[1] @ direction))]
     rows = [row for row, _ in ranked(small, direction)[:4]]
     expected = naive_confidence(small, rows, direction, [], [nearest])

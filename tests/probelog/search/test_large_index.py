@@ -126,15 +126,19 @@ def same(found: probelog.Results, expected: probelog.Results) -> None:
         )
 
 
+def nearly_same(found: probelog.Results, expected: probelog.Results) -> None:
+    """Hits for a concept: what the shortlist misses of the 50 for the feedback moves the direction a little."""
+    exact = {(hit.repo, hit.logit, hit.negated): hit.score for hit in expected}
+    scores = [exact[hit.repo, hit.logit, hit.negated] for hit in found]
+    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.1)
+    assert sum(score >= sorted(exact.values())[-10] - 0.1 for score in scores) >= 10 - MISSED
+
+
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
 def test_texts(exact: probelog.Index, large: probelog.Index, taken: list[int], text: str | list[str]) -> None:
     found = large.search(text)
     assert taken == [ranking.FIRST, ranking.FIRST]  # the first for the feedback
-    # What the first misses of the 50 moves the direction a little, which changes the order of hits that are equally good.
-    expected = {(hit.repo, hit.logit, hit.negated): hit.score for hit in exact.search(text, k=50)}
-    scores = [expected[hit.repo, hit.logit, hit.negated] for hit in found]
-    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.1)
-    assert sum(score >= sorted(expected.values())[-10] - 0.1 for score in scores) >= 10 - MISSED
+    nearly_same(found, exact.search(text, k=50))
 
 
 def test_pictures_logits_and_mixtures(exact: probelog.Index, large: probelog.Index, taken: list[int]) -> None:
@@ -145,7 +149,7 @@ def test_pictures_logits_and_mixtures(exact: probelog.Index, large: probelog.Ind
         large.search("dog", like="owner-0/model-0#0", like_index=exact),
     ]
     assert 0 not in taken
-    same(found[0], exact.search(images=[photo(32, 32, 1)]))
+    nearly_same(found[0], exact.search(images=[photo(32, 32, 1)], k=50))
     same(found[1], exact.search(like="owner-1/model-1#3"))
     same(found[2], exact.search("dog", images=[photo(32, 32, 5)], like="owner-1/model-1#thing 4"))
     same(found[3], exact.search("dog", like="owner-0/model-0#0", like_index=large))
@@ -248,7 +252,7 @@ def test_show_and_scores(exact: probelog.Index, large: probelog.Index) -> None:
         assert large.show(repo) == exact.show(repo)
     assert len(large.show("copies/of-it-9").same_weights) == COPIES - 1
     found, expected = (index.scores(["dog", "cat"], [[], ["sea lion"]]) for index in (large, exact))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=0.15)  # see nearly_same
     assert large.thumbnail(3) == exact.thumbnail(3)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SHARPNESS, RIDGE, IMAGE_SHARE = 1.5, 0.005, 0.5
-NOISE, NAME_WEIGHT, FEEDBACK = 50, 10, 50
+NOISE, CONCEPT_WEIGHT, FEEDBACK = 50, 10, 50
 
 
 def responses(values: Array, head: str) -> Array:
@@ -111,12 +111,12 @@ def score(w: Array, query: Array, named: Array, b: float, excluded: Sequence[int
 def with_feedback(
     query: Array, gallery: Array, named: Array, b: float, excluded: Sequence[int] = ()
 ) -> Array:
-    """A name's direction, moved towards its best logits."""
+    """A concept's direction, moved towards its best logits."""
     scores = [score(w, query, named, b, excluded) for w in gallery]
     rivals = len([i for i in range(len(named)) if i not in excluded])
     best = sorted(range(len(gallery)), key=lambda i: -scores[i])[:FEEDBACK]
     sure = {i: math.exp(scores[i]) / (math.exp(scores[i]) + rivals) for i in best}
-    moved = NAME_WEIGHT * query
+    moved = CONCEPT_WEIGHT * query
     for i in best:
-        moved = moved + sure[i] * min(1.0, NAME_WEIGHT / sum(sure.values())) * gallery[i]
+        moved = moved + sure[i] * min(1.0, CONCEPT_WEIGHT / sum(sure.values())) * gallery[i]
     return moved / np.linalg.norm(moved)
