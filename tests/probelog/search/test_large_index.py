@@ -130,8 +130,8 @@ def nearly_same(found: probelog.Results, expected: probelog.Results) -> None:
     """Hits for a concept: what the shortlist misses of the 50 for the feedback moves the direction a little."""
     exact = {(hit.repo, hit.logit, hit.negated): hit.score for hit in expected}
     scores = [exact[hit.repo, hit.logit, hit.negated] for hit in found]
-    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.1)
-    assert sum(score >= sorted(exact.values())[-10] - 0.1 for score in scores) >= 10 - MISSED
+    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.2)
+    assert sum(score >= sorted(exact.values())[-10] - 0.2 for score in scores) >= 10 - MISSED
 
 
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
