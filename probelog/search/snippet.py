@@ -18,7 +18,7 @@ from probelog.errors import QueryError
 # The public Hub, for indexes that do not say which one was listed.
 HUB = "https://huggingface.co"
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REPO = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _MODEL_CLASS = re.compile(r"[A-Z][A-Za-z0-9]{0,60}ForImageClassification[A-Za-z0-9]{0,40}")
 _PROCESSOR_CLASS = re.compile(r"[A-Z][A-Za-z0-9]{0,60}ImageProcessor(Pil)?")

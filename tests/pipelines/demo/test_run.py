@@ -10,11 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import probelog
 from pipelines.demo import run as demo
+from pipelines.hubserver import running
+from probelog.probes.probe_set import ProbeSet
+from probelog.storage.ledger import Ledger, observed_models
+from probelog.storage.store import Store
 from tests.support.paths import CHECKOUT
 from tests.support.processes.operator_command import operator
 from tests.support.worlds import tiny_encoders
@@ -75,6 +80,56 @@ def test_without_its_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "python -m pipelines.demo.builder --out" in ended.err
 
 
+# Runs programs, each with an empty namespace, and prints what the last line of each says.
+RUN = """
+import contextlib, io, json, sys
+for code in json.load(sys.stdin):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "snippet", "exec"), {})
+    print(out.getvalue().splitlines()[-1])
+"""
+
+
+def check_snippets(store_uri: Path, tmp_path: Path) -> None:
+    """The code of a logit of every architecture of the demo gives what was observed, from the served hub."""
+    store = Store(store_uri)
+    index = probelog.open_index(store_uri)
+    ledger = Ledger(store, f"observations/{index.settings['observations']}")
+    probe_set = ProbeSet.open(store, index.settings["probe_set"])
+    programs, observed, kinds = [], [], set()
+    for receipt in ledger.receipts():
+        for model, logits, values in observed_models(store, receipt):
+            if (kind := (model.library, model.architecture, model.head)) in kinds:
+                continue
+            kinds.add(kind)
+            picture = tmp_path / f"{len(programs)}.png"
+            probe_set.image(model.probes[0]).save(picture)
+            row = int(np.argmax(np.ptp(values, axis=1)))
+            programs.append(index.snippet(model.repo, int(logits[row]), image=str(picture)))
+            observed.append((model.repo, float(values[row, 0]), float(values[row].std())))
+    assert len(kinds) >= 5, "transformers with two heads, and several architectures of timm"
+    with running(demo.WORLD / "hub") as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN],
+            input=json.dumps(programs),
+            env={
+                **os.environ,
+                "HF_ENDPOINT": endpoint,
+                "HF_HOME": str(tmp_path / "hf"),
+                "HF_HUB_OFFLINE": "0",
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for (repo, value, spread), line in zip(observed, done.stdout.splitlines(), strict=True):
+        # Observations are rounded to half precision.
+        assert float(line) == pytest.approx(value, abs=2e-3 * spread + 1e-3 * abs(value)), repo
+
+
 @pytest.mark.acceptance
 def test_the_demo_indexes_its_hub_and_answers(tmp_path: Path) -> None:
     out = tmp_path / "demo"
@@ -121,5 +176,6 @@ def test_the_demo_indexes_its_hub_and_answers(tmp_path: Path) -> None:
     labels = [logit.label for logit in index.show("unsafe/terminal-escapes").logits]
     assert "red" in labels[0]
     assert not any("\x1b" in label or "\n" in label for label in labels)
+    check_snippets(out / "store", tmp_path)
     assert sorted(path.name for path in out.iterdir()) == ["store", "store-all-probes"]
     assert not [path for path in tmp_path.rglob("*") if "owned" in path.name.lower()]

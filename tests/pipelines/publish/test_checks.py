@@ -118,12 +118,28 @@ def shifted(batch: LogitBatch) -> LogitBatch:
     return batch._replace(directions=np.roll(batch.directions, 1, axis=0))
 
 
+def evidence_is(value: float) -> Callable[[LogitBatch], LogitBatch]:
+    def change(batch: LogitBatch) -> LogitBatch:
+        assert batch.evidence is not None
+        evidence = batch.evidence.copy()
+        evidence["weakest_values"][0, 0] = value
+        return batch._replace(evidence=evidence)
+
+    return change
+
+
+def without_evidence(batch: LogitBatch) -> LogitBatch:
+    return batch._replace(evidence=None)
+
+
 FAULTS = {
     "NaN": (first_is(np.nan), "values of offset of its logits are not finite"),
     "infinity": (first_is(np.inf), "values of direction of its logits are not finite"),
     "a logit is missing": (without_the_first, "models have other logits than their descriptors"),
     "opposite directions": (opposite, "a wrong score"),
     "directions of other logits": (shifted, "a wrong score"),
+    "evidence that is none": (evidence_is(np.nan), "its evidence is none"),
+    "no evidence": (without_evidence, "whether the shown probes were seen by the models"),
 }
 
 
@@ -402,6 +418,8 @@ def test_an_update_that_holds_what_was_removed(update: Update) -> None:
     [
         (opposite, "asked for the direction of new/one#1 it gives it the score"),
         (first_is(np.inf), "values of direction of its logits are not finite"),
+        (evidence_is(-np.inf), "its evidence is none"),
+        (without_evidence, "it does not say of 2 logits whether the shown probes were seen"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

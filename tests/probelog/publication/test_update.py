@@ -138,6 +138,8 @@ def _same_summary(ours: Index, theirs: Index, repo: str) -> None:
     for logit, wanted in zip(mine["logits"], other["logits"], strict=True):
         np.testing.assert_allclose(logit.pop("scores"), wanted.pop("scores"), atol=1e-3)
     assert mine == other
+    ends = [index.evidence_of(index.show(repo), pictures=False) for index in (ours, theirs)]
+    assert ends[0] == ends[1]
 
 
 def _same_hits(ours: Index, theirs: Index, text: str, condition: str | None, k: int) -> None:

@@ -134,6 +134,26 @@ def nearly_same(found: probelog.Results, expected: probelog.Results) -> None:
     assert sum(score >= sorted(exact.values())[-10] - 0.2 for score in scores) >= 10 - MISSED
 
 
+def test_a_set_of_concepts(large: probelog.Index, exact: probelog.Index) -> None:
+    concepts = ["dog", "violin", "a bus"]
+    found, expected = (index.search_domain(concepts, k=5) for index in (large, exact))
+    assert found[0].repo == expected[0].repo
+    assert found[0].coverage == pytest.approx(expected[0].coverage, abs=0.02), "moments are those of a sample"
+    assert [match.logit for match in found[0].matches] == [match.logit for match in expected[0].matches]
+    filtered = [
+        index.search_domain(concepts, where="downloads < 40", by="family") for index in (large, exact)
+    ]
+    assert [hit.repo for hit in filtered[0]] == [hit.repo for hit in filtered[1]]
+    assert len({hit.root for hit in filtered[0]}) == len(filtered[0]) == 8
+
+
+def test_evidence_of_scattered_rows(large: probelog.Index, exact: probelog.Index) -> None:
+    hits = large.search("dog", k=12)
+    expected = [exact.evidence(hit.repo, hit.logit, negated=hit.negated) for hit in hits]
+    assert [item.strongest for item in large.evidence_of(hits)] == [item.strongest for item in expected]
+    assert [item.weakest for item in large.evidence_of(hits)] == [item.weakest for item in expected]
+
+
 @pytest.mark.parametrize("text", ["dog", "husky", "cat", "a hot dog", ["sea lion", "chair"]])
 def test_texts(exact: probelog.Index, large: probelog.Index, taken: list[int], text: str | list[str]) -> None:
     found = large.search(text)
