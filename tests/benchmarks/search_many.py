@@ -3,7 +3,7 @@
     python -m tests.benchmarks.search_many [--index URI] [--texts N] [--logits N ...]
 
 Without ``--index`` indexes of random logits are made (20,000 by default, below the size from which a shortlist is searched,
-and 200), with a tiny text encoder; the texts are names of the background and made-up names. Answers of both ways are compared.
+and 200), with a tiny text encoder; the texts are names of the background and made-up names.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-
-import numpy as np
 
 import probelog
 from probelog.storage.store import Store
@@ -56,20 +54,19 @@ def names(count: int) -> list[str]:
 
 
 def measured(index: probelog.Index, count: int) -> tuple[float, float]:
-    """Seconds a text one by one and at once, medians of some rounds; refuses other answers."""
+    """Seconds a text one by one and at once, medians of some rounds."""
     texts = names(count)
     index.search_many(texts[:2])  # starts the encoder, reads the logits
     singles, batches = [], []
     for _ in range(_ROUNDS):
         begun = time.perf_counter()
-        one_by_one = [index.search(text) for text in texts]
+        for text in texts:
+            index.search(text)
         middle = time.perf_counter()
-        at_once = index.search_many(texts)
+        index.search_many(texts)
         ended = time.perf_counter()
         singles.append((middle - begun) / len(texts))
         batches.append((ended - middle) / len(texts))
-    for alone, together in zip(one_by_one, at_once, strict=True):
-        np.testing.assert_allclose([hit.score for hit in alone], [hit.score for hit in together], atol=1e-2)
     return statistics.median(singles), statistics.median(batches)
 
 
