@@ -10,6 +10,7 @@ from cluster.runtime.warm_up import preloaded_libraries
 from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import complete
 from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
+from pipelines.job.figures import recorded_as
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
@@ -38,31 +39,38 @@ class FullRun:
     published: PublishResult
 
 
+@recorded_as("crawl")
 def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
     """The crawl stage alone."""
-    return crawl(job, hub_endpoint(), refresh)
+    with job.figures.stage("crawl"):
+        return crawl(job, hub_endpoint(), refresh)
 
 
+@recorded_as("probe")
 def run_probe(job: Job, retry_failed: bool = False) -> ProbeResult:
     """The probe stage alone, over the catalogue that the crawl stage left."""
     endpoint = hub_endpoint()
     catalogue = Catalogue.open(job, endpoint)
     encoder = deferred_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
-    return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
+    with job.figures.stage("probe"):
+        return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
 
 
+@recorded_as("complete")
 def run_complete(job: Job) -> CompletionRecord:
     """The complete stage alone, over what the probe stage left."""
     encoder = deferred_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
-    receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
+    receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
-    return complete(job, key, receipts, probe_set, encoder.digest)
+    with job.figures.stage("complete"):
+        return complete(job, key, receipts, probe_set, encoder.digest)
 
 
+@recorded_as("trees")
 def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> TreesRecord:
     """The trees stage alone, over what the probe stage left and what is read without probing."""
     if not job.config.trees.enabled:
@@ -75,12 +83,14 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
         rows = Catalogue.open(job, endpoint).rows()
         probe_set = ready_probes(job, deferred_encoder(job.config.encoder))
         key = job.observations_key(probe_set.hash)
-        receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
+        receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
     if not receipts and not unprobed:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
-    return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed))
+    with job.figures.stage("trees"):
+        return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed))
 
 
+@recorded_as("publish")
 def run_publish(job: Job) -> PublishResult:
     """The publish stage alone; completes and recovers trees first where that was not done."""
     catalogue = Catalogue.open(job, hub_endpoint())
@@ -89,27 +99,33 @@ def run_publish(job: Job) -> PublishResult:
     check_shown_probes(job.config, probe_set.count)
     key = job.observations_key(probe_set.hash)
     ledger = Ledger(job.store, LedgerFolder.of(key).path)
-    receipts = ledger.receipts()
+    receipts = ledger.receipts(originals=False)
     if not receipts:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
-    completed = complete(job, key, receipts, probe_set, encoder.digest)
+    with job.figures.stage("complete"):
+        completed = complete(job, key, receipts, probe_set, encoder.digest)
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
     counts = sum((receipt.counts for receipt in receipts), Counts())
     run = FailureCounts.of(counts.indexed, counts.failures)
     listed = ListingSnapshot.of(catalogue)
-    trees = trees_of(job, receipts, listed.rows)
-    return publish(job, listed, probe_set, encoder, key, receipts, completed, run, trees=trees)
+    with job.figures.stage("trees"):
+        trees = trees_of(job, receipts, listed.rows)
+    with job.figures.stage("publish"):
+        return publish(job, listed, probe_set, encoder, key, receipts, completed, run, trees=trees)
 
 
+@recorded_as("full")
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
     """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
     endpoint = hub_endpoint()
     say_if_held(job)
+    stage = job.figures.stage
     with _meanwhile(job, endpoint, refresh):
         encoder = deferred_encoder(job.config.encoder)
         probe_set = ready_probes(job, encoder)
         check_shown_probes(job.config, probe_set.count)
-        catalogue = crawl(job, endpoint, refresh)
+        with stage("crawl"):
+            catalogue = crawl(job, endpoint, refresh)
         table = catalogue.table(COLUMNS)
         if not table.num_rows:
             raise UsageError(
@@ -117,14 +133,18 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
                 "you mean"
             )
         with shared_session():
-            probed = probe(job, table, probe_set, endpoint, retry_failed)
-            completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
+            with stage("probe"):
+                probed = probe(job, table, probe_set, endpoint, retry_failed)
+            with stage("complete"):
+                completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
     run = FailureCounts(probed.tried, probed.reasons)
     listed = ListingSnapshot.of(catalogue)
-    trees = trees_of(job, probed.receipts, listed.rows, refresh, retry_failed)
-    published = publish(
-        job, listed, probe_set, encoder, probed.key, probed.receipts, completed, run, trees=trees
-    )
+    with stage("trees"):
+        trees = trees_of(job, probed.receipts, listed.rows, refresh, retry_failed)
+    with stage("publish"):
+        published = publish(
+            job, listed, probe_set, encoder, probed.key, probed.receipts, completed, run, trees=trees
+        )
     return FullRun(catalogue, probed, completed, trees, published)
 
 

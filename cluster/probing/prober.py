@@ -39,6 +39,7 @@ from probelog import logs
 from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
 from probelog.hub.download import Downloaded, DownloadLimits, download_model
+from probelog.hub.usage import METER, HubUsage
 from probelog.models.content import content_digest
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec
@@ -167,6 +168,8 @@ class Prober:
         for one in self._every:
             self._processes.put(one)
         self._hub = HubClient(spec.endpoint, limiter=self._coordinator)
+        self._reporting = threading.Lock()
+        self._reported = METER.total
         self._computing = threading.Lock()
         self._busy: ModelProcess | None = None
         self._threads = ThreadPoolExecutor(settings.in_flight)
@@ -228,7 +231,14 @@ class Prober:
                 self._coordinator.record_original(report.identity, row.repo, row.sha, item.key)
             else:
                 self._coordinator.give_up(report.identity, item.key)
-        return replace(report, seconds=clock.seconds)
+        return replace(report, seconds=clock.seconds, hub=self._hub_usage())
+
+    def _hub_usage(self) -> HubUsage:
+        """What the threads of this worker asked of the Hub since it was last reported."""
+        with self._reporting:
+            total = METER.total
+            usage, self._reported = total - self._reported, total
+        return usage
 
     # One model
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from probelog.hub.usage import HubUsage
+
 
 @dataclass(frozen=True)
 class ItemReport:
@@ -21,6 +23,7 @@ class ItemReport:
         copy_of: the repository whose observations it shares, where it is a copy.
         copies_checked: whether the coordinator could say if another repository has the same weights.
         worker: host name and process number.
+        hub: what the worker asked of the Hub since its last report.
         spooled: whether the item's result lies in the spool; if not, the store refused it for longer than the worker
             was patient, and ``reason`` says so.
     """
@@ -35,6 +38,7 @@ class ItemReport:
     copy_of: str | None = None
     copies_checked: bool = True
     worker: str = ""
+    hub: HubUsage = field(default_factory=HubUsage)
     spooled: bool = True
 
 

@@ -43,6 +43,28 @@ def status(
 
 
 @app.command()
+def metrics(
+    store: OneStoreOption = None,
+    config: StoreFileOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8080,
+    every: Annotated[
+        float, typer.Option("--every", min=1, help="Seconds between two looks at the store.")
+    ] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the metrics and end.")] = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
+    """Serve the state of a store as metrics for Prometheus: index, quality gate, ledgers, last runs."""
+    from pipelines.monitor.serve import metrics_text, serve_metrics
+
+    address = store_of(store, config)
+    if once:
+        typer.echo(metrics_text(address), nl=False)
+        return
+    serve_metrics(address, host, port, every)
+
+
+@app.command()
 def failures(
     store: OneStoreOption = None,
     config: StoreFileOption = None,

@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from probelog.storage.versions import MADE_BY, check_version
 
 CRAWL_VERSION = 1
 _PART_ROWS = 5000
+_READERS = 8
 _PART_SECONDS = 30.0
 
 
@@ -93,7 +95,12 @@ class Catalogue:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The same rows as an Arrow table, in the order of the listing, with all columns or some of them."""
         names = None if columns is None else list(columns)
-        parts = [read_part(self.store, Part(**part), CATALOGUE, names) for part in self.receipt["rows"]]
+        with ThreadPoolExecutor(_READERS) as pool:
+            parts = list(
+                pool.map(
+                    lambda part: read_part(self.store, Part(**part), CATALOGUE, names), self.receipt["rows"]
+                )
+            )
         if not parts:
             return CATALOGUE.empty_table() if names is None else CATALOGUE.empty_table().select(names)
         listed = pa.concat_tables([part.select(["repo"]) for part in parts])["repo"]
@@ -102,8 +109,8 @@ class Catalogue:
         newest[np.unique(codes, return_index=True)[1]] = True
         starts = np.cumsum([0, *(part.num_rows for part in parts)])
         return pa.concat_tables(
-            part.filter(pa.array(newest[start : start + part.num_rows]))
-            for part, start in zip(parts, starts[:-1], strict=True)
+            part if kept.all() else part.filter(pa.array(kept))
+            for part, kept in zip(parts, np.split(newest, starts[1:-1]), strict=True)
         )
 
     def failures(self) -> list[Failure]:

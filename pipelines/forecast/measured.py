@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -44,7 +45,8 @@ class Measured:
         source: for the reader: which ledger this is.
         own: whether it is the one that the plan's models will be added to.
         probes: in its probe set; ``fraction``: that each model saw.
-        receipts: of the sealed batches; ``receipt_bytes``: of their own objects.
+        receipts: of the sealed batches, without their ``originals``; ``receipt_bytes``: of their own objects, and
+            ``listed_bytes`` of what these say of each model.
         counts: of all of them together.
         failures: that still stand (``FAILURES``).
         runs: of the probe stage.
@@ -58,6 +60,7 @@ class Measured:
     fraction: float
     receipts: Sequence[Receipt]
     receipt_bytes: int
+    listed_bytes: int
     counts: Counts
     failures: pa.Table
     runs: Sequence[Run]
@@ -146,7 +149,11 @@ def _largest(store: Store, source: str) -> Measured | None:
 def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     """None where no model is indexed."""
     sizes = ledger.store.sizes(ledger.paths.receipts)
-    receipts = ledger.receipts(PurePosixPath(name).stem for name in sizes)
+    receipts, listed_bytes = [], 0
+    for receipt in ledger.each_receipt([PurePosixPath(name).stem for name in sizes]):
+        listed_bytes += len(json.dumps([receipt.items, receipt.originals], indent=1))
+        receipts.append(replace(receipt, originals={}))
+    receipts.sort(key=lambda receipt: receipt.name)
     counts = sum((receipt.counts for receipt in receipts), Counts())
     if not counts.indexed:
         return None
@@ -162,6 +169,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         fraction=float(manifest["fraction"]),
         receipts=receipts,
         receipt_bytes=sum(sizes.values()),
+        listed_bytes=listed_bytes,
         counts=counts,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),

@@ -12,7 +12,6 @@ and computing is taken as measured. Everything else is in proportion to somethin
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -260,15 +259,14 @@ def _store(
     values = counts.logits * max(1, round(measured.fraction * measured.probes))
     items = sum(len(receipt.items) for receipt in receipts)
     # A receipt takes so much for each of its models, and the rest whatever it holds, as does its part of failures.
-    listed = sum(len(json.dumps([receipt.items, receipt.originals], indent=1)) for receipt in receipts)
     batches = -(-models // settings.config.batch_models)
-    fixed = (measured.receipt_bytes - listed) / len(receipts)
+    fixed = (measured.receipt_bytes - measured.listed_bytes) / len(receipts)
     sizes = {
         "observations": measured.part_bytes("observations") / values * logits * settings.seen,
         "models": measured.part_bytes("models") / counts.indexed * indexed,
         "weights": measured.part_bytes("weights") / counts.indexed * indexed,
         "failures": np.full(len(logits), measured.part_bytes("failures") / len(receipts) * batches),
-        "receipts": np.full(len(logits), listed / items * models + fixed * batches),
+        "receipts": np.full(len(logits), measured.listed_bytes / items * models + fixed * batches),
     } | {kind: logits * rate for kind, rate in rates.items()}
     return {kind: Estimate.of(draws) for kind, draws in sizes.items()}
 

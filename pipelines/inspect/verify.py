@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipelines.complete.record import DESCRIPTORS_VERSION
 from pipelines.crawl.stage import CRAWL_VERSION
+from pipelines.job.figures import FIGURES_VERSION
 from pipelines.job.progress import Report
 from pipelines.nightly.record import RECORD_VERSION
 from pipelines.publish import encoder
@@ -62,6 +63,7 @@ _KNOWN_FOLDERS = (
     layout.LEDGERS,
     layout.PROBE_SETS,
     layout.REPORTS,
+    layout.RUNS,
     layout.TREES,
 )
 
@@ -167,6 +169,8 @@ class _Verifier:
         yield from self._encoders()
         yield from self._index()
         yield from self._reports()
+        for name in self._below(f"{layout.RUNS}/"):
+            self._json(name, FIGURES_VERSION, "figures of a run")
 
     # The stages
 

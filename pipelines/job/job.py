@@ -6,10 +6,11 @@ finished stage finds its own work. Where the output of each stage lies: `probelo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.config.model import Config
+from pipelines.job.figures import Figures
 from pipelines.job.progress import Report
 from probelog.errors import UsageError
 from probelog.storage.encoding import short_key
@@ -18,11 +19,12 @@ from probelog.storage.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the pipeline: what was asked for, where it is kept, and who is told."""
+    """One run of the pipeline: what was asked for, where it is kept, who is told, and what it takes."""
 
     config: Config
     store: Store
     report: Report
+    figures: Figures = field(default_factory=Figures, compare=False)
 
     @classmethod
     def of(cls, config: Config, report: Report | None = None) -> Job:

@@ -49,7 +49,7 @@ def publish_rebuilt(
         if number not in removed
     ]
     listed = ListingSnapshot([*rows, *changes.rows.values()], record.watermark, record.reconciled, start.at)
-    receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts()
+    receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
     return publish(
         job,
         listed,

@@ -18,9 +18,10 @@ completion was fitted on, the run says that a full run is due.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.runtime.session import shared_session
+from pipelines.job.figures import recorded
 from pipelines.job.job import Job
 from pipelines.job.lease import hold_lease
 from pipelines.nightly.changes import list_changes, reconcile_changes, save_changes
@@ -77,33 +78,47 @@ def run_nightly(job: Job) -> NightlyRun:
         StoreError: the store refuses, or is damaged.
     """
     nightly = job.config.nightly
-    with hold_lease(job.store, LEASE, seconds=nightly.lease_seconds, wait=nightly.lease_wait) as lease:
+    stage = job.figures.stage
+    with (
+        hold_lease(job.store, LEASE, seconds=nightly.lease_seconds, wait=nightly.lease_wait) as lease,
+        recorded(job, "nightly"),
+    ):
         start = open_start(job)
-        hub = list_changes(job, start)
-        hub = reconcile_changes(job, start, hub)
+        with stage("list"):
+            hub = list_changes(job, start)
+        with stage("reconcile"):
+            hub = reconcile_changes(job, start, hub)
         hub = save_changes(job, start, hub)
         with shared_session():
-            probed = probe_changes(job, start, hub.to_index)
-            described = describe_changes(job, start, probed)
+            with stage("probe"):
+                probed = probe_changes(job, start, hub.to_index)
+            with stage("complete"):
+                described = describe_changes(job, start, probed)
         changes = changes_since_base(job, start, hub, probed, described)
         added = changes.missing_in(start.live.generation)
         decision = decide(job, changes)
-        if decision is None:
-            published = start.live.unchanged()
-        elif decision.rebuild:
-            published = publish_rebuilt(job, changes, probed.run, lease.check)
-        else:
-            trees = attach_changes(job, start.base, changes.for_trees(), changes.removed)
-            published = publish_update(job, changes, probed.run, decision.drift, added, lease.check, trees)
-    result = NightlyRun(
-        published=published,
-        tried=len(changes.rows),
-        added=len(added),
-        removed=len(changes.removed),
-        failures=probed.ledger.failures,
-        drift=None if decision is None else decision.drift,
-        refit_due=None if decision is None else decision.refit_due,
-    )
+        result = NightlyRun(
+            published=start.live.unchanged(),
+            tried=len(changes.rows),
+            added=len(added),
+            removed=len(changes.removed),
+            failures=probed.ledger.failures,
+            drift=None if decision is None else decision.drift,
+            refit_due=None if decision is None else decision.refit_due,
+        )
+        job.figures.counts |= {name: getattr(result, name) for name in ("tried", "added", "removed")}
+        job.figures.counts["failed"] = len(result.failures)
+        if decision is not None and decision.rebuild:
+            with stage("publish"):
+                result = replace(result, published=publish_rebuilt(job, changes, probed.run, lease.check))
+        elif decision is not None:
+            with stage("trees"):
+                trees = attach_changes(job, start.base, changes.for_trees(), changes.removed)
+            with stage("publish"):
+                published = publish_update(
+                    job, changes, probed.run, decision.drift, added, lease.check, trees
+                )
+            result = replace(result, published=published)
     _report(job, result, len(changes.descriptors.models))
     return result
 

@@ -17,6 +17,9 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probelog_logits_total": ("Logits of indexed models.", ()),
     "probelog_copies_unchecked_total": ("Models probed with no coordinator to tell copies.", ()),
     "probelog_download_bytes_total": ("Bytes downloaded.", ()),
+    "probelog_hub_requests_total": ("Requests that workers sent to the Hub, by kind.", ("kind",)),
+    "probelog_hub_throttled_total": ('Answers "too many requests" of the Hub.', ()),
+    "probelog_hub_wait_seconds_total": ("Seconds that downloads waited for the Hub, over all threads.", ()),
     "probelog_seconds_total": ("Seconds that workers spent, by part of the work.", ("part",)),
 }
 GAUGES = {
@@ -52,6 +55,10 @@ class Metrics:
         gathered["probelog_logits_total", ""] += report.logits
         gathered["probelog_copies_unchecked_total", ""] += not report.copies_checked
         gathered["probelog_download_bytes_total", ""] += report.bytes
+        gathered["probelog_hub_requests_total", "api"] += report.hub.api
+        gathered["probelog_hub_requests_total", "file"] += report.hub.file
+        gathered["probelog_hub_throttled_total", ""] += report.hub.throttled
+        gathered["probelog_hub_wait_seconds_total", ""] += report.hub.wait_seconds
         for part, spent in report.seconds.items():
             gathered["probelog_seconds_total", part] += spent
         self._histograms["probelog_item_seconds"].observe(seconds)

@@ -149,14 +149,7 @@ def probe(
     retry_with_backoff(
         lambda: job.store.write_json(ledger.paths.manifest, manifest), config.store_retry_seconds
     )
-    receipts = ledger.receipts()
-    known = {
-        identity: Original(repo, sha, receipt=receipt.name)
-        for receipt in receipts
-        for identity, (repo, sha) in receipt.originals.items()
-    }
-    state = LedgerState.of(ledger, receipts)
-    del receipts
+    state = LedgerState.of(ledger, ledger.receipts(originals=False))
     ledger.drop_sealed_spool(state.receipts)
     keys = first_keys(table)
     now = np.ones(len(keys), bool) if only is None else only
@@ -173,6 +166,10 @@ def probe(
     if len(plan):
         with _item_log(job, key) as log, session(config.ray_address):
             run = _Run(job, ledger, plan, summary, log)
+            known = {
+                identity: Original(repo, sha, receipt=receipt.name)
+                for receipt, identity, repo, sha in ledger.originals()
+            }
             state = state.after(ledger, run.run(_spec(job, ledger, probe_set, endpoint), known))
             unchecked = run.unchecked
     summary.write(ledger, now=True)
@@ -192,7 +189,7 @@ def probe(
 def has_remaining_work(job: Job, table: pa.Table, key: str) -> bool:
     """Whether `probe` has models left to run, retryable failures included."""
     ledger = Ledger(job.store, LedgerFolder.of(key).path)
-    state = LedgerState.of(ledger, ledger.receipts())
+    state = LedgerState.of(ledger, ledger.receipts(originals=False))
     keys = first_keys(table)
     return len(make_plan(table, keys, state.sealed, state.failures, job.config.batch_models, False)) > 0
 
@@ -293,6 +290,7 @@ class _Run:
         seconds = sum(spent for part, spent in report.seconds.items() if part not in _NOT_ADDED)
         self._pace.add(item.size, seconds)
         self._metrics.add(report, seconds)
+        self._job.figures.hub += report.hub
         self._timeline.add(report)
         self._log.write(item, report)
         self._counter.add(reason=report.reason)

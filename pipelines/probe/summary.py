@@ -56,7 +56,7 @@ class Summary:
     def read(cls, ledger: Ledger) -> tuple[Summary, list[Receipt]]:
         """The sums of all present receipts, and the receipts that had to be read for them."""
         names = ledger.receipt_names()
-        cached = cls._cached(ledger)
+        cached = cls.stored(ledger)
         if not cached.sealed.keys() <= set(names):
             cached = cls()
         missing = ledger.receipts(name for name in names if name not in cached.sealed)
@@ -66,7 +66,7 @@ class Summary:
     @classmethod
     def covering(cls, ledger: Ledger, receipts: Sequence[Receipt]) -> Summary:
         """The sums of all present receipts, which have been read already."""
-        cached = cls._cached(ledger)
+        cached = cls.stored(ledger)
         if not cached.sealed.keys() <= {receipt.name for receipt in receipts}:
             cached = cls()
         missing = [receipt for receipt in receipts if receipt.name not in cached.sealed]
@@ -74,7 +74,8 @@ class Summary:
         return cached
 
     @classmethod
-    def _cached(cls, ledger: Ledger) -> Summary:
+    def stored(cls, ledger: Ledger) -> Summary:
+        """The sums as they are stored, which may be some receipts behind; empty where they are not there."""
         try:
             content = ledger.store.read_json_or_none(ledger.paths.summary) or {}
             if content.get("version") != 1:

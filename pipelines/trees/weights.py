@@ -124,7 +124,7 @@ def read_weights(
     retry_with_backoff(
         lambda: job.store.write_json(ledger.paths.manifest, manifest), config.store_retry_seconds
     )
-    state = LedgerState.of(ledger, ledger.receipts())
+    state = LedgerState.of(ledger, ledger.receipts(originals=False))
     ledger.drop_sealed_spool(state.receipts)
     keys = first_keys(table)
     plan = make_plan(table, keys, state.sealed, state.failures, config.batch_models, retry_failed)

@@ -30,6 +30,7 @@ from probelog.credentials import redacted, split_login, with_login
 from probelog.errors import ProbeLogError, UsageError
 from probelog.hub import huggingface
 from probelog.hub.rate_limit import Kind, Limiter, SlidingWindowLimit, is_loopback
+from probelog.hub.usage import METER, HubUsage
 
 if TYPE_CHECKING:
     import httpx
@@ -289,7 +290,9 @@ class HubClient:
         while True:
             straight = route.url is not None
             if not straight:
-                self.limiter.acquire(kind)
+                with METER.waiting():
+                    self.limiter.acquire(kind)
+                METER.request(kind)
             longer = 0.0
             clock = Clock(self.retry.api_timeout if kind == "api" else float("inf"), check)
             try:
@@ -299,6 +302,7 @@ class HubClient:
                         route.url = None
                     if status == 429:
                         throttled += 1
+                        METER.add(HubUsage(throttled=1))
                         self._wait_out(kind, answer.headers, throttled)
                         continue
                     refused_by_storage = answer.storage and status >= 400 and status != 416
@@ -326,9 +330,10 @@ class HubClient:
             wait = max(self.retry.wait(failures), min(longer, self.retry.longest_penalty))
             log.warning("%s %s; next try in %.1f s", shown, problem, wait)
             until = time.monotonic() + wait
-            while (left := until - time.monotonic()) > 0:
-                check()
-                time.sleep(min(left, 0.5))
+            with METER.waiting():
+                while (left := until - time.monotonic()) > 0:
+                    check()
+                    time.sleep(min(left, 0.5))
 
     def _wait_out(self, kind: Kind, headers: Mapping[str, str], throttled: int) -> None:
         """Tell the limiter how long "too many requests" lasts: as the Hub says, else as after a failure."""

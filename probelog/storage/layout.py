@@ -17,6 +17,7 @@ TREES = "trees"
 ENCODERS = "encoders"
 INDEX = "index"
 REPORTS = "quality"
+RUNS = "runs"
 
 RECEIPT = "receipt.json"
 PROGRESS = "progress.json"
@@ -313,6 +314,11 @@ class GenerationFolder(_Folder):
     def hold(self) -> str:
         """What keeps sweeps away while it is built."""
         return self.file(HOLD)
+
+
+def run_figures(command: str) -> str:
+    """The figures of the last run of a command."""
+    return f"{RUNS}/{command}.json"
 
 
 def report(generation: str, suffix: str) -> str:

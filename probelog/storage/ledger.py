@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from probelog.arrays import values_of
 from probelog.errors import StoreError
 from probelog.storage.bundles import BUNDLED, Bundles
-from probelog.storage.checksummed_json import sealed_json, unsealed_json
+from probelog.storage.checksummed_json import unsealed_json
 from probelog.storage.encoding import digest, short_key
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.observations import from_rows
@@ -285,25 +285,41 @@ class Ledger:
         names = self.store.names(self.paths.receipts, suffix=".json")
         return [name.rsplit("/", 1)[1].removesuffix(".json") for name in names]
 
-    def receipts(self, names: Iterable[str] | None = None) -> list[Receipt]:
+    def receipts(self, names: Iterable[str] | None = None, originals: bool = True) -> list[Receipt]:
         """All receipts, or those of some names, by name; many of them from bundles, where they are bundled.
+
+        Args:
+            names: of the receipts; all by default.
+            originals: whether to keep what they say of originals, a million names in a large ledger.
 
         Raises:
             FileNotFoundError, SchemaVersionError, StoreError: as `receipt`.
         """
         requested = self.receipt_names() if names is None else sorted(names)
-        receipts: dict[str, Receipt] = {}
-        if len(requested) >= BUNDLED:
-            wanted = set(requested)
+        found = {
+            receipt.name: receipt if originals else replace(receipt, originals={})
+            for receipt in self.each_receipt(requested)
+        }
+        return [found[name] for name in requested]
+
+    def originals(self) -> Iterator[tuple[Receipt, str, str, str]]:
+        """Identity, repository and commit of every model that was run, with its receipt."""
+        for receipt in self.each_receipt(self.receipt_names()):
+            for identity, (repo, sha) in receipt.originals.items():
+                yield receipt, identity, repo, sha
+
+    def each_receipt(self, names: Sequence[str]) -> Iterator[Receipt]:
+        """Receipts in any order, each once."""
+        remaining = dict.fromkeys(names)
+        if len(names) >= BUNDLED:
             for name, data in self._bundles.receipts():
-                if name in wanted and name not in receipts:
+                if name in remaining:
+                    del remaining[name]
+                    self._bundled.add(name)
                     where = self.store.path(self.paths.receipt(name))
-                    receipts[name] = _receipt(unsealed_json(data, where), where)
-            self._bundled |= receipts.keys()
-        single = [name for name in requested if name not in receipts]
+                    yield _receipt(unsealed_json(data, where), where)
         with ThreadPoolExecutor(_READERS) as pool:
-            receipts.update(zip(single, pool.map(self.receipt, single), strict=True))
-        return [receipts[name] for name in requested]
+            yield from pool.map(self.receipt, remaining)
 
     def bundle(self, receipts: Sequence[Receipt]) -> None:
         """Copy receipts into bundles, a thousand into each; those that were read from one, and the rest, are left.
@@ -311,14 +327,14 @@ class Ledger:
         A refused write is no error: bundles only save requests.
         """
         single = [receipt for receipt in receipts if receipt.name not in self._bundled]
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(StoreError, FileNotFoundError):
             for start in range(0, len(single) - BUNDLED + 1, BUNDLED):
                 some = single[start : start + BUNDLED]
-                self._bundles.write(
-                    [receipt.name for receipt in some],
-                    [sealed_json(asdict(receipt), indent=None) for receipt in some],
-                    list(self._tables([receipt.failures for receipt in some], FAILURES)),
-                )
+                paths = [self.paths.receipt(receipt.name) for receipt in some]
+                with ThreadPoolExecutor(_READERS) as pool:
+                    written = list(pool.map(self.store.read, paths))
+                failures = list(self._tables([receipt.failures for receipt in some], FAILURES))
+                self._bundles.write([receipt.name for receipt in some], written, failures)
                 self._bundled.update(receipt.name for receipt in some)
 
     def receipt(self, name: str) -> Receipt:

@@ -123,15 +123,26 @@ def test_files_that_the_page_names_are_there() -> None:
 
 
 def test_alarms_ask_for_metrics_that_exist_and_the_page_says_what_to_do() -> None:
-    rules = documents(DEPLOY / "kuberay/monitoring.yaml")[1]["spec"]["groups"][0]["rules"]
+    groups = documents(DEPLOY / "kuberay/monitoring.yaml")[1]["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
     exported = {f"ray_{name}" for name in (*COUNTERS, *GAUGES)}
     reasons = {reason.value for reason in FailureReason} | {"indexed", "copy"}
-    page = PAGE.read_text()
+    page = PAGE.with_name("monitoring.md").read_text()
     for rule in rules:
         assert set(re.findall(r"ray_\w+", rule["expr"])) <= exported
         for value in re.findall(r'result!?=~?"([^"]+)"', rule["expr"]):
             assert set(value.split("|")) <= reasons
         assert f"| `{rule['alert']}` |" in page
+
+
+def test_prometheus_finds_the_exporter() -> None:
+    monitor, _ = documents(DEPLOY / "kuberay/monitoring.yaml")
+    pod = pods()["exporter"]
+    assert matches(monitor["spec"]["selector"], pod["metadata"]["labels"])
+    (container,) = pod["spec"]["containers"]
+    (port,) = container["ports"]
+    assert port["name"] == monitor["spec"]["podMetricsEndpoints"][0]["port"]
+    assert str(port["containerPort"]) in container["command"]
 
 
 def test_the_configuration_is_one(tmp_path: Path) -> None:
@@ -152,7 +163,8 @@ def test_no_secret_is_written_down() -> None:
 def pods() -> dict[str, dict[str, Any]]:
     """The pods that the manifests describe, by what they are."""
     cron = documents(DEPLOY / "kuberay/nightly-cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
-    made = {"cron": cron}
+    exporter = documents(DEPLOY / "kuberay/exporter.yaml")[0]["spec"]["template"]
+    made = {"cron": cron, "exporter": exporter}
     for name, job in ray_jobs().items():
         cluster = job["rayClusterSpec"]
         made[f"{name}-head"] = cluster["headGroupSpec"]["template"]
@@ -170,7 +182,7 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str) -> None:
     # The head's account is the autoscaler's, of KubeRay's making: no untrusted model is there.
     assert spec.get("automountServiceAccountToken") is (None if name.endswith("head") else False)
     # What is written goes to volumes with a bound, or to the node's disk that the pod has to itself.
-    assert writable(spec) == {"/tmp", "/scratch", "/dev/shm"}
+    assert writable(spec) == ({"/tmp"} if name == "exporter" else {"/tmp", "/scratch", "/dev/shm"})
 
 
 def writable(spec: dict[str, Any]) -> set[str]:

@@ -11,11 +11,18 @@ import ray
 
 from cluster.probing.results import ItemReport
 from pipelines.probe.metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from probelog.hub.usage import HubUsage
 from tests.support.worlds.tiny_world import MODELS, Indexed
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
-INDEXED = ItemReport(seconds={"download": 1.0, "forward": 2.0}, bytes=1000, logits=10, parameters=5)
+INDEXED = ItemReport(
+    seconds={"download": 1.0, "forward": 2.0},
+    bytes=1000,
+    logits=10,
+    parameters=5,
+    hub=HubUsage(api=1, file=2, throttled=1, wait_seconds=0.5),
+)
 
 
 def scrape() -> str:

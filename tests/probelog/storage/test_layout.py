@@ -53,6 +53,7 @@ def spelled() -> Iterator[str]:
                 yield f"{layout.INDEX}/{path}" if kind is layout.GenerationFolder else path
     yield filled(layout.made_probe_set)
     yield filled(layout.report)
+    yield filled(layout.run_figures)
     yield filled(layout.tree_weights)
     yield layout.ProbeSetFolder.of("HASH").file(layout.THUMBNAILS)
     yield from map(

@@ -1,0 +1,1 @@
+"""What operators watch: the state of a store as metrics."""
