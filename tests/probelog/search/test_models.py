@@ -82,7 +82,7 @@ def test_the_search_for_confident_answers_goes_on_as_long_as_there_are_some(
     assert lengths[-1] > len(ranked)
     lengths.clear()
     assert len(index.search("dog", k=2, min_confidence=0.999)) == 0
-    assert lengths == [8], "none among the first, none below"
+    assert lengths[-1] == 8, "none among the first, none below"
     monkeypatch.setattr(ranking, "_LONGEST_RANKING", 8)
     results = index.search("dog", k=7, by="model")
     assert len(results) < 6
