@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,16 +21,17 @@ from probelog.errors import QueryError, UsageError
 from probelog.terminal import printable
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.table import Table
 
     from probelog.search.client import Index
-    from probelog.search.results import DomainHit, Hit, ModelHit, ModelSummary
+    from probelog.search.results import Answers, DomainHit, Hit, ModelHit, ModelResults, ModelSummary, Results
     from probelog.search.trees import Tree
     from probelog.trees.edges import Edge
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Search a ProbeLog index for models that recognise a concept, from their weights alone.",
 )
@@ -41,7 +45,32 @@ IndexOption = Annotated[
         show_envvar=True,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "-q", "--quiet", help="Print names alone, one a line, for other commands: REPO or REPO#LOGIT."
+    ),
+]
+WhereOption = Annotated[
+    str | None,
+    typer.Option(
+        "--where", help="SQL condition over the models, e.g. \"licence = 'mit' AND downloads > 100\"."
+    ),
+]
+
+
+class Form(StrEnum):
+    """How answers are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+FormOption = Annotated[
+    Form, typer.Option("--format", help="A table for people, JSON (one object a line), or CSV.")
+]
 
 # Of a tree that is printed: parents beside the main one, steps of indentation, and the weight of a sole parent.
 _OTHER_PARENTS = 10
@@ -62,6 +91,13 @@ HtmlOption = Annotated[
 _LOGITS_OF_PAGE = 200
 
 
+# Of a file of queries, so many are asked at a time.
+_QUERIES_AT_ONCE = 1024
+_PICTURE_BYTES = 256 << 20
+# Below so many columns of the terminal, tables have less air and less in them, and least.
+_NARROW, _NARROWEST = 100, 70
+
+
 class Fold(StrEnum):
     """What answers can be folded by."""
 
@@ -80,6 +116,7 @@ class Order(StrEnum):
 def main() -> None:
     """Run the command line."""
     terminal.silence_libraries()
+    warnings.showwarning = lambda message, *_: _print_notes([str(message)])
     terminal.run(app, "probelog")
 
 
@@ -92,7 +129,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("-V", "--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     pass
@@ -109,7 +146,9 @@ def search(
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="A picture of the concept; several make one query."),
+        typer.Option(
+            "--image", help="A picture of the concept, - for standard input; several make one query."
+        ),
     ] = None,
     like: Annotated[
         str | None, typer.Option("--like", help="REPO#LOGIT: find other logits of the same meaning.")
@@ -126,10 +165,7 @@ def search(
         str | None, typer.Option("--model", help="REPO: find other models that recognise what this one does.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", help="SQL condition over the models, e.g. \"licence = 'mit'\"."),
-    ] = None,
+    where: WhereOption = None,
     by: Annotated[
         Fold | None,
         typer.Option(
@@ -143,7 +179,16 @@ def search(
         ),
     ] = None,
     sort: Annotated[Order, typer.Option("--sort", help="What answers are ordered by.")] = Order.SCORE,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries",
+            help="A file with a name on each line, - for standard input: all are answered, as JSON or CSV.",
+        ),
+    ] = None,
+    form: FormOption = Form.TABLE,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     page: HtmlOption = None,
 ) -> None:
     """Find the models that recognise a concept, given by text, images, a logit or a model of the index.
@@ -151,16 +196,27 @@ def search(
     Text, images and --like may be combined: together they describe one concept.
     """
     opened = _open(index)
+    form = Form.JSON if as_json else form
+    if queries is not None:
+        if text or image or like or negative or model is not None or page or quiet:
+            raise QueryError(
+                "--queries can be combined with -k, --where, --by, --min-confidence, --sort and --format only"
+            )
+        search_all = partial(
+            opened.search_many, k=k, where=where, by=by, min_confidence=min_confidence, sort=sort
+        )
+        _answer_queries(queries, search_all, form)
+        return
     if model is not None:
         if text or image or like or negative or min_confidence is not None or page or sort != Order.SCORE:
             raise QueryError(
                 "--model finds models that recognise what one model does; it can be combined with -k, --where and --by only"
             )
-        _print_models(opened.models_like(model, k=k, where=where, by=by), as_json, where)
+        _print_models(opened.models_like(model, k=k, where=where, by=by), form, quiet, where)
         return
     results = opened.search(
         text or (),
-        images=image or None,
+        images=[_picture(item) for item in image or ()] or None,
         like=like,
         like_index=None if like_index is None else _open(like_index),
         negative=negative or (),
@@ -170,7 +226,8 @@ def search(
         min_confidence=min_confidence,
         sort=sort,
     )
-    _print_notes(results.notes)
+    if not quiet:
+        _print_notes(results.notes)
     if page is not None:
         from probelog.search.page import answers_page
 
@@ -178,9 +235,7 @@ def search(
         page.write_text(
             answers_page(asked, results, results.notes, opened.evidence_of(results)), encoding="utf-8"
         )
-    if as_json:
-        for hit in results:
-            typer.echo(_as_json(hit))
+    if _printed(results, form, quiet, lambda hit: f"{hit.repo}#{hit.logit}"):
         return
     if not results:
         filtered = where is not None or min_confidence is not None
@@ -202,7 +257,9 @@ def show(
     concepts: Annotated[
         int, typer.Option("-c", "--concepts", min=1, help="Number of concepts per logit.")
     ] = 4,
+    form: FormOption = Form.TABLE,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     page: HtmlOption = None,
 ) -> None:
     """Show what each logit of one model recognises."""
@@ -213,8 +270,12 @@ def show(
 
         first = replace(summary, logits=summary.logits[:_LOGITS_OF_PAGE])
         page.write_text(model_page(summary, opened.evidence_of(first)), encoding="utf-8")
-    if as_json:
+    form = Form.JSON if as_json else form
+    if form == Form.JSON and not quiet:
         typer.echo(_as_json(summary))
+        return
+    if quiet or form == Form.CSV:
+        _print_rows(summary.to_arrow(), form, quiet, [f"{repo}#{item.logit}" for item in summary.logits])
         return
     facts = [
         f"{summary.library} {summary.architecture}",
@@ -268,10 +329,7 @@ def domain(
     index: IndexOption,
     concepts: Annotated[list[str], typer.Argument(help="Names of different things.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Number of answers.")] = 10,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", help="SQL condition over the models, e.g. \"licence = 'mit'\"."),
-    ] = None,
+    where: WhereOption = None,
     by: Annotated[
         Fold | None,
         typer.Option("--by", help="Fold answers: of each family (model tree) the best one alone."),
@@ -282,14 +340,15 @@ def domain(
             "--min-confidence", min=0, max=1, help="A model lacks what it recognises with less confidence."
         ),
     ] = 0.5,
+    form: FormOption = Form.TABLE,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Find the models that cover a set of concepts best, and what each of them lacks."""
     results = _open(index).search_domain(concepts, k=k, where=where, by=by, min_confidence=min_confidence)
-    _print_notes(results.notes)
-    if as_json:
-        for hit in results:
-            typer.echo(_as_json(hit))
+    if not quiet:
+        _print_notes(results.notes)
+    if _printed(results, Form.JSON if as_json else form, quiet, lambda hit: hit.repo):
         return
     if not results:
         typer.echo("nothing in this index meets the filter" if where else "this index is empty")
@@ -315,16 +374,25 @@ def tree(
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Largest number of descendants, and of siblings.")
     ] = 1000,
+    form: FormOption = Form.TABLE,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show which models one model was made from, and which were made from it or from its parents."""
     relatives = _open(index).tree(repo, limit=limit)
-    _print_notes(relatives.notes)
-    if as_json:
+    if not quiet:
+        _print_notes(relatives.notes)
+    form = Form.JSON if as_json else form
+    if quiet:
+        names = (name for edge in relatives.edges for name in (edge.parent, edge.child))
+        _print_names([repo, *names])
+    elif form == Form.JSON:
         for edge in relatives.edges:
             typer.echo(json.dumps(edge.to_dict()))
-        return
-    _print_tree(relatives)
+    elif form == Form.CSV:
+        _print_csv(relatives.edges.to_arrow())
+    else:
+        _print_tree(relatives)
 
 
 @app.command()
@@ -338,16 +406,31 @@ def licences(
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Largest number of each kind.")] = 1000,
+    form: FormOption = Form.TABLE,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show where licences conflict along model trees, and where declared parents are not what the weights show."""
+    import pyarrow as pa
+
     from probelog.trees.licences import ConflictKind
 
     conflicts = _open(index).licence_conflicts(kind or tuple(ConflictKind), limit=limit)
-    _print_notes(conflicts.notes)
-    if as_json:
-        for item in conflicts:
-            typer.echo(json.dumps(item.to_dict()))
+    if not quiet:
+        _print_notes(conflicts.notes)
+    form = Form.JSON if as_json else form
+    rows = [item.to_dict() for item in conflicts]
+    if quiet:
+        _print_names(item.child for item in conflicts)
+        return
+    if form == Form.JSON:
+        for row in rows:
+            typer.echo(json.dumps(row))
+        return
+    if form == Form.CSV:
+        texts = ("kind", "child", "parent", "child_licence", "parent_licence", "reason")
+        kinds = pa.schema([*((name, pa.string()) for name in texts), ("probability", pa.float64())])
+        _print_csv(pa.Table.from_pylist(rows, kinds))
         return
     if not conflicts:
         typer.echo("no conflict is known in this index")
@@ -368,16 +451,64 @@ def licences(
 
 
 @app.command()
-def info(index: IndexOption, as_json: JsonOption = False) -> None:
+def models(
+    index: IndexOption,
+    where: WhereOption = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort", help="Column to sort by: numbers and times from the largest, texts from A to Z."
+        ),
+    ] = "downloads",
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of models.")] = 50,
+    form: FormOption = Form.TABLE,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List the models of an index."""
+    table = _open(index).models(where, sort=sort, limit=k + 1)
+    if table.num_rows > k and not quiet:
+        _print_notes([f"there are more models than these {k:,}: raise -k, or narrow --where"])
+    table = table.slice(0, k)
+    form = Form.JSON if as_json else form
+    if quiet or form != Form.TABLE:
+        _print_rows(table, form, quiet, table["repo"].to_pylist())
+        return
+    if not table.num_rows:
+        typer.echo("nothing in this index meets the filter" if where else "this index is empty")
+        return
+    shown = _columns("repository", "library", "architecture", "classes>", "licence", "downloads>")
+    listed = _table(*shown)
+    for row in table.to_pylist():
+        cells = {
+            "repository": row["repo"],
+            "library": row["library"] or "-",
+            "architecture": row["architecture"] or "-",
+            "classes>": str(row["logits"]),
+            "licence": printable(row["licence"] or "-", limit=30),
+            "downloads>": "-" if row["downloads"] is None else f"{row['downloads']:,}",
+        }
+        _add(listed, *(cells[column] for column in shown))
+    _print(listed)
+
+
+@app.command()
+def info(index: IndexOption, form: FormOption = Form.TABLE, as_json: JsonOption = False) -> None:
     """Show an index's content and how it was made."""
     opened = _open(index)
     facts = {"uri": opened.uri, "generation": opened.generation, **opened.settings}
-    if as_json:
+    form = Form.JSON if as_json else form
+    if form == Form.JSON:
         typer.echo(json.dumps(facts))
         return
-    for name, value in facts.items():
-        if isinstance(value, str | int | float | bool):
-            typer.echo(f"{name:<22} {printable(value)}")
+    plain = {name: value for name, value in facts.items() if isinstance(value, str | int | float | bool)}
+    if form == Form.CSV:
+        import pyarrow as pa
+
+        _print_csv(pa.table({"name": [*plain], "value": [str(value) for value in plain.values()]}))
+        return
+    for name, value in plain.items():
+        typer.echo(f"{name:<22} {printable(value)}")
 
 
 @app.command()
@@ -416,6 +547,71 @@ def _as_json(answer: Hit | ModelHit | DomainHit | ModelSummary) -> str:
     return json.dumps(asdict(answer), default=lambda time: time.isoformat())
 
 
+def _picture(path: Path) -> Path | bytes:
+    """A picture of the command line: a file, or what comes from standard input."""
+    if str(path) != "-":
+        return path
+    data = sys.stdin.buffer.read(_PICTURE_BYTES + 1) if sys.stdin is not None else b""
+    if not data:
+        raise QueryError("standard input is empty: probelog search --image - < picture.jpg")
+    if len(data) > _PICTURE_BYTES:
+        raise QueryError(f"standard input: more than {_PICTURE_BYTES >> 20} MiB. Scale the picture down.")
+    return data
+
+
+def _answer_queries(file: Path, search_all: Callable[[list[str]], list[Results]], form: Form) -> None:
+    """Answer each line of a file: an object a line with the line itself, or rows of CSV that begin with it."""
+    stream = sys.stdin.buffer if str(file) == "-" else file.open("rb")
+    first = True
+    with stream:
+        names = (text for line in stream if (text := line.decode("utf-8-sig", "replace").strip()))
+        while piece := list(itertools.islice(names, _QUERIES_AT_ONCE)):
+            for name, results in zip(piece, search_all(piece), strict=True):
+                if form != Form.CSV:
+                    hits = ", ".join(map(_as_json, results))
+                    typer.echo(
+                        f'{{"query": {json.dumps(name)}, "notes": {json.dumps(results.notes)}, "hits": [{hits}]}}'
+                    )
+                    continue
+                table = results.to_arrow()
+                _print_csv(table.add_column(0, "query", [[name] * table.num_rows]), head=first)
+                first = False
+
+
+def _printed(answers: Answers[Any], form: Form, quiet: bool, name: Callable[[Any], str]) -> bool:
+    """Whether answers were printed for programs; a table for people is the command's own."""
+    if quiet:
+        _print_names(map(name, answers))
+    elif form == Form.JSON:
+        for answer in answers:
+            typer.echo(_as_json(answer))
+    elif form == Form.CSV:
+        _print_csv(answers.to_arrow())
+    return quiet or form != Form.TABLE
+
+
+def _print_rows(table: pa.Table, form: Form, quiet: bool, names: Iterable[str]) -> None:
+    if quiet:
+        _print_names(names)
+    elif form == Form.CSV:
+        _print_csv(table)
+    else:
+        for row in table.to_pylist():
+            typer.echo(json.dumps(row, default=lambda time: time.isoformat()))
+
+
+def _print_names(names: Iterable[str]) -> None:
+    for name in dict.fromkeys(names):
+        typer.echo(printable(name))
+
+
+def _print_csv(table: pa.Table, head: bool = True) -> None:
+    from probelog.search.results import csv_lines
+
+    for line in itertools.islice(csv_lines(table), 0 if head else 1, None):
+        typer.echo(line, nl=False)
+
+
 def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         typer.echo(f"note: {printable(note)}", err=True)
@@ -423,9 +619,9 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 def _print_hits(hits: Sequence[Hit]) -> None:
     confidence = "conf.>" if _narrow() else "confidence>"
-    columns = ["#>", "repository", "class>", "declared label", confidence, "score>", "licence", "downloads>"]
-    if _narrow():
-        columns.remove("score>")
+    columns = _columns(
+        "#>", "repository", "class>", "declared label", confidence, "score>", "licence", "downloads>"
+    )
     table = _table(*columns)
     if _narrow():
         table.columns[3].max_width = 15  # so that names of repositories, the longest cells, are not folded
@@ -445,10 +641,8 @@ def _print_hits(hits: Sequence[Hit]) -> None:
     _print(table)
 
 
-def _print_models(hits: Sequence[ModelHit], as_json: bool, where: str | None) -> None:
-    if as_json:
-        for hit in hits:
-            typer.echo(_as_json(hit))
+def _print_models(hits: ModelResults, form: Form, quiet: bool, where: str | None) -> None:
+    if _printed(hits, form, quiet, lambda hit: hit.repo):
         return
     if not hits:
         typer.echo(
@@ -543,7 +737,15 @@ def _width() -> int:
 
 
 def _narrow() -> bool:
-    return _width() < 100
+    return _width() < _NARROW
+
+
+def _columns(*columns: str) -> list[str]:
+    """Those of a table's columns that the terminal has room for."""
+    left_out = {"score>", "library"} if _narrow() else set()
+    if _width() < _NARROWEST:
+        left_out |= {"licence", "downloads>", "architecture"}
+    return [column for column in columns if column not in left_out]
 
 
 def _print(table: Table) -> None:

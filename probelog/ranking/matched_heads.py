@@ -346,14 +346,14 @@ def with_feedback(
         rivals: number of the background concepts that compete with it; without any, nothing says who stands for it.
         concept_weight: see ``CONCEPT_WEIGHT``.
     """
-    direction = np.asarray(direction, np.float64)
+    own: Float64 = np.asarray(direction, np.float64)
     if not rivals:
-        return direction
+        return own
     posteriors = np.exp(-np.logaddexp(0.0, np.log(rivals) - np.asarray(scores, np.float64)))
     # However many logits answer, together they say no more than the concept itself.
     share = min(1.0, concept_weight / max(float(posteriors.sum()), 1e-12))
-    moved = concept_weight * direction + share * (posteriors @ np.asarray(answers, np.float64))
-    return _unit(moved[None])[0]
+    moved = concept_weight * own + share * (posteriors @ np.asarray(answers, np.float64))
+    return np.asarray(_unit(moved[None])[0])
 
 
 def rival_count(background: int, excluded: Ints | Sequence[int]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
+import io
 import json
 import os
 import pty
@@ -15,12 +17,14 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from probelog import __version__, cli
 from probelog.index.schema import INDEX_VERSION
+from probelog.search.results import csv_lines
 from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, Relation, edge_table
@@ -334,6 +338,142 @@ def test_with_typers_own_runner(uri: str) -> None:
         assert option in done.stdout
 
 
+# For other programs
+
+
+def test_models_are_listed(run: Run, uri: str) -> None:
+    done = run("models", "--index", uri, "--where", "License = 'MIT' AND downloads > 20")
+    assert (done.status, done.err) == (0, "")
+    assert [re.split(r"\s{2,}", line.strip()) for line in done.out.splitlines()] == [
+        ["repository", "library", "architecture", "classes", "licence", "downloads"],
+        ["anna/pets", "timm", "resnet18", "4", "mit", "1,200"],
+    ]
+    few = run("models", "--index", uri, "-k", "2", "--sort", "repo", "--json")
+    assert [json.loads(line)["repo"] for line in few.out.splitlines()] == ["anna/pets", "bert/pets-copy"]
+    assert few.err == "note: there are more models than these 2: raise -k, or narrow --where\n"
+    assert run("models", "--index", uri, "--where", "false").out == "nothing in this index meets the filter\n"
+    wrong = run("models", "--index", uri, "--sort", "download")
+    assert (wrong.status, wrong.out) == (2, "")
+    assert "did you mean downloads?" in wrong.err
+
+
+def test_quiet_prints_names_alone(run: Run, uri: str, forest: str) -> None:
+    assert run("models", "-q", "-k", "2", "--index", uri) == Ended(0, "emil/things\nanna/pets\n", "")
+    found = run("search", "dog", "-q", "-k", "1000", "--index", uri)
+    names = found.out.splitlines()
+    assert (found.status, found.err, len(names)) == (0, "", 31), "the opposite of a logit has its name"
+    assert "anna/pets#1" in names
+    assert run("show", "dora/hot-dog", "-q", "--index", uri).out == "dora/hot-dog#0\n"
+    assert run("search", "--model", "anna/pets", "-q", "-k", "1", "--index", uri).out.count("\n") == 1
+    assert run("domain", "cat", "dog", "-q", "-k", "1", "--index", uri).out.count("\n") == 1
+    assert run("tree", "a/child", "-q", "--index", forest).out.splitlines()[:2] == ["a/child", LATENT]
+    assert run("licences", "-q", "--index", forest).out == "a/merge\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("search", "dog", "-k", "1000"),
+        ("search", "--model", "anna/pets"),
+        ("models",),
+        ("show", "eve/hostile"),
+        ("domain", "cat", "dog"),
+        ("info",),
+    ],
+)
+def test_csv_is_safe_and_complete(run: Run, uri: str, command: tuple[str, ...]) -> None:
+    done = run(*command, "--format", "csv", "--index", uri)
+    assert (done.status, harmless(done.out)) == (0, True)
+    head, *rows = csv.reader(io.StringIO(done.out))
+    assert rows
+    assert {len(row) for row in rows} == {len(head)}
+    if command != ("info",):
+        lines = run(*command, "--format", "json", "--index", uri).out.splitlines()
+        assert len(rows) == len(json.loads(lines[0])["logits"] if command[0] == "show" else lines)
+
+
+def test_texts_are_no_formulas() -> None:
+    texts = ['=HYPERLINK("http://x")', "+1", "-1", "@x", "plain", "\x1b[2J", None]
+    table = pa.table({"text": texts, "number": [-1.5, 2.0, None, 0.0, 1.0, 1.0, 1.0], "list": [["=1"]] * 7})
+    rows = [*csv.reader(csv_lines(table))]
+    assert [row[0] for row in rows[1:]] == ["'" + text for text in texts[:4] if text] + [
+        "plain",
+        "\ufffd[2J",
+        "",
+    ]
+    assert [row[1] for row in rows[1:4]] == ["-1.5", "2.0", ""]
+    assert rows[1][2] == '["=1"]'
+
+
+def test_the_forest_as_csv(run: Run, forest: str) -> None:
+    tree = run("tree", "a/child", "--format", "csv", "--index", forest).out.splitlines()
+    assert tree[0].startswith("child,parent,relation,probability")
+    assert len(tree) == 4
+    conflicts = run("licences", "--format", "csv", "--index", forest).out.splitlines()
+    assert conflicts[0] == "kind,child,parent,child_licence,parent_licence,reason,probability"
+    assert conflicts[1].startswith("undeclared,a/merge,a/child,mit,mit,")
+
+
+def test_a_file_of_queries(run: Run, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffdog\r\n\n  hot dog \n고양이\n".encode())
+    done = run("search", "--queries", file, "-k", "3", "--index", uri)
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert (done.status, [answer["query"] for answer in answers]) == (0, ["dog", "hot dog", "고양이"])
+    alone = [
+        json.loads(line)
+        for line in run("search", "dog", "-k", "3", "--json", "--index", uri).out.splitlines()
+    ]
+    assert [(hit["repo"], hit["logit"]) for hit in answers[0]["hits"]] == [
+        (hit["repo"], hit["logit"]) for hit in alone
+    ]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"dog\ncat\n")))
+    rows = [
+        *csv.DictReader(
+            io.StringIO(run("search", "--queries", "-", "-k", "2", "--format", "csv", "--index", uri).out)
+        )
+    ]
+    assert [(row["query"], row["rank"]) for row in rows] == [
+        ("dog", "1"),
+        ("dog", "2"),
+        ("cat", "1"),
+        ("cat", "2"),
+    ]
+    mixed = run("search", "dog", "--queries", file, "--index", uri)
+    assert (mixed.status, "--queries can be combined with" in mixed.err) == (2, True)
+
+
+def test_a_picture_from_standard_input(
+    run: Run, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(40, 30).save(tmp_path / "a.png")
+    expected = run("search", "--image", tmp_path / "a.png", "--index", uri)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "a.png").read_bytes())))
+    assert run("search", "--image", "-", "--index", uri) == expected
+    empty = run("search", "--image", "-", "--index", uri)
+    assert (empty.status, "standard input is empty" in empty.err) == (2, True)
+
+
+def test_help_version_and_completion(run: Run) -> None:
+    assert run("-h").out == run("--help").out
+    assert "--queries" in run("search", "-h").out
+    assert "--install-completion" in run("-h").out
+    assert run("-V") == run("--version")
+    done = subprocess.run(
+        command(),
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            **os.environ,
+            "_PROBELOG_COMPLETE": "complete_bash",
+            "COMP_WORDS": "probelog mo",
+            "COMP_CWORD": "1",
+        },
+    )
+    assert done.stdout.split() == ["models"]
+
+
 # In processes of their own
 
 
@@ -453,6 +593,12 @@ def test_a_terminal_of_80_columns(tmp_path: Path) -> None:
         lines = plain.splitlines()[start:]
         assert all(harmless(line) for line in lines)
         assert max(cell_len(line.rstrip()) for line in lines) <= 80
+    narrow = re.sub(
+        r"\x1b\[[01]m", "", on_terminal(command("search", "dog", "--index", str(tmp_path / "ordinary")), 60)
+    )
+    head, *rows = narrow[narrow.index("# repository") :].splitlines()[:3]
+    assert head.split() == ["#", "repository", "class", "declared", "label", "conf."]
+    assert all("google/vit-base-patch16-224" in row and cell_len(row) <= 60 for row in rows)
     shown = on_terminal(command("search", "dog", "--index", str(tmp_path / "ordinary")), columns=80)
     assert "google/vit-base-patch16-224" in shown
     assert "4,123,208" in shown
