@@ -1,7 +1,7 @@
 """How the constants of matched heads were chosen: each one swept, the others as they are.
 
     uv run python tests/benchmarks/constants.py --index STORE [--index STORE-2] --truth truth.json
-        [--half development|test|both] [--queries queries.parquet] [--seeds N] [--out constants.csv]
+        [--half development|test|both] [--queries queries.parquet] [--constant NAME] [--seeds N] [--out constants.csv]
 
 The stores must hold observations of all probes. Only the half of the concepts that methods may be tuned on is asked,
 unless another one is named. Prints, and with --out writes, a row for each value, store and share of the probes.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,16 @@ SWEEPS = {
     "ridge": [0.00125, 0.0025, 0.005, 0.01, 0.02],
     "text_units": [0.75, 1.0, 1.5, 2.0, 3.0],
     "score_units": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0],
+    "noise": [0.0, 25.0, 50.0, 100.0, 200.0],
+    "concept_weight": [3.0, 5.0, 10.0, 20.0, 1e9],
 }
 IMAGE_SWEEP = {"image_share": [0.0, 0.25, 0.5, 1.0, 2.0]}
 DEFAULTS = {
     "ridge": matched_heads.RIDGE,
     "text_units": matched_heads.SHARPNESS,
     "score_units": matched_heads.SHARPNESS,
+    "noise": matched_heads.NOISE,
+    "concept_weight": matched_heads.CONCEPT_WEIGHT,
     "image_share": matched_heads.IMAGE_SHARE,
 }
 BUDGETS = [1.0, 1 / 8, 1 / 16]
@@ -52,11 +56,14 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--half", choices=["development", "test", "both"], default=DEVELOPMENT)
     parser.add_argument("--queries", type=Path)
+    parser.add_argument("--constant", action="append", help="Default: all.")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     rows = []
-    for row in sweep(given.index, given.truth, given.half, given.queries, given.seeds):
+    sweeps = {**SWEEPS, **(IMAGE_SWEEP if given.queries is not None else {})}
+    sweeps = {name: values for name, values in sweeps.items() if name in (given.constant or sweeps)}
+    for row in sweep(given.index, given.truth, given.half, given.queries, given.seeds, sweeps):
         rows.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if given.out is not None:
@@ -67,7 +74,12 @@ def main() -> None:
 
 
 def sweep(
-    indexes: Sequence[str], truth_file: Path, half: str, queries: Path | None, seeds: int
+    indexes: Sequence[str],
+    truth_file: Path,
+    half: str,
+    queries: Path | None,
+    seeds: int,
+    sweeps: Mapping[str, Sequence[float]],
 ) -> Iterator[dict[str, Any]]:
     """One row for each constant, value, store and budget: accuracy in per cent, mean over seeds."""
     truth = Truth.read(truth_file)
@@ -80,7 +92,7 @@ def sweep(
         wanted = np.array([half in ("both", half_of(name)) for name in questions.names])
         for share in BUDGETS:
             draws = range(1 if share == 1 else seeds)
-            for constant, values in {**SWEEPS, **(IMAGE_SWEEP if images is not None else {})}.items():
+            for constant, values in sweeps.items():
                 for value in values:
                     found = []
                     for seed in draws:
