@@ -158,7 +158,9 @@ class ArrowBackend(Backend):
 
     def info(self, name: str) -> ObjectInfo | None:
         info = self.filesystem.get_file_info(self.key(name))
-        return ObjectInfo(info.size, info.mtime) if info.type == pafs.FileType.File else None
+        if info.type != pafs.FileType.File or info.mtime is None:
+            return None
+        return ObjectInfo(info.size, info.mtime)
 
     def sizes(self, folder: str) -> dict[str, int]:
         return {

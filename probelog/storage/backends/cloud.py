@@ -45,6 +45,7 @@ class Cloud(Bucket):
     def store(self) -> ObjectStore:
         with self._lock:
             if self._store is None:
+                _obstore()  # else it says what to install
                 self._store = self._open_store({**_CLIENT, "allow_http": self._over_http()})
             return self._store
 
@@ -152,7 +153,9 @@ class Google(Cloud):
     keys = "GOOGLE_APPLICATION_CREDENTIALS"
 
     def _open_store(self, client: ClientConfig) -> ObjectStore:
-        return _obstore().store.GCSStore(self.bucket, client_options=client, retry_config=_RETRY)
+        from obstore.store import GCSStore
+
+        return GCSStore(self.bucket, client_options=client, retry_config=_RETRY)
 
 
 class Azure(Cloud):
@@ -162,7 +165,9 @@ class Azure(Cloud):
     keys = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
 
     def _open_store(self, client: ClientConfig) -> ObjectStore:
-        return _obstore().store.AzureStore(self.bucket, client_options=client, retry_config=_RETRY)
+        from obstore.store import AzureStore
+
+        return AzureStore(self.bucket, client_options=client, retry_config=_RETRY)
 
 
 class _Ranges(io.RawIOBase):
@@ -195,7 +200,7 @@ class _Ranges(io.RawIOBase):
 
 def _obstore() -> ModuleType:
     try:
-        import obstore.store
+        import obstore
     except ImportError as error:
         raise UsageError("gs:// and az:// need obstore: install probelog[cloud]") from error
     return obstore

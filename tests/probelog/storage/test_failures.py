@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import os
@@ -14,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from probelog.errors import StoreError
+from probelog.storage.backends import cloud
 from probelog.storage.store import Store
+from tests.support.processes.google import google_server
 from tests.support.processes.s3 import s3_server
 
 OPERATIONS: dict[str, Callable[[Store], object]] = {
@@ -64,6 +67,46 @@ def test_a_file_in_the_way_of_a_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=rf"^{blocked}/a.* cannot be ") as error:
         OPERATIONS[name](store)
     assert isinstance(error.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variable"), [("gs", "GOOGLE_BASE_URL"), ("az", "AZURE_STORAGE_ENDPOINT")]
+)
+@pytest.mark.parametrize("name", ["read", "names", "time", "swap", "delete_folder"])
+def test_another_cloud_out_of_reach(
+    name: str, scheme: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cloud._RETRY, "max_retries", 0)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"geheim12" * 4).decode())
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "geheim12geheim12")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(StoreError, match=rf"^{scheme}://bucket/x.* cannot be .*Check the") as error:
+            OPERATIONS[name](Store(f"{scheme}://bucket/x"))
+    assert error.value.__cause__ is not None
+    assert "\n" not in str(error.value)
+    assert "geheim12" not in str(error.value)
+
+
+def test_a_container_that_is_not_there(google: str) -> None:
+    """To a reader it holds nothing; a writer is told."""
+    store = Store("gs://no-such-bucket/x")
+    assert store.read_or_none("a") is None
+    with pytest.raises(
+        StoreError, match=r"^gs://no-such-bucket/x/a cannot be written: .*404.* Check the bucket"
+    ):
+        store.write("a", b"1")
+
+
+def test_a_put_that_google_refuses_for_now_is_sent_again() -> None:
+    with google_server() as (address, server):
+        store = Store(f"{address}/x")
+        server.refusals += [503, 429]
+        store.swap("pointer", b"1", None)
+        assert store.read("pointer") == b"1"
+        assert not server.refusals
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])

@@ -17,26 +17,12 @@ from probelog.errors import ConflictError, StoreError, UsageError
 from probelog.storage.backends.s3 import S3
 from probelog.storage.encoding import digest, parquet_bytes, short_key
 from probelog.storage.store import Store
-from tests.support.processes.azurite import azure_server
-from tests.support.processes.google import google_server
 from tests.support.processes.s3 import s3_server
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     with s3_server() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def google() -> Iterator[str]:
-    with google_server() as (address, _):
-        yield address
-
-
-@pytest.fixture(scope="module")
-def azure() -> Iterator[str]:
-    with azure_server() as address:
         yield address
 
 
