@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from cluster.runtime.node import own_nodes, own_resources
 from probelog import logs
 from probelog.completion.als import Float32
 from probelog.completion.descriptors import describe
@@ -81,11 +82,13 @@ def describe_parts(
     remaining = [receipt for receipt in receipts if receipt.name not in parts]
     shared = ray.put(columns), ray.put(embeddings)
     under_way: dict[Any, str] = {}
-    at_once = max(1, int(_PARTS_IN_FLIGHT * ray.cluster_resources().get("CPU", 1)))
+    at_once = max(1, int(_PARTS_IN_FLIGHT * own_resources().get("CPU", 1)))
     while remaining or under_way:
         while remaining and len(under_way) < at_once:
             receipt = remaining.pop()
-            ref = _describe.remote(store.uri, receipt, *shared, regularisation, top_r, folder, logs.current())
+            ref = _describe.options(**own_nodes()).remote(
+                store.uri, receipt, *shared, regularisation, top_r, folder, logs.current()
+            )
             under_way[ref] = receipt.name
         (done, *_), _ = ray.wait(list(under_way), num_returns=1)
         parts[under_way.pop(done)] = ray.get(done)

@@ -28,6 +28,7 @@ from ray.exceptions import (
 
 from cluster.completion.fit import Checkpoint, Fit, Fitted, State
 from cluster.completion.shard import Loaded, Shard, ShardSpec, partition_by_rows
+from cluster.runtime.node import own_nodes
 from probelog.completion.als import Float32, HeldOutError, SweepSums, column_step, initial_columns
 from probelog.errors import ProbeLogError
 from probelog.storage.ledger import Receipt
@@ -170,10 +171,10 @@ class Completion:
         """One sweep's sums over all shards, by a tree of additions in the shards' order."""
 
         def sweep() -> SweepSums:
-            shared = ray.put(columns)
+            shared, add = ray.put(columns), _add.options(**own_nodes())
             level = [shard.sums.remote(shared, fit, held_out) for shard in self.shards]
             while len(level) > 1:
-                level = [_add.remote(*level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
+                level = [add.remote(*level[i : i + _FAN_IN]) for i in range(0, len(level), _FAN_IN)]
             total: SweepSums = ray.get(level[0])
             return total
 
@@ -210,7 +211,7 @@ class Completion:
         for number in reversed(range(len(self.shards))):
             if _lives(self.shards[number]):
                 continue
-            fresh = ShardActor.remote(self._spec)
+            fresh = ShardActor.options(**own_nodes()).remote(self._spec)
             alone = len(self.shards) == 1
             if alone or ray.wait([fresh.ready.remote()], timeout=_PLACE_SECONDS)[0]:
                 self.shards[number] = fresh
@@ -231,7 +232,8 @@ def _placed(spec: ShardSpec, count: int) -> list[ActorProxy[Shard]]:
 
     A machine that was lost a moment ago is still counted among the cluster's: a shard for it would be waited for for ever.
     """
-    fresh = {(actor := ShardActor.remote(spec)).ready.remote(): actor for _ in range(count)}
+    shard = ShardActor.options(**own_nodes())
+    fresh = {(actor := shard.remote(spec)).ready.remote(): actor for _ in range(count)}
     placed, missing = ray.wait([*fresh], num_returns=count, timeout=_PLACE_SECONDS)
     if not placed:
         _log.warning("no worker of the completion has a place yet: each needs a CPU of the cluster")

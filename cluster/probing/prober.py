@@ -32,7 +32,7 @@ from cluster.probing.coordinator import Claim, CoordinatorClient, CoordinatorHan
 from cluster.probing.drain import Drain
 from cluster.probing.results import ItemReport, Requeued
 from cluster.probing.scheduler import Worker, kill
-from cluster.runtime.node import memory_share
+from cluster.runtime.node import memory_share, own_nodes
 from cluster.runtime.scratch import local_probes, own_downloads, scratch_folder
 from cluster.runtime.settings import WorkerSettings
 from probelog import logs
@@ -456,6 +456,7 @@ def probers(spec: ProberSpec, coordinator: CoordinatorHandle) -> Probers:
     actor = ray.remote(Prober).options(
         num_cpus=settings.cpus_per_worker,
         num_gpus=settings.gpus_per_worker,
+        **own_nodes(),
         max_restarts=0,
         max_task_retries=0,
         # One more than are in flight: `ready`, and whatever Ray itself asks.

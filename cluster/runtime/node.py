@@ -1,4 +1,4 @@
-"""What the machine that a worker runs on has to share out."""
+"""Which machines of a cluster are used, and what each of them has to share out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,30 @@ from typing import Any
 
 import ray
 
+#: Names a custom resource: work goes only to nodes that offer it. For a cluster that other people's jobs use.
+NODE_RESOURCE_VARIABLE = "PROBELOG_NODE_RESOURCE"
+# Of that resource, what an actor or task takes: it says where, and never how many.
+_TRACE = 0.0001
+
 # Memory limits of a container, by version of the kernel's control groups.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def own_nodes() -> dict[str, Any]:
+    """Options that keep an actor or task on this job's nodes: nothing, unless the environment names their resource."""
+    name = os.environ.get(NODE_RESOURCE_VARIABLE)
+    return {"resources": {name: _TRACE}} if name else {}
+
+
+def own_resources() -> dict[str, float]:
+    """The sums of what this job's nodes have at present."""
+    name = os.environ.get(NODE_RESOURCE_VARIABLE)
+    sums: dict[str, float] = {}
+    for node in ray.nodes():
+        if node["Alive"] and (not name or name in node["Resources"]):
+            for resource, amount in node["Resources"].items():
+                sums[resource] = sums.get(resource, 0.0) + amount
+    return sums
 
 
 def memory_bytes() -> int:

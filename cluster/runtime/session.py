@@ -166,9 +166,9 @@ def _resolved_address(address: str | None) -> str:
 
 def worker_count(cpus_per_worker: float, gpus_per_worker: float) -> int:
     """How many workers the cluster's present resources hold, at least one."""
-    import ray
+    from cluster.runtime.node import own_resources
 
-    resources = ray.cluster_resources()
+    resources = own_resources()
     counts = []
     if cpus_per_worker > 0:
         counts.append(int(resources.get("CPU", 0) / cpus_per_worker + 1e-6))

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.runtime.node import own_nodes
 from probelog import logs
 
 Result = TypeVar("Result")
@@ -47,7 +48,7 @@ def run_families(
     Raises:
         ValueError: a parent is not among the names, or its own descendant.
     """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(_logged)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, **own_nodes())(_logged)
     level = logs.current()
     waiting = list(arguments)
     awaited = set(parents.values())

@@ -36,6 +36,7 @@ These come from the environment, never from the file.
 | `AZURE_STORAGE_ACCOUNT_NAME`, and `AZURE_STORAGE_ACCOUNT_KEY`, `AZURE_STORAGE_SAS_TOKEN` or `AZURE_CLIENT_ID`, `AZURE_TENANT_ID`, `AZURE_CLIENT_SECRET` | the account of `az://CONTAINER`, and credentials; on Azure's machines and with workload identity the name is enough |
 | `GOOGLE_BASE_URL`, `AZURE_STORAGE_ENDPOINT` | addresses of such services elsewhere |
 | `RAY_ADDRESS` | the Ray cluster; set inside a Ray job |
+| `PROBELOG_NODE_RESOURCE` | on a cluster that others use: a custom resource of Ray's; actors and tasks go only to nodes that offer it |
 | `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` | Ray's own; a Ray on this machine has a token in `~/.ray/auth_token` unless they say another |
 | `RAY_TMPDIR` | where a Ray on this machine keeps its logs (in `ray/session_latest/logs` there); by default `/tmp/probelog-UID` |
 

@@ -68,13 +68,23 @@ PROBE = record(
     timeoutSeconds=COUNT,
     failureThreshold=COUNT,
 )
+SECRET_KEY = record("name key", name=TEXT, key=TEXT)
 CONTAINER = record(
     "name image securityContext resources",
     name=TEXT,
     image=TEXT,
     command=TEXTS,
     args=TEXTS,
-    env=many(record("name value", name=TEXT, value=TEXT)),
+    env=many(
+        {
+            "anyOf": [
+                record("name value", name=TEXT, value=TEXT),
+                record(
+                    "name valueFrom", name=TEXT, valueFrom=record("secretKeyRef", secretKeyRef=SECRET_KEY)
+                ),
+            ]
+        }
+    ),
     envFrom=many(record("secretRef", secretRef=record("name", name=TEXT))),
     ports=many(record("containerPort", name=TEXT, containerPort=COUNT)),
     startupProbe=PROBE,
@@ -255,11 +265,12 @@ RULES = record(
 
 # (apiVersion, kind) -> what its `spec` (or the object itself, under "") looks like.
 KINDS: dict[tuple[str, str], Schema] = {
+    ("ray.io/v1", "RayCluster"): record("spec", spec=RAY_CLUSTER),
     ("ray.io/v1", "RayJob"): record("spec", spec=RAY_JOB),
     ("ray.io/v1", "RayCronJob"): record(
         "spec",
         spec=record(
-            "schedule jobTemplate", schedule=CRON, timeZone=TEXT, suspend=SWITCH, jobTemplate=RAY_JOB
+            "schedule jobTemplate", schedule=CRON, suspend=SWITCH, jobTemplate=RAY_JOB
         ),
     ),
     ("batch/v1", "CronJob"): record("spec", spec=CRON_JOB),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shlex
 import tomllib
@@ -15,6 +16,7 @@ import typer.main
 import yaml
 
 import probelog.cli
+from cluster.runtime.node import NODE_RESOURCE_VARIABLE
 from pipelines.cli import app
 from pipelines.config.model import Config, load_config
 from pipelines.probe.metrics import COUNTERS, GAUGES
@@ -35,6 +37,23 @@ def ray_jobs() -> dict[str, Any]:
     full = documents(DEPLOY / "kuberay/full.yaml")[0]["spec"]
     nightly = documents(DEPLOY / "kuberay/nightly-raycronjob.yaml")[0]["spec"]["jobTemplate"]
     return {"full": full, "nightly": nightly}
+
+
+def shared_cluster() -> dict[str, Any]:
+    return dict(documents(DEPLOY / "kuberay/shared-cluster.yaml")[0]["spec"])
+
+
+def shared_job() -> dict[str, Any]:
+    return dict(documents(DEPLOY / "kuberay/nightly-shared.yaml")[0]["spec"]["jobTemplate"]["spec"])
+
+
+def submission() -> tuple[dict[str, str], list[str]]:
+    """What `ray job submit` is told for a shared cluster, and the command that it runs there."""
+    (container,) = shared_job()["template"]["spec"]["containers"]
+    command = container["command"]
+    assert command[:3] == ["ray", "job", "submit"]
+    end = command.index("--")
+    return dict(word.removeprefix("--").split("=", 1) for word in command[3:end]), command[end + 1 :]
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.stem)
@@ -92,6 +111,7 @@ def commands() -> list[list[str]]:
     found = [shlex.split(job["entrypoint"]) for job in ray_jobs().values()]
     cron = documents(DEPLOY / "kuberay/nightly-cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
     found += [container["command"] for container in cron["spec"]["containers"]]
+    found.append(submission()[1])
     for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL):
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
@@ -165,6 +185,9 @@ def pods() -> dict[str, dict[str, Any]]:
     cron = documents(DEPLOY / "kuberay/nightly-cronjob.yaml")[0]["spec"]["jobTemplate"]["spec"]["template"]
     exporter = documents(DEPLOY / "kuberay/exporter.yaml")[0]["spec"]["template"]
     made = {"cron": cron, "exporter": exporter}
+    made["submit"] = shared_job()["template"]
+    for group in shared_cluster()["workerGroupSpecs"]:
+        made[f"shared-{group['groupName']}"] = group["template"]
     for name, job in ray_jobs().items():
         cluster = job["rayClusterSpec"]
         made[f"{name}-head"] = cluster["headGroupSpec"]["template"]
@@ -254,11 +277,41 @@ def test_ray_asks_for_a_token_on_every_node() -> None:
         # KubeRay refuses the option without a version that has it.
         assert job["rayClusterSpec"]["rayVersion"] == version
     manifests = "".join(file.read_text() for file in MANIFESTS)
-    assert "RAY_AUTH_MODE" not in manifests
+    assert manifests.count("RAY_AUTH_MODE") == 1, "in nightly-shared.yaml, whose pod is not KubeRay's"
     launcher = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
     assert "--env RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
     assert launcher["file_mounts"] == {"/home/probelog/.ray/auth_token": "~/.ray/auth_token"}
     assert "--dashboard-host=127.0.0.1" in launcher["head_start_ray_commands"][-1]
+
+
+def test_the_job_on_a_shared_cluster_fits_its_nodes() -> None:
+    from ray.dashboard.modules.job.cli import submit
+
+    options, command = submission()
+    assert {f"--{name}" for name in options} <= {word for item in submit.params for word in item.opts}
+    name = documents(DEPLOY / "kuberay/shared-cluster.yaml")[0]["metadata"]["name"]
+    assert options["address"] == f"http://{name}-head-svc:8265"
+    (container,) = shared_job()["template"]["spec"]["containers"]
+    token = next(item for item in container["env"] if item["name"] == "RAY_AUTH_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"]["name"] == name
+    policy = documents(DEPLOY / "kuberay/nightly-shared.yaml")[1]["spec"]
+    peers = [*policy["ingress"][0]["from"], *policy["egress"][0]["to"]]
+    assert all(peer["podSelector"]["matchLabels"] == {"ray.io/cluster": name} for peer in peers)
+
+    driver, workers = shared_cluster()["workerGroupSpecs"]
+    offered = [json.loads(json.loads(group["rayStartParams"]["resources"])) for group in (driver, workers)]
+    assert json.loads(options["entrypoint-resources"]) == offered[0]
+    (pod,) = driver["template"]["spec"]["containers"]
+    assert {item["name"]: item["value"] for item in pod["env"]}[NODE_RESOURCE_VARIABLE] in offered[1]
+    assert driver["rayStartParams"]["num-cpus"] == "0", "no model beside the driver"
+    config = load_config(DEPLOY / "kuberay/job.toml")
+    resources = workers["template"]["spec"]["containers"][0]["resources"]
+    actors = float(resources["limits"]["nvidia.com/gpu"]) / config.gpus_per_worker
+    assert f"workers={actors * workers['maxReplicas']:.0f}" in command
+    assert (
+        workers["template"]["spec"]
+        == ray_jobs()["full"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    )
 
 
 def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
