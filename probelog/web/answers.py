@@ -141,8 +141,9 @@ def outline(tree: Tree) -> list[Node]:
     latent = {edge.parent for edge in edges if edge.latent}
     roles = {
         **{edge.child: "sibling" for edge in tree.siblings},
-        **{edge.child: "descendant" for edge in tree.descendants},
+        **{edge.child: "child" if edge.parent == tree.repo else "descendant" for edge in tree.descendants},
         **{edge.parent: "ancestor" for edge in tree.ancestors},
+        **{edge.parent: "parent" for edge in tree.ancestors if edge.child == tree.repo},
         tree.repo: "",
     }
     names = {tree.repo, *(edge.parent for edge in edges)}

@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -47,6 +48,8 @@ _MOST_PIXELS = 24_000_000  # 72 MB, for each thread
 _PICTURE_SECONDS = 20.0
 # How often a server that nobody asks looks for a newer generation.
 _LOOK_SECONDS = 30.0
+# Pages are a tenth as large then; the probes' pictures are smaller than this, and gain nothing.
+_SMALLEST_GZIP = 4096
 _FOR_EVER = "public, max-age=31536000, immutable"
 _STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
@@ -75,7 +78,7 @@ class _Site:
         self._metrics.gauge("computing", "Answers that are computed.", lambda: self._workers.running)
         self._metrics.gauge("models", "Models in the index.", lambda: self._index.settings["models"])
         self._metrics.gauge("logits", "Logits in the index.", lambda: self._index.settings["logits"])
-        self._description = json_response(openapi())
+        self._description = openapi()
         routes = [
             Route("/", self.home),
             Route("/search", self.search),
@@ -99,7 +102,10 @@ class _Site:
         ]
         self.app = Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, metrics=self._metrics, problem=self._error, hosts=hosts)],
+            middleware=[
+                Middleware(Guard, metrics=self._metrics, problem=self._error, hosts=hosts),
+                Middleware(GZipMiddleware, minimum_size=_SMALLEST_GZIP, compresslevel=4),
+            ],
             exception_handlers={
                 HTTPException: self._on_http,
                 ProbeLogError: self._on_error,
@@ -319,7 +325,7 @@ class _Site:
 
     async def api_description(self, request: Request) -> Response:
         """The description of all this (OpenAPI)."""
-        return self._description
+        return json_response(self._description)
 
     async def health(self, request: Request) -> Response:
         """Whether answers are to be had."""

@@ -20,7 +20,7 @@ from probelog.web.middleware import LOOPBACK, SECURITY_HEADERS
 
 # A request must have arrived, and an answer must have been taken, within so many seconds; connections that wait for
 # another request are ended earlier.
-_SECONDS = 30.0
+_SECONDS = 60.0
 _IDLE_SECONDS = 15
 _LOOK_SECONDS = 2.0
 # Connections that are open. One more ends the one that has waited longest for its client.

@@ -17,6 +17,8 @@ from tests.probelog.encoders.test_decoding import bomb, encoded
 from tests.probelog.web.conftest import SCRIPT
 from tests.support.worlds.tiny_encoders import photo
 
+pytestmark = pytest.mark.xdist_group("web")  # they share an index
+
 
 @pytest.fixture(scope="session")
 def description(address: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from probelog.web.workers import BusyError, Workers
 from tests.support.processes.web_server import page
 from tests.support.worlds.small_index import Model, build
 
+pytestmark = pytest.mark.xdist_group("web")  # they share an index
+
 
 @pytest.fixture
 def impatient(index: probelog.Index, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

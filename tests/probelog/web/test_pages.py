@@ -13,6 +13,8 @@ import probelog
 from probelog.web.middleware import SECURITY_HEADERS
 from tests.probelog.web.conftest import LATENT, MODELS, SCRIPT
 
+pytestmark = pytest.mark.xdist_group("web")  # they share an index
+
 PAGES = [
     "/",
     "/search?q=dog",
