@@ -10,12 +10,13 @@ from cluster.runtime.warm_up import preloaded_libraries
 from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import complete
 from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
+from pipelines.inspect.config_check import refuse_early
 from pipelines.job.figures import recorded_as
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import ProbeResult, probe
-from pipelines.publish.release import PublishResult, say_if_held
+from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, say_if_held
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
 from pipelines.trees.record import TreesRecord
@@ -23,7 +24,7 @@ from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
 from pipelines.trees.weights import listed_filters
 from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import UsageError
-from probelog.storage.layout import LedgerFolder
+from probelog.storage.layout import INDEX, LedgerFolder
 from probelog.storage.ledger import Counts, Ledger, Receipt
 from probelog.storage.schemas import CatalogueRow
 
@@ -118,6 +119,10 @@ def run_publish(job: Job) -> PublishResult:
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
     """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
     endpoint = hub_endpoint()
+    listed_before = is_crawled(job, endpoint) and not refresh
+    refuse_early(job.config, ask_hub=not listed_before)
+    if listed_before:
+        refuse_older_listing(Catalogue.open(job, endpoint).finished, LiveIndex.open(job.store.child(INDEX)))
     say_if_held(job)
     stage = job.figures.stage
     with _meanwhile(job, endpoint, refresh):

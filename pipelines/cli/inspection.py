@@ -189,15 +189,16 @@ def doctor(
     as_json: JsonOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
-    """Try on this machine what a model must not achieve; exit status 1 if a guard does not hold."""
-    from pipelines.inspect.doctor import lines, run_doctor
+    """Try what a model must not achieve, and with a file all that the job needs; exit status 1 if something is wrong."""
+    from pipelines.inspect.doctor import lines, need_lines, run_doctor
 
-    examined = run_doctor(config)
+    diagnosis = run_doctor(config)
     if as_json:
-        typer.echo(json.dumps(examined.to_dict()))
+        typer.echo(json.dumps(diagnosis.to_dict()))
     else:
-        print_lines(lines(examined))
-    if not examined.holds:
+        print_lines(lines(diagnosis.sandbox))
+        print_lines(need_lines(diagnosis.needs))
+    if not diagnosis.well:
         raise typer.Exit(1)
 
 

@@ -29,6 +29,13 @@ RefreshOption = Annotated[bool, typer.Option("--refresh", help="List the Hub aga
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Also retry failures that a retry is not expected to cure.")
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would be done, from the catalogue and the ledger; nothing is written or started.",
+    ),
+]
 LogOption = Annotated[
     logs.LogLevel,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from pipelines.cli.options import (
     ConfigOption,
+    DryRunOption,
     JsonOption,
     LogOption,
     RefreshOption,
@@ -143,12 +144,18 @@ def full(
     overrides: SetOption = None,
     refresh: RefreshOption = False,
     retry_failed: RetryOption = False,
+    dry_run: DryRunOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Crawl, probe, complete, recover model trees and publish. If it is killed, the same command resumes."""
     from pipelines.full import run_full
 
     job = make_job(config, overrides, store)
+    if dry_run:
+        from pipelines.inspect.dry_run import full_lines
+
+        print_lines(full_lines(job, refresh, retry_failed))
+        return
     result = run_full(job, refresh, retry_failed)
     job.report.say(f'search it: probelog search "dog" --index {job.store.uri}')
     end(job, result.probed.failed_share)
@@ -159,10 +166,16 @@ def nightly(
     config: ConfigOption = None,
     store: StoreOption = None,
     overrides: SetOption = None,
+    dry_run: DryRunOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Add new models of the Hub to the published index and remove deleted ones. Publishes only if something changed."""
     from pipelines.nightly.run import run_nightly
 
     job = make_job(config, overrides, store)
+    if dry_run:
+        from pipelines.inspect.dry_run import nightly_lines
+
+        print_lines(nightly_lines(job))
+        return
     end(job, run_nightly(job).failed_share)

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cluster.runtime.settings import Positive, WorkerSettings
+from pipelines.config.spelling import did_you_mean
 from probelog.errors import ConfigError, UsageError
 
 # TOML has no null.
@@ -362,11 +363,22 @@ def _problem(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{where}: is needed ({_description(error['loc'])})"
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such key"
+        return f"{where}: there is no such key{did_you_mean(str(error['loc'][-1]), _keys(error['loc'][:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     shown = f", not {value!r}" if isinstance(value, str | int | float | bool) else ""
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def _keys(table: Sequence[Any]) -> list[str]:
+    """The keys of the file, or of one of its tables."""
+    model: type[BaseModel] = Config
+    for name in table:
+        field = model.model_fields.get(str(name))
+        if field is None or not isinstance(field.default, BaseModel):
+            return []
+        model = type(field.default)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _description(location: Sequence[Any]) -> str:

@@ -1,73 +1,106 @@
-"""What can be known to be wrong with a job before it runs: its file, and what the file points at."""
+"""What can be known to be wrong with a job before it runs: its file, what that points at, and what lies outside."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config.model import Config, load_config
+from pipelines.config.spelling import did_you_mean
+from pipelines.inspect import reach
 from pipelines.job.background import background_names
 from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries
-from probelog.errors import ConfigError, ProbeLogError
-from probelog.probes.sources import HUB, source_files
-from probelog.storage.layout import INDEX, POINTER
-from probelog.storage.store import Store
+from probelog.errors import ConfigError, ProbeLogError, UsageError
+from probelog.hub.vocabulary import LICENCES, TASKS
+from probelog.probes.sources import HUB
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the sentence, which begins with a key, and the error."""
+
+    text: str
+    error: ProbeLogError
 
 
 def check_config(file: Path, overrides: Sequence[str] = (), store: str | None = None) -> Config:
-    """Read a configuration file and look at everything it names that can be seen from here.
+    """Read a configuration file and try everything that it needs, in seconds.
 
-    Nothing is downloaded, written or started. What lies on the Hub is not asked for.
+    Nothing is started and nothing downloaded but some pages of the Hub; in a store that is there one small object is written
+    and deleted.
 
     Raises:
         ConfigError: with every problem found.
         UsageError: the file is missing.
     """
     config = load_config(file, overrides, store)
-    problems = [problem for check in _CHECKS for problem in check(config)]
+    problems = [problem.text for problem in find_problems(config)]
     if problems:
         raise ConfigError(str(file), problems)
     return config
 
 
-def _store(config: Config) -> Iterator[str]:
-    """The store can be listed; a folder that is not there yet can be made."""
+def refuse_early(config: Config, *, ask_hub: bool) -> None:
+    """What `check_config` finds, before a job spends hours.
+
+    Args:
+        config: of the job.
+        ask_hub: whether the job is to list the Hub; one that finds its work done needs none.
+
+    Raises:
+        ProbeLogError: the only problem as it is, of several a ConfigError with all.
+    """
+    problems = list(find_problems(config, ask_hub=ask_hub))
+    if len(problems) == 1:
+        raise problems[0].error
+    if problems:
+        raise ConfigError("the configuration", [problem.text for problem in problems])
+
+
+def find_problems(config: Config, *, ask_hub: bool = True) -> Iterator[Problem]:
+    """Everything that can be seen from here to be wrong."""
+    from_hub = _reached("hub", reach.hub_lists, config) if ask_hub else None
+    if from_hub is not None:
+        yield from_hub
+    asked = ask_hub and from_hub is None
+    for check in (_background, _repositories, _canaries, _scratch, _modules, *([_words] if asked else [])):
+        yield from (Problem(text, UsageError(text)) for text in check(config))
+    attempts: list[tuple[str, reach.Try]] = [("store", reach.store_keeps), ("workers", reach.workers_fit)]
+    # One message is enough where the Hub does not answer.
+    if asked or reach.is_folder(config.encoder):
+        attempts.append(("encoder", reach.encoder_is_there))
+    if asked or not config.probes.startswith(HUB):
+        attempts.append(("probes", reach.probes_are_there))
+    problems = [_reached(key, attempt, config) for key, attempt in attempts]
+    yield from (problem for problem in problems if problem is not None)
+    if problems[0] is None and asked:
+        yield from filter(None, [_reached("catalogue", reach.catalogue_is_new_enough, config)])
+
+
+def _reached(key: str, attempt: reach.Try, config: Config) -> Problem | None:
     try:
-        store = Store(config.store)
-        if store.is_local:
-            nearest = next(
-                folder for folder in [Path(store.root), *Path(store.root).parents] if folder.exists()
-            )
-            if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-                yield f"store: {nearest} is not a folder that can be written"
-        else:
-            store.child(INDEX).exists(POINTER)
-    except (ProbeLogError, OSError) as error:  # OSError: a folder above it may not be looked into
-        yield f"store: {error}"
+        attempt(config)
+    except (ProbeLogError, OSError) as error:  # OSError: a folder above may not be looked into
+        text = str(error)
+        named = text if text.startswith(f"{key}") or key == "workers" else f"{key}: {text}"
+        return Problem(named, error if isinstance(error, ProbeLogError) else ProbeLogError(named))
+    return None
 
 
-def _probes(config: Config) -> Iterator[str]:
-    if config.probes.startswith(HUB):
-        return
-    try:
-        files, _ = source_files(config.probes)
-        if not files:
-            yield f"probes: {config.probes} holds no image and no Parquet file"
-    except (ProbeLogError, OSError) as error:
-        yield f"probes: {error}"
-
-
-def _encoder(config: Config) -> Iterator[str]:
-    folder = Path(config.encoder).expanduser()
-    looks_local = (
-        folder.is_absolute() or config.encoder.startswith((".", "~")) or config.encoder.count("/") > 1
-    )
-    if looks_local and not (folder / "config.json").is_file():
-        yield f"encoder: {config.encoder} is no folder with a config.json, and no Hub id (OWNER/NAME)"
+def _words(config: Config) -> Iterator[str]:
+    """Tasks and licences that the Hub does not know. Of one that is not in our list the Hub is asked for a model."""
+    tag = config.filters.pipeline_tag
+    words = [("filters.pipeline_tag", tag, "task", TASKS, "pipeline_tag")] if tag is not None else []
+    words += [("trees.tasks", word, "task", TASKS, "pipeline_tag") for word in config.trees.tasks]
+    words += [("filters.licence", word, "licence", LICENCES, "license") for word in config.filters.licence]
+    for key, word, kind, known, tag_kind in words:
+        if word not in known and not reach.hub_has_model(tag_kind, word):
+            yield f"{key}: the Hub has no {kind} {word!r}{did_you_mean(word, known)}"
 
 
 def _background(config: Config) -> Iterator[str]:
@@ -117,15 +150,3 @@ def _modules(config: Config) -> Iterator[str]:
             exists = False
         if not exists:
             yield f"preload: there is no Python module {name!r} here"
-
-
-_CHECKS: list[Callable[[Config], Iterator[str]]] = [
-    _store,
-    _probes,
-    _encoder,
-    _background,
-    _repositories,
-    _canaries,
-    _scratch,
-    _modules,
-]

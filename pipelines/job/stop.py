@@ -21,7 +21,7 @@ from typing import NoReturn
 # Pods have 30 seconds by default, those of deploy/kuberay that run a driver at least as many.
 SECONDS = 20.0
 # One signal may arrive twice, from a terminal and from what started the command; a second one of a person's does later.
-_SAME_SECONDS = 2.0
+_SAME_SECONDS = 1.0
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -14,7 +14,7 @@ from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.samples import Version
 from pipelines.trees.sweep import sweep_trees
-from probelog.errors import HeldError, IndexNotFoundError, SchemaVersionError, StoreError
+from probelog.errors import HeldError, IndexNotFoundError, SchemaVersionError, StoreError, UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.settings import GenerationSettings
@@ -72,6 +72,26 @@ class LiveIndex:
         """The result of a publish that changes nothing."""
         settings = self.generation.settings
         return PublishResult(self.pointer, False, settings.models, settings.logits)
+
+
+def refuse_older_listing(finished: str, live: LiveIndex | None) -> None:
+    """Refuse a listing that lacks models which nightly runs have added since.
+
+    Args:
+        finished: when its newest row was listed (UTC, ISO 8601).
+        live: the live generation.
+
+    Raises:
+        UsageError: the listing is older than the last nightly run that the live generation holds; says what to do.
+    """
+    if live is None or isinstance(live.opened, StoreError):
+        return  # a generation that cannot be read may be replaced by any
+    last_nightly_run = live.generation.settings.night
+    if last_nightly_run is not None and finished < last_nightly_run:
+        raise UsageError(
+            f"the catalogue is of {finished}, older than the nightly run of {last_nightly_run} whose models are live, and "
+            "would drop them: list the Hub again first (--refresh, with full or crawl)"
+        )
 
 
 def say_if_held(job: Job) -> None:

@@ -31,11 +31,11 @@ from pipelines.publish.background import declared_names, hub_background
 from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.expected import Expected, ExpectedTrees
-from pipelines.publish.release import LiveIndex, PublishResult, release_generation
+from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, release_generation
 from pipelines.quality.failures import FailureCounts
 from pipelines.trees.record import TreesRecord, read_places
 from probelog.encoders.torch_encoder import Encoder
-from probelog.errors import StoreError, UsageError
+from probelog.errors import UsageError
 from probelog.hub.model_info import add_configured_parent
 from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
@@ -243,7 +243,7 @@ def publish(
     config = job.config
     index = job.store.child(INDEX)
     live = live or LiveIndex.open(index)
-    _refuse_older_listing(listed, live)
+    refuse_older_listing(listed.finished, live)
     background, source = _given_background(config, background_of)
     inputs = _Inputs(
         job=job,
@@ -282,22 +282,6 @@ def _given_background(config: Config, kept: Generation | None) -> tuple[list[str
         return None, HUB
     names = background_names(config.background, config.background_count, config.seed)
     return names, IMAGENET_21K if config.background == IMAGENET_21K else "file"
-
-
-def _refuse_older_listing(listed: ListingSnapshot, live: LiveIndex | None) -> None:
-    """Refuse a listing that lacks models which nightly runs have added since.
-
-    Raises:
-        UsageError: the listing is older than the last nightly run that the live generation holds; says what to do.
-    """
-    if live is None or isinstance(live.opened, StoreError):
-        return  # a generation that cannot be read may be replaced by any
-    last_nightly_run = live.generation.settings.night
-    if last_nightly_run is not None and listed.finished < last_nightly_run:
-        raise UsageError(
-            f"the catalogue is of {listed.finished}, older than the nightly run of {last_nightly_run} whose models are live, and "
-            "would drop them: list the Hub again first (--refresh, with full or crawl)"
-        )
 
 
 def _failed(ledger: Ledger, receipts: Sequence[Receipt]) -> npt.NDArray[np.uint64]:

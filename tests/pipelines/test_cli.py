@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.model import load_config
+from pipelines.inspect import reach
+from pipelines.inspect.doctor import try_needs
 from probelog import __version__
 from probelog.hub.client import Retry
 from probelog.publication.lifecycle import go_live
@@ -152,7 +155,7 @@ def test_probes_that_are_not_there(configured: Callable[..., Path], tmp_path: Pa
     )
     (tmp_path / "empty").mkdir()
     message = refused("full", "--config", configured(probes=str(tmp_path / "empty")))
-    assert "0 usable images" in message
+    assert "holds no image and no Parquet file" in message
     (tmp_path / "photos.parquet").write_bytes(b"PAR1 no Parquet")
     message = refused("full", "--config", configured(probes=str(tmp_path / "photos.parquet")))
     assert "cannot be read as Parquet" in message
@@ -160,8 +163,7 @@ def test_probes_that_are_not_there(configured: Callable[..., Path], tmp_path: Pa
 
 def test_fewer_probes_than_asked_for(configured: Callable[..., Path]) -> None:
     message = refused("full", "--config", configured(probe_count=PROBES + 1))
-    assert f"{PROBES} usable images" in message
-    assert f"{PROBES + 1} needed" in message
+    assert f"has at most {PROBES} images, fewer than probe_count ({PROBES + 1})" in message
 
 
 def test_an_encoder_that_is_none(configured: Callable[..., Path], indexed: Indexed, tmp_path: Path) -> None:
@@ -302,6 +304,42 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
     assert "rolled back from later" in operator("status", "--store", store).out
     (store / "index/current.json").write_text("{")
     assert "damaged" in refused("rollback", "--store", store, status=1)
+
+
+def test_a_dry_run_changes_nothing(indexed: Indexed, configured: Callable[..., Path], tmp_path: Path) -> None:
+    store = indexed.copy_store(tmp_path / "store")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    asked = len(indexed.hub.requests)
+    file = configured(store=store)
+    done = operator("full", "--dry-run", "--config", file).out
+    assert f"would run 0 models (0.0 GB of weights); {len(MODELS)} are indexed, 0 failed" in done
+    again = operator("full", "--dry-run", "--config", file, "--set", "seed=1").out
+    assert f"probe: would run {len(MODELS)} models" in again
+    assert "would list" in operator("full", "--dry-run", "--refresh", "--config", file).out
+    nightly = operator("nightly", "--dry-run", "--config", file)
+    assert f"would add to generation {open_index(store).generation} ({len(MODELS)} models)" in nightly.out, (
+        nightly.err
+    )
+    assert "fraction" in refused("nightly", "--dry-run", "--config", file, "--set", "fraction=0.5")
+    assert sorted(path for path in tmp_path.rglob("*") if path != file) == before
+    assert len(indexed.hub.requests) == asked
+
+
+def test_doctor_tries_what_a_job_needs(
+    indexed: Indexed, configured: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "_GPU_SECONDS", 1.0)
+    file = configured(store=indexed.copy_store(tmp_path / "store"), cache_bytes=0)
+    answer = json.loads(operator("doctor", "--config", file, "--json").out)
+    assert {need["name"]: need["works"] for need in answer["needs"]} == dict.fromkeys(
+        ["hub", "hub-file", "hub-limits", "store", "clock", "probes", "encoder", "disk", "ray", "gpu"], True
+    )
+    file = configured(store=tmp_path / "file/store", gpus_per_worker=2, cache_bytes=10**18)
+    (tmp_path / "file").write_text("in the way")
+    needs = {need.name: need for need in try_needs(load_config(file))}
+    assert [name for name, need in needs.items() if not need.works] == ["store", "disk", "ray", "gpu"]
+    assert "set scratch to another disk" in needs["disk"].detail
+    assert "none of them with 1 CPUs and 2 GPUs for one worker" in needs["ray"].detail
 
 
 # Making

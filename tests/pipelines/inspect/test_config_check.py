@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.config.model import Config, Filters
+from pipelines.config.model import Config, Filters, load_config
 from pipelines.config.page import config_page
-from pipelines.inspect.config_check import check_config
-from probelog.errors import ConfigError, UsageError
+from pipelines.inspect import reach
+from pipelines.inspect.config_check import check_config, refuse_early
+from probelog.errors import ConfigError, ProbeLogError, StoreError, UsageError
+from probelog.hub.client import Retry
+from probelog.storage.store import Store
+from tests.support.hub.faults import FaultyHub, answer, faulty
+from tests.support.hub.hostile import write_json
 from tests.support.paths import CHECKOUT
 from tests.support.processes.operator_command import operator
+from tests.support.worlds.tiny_world import write_probes
 
 PAGE = CHECKOUT / "docs/configuration.md"
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
+    """With a model under a licence of its own, and with an encoder."""
+    for repo in ("anna/pets", "bob/clip", "bob/pickled"):
+        (tmp_path / "hub" / repo).mkdir(parents=True)
+        write_json(tmp_path / "hub" / repo, "config.json", {"architecture": "resnet18", "num_classes": 2})
+        if repo != "bob/pickled":
+            (tmp_path / "hub" / repo / "model.safetensors").write_bytes(b"")
+    write_json(
+        tmp_path / "hub", "hub.json", [{"id": "anna/pets", "license": "pet-licence", "library": "timm"}]
+    )
+    with faulty(tmp_path / "hub") as (endpoint, hub):
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(Retry, "wait", lambda retry, failures: 0.01)
+        yield hub
 
 
 @pytest.fixture
@@ -25,12 +50,15 @@ def good(tmp_path: Path) -> dict[str, object]:
     (tmp_path / "photos/a.png").write_bytes(b"not looked into")
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder/config.json").write_text("{}")
+    (tmp_path / "encoder/model.safetensors").write_bytes(b"")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     return {
         "store": str(tmp_path / "made/later"),
         "probes": str(tmp_path / "photos"),
         "encoder": str(tmp_path / "encoder"),
         "background": str(tmp_path / "names.txt"),
+        "probe_count": 1,
+        "top_r": 1,
     }
 
 
@@ -43,8 +71,106 @@ def write(tmp_path: Path, keys: dict[str, object]) -> Path:
 def test_a_good_file_and_nothing_is_made(tmp_path: Path, good: dict[str, object]) -> None:
     assert check_config(write(tmp_path, good)).store == good["store"]
     assert not (tmp_path / "made").exists()
-    assert check_config(write(tmp_path, good | {"encoder": "openai/clip-vit-base-patch32"}))
-    assert check_config(write(tmp_path, good | {"probes": "hf://datasets/a/b/*.parquet"}))
+    assert check_config(write(tmp_path, good | {"encoder": "bob/clip", "trees.tasks": ["text-generation"]}))
+
+
+def problems_of(tmp_path: Path, keys: dict[str, object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check_config(write(tmp_path, keys))
+    return caught.value.problems
+
+
+def test_words_that_the_hub_does_not_know(tmp_path: Path, good: dict[str, object]) -> None:
+    words = {"filters.licence": ["mit", "MIT", "apache2", "pet-licence", "qqq"], "filters.pipeline_tag": "image-clasification"}  # fmt: skip
+    assert problems_of(tmp_path, good | words) == [
+        "filters.pipeline_tag: the Hub has no task 'image-clasification'; did you mean image-classification?",
+        "filters.licence: the Hub has no licence 'MIT'; did you mean mit?",
+        "filters.licence: the Hub has no licence 'apache2'; did you mean apache-2.0?",
+        "filters.licence: the Hub has no licence 'qqq'",
+    ]
+    assert problems_of(tmp_path, good | {"probe_cuont": 7, "filters.licens": ["mit"], "zzz": 1}) == [
+        "filters.licens: there is no such key; did you mean licence?",
+        "probe_cuont: there is no such key; did you mean probe_count?",
+        "zzz: there is no such key",
+    ]
+
+
+def test_more_than_there_is(tmp_path: Path, good: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write_probes(tmp_path / "probes/a.parquet", 7, side=8)
+    (tmp_path / "probes/b.png").write_bytes(b"perhaps")
+    probes = good | {"probes": str(tmp_path / "probes")}
+    assert check_config(write(tmp_path, probes | {"probe_count": 8}))
+    (problem,) = problems_of(tmp_path, probes | {"probe_count": 9})
+    assert "has at most 8 images, fewer than probe_count (9)" in problem
+    for gpus, message in ((1.5, "above one Ray gives whole ones only"), (64, "but this machine has")):
+        (problem,) = problems_of(tmp_path, good | {"gpus_per_worker": gpus})
+        assert problem.startswith("gpus_per_worker: ")
+        assert message in problem
+    assert check_config(write(tmp_path, good | {"gpus_per_worker": 64, "ray_address": "head:6379"}))
+    (problem,) = problems_of(tmp_path, good | {"cpus_per_worker": 100_000})
+    assert problem.startswith("cpus_per_worker: 100000 CPUs each")
+
+
+def test_what_the_hub_does_not_have_or_open(
+    tmp_path: Path, good: dict[str, object], hub: FaultyHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (problem,) = problems_of(tmp_path, good | {"encoder": "bob/none"})
+    assert problem.startswith("encoder: ")
+    assert "bob/none" in problem
+    (problem,) = problems_of(tmp_path, good | {"encoder": "bob/pickled"})
+    assert "has no safetensors" in problem
+    invalid = {
+        "content-type": "application/json",
+        "x-error-message": "Invalid credentials in Authorization header",
+    }
+    hub.spoil("/api/models", answer(401, invalid))
+    (problem,) = problems_of(tmp_path, good | {"encoder": "bob/none", "filters.licence": ["pet-licence"]})
+    assert "does not know HF_TOKEN" in problem
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    problems = problems_of(
+        tmp_path, good | {"probes": "hf://datasets/a/b/*.parquet", "filters.licence": ["MIT"]}
+    )
+    assert [problem.partition(":")[0] for problem in problems] == ["hub"], "the rest is the Hub's to say"
+
+
+def test_a_store_that_cannot_be_written(
+    tmp_path: Path, good: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    assert check_config(write(tmp_path, good | {"store": str(tmp_path / "store")}))
+    assert not [path for path in (tmp_path / "store").iterdir() if not path.name.endswith(".lock")], (
+        "nothing is left"
+    )
+
+    def forgets(store: Store, name: str, data: bytes) -> bool:
+        store.write(name, data)
+        return True
+
+    monkeypatch.setattr(Store, "create", forgets)
+    (problem,) = problems_of(tmp_path, good | {"store": str(tmp_path / "store")})
+    assert "does not keep conditions on puts" in problem
+
+
+def test_a_clock_that_is_wrong(
+    tmp_path: Path, good: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store").mkdir()
+    config = check_config(write(tmp_path, good | {"store": str(tmp_path / "store")}))
+    assert "from the store's" in reach.store_clock(config)
+    monkeypatch.setattr(Store, "time", lambda store: dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
+    with pytest.raises(ProbeLogError, match=r"3,(599|600) s behind the store's"):
+        reach.store_clock(config)
+
+
+def test_a_job_is_refused_with_the_error_itself_or_with_all(tmp_path: Path, good: dict[str, object]) -> None:
+    (tmp_path / "a-file").write_text("")
+    refuse_early(load_config(write(tmp_path, good)), ask_hub=True)
+    wrong = good | {"store": str(tmp_path / "a-file/store")}
+    with pytest.raises(StoreError, match="not a folder that can be written"):
+        refuse_early(load_config(write(tmp_path, wrong)), ask_hub=False)
+    with pytest.raises(ConfigError, match="2 problems"):
+        refuse_early(load_config(write(tmp_path, wrong | {"preload": ["no_such_module"]})), ask_hub=False)
 
 
 def test_all_missing_files_are_reported_at_once(tmp_path: Path, good: dict[str, object]) -> None:

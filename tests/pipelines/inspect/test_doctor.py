@@ -21,25 +21,34 @@ FACTS = {
 }  # fmt: skip
 
 
-def test_the_command_uses_the_jobs_scratch_folder(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    file = tmp_path / "job.toml"
-    file.write_text(
-        f"store = {json.dumps(str(tmp_path / 'store'))}\nscratch = {json.dumps(str(scratch))}\n"
-        'probes = "photos"\nencoder = "encoder"\n'
-    )
-    run = operator("doctor", "--config", str(file), "--json")
+def test_the_command(tmp_path: Path) -> None:
+    """With a job's file: tests/pipelines/test_cli.py."""
+    run = operator("doctor", "--json")
     answer = json.loads(run.out)
     assert run.status == (0 if answer["holds"] else 1)
     assert set(answer) == {"holds", "facts", "guards"}
     assert set(answer["facts"]) == set(FACTS) | {"model_capabilities"}
-    assert answer["facts"]["scratch"] == str(scratch / "probelog")
     assert [each["guard"] for each in answer["guards"]] == [name for name in GUARDS if name != "connections"]
     assert {frozenset(each) for each in answer["guards"]} == {
         frozenset({"guard", "state", "detail", "needed", "means", "remedy"})
     }
     assert {each["state"] for each in answer["guards"]} <= {"holds", "does not hold", "not tried"}
-    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_job_lacks_is_said_last() -> None:
+    works, fails = doctor.Need("hub", True, "answers"), doctor.Need("store", False, "is read-only: mend it")
+    assert list(doctor.need_lines([works])) == [
+        "works          hub                answers",
+        "works: everything that the job needs",
+    ]
+    assert list(doctor.need_lines([works, fails]))[1:] == [
+        "does not work  store              is read-only: mend it",
+        "does not work: store: mend it before the job is started",
+    ]
+    sandbox = Examination(FACTS, [])
+    assert not doctor.Diagnosis(sandbox, [works, fails]).well
+    assert doctor.Diagnosis(sandbox, [works]).well
+    assert "needs" not in doctor.Diagnosis(sandbox).to_dict()
 
 
 def test_what_does_not_hold_says_what_to_do() -> None:
