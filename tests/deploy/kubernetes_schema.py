@@ -269,9 +269,7 @@ KINDS: dict[tuple[str, str], Schema] = {
     ("ray.io/v1", "RayJob"): record("spec", spec=RAY_JOB),
     ("ray.io/v1", "RayCronJob"): record(
         "spec",
-        spec=record(
-            "schedule jobTemplate", schedule=CRON, suspend=SWITCH, jobTemplate=RAY_JOB
-        ),
+        spec=record("schedule jobTemplate", schedule=CRON, suspend=SWITCH, jobTemplate=RAY_JOB),
     ),
     ("batch/v1", "CronJob"): record("spec", spec=CRON_JOB),
     ("apps/v1", "Deployment"): record("spec", spec=DEPLOYMENT),

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from cluster.runtime.node import NODE_RESOURCE_VARIABLE
 from pipelines.hubserver import running
 from probelog.storage.store import Store
 from tests.support.processes.operator_command import CHECKOUT, kill_tree
@@ -41,8 +42,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def node(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`ray start --block`, a process that ends with all that it started, in a directory of its own.
+def node(
+    environment: dict[str, str], log: Path, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """`ray start --block`, a process that ends with all that it started, and its directory, which it has for itself.
 
     A node whose first worker for a job starts removes the job's unpacked code and unpacks it again: nodes that
     share the session's directory would take it from under a process of the job that runs already.
@@ -64,7 +67,7 @@ def node(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[su
             wait_until(
                 lambda: b"Ray runtime started" in log.read_bytes(), 120, f"{log}: the node does not start"
             )
-            yield process
+            yield process, Path(directory)
         finally:
             kill_tree(process)
 
@@ -100,6 +103,7 @@ def wait_until(happened: object, seconds: float, what: str) -> None:
 @pytest.mark.acceptance
 @pytest.mark.timeout(900)
 def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """On a cluster that others use: of its nodes the job has two, and leaves the third alone."""
     with ExitStack() as stack:
         bucket = stack.enter_context(s3_server())
         endpoint = stack.enter_context(running(tiny_world.hub))
@@ -116,6 +120,7 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
             "HF_ENDPOINT": endpoint,
             "RAY_AUTH_MODE": "token",  # as deploy/kuberay sets it
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            NODE_RESOURCE_VARIABLE: "probelog",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
@@ -125,16 +130,17 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
         )  # fmt: skip
         stack.enter_context(node(environment, tmp_path / "head.log", *start))
         wait_until(lambda: _answers(dashboard), 120, (tmp_path / "head.log").read_text())
-        lost, _ = (
+        (lost, _), (_, own), (_, others) = (
             stack.enter_context(
                 node(
                     environment,
                     tmp_path / f"node-{number}.log",
                     f"--address=127.0.0.1:{port}",
                     "--num-cpus=2",
+                    f'--resources={{"{resource}": 1}}',
                 )
             )
-            for number in range(2)
+            for number, resource in enumerate(("probelog", "probelog", "theirs"))
         )
 
         log = tmp_path / "refused.log"
@@ -162,6 +168,10 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
         finally:
             kill_tree(job)
 
+        # Ray names the logs of a worker after the job that it worked for.
+        work = "session_*/logs/worker-*-0?000000-*"
+        assert list(own.glob(work))
+        assert not list(others.glob(work)), "on a node of somebody else"
         told = log.read_text()
         assert "is live" in told
         assert "succeeded" in told
