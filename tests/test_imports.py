@@ -69,7 +69,17 @@ def test_private_parts_are_used_in_one_module(private: str, home: str) -> None:
     assert using == {home}
 
 
-HEAVY = ["torch", "ray", "transformers", "timm", "huggingface_hub", "torchvision", "pydantic", "boto3"]
+HEAVY = [
+    "torch",
+    "ray",
+    "transformers",
+    "timm",
+    "huggingface_hub",
+    "torchvision",
+    "pydantic",
+    "boto3",
+    "obstore",
+]
 
 
 @pytest.mark.parametrize(
