@@ -3,7 +3,7 @@
 An index lies under ``STORE/index``::
 
     current.json                     the pointer: which generation readers use, and those before it
-    generations/NAME/logits.lance    a row per logit of distinct weights: direction, offset, the probes that fire it most;
+    generations/NAME/logits.lance    a row per logit of distinct weights: direction, offset, the probes that fire it most and least;
                                      in a large index under a vector index
     generations/NAME/models.lance    a row per model: its facts, declared labels, and which rows of logits are its own
     generations/NAME/edges.lance     a row for each parent of a model, where trees were recovered

@@ -75,7 +75,7 @@ class SmallDescriptors(Descriptors):
 
     def stream(self) -> Iterator[ModelDescriptors]:
         for number, model in enumerate(self.models):
-            own = LogitBatch(*(column[self._batch.model == number] for column in self._batch))
+            own = self._batch.at(self._batch.model == number)
             if len(own.model):
                 yield ModelDescriptors(model, number, *own[1:])
 
@@ -107,7 +107,7 @@ def first_is(value: float) -> Callable[[LogitBatch], LogitBatch]:
 
 
 def without_the_first(batch: LogitBatch) -> LogitBatch:
-    return LogitBatch(*(column[1:] for column in batch))
+    return batch.at(np.arange(1, len(batch.model)))
 
 
 def opposite(batch: LogitBatch) -> LogitBatch:
@@ -155,7 +155,7 @@ def test_a_generation_that_is_wrong_is_refused(fault: str, tmp_path: Path) -> No
 
 def test_a_model_of_constant_logits_alone_is_held_without_logits(tmp_path: Path) -> None:
     def without_one(batch: LogitBatch) -> LogitBatch:
-        return LogitBatch(*(column[batch.model != 4] for column in batch))
+        return batch.at(batch.model != 4)
 
     index = written(tmp_path, without_one)
     made_of = expected(replace(index, batch=without_one(index.batch)))
@@ -419,7 +419,7 @@ def test_an_update_that_holds_what_was_removed(update: Update) -> None:
         (opposite, "asked for the direction of new/one#1 it gives it the score"),
         (first_is(np.inf), "values of direction of its logits are not finite"),
         (evidence_is(-np.inf), "its evidence is none"),
-        (without_evidence, "it does not say of 2 logits whether the shown probes were seen"),
+        (without_evidence, "it does not say of 3 logits whether the shown probes were seen"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

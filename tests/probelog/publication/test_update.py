@@ -57,7 +57,7 @@ def written_update(
     if came:
         source = small_index.build(index, f"{name}-source", came, kind, False, live=False, like=base)
         batch = tamper(source.batch)
-        batches = [LogitBatch(*(values[batch.model == n] for values in batch)) for n in range(len(came))]
+        batches = [batch.at(batch.model == n) for n in range(len(came))]
     writer = GenerationWriter(index, name)
     identities = [str(model.digest) for model in came]
     changes = Changes(
