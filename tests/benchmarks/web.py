@@ -124,11 +124,15 @@ class Connection:
             self._reader, self._writer = await asyncio.open_connection(
                 self._host, self._port, local_addr=(self._source, 0)
             )
-        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n".encode())
+        self._writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n".encode()
+        )
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
         body = await self._reader.readexactly(length)
-        return int(head.split()[1]), gzip.decompress(body) if b"content-encoding: gzip" in head.lower() else body
+        return int(head.split()[1]), gzip.decompress(
+            body
+        ) if b"content-encoding: gzip" in head.lower() else body
 
     def close(self) -> None:
         """End it."""

@@ -129,6 +129,15 @@ def test_every_search_is_an_address(web: httpx.Client) -> None:
     assert all(web.get(link).status_code == 200 for link in links[:12])
 
 
+def test_answers_of_a_least_confidence(web: httpx.Client, index: probelog.Index) -> None:
+    everything = index.search("dog", k=20)
+    least = sorted(hit.confidence or 0 for hit in everything)[10]
+    text = web.get("/search", params={"q": "dog", "min_confidence": least}).text
+    assert text.count('<li class="hit">') == sum((hit.confidence or 0) >= least for hit in everything)
+    assert f'name="min_confidence" value="{least}"' in text
+    assert "min_confidence=0.5" in text
+
+
 def test_facets_count_the_models_that_a_choice_leaves(web: httpx.Client) -> None:
     counts = {facet["name"]: facet for facet in web.get("/api/facets").json()["facets"]}
     licences = {value["key"]: value["count"] for value in counts["licence"]["values"]}
