@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import functools
+import importlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, overload
 
 import pyarrow as pa
@@ -55,11 +57,8 @@ class Tabular:
         Raises:
             UsageError: pandas is not installed.
         """
-        table = self.to_arrow()
-        try:
-            return table.to_pandas()
-        except ModuleNotFoundError as error:
-            raise _missing("to_pandas", "pandas", error) from error
+        _import("pandas", "to_pandas")
+        return self.to_arrow().to_pandas()
 
     def to_polars(self: _HasArrow) -> polars.DataFrame:
         """The same as a Polars data frame.
@@ -67,11 +66,8 @@ class Tabular:
         Raises:
             UsageError: Polars is not installed.
         """
-        try:
-            import polars
-        except ModuleNotFoundError as error:
-            raise _missing("to_polars", "polars", error) from error
-        return polars.DataFrame(self.to_arrow())
+        frame: polars.DataFrame = _import("polars", "to_polars").DataFrame(self.to_arrow())
+        return frame
 
     def __arrow_c_stream__(self: _HasArrow, requested_schema: object | None = None) -> object:
         """The same for any library that reads Arrow streams: ``duckdb``, ``polars.DataFrame(results)``."""
@@ -114,10 +110,13 @@ def _cell(value: object) -> object:
     return value.isoformat() if isinstance(value, dt.datetime) else value
 
 
-def _missing(method: str, package: str, error: ModuleNotFoundError) -> UsageError:
-    return UsageError(
-        f"{method}() needs {error.name or package}: pip install {package}, or use to_arrow(), which needs nothing more"
-    )
+def _import(package: str, method: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"{method}() needs {package}: pip install {package}, or use to_arrow(), which needs nothing more"
+        ) from error
 
 
 class Answers(Tabular, Sequence[T]):

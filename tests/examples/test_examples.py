@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import probelog
+from tests.compatibility.make import KEPT
 from tests.support.paths import CHECKOUT
 
 if TYPE_CHECKING:
@@ -28,6 +31,24 @@ def test_ask_an_index(indexed: Indexed, capsys: pytest.CaptureFixture[str]) -> N
     best = probelog.open_index(indexed.store).search("dog", k=1)[0]
     assert f"1. {best.repo}#{best.logit}" in told
     assert f"{best.repo} ({best.library} {best.architecture}):" in told
+
+
+def test_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every cell, in their order, as a notebook runs them; upon the kept index, which is there at once."""
+    monkeypatch.setenv("PROBELOG_INDEX", str(KEPT / probelog.__version__ / "store"))
+    notebook = json.loads((CHECKOUT / "examples" / "notebook.ipynb").read_text())
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "the notebook is kept without outputs"
+            exec("".join(cell["source"]), names)
+    told = capsys.readouterr().out
+    assert "4 models" in told
+    assert "\nowl -> " in told
+    assert asyncio.run(names["ask"]([])) == []
+    assert [len(answer) for answer in names["answers"]] == [3, 3, 3, 3]
+    with pytest.raises(probelog.ProbeLogError, match="is closed"):
+        names["index"].search("dog")
 
 
 def test_index_a_folder(

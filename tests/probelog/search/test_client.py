@@ -9,6 +9,7 @@ import functools
 import json
 import pickle
 import re
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -998,6 +999,22 @@ def test_answers_in_arrow(index: probelog.Index) -> None:
     ]
     found = index.search("dog")
     assert pa.table(found) == found.to_arrow()
+    for answers in (found, like, shown):
+        table = answers.to_arrow()
+        for frame in (answers.to_pandas(), answers.to_polars()):
+            assert (frame.shape, [*frame.columns]) == (
+                (table.num_rows, table.num_columns),
+                table.column_names,
+            )
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars"])
+def test_data_frames_without_their_library(
+    index: probelog.Index, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=f"needs {package}: pip install {package}, or use to_arrow"):
+        getattr(index.search("dog"), f"to_{package}")()
 
 
 def test_threads_share_an_index(small: SmallIndex, index: probelog.Index) -> None:
