@@ -429,7 +429,9 @@ def licences(
         return
     if form == Form.CSV:
         texts = ("kind", "child", "parent", "child_licence", "parent_licence", "reason")
-        kinds = pa.schema([*((name, pa.string()) for name in texts), ("probability", pa.float64())])
+        kinds = pa.schema(
+            [*(pa.field(name, pa.string()) for name in texts), pa.field("probability", pa.float64())]
+        )
         _print_csv(pa.Table.from_pylist(rows, kinds))
         return
     if not conflicts:
@@ -472,7 +474,7 @@ def models(
     table = table.slice(0, k)
     form = Form.JSON if as_json else form
     if quiet or form != Form.TABLE:
-        _print_rows(table, form, quiet, table["repo"].to_pylist())
+        _print_rows(table, form, quiet, map(str, table["repo"].to_pylist()))
         return
     if not table.num_rows:
         typer.echo("nothing in this index meets the filter" if where else "this index is empty")
