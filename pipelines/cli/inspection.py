@@ -233,8 +233,9 @@ def check(
     overrides: SetOption = None,
 ) -> None:
     """Report every error in a configuration file and in the files it names."""
-    from pipelines.inspect.config_check import check_config
+    from pipelines.inspect.config_check import check_config, notes
     from probelog.terminal import printable
 
     config = check_config(file, overrides or (), store)
     typer.echo(printable(f"{file}: no errors; the store is {config.store}", limit=500))
+    print_lines(f"note: {note}" for note in notes(config))

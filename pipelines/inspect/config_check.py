@@ -76,10 +76,14 @@ def find_problems(config: Config, *, ask_hub: bool = True) -> Iterator[Problem]:
         attempts.append(("encoder", reach.encoder_is_there))
     if asked or not config.probes.startswith(HUB):
         attempts.append(("probes", reach.probes_are_there))
-    problems = [_reached(key, attempt, config) for key, attempt in attempts]
-    yield from (problem for problem in problems if problem is not None)
-    if problems[0] is None and asked:
-        yield from filter(None, [_reached("catalogue", reach.catalogue_is_new_enough, config)])
+    yield from filter(None, (_reached(key, attempt, config) for key, attempt in attempts))
+
+
+def notes(config: Config) -> Iterator[str]:
+    """What is right with the file and would still stop a command."""
+    problem = _reached("full", reach.catalogue_is_new_enough, config)
+    if problem is not None:
+        yield problem.text
 
 
 def _reached(key: str, attempt: reach.Try, config: Config) -> Problem | None:

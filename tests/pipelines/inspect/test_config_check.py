@@ -139,17 +139,18 @@ def test_a_store_that_cannot_be_written(
 ) -> None:
     (tmp_path / "store").mkdir()
     assert check_config(write(tmp_path, good | {"store": str(tmp_path / "store")}))
-    assert not [path for path in (tmp_path / "store").iterdir() if not path.name.endswith(".lock")], (
-        "nothing is left"
-    )
+    assert not list((tmp_path / "store").iterdir()), "nothing is left"
+    place = Store(tmp_path / "store")
+    place.write("a", b"1")
+    reach.check_conditions(place, "a", b"1")
+    assert place.read("a") == b"2"
 
-    def forgets(store: Store, name: str, data: bytes) -> bool:
+    def forgets(store: Store, name: str, data: bytes, expected: bytes) -> None:
         store.write(name, data)
-        return True
 
-    monkeypatch.setattr(Store, "create", forgets)
-    (problem,) = problems_of(tmp_path, good | {"store": str(tmp_path / "store")})
-    assert "does not keep conditions on puts" in problem
+    monkeypatch.setattr(Store, "swap", forgets)
+    with pytest.raises(StoreError, match="does not keep conditions on puts"):
+        reach.check_conditions(place, "a", b"2")
 
 
 def test_a_clock_that_is_wrong(

@@ -20,6 +20,7 @@ import pytest
 
 from pipelines.crawl.stage import crawl
 from pipelines.full import run_full
+from pipelines.inspect.config_check import notes
 from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
 from pipelines.job.lease import LeaseHeldError, hold_lease
@@ -225,6 +226,7 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     # A full run with the catalogue from before the nightly runs would remove what they added.
     with pytest.raises(UsageError, match="older than the nightly run"):
         run_full(hub_and_index.job())
+    assert [note.partition(":")[0] for note in notes(hub_and_index.job().config)] == ["full"]
     full = run_full(hub_and_index.job(), refresh=True)
     assert hub_and_index.observed() == probed
     assert hub_and_index.pointer.base is None
