@@ -151,7 +151,9 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     sizes = ledger.store.sizes(ledger.paths.receipts)
     receipts, listed_bytes = [], 0
     for receipt in ledger.each_receipt([PurePosixPath(name).stem for name in sizes]):
-        listed_bytes += len(json.dumps([receipt.items, receipt.originals], indent=1))
+        listed = json.dumps([receipt.items, receipt.originals], separators=(",", ": "))
+        # With the line breaks and indents of a receipt.
+        listed_bytes += len(listed) + 3 * len(receipt.items) + 14 * len(receipt.originals)
         receipts.append(replace(receipt, originals={}))
     receipts.sort(key=lambda receipt: receipt.name)
     counts = sum((receipt.counts for receipt in receipts), Counts())

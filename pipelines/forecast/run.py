@@ -93,7 +93,11 @@ def run_plan(
         price=price,
     )
     names = zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
-    rows = {name: row for row, name in enumerate(names)}
+    failed_versions = zip(
+        values_of(measured.failures["repo"], str), values_of(measured.failures["sha"], str), strict=True
+    )
+    asked = {*measured.versions, *failed_versions}
+    rows = {name: row for row, name in enumerate(names) if name in asked}
     places = [rows.get(name, -1) for name in measured.versions]
     failed = _unpredicted_failures(measured, known, rows)
     left = predict(

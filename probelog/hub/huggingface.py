@@ -5,6 +5,8 @@ A new version that lacks any of it fails the test of this module, with the name 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import get_args
 
 #: The version that these were last checked with.
@@ -20,14 +22,20 @@ def token() -> str | None:
 
 def is_repo_id(name: str) -> bool:
     """Whether the Hub would take this as a repository's id (by its own rule: no ``..``, at most one slash)."""
+    validate, refusal = _rule_of_ids()
+    try:
+        validate(name)
+    except refusal:
+        return False
+    return True
+
+
+@cache  # looked up once for a listing of a million
+def _rule_of_ids() -> tuple[Callable[[str], object], type[Exception]]:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
+    return validate_repo_id, HFValidationError
 
 
 def listing_properties() -> frozenset[str]:
