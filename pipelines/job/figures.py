@@ -52,6 +52,7 @@ class Figures:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time that a block takes as one stage's."""
+        self._save()
         begun = time.monotonic()
         try:
             yield
@@ -62,15 +63,22 @@ class Figures:
 
 @contextlib.contextmanager
 def recorded(job: Job, command: str) -> Iterator[None]:
-    """Keep the figures of a block as those of the last run of a command. A store that refuses them is no error."""
+    """Keep the figures of a block as those of the last run of a command. A store that refuses them is no error.
+
+    A run that is refused before its first stage leaves those of the last one: it may have named the wrong store.
+    """
     figures, before = job.figures, METER.total
     name = run_figures(command)
     started = _now()
-    succeeded = None
+    succeeded, begun = None, False
     with contextlib.suppress(StoreError):
         succeeded = (job.store.read_json_or_none(name) or {}).get("succeeded")
 
     def save(outcome: str = RUNNING) -> None:
+        nonlocal begun
+        begun |= outcome in (RUNNING, SUCCEEDED)
+        if not begun:
+            return
         free = _free(job.config.scratch)
         known = [size for size in (figures.disk_free_bytes, free) if size is not None]
         figures.disk_free_bytes = min(known, default=None)
@@ -91,7 +99,6 @@ def recorded(job: Job, command: str) -> Iterator[None]:
             job.store.write_json(name, content)
 
     figures._save = save
-    save()
     try:
         yield
     except Exception as error:
@@ -113,7 +120,7 @@ def recorded_as(
 
     def decorate(function: Callable[Concatenate[Job, P], Result]) -> Callable[Concatenate[Job, P], Result]:
         @functools.wraps(function)
-        def run(job: Job, *args: P.args, **named: P.kwargs) -> Result:
+        def run(job: Job, /, *args: P.args, **named: P.kwargs) -> Result:
             with recorded(job, command):
                 return function(job, *args, **named)
 

@@ -154,7 +154,7 @@ def probe(
     keys = first_keys(table)
     now = np.ones(len(keys), bool) if only is None else only
     plan = make_plan(
-        table.filter(pa.array(now)),
+        table if now.all() else table.filter(pa.array(now)),  # no copy of a whole catalogue
         keys[now],
         state.sealed,
         state.failures,

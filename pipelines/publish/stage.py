@@ -388,7 +388,7 @@ def _build(
 
 def _logit_batches(inputs: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:
     for described in inputs.written.of(inputs.descriptors.stream()):
-        sample.add(described, background.offsets(described.directions))
+        sample.add(described, background)
         yield described.batch()
 
 
@@ -405,14 +405,14 @@ class _Sample:
         self._offsets: list[npt.NDArray[np.float64]] = []
         self._labels: list[str] = []
 
-    def add(self, described: ModelDescriptors, offsets: npt.NDArray[np.float64]) -> None:
-        """Add one model with its logits' offsets (L,), if it is drawn."""
+    def add(self, described: ModelDescriptors, background: Background) -> None:
+        """Add one model with its logits' offsets, if it is drawn: they cost as much as to write its logits."""
         model = described.model
         # The first model is always drawn: an empty sample has no statistics.
         if self._labels and not drawn(model, self._share):
             return
         self._directions.append(described.directions)
-        self._offsets.append(offsets)
+        self._offsets.append(background.offsets(described.directions))
         self._labels += [
             model.labels[logit] if logit < len(model.labels) and not opposite else ""
             for logit, opposite in zip(described.logits.tolist(), described.negated.tolist(), strict=True)

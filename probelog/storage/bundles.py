@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,8 +61,8 @@ class Bundles:
             here = [name in names and name not in bundled for name in values_of(table["name"], str)]
             table = table.filter(pa.array(here, pa.bool_()))
             bundled.update(values_of(table["name"], str))
-            flat = pc.list_flatten(table["failures"]).combine_chunks()
-            tables.append(pa.Table.from_struct_array(flat).cast(FAILURES))
+            flat: Any = pc.list_flatten(table["failures"])
+            tables.append(pa.Table.from_struct_array(flat.combine_chunks()).cast(FAILURES))
         return bundled, tables
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:

@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / "runs/full.json"
+        if path.is_file() and path.parent.name != "runs"
     }
 
 

@@ -32,9 +32,9 @@ def test_a_run_that_succeeds(tmp_path: Path) -> None:
     made = job(tmp_path / "store")
     before = dt.datetime.now(dt.UTC).replace(microsecond=0)
     with recorded(made, "nightly"):
-        assert kept(tmp_path / "store")["outcome"] == "running"
         for _ in range(2):
             with made.figures.stage("list"):
+                assert kept(tmp_path / "store")["outcome"] == "running"
                 time.sleep(0.01)
         METER.add(HubUsage(api=3, wait_seconds=1.5))
         made.figures.hub += HubUsage(api=1, file=2, throttled=1)
@@ -78,6 +78,12 @@ def test_how_a_run_ends_otherwise_and_when_the_last_one_succeeded(
         pass
     assert kept(tmp_path, "full")["succeeded"] is not None
     assert kept(tmp_path)["outcome"] == outcome
+
+
+def test_a_run_that_is_refused_before_its_first_stage_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StoreError), recorded(job(tmp_path / "wrong"), "probe"):
+        raise StoreError("no catalogue")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_store_that_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipelines.complete.descriptors import ModelDescriptors
 from pipelines.publish import answers
 from pipelines.publish.answers import _blocks, _Canary, _Offsets, _recall
 from pipelines.publish.stage import ListingSnapshot, _Sample
+from probelog.index.schema import EVIDENCE
 from probelog.ranking import matched_heads
 from probelog.search.results import Hit
 from probelog.storage.schemas import CatalogueRow
@@ -26,12 +28,12 @@ def described(number: int, logits: int, repo: str | None = None, **facts: Any) -
     made = model(repo or f"a/{number}", logits=logits, **({"weight_digest": f"d{number}"} | facts))
     return ModelDescriptors(
         made, number, np.arange(logits), np.zeros(logits, bool),
-        unit(number, logits).astype(np.float32), np.zeros((logits, 2), int),
+        unit(number, logits).astype(np.float32), np.zeros((logits, 2), int), np.zeros(logits, EVIDENCE),
     )  # fmt: skip
 
 
 def hit(repo: str, logit: int, score: float) -> Hit:
-    given = dict.fromkeys(Hit.__dataclass_fields__)
+    given = dict.fromkeys(item.name for item in fields(Hit) if item.init)
     return Hit(**(given | {"repo": repo, "logit": logit, "score": score, "negated": False, "distance": 0.5}))
 
 
@@ -91,14 +93,16 @@ def test_a_sample_keeps_the_first_model_and_the_labels_of_its_own_logits() -> No
     first = described(0, 2, labels=["only one"])
     opposite = ModelDescriptors(
         first.model, 0, np.array([0, 1, 0]), np.array([False, False, True]), unit(0, 3).astype(np.float32),
-        np.zeros((3, 2), int),
+        np.zeros((3, 2), int), np.zeros(3, EVIDENCE),
     )  # fmt: skip
-    sample.add(opposite, np.zeros(3))
-    sample.add(described(1, 4), np.zeros(4))
+    background = matched_heads.Background(np.eye(first.directions.shape[1]), 2.0)
+    sample.add(opposite, background)
+    sample.add(described(1, 4), background)
     assert sample._labels == ["only one", "", ""]
+    assert (np.concatenate(sample._offsets) == background.offsets(opposite.directions)).all()
     every = _Sample(1.0)
     for number in range(3):
-        every.add(described(number, 2), np.zeros(2))
+        every.add(described(number, 2), background)
     assert len(every._labels) == 6
 
 
