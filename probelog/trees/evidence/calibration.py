@@ -1,8 +1,8 @@
 """The probability of an edge, a logistic function of a few features of its evidence.
 
-Every feature lies between -1 and 1, so that a coefficient is the log odds that it can add. They were fitted on two
-forests of trained models and two of untrained ones (`tests.benchmarks.trees --fit`); docs/method.md has what they are
-worth on others.
+Every feature lies between -1 and 1, so that a coefficient is the log odds that it can add. They were fitted on trained
+models and on two forests of untrained ones (`tests.benchmarks.trees --fit`); docs/results.md has what they are worth on
+others.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from probelog.trees.edges import Relation
 from probelog.trees.evidence.relations import SAME_HEAD
 
 _COEFFICIENTS: Mapping[str, float] = {
-    "constant": 1.15,
-    "by itself": 0.62,
-    "copy or permuted, no time": -1.63,
+    "constant": 1.22,
+    "by itself": 0.56,
+    "copy or permuted, no time": -1.64,
     "residual of a merge": -1.39,
-    "head-only": 1.18,
-    "time agrees": 0.53,
-    "time contradicts": -1.63,
-    "direction": 0.55,
-    "equal parents": -0.99,
-    "above its error": -1.43,
-    "below its error": -1.59,
-    "below its error, going on": 1.09,
-    "others around": -0.83,
-    "another head of one size": -1.42,
-    "far and not grown": -3.01,
-    "parent of a coarser type": -3.46,
+    "head-only": 1.13,
+    "time agrees": 0.52,
+    "time contradicts": -1.65,
+    "direction": 0.53,
+    "equal parents": -1.06,
+    "above its error": -1.39,
+    "below its error": -1.60,
+    "below its error, going on": 1.05,
+    "others around": -0.80,
+    "another head of one size": -1.37,
+    "far and not grown": -3.23,
+    "parent of a coarser type": -3.44,
     # Set by hand: no forest has declared parents that were not its truth.
     "declared": 1.0,
 }
@@ -76,7 +76,7 @@ def features(relation: Relation, evidence: Mapping[str, float]) -> dict[str, flo
         # A child is its parent and something orthogonal; two trainings from one random start are of one size, and no
         # layer of them has shrunk by much more than it moved, as weight decay has it.
         "far and not grown": _part((0.75 - growth) / 0.3)
-        * _part((evidence["distance"] - 0.02) / 0.03)
+        * _part(evidence["distance"] / 0.05)
         * _part((evidence.get("least_growth", 0.0) + 5) / 1.5)
         * trained,
         "parent of a coarser type": evidence.get("coarser", 0.0),
