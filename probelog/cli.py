@@ -429,10 +429,8 @@ def licences(
         return
     if form == Form.CSV:
         texts = ("kind", "child", "parent", "child_licence", "parent_licence", "reason")
-        kinds = pa.schema(
-            [*(pa.field(name, pa.string()) for name in texts), pa.field("probability", pa.float64())]
-        )
-        _print_csv(pa.Table.from_pylist(rows, kinds))
+        kinds: dict[str, pa.DataType] = {**dict.fromkeys(texts, pa.string()), "probability": pa.float64()}
+        _print_csv(pa.Table.from_pylist(rows, pa.schema(kinds)))
         return
     if not conflicts:
         typer.echo("no conflict is known in this index")
