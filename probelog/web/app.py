@@ -34,6 +34,8 @@ from probelog.web.workers import BusyError, Workers
 
 if TYPE_CHECKING:
     from probelog.search.client import Index
+    from probelog.search.evidence import Evidence
+    from probelog.search.results import Hit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,13 +164,27 @@ class _Site:
         def work() -> Response:
             try:
                 results = None if question.is_empty else answers.search(self._index, question)
-                evidence = self._index.evidence_of(results or (), pictures=False)
+                evidence = self._evidence(results or ())
                 facets, matching = self._facets.counts(question.filters)
             except QueryError as error:
                 return self._pages.home(self._index, question, str(error), 400)
             return self._pages.search(self._index, question, results, evidence, facets, matching)
 
         return await self._answer(request, work)
+
+    def _evidence(self, hits: Sequence[Hit]) -> list[Evidence]:
+        """The evidence of all answers. Pictures that a visitor is about to ask for are read at once: one by one costs more."""
+        evidence = self._index.evidence_of(hits, pictures=False)
+        probe_set = self._index.settings["probe_set"][:16]
+
+        def kept(item: Evidence) -> bool:
+            return all(self._thumbnails.get(probe_set, shown.probe) for shown in item.strongest)
+
+        unread = [hit for hit, item in zip(hits, evidence, strict=True) if not kept(item)]
+        for item in self._index.evidence_of(unread):
+            shown = (*item.strongest, *item.weakest)
+            self._thumbnails.keep(probe_set, [(one.probe, one.picture) for one in shown if one.picture])
+        return evidence
 
     async def model(self, request: Request) -> Response:
         """One model."""

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import random
 import re
 import statistics
@@ -92,7 +93,11 @@ def _concepts(index: probelog.Index, repo: str) -> list[str]:
 def served(folder: Path):  # type: ignore[no-untyped-def]
     """Address of the page, and the process that serves it."""
     command = [sys.executable, "-m", "probelog", "web", "--index", str(folder), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # as in deploy/web/page.yaml: answers share the cores
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT, env=environment)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
