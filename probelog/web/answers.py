@@ -68,18 +68,19 @@ def search(index: Index, question: Question) -> Results:
 class Model:
     """One model: a part of its logits, and what is known around it.
 
-    ``more`` says whether other logits follow. Of ``conflicts`` None: the index has no trees.
+    ``more`` says whether other logits follow. Of ``conflicts`` None: the index has no trees; of
+    ``similar``: they were not asked for.
     """
 
     summary: ModelSummary
     start: int
     more: bool
-    similar: Sequence[ModelHit]
+    similar: Sequence[ModelHit] | None
     conflicts: LicenceConflicts | None
 
 
-def model(index: Index, repo: str, start: int = 0, around: bool = True) -> Model:
-    """One model; ``around``: with licence conflicts and models that do the same.
+def model(index: Index, repo: str, start: int = 0, around: bool = True, similar: bool = True) -> Model:
+    """One model; ``around``: with licence conflicts; ``similar``: with models that do the same.
 
     Raises:
         QueryError: the index does not hold it.
@@ -87,9 +88,9 @@ def model(index: Index, repo: str, start: int = 0, around: bool = True) -> Model
     summary = index.show(repo, CONCEPTS, start=start, limit=LOGITS + 1)
     more = len(summary.logits) > LOGITS
     del summary.logits[LOGITS:]
-    similar: Sequence[ModelHit] = index.models_like(repo, k=SIMILAR) if around else []
+    others = index.models_like(repo, k=SIMILAR) if around and similar else None
     conflicts = index.licence_conflicts(repo=repo, limit=RELATIVES) if around and has_trees(index) else None
-    return Model(summary, start, more, similar, conflicts)
+    return Model(summary, start, more, others, conflicts)
 
 
 def has_trees(index: Index) -> bool:

@@ -189,10 +189,14 @@ class _Site:
     async def model(self, request: Request) -> Response:
         """One model."""
         repo, start = request.path_params["repo"], _start(request)
-        return await self._answer(
-            request,
-            lambda: self._pages.model(self._index, _existing(answers.model, self._index, repo, start)),
-        )
+
+        def work() -> Response:
+            # In a large index it takes a second to compare a model with all others: not for everybody who looks at it.
+            similar = not self._index.settings["large"] or "similar" in request.query_params
+            found = _existing(answers.model, self._index, repo, start, similar=similar)
+            return self._pages.model(self._index, found)
+
+        return await self._answer(request, work)
 
     async def use(self, request: Request) -> Response:
         """Code that loads a model and gives one of its logits."""
