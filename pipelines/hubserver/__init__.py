@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +21,9 @@ from pathlib import Path
 
 from pipelines.hubserver.protocol import create_app
 from probelog.credentials import split_login
-from probelog.errors import ProbeLogError, UsageError
+from probelog.errors import ProbeLogError
 from probelog.hub.client import checked_endpoint
+from probelog.listening import address_of, listening
 
 __all__ = ["create_app", "running", "serve"]
 
@@ -52,8 +52,8 @@ def serve(root: Path, host: str = "127.0.0.1", port: int = 0, address: str | Non
     if address is not None:
         address, _ = split_login(checked_endpoint(address))  # everybody is told it
     app = create_app(root, address, host)
-    with _listening(host, port) as listener:
-        address = address or _address(host, listener)
+    with listening(host, port) as listener:
+        address = address or address_of(host, listener)
         print(f"serving {root} at {address} (Ctrl-C stops)", flush=True)
         print(f"export HF_ENDPOINT={address}", flush=True)
         # Its messages go the way of all others; those on single requests from `info` on.
@@ -94,7 +94,7 @@ def serving(app: Callable[..., object], host: str = "127.0.0.1", port: int = 0) 
         http=impatient_protocol(),
     )
     server = uvicorn.Server(config)
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="hub", daemon=True)
         thread.start()
         try:
@@ -103,7 +103,7 @@ def serving(app: Callable[..., object], host: str = "127.0.0.1", port: int = 0) 
                 if not thread.is_alive() or time.monotonic() > deadline:
                     raise ProbeLogError("the Hub's server thread did not start; its log says why")
                 time.sleep(0.01)
-            yield _address(host, listener)
+            yield address_of(host, listener)
         finally:
             server.should_exit = True
             thread.join(timeout=10)
@@ -144,20 +144,3 @@ def impatient_protocol() -> type[asyncio.Protocol]:
                 self.transport.abort()
 
     return Impatient
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error}. Choose another --host or --port."
-        ) from error
-
-
-def _address(host: str, listener: socket.socket) -> str:
-    # An address that clients can reach: the wildcard is one to listen on only.
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-    port = listener.getsockname()[1]
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from probelog.errors import UsageError
+from probelog.listening import address_of, listening
 from probelog.terminal import printable
 from probelog.web.app import create_app
 from probelog.web.middleware import LOOPBACK, SECURITY_HEADERS
@@ -52,7 +51,7 @@ def serve(
     app = create_app(index, [*LOOPBACK, *allowed_hosts] if loopback or allowed_hosts else None, threads)
     with listening(host, port) as listener:
         address = address_of(host, listener)
-        print(f"serving {printable(index.uri)} at {address} (Ctrl-C stops)", flush=True)
+        print(f"serving {printable(index.uri)} at {address}/ (Ctrl-C stops)", flush=True)
         if not loopback:
             print("note: whoever reaches this address may ask the index", file=sys.stderr, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -72,31 +71,6 @@ def configuration(app: Callable[..., Any]) -> uvicorn.Config:
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=10,
     )
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        UsageError: the address is taken, or none.
-    """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-        # asyncio sets it for sockets that name their protocol, which these do not; else an answer's last part waits 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error}. Choose another --host or --port."
-        ) from error
-
-
-def address_of(host: str, listener: socket.socket) -> str:
-    """The address by which this machine reaches a socket that listens."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - the wildcards
-    port = listener.getsockname()[1]
-    return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"
 
 
 class BoundedProtocol(H11Protocol):

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 
+from probelog.listening import address_of, listening
 from probelog.search.client import Index
 from probelog.web.app import create_app
 from probelog.web.middleware import LOOPBACK
-from probelog.web.server import address_of, configuration, listening
+from probelog.web.server import configuration
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def page(index: Index, hosts: Sequence[str] | None = tuple(LOOPBACK), threads: i
             while not server.started:
                 assert thread.is_alive()
                 time.sleep(0.01)
-            yield address_of("127.0.0.1", listener).rstrip("/")
+            yield address_of("127.0.0.1", listener)
         finally:
             server.should_exit = True
             thread.join(timeout=10)
