@@ -12,6 +12,7 @@ from cluster.probing.prober import Prober
 from cluster.probing.results import ItemReport
 from cluster.runtime.settings import WorkerSettings
 from pipelines.probe.plan import Item
+from probelog.hub.usage import METER
 from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import CatalogueRow, Failure, from_table
 from probelog.storage.store import Store
@@ -28,6 +29,7 @@ def prober(tmp_path: Path) -> Prober:
     made._name = "host:1"
     made._drain = Drain.__new__(Drain)
     made._drain._noticed = threading.Event()
+    made._reporting, made._reported = threading.Lock(), METER.total
     return made
 
 

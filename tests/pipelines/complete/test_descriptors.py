@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipelines.complete.descriptors import DescriptorSummary, ModelDescriptors
+from probelog.index.schema import EVIDENCE
 from probelog.storage.schemas import Head, ProbedModel
 
 
@@ -34,7 +35,13 @@ def described(number: int, identity: str, logits: int, head: Head = Head.SOFTMAX
         negated[logits // 2 :] = True
     directions = np.full((logits, 3), number, np.float32) + np.arange(logits, dtype=np.float32)[:, None] / 100
     return ModelDescriptors(
-        model, number, np.arange(logits), negated, directions, np.zeros((logits, 1), np.int32)
+        model,
+        number,
+        np.arange(logits),
+        negated,
+        directions,
+        np.zeros((logits, 1), np.int32),
+        np.zeros(logits, EVIDENCE),
     )
 
 

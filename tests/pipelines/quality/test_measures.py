@@ -134,7 +134,7 @@ def test_another_commit_of_a_repository_is_another_model() -> None:
 
 def hit(repo: str, logit: int = 0, label: str = "", sha: str = "1", negated: bool = False) -> Hit:
     return Hit(
-        rank=1, repo=repo, sha=sha, logit=logit, label=label, score=0.0, confidence=0.5, distance=0.5,
+        rank=1, repo=repo, sha=sha, url=f"https://hub/{repo}", logit=logit, label=label, score=0.0, confidence=0.5, distance=0.5,
         negated=negated, duplicates=0, head="softmax", library="timm", architecture="x", probes=[],
     )  # fmt: skip
 
