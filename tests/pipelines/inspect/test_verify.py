@@ -91,7 +91,7 @@ def test_any_missing_file(store: Path, tmp_path: Path) -> None:
     """It is missing where something names it; what it named itself is no longer accounted for."""
     for name in files(store):
         # Nothing names these: without one there is no such run, crawl, probe set, ledger, completion, index or verdict.
-        roots = ("/runs/", "/made/", "manifest.json", "summary.json", "receipt.json", "current.json", ".tmp-")
+        roots = ("runs/", "/made/", "manifest.json", "summary.json", "receipt.json", "current.json", ".tmp-")
         verdict = name.startswith("quality/") and name.endswith(".json")
         if any(part in name for part in roots) or "/embeddings-" in name or verdict:
             continue
