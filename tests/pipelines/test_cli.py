@@ -463,9 +463,8 @@ def test_a_full_run_into_s3(
             if (other.repo.removesuffix("-again"), other.logit, other.negated)
             == (hit.repo, hit.logit, hit.negated)
         )
-        assert hit.distance == pytest.approx(
-            same.distance, abs=1e-3
-        )  # the score is in units of the whole hub
+        # The score is in units of the whole hub, and what answers there moves the direction a little.
+        assert hit.distance == pytest.approx(same.distance, abs=1e-2)
     found = json.loads(operator("status", "--store", store, "--json").out)
     assert [ledger["indexed"] for ledger in found["ledgers"]] == [2]
     ended = operator("full", "--config", file)

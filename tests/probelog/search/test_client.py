@@ -1040,7 +1040,7 @@ def test_there_is_no_index(tmp_path: Path) -> None:
     for place in ("none", "file", "store"):
         with pytest.raises(IndexNotFoundError, match=r"no published index at .*publish one first"):
             probelog.open_index(tmp_path / place)
-    for uri in ("", "http://example.org/index", "gs://bucket"):
+    for uri in ("", "http://example.org/index", "gs://"):
         with pytest.raises(UsageError):
             probelog.open_index(uri)
 
