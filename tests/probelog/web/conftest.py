@@ -54,7 +54,7 @@ def index(store: Store) -> probelog.Index:
     return probelog.open_index(store.uri)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(index: probelog.Index) -> Iterator[str]:
     with page(index) as address:
         yield address

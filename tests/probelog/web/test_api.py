@@ -20,7 +20,7 @@ from tests.support.worlds.tiny_encoders import photo
 pytestmark = pytest.mark.xdist_group("web")  # they share an index
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def description(address: str) -> dict[str, Any]:
     content: dict[str, Any] = httpx.get(f"{address}/api/openapi.json").json()
     return content
