@@ -606,9 +606,10 @@ def _print_names(names: Iterable[str]) -> None:
 
 
 def _print_csv(table: pa.Table, head: bool = True) -> None:
-    from probelog.search.results import csv_lines
+    from probelog.spreadsheet import csv_lines
 
-    for line in itertools.islice(csv_lines(table), 0 if head else 1, None):
+    rows = (row.values() for batch in table.to_batches(max_chunksize=1000) for row in batch.to_pylist())
+    for line in itertools.islice(csv_lines(table.column_names, rows), 0 if head else 1, None):
         typer.echo(line, nl=False)
 
 

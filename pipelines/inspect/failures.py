@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -20,12 +18,12 @@ from pipelines.inspect.remedies import remedy
 from pipelines.probe.summary import Summary
 from probelog.arrays import values_of
 from probelog.errors import FailureReason, StoreError, UsageError
+from probelog.spreadsheet import csv_lines
 from probelog.storage import layout
 from probelog.storage.ledger import ItemResult, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import FAILURES, Failure, from_table
 from probelog.storage.store import Store
-from probelog.terminal import printable
 
 Stage = Literal["crawl", "probe", "trees"]
 """At which a model can fail."""
@@ -69,11 +67,8 @@ class FailureList:
 
     def csv_lines(self) -> Iterator[str]:
         """A table for spreadsheets, with a heading."""
-        yield ",".join(FIELDS)
-        for record in self.records():
-            sink = io.StringIO()
-            csv.writer(sink, lineterminator="").writerow([_cell(record[name]) for name in FIELDS])
-            yield sink.getvalue()
+        rows = ([record[name] for name in FIELDS] for record in self.records())
+        return (line.removesuffix("\n") for line in csv_lines(FIELDS, rows))
 
     def lines(self) -> Iterator[str]:
         """The same for a person: by reason, the most frequent first."""
@@ -201,11 +196,3 @@ def _ledger_failures(group: Sequence[Ledger]) -> pa.Table:
 
 def _with_key(rows: pa.Table, key: str) -> pa.Table:
     return rows.append_column("key", pa.array([key] * rows.num_rows, pa.string()))
-
-
-def _cell(value: object) -> object:
-    """A value of an uploader's for a spreadsheet, which runs what begins like a formula."""
-    if not isinstance(value, str):
-        return value
-    text = printable(value, 2000)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

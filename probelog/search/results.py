@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import datetime as dt
 import functools
 import importlib
-import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, overload
@@ -17,7 +13,6 @@ import pyarrow as pa
 
 from probelog.errors import QueryError, UsageError
 from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
-from probelog.terminal import printable
 
 if TYPE_CHECKING:
     # None is installed with ProbeLog: each is imported when somebody asks for it.
@@ -73,41 +68,6 @@ class Tabular:
         """The same for any library that reads Arrow streams: ``duckdb``, ``polars.DataFrame(results)``."""
         stream: object = self.to_arrow().__arrow_c_stream__(requested_schema)  # type: ignore[no-untyped-call]
         return stream
-
-
-# The longest text that spreadsheets keep in one cell, and signs that begin a formula there.
-_CELL = 32_767
-_FORMULA = ("=", "+", "-", "@")
-
-
-def csv_lines(table: pa.Table) -> Iterator[str]:
-    """A table as lines of CSV, the names of the columns first. Lists are JSON, times ISO 8601.
-
-    Uploaders wrote the texts: none is a formula to a spreadsheet (an apostrophe is put before it), and none controls a
-    terminal. Only JSON keeps them as they are.
-    """
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-
-    def row(cells: Iterable[object]) -> str:
-        line.seek(0)
-        line.truncate()
-        writer.writerow(cells)
-        return line.getvalue()
-
-    yield row(table.column_names)
-    for batch in table.to_batches(max_chunksize=1000):
-        for values in batch.to_pylist():
-            yield row(map(_cell, values.values()))
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, str):
-        text = printable(value, _CELL)
-        return f"'{text}" if text.startswith(_FORMULA) else text
-    if isinstance(value, list | dict):
-        return json.dumps(value, default=str)
-    return value.isoformat() if isinstance(value, dt.datetime) else value
 
 
 def _import(package: str, method: str) -> ModuleType:

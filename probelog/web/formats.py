@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
-import io
 import json
 import types
 import typing
@@ -17,11 +15,9 @@ from typing import Any
 from starlette.responses import Response
 
 from probelog import __version__
+from probelog.spreadsheet import csv_lines
 from probelog.web.answers import as_json
 from probelog.web.question import ANSWERS, FACETS, FOLDS, MOST_ANSWERS, ORDERS
-
-# Programs for tables take a cell that begins so for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def json_response(content: object, status: int = 200) -> Response:
@@ -39,23 +35,11 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
 
 
 def csv_response(rows: Sequence[Mapping[str, Any]], name: str) -> Response:
-    """Rows as CSV, with a header; lists are joined by " | ". A text that looks like a formula gets an apostrophe."""
-    text = io.StringIO()
-    writer = csv.writer(text)
+    """Rows as CSV (`probelog.spreadsheet`), with a header."""
     columns = [*rows[0]] if rows else []
-    writer.writerow(columns)
-    writer.writerows([_cell(row[column]) for column in columns] for row in rows)
+    text = "".join(csv_lines(columns, ([as_json(row[column]) for column in columns] for row in rows)))
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(text.getvalue().encode("utf-8", "replace"), 200, headers, "text/csv; charset=utf-8")
-
-
-def _cell(value: object) -> object:
-    value = as_json(value)
-    if isinstance(value, list):
-        value = " | ".join(item if isinstance(item, str) else json.dumps(item) for item in value)
-    elif isinstance(value, dict):
-        value = json.dumps(value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return Response(text.encode("utf-8", "replace"), 200, headers, "text/csv; charset=utf-8")
 
 
 # The description

@@ -17,14 +17,12 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
 import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from probelog import __version__, cli
 from probelog.index.schema import INDEX_VERSION
-from probelog.search.results import csv_lines
 from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, Relation, edge_table
@@ -390,19 +388,6 @@ def test_csv_is_safe_and_complete(run: Run, uri: str, command: tuple[str, ...]) 
     if command != ("info",):
         lines = run(*command, "--format", "json", "--index", uri).out.splitlines()
         assert len(rows) == len(json.loads(lines[0])["logits"] if command[0] == "show" else lines)
-
-
-def test_texts_are_no_formulas() -> None:
-    texts = ['=HYPERLINK("http://x")', "+1", "-1", "@x", "plain", "\x1b[2J", None]
-    table = pa.table({"text": texts, "number": [-1.5, 2.0, None, 0.0, 1.0, 1.0, 1.0], "list": [["=1"]] * 7})
-    rows = [*csv.reader(csv_lines(table))]
-    assert [row[0] for row in rows[1:]] == ["'" + text for text in texts[:4] if text] + [
-        "plain",
-        "\ufffd[2J",
-        "",
-    ]
-    assert [row[1] for row in rows[1:4]] == ["-1.5", "2.0", ""]
-    assert rows[1][2] == '["=1"]'
 
 
 def test_the_forest_as_csv(run: Run, forest: str) -> None:
