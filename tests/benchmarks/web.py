@@ -9,7 +9,7 @@ server is ``probelog web`` in a process of its own, on loopback; visitors are ta
 A visitor loads a page and the small pictures of its first answers that it has not seen yet, over one connection, and reads
 for a while (``--think`` seconds on average, exponentially distributed) before the next: most search by name, some narrow a
 search down, go on from a logit, look at a model or its tree. Milliseconds are from the request to the last byte of a
-page (its pictures apart). Hostile clients come from another address: connections that send a byte now and then,
+page (its pictures apart). Visitors come from an address each, hostile clients from another: connections that send a byte now and then,
 and searches one after the other without a pause.
 """
 
@@ -161,8 +161,10 @@ class Watch:
         return body.decode("utf-8", "replace")
 
 
-async def visitor(watch: Watch, address: str, texts: list[str], think: float, rng: random.Random) -> None:
-    connection, seen = Connection(address), set()
+async def visitor(
+    watch: Watch, address: str, source: str, texts: list[str], think: float, rng: random.Random
+) -> None:
+    connection, seen = Connection(address, source), set()
     await asyncio.sleep(rng.uniform(0, think))
     page = ""
     while True:
@@ -220,8 +222,17 @@ async def measured(given: argparse.Namespace, address: str, pid: int, texts: lis
     for part in ("alone", "beside hostile clients"):
         watch, answered = Watch(), defaultdict(int)
         async with running() as start:
-            for _ in range(given.visitors):
-                start(visitor(watch, address, texts, given.think, random.Random(rng.random())))
+            for number in range(given.visitors):
+                start(
+                    visitor(
+                        watch,
+                        address,
+                        f"127.0.1.{number + 1}",
+                        texts,
+                        given.think,
+                        random.Random(rng.random()),
+                    )
+                )
             if part != "alone":
                 for _ in range(SLOW):
                     start(slow(address))

@@ -129,12 +129,20 @@ class Cloud(Bucket):
 
     @classmethod
     def lance_options(cls) -> dict[str, str]:
-        return {"allow_http": "true"} if cls._over_http() else {}
+        # Named, so that connections that it keeps are those of this endpoint.
+        endpoint = cls._endpoint()
+        if not endpoint:
+            return {}
+        return {cls.endpoints[0].lower(): endpoint, "allow_http": str(cls._over_http()).lower()}
 
     @classmethod
     def _over_http(cls) -> bool:
+        return cls._endpoint().startswith("http://")
+
+    @classmethod
+    def _endpoint(cls) -> str:
         endpoint = next(filter(None, map(os.environ.get, cls.endpoints)), "")
-        return without_keys(cls.endpoints[0], endpoint, cls.keys).startswith("http://")
+        return without_keys(cls.endpoints[0], endpoint, cls.keys)
 
     def errors(self) -> tuple[type[Exception], ...]:
         loaded = sys.modules.get("obstore.exceptions")

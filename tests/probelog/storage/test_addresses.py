@@ -63,9 +63,10 @@ def test_options_of_lance_follow_the_environment(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(variable, raising=False)
         assert lance_options(f"{scheme}://bucket/x") == {}
         monkeypatch.setenv(variable, "https://other")
-        assert lance_options(f"{scheme}://bucket/x") == {}
+        key = variable.lower()
+        assert lance_options(f"{scheme}://bucket/x") == {key: "https://other", "allow_http": "false"}
         monkeypatch.setenv(variable, "http://other")
-        assert lance_options(f"{scheme}://bucket/x") == {"allow_http": "true"}
+        assert lance_options(f"{scheme}://bucket/x") == {key: "http://other", "allow_http": "true"}
 
 
 def test_ranges_sizes_and_columns(tmp_path: Path) -> None:
