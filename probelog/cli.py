@@ -523,8 +523,11 @@ def web(
         typer.Option("--allow-host", help="A name that the server answers by; may be repeated."),
     ] = None,
     threads: Annotated[
-        int, typer.Option("--threads", min=1, max=64, help="Answers that are computed at the same time.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--threads", min=1, max=64, help="Answers that are computed at the same time; cores, at most 4."
+        ),
+    ] = None,
 ) -> None:
     """Serve a page that searches the index, and the same answers for programs (docs/web.md)."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +29,11 @@ _LARGEST_HEAD = 16 << 10
 
 
 def serve(
-    uri: str, host: str = "127.0.0.1", port: int = 0, allowed_hosts: Sequence[str] = (), threads: int = 4
+    uri: str,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    allowed_hosts: Sequence[str] = (),
+    threads: int | None = None,
 ) -> None:
     """Serve an index until interrupted; prints its address.
 
@@ -39,7 +44,7 @@ def serve(
         host: where to listen.
         port: likewise; 0 takes a free one.
         allowed_hosts: further names that the server answers by; on loopback others are refused.
-        threads: answers that are computed at the same time.
+        threads: answers that are computed at the same time; None: as many as cores, at most 4 (more answer nobody sooner).
 
     Raises:
         ProbeLogError: there is no index, or the address is taken.
@@ -48,7 +53,11 @@ def serve(
 
     index = open_index(uri)
     loopback = host in LOOPBACK
-    app = create_app(index, [*LOOPBACK, *allowed_hosts] if loopback or allowed_hosts else None, threads)
+    app = create_app(
+        index,
+        [*LOOPBACK, *allowed_hosts] if loopback or allowed_hosts else None,
+        threads or min(4, os.cpu_count() or 1),
+    )
     with listening(host, port) as listener:
         address = address_of(host, listener)
         print(f"serving {printable(index.uri)} at {address}/ (Ctrl-C stops)", flush=True)
