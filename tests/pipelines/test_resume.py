@@ -204,7 +204,9 @@ def test_killed_while_publishing(indexed: Indexed, tmp_path: Path, monkeypatch: 
     generations = store / "index/generations"
     file = indexed.world.config_file(tmp_path / "job.toml", store, prompt="{}", ray_address=gcs_address())
     with operator_process("publish", "--config", file) as process:
-        wait_until(process, lambda: len(list(generations.glob("*/logits.lance"))) == 2)
+        # Folders alone are nothing to a store, and no sweep would see them.
+        written = "*/logits.lance/data/*"
+        wait_until(process, lambda: len({path.parent for path in generations.glob(written)}) == 2)
         kill_tree(process)
     (unfinished,) = (path for path in generations.iterdir() if path.name != first.generation)
     index = open_index(store)
