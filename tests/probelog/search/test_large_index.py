@@ -97,6 +97,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 # Of the exact ten a shortlist here misses one in five hundred: which one is drawn anew with every index.
 MISSED = 2
+# A name alone is asked twice, with the feedback of 50 logits (see ``nearly_same``); a mixture with a logit is not.
+MIXED = "owner-0/model-0#0"
 
 
 def same(found: probelog.Results, expected: probelog.Results) -> None:
@@ -130,8 +132,8 @@ def nearly_same(found: probelog.Results, expected: probelog.Results) -> None:
     """Hits for a concept: what the shortlist misses of the 50 for the feedback moves the direction a little."""
     exact = {(hit.repo, hit.logit, hit.negated): hit.score for hit in expected}
     scores = [exact[hit.repo, hit.logit, hit.negated] for hit in found]
-    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.2)
-    assert sum(score >= sorted(exact.values())[-10] - 0.2 for score in scores) >= 10 - MISSED
+    np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.4)
+    assert sum(score >= sorted(exact.values())[-10] - 0.4 for score in scores) >= 10 - MISSED
 
 
 def test_a_set_of_concepts(large: probelog.Index, exact: probelog.Index) -> None:
@@ -192,7 +194,8 @@ def test_negatives_make_a_longer_shortlist(
     exact: probelog.Index, large: probelog.Index, taken: list[int]
 ) -> None:
     for against in ("dog", ["chair", "a dog"], "violin"):
-        same(large.search("dog", negative=against), exact.search("dog", negative=against))
+        every = exact.search("dog", negative=against, k=100_000)
+        nearly_same(large.search("dog", negative=against), every)
     assert max(taken) > ranking.FIRST or 0 in taken, "all that is most like a dog is unwanted"
 
 
@@ -220,11 +223,11 @@ def test_filters(
     listed: int,
     in_full: int,
 ) -> None:
-    expected = exact.search("dog", where=where), exact.models_like("owner-0/model-0", where=where)
+    expected = exact.search("dog", like=MIXED, where=where), exact.models_like("owner-0/model-0", where=where)
     monkeypatch.setattr(ranking, "_LISTED_MODELS", listed)
     monkeypatch.setattr(ranking, "_FILTERED", in_full)
     monkeypatch.setattr(ranking, "_SHORTLIST_ROWS", in_full)
-    same(large.search("dog", where=where), expected[0])
+    same(large.search("dog", like=MIXED, where=where), expected[0])
     found = large.models_like("owner-0/model-0", where=where)
     assert [(hit.repo, hit.duplicates) for hit in found] == [
         (hit.repo, hit.duplicates) for hit in expected[1]
@@ -240,8 +243,8 @@ def test_a_filter_that_is_not_understood(large: probelog.Index) -> None:
 
 @pytest.mark.parametrize("k", [1, 25, 300, 100_000])
 def test_as_many_answers_as_there_are(exact: probelog.Index, large: probelog.Index, k: int) -> None:
-    found, expected = large.search("dog", k=k), exact.search("dog", k=k)
-    assert len(found) == min(k, large.settings["rows"])
+    found, expected = (index.search("dog", like=MIXED, k=k) for index in (large, exact))
+    assert len(found) == min(k, large.settings["rows"] - 1)
     same(found, expected)
 
 
@@ -272,7 +275,7 @@ def test_show_and_scores(exact: probelog.Index, large: probelog.Index) -> None:
         assert large.show(repo) == exact.show(repo)
     assert len(large.show("copies/of-it-9").same_weights) == COPIES - 1
     found, expected = (index.scores(["dog", "cat"], [[], ["sea lion"]]) for index in (large, exact))
-    np.testing.assert_allclose(found, expected, atol=0.15)  # see nearly_same
+    np.testing.assert_allclose(found, expected, atol=0.4)  # see nearly_same
     assert large.thumbnail(3) == exact.thumbnail(3)
 
 
@@ -327,8 +330,8 @@ def test_on_s3(exact: probelog.Index, tmp_path: Path) -> None:
             Store(f"{bucket}/store/index"), models=hub(), probes=200, exact_logits=1000, edges=trees()
         )
         index = probelog.open_index(f"{bucket}/store")
-        same(index.search("dog"), exact.search("dog"))
-        same(index.search("dog", where="licence = 'mit'"), exact.search("dog", where="licence = 'mit'"))
+        for where in (None, "licence = 'mit'"):
+            same(*(each.search("dog", like=MIXED, where=where) for each in (index, exact)))
         assert index.show("owner-1/model-1") == exact.show("owner-1/model-1")
         there.store.delete_folder("generations/first")
         with pytest.raises(StoreError, match="generation first cannot be read"):
