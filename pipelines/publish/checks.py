@@ -23,7 +23,8 @@ from pipelines.publish.answers import wrong_answers, wrong_answers_of_update
 from pipelines.publish.expected import Expected, ExpectedTrees, ExpectedUpdate
 from probelog.arrays import ArrowArray
 from probelog.errors import StoreError
-from probelog.index.generation import Generation, Logits
+from probelog.index.contents.logits import Logits
+from probelog.index.generation import Generation
 from probelog.index.schema import connect
 from probelog.storage.encoding import from_npy
 from probelog.storage.schemas import EDGES, TREE_FACTS, TreeFacts

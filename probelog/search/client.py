@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from probelog.errors import ProbeLogError, QueryError, StoreError, UsageError
 from probelog.index.conditions import split
-from probelog.index.generation import Generation, Logits
+from probelog.index.contents.logits import Logits
+from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, find_index, read_pointer, store_around
 from probelog.index.tables import first_line
 from probelog.search.evidence import Evidence, shown_probes

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from probelog.arrays import values_of
 from probelog.errors import QueryError
 from probelog.index.conditions import Bound, prepared
-from probelog.index.generation import ROWS_AT_ONCE, Generation, Logits
+from probelog.index.contents.logits import ROWS_AT_ONCE, Logits
+from probelog.index.generation import Generation
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ScoreMoments
 from probelog.ranking.matched_heads import Float64

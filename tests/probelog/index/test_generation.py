@@ -16,7 +16,9 @@ import pytest
 from probelog.errors import QueryError, StoreError
 from probelog.index import basis as basis_module
 from probelog.index.arrow import fixed_binary, fixed_lists, matrix_of, structured
-from probelog.index.generation import Generation, Logits, _Once
+from probelog.index.contents.logits import Logits
+from probelog.index.contents.opened import Once
+from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer
 from probelog.index.schema import MODEL_FACTS, probes_schema
 from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
@@ -417,7 +419,7 @@ def test_made_once_though_two_threads_ask_at_the_same_time() -> None:
     class Asked:
         _lock = threading.RLock()
 
-        @_Once
+        @Once
         def value(self) -> int:
             made.append(len(made))
             if second.ident is None:

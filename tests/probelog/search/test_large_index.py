@@ -284,7 +284,7 @@ def test_a_mistyped_name(
     exact: probelog.Index, large: probelog.Index, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     for compared in (10_000, 100):
-        monkeypatch.setattr("probelog.index.generation._COMPARED_NAMES", compared)
+        monkeypatch.setattr("probelog.index.contents.models._COMPARED_NAMES", compared)
         with pytest.raises(QueryError, match=r"did you mean .*owner-1/model-1\b"):
             large.show(asked)
 
@@ -292,7 +292,7 @@ def test_a_mistyped_name(
 @pytest.mark.parametrize("asked", ["", "x", "it's", "\x00", "\ud800", "%", "a/" + "b" * 5000])
 def test_an_empty_name(large: probelog.Index, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     for compared in (10_000, 100):
-        monkeypatch.setattr("probelog.index.generation._COMPARED_NAMES", compared)
+        monkeypatch.setattr("probelog.index.contents.models._COMPARED_NAMES", compared)
         with pytest.raises(QueryError, match="the index does not hold"):
             large.show(asked)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from probelog.errors import QueryError
-from probelog.index.generation import Generation, Logits
+from probelog.index.contents.logits import Logits
+from probelog.index.generation import Generation
 from probelog.ranking.confidence import ScoreMoments
 from probelog.search import ranking
 from probelog.search.query import Query
