@@ -392,7 +392,7 @@ class Prober:
         result = None
         spooled = None if original.item is None else self._ledger.spooled_result(original.item)
         if spooled is not None and spooled.models.num_rows == 1:
-            result = from_table(spooled.models, ProbedModel)[0], spooled.observations
+            result = from_table(spooled.models, ProbedModel)[0], spooled.rows
         elif original.receipt is not None:
             result = self._ledger.sealed_result(original.receipt, original.repo, original.sha)
         if result is None:  # between the spool and its receipt, or damaged: running it again loses nothing

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 CATALOGUES = "catalogue"
 PROBE_SETS = "probes"
 LEDGERS = "observations"
+SAMPLES = "samples"
 COMPLETIONS = "completion"
 TREES = "trees"
 ENCODERS = "encoders"
@@ -112,7 +113,7 @@ def made_probe_set(settings: str) -> str:
 
 
 class LedgerFolder(_Folder):
-    """One ledger of observations."""
+    """One ledger of observations; files of other ledgers have the same names."""
 
     @classmethod
     def of(cls, key: str) -> LedgerFolder:
@@ -269,6 +270,11 @@ class TreesFolder(_Folder):
 def tree_weights(key: str) -> str:
     """The ledger of weights that were read without probing; its files are those of every ledger (`LedgerFolder`)."""
     return f"{TREES}/weights/{key}"
+
+
+def sample_ledger(key: str) -> str:
+    """The ledger of what generators made; its files are those of every ledger (`LedgerFolder`)."""
+    return f"{SAMPLES}/{key}"
 
 
 class EncoderFolder(_Folder):

@@ -33,11 +33,14 @@ from probelog.storage.observations import from_rows
 from probelog.storage.parquet_parts import Part, open_part, part_bytes, read_part
 from probelog.storage.schemas import (
     FAILURES,
+    GENERATORS,
     OBSERVATIONS,
     PROBED_MODELS,
+    SAMPLES,
     WEIGHTS,
     Failure,
     ProbedModel,
+    SampledModel,
     from_table,
     to_table,
 )
@@ -49,8 +52,46 @@ _DIGEST_BYTES = 32
 RECEIPT_VERSION = 1
 # Of ``manifest.json``, which says what a ledger is for.
 LEDGER_VERSION = 1
-# What a model's time is divided into; `weights` is a part of `load`, and `sketch` of that.
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a ledger holds of one kind of model.
+
+    Attributes:
+        rows: name of its rows: of the folder of their parts, and in receipts.
+        rows_schema: of these rows.
+        models_schema: of the row for each model that was run, and
+        record: the record behind that row.
+        counted: the field of the record with the number of the model's rows.
+        phases: what a model's time is divided into (``seconds_PHASE`` of the record).
+    """
+
+    rows: str
+    rows_schema: pa.Schema
+    models_schema: pa.Schema
+    record: type[Any]
+    counted: str
+    phases: tuple[str, ...]
+
+    @property
+    def schemas(self) -> dict[str, pa.Schema]:
+        """The schemas of all parts of a batch, by the names of their folders."""
+        return {
+            self.rows: self.rows_schema,
+            "models": self.models_schema,
+            "failures": FAILURES,
+            "weights": WEIGHTS,
+        }
+
+
+# `weights` is a part of `load`, and `sketch` of that.
 TIMED_PHASES = ("download", "load", "preprocess", "forward", "weights", "sketch")
+PROBED = Contents("observations", OBSERVATIONS, PROBED_MODELS, ProbedModel, "logits", TIMED_PHASES)
+SAMPLED = Contents(
+    "samples", SAMPLES, GENERATORS, SampledModel, "samples", ("download", "load", "sample", "embed")
+)
+_EVERY_CONTENTS = (PROBED, SAMPLED)
 
 
 @dataclass(frozen=True)
@@ -58,13 +99,13 @@ class Counts:
     """What items came to. Those of several receipts add up to those of the ledger.
 
     Attributes:
-        indexed: models that were run, or that share the observations of one that was.
+        indexed: models that were run, or that share the rows of one that was.
         copies: those of them that share.
-        logits: of the indexed models.
+        logits: of the indexed models; of generators: their samples.
         bytes: downloaded for them.
         failed: failures by reason.
         replaced: earlier failures, by reason, in whose place these items' results stand.
-        seconds: spent on the indexed models, by part (``TIMED_PHASES``).
+        seconds: spent on the indexed models, by part (`Contents.phases`).
     """
 
     indexed: int = 0
@@ -107,7 +148,7 @@ class Receipt:
 
     name: str
     items: list[str]
-    observations: Part
+    rows: Part
     models: Part
     failures: Part
     weights: Part
@@ -117,48 +158,65 @@ class Receipt:
     version: int = RECEIPT_VERSION
     made_by: str = MADE_BY
 
+    @property
+    def observations(self) -> Part:
+        """The rows of a batch of classifiers."""
+        return self.rows
+
+    def to_json(self, contents: Contents = PROBED) -> dict[str, Any]:
+        """What the store holds."""
+        content = asdict(self)
+        content[contents.rows] = content.pop("rows")
+        return content
+
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One item's result before its batch is sealed: a probed model with its logits and layers, or a failure."""
+    """One item's result before its batch is sealed: a model that was run with its rows and layers, or a failure."""
 
-    observations: pa.Table
+    rows: pa.Table
     models: pa.Table
     failures: pa.Table
     weights: pa.Table
 
     @classmethod
     def success(
-        cls, model: ProbedModel, observations: pa.Table, weights: pa.Table | None = None
+        cls, model: ProbedModel | SampledModel, rows: pa.Table, weights: pa.Table | None = None
     ) -> ItemResult:
         """The result of a model that was run; ``weights`` are the facts of its layers (``WEIGHTS``)."""
+        contents = next(contents for contents in _EVERY_CONTENTS if isinstance(model, contents.record))
         return cls(
-            observations,
-            to_table([model], PROBED_MODELS),
+            rows,
+            to_table([model], contents.models_schema),
             FAILURES.empty_table(),
             WEIGHTS.empty_table() if weights is None else weights,
         )
 
     @classmethod
-    def failure(cls, failure: Failure) -> ItemResult:
+    def failure(cls, failure: Failure, contents: Contents = PROBED) -> ItemResult:
         """The result of a model that could not be run."""
         return cls(
-            OBSERVATIONS.empty_table(),
-            PROBED_MODELS.empty_table(),
+            contents.rows_schema.empty_table(),
+            contents.models_schema.empty_table(),
             to_table([failure], FAILURES),
             WEIGHTS.empty_table(),
         )
 
+    @property
+    def tables(self) -> tuple[pa.Table, ...]:
+        """In the order of `Contents.schemas`."""
+        return self.rows, self.models, self.failures, self.weights
+
     def to_bytes(self) -> bytes:
         """Four Arrow streams, one behind the other, then the SHA-256 of all that."""
         sink = io.BytesIO()
-        for table in (self.observations, self.models, self.failures, self.weights):
+        for table in self.tables:
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
         return sink.getvalue() + bytes.fromhex(digest(sink.getvalue()))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> ItemResult:
+    def from_bytes(cls, data: bytes, contents: Contents = PROBED) -> ItemResult:
         """Read what ``to_bytes`` wrote.
 
         Raises:
@@ -170,7 +228,7 @@ class ItemResult:
             raise StoreError("a spooled result is damaged: its digest is not the one at its end")
         source = pa.BufferReader(content)
         tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
-        for table, schema in zip(tables, (OBSERVATIONS, PROBED_MODELS, FAILURES, WEIGHTS), strict=True):
+        for table, schema in zip(tables, contents.schemas.values(), strict=True):
             check_schema(table.schema, schema, "a spooled result")
         return cls(*tables)
 
@@ -186,11 +244,12 @@ def item_key(repo: str, sha: str, attempt: int = 1) -> str:
 
 
 class Ledger:
-    """The ledger below one folder of a store."""
+    """The ledger below one folder of a store, by default of classifiers."""
 
-    def __init__(self, store: Store, folder: str) -> None:
+    def __init__(self, store: Store, folder: str, contents: Contents = PROBED) -> None:
         self.store = store
         self.folder = folder
+        self.contents = contents
         self.paths = LedgerFolder(folder)
         self._bundles = Bundles(store, self.paths)
         self._bundled: set[str] = set()
@@ -204,17 +263,21 @@ class Ledger:
     def spooled_result(self, item: str) -> ItemResult | None:
         """One item's result, None where it is sealed already or was never there."""
         data = self.store.read_or_none(self.paths.spooled(item))
-        return None if data is None else ItemResult.from_bytes(data)
+        return None if data is None else ItemResult.from_bytes(data, self.contents)
 
-    def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[ProbedModel, pa.Table] | None:
-        """One probed model out of the parts of a receipt with its observation rows; None where it is not there."""
+    def sealed_result(self, receipt: str, repo: str, sha: str) -> tuple[Any, pa.Table] | None:
+        """One model that was run out of the parts of a receipt, with its rows; None where it is not there."""
         parts = self._receipt_or_none(receipt)
         if parts is None:
             return None
         mine = (pc.field("repo") == repo) & (pc.field("sha") == sha)
-        models = from_table(read_part(self.store, parts.models, PROBED_MODELS).filter(mine), ProbedModel)
-        rows = read_part(self.store, parts.observations, OBSERVATIONS).filter(mine)
-        return (models[0], rows) if len(models) == 1 and rows.num_rows == models[0].logits else None
+        contents = self.contents
+        models = from_table(
+            read_part(self.store, parts.models, contents.models_schema).filter(mine), contents.record
+        )
+        rows = read_part(self.store, parts.rows, contents.rows_schema).filter(mine)
+        whole = len(models) == 1 and rows.num_rows == getattr(models[0], contents.counted)
+        return (models[0], rows) if whole else None
 
     def spooled(self) -> set[str]:
         """Items that have a spool object; after a kill, sealed ones may be among them."""
@@ -245,35 +308,28 @@ class Ledger:
         if receipt is None:
             with ThreadPoolExecutor(_READERS) as pool:
                 results = [
-                    ItemResult.from_bytes(data)
+                    ItemResult.from_bytes(data, self.contents)
                     for data in pool.map(lambda item: self.store.read(self.paths.spooled(item)), ordered)
                 ]
             results.sort(key=_order)
             receipt = Receipt(
                 name=name,
                 items=ordered,
-                observations=self._write_part("observations", name, results),
-                models=self._write_part("models", name, results),
-                failures=self._write_part("failures", name, results),
-                weights=self._write_part("weights", name, results),
-                counts=replace(_counts(results), replaced=dict(replaced or {})),
+                **{
+                    part: self._write_part(kind, name, [result.tables[place] for result in results])
+                    for place, (part, kind) in enumerate(_part_fields(self.contents).items())
+                },
+                counts=replace(_counts(results, self.contents), replaced=dict(replaced or {})),
                 originals=_originals(results),
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             )
-            self.store.write_json(self.paths.receipt(name), asdict(receipt))
+            self.store.write_json(self.paths.receipt(name), receipt.to_json(self.contents))
         for item in ordered:
             self.store.delete(self.paths.spooled(item))
         return receipt
 
-    def _write_part(self, kind: str, name: str, results: Sequence[ItemResult]) -> Part:
-        schema = {
-            "observations": OBSERVATIONS,
-            "models": PROBED_MODELS,
-            "failures": FAILURES,
-            "weights": WEIGHTS,
-        }[kind]
-        tables: list[pa.Table] = [getattr(result, kind) for result in results]
-        data = part_bytes([table for table in tables if table.num_rows], schema)
+    def _write_part(self, kind: str, name: str, tables: Sequence[pa.Table]) -> Part:
+        data = part_bytes([table for table in tables if table.num_rows], self.contents.schemas[kind])
         path = self.paths.part(kind, name)
         self.store.write(path, data)
         return Part(path, sum(table.num_rows for table in tables), len(data), digest(data))
@@ -317,7 +373,7 @@ class Ledger:
                     del remaining[name]
                     self._bundled.add(name)
                     where = self.store.path(self.paths.receipt(name))
-                    yield _receipt(unsealed_json(data, where), where)
+                    yield _receipt(unsealed_json(data, where), where, self.contents)
         with ThreadPoolExecutor(_READERS) as pool:
             yield from pool.map(self.receipt, remaining)
 
@@ -346,7 +402,7 @@ class Ledger:
             StoreError: it is damaged.
         """
         path = self.paths.receipt(name)
-        return _receipt(self.store.read_json(path), self.store.path(path))
+        return _receipt(self.store.read_json(path), self.store.path(path), self.contents)
 
     def _receipt_or_none(self, name: str) -> Receipt | None:
         try:
@@ -361,16 +417,16 @@ class Ledger:
         tables += self._tables([part for name, part in parts.items() if name not in bundled], FAILURES)
         return pa.concat_tables(tables) if tables else FAILURES.empty_table()
 
-    def models(self, receipts: Sequence[Receipt]) -> list[ProbedModel]:
-        """The models that were run, by (repo, sha)."""
+    def models(self, receipts: Sequence[Receipt]) -> list[Any]:
+        """The models that were run, by (repo, sha): the records of the ledger's contents."""
         models_by_key = {
             (model.repo, model.sha): model
-            for table in self._tables([receipt.models for receipt in receipts], PROBED_MODELS)
-            for model in from_table(table, ProbedModel)
+            for table in self._tables([receipt.models for receipt in receipts], self.contents.models_schema)
+            for model in from_table(table, self.contents.record)
         }
         return [models_by_key[key] for key in sorted(models_by_key)]
 
-    def failures(self, receipts: Sequence[Receipt], models: Sequence[ProbedModel]) -> list[Failure]:
+    def failures(self, receipts: Sequence[Receipt], models: Sequence[Any]) -> list[Failure]:
         """The latest failure of every (repo, sha) that never succeeded."""
         good = {(model.repo, model.sha) for model in models}
         latest: dict[tuple[str, str], Failure] = {}
@@ -421,7 +477,7 @@ def observed_models(
     Raises:
         StoreError: the observations are not those that the sidecar speaks of.
     """
-    file = open_part(store, receipt.observations, OBSERVATIONS)
+    file = open_part(store, receipt.rows, OBSERVATIONS)
     groups = iter(range(file.num_row_groups))
     rows = OBSERVATIONS.empty_table()
     for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
@@ -432,9 +488,7 @@ def observed_models(
         values = from_rows(rows_of_model)
         fits = rows_of_model.num_rows == model.logits and values.shape == (model.logits, len(model.probes))
         if not fits or rows_of_model["repo"].unique().to_pylist() != [model.repo]:
-            raise StoreError(
-                f"{store.path(receipt.observations.path)} does not hold {model.repo} as recorded"
-            )
+            raise StoreError(f"{store.path(receipt.rows.path)} does not hold {model.repo} as recorded")
         yield model, rows_of_model["logit"].to_numpy(), values
 
 
@@ -443,10 +497,10 @@ def _order(result: ItemResult) -> tuple[str, str]:
     return (table["repo"][0].as_py(), table["sha"][0].as_py())
 
 
-def _counts(results: Sequence[ItemResult]) -> Counts:
+def _counts(results: Sequence[ItemResult], contents: Contents) -> Counts:
     """What some results came to; which failures they replace is not known here."""
     failed: Counter[str] = Counter()
-    seconds = dict.fromkeys(TIMED_PHASES, 0.0)
+    seconds = dict.fromkeys(contents.phases, 0.0)
     indexed = copies = logits = size = 0
     for result in results:
         failed.update(values_of(result.failures["reason"], str))
@@ -454,10 +508,10 @@ def _counts(results: Sequence[ItemResult]) -> Counts:
         indexed += models.num_rows
         if not models.num_rows:
             continue
-        logits += pc.sum(models["logits"]).as_py()
+        logits += pc.sum(models[contents.counted]).as_py()
         copies += models.num_rows - models["copy_of_repo"].null_count
         size += pc.sum(models["bytes"]).as_py() or 0
-        for part in TIMED_PHASES:
+        for part in contents.phases:
             seconds[part] += pc.sum(models[f"seconds_{part}"]).as_py()
     return Counts(indexed, copies, logits, size, dict(sorted(failed.items())), {}, seconds)
 
@@ -474,18 +528,15 @@ def _originals(results: Sequence[ItemResult]) -> dict[str, list[str]]:
     return originals
 
 
-def _receipt(content: dict[str, Any], where: str) -> Receipt:
+def _part_fields(contents: Contents) -> dict[str, str]:
+    """Fields of a receipt that are parts, with their names in its JSON and of their folders."""
+    return {"rows": contents.rows, "models": "models", "failures": "failures", "weights": "weights"}
+
+
+def _receipt(content: dict[str, Any], where: str, contents: Contents) -> Receipt:
     try:
         check_version(content, RECEIPT_VERSION, where, "receipt")
-        return Receipt(
-            **{
-                **content,
-                "observations": Part(**content["observations"]),
-                "models": Part(**content["models"]),
-                "failures": Part(**content["failures"]),
-                "weights": Part(**content["weights"]),
-                "counts": Counts(**content["counts"]),
-            }
-        )
+        parts = {part: Part(**content.pop(name)) for part, name in _part_fields(contents).items()}
+        return Receipt(**{**content, **parts, "counts": Counts(**content["counts"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{where} is damaged: {error!r}") from error

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from probelog.errors import StoreError
 from probelog.storage.encoding import digest
-from probelog.storage.schemas import DESCRIPTORS, OBSERVATIONS, PROBED_MODELS, WEIGHTS
+from probelog.storage.schemas import DESCRIPTORS, OBSERVATIONS, PROBED_MODELS, SAMPLES, WEIGHTS
 from probelog.storage.store import Store
 from probelog.storage.versions import check_schema
 
@@ -63,6 +63,12 @@ def part_bytes(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:
         options |= {
             "use_dictionary": ["repo", "sha"],
             "use_byte_stream_split": ["values.list.element"],
+            "write_statistics": False,
+        }
+    if schema is SAMPLES:
+        options |= {
+            "use_dictionary": ["repo", "sha", "prompt", "class"],
+            "use_byte_stream_split": ["feature.list.element", "base_feature.list.element"],
             "write_statistics": False,
         }
     if schema is WEIGHTS:

@@ -6,6 +6,7 @@ a newer one is refused with a message that says so, never half understood.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import datetime as dt
 import types
@@ -103,6 +104,62 @@ PROBED_MODELS = _schema(
         ("seconds_weights", pa.float32()),
         ("seconds_sketch", pa.float32()),
         ("name_or_path", pa.string()),
+    ],
+)
+
+# A row a generator that was sampled; behind it `SampledModel`.
+GENERATORS = _schema(
+    "generators",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("pipeline", pa.string()),
+        ("architecture", pa.string()),
+        ("conditioning", pa.string()),
+        ("image_size", pa.int32()),
+        ("parameters", pa.int64()),
+        ("base_repo", pa.string()),
+        ("base_sha", pa.string()),
+        ("trigger_words", _STRINGS),
+        ("prompts", _STRINGS),
+        ("classes", _STRINGS),
+        ("samples", pa.int32()),
+        ("steps", pa.int32()),
+        ("encoder_digest", pa.string()),
+        ("dtype", pa.string()),
+        ("device", pa.string()),
+        ("precision", pa.string()),
+        ("batch_size", pa.int32()),
+        ("weight_digest", pa.string()),
+        ("identity", pa.string()),
+        ("copy_of_repo", pa.string()),
+        ("copy_of_sha", pa.string()),
+        ("bytes", pa.int64()),
+        ("seconds_download", pa.float32()),
+        ("seconds_load", pa.float32()),
+        ("seconds_sample", pa.float32()),
+        ("seconds_embed", pa.float32()),
+        ("thumbnails", pa.list_(pa.binary())),
+    ],
+)
+
+# A row a sample of a generator.
+SAMPLES = _schema(
+    "samples",
+    1,
+    [
+        ("repo", pa.string()),
+        ("sha", pa.string()),
+        ("number", pa.int32()),
+        # An index into the prompts of the generator; null without prompts.
+        ("prompt", pa.int32()),
+        # Null without classes.
+        ("class", pa.int32()),
+        # Of unit length before it was rounded.
+        ("feature", pa.list_(pa.float16())),
+        # Of the base's sample with the same seed and prompt; null but for adapters.
+        ("base_feature", pa.list_(pa.float16())),
     ],
 )
 
@@ -408,12 +465,83 @@ class ProbedModel:
     name_or_path: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SampledModel:
+    """The facts of one generator that was sampled: the sidecar row of its samples.
+
+    Attributes:
+        repo: repository.
+        sha: commit.
+        pipeline: the class that its ``model_index.json`` names, ``lora`` for an adapter, ``gallery`` for a folder of
+            pictures.
+        architecture: of the network that makes the picture.
+        conditioning: ``none``, ``class`` or ``text``.
+        image_size: edge of a sample in pixels.
+        parameters: number of them.
+        base_repo: of an adapter: the repository that it was run with, and
+        base_sha: its commit.
+        trigger_words: that the adapter declares.
+        prompts: those that were used.
+        classes: declared names.
+        samples: number of rows of samples.
+        steps: of the sampler; 0 where there is none.
+        encoder_digest: of the encoder whose features the rows hold.
+        dtype: of the weights as they are stored.
+        device: where it was run.
+        precision: of the forward passes.
+        batch_size: pictures at once.
+        weight_digest: SHA-256 of the weights.
+        identity: equal for generators that make the same samples.
+        copy_of_repo: the repository with the same identity whose samples it shares, and
+        copy_of_sha: its commit.
+        bytes: downloaded.
+        seconds_download: seconds spent on the download,
+        seconds_load: on loading,
+        seconds_sample: on sampling, and
+        seconds_embed: on embeddings and thumbnails.
+        thumbnails: some samples, at most ``MOST_THUMBNAILS``, as WebP.
+    """
+
+    repo: str
+    sha: str
+    pipeline: str
+    architecture: str
+    conditioning: str
+    image_size: int
+    parameters: int
+    samples: int
+    steps: int
+    encoder_digest: str
+    dtype: str
+    device: str
+    weight_digest: str
+    base_repo: str | None = None
+    base_sha: str | None = None
+    trigger_words: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    precision: str = "float32"
+    batch_size: int | None = None
+    identity: str | None = None
+    copy_of_repo: str | None = None
+    copy_of_sha: str | None = None
+    bytes: int | None = None
+    seconds_download: float = 0.0
+    seconds_load: float = 0.0
+    seconds_sample: float = 0.0
+    seconds_embed: float = 0.0
+    thumbnails: list[builtins.bytes] = field(default_factory=list)
+
+
+MOST_THUMBNAILS = 12
+
+
 def clean_unicode(text: str) -> str:
     """Text that Arrow can hold: lone surrogates (legal in JSON, not in UTF-8) become replacement characters."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-Record = TypeVar("Record", CatalogueRow, Failure, ProbedModel)
+Record = TypeVar("Record", CatalogueRow, Failure, ProbedModel, SampledModel)
 
 
 def to_table(records: Sequence[Any], schema: pa.Schema) -> pa.Table:

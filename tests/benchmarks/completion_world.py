@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 
@@ -66,7 +65,7 @@ def _part(store: Store, folder: str, name: str, number: int, columns: np.ndarray
         tables.append(to_rows(repo, sha, values))
         models.append(_facts(repo, sha, size, seen.tolist()))
     parts = {
-        "observations": _written(store, folder, "observations", name, tables, OBSERVATIONS),
+        "rows": _written(store, folder, "observations", name, tables, OBSERVATIONS),
         "models": _written(store, folder, "models", name, [to_table(models, PROBED_MODELS)], PROBED_MODELS),
         "failures": _written(store, folder, "failures", name, [], FAILURES),
         "weights": _written(store, folder, "weights", name, [], WEIGHTS),
@@ -79,7 +78,7 @@ def _part(store: Store, folder: str, name: str, number: int, columns: np.ndarray
         originals={},
         **parts,
     )
-    store.write_json(f"{folder}/receipts/{name}.json", asdict(receipt))
+    store.write_json(f"{folder}/receipts/{name}.json", receipt.to_json())
     return receipt
 
 

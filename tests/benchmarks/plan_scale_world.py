@@ -361,7 +361,7 @@ def ledger(job: Any, models: int, receipts: int, bare: bool) -> dict[str, Any]:
         receipt = Receipt(
             name=name,
             items=keys,
-            observations=part("observations", 10 * len(indexed), b""),
+            rows=part("observations", 10 * len(indexed), b""),
             models=part("models", len(indexed), sidecar),
             failures=part("failures", len(failures), part_bytes([to_table(failures, FAILURES)], FAILURES)),
             weights=part("weights", 60 * len(indexed), b""),
@@ -375,7 +375,7 @@ def ledger(job: Any, models: int, receipts: int, bare: bool) -> dict[str, Any]:
             originals={digest(repo(i).encode()): [repo(i), sha(i)] for i in indexed},
             at=moment(models - start)[:19] + "+00:00",
         )
-        data = sealed_json(asdict(receipt))
+        data = sealed_json(receipt.to_json())
         put(job, folder.receipt(name), data)
         summary.add([receipt])
         waiting.append((name, data, to_table(failures, FAILURES)))

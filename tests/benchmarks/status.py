@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +97,7 @@ def write_ledger(folder: Path, items: int, batch: int) -> Ledger:
         originals = {short_key(repo) * 4: [repo, SHA] for repo in repos[6:]}
         at = (start + dt.timedelta(seconds=number / 3)).isoformat(timespec="seconds")
         receipt = Receipt(name, keys, part, part, part, at, part, counts, originals)
-        (places / f"{name}.json").write_text(json.dumps(asdict(receipt), indent=1, sort_keys=True))
+        (places / f"{name}.json").write_text(json.dumps(receipt.to_json(), indent=1, sort_keys=True))
     return ledger
 
 

@@ -188,7 +188,7 @@ def test_shards_hold_about_equally_many_rows(tmp_path: Path) -> None:
     _, (receipt, *_) = ledger_of(tmp_path, share=0.5)
     sizes = [900, 10, 20, 400, 30, 500, 40, 850, 5, 300]
     receipts = [
-        replace(receipt, name=f"{number:02}", observations=replace(receipt.observations, rows=rows))
+        replace(receipt, name=f"{number:02}", rows=replace(receipt.rows, rows=rows))
         for number, rows in enumerate(sizes)
     ]
     groups = partition_by_rows(receipts, 3)

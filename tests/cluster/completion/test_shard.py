@@ -200,8 +200,7 @@ def test_equally_large_receipts_are_dealt_by_name(tmp_path: Path) -> None:
     assert partition_by_rows([], 2) == [[], []]
     sizes = {"a": 5, "b": 4, "c": 3, "d": 3}
     unequal = [
-        replace(receipt, name=name, observations=replace(receipt.observations, rows=rows))
-        for name, rows in sizes.items()
+        replace(receipt, name=name, rows=replace(receipt.rows, rows=rows)) for name, rows in sizes.items()
     ]
     assert [[item.name for item in group] for group in partition_by_rows(unequal, 2)] == [
         ["a", "d"],

@@ -48,7 +48,7 @@ def spooled(prober: Prober, made: ProbedModel) -> Original:
 def copied(prober: Prober, original: Original, **facts: Any) -> tuple[ProbedModel, Any] | None:
     row = CatalogueRow("bob/copy", "sha of copy")
     result = prober._copy(original, row, facts, 7)
-    return None if result is None else (from_table(result.models, ProbedModel)[0], result.observations)
+    return None if result is None else (from_table(result.models, ProbedModel)[0], result.rows)
 
 
 def test_a_copy_of_what_was_run(prober: Prober) -> None:

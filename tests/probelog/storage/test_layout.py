@@ -55,6 +55,7 @@ def spelled() -> Iterator[str]:
     yield filled(layout.report)
     yield filled(layout.run_figures)
     yield filled(layout.tree_weights)
+    yield filled(layout.sample_ledger)
     yield layout.ProbeSetFolder.of("HASH").file(layout.THUMBNAILS)
     yield from map(
         layout.EncoderFolder.of("KEY").file, (layout.TEXT_ENCODER, layout.TOKENIZER, layout.IMAGE_ENCODER)

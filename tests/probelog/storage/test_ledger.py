@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from probelog.errors import FailureReason, StoreError
-from probelog.storage.ledger import ItemResult, Ledger, item_key, observed_models
+from probelog.storage.ledger import SAMPLED, ItemResult, Ledger, item_key, observed_models
 from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import FAILURES, OBSERVATIONS, Failure, ProbedModel
+from probelog.storage.schemas import FAILURES, OBSERVATIONS, SAMPLES, Failure, ProbedModel, SampledModel
 from probelog.storage.store import Store
 from tests.support.worlds.probed_models import probed_model
 
@@ -64,6 +65,45 @@ def test_a_sealed_batch_holds_what_was_spooled(ledger: Ledger) -> None:
         assert logits.tolist() == [0, 1, 2]
     assert ledger.models([receipt]) == [model("a/1"), model("b/2")]
     assert [f.repo for f in ledger.failures([receipt], [])] == ["a/3"]
+
+
+def test_a_ledger_of_generators(tmp_path: Path) -> None:
+    ledger = Ledger(Store(tmp_path), "samples/x", SAMPLED)
+    sha, items = "5" * 40, []
+    for repo, samples in (("a/1", 3), ("b/2", 2)):
+        made = SampledModel(
+            repo, sha, "DDIMPipeline", "UNet2DModel", "none", 8, 10, samples, 2, "e" * 64, "F32", "cpu", "d" * 64,
+            identity=repo, bytes=7, seconds_sample=1.5, thumbnails=[b"webp"],
+        )  # fmt: skip
+        columns: dict[str, list[object]] = {
+            "repo": [repo] * samples,
+            "sha": [sha] * samples,
+            "number": [*range(samples)],
+            "prompt": [None] * samples,
+            "class": [None] * samples,
+            "feature": [np.array([1, number], np.float16) for number in range(samples)],
+            "base_feature": [None] * samples,
+        }
+        items.append(item_key(repo, sha))
+        ledger.spool(items[-1], ItemResult.success(made, pa.table(columns, schema=SAMPLES)))
+    items.append(item_key("c/3", sha))
+    failure = Failure.of("c/3", sha, "sample", FailureReason.TIMEOUT, "too slow")
+    ledger.spool(items[-1], ItemResult.failure(failure, SAMPLED))
+    receipt = ledger.seal(items)
+    assert ledger.receipts() == [receipt]
+    counts = receipt.counts
+    assert (counts.indexed, counts.logits, counts.bytes, counts.failed) == (2, 5, 14, {"timeout": 1})
+    assert counts.seconds == {"download": 0.0, "load": 0.0, "sample": 3.0, "embed": 0.0}
+    assert receipt.originals == {"a/1": ["a/1", sha], "b/2": ["b/2", sha]}
+    assert ledger.store.exists(f"samples/x/samples/{receipt.name}.parquet")
+    assert [(model.repo, model.thumbnails) for model in ledger.models([receipt])] == [
+        ("a/1", [b"webp"]),
+        ("b/2", [b"webp"]),
+    ]
+    model, rows = ledger.sealed_result(receipt.name, "b/2", sha) or (None, None)
+    assert (model.samples, rows["number"].to_pylist(), rows["feature"][1].as_py()) == (2, [0, 1], [1, 1])
+    with pytest.raises(StoreError, match="damaged"):
+        Ledger(ledger.store, "samples/x").receipts()
 
 
 def test_parts_are_the_same_bytes_in_any_order(tmp_path: Path) -> None:

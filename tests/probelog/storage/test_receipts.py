@@ -201,7 +201,7 @@ def test_receipts_by_name_and_what_is_not_there(ledger: Ledger) -> None:
 )
 def test_a_receipt_without_one_of_its_entries_is_damaged(ledger: Ledger, lost: str) -> None:
     receipt = ledger.seal([success(ledger, "a/1")])
-    content = asdict(receipt)
+    content = receipt.to_json()
     del content[lost]
     ledger.store.write_json(f"observations/key/receipts/{receipt.name}.json", content)
     with pytest.raises(StoreError, match=rf"{receipt.name}.json is damaged"):

@@ -37,6 +37,8 @@ SCHEMAS = [
     schemas.FAILURES,
     schemas.OBSERVATIONS,
     schemas.PROBED_MODELS,
+    schemas.GENERATORS,
+    schemas.SAMPLES,
     schemas.WEIGHTS,
     schemas.DESCRIPTORS,
     IMAGES,
