@@ -1,0 +1,1 @@
+"""Generators described by what they make, and ranked by it: pure numpy, arrays in and arrays out."""
