@@ -158,11 +158,23 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(values: Floats, seed: int = 0, resamples: int = 2000) -> list[Interval]:
+def bootstrap(
+    values: Floats,
+    seed: int = 0,
+    resamples: int = 2000,
+    groups: npt.NDArray[np.integer[Any]] | None = None,
+) -> list[Interval]:
     """Percentile bootstrap of the means of (C, K) values over their C queries: K intervals of 95 %.
 
     For a comparison of two methods give the differences on the same queries (the paired bootstrap): an interval
     without 0 is then a difference that other queries of the kind would show too.
+
+    Args:
+        values: (C, K).
+        seed: of the draws.
+        resamples: how many draws.
+        groups: (C,) queries of the same number are drawn together, such as several pictures of one concept, which are
+            more alike than pictures of two; the interval is then that of other concepts.
 
     Raises:
         ValueError: there is no query.
@@ -170,10 +182,26 @@ def bootstrap(values: Floats, seed: int = 0, resamples: int = 2000) -> list[Inte
     values = np.asarray(values, np.float64)
     if not len(values):
         raise ValueError("a mean of no queries has no interval")
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
-    low, high = np.percentile(drawn @ values / len(values), [2.5, 97.5], axis=0)
+    sums, sizes = (values, np.ones(len(values))) if groups is None else group_sums(values, groups)
+    counts = draws(len(sums), seed, resamples)
+    means = counts @ sums / (counts @ sizes)[:, None]
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return [Interval(*map(float, bounds)) for bounds in zip(values.mean(axis=0), low, high, strict=True)]
+
+
+def draws(groups: int, seed: int, resamples: int) -> Int64:
+    """How often each group is drawn in every resample: (resamples, groups)."""
+    return np.asarray(
+        np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples), np.int64
+    )
+
+
+def group_sums(values: Float64, groups: npt.NDArray[np.integer[Any]]) -> tuple[Float64, Float64]:
+    """Sums (G, K) of the values (C, K) of each group, and the groups' sizes (G,)."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    sums = np.zeros((numbers.max() + 1, values.shape[1]))
+    np.add.at(sums, numbers, values)
+    return sums, np.bincount(numbers).astype(np.float64)
 
 
 # Hubs
