@@ -144,7 +144,7 @@ def test_learned_matching_learns_which_coordinates_say_something(shape: Shape) -
 
 def test_the_difference_of_an_adapter_is_its_direction() -> None:
     base = unit(np.random.default_rng(0).normal(size=(9, 6)))
-    moved = Difference.of(base + [0.3, 0, 0, 0, 0, 0], base)
+    moved = Difference.of(base + np.array([0.3, 0, 0, 0, 0, 0]), base)
     assert moved.direction == pytest.approx([1, 0, 0, 0, 0, 0], abs=1e-6)
     assert (moved.strength, moved.consistency) == pytest.approx((0.3, 1.0))
     nothing = Difference.of(base, base)
