@@ -51,14 +51,14 @@ def test_an_error_of_ours_leaves_its_traceback_in_the_log(
     (record,) = caplog.records
     assert record.getMessage() == f"ada/resnet@{'1' * 40}: internal error"
     assert record.exc_info is not None
-    assert "in _probe" in caplog.text
+    assert "in _one" in caplog.text
 
 
 def test_a_store_that_refuses_to_be_read_leaves_none(
     prober: Prober, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "observations").mkdir()
-    monkeypatch.setattr(prober, "_probe", lambda *_: Store(tmp_path).read("observations"), raising=False)
+    monkeypatch.setattr(prober, "_one", lambda *_: Store(tmp_path).read("observations"), raising=False)
     reason, detail = failed(prober)
     assert reason == "store-failed"
     assert detail.startswith(f"{tmp_path}/observations cannot be read: ")

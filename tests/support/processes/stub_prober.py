@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.probing.drain import Drain
-from cluster.probing.prober import Probers, ProberSpec
+from cluster.probing.prober import ProberSpec
 from cluster.probing.results import ItemReport, Requeued
 from cluster.probing.scheduler import kill
+from cluster.probing.worker import Workers
 from pipelines.probe.plan import COLUMNS, Item
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import ProbeSet
@@ -105,14 +106,14 @@ class StubProber:
             stream.write(f"{what} {os.getpid()} {key}\n")
 
 
-def stub_probers(log: str, spec: ProberSpec) -> Probers:
+def stub_probers(log: str, spec: ProberSpec) -> Workers:
     """In place of `cluster.probing.prober.probers`."""
     import ray
 
     actor: Any = ray.remote(StubProber).options(
         num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=IN_FLIGHT + 1
     )
-    return Probers(lambda: actor.remote(spec, log), kill)
+    return Workers(lambda: actor.remote(spec, log), kill)
 
 
 def drive(root: Path, address: str, models: int, failing: bool, retry_failed: bool) -> None:
