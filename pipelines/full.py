@@ -15,7 +15,8 @@ from pipelines.job.figures import recorded_as
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.probe_set import ready_probes
-from pipelines.probe.stage import ProbeResult, probe
+from pipelines.probe.run import StageResult
+from pipelines.probe.stage import probe
 from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, say_if_held
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
@@ -34,7 +35,7 @@ class FullRun:
     """What a full run did."""
 
     catalogue: Catalogue
-    probed: ProbeResult
+    probed: StageResult
     completed: CompletionRecord
     trees: TreesRecord | None
     published: PublishResult
@@ -48,7 +49,7 @@ def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
 
 
 @recorded_as("probe")
-def run_probe(job: Job, retry_failed: bool = False) -> ProbeResult:
+def run_probe(job: Job, retry_failed: bool = False) -> StageResult:
     """The probe stage alone, over the catalogue that the crawl stage left."""
     endpoint = hub_endpoint()
     catalogue = Catalogue.open(job, endpoint)

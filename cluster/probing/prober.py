@@ -6,7 +6,7 @@ download --> load --> prepare probes --> forward --> write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ from cluster.probing.worker import (
     workers,
 )
 from cluster.runtime.scratch import local_probes
-from probelog.hub.download import Downloaded, download_model
+from probelog.hub.download import Downloaded
+from probelog.kinds.registry import CLASSIFIER
 from probelog.models.content import content_digest
 from probelog.sandbox.fork_server.client import ForkServer
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec
 from probelog.storage.encoding import short_key
-from probelog.storage.ledger import PROBED, ItemResult
-from probelog.storage.schemas import CatalogueRow, ProbedModel
+from probelog.storage.ledger import ItemResult
+from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store
 
 
@@ -57,7 +58,7 @@ class ProberSpec(WorkerSpec):
 class Prober(ItemWorker[ProberSpec, ModelProcess]):
     """Probes classifiers."""
 
-    stage, contents, phases_of_originals = "probe", PROBED, ("preprocess", "forward")
+    kind = CLASSIFIER
 
     def _processes(
         self, store: Store, scratch: Path, memory: int
@@ -81,11 +82,8 @@ class Prober(ItemWorker[ProberSpec, ModelProcess]):
         learnt = PlanCache()
         return server, [ModelProcess(server, process, learnt=learnt) for _ in range(PROCESSES)]
 
-    def _fetch(self, row: CatalogueRow, folder: Path, check: Callable[[], None]) -> Downloaded:
-        allow_pickle = self._settings.allow_pickle
-        return download_model(
-            self._hub, row, folder, limits=self._limits, allow_pickle=allow_pickle, check=check
-        )
+    def _use(self, item: Item, downloaded: Downloaded, clock: Clock) -> Outcome:
+        return self._in_process(lambda process: self._observe(process, item, downloaded, clock), clock)
 
     def _observe(self, process: ModelProcess, item: Item, downloaded: Downloaded, clock: Clock) -> Outcome:
         from probelog.probes.probe_set import subset

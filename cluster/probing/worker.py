@@ -39,8 +39,9 @@ from probelog.errors import FailureReason, ItemFailure, StoreError
 from probelog.hub.client import HubClient
 from probelog.hub.download import Downloaded, DownloadLimits
 from probelog.hub.usage import METER, HubUsage
+from probelog.kinds.kind import Kind
 from probelog.sandbox.fork_server.client import ForkServer
-from probelog.storage.ledger import Contents, ItemResult, Ledger
+from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.schemas import CatalogueRow, Failure, from_table
 from probelog.storage.store import Store, retry_with_backoff
 
@@ -132,11 +133,7 @@ Spec = TypeVar("Spec", bound=WorkerSpec)
 class ItemWorker(ABC, Generic[Spec, P]):
     """Runs models. ``run`` may be called from ``in_flight`` threads at once."""
 
-    #: Name of the stage, in failures.
-    stage: ClassVar[str]
-    contents: ClassVar[Contents]
-    #: Phases that a copy of another model's rows does without.
-    phases_of_originals: ClassVar[tuple[str, ...]]
+    kind: ClassVar[Kind]
 
     def __init__(self, spec: Spec, coordinator: CoordinatorHandle, identity: str) -> None:
         """``identity``: how the coordinator tells this worker from others."""
@@ -146,7 +143,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
         self._drain = Drain(settings.drain_seconds, self._leave)
         self._coordinator = CoordinatorClient(coordinator, spec.endpoint, self._check)
         store = Store(spec.store)
-        self._ledger = Ledger(store, spec.folder, self.contents)
+        self._ledger = Ledger(store, spec.folder, self.kind.contents)
         scratch = scratch_folder(settings.scratch)
         self._own = own_downloads(scratch)
         memory = settings.memory_per_worker
@@ -173,11 +170,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
         """The server and the processes in which models run, each with so many bytes of memory."""
 
     @abstractmethod
-    def _fetch(self, row: CatalogueRow, folder: Path, check: Callable[[], None]) -> Downloaded:
-        """Download a model."""
-
-    @abstractmethod
-    def _observe(self, process: P, item: Item, downloaded: Downloaded, clock: Clock) -> Outcome:
+    def _use(self, item: Item, downloaded: Downloaded, clock: Clock) -> Outcome:
         """Run a model that was downloaded."""
 
     # One item
@@ -220,8 +213,8 @@ class ItemWorker(ABC, Generic[Spec, P]):
             if self._drain.noticed:
                 return Requeued()  # the end of the machine may look like a fault of the model
             reason = FailureReason(report.reason)
-            failure_row = Failure.of(row.repo, row.sha, self.stage, reason, report.detail, item.attempt)
-            result = ItemResult.failure(failure_row, self.contents)
+            failure_row = Failure.of(row.repo, row.sha, self.kind.stage, reason, report.detail, item.attempt)
+            result = ItemResult.failure(failure_row, self.kind.contents)
         with clock.part("write"):
             try:
                 retry_with_backoff(
@@ -252,7 +245,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
         try:
             with clock.part("download"):
                 downloaded = self._download(item.row, folder)
-            return self._run(item, downloaded, clock)
+            return self._use(item, downloaded, clock)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -271,7 +264,14 @@ class ItemWorker(ABC, Generic[Spec, P]):
         patient_until = time.monotonic() + self._settings.disk_retry_seconds
         while True:
             try:
-                return self._fetch(row, folder, check)
+                return self.kind.download(
+                    self._hub,
+                    row,
+                    folder,
+                    limits=DownloadLimits(max_bytes=self._spec.max_bytes),
+                    allow_pickle=self._settings.allow_pickle,
+                    check=check,
+                )
             except ItemFailure as failure:
                 # A full disk may empty when others are done; rushing on would fail every model after this one.
                 full = failure.reason is FailureReason.STORE_FAILED
@@ -280,11 +280,8 @@ class ItemWorker(ABC, Generic[Spec, P]):
             shutil.rmtree(folder, ignore_errors=True)  # what it had so far may be what others lack
             self._wait(min(5.0, max(0.1, self._settings.disk_retry_seconds / 4)))
 
-    @property
-    def _limits(self) -> DownloadLimits:
-        return DownloadLimits(max_bytes=self._spec.max_bytes)
-
-    def _run(self, item: Item, downloaded: Downloaded, clock: Clock) -> Outcome:
+    def _in_process(self, use: Callable[[P], Outcome], clock: Clock) -> Outcome:
+        """Use a process, once more where it ended meanwhile."""
         from probelog.sandbox.fork_server.client import ProcessLostError
 
         with clock.part("wait"):
@@ -292,7 +289,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
         try:
             for losses in range(1, _LOSSES + 1):
                 try:
-                    return self._observe(process, item, downloaded, clock)
+                    return use(process)
                 except ProcessLostError as lost:
                     self._check()
                     if losses == _LOSSES:
@@ -352,7 +349,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
     ) -> ItemResult | None:
         """The original's rows under this repository's name; None where they cannot be found."""
         result = None
-        contents = self.contents
+        contents = self.kind.contents
         spooled = None if original.item is None else self._ledger.spooled_result(original.item)
         if spooled is not None and spooled.models.num_rows == 1:
             result = from_table(spooled.models, contents.record)[0], spooled.rows
@@ -369,7 +366,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
             copy_of_repo=model.copy_of_repo or model.repo,
             copy_of_sha=model.copy_of_sha or model.sha,
             bytes=size,
-            **{f"seconds_{phase}": 0.0 for phase in self.phases_of_originals},
+            **{f"seconds_{phase}": 0.0 for phase in contents.computed},
         )
         if getattr(copied, contents.counted) != rows.num_rows:
             return None

@@ -16,7 +16,7 @@ from pipelines.job.job import Job
 from pipelines.nightly.record import NightlyRecord
 from pipelines.nightly.start import open_start
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
-from pipelines.probe.stage import LedgerState
+from pipelines.probe.run import LedgerState
 from pipelines.publish.release import LiveIndex, refuse_older_listing
 from probelog.errors import HeldError
 from probelog.probes.probe_set import find_probe_set

@@ -11,7 +11,8 @@ from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import fold_in
 from pipelines.job.job import Job
 from pipelines.nightly.start import NightlyStart
-from pipelines.probe.stage import ProbeResult, has_remaining_work, probe
+from pipelines.probe.run import StageResult, has_remaining_work
+from pipelines.probe.stage import probe
 from pipelines.quality.failures import FailureCounts
 from probelog.storage.ledger import Counts
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, to_table
@@ -26,7 +27,7 @@ class ProbedChanges:
         run: counts of the models that this run tried and of its failures.
     """
 
-    ledger: ProbeResult
+    ledger: StageResult
     run: FailureCounts
 
 
@@ -35,10 +36,10 @@ def probe_changes(job: Job, start: NightlyStart, rows: Sequence[CatalogueRow]) -
     files, config = start.files, job.config
     earlier = set(files.ledger.receipt_names())
     if not rows and not earlier:
-        return ProbedChanges(ProbeResult(files.key, [], 0, []), FailureCounts(0))
+        return ProbedChanges(StageResult(files.key, [], 0, []), FailureCounts(0))
     table = to_table(rows, CATALOGUE)
     with contextlib.ExitStack() as warm:
-        if has_remaining_work(job, table, files.key):
+        if has_remaining_work(job, table, files.ledger):
             warm.enter_context(
                 preloaded_libraries(config.ray_address, config.scratch, config.preload, config.device)
             )

@@ -14,10 +14,15 @@ from dataclasses import asdict, dataclass
 
 from cluster.probing.results import ItemReport
 from pipelines.config.model import Config
-from probelog.storage.ledger import Ledger
+from probelog.storage.ledger import PROBED, Contents, Ledger
 
-#: Parts of a model's time in which a worker is busy with it. Downloads happen beside them.
-BUSY = ("load", "preprocess", "forward")
+
+def _busy_phases(contents: Contents) -> tuple[str, ...]:
+    """Parts of a model's time in which a worker is busy with it. Downloads happen beside them."""
+    return ("load", *contents.computed)
+
+
+BUSY = _busy_phases(PROBED)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Run:
         in_flight: as configured.
         start_seconds: from the start of the stage to the start of the first model.
         wall_seconds: from then to the end of the last model.
-        busy_seconds: sum of the times that the indexed models took to load, preprocess and compute.
+        busy_seconds: sum of the times that the indexed models took to load and compute, and what goes with that.
         bytes: downloaded.
     """
 
@@ -60,9 +65,12 @@ class Run:
 class Timeline:
     """Measures one run of the probe stage."""
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, contents: Contents = PROBED, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Start the measurement at the start of the stage."""
         self._config, self._clock = config, clock
+        self._phases = _busy_phases(contents)
         self._created = clock()
         self._begun = self._ended = float("inf")
         self._workers: set[str] = set()
@@ -80,7 +88,7 @@ class Timeline:
             self._count["failed"] += 1
             return
         self._count["models"] += 1
-        self._busy += sum(report.seconds.get(part, 0.0) for part in BUSY)
+        self._busy += sum(report.seconds.get(part, 0.0) for part in self._phases)
 
     def run(self) -> Run | None:
         """The measured run; None where no model was indexed."""

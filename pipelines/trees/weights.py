@@ -21,7 +21,7 @@ from pipelines.config.model import Config, Filters
 from pipelines.crawl.stage import crawl
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS, Item, ProbingPlan, first_keys, make_plan
-from pipelines.probe.stage import LedgerState
+from pipelines.probe.run import LedgerState
 from pipelines.trees.remote import RemoteFacts, RemoteWeights
 from probelog.arrays import values_of
 from probelog.errors import FailureReason, ItemFailure

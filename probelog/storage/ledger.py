@@ -64,7 +64,8 @@ class Contents:
         models_schema: of the row for each model that was run, and
         record: the record behind that row.
         counted: the field of the record with the number of the model's rows.
-        phases: what a model's time is divided into (``seconds_PHASE`` of the record).
+        phases: what a model's time is divided into (``seconds_PHASE`` of the record), and
+        computed: those of them that a copy of another model's rows does without.
     """
 
     rows: str
@@ -73,6 +74,7 @@ class Contents:
     record: type[Any]
     counted: str
     phases: tuple[str, ...]
+    computed: tuple[str, ...]
 
     @property
     def schemas(self) -> dict[str, pa.Schema]:
@@ -87,9 +89,23 @@ class Contents:
 
 # `weights` is a part of `load`, and `sketch` of that.
 TIMED_PHASES = ("download", "load", "preprocess", "forward", "weights", "sketch")
-PROBED = Contents("observations", OBSERVATIONS, PROBED_MODELS, ProbedModel, "logits", TIMED_PHASES)
+PROBED = Contents(
+    rows="observations",
+    rows_schema=OBSERVATIONS,
+    models_schema=PROBED_MODELS,
+    record=ProbedModel,
+    counted="logits",
+    phases=TIMED_PHASES,
+    computed=("preprocess", "forward"),
+)
 SAMPLED = Contents(
-    "samples", SAMPLES, GENERATORS, SampledModel, "samples", ("download", "load", "sample", "embed")
+    rows="samples",
+    rows_schema=SAMPLES,
+    models_schema=GENERATORS,
+    record=SampledModel,
+    counted="samples",
+    phases=("download", "load", "sample", "embed"),
+    computed=("sample", "embed"),
 )
 _EVERY_CONTENTS = (PROBED, SAMPLED)
 

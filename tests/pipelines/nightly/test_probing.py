@@ -16,8 +16,8 @@ from pipelines.nightly.probing import ProbedChanges, probe_changes
 from pipelines.nightly.record import NightlyFiles
 from pipelines.nightly.run import NightlyRun
 from pipelines.nightly.start import FailedVersions, NightlyStart
-from pipelines.probe import stage
-from pipelines.probe.stage import ProbeResult
+from pipelines.probe import run
+from pipelines.probe.run import StageResult
 from pipelines.quality.failures import FailureCounts
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import VERSION, ProbeSet
@@ -57,7 +57,7 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(address: str | None) -> NoReturn:
         raise SessionAskedForError
 
-    monkeypatch.setattr(stage, "session", refuse)
+    monkeypatch.setattr(run, "session", refuse)
 
 
 def probed(start: NightlyStart, *repos: str, **changes: str) -> ProbedChanges:
@@ -68,7 +68,7 @@ def probed(start: NightlyStart, *repos: str, **changes: str) -> ProbedChanges:
 
 
 def test_nothing_was_added(start: NightlyStart) -> None:
-    assert probed(start) == ProbedChanges(ProbeResult("key-base", [], 0, []), FailureCounts(0))
+    assert probed(start) == ProbedChanges(StageResult("key-base", [], 0, []), FailureCounts(0))
     assert start.files.store.names("observations") == []
 
 

@@ -25,7 +25,7 @@ from pipelines.nightly.probing import ProbedChanges
 from pipelines.nightly.record import NightlyFiles, NightlyRecord
 from pipelines.nightly.start import FailedVersions, NightlyStart
 from pipelines.nightly.update import ChangesSinceBase, changes_since_base, publish_update
-from pipelines.probe.stage import ProbeResult
+from pipelines.probe.run import StageResult
 from pipelines.publish.release import LiveIndex
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.report import last_report
@@ -127,7 +127,7 @@ class Since:
         receipts = [self.ledger.seal(items)] if items else []
         models = self.ledger.models(receipts)
         failures = self.ledger.failures(receipts, models)
-        probed = ProbedChanges(ProbeResult("key", receipts, len(models), failures), FailureCounts(0))
+        probed = ProbedChanges(StageResult("key", receipts, len(models), failures), FailureCounts(0))
         start = NightlyStart(
             live=LiveIndex(live or self.base.pointer, self.base),
             base=self.base,
