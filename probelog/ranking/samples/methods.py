@@ -15,7 +15,7 @@ import numpy as np
 from probelog.arrays import Floats
 from probelog.ranking.samples.description import Descriptions, Float64, unit
 
-Method: TypeAlias = "Callable[[Descriptions, Floats], Float64]"
+Method: TypeAlias = Callable[[Descriptions, Floats], Float64]
 
 SHARPNESS = 100.0
 # Added to every variance of a density: of few samples, most directions have none.

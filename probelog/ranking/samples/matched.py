@@ -1,0 +1,194 @@
+"""Matched samples: how this project ranks generators, calibrated against the background like matched heads.
+
+Two experts judge a model by its samples' features h, each like Monte Carlo, and each against what the same samples
+would score for anything else; their log-odds are added (a product of experts: Hinton 2002).
+
+1. Directions. A query is a direction w in the encoder's centred space, as for logits (``matched_heads.HeadSpace``), and so
+   is a sample, ``g = (h - centre) / |h - centre|``, the centre being the mean embedding of the probes:
+   ``s1(m, q) = log mean_h exp(b w.g) - log mean over background c of mean_h exp(b w_c.g)``.
+2. Embeddings. A query that the encoder embeds itself is a vector q of length 1:
+   ``s2(m, q) = log mean_h exp(a q.h) - log mean over anchors r of mean_h exp(a r.h)``; the anchors of a text are the
+   names of the background, those of a picture are the probes. A logit or a model as a query has no embedding.
+
+``s = s1 + s2`` is the log-odds of the query against an average background concept. The confidence that a model makes the
+concept is its posterior beside the B background concepts, ``e^s / (e^s + B)``: none is fitted, for generators declare
+no labels. Temperatures are in units of the spread that they divide, as for matched heads:
+``b = SHARPNESS / std over c of w_c.g``, ``a = 2 SHARPNESS / std over probes of r.h`` (means over samples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from probelog.arrays import Floats, Ints
+from probelog.ranking.matched_heads import SHARPNESS
+from probelog.ranking.samples.description import Descriptions, Float32s, Float64, unit
+
+# Bounds the working copies of similarities: 2^23 float32 values are 32 MB.
+_AT_ONCE = 1 << 23
+# Samples that temperatures are fitted on.
+_FITTED = 4096
+
+
+class Offsets(NamedTuple):
+    """What models score for anything: the second terms of the formulas, (N,) each.
+
+    Attributes:
+        directions: of the background's directions.
+        names: of its names.
+        pictures: of the probes.
+    """
+
+    directions: Float64
+    names: Float64
+    pictures: Float64
+
+
+class Asked(NamedTuple):
+    """One query of one modality.
+
+    Attributes:
+        direction: (d,) of length 1, in the centred space.
+        embedding: (d,) of length 1, where the encoder has embedded it itself.
+        excluded: numbers of the background concepts of the same name.
+        is_text: whether the embedding is that of a text.
+    """
+
+    direction: Floats
+    embedding: Floats | None
+    excluded: Ints
+    is_text: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSpace:
+    """What encoder, probes and background fix; everything in the encoder's space or in coordinates of a basis of it.
+
+    Attributes:
+        centre: (d,) mean embedding of the probes.
+        directions: (B, d) of the background concepts.
+        names: (B, d) unit embeddings of their names.
+        pictures: (n, d) unit embeddings of the probes, or of some of them.
+        direction_sharpness: ``b``, and
+        embedding_sharpness: ``a``.
+    """
+
+    centre: Float32s
+    directions: Float32s
+    names: Float32s
+    pictures: Float32s
+    direction_sharpness: float
+    embedding_sharpness: float
+
+    @classmethod
+    def fit(
+        cls, features: Floats, centre: Floats, directions: Floats, names: Floats, pictures: Floats
+    ) -> SampleSpace:
+        """Set the temperatures by a sample of the features of all models, (F, d)."""
+        rows = np.asarray(features, np.float32)
+        rows = rows[np.random.default_rng(0).permutation(len(rows))[:_FITTED]]
+        parts = [np.asarray(item, np.float32) for item in (centre, directions, names, pictures)]
+        shown = unit(rows - parts[0])
+        sharpness = SHARPNESS / _spread(shown @ parts[1].T), 2 * SHARPNESS / _spread(rows @ parts[3].T)
+        return cls(*parts, *sharpness)
+
+    def offsets(self, models: Descriptions) -> Offsets:
+        """What models score for anything."""
+        shown = self._shown(models)
+        return Offsets(
+            *(
+                _log_mean(_evidence(models, rows, others, sharpness))
+                for rows, others, sharpness in (
+                    (shown, self.directions, self.direction_sharpness),
+                    (models.features, self.names, self.embedding_sharpness),
+                    (models.features, self.pictures, self.embedding_sharpness),
+                )
+            )
+        )
+
+    def scores(self, models: Descriptions, offsets: Offsets, asked: Sequence[Asked]) -> Float64:
+        """Scores ``s`` (q, N) of models for queries."""
+        shown = self._shown(models)
+        out = _evidence(models, shown, np.stack([item.direction for item in asked]), self.direction_sharpness)
+        for place, item in enumerate(asked):
+            own = self.directions[item.excluded]
+            rivals = _evidence(models, shown, own, self.direction_sharpness)
+            out[place] -= _without(offsets.directions, rivals, len(self.directions))
+            if item.embedding is None:
+                continue
+            out[place] += _evidence(models, models.features, item.embedding[None], self.embedding_sharpness)[
+                0
+            ]
+            if item.is_text:
+                rivals = _evidence(
+                    models, models.features, self.names[item.excluded], self.embedding_sharpness
+                )
+                out[place] -= _without(offsets.names, rivals, len(self.names))
+            else:
+                out[place] -= offsets.pictures
+        return out
+
+    def confidences(self, scores: Float64, excluded: int = 0) -> Float64:
+        """Probability that a model makes a concept, for scores of any shape."""
+        rivals = len(self.directions) - excluded or len(self.directions) or 1
+        return np.asarray(np.exp(-np.logaddexp(0.0, np.log(rivals) - scores)))
+
+    def mean_directions(self, models: Descriptions) -> Float32s:
+        """Directions (N, d) of models as queries, and for a shortlist: of their mean features."""
+        return np.asarray(unit(models.means - self.centre), np.float32)
+
+    def concepts(self, models: Descriptions) -> Float64:
+        """Log-odds (N, B) of every background concept against the average one, by the directions."""
+        every = _evidence(models, self._shown(models), self.directions, self.direction_sharpness).T
+        return np.asarray(every - _log_mean(every.T)[:, None])
+
+    def _shown(self, models: Descriptions) -> Float32s:
+        return np.asarray(unit(models.features - self.centre), np.float32)
+
+
+def _evidence(models: Descriptions, rows: Floats, queries: Floats, sharpness: float) -> Float64:
+    """``log mean over a model's rows of exp(sharpness q.row)``: (q, N)."""
+    out = np.empty((len(queries), len(models)))
+    asked = np.asarray(queries, np.float32) * np.float32(sharpness)
+    starts, ends = models.starts, np.cumsum(models.counts)
+    first = 0
+    while first < len(models) and len(asked):
+        # As many whole models as the working copy allows, at least one.
+        last = max(first + 1, int(np.searchsorted(ends, starts[first] + _AT_ONCE // len(asked), "right")))
+        similarities = asked @ rows[starts[first] : ends[last - 1]].T
+        own = starts[first:last] - starts[first]
+        top = np.maximum.reduceat(similarities, own, axis=1)
+        terms = np.exp(similarities - np.repeat(top, models.counts[first:last], axis=1))
+        out[:, first:last] = top + np.log(np.add.reduceat(terms, own, axis=1) / models.counts[first:last])
+        first = last
+    return out
+
+
+def _log_mean(evidence: Float64) -> Float64:
+    """``log mean exp`` over the first axis of (r, N): (N,); 0 without any."""
+    if not len(evidence):
+        return np.zeros(evidence.shape[1])
+    top = evidence.max(axis=0)
+    return np.asarray(top + np.log(np.exp(evidence - top).mean(axis=0)))
+
+
+def _without(offset: Floats, evidence: Float64, size: int) -> Float64:
+    """An offset (N,) over ``size`` rivals without some of them, whose evidence is (x, N)."""
+    remaining = size - len(evidence)
+    if not len(evidence) or remaining < 1:
+        return np.asarray(offset, np.float64)
+    every = np.asarray(offset, np.float64) + np.log(size)
+    excluded = _log_mean(evidence) + np.log(len(evidence))
+    # Rounding must not take more than everything.
+    return np.asarray(every + np.log1p(-np.exp(np.minimum(excluded - every, -1e-6))) - np.log(remaining))
+
+
+def _spread(similarities: Floats) -> float:
+    """Mean over rows of the standard deviation over columns; 1 where it says nothing."""
+    if similarities.shape[1] < 2 or not len(similarities):
+        return 1.0
+    return max(float(similarities.std(axis=1).mean()), 1e-6)
