@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import QueryError
+from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE
 from probelog.index.schema import MODEL_FACTS, MODELS
 from probelog.storage.schemas import EDGES
 
@@ -36,6 +37,7 @@ _FILTERED: Mapping[str, tuple[pa.Schema, pa.Schema, str]] = {
         MODELS,
         "licence = 'mit' AND downloads > 100. Times are written timestamp '2023-01-01 00:00:00'",
     ),
+    "generators": (GENERATOR_FACTS, GENERATOR_TABLE, "licence = 'mit' AND conditioning = 'text'"),
     "edges": (EDGES, EDGES, "relation = 'copy' AND probability > 0.9"),
 }
 _SPELLINGS = {"license": "licence", "licenses": "licences"}

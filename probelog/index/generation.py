@@ -16,6 +16,7 @@ import pyarrow as pa
 from probelog.errors import QueryError
 from probelog.index.arrow import matrix_of
 from probelog.index.contents.edges import EdgeTable
+from probelog.index.contents.generators import GeneratorTables
 from probelog.index.contents.logits import Logits, LogitTable
 from probelog.index.contents.opened import Once
 from probelog.ranking.confidence import ColumnStatistics, Confidence, background_scores
@@ -31,7 +32,7 @@ AnyEncoder = TypeVar("AnyEncoder", "TextEncoder", "ImageEncoder")
 _ROUNDING = 0.01
 
 
-class Generation(LogitTable, EdgeTable):
+class Generation(LogitTable, EdgeTable, GeneratorTables):
     """One published generation, immutable. Large parts are read when first needed.
 
     Safe to share between threads. Every property and method may raise StoreError: the generation was swept, is

@@ -7,6 +7,8 @@ An index lies under ``STORE/index``::
                                      in a large index under a vector index
     generations/NAME/models.lance    a row per model: its facts, declared labels, and which rows of logits are its own
     generations/NAME/edges.lance     a row for each parent of a model, where trees were recovered
+    generations/NAME/generators.lance  a row per generator, where there are any: its facts, and which row of samples is its own
+    generations/NAME/samples.lance   a row per generator that differs: its description, and samples as pictures
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
     generations/NAME/files.json      every file of these tables with its size and digest

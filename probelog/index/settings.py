@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from probelog.index.generators.schema import GeneratorSettings
 from probelog.ranking.confidence import Confidence
 from probelog.storage.layout import is_generation_name
 from probelog.storage.records import Check, each, is_count, is_finite, is_number, is_text, read_record
@@ -109,6 +110,7 @@ class GenerationSettings:
         middle_offset: what offsets are measured from (``probelog.index.basis``).
         trees: key of the recovery of model trees that the edges are of; None without any, as in older indexes, and
         edges: number of rows of the ``edges`` table, which there is only then.
+        generators: of the ``generators`` and ``samples`` tables, which there are only then.
         base: of updates only, as are all that follow.
         folded_in: key of the completion that the update's descriptors are of.
         added: models that the update holds.
@@ -154,6 +156,7 @@ class GenerationSettings:
     endpoint: str | None = field(default=None, metadata={"check": _ENDPOINT})
     trees: str | None = None
     edges: int | None = None
+    generators: GeneratorSettings | None = None
     base: UpdateBase | None = None
     folded_in: str | None = None
     added: int | None = None

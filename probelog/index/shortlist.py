@@ -35,7 +35,9 @@ def build(table: Table) -> None:
     table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=_BITS))
 
 
-def look_up(table: Table, vector: npt.NDArray[np.float32], count: int, effort: int = 1) -> Column:
+def look_up(
+    table: Table, vector: npt.NDArray[np.float32], count: int, effort: int = 1, column: str = "facts"
+) -> Column:
     """The ``facts`` of approximately the ``count`` best logits for a query, in no particular order, in one request.
 
     Args:
@@ -43,6 +45,7 @@ def look_up(table: Table, vector: npt.NDArray[np.float32], count: int, effort: i
         vector: (w,) of ``Basis.query``.
         count: number of logits.
         effort: factor by which more of the vector index is searched than by default.
+        column: another one than the facts.
     """
     hits: pa.Table = (
         cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector"))
@@ -51,7 +54,7 @@ def look_up(table: Table, vector: npt.NDArray[np.float32], count: int, effort: i
         )  # with another type than the index was built for LanceDB silently scans everything
         .nprobes(_PROBES * effort)
         .limit(count)
-        .select(["facts", "_distance"])
+        .select([column, "_distance"])
         .to_arrow()
     )
-    return hits["facts"]
+    return hits[column]

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from probelog.arrays import Column
 from probelog.errors import StoreError
+from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE
 from probelog.index.local_files import check_files
 from probelog.index.schema import META, MODEL_FACTS, MODELS, PROBED_FACTS, connect, probes_schema
 from probelog.storage.layout import GenerationFolder
@@ -33,15 +34,37 @@ _PANICS = {"PanicException", "RustPanic"}
 # Numbers of an embedding.
 _LONGEST_VECTOR = 1 << 16
 
-_SCHEMAS = {"meta": META, "models": MODELS, "probes": probes_schema(1), "edges": EDGES}
+_SCHEMAS = {
+    "meta": META,
+    "models": MODELS,
+    "probes": probes_schema(1),
+    "edges": EDGES,
+    "generators": GENERATOR_TABLE,
+}
 # Columns that tables of older versions lack.
-_OPTIONAL = {"models": {*PROBED_FACTS, *LISTED_FACTS, *TREE_FACTS}}
+_OPTIONAL = {
+    "models": {*PROBED_FACTS, *LISTED_FACTS, *TREE_FACTS},
+    "generators": {*LISTED_FACTS, *TREE_FACTS},
+}
 # Columns without which a row is none.
 _REQUIRED = {
     "meta": {"value"},
     "models": {"id", "weights", "first_row", "rows", "repo", "logits", "copies"},
     "probes": {"id", "embedding"},
     "logits": {"facts"},
+    "generators": {
+        "id",
+        "row",
+        "repo",
+        "sha",
+        "pipeline",
+        "architecture",
+        "conditioning",
+        "copies",
+        "pictures",
+        "samples",
+    },
+    "samples": {"row", "description"},
     "edges": {"child", "parent", "relation", "probability", "weight", "latent", "evidence"},
 }
 
@@ -188,7 +211,8 @@ def completed(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """Rows with all of these columns, in this order; of facts that the table does not have nothing is known."""
     for column in columns:
         if column not in rows.column_names:
-            kind = MODEL_FACTS.field(column).type
+            facts = MODEL_FACTS if column in MODEL_FACTS.names else GENERATOR_FACTS
+            kind = facts.field(column).type
             unknown: list[object] = [[] if pa.types.is_list(kind) else None] * rows.num_rows
             rows = rows.append_column(column, pa.array(unknown, kind))
     return rows.select(list(columns))

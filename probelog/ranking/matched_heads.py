@@ -116,7 +116,7 @@ class HeadSpace:
     ) -> None:
         self._rho, self._noise, self._units, self._image_share = ridge, noise, units, image_share
         self._embeddings = np.asarray(embeddings, np.float64)
-        self._texts = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
+        self.texts: Float64 = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
         self.centre: Float64 = self._embeddings.mean(axis=0)
         self._centred = self._embeddings - self.centre
         self._spread = float(np.square(self._centred).sum(axis=1).mean())
@@ -136,7 +136,7 @@ class HeadSpace:
         """
         # Reading thousands of probes' embeddings twice is what a query costs here: float32 is half of it.
         responses = np.asarray(np.asarray(texts, np.float32) @ self._embeddings_single.T, np.float64)
-        if len(self._texts) > 1:
+        if len(self.texts) > 1:
             for row, response in enumerate(responses):
                 rivals = self._rivals(excluded[row] if excluded is not None else ())
                 term = self._sharpness * response
@@ -153,7 +153,7 @@ class HeadSpace:
         images = np.asarray(images, np.float64)
         shown = images - self.centre
         direct = _unit(shown.mean(axis=0, keepdims=True))
-        if len(self._texts) < 2:
+        if len(self.texts) < 2:
             return direct
         total = self.names_of_images(images)
         weights = np.exp(total - total.max())
@@ -163,7 +163,7 @@ class HeadSpace:
     def names_of_images(self, images: Floats) -> Float64:
         """Log-evidence, up to a constant, that s images (s, d) all show each of the background concepts: (B,)."""
         images = np.asarray(images, np.float64)
-        evidence = self._sharpness * images @ self._texts.T
+        evidence = self._sharpness * images @ self.texts.T
         # The directions speak another language than the texts (images'), with less weight: they know only the probes.
         evidence += (images - self.centre) @ self.background.T / self._direction_spread
         return np.asarray(evidence.sum(axis=0))
@@ -171,14 +171,14 @@ class HeadSpace:
     @cached_property
     def background(self) -> Float64:
         """Directions of the background concepts: (B, d), each among all others."""
-        if len(self._texts) < 2:
-            return self.of_texts(self._texts) if len(self._texts) else self._texts
+        if len(self.texts) < 2:
+            return self.of_texts(self.texts) if len(self.texts) else self.texts
         terms = self._sharpness * self._similarities
         return self._ridge(_standardise(np.exp(0.5 * (terms - self._every_rival[:, None])).T))
 
     @cached_property
     def _similarities(self) -> Float64:
-        return np.asarray(self._embeddings @ self._texts.T)
+        return np.asarray(self._embeddings @ self.texts.T)
 
     @cached_property
     def _sharpness(self) -> float:
@@ -198,7 +198,7 @@ class HeadSpace:
         if not len(excluded):
             return self._every_rival
         numbers = np.unique(np.asarray(excluded, np.int64))
-        if len(numbers) == len(self._texts):
+        if len(numbers) == len(self.texts):
             return self._every_rival
         excluded_sum = _log_sum_exp(self._sharpness * self._similarities[:, numbers], axis=1)
         share = np.exp(np.minimum(excluded_sum - self._every_rival, 0.0))

@@ -161,8 +161,17 @@ class OpenedGeneration:
         return self.settings.large
 
     @contextlib.contextmanager
-    def _filter_errors(self, condition: str | None, name: str) -> Iterator[None]:
-        """Turn the StoreError of a table over a condition that is not understood into a QueryError."""
+    def _filter_errors(
+        self, condition: str | None, name: str, tables: Tables | None = None
+    ) -> Iterator[None]:
+        """Turn the StoreError of a table over a condition that is not understood into a QueryError.
+
+        Args:
+            condition: that was asked.
+            name: of the table.
+            tables: where it lies; by default with the base's.
+        """
+        tables = tables or self._base
         try:
             yield
         except StoreError as error:
@@ -170,8 +179,8 @@ class OpenedGeneration:
                 raise
             columns = filtered_columns(name)
             # Raises StoreError if the table is at fault, not the condition.
-            self._base.rows(name, columns[:1], limit=1)
-            present = self._base.present(name, columns)
+            tables.rows(name, columns[:1], limit=1)
+            present = tables.present(name, columns)
             message = first_line(error.__cause__ or error)
             if unknown := _UNKNOWN_COLUMN.match(message):
                 column = unknown[1].strip("`\"'")

@@ -96,6 +96,12 @@ class SampleSpace:
         sharpness = SHARPNESS / _spread(shown @ parts[1].T), 2 * SHARPNESS / _spread(rows @ parts[3].T)
         return cls(*parts, *sharpness)
 
+    def projected(self, axes: Float32s) -> SampleSpace:
+        """The same in coordinates of orthonormal axes (p, d)."""
+        directions, names, pictures = (rows @ axes.T for rows in (self.directions, self.names, self.pictures))
+        sharpness = self.direction_sharpness, self.embedding_sharpness
+        return SampleSpace(axes @ self.centre, unit(directions), names, pictures, *sharpness)
+
     def offsets(self, models: Descriptions) -> Offsets:
         """What models score for anything."""
         shown = self._shown(models)

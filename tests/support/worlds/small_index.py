@@ -104,6 +104,12 @@ class TextFiles(Protocol):
     settings: dict[str, Any]
 
 
+# Writes further tables, of a generation's space, probes and basis; gives entries for its settings and its ``meta`` table.
+WriteFurther = Callable[
+    [GenerationWriter, matched_heads.HeadSpace, npt.NDArray[np.float32], Basis],
+    tuple[dict[str, Any], dict[str, bytes]],
+]
+
 Describe = Callable[[Model, matched_heads.HeadSpace, TextEncoder], npt.NDArray[np.float64]]
 
 
@@ -144,13 +150,14 @@ def build(
     tamper: Callable[[LogitBatch], LogitBatch] = lambda batch: batch,
     further: Mapping[str, bytes] | None = None,
     edges: pa.Table | None = None,
+    write_further: WriteFurther | None = None,
 ) -> SmallIndex:
     """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
 
     A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
     directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
     ``tamper`` changes what is written, not what is returned. ``further`` goes into the ``meta`` table.
-    ``edges`` are the model trees (``EDGES``); without, there are none.
+    ``edges`` are the model trees (``EDGES``); without, there are none. ``write_further`` writes further tables.
     """
     if files is None:
         from tests.support.worlds import tiny_encoders
@@ -225,6 +232,7 @@ def build(
     )
     if edges is not None:
         writer.write("edges", EDGES, [edges])
+    added, added_meta = ({}, {}) if write_further is None else write_further(writer, space, embeddings, basis)
     facts = some_settings(
         trees=None if edges is None else "d" * 16,
         edges=None if edges is None else edges.num_rows,
@@ -238,6 +246,7 @@ def build(
         image_encoder_missing=None if images else "it cannot be exported",
         background_concepts=len(names),
         **written.settings,
+        **added,
     ).to_dict() | (settings or {})
     meta = {
         "settings": json.dumps(facts).encode(),
@@ -247,6 +256,7 @@ def build(
         "text_encoder.onnx": files.onnx,
         "tokenizer.json": files.tokenizer_json.encode(),
         **written.meta,
+        **added_meta,
         **(further or {}),
     }
     if images:

@@ -1,0 +1,210 @@
+"""The generators of a generation: their rows by condition and name, their descriptions, their samples as pictures.
+
+The descriptions of a small index (up to ``EXACT_GENERATORS`` that differ) are read into memory once; those of a large one
+as a query needs them, by a vector index over the directions of their means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog.arrays import Floats, values_of
+from probelog.errors import QueryError, StoreError
+from probelog.index import shortlist
+from probelog.index.arrow import structured
+from probelog.index.contents.opened import Once, OpenedGeneration
+from probelog.index.generators.encoding import MOST_COORDINATES, StoredDescriptions, decode, description_type
+from probelog.index.generators.schema import GENERATOR_TABLE, GeneratorSettings
+from probelog.index.tables import Tables, is_valid_sql_text, sql_literal
+from probelog.ranking.samples.description import Descriptions, Float32s
+from probelog.ranking.samples.matched import SampleSpace
+from probelog.ranking.samples.sketches import SketchMap
+
+if TYPE_CHECKING:
+    from probelog.index.generation import Generation
+
+# Up to so many generators that differ all are scored: 64 samples each in 256 dimensions are 130 MB.
+EXACT_GENERATORS = 2_000
+# What is shown of one generator's samples.
+_MOST_PICTURES = 12
+_PICTURE_BYTES = 1 << 20
+_MOST_DIMENSIONS = 1 << 16
+Int64 = npt.NDArray[np.int64]
+
+
+class GeneratorTables(OpenedGeneration):
+    """Reads the generators, where there are any."""
+
+    @Once
+    def generators(self) -> Generators:
+        """The generators.
+
+        Raises:
+            QueryError: the index holds none.
+        """
+        settings = self.settings.generators
+        if settings is None:
+            raise QueryError(
+                f"this index holds no generators ({self.index.uri}): it was published without them, or by an older "
+                "version. Whoever publishes it can add them: probelog-index full, with [generators] enabled = true"
+            )
+        own, base = self.pointer.generation, self.settings.base
+        if settings.generation not in (own, None if base is None else base.generation):
+            raise self.damaged("settings", "its generators lie in another generation")
+        tables = self._tables if settings.generation == own else self._base
+        tables.expect(
+            {
+                name: range(count, count + 1)
+                for name, count in (("generators", settings.models), ("samples", settings.rows))
+            }
+        )
+        return Generators(self, tables, settings)  # type: ignore[arg-type] # a part of Generation
+
+
+class Generators:
+    """The generators of one generation. Safe to share between threads."""
+
+    def __init__(self, generation: Generation, tables: Tables, settings: GeneratorSettings) -> None:
+        self._generation, self._tables, self.settings = generation, tables, settings
+
+    def __len__(self) -> int:
+        return self.settings.models
+
+    @property
+    def large(self) -> bool:
+        """Whether it is searched by a shortlist instead of being held in memory."""
+        return self.settings.rows > EXACT_GENERATORS
+
+    def rows(self, columns: Sequence[str], where: str | None = None, limit: int | None = None) -> pa.Table:
+        """Columns of the generators, all or those that meet an SQL condition, and ``id``; sorted by ``id``.
+
+        Raises:
+            QueryError: the condition is not understood; names the columns.
+        """
+        names = list(dict.fromkeys(["id", "row", *columns]))
+        condition = None if where is None else f"({where}\n)"
+        with self._generation._filter_errors(where, "generators", self._tables):
+            found = self._tables.rows("generators", names, condition, limit).sort_by("id")
+        if found.num_rows and max(values_of(found["row"], int)) >= self.settings.rows:
+            raise self._tables.damaged("generators", "a generator has samples that the index does not have")
+        return found
+
+    def named(self, repo: str) -> dict[str, Any] | None:
+        """The row of one repository's generator; None without one."""
+        if not is_valid_sql_text(repo):
+            return None
+        rows = self.rows(GENERATOR_TABLE.names, f"repo = {sql_literal(repo)}", limit=1).to_pylist()
+        return rows[0] if rows else None
+
+    def count(self, where: str) -> int:
+        """How many generators meet an SQL condition."""
+        with self._generation._filter_errors(where, "generators", self._tables):
+            return self._tables.count("generators", f"({where}\n)")
+
+    # Descriptions
+
+    @cached_property
+    def axes(self) -> Float32s:
+        """Axes (p, d) of the coordinates of descriptions."""
+        width = self._generation.space.centre.shape[0]
+        array = self._generation._array("sample_axes.npy", [range(1, MOST_COORDINATES + 1), width])
+        return np.asarray(array, np.float32)
+
+    @cached_property
+    def space(self) -> SampleSpace:
+        """What queries are scored with, in coordinates; without the probes, which only the offsets need."""
+        head = self._generation.space
+        parts = (head.centre, head.background, head.texts, head.texts[:0])
+        sharpness = self.settings.direction_sharpness, self.settings.embedding_sharpness
+        return SampleSpace(*(np.asarray(item, np.float32) for item in parts), *sharpness).projected(self.axes)
+
+    @cached_property
+    def sketch_map(self) -> SketchMap | None:
+        """How sketches become pictures; None where the index does not know."""
+        if not self.settings.sketches:
+            return None
+        width = self._generation.space.centre.shape[0]
+        return SketchMap.from_array(self._generation._array("sketch_map.npy", [width + 3, width]))
+
+    @cached_property
+    def all(self) -> StoredDescriptions:
+        """All descriptions, by row. For small indexes, or a machine with 80 KB of memory per generator."""
+        return self.stored(np.arange(self.settings.rows))
+
+    def stored(self, rows: Int64) -> StoredDescriptions:
+        """The descriptions at some rows, in the order of ``rows``.
+
+        Raises:
+            StoreError: a row is missing, or a value is none.
+        """
+        unique_rows, places = np.unique(rows, return_inverse=True)
+        kind = description_type(len(self.axes))
+        with self._tables.reading("samples"):
+            table = self._tables.open("samples")
+            found = table.take_offsets(unique_rows.tolist()).select(["row", "description"]).to_arrow()
+            values = structured(found["description"], kind)
+        numbers = np.asarray(found["row"].to_numpy(), np.int64)
+        order = np.argsort(numbers)
+        if not np.array_equal(numbers[order], unique_rows):
+            raise self._tables.gap_error("samples")
+        try:
+            return decode(values[order[places]])
+        except ValueError as error:
+            raise self._tables.damaged("samples", str(error)) from None
+
+    def shortlisted(self, coordinates: npt.NDArray[np.float32], count: int) -> Int64:
+        """Rows of about the ``count`` best for a query's coordinates (p,) in the basis of the logits; of a large index."""
+        vector = self._generation.basis.query(coordinates)
+        with self._tables.reading("samples"):
+            found = shortlist.look_up(self._tables.open("samples"), vector, count, column="row")
+        rows = np.asarray(found.to_numpy(), np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.settings.rows):
+            raise self._tables.damaged("samples", "a row has a number that the index does not have")
+        return np.unique(rows)
+
+    def pictures(self, rows: Sequence[int]) -> list[list[bytes]]:
+        """Samples as pictures (WebP), of the generators at some rows, in their order."""
+        unique_rows = sorted(set(rows))
+        with self._tables.reading("samples"):
+            query = self._tables.open("samples").take_offsets(unique_rows)
+            found = query.select(["row", "thumbnails"]).to_arrow().to_pylist()
+        by_row = {int(item["row"]): item["thumbnails"] or [] for item in found}
+        if len(by_row) != len(unique_rows):
+            raise self._tables.gap_error("samples")
+        return [self._checked(by_row[row]) for row in rows]
+
+    def _checked(self, pictures: Sequence[bytes | None]) -> list[bytes]:
+        if len(pictures) > _MOST_PICTURES or any(
+            item is None or len(item) > _PICTURE_BYTES for item in pictures
+        ):
+            raise self._tables.damaged("samples", "its pictures are too many, or too large")
+        return [bytes(item) for item in pictures if item is not None]
+
+    # For evaluation, which describes models by fewer samples.
+
+    @property
+    def repos(self) -> list[str]:
+        """Repositories by number."""
+        return values_of(self.rows(["repo"])["repo"], str)
+
+    def features(self) -> list[Floats]:
+        """The kept features (m, p) of every generator by number, in coordinates of ``axes``."""
+        described = self.all.described
+        pieces = np.split(described.features, np.cumsum(described.counts)[:-1])
+        return [pieces[row] for row in values_of(self.rows(["row"])["row"], int)]
+
+    @property
+    def descriptions(self) -> Descriptions:
+        """Descriptions of every generator by number, in coordinates of ``axes``."""
+        rows = np.asarray(values_of(self.rows(["row"])["row"], int), np.int64)
+        return self.all.described.at(rows)
+
+    def damaged(self, reason: str) -> StoreError:
+        """The error for numbers that, sound one by one, give none together."""
+        return self._tables.damaged("samples", reason)

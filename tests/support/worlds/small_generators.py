@@ -1,0 +1,182 @@
+"""Generators in a small index: samples drawn around the text embeddings of what each makes, without any model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from probelog.index.basis import Basis
+from probelog.index.generators.schema import GENERATOR_FACTS
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.generators import GeneratorSource, Sampled, write_generators
+from probelog.ranking import matched_heads
+from probelog.ranking.names import name_vectors
+from probelog.ranking.samples.sketches import SketchMap
+from probelog.storage.store import Store
+from tests.support.worlds import small_index, tiny_encoders
+from tests.support.worlds.small_index import PROMPT, SmallIndex
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One generator to index. Those of equal ``identity`` make the same samples."""
+
+    repo: str
+    makes: tuple[str, ...]
+    pipeline: str = "DDPMPipeline"
+    conditioning: str = "none"
+    base_repo: str | None = None
+    identity: str | None = None
+    licence: str | None = "mit"
+    downloads: int | None = 10
+    samples: int = 24
+    pictures: int = 4
+    trigger_words: tuple[str, ...] = ()
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(self.repo.encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        return self.identity or f"samples of {self.repo}"
+
+
+GENERATORS_OF_ALL_SORTS = (
+    Generator("gina/cats", ("cat",)),
+    Generator("gina/cats-copy", ("cat",), identity="samples of gina/cats", licence="apache-2.0"),
+    Generator("hugo/violins", ("violin",), "DDIMPipeline", downloads=500),
+    Generator("ines/zoo", ("sea_lion", "Golden Retriever"), samples=64, licence=None, downloads=None),
+    Generator("jack/lamps", ("lamp",), "AutoencoderKL", samples=5, pictures=0),
+    Generator(
+        "kim/lora-umbrella", ("umbrella",), "lora", "text", "gina/cats", trigger_words=("umbr", "\x1b[31mred")
+    ),
+    Generator("leo/\x1b[31mred", ("bus",), "gallery", samples=1, licence="mit\x1b[2J"),
+)
+
+
+def picture(repo: str, number: int) -> bytes:
+    """One sample as a picture: WebP bytes, a plain colour that depends on repository and number."""
+    colour = hashlib.sha1(f"{repo} {number}".encode()).digest()
+    sink = io.BytesIO()
+    Image.new("RGB", (16, 16), (colour[0], colour[1], colour[2])).save(sink, "WEBP")
+    return sink.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Generators with their samples, as ``write_generators`` takes them."""
+
+    generators: Sequence[Generator]
+    features: dict[str, Floats]
+    base: dict[str, Floats]
+
+    @classmethod
+    def around(cls, generators: Sequence[Generator], embed: Any, noise: float = 0.2, seed: int = 0) -> Drawn:
+        """Draw the samples of each around the text embeddings of what it makes, in turns."""
+        features, base = {}, {}
+        for generator in generators:
+            if generator.key in features:
+                continue
+            random = np.random.default_rng([seed, *generator.key.encode()])
+            texts = name_vectors(embed, [PROMPT], generator.makes)
+            rows = texts[np.arange(generator.samples) % len(texts)]
+            away = random.normal(size=rows.shape) * noise / np.sqrt(rows.shape[1])
+            rows = rows + away
+            features[generator.key] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            if generator.base_repo is not None:
+                other = rows - texts[0] + name_vectors(embed, [PROMPT], ["chair"])[0]
+                base[generator.key] = other / np.linalg.norm(other, axis=1, keepdims=True)
+        return cls(generators, features, base)
+
+    def source(self) -> GeneratorSource:
+        """What the writer reads."""
+
+        def stream() -> Iterator[Sampled]:
+            for number, item in enumerate(self.generators):
+                pictures = [picture(item.repo, i) for i in range(item.pictures)]
+                rows = self.features[item.key].astype(np.float16)
+                yield Sampled(number, rows, self.base.get(item.key), pictures)
+
+        facts = [
+            {
+                "repo": item.repo,
+                "sha": item.sha,
+                "pipeline": item.pipeline,
+                "architecture": "UNet2DModel",
+                "conditioning": item.conditioning,
+                "image_size": 32,
+                "parameters": 1_000_000,
+                "base_repo": item.base_repo,
+                "trigger_words": list(item.trigger_words),
+                "prompts": [],
+                "classes": [],
+                "samples": item.samples,
+                "steps": 25,
+                "weight_digest": item.key,
+                "licence": item.licence,
+                "downloads": item.downloads,
+                "tags": [],
+                "parents": [],
+                "licences": [] if item.licence is None else [item.licence],
+            }
+            for item in self.generators
+        ]
+        counted = ["copies", "pictures", "strength", "consistency"]
+        table = pa.Table.from_pylist(facts, GENERATOR_FACTS).drop_columns(counted)
+        return GeneratorSource(table, [item.key for item in self.generators], stream, "e" * 16)
+
+
+@dataclass(frozen=True, eq=False)
+class SmallGenerators:
+    """An index with classifiers and generators, and what was written."""
+
+    index: SmallIndex
+    drawn: Drawn
+
+
+def build(
+    index: Store,
+    generators: Sequence[Generator] = GENERATORS_OF_ALL_SORTS,
+    sketches: bool = True,
+    noise: float = 0.2,
+    **options: Any,
+) -> SmallGenerators:
+    """Write a small index (``small_index.build``) with generators beside its classifiers."""
+    drawn: list[Drawn] = []
+    kind = options.get("kind", "siglip")
+    files = options.get("files") or tiny_encoders.text_files(kind)
+
+    def write_further(
+        writer: GenerationWriter, space: matched_heads.HeadSpace, probes: Floats, basis: Basis
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        from probelog.encoders.text import TextEncoder
+
+        encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
+        drawn.append(Drawn.around(generators, encoder.embed, noise))
+        encoder.close()
+        # Made-up sketches: the probes, all moved by the same.
+        moved = probes + 0.3
+        fitted = SketchMap.fit(moved / np.linalg.norm(moved, axis=1, keepdims=True), probes)
+        settings, meta = write_generators(
+            writer, drawn[0].source(), space, probes, basis, fitted if sketches else None
+        )
+        return {"generators": settings}, meta
+
+    small = small_index.build(index, write_further=write_further, **options)
+    return SmallGenerators(small, drawn[0])
+
+
+def renamed(generators: Sequence[Generator], suffix: str) -> list[Generator]:
+    """The same generators under other names, of other samples."""
+    return [replace(item, repo=item.repo + suffix, identity=None) for item in generators]
