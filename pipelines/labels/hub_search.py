@@ -75,8 +75,15 @@ def model_searches(
     ours = np.stack([scores[:, own].max(axis=1) for own in columns], axis=1)
     return [
         _measured("this index (matched heads)", ours, right),
-        _measured(IDS, _by_ids(questions.names, models), right),
-        _measured(WORDS, _by_words(questions.names, models), right),
+        *word_searches(questions.names, right, models),
+    ]
+
+
+def word_searches(names: Sequence[str], right: Bools, models: Sequence[ListedModel]) -> list[ModelSearch]:
+    """Both searches by words, for the names (C,) of concepts with their right models (C, M)."""
+    return [
+        _measured(IDS, _by_ids(names, models), right),
+        _measured(WORDS, _by_words(names, models), right),
     ]
 
 

@@ -1,0 +1,1 @@
+"""How well generators are found by what they make: `probelog-index evaluate --kind generator`."""
