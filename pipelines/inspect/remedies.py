@@ -46,6 +46,18 @@ REMEDIES: dict[FailureReason, Remedy] = {
         "no classification head: a backbone, a feature extractor, a language model",
         "nothing, or narrow `filters.pipeline_tag`",
     ),
+    FailureReason.NOT_A_GENERATOR: Remedy(
+        "nothing that makes pictures: no pipeline, no network of diffusers, no adapter, no gallery",
+        "nothing, or narrow the filters",
+    ),
+    FailureReason.MISSING_BASE: Remedy(
+        "an adapter names no base model, or one that is not there",
+        "nothing; when it is back: `--retry-failed`",
+    ),
+    FailureReason.GATED_BASE: Remedy(
+        "access to an adapter's base model must be requested from its owner",
+        "request it, set `HF_TOKEN`, then `--retry-failed`",
+    ),
     FailureReason.UNSUPPORTED: Remedy(
         "a model type, architecture, processor, data type or number of channels that this version does not handle",
         "update transformers or timm; see [how to add an architecture](../development.md#an-architecture) and `preload`. Of repositories that [get trees alone](trees.md#trees-of-repositories-that-are-not-probed): no safetensors, or nothing in them to compare",

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -100,12 +100,34 @@ def download_model(
             unsafe-path, corrupt-weights (the index), too-large, wrong-digest, download-failed, store-failed (the
             local disk).
     """
+
+    def fetch(download: Download) -> None:
+        # The small files first: most models that cannot be used are known by them.
+        *small, weights = needed_files(download.listed, allow_pickle)
+        download.check_sizes([*small, weights])
+        for name in small:
+            download.fetch_json(name)
+        download.fetch_weights(weights)
+
+    return download_files(client, row, folder, fetch, limits=limits, check=check)
+
+
+def download_files(
+    client: HubClient,
+    row: CatalogueRow,
+    folder: Path,
+    fetch: Callable[[Download], None],
+    *,
+    limits: DownloadLimits,
+    check: Callable[[], None] | None = None,
+) -> Downloaded:
+    """Have ``fetch`` choose files of a repository, and fetch them into a folder; otherwise as `download_model`."""
     started = time.monotonic()
     check_access(row, has_token=client.has_token)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        download = _Download(client, row, folder, limits, check or _carry_on)
-        download.run(allow_pickle)
+        download = Download(client, row, folder, limits, check or _carry_on)
+        fetch(download)
     except HubError as error:
         raise item_failure(error) from error
     except OSError as error:
@@ -167,8 +189,15 @@ def _listing(files: Collection[str]) -> str:
     return f"the repository holds {names or 'no files'}{', ...' if len(files) > 8 else ''}"
 
 
-class _Download:
-    """The files of one model on their way."""
+class Download:
+    """The files of one model on their way.
+
+    Attributes:
+        folder: where they go.
+        listed: what the repository holds, by path.
+        digests: SHA-256 of what was fetched, by path.
+        bytes: of all of it.
+    """
 
     def __init__(
         self,
@@ -179,38 +208,42 @@ class _Download:
         check: Callable[[], None],
     ) -> None:
         self.client, self.row, self.folder, self.limits, self.check = client, row, folder, limits, check
-        self.there = {file.path: file for file in row.files or tree(client, row.repo, row.sha)}
+        self.listed = {file.path: file for file in row.files or tree(client, row.repo, row.sha)}
         self.digests: dict[str, str] = {}
         self.bytes = 0
 
-    def run(self, allow_pickle: bool) -> None:
-        # The small files first: most models that cannot be used are known by them.
-        *small, weights = needed_files(self.there, allow_pickle)
-        self._check_sizes([*small, weights])
-        for name in small:
-            self._fetch(name, self.limits.max_json_bytes)
-        if weights != INDEX:
-            self._fetch(weights, self.limits.max_bytes)
-            return
-        self._fetch(INDEX, self.limits.max_json_bytes)
-        shards = read_shards((self.folder / INDEX).read_bytes())
-        if missing := [name for name in shards if name not in self.there]:
-            raise ItemFailure(FailureReason.NOT_FOUND, f"the index names {missing[0]}, which is not there")
-        self._check_sizes(shards)
-        for name in shards:
-            self._fetch(name, self.limits.max_bytes)
+    def fetch_json(self, name: str) -> None:
+        """One of the small files."""
+        self.fetch(name, self.limits.max_json_bytes)
 
-    def _check_sizes(self, names: list[str]) -> None:
-        known = self.bytes + sum(self.there[name].size or 0 for name in names if name in self.there)
+    def fetch_weights(self, name: str) -> None:
+        """A file of weights; where it is an index, the shards beside it that it names."""
+        if not name.endswith(".index.json"):
+            self.fetch(name, self.limits.max_bytes)
+            return
+        self.fetch_json(name)
+        folder = name.rpartition("/")[0]
+        shards = [f"{folder}/{shard}".lstrip("/") for shard in read_shards((self.folder / name).read_bytes())]
+        if missing := [shard for shard in shards if shard not in self.listed]:
+            raise ItemFailure(FailureReason.NOT_FOUND, f"the index names {missing[0]}, which is not there")
+        self.check_sizes(shards)
+        for shard in shards:
+            self.fetch(shard, self.limits.max_bytes)
+
+    def check_sizes(self, names: Iterable[str]) -> None:
+        """Raise ItemFailure, too-large, where the sizes that are listed exceed what is left of the limit."""
+        known = self.bytes + sum(self.listed[name].size or 0 for name in names if name in self.listed)
         if known > self.limits.max_bytes:
             raise _too_large(f"{known} bytes are listed", self.limits.max_bytes)
 
-    def _fetch(self, name: str, longest: int) -> None:
+    def fetch(self, name: str, longest: int) -> None:
         """One file, whole and verified, under its name."""
         bound = min(longest, self.limits.max_bytes - self.bytes)
         url = file_url(self.client, self.row.repo, self.row.sha, name)
-        with _part(self.folder / name) as stream:
-            transfer = _Transfer(self.there[name], self.row.sha, stream, bound, self.client.retry)
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _part(target) as stream:
+            transfer = _Transfer(self.listed[name], self.row.sha, stream, bound, self.client.retry)
             self.client.call("file", url, transfer.receive, transfer.headers, self.check)
         self.digests[name] = transfer.digest.hexdigest()
         self.bytes += transfer.received

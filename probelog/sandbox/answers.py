@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.models.config import UNPRINTABLE, LoadLimits
+from probelog.models.config import LoadLimits
 from probelog.models.preprocessing import Recipe
+from probelog.sandbox import checks
+from probelog.sandbox.checks import AnswerError
 from probelog.storage.schemas import Head
 from probelog.weights.reader import MAX_LAYERS, WHOLE_NUMBERS, LayerFacts, layer_table
 from probelog.weights.sketch import WIDTH
@@ -25,7 +27,8 @@ from probelog.weights.sketch import WIDTH
 #: Reasons that a model's process may give; the others are about what it has no part in.
 REASONS = frozenset(
     {
-        FailureReason.NOT_A_CLASSIFIER, FailureReason.UNSUPPORTED, FailureReason.UNSAFE_FORMAT,
+        FailureReason.NOT_A_CLASSIFIER, FailureReason.NOT_A_GENERATOR, FailureReason.MISSING_BASE,
+        FailureReason.UNSUPPORTED, FailureReason.UNSAFE_FORMAT,
         FailureReason.UNSAFE_PATH, FailureReason.REMOTE_CODE, FailureReason.TOO_LARGE,
         FailureReason.CORRUPT_CONFIG, FailureReason.CORRUPT_WEIGHTS, FailureReason.CONFIG_MISMATCH,
         FailureReason.NON_FINITE, FailureReason.CONSTANT, FailureReason.OUT_OF_MEMORY, FailureReason.INTERNAL,
@@ -33,14 +36,10 @@ REASONS = frozenset(
 )  # fmt: skip
 LONGEST_DETAIL = 2_000
 _LONGEST_RECIPE = 1 << 16
-_LONGEST_LABEL = _LONGEST_NAME = 300
-_KEY, _DIGEST = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{16,128}")
-_MOST_SECONDS = 1e7
+_LONGEST_LABEL = LONGEST_NAME = 300
+KEY, DIGEST = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{16,128}")
+MOST_SECONDS = 1e7
 SKETCH_BYTES = 4 * WIDTH
-
-
-class AnswerError(ValueError):
-    """No process of ours could have said this."""
 
 
 def failure(answer: Mapping[str, Any]) -> ItemFailure | None:
@@ -48,7 +47,7 @@ def failure(answer: Mapping[str, Any]) -> ItemFailure | None:
     if "failure" not in answer:
         return None
     try:
-        reason = FailureReason(_text(answer, "failure", 100))
+        reason = FailureReason(checks.text(answer, "failure", 100))
     except ValueError:
         raise AnswerError("a reason that does not exist") from None
     if reason not in REASONS:
@@ -65,34 +64,34 @@ def facts(said: object, limits: LoadLimits) -> dict[str, Any]:
     """
     if not isinstance(said, dict):
         raise AnswerError("no facts")
-    logits = _whole(said, "logits", 1, limits.max_logits)
+    logits = checks.whole(said, "logits", 1, limits.max_logits)
     labels = said.get("labels")
     if not isinstance(labels, list) or len(labels) != logits:
         raise AnswerError(f"labels that are not {logits}")
     for label in labels:
-        _check_text(label, "a label", _LONGEST_LABEL)
+        checks.check_text(label, "a label", _LONGEST_LABEL)
     name = said.get("name_or_path")
     if name is not None:
-        _check_text(name, "name_or_path", _LONGEST_NAME)
+        checks.check_text(name, "name_or_path", LONGEST_NAME)
     if said.get("head") not in [head.value for head in Head]:
         raise AnswerError("a head that does not exist")
     return {
         "logits": logits,
         "head": said["head"],
         "labels": labels,
-        "library": _one_of(said, "library", ("timm", "transformers")),
-        "architecture": _text(said, "architecture", _LONGEST_NAME),
-        "parameters": _whole(said, "parameters", 0, limits.max_parameters),
+        "library": checks.one_of(said, "library", ("timm", "transformers")),
+        "architecture": checks.text(said, "architecture", LONGEST_NAME),
+        "parameters": checks.whole(said, "parameters", 0, limits.max_parameters),
         "recipe": _recipe(said),
-        "dtype": _text(said, "dtype", 30),
-        "device": _one_of(said, "device", ("cpu", "cuda")),
-        "weight_digest": _matching(said, "weight_digest", _DIGEST),
-        "weight_mean": _number(said, "weight_mean", -math.inf, math.inf),
-        "weight_std": _number(said, "weight_std", 0.0, math.inf),
-        "identity": _matching(said, "identity", _KEY),
+        "dtype": checks.text(said, "dtype", 30),
+        "device": checks.one_of(said, "device", ("cpu", "cuda")),
+        "weight_digest": checks.matching(said, "weight_digest", DIGEST),
+        "weight_mean": checks.number(said, "weight_mean", -math.inf, math.inf),
+        "weight_std": checks.number(said, "weight_std", 0.0, math.inf),
+        "identity": checks.matching(said, "identity", KEY),
         "name_or_path": name,
         **{
-            name: _number(said, name, 0.0, _MOST_SECONDS)
+            name: checks.number(said, name, 0.0, MOST_SECONDS)
             for name in ("seconds_load", "seconds_weights", "seconds_sketch")
         },
     }
@@ -145,19 +144,21 @@ def run(said: Mapping[str, Any], most: int) -> tuple[int, str]:
     Raises:
         AnswerError: no process of ours could have said this.
     """
-    return _whole(said, "batch_size", 1, most), _one_of(said, "precision", ("float32", "bfloat16", "float16"))
+    return checks.whole(said, "batch_size", 1, most), checks.one_of(
+        said, "precision", ("float32", "bfloat16", "float16")
+    )
 
 
 def _layer(row: object, sketches: Iterator[npt.NDArray[np.float32]]) -> LayerFacts:
     if not isinstance(row, list) or len(row) != 7:
         raise AnswerError("a tensor that is none")
     tensor, dtype, shape, mean, std, kurtosis, sketched = row
-    _check_text(tensor, "a tensor's name", 1 << 16)
-    _check_text(dtype, "a type", 30)
+    checks.check_text(tensor, "a tensor's name", 1 << 16)
+    checks.check_text(dtype, "a type", 30)
     if not isinstance(shape, list) or len(shape) > 16 or not all(map(_is_size, shape)):
         raise AnswerError("a tensor's shape")
     for value in (mean, std, kurtosis):
-        if value is not None and not _is_number(value):
+        if value is not None and not checks.is_number(value):
             raise AnswerError("a tensor's statistics")
     is_value = mean is None or (math.prod(shape) == 1 and abs(mean) <= 1 << 64 and mean == int(mean))
     if dtype.startswith(WHOLE_NUMBERS) and not is_value:
@@ -176,53 +177,9 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e39  # type: ignore[arg-type]
-
-
-def _number(said: Mapping[str, Any], name: str, least: float, most: float) -> float:
-    value = said.get(name)
-    if not _is_number(value) or not least <= float(value) <= most:  # type: ignore[arg-type]
-        raise AnswerError(f"{name} that is no number in range")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _whole(said: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    value = said.get(name)
-    if type(value) is not int or not least <= value <= most:
-        raise AnswerError(f"{name} that is no whole number from {least} to {most}")
-    return value
-
-
-def _one_of(said: Mapping[str, Any], name: str, known: Sequence[str]) -> str:
-    value = said.get(name)
-    if value not in known:
-        raise AnswerError(f"{name} that does not exist")
-    return str(value)
-
-
-def _text(said: Mapping[str, Any], name: str, longest: int) -> str:
-    value = said.get(name)
-    _check_text(value, name, longest)
-    return str(value)
-
-
 def _recipe(said: Mapping[str, Any]) -> str:
-    text = _text(said, "recipe", _LONGEST_RECIPE)
+    text = checks.text(said, "recipe", _LONGEST_RECIPE)
     try:
         return Recipe.from_json(text).to_json()
     except ValueError as error:
         raise AnswerError(f"a recipe that is none: {error}") from None
-
-
-def _matching(said: Mapping[str, Any], name: str, pattern: re.Pattern[str]) -> str:
-    value = _text(said, name, 200)
-    if not pattern.fullmatch(value):
-        raise AnswerError(f"{name} of another form")
-    return value
-
-
-def _check_text(value: object, name: str, longest: int) -> None:
-    """Text that Arrow, a log and a terminal can hold."""
-    if not isinstance(value, str) or len(value) > longest or UNPRINTABLE.search(value):
-        raise AnswerError(f"{name} that is no printable text of at most {longest} characters")

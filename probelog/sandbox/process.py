@@ -41,7 +41,7 @@ from probelog.sandbox.fork_server.client import (
 )
 from probelog.sandbox.fork_server.confinement import Confinement
 from probelog.sandbox.fork_server.forking import DEVICE_VARIABLES
-from probelog.sandbox.spec import ProcessSpec, home_folder, pixels_folder
+from probelog.sandbox.spec import GeneratorSpec, ProcessSpec, home_folder, pixels_folder
 from probelog.weights.reader import MAX_LAYERS
 
 _MODEL, _PIXELS = "model", "pixels"
@@ -118,10 +118,10 @@ class PlanCache:
             self._plans[kind] = plan, 0
 
 
-class _Process:
+class Process:
     """One process of a role, forked when it is first asked. One thread at a time asks; any may `close`."""
 
-    def __init__(self, server: ForkServer, role: str, spec: ProcessSpec) -> None:
+    def __init__(self, server: ForkServer, role: str, spec: ProcessSpec | GeneratorSpec) -> None:
         self._server, self._role, self._spec = server, role, spec
         self._child: Child | None = None
         #: What the platform took away from the last process, by guard.
@@ -169,7 +169,7 @@ class _Process:
             ) from None
         except ValueError as error:
             self.done()
-            raise _protocol_error(str(error)) from None
+            raise protocol_error(str(error)) from None
         except BaseException:
             self.close()
             raise
@@ -205,7 +205,7 @@ class ModelProcess:
         """``learnt``: shared with other processes of the same spec."""
         self._spec, self._learnt = spec, learnt or PlanCache()
         self._limits = LoadLimits(max_parameters=spec.max_params)
-        self._model, self._pixels = _Process(server, _MODEL, spec), _Process(server, _PIXELS, spec)
+        self._model, self._pixels = Process(server, _MODEL, spec), Process(server, _PIXELS, spec)
         self._name = self._kind = self._recipe = ""
         self._probes = 0
         self._digests: str | None = None
@@ -284,10 +284,11 @@ class ModelProcess:
             yield
         except ValueError as error:
             self._model.done()
-            raise _protocol_error(str(error)) from None
+            raise protocol_error(str(error)) from None
 
 
-def _protocol_error(what: str) -> ItemFailure:
+def protocol_error(what: str) -> ItemFailure:
+    """What a model fails with whose process says what no process of ours could have said."""
     return ItemFailure(FailureReason.INTERNAL, f"the model's process answered with {what[:300]}")
 
 
@@ -305,7 +306,7 @@ def fork_server(scratch: Path, preload: Sequence[str], device: str = "cpu") -> F
         _PIXELS: Role(
             "probelog.sandbox.server:serve_pixels",
             Confinement(
-                (*_libraries(modules), *_system_of(device)),
+                (*libraries_of(modules), *system_of(device)),
                 writable=(str(pixels), str(locks)),
                 largest_file=_LARGEST_PIXELS,
             ),
@@ -319,16 +320,17 @@ def rights_of_models(scratch: Path, modules: Sequence[str], device: str) -> Conf
     device gets the same.
     """
     return Confinement(
-        (*_libraries(modules), *_system_of(device), str(pixels_folder(scratch))),
+        (*libraries_of(modules), *system_of(device), str(pixels_folder(scratch))),
         devices=() if device == "cpu" else tuple(matching(DEVICE_FILES)),
     )
 
 
-def _system_of(device: str) -> list[str]:
+def system_of(device: str) -> list[str]:
+    """What a kind of device needs beside."""
     return [] if device == "cpu" else matching(_SYSTEM_OF_DEVICES)
 
 
-def _libraries(modules: Sequence[str]) -> list[str]:
+def libraries_of(modules: Sequence[str]) -> list[str]:
     """What a process may read to import what it needs: the interpreter's own folders, and some packages."""
     places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     places += [f"{sys.base_prefix}/lib", *packages(modules).values(), *library_folders()]

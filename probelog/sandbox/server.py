@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from probelog.models.config import LoadLimits
 from probelog.models.memory import out_of_memory
 from probelog.sandbox import answers
 from probelog.sandbox.protocol import Channel
-from probelog.sandbox.spec import ProcessSpec, pixels_folder
+from probelog.sandbox.spec import GeneratorSpec, ProcessSpec, pixels_folder
 from probelog.storage.store import Store
 
 if TYPE_CHECKING:
@@ -35,15 +35,16 @@ Answer = tuple[Sequence[bytes | memoryview], dict[str, Any]]
 
 def serve_model(channel: Channel, confined: dict[str, bool]) -> None:
     """Load one model and run it."""
-    _serve(channel, _Model(confined).commands)
+    serve(channel, _Model(confined).commands)
 
 
 def serve_pixels(channel: Channel, confined: dict[str, bool]) -> None:
     """Prepare the probes of many models. None of them runs here."""
-    _serve(channel, _Pixels(confined).commands)
+    serve(channel, _Pixels(confined).commands)
 
 
-def _serve(channel: Channel, commands: dict[str, Callable[..., Answer]]) -> None:
+def serve(channel: Channel, commands: dict[str, Callable[..., Answer]]) -> None:
+    """Answer commands until nobody asks any more; what goes wrong is an answer too."""
     while True:
         message, _ = channel.receive()
         command, number = message.pop("command"), message.pop("number")
@@ -65,6 +66,23 @@ def _probes(spec: ProcessSpec) -> ProbeSet:
     from probelog.probes.probe_set import ProbeSet
 
     return ProbeSet.open(Store(spec.probes), spec.probe_set)
+
+
+def set_up_device(spec: ProcessSpec | GeneratorSpec, confined: Mapping[str, bool]) -> tuple[str, int | None]:
+    """The device that there is, ready to be used, and how much of its memory is this process's share."""
+    import torch
+
+    from probelog.sandbox.guards import seccomp
+
+    torch.set_num_threads(spec.threads)
+    # Full float32 on GPUs too: a result must not depend on the kind of worker that happened to run its model.
+    torch.backends.cudnn.allow_tf32 = False
+    if spec.device != "cuda" or not torch.cuda.is_available():
+        return "cpu", spec.memory_bytes
+    torch.zeros(1, device="cuda")
+    if confined.get("calls") and not seccomp.without_connections():
+        raise RuntimeError("the sockets that set up the device cannot be given up")
+    return "cuda", int(torch.cuda.get_device_properties(0).total_memory * spec.device_share)
 
 
 class _Pixels:
@@ -110,22 +128,10 @@ class _Model:
 
     def _set_up(self, spec: dict[str, Any]) -> Answer:
         """Get ready to work, devices included, before anything of the model is looked at."""
-        import torch
-
         from probelog.inference.execution_plan import Plans, Precision
-        from probelog.sandbox.guards import seccomp
 
         self._spec = made = ProcessSpec(**spec)
-        torch.set_num_threads(made.threads)
-        # Full float32 on GPUs too: a logit must not depend on the kind of worker that happened to run its model.
-        torch.backends.cudnn.allow_tf32 = False
-        self._device = "cuda" if made.device == "cuda" and torch.cuda.is_available() else "cpu"
-        bytes_of_device = made.memory_bytes
-        if self._device == "cuda":
-            torch.zeros(1, device=self._device)
-            bytes_of_device = int(torch.cuda.get_device_properties(0).total_memory * made.device_share)
-            if self._confined.get("calls") and not seccomp.without_connections():
-                raise RuntimeError("the sockets that set up the device cannot be given up")
+        self._device, bytes_of_device = set_up_device(made, self._confined)
         precision: Precision = "auto" if made.precision == "auto" else "float32"
         self._plans = Plans(batch_size=made.batch_size, memory_bytes=bytes_of_device, precision=precision)
         memory.keep_freed()

@@ -39,6 +39,39 @@ class ProcessSpec:
     threads: int = 1
 
 
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """What a generator's process is allowed and told.
+
+    Attributes:
+        steps: of the sampler.
+        seed: of the set: with the architecture and a sample's number it decides the noise.
+        prompts: for models that take text; none for our own.
+        batch_size: at most so many samples at once.
+        precision: ``float32``.
+        max_params: largest model, of all parts of a pipeline together.
+        max_image_size: largest edge of a sample, in pixels.
+        allow_pickle: whether weights may be pickled.
+        device: ``cpu`` or ``cuda``.
+        device_share: of the device's memory that this process may fill.
+        memory_bytes: more than this beyond the libraries' own cannot be allocated; None for no limit.
+        threads: for computing.
+    """
+
+    steps: int = 25
+    seed: int = 0
+    prompts: tuple[str, ...] = ()
+    batch_size: int = 64
+    precision: str = "float32"
+    max_params: int = 4_000_000_000
+    max_image_size: int = 1024
+    allow_pickle: bool = False
+    device: str = "cpu"
+    device_share: float = 1.0
+    memory_bytes: int | None = None
+    threads: int = 1
+
+
 def downloads_folder(scratch: Path) -> Path:
     """Models on their way, below the node's scratch folder."""
     return scratch / "downloads"

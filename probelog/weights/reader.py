@@ -26,6 +26,7 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.storage.schemas import WEIGHTS, clean_unicode
 from probelog.weights.repository import member
 from probelog.weights.safetensors import ITEM_SIZES, ContentDigest, read_headers, read_into, weight_files
+from probelog.weights.safetensors import WEIGHTS as WEIGHT_FILE
 from probelog.weights.sketch import BLOCK, Summary, WeightMoments
 
 if TYPE_CHECKING:
@@ -139,16 +140,24 @@ class Weights:
             ``MAX_TENSORS`` tensors.
     """
 
-    def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        allow_pickle: bool = False,
+        name: str = WEIGHT_FILE,
+        pickled: str = PICKLED_WEIGHTS,
+    ) -> None:
+        """``name`` and ``pickled``: what the files are called."""
         self._pickled: dict[str, torch.Tensor] = {}
         self._files: list[Path] = []
         try:
-            self._files = weight_files(folder)
+            self._files = weight_files(folder, name)
         except ItemFailure as failure:
-            pickled = member(folder, PICKLED_WEIGHTS) if allow_pickle else None
-            if failure.reason is not FailureReason.UNSAFE_FORMAT or pickled is None:
+            path = member(folder, pickled) if allow_pickle else None
+            if failure.reason is not FailureReason.UNSAFE_FORMAT or path is None:
                 raise
-            self._pickled = _unpickle(pickled)
+            self._pickled = _unpickle(path)
             self.shapes: Mapping[str, tuple[int, ...]] = {k: tuple(v.shape) for k, v in self._pickled.items()}
         else:
             self.shapes = {name: tensor.shape for name, (_, tensor) in read_headers(self._files).items()}

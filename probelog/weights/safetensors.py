@@ -21,7 +21,7 @@ from probelog.storage.schemas import clean_unicode
 from probelog.weights.repository import member, parse_object, read_json
 
 WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
+WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 
 #: The format's own limit is 100 MB; as Python objects that would take a gigabyte, and a model with 10,000
 #: tensors needs 2 MB.
@@ -163,18 +163,18 @@ def _corrupt(path: Path, detail: str) -> ItemFailure:
     return ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"{path.name}: {detail}")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a repository: ``model.safetensors``, or the shards that its index names.
+def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
+    """The safetensors files of a repository: the one of the name, or the shards that its index names.
 
     Raises:
         ItemFailure: UNSAFE_FORMAT where there are only pickles, NOT_FOUND where there are no weights at all,
             UNSAFE_PATH for a shard name that is not a plain file name, CORRUPT_WEIGHTS where the index and the
             shards disagree.
     """
-    single = member(folder, WEIGHTS)
+    single = member(folder, name)
     if single is not None:
         return [single]
-    index = read_json(folder, WEIGHTS_INDEX)
+    index = read_json(folder, f"{name}.index.json")
     if index is None:
         pickles = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_PICKLES))
         if pickles:
@@ -182,14 +182,12 @@ def weight_files(folder: Path) -> list[Path]:
                 FailureReason.UNSAFE_FORMAT,
                 f"the weights are only there as {pickles[0][:100]}, not as safetensors",
             )
-        raise ItemFailure(
-            FailureReason.NOT_FOUND, f"the repository has neither {WEIGHTS} nor {WEIGHTS_INDEX}"
-        )
+        raise ItemFailure(FailureReason.NOT_FOUND, f"the repository has neither {name} nor {name}.index.json")
     files = []
-    for name, tensors in shards_of(index).items():
-        path = member(folder, name)
+    for shard, tensors in shards_of(index).items():
+        path = member(folder, shard)
         if path is None:
-            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {name} is missing")
+            raise ItemFailure(FailureReason.CORRUPT_WEIGHTS, f"shard {shard} is missing")
         check_shard(read_header(path), tensors)
         files.append(path)
     return files

@@ -298,16 +298,17 @@ def test_facts_that_no_sound_process_gives(battle: Field, fact: str) -> None:
     """Checked one by one; the same facts unchanged are believed."""
     from probelog.models.config import LoadLimits
     from probelog.sandbox import answers
+    from probelog.sandbox.checks import AnswerError
 
     facts = battle.process.load(battle.sound, "some/model", "0" * 40, 60).facts
     battle.process.release()
     limits = LoadLimits(max_parameters=10**9)
     assert answers.facts(facts, limits) == facts
     for value in FACTS[fact]:
-        with pytest.raises(answers.AnswerError):
+        with pytest.raises(AnswerError):
             answers.facts({**facts, fact: value}, limits)
     if fact != "name_or_path":  # most models have none
-        with pytest.raises(answers.AnswerError):
+        with pytest.raises(AnswerError):
             answers.facts({name: value for name, value in facts.items() if name != fact}, limits)
 
 

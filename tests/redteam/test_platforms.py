@@ -12,7 +12,7 @@ import pytest
 
 from probelog.sandbox.fork_server.client import ForkServer, Grant, Role
 from probelog.sandbox.fork_server.confinement import Confinement
-from probelog.sandbox.process import _libraries
+from probelog.sandbox.process import libraries_of
 from tests.support.paths import CHECKOUT
 
 HERE = "tests.support.hub.rogue"
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these guards ar
 
 def test_no_socket_reaches_anybody_once_a_device_is_set_up(tmp_path: Path) -> None:
     """Drivers may need sockets until then; afterwards neither `connect` nor a datagram of a pair gets out."""
-    rights = Confinement(tuple(_libraries([HERE])), devices=("/dev/zero",))
+    rights = Confinement(tuple(libraries_of([HERE])), devices=("/dev/zero",))
     server = ForkServer({"device": Role(f"{HERE}:serve", rights)}, [HERE], tmp_path / "home")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "socket"))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from probelog.sandbox import answers
+from probelog.sandbox.checks import AnswerError
 from probelog.weights.reader import LayerFacts
 
 
@@ -26,5 +27,5 @@ def test_a_counter_comes_through_as_it_is() -> None:
     ("shape", "mean"), [([2], 3.0), ([], 0.5), ([], 1e20), ([], float("nan")), ([], "3"), ([0], 1.0)]
 )
 def test_whole_numbers_have_no_other_means(shape: list[int], mean: object) -> None:
-    with pytest.raises(answers.AnswerError, match=r"mean of whole numbers|statistics"):
+    with pytest.raises(AnswerError, match=r"mean of whole numbers|statistics"):
         rows(["position_ids", "int64", shape, mean, None, None, False])

@@ -26,12 +26,12 @@ from probelog.sandbox.fork_server.client import (
 from probelog.sandbox.fork_server.confinement import Confinement
 from probelog.sandbox.fork_server.forking import _WARM_AFTER, KEY_BYTES, LENGTH, LONGEST, short
 from probelog.sandbox.guards import landlock
-from probelog.sandbox.process import _libraries
+from probelog.sandbox.process import libraries_of
 from tests.support.processes.processes import eventually
 
 HERE = "tests.support.hub.rogue"
 TOKEN = "hf_a-secret-that-nobody-may-see"
-RIGHTS = Confinement(tuple(_libraries([HERE])))
+RIGHTS = Confinement(tuple(libraries_of([HERE])))
 ROLES = {"rogue": Role(f"{HERE}:serve", RIGHTS)}
 
 

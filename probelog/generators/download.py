@@ -1,0 +1,106 @@
+"""Which files of a generator's repository are fetched: those that its parts are read from, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.layout import (
+    CONFIG,
+    DIFFUSERS_WEIGHTS,
+    MODEL_INDEX,
+    SCHEDULER_CONFIG,
+    Layout,
+    flat_layout,
+    pipeline_layout,
+)
+from probelog.hub.client import HubClient
+from probelog.hub.download import Download, Downloaded, DownloadLimits, download_files
+from probelog.storage.schemas import CatalogueRow
+from probelog.weights.repository import read_json
+
+
+def download_generator(
+    client: HubClient,
+    row: CatalogueRow,
+    folder: Path,
+    *,
+    limits: DownloadLimits,
+    allow_pickle: bool = False,
+    check: Callable[[], None] | None = None,
+) -> Downloaded:
+    """Fetch a generator; as `probelog.hub.download.download_model`, with these reasons besides: not-a-generator,
+    unsupported, remote-code, corrupt-config.
+    """
+
+    def fetch(download: Download) -> None:
+        layout = _layout(download)
+        small, weights = needed_files(layout, download.listed, allow_pickle)
+        download.check_sizes([*small, *weights])
+        for name in small:
+            download.fetch_json(name)
+        for name in weights:
+            download.fetch_weights(name)
+
+    return download_files(client, row, folder, fetch, limits=limits, check=check)
+
+
+def _layout(download: Download) -> Layout:
+    for name, read in ((MODEL_INDEX, pipeline_layout), (CONFIG, flat_layout)):
+        if name in download.listed:
+            download.fetch_json(name)
+            config = read_json(download.folder, name)
+            assert config is not None  # just fetched
+            return read(config)
+    raise ItemFailure(FailureReason.NOT_A_GENERATOR, f"neither {MODEL_INDEX} nor {CONFIG}")
+
+
+def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> tuple[list[str], list[str]]:
+    """The small files to fetch of those that a repository holds, and the weights, each a file or an index of shards.
+
+    Raises:
+        ItemFailure: unsafe-format or not-found.
+    """
+    small: list[str] = []
+    weights: list[str] = []
+    for role, folder in layout.folders.items():
+        for name in _SMALL.get(role, (CONFIG,)):
+            path = _path(folder, name)
+            if path in names and (folder or name != CONFIG):
+                small.append(path)
+        if role not in _WITHOUT_WEIGHTS:
+            weights.append(_weights(folder, role, names, allow_pickle))
+    return small, weights
+
+
+_WITHOUT_WEIGHTS = ("scheduler",)
+_SMALL = {"scheduler": (SCHEDULER_CONFIG,)}
+_STEMS: dict[str, str] = {}
+
+
+def _path(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _weights(folder: str, role: str, names: Collection[str], allow_pickle: bool) -> str:
+    stem = _STEMS.get(role, DIFFUSERS_WEIGHTS)
+    choices = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.fp16.safetensors"]
+    if allow_pickle:
+        choices.append("pytorch_model.bin" if role in _STEMS else f"{stem}.bin")
+    for choice in choices:
+        if _path(folder, choice) in names:
+            return _path(folder, choice)
+    pickles = sorted(_pickles(folder, names))
+    if pickles:
+        raise ItemFailure(
+            FailureReason.UNSAFE_FORMAT,
+            f"weights of {role} only as pickle ({pickles[0][:100]}), which can run code when loaded",
+        )
+    raise ItemFailure(FailureReason.NOT_FOUND, f"{role} has no {choices[0]}")
+
+
+def _pickles(folder: str, names: Collection[str]) -> Iterable[str]:
+    for name in names:
+        if name.rpartition("/")[0] == folder and name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")):
+            yield name

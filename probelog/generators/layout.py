@@ -1,0 +1,187 @@
+"""What a repository of a generator consists of: read as data, held against a closed list of classes.
+
+Nothing here imports a library of models. ``model_index.json`` names a class for each part of a pipeline; a name that is
+not on the list ends the matter, whether it is a class of the repository's own, of another package or one that nobody knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.weights.repository import member, read_json
+
+MODEL_INDEX = "model_index.json"
+CONFIG = "config.json"
+SCHEDULER_CONFIG = "scheduler_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+
+#: Weights of a part of diffusers, and of transformers: without their last letters, which say how they are stored.
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+TRANSFORMERS_WEIGHTS = "model"
+
+#: Schedulers that are no more than betas and what the network predicts: for all of them our own sampler does.
+SCHEDULERS = frozenset(
+    {
+        "DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+        "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+    }
+)  # fmt: skip
+
+_UNCONDITIONAL: Mapping[str, Collection[str]] = {"unet": ("UNet2DModel",), "scheduler": SCHEDULERS}
+_TEXT: Mapping[str, Collection[str]] = {
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "scheduler": SCHEDULERS,
+}
+#: The parts of each pipeline, and the classes that each may have.
+PIPELINES: Mapping[str, Mapping[str, Collection[str]]] = {
+    "DDPMPipeline": _UNCONDITIONAL,
+    "DDIMPipeline": _UNCONDITIONAL,
+    "PNDMPipeline": _UNCONDITIONAL,
+    "StableDiffusionPipeline": _TEXT,
+}
+#: Classes that are a model by themselves, as they lie in repositories without folders.
+FLAT = ("UNet2DModel", "AutoencoderKL")
+#: What `Layout.pipeline` may be.
+KINDS = (*PIPELINES, *FLAT, "lora", "gallery")
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}", re.ASCII)
+_LIBRARIES = ("diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of a generator that are run.
+
+    Attributes:
+        pipeline: one of ``KINDS``.
+        folders: where each part lies, by its role (``unet``, ``vae``, ...); "" is the repository itself.
+        settings: values of ``model_index.json`` that are no parts.
+    """
+
+    pipeline: str
+    folders: Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def read_layout(folder: Path) -> Layout:
+    """The parts of the generator in a folder of a full pipeline, or of one model that is a generator by itself.
+
+    Raises:
+        ItemFailure: NOT_A_GENERATOR, UNSUPPORTED (a pipeline, a part or a scheduler that is not on the list),
+            REMOTE_CODE, NOT_FOUND, CORRUPT_CONFIG.
+    """
+    index = read_json(folder, MODEL_INDEX)
+    if index is not None:
+        return pipeline_layout(index)
+    config = read_json(folder, CONFIG)
+    if config is None:
+        raise ItemFailure(FailureReason.NOT_A_GENERATOR, f"neither {MODEL_INDEX} nor {CONFIG}")
+    return flat_layout(config)
+
+
+def pipeline_layout(index: Mapping[str, Any]) -> Layout:
+    """What ``model_index.json`` describes; raises as `read_layout`.
+
+    A pipeline of another name whose parts are a plain network and a schedule of noise is sampled like one: its own
+    code would do no more.
+    """
+    name = index.get("_class_name")
+    if isinstance(name, list):
+        raise ItemFailure(
+            FailureReason.REMOTE_CODE,
+            f"{MODEL_INDEX} names a pipeline of the repository's own, which is not run",
+        )
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"{MODEL_INDEX} names no pipeline")
+    declared = {key for key, value in index.items() if isinstance(value, list) and value[:1] != [None]}
+    parts = PIPELINES.get(name)
+    if parts is None and declared == set(_UNCONDITIONAL):
+        name, parts = "UNet2DModel", _UNCONDITIONAL
+    if parts is None:
+        raise ItemFailure(FailureReason.UNSUPPORTED, f"pipeline {name}: not one of {', '.join(PIPELINES)}")
+    for role, classes in parts.items():
+        _check_part(role, index.get(role), classes)
+    settings = {key: value for key, value in index.items() if isinstance(value, bool | int | float)}
+    return Layout(name, {role: role for role in parts}, settings)
+
+
+def _check_part(role: str, declared: object, classes: Collection[str]) -> None:
+    if declared is None or declared == [None, None]:
+        raise ItemFailure(FailureReason.UNSUPPORTED, f"the pipeline has no {role}")
+    if (
+        not isinstance(declared, list)
+        or len(declared) != 2
+        or not all(isinstance(item, str) for item in declared)
+    ):
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, f"{MODEL_INDEX} does not say what its {role} is")
+    library, name = declared
+    if library not in _LIBRARIES:
+        raise ItemFailure(
+            FailureReason.REMOTE_CODE,
+            f"{role} is {name[:60]!r} of {library[:60]!r}: code from the repository is not run",
+        )
+    if name not in classes:
+        raise ItemFailure(FailureReason.UNSUPPORTED, f"{role} is {name[:60]!r}, which is not run")
+
+
+def flat_layout(config: Mapping[str, Any]) -> Layout:
+    """What the ``config.json`` of a repository without folders describes; raises as `read_layout`."""
+    name = config.get("_class_name")
+    if config.get("auto_map") is not None:
+        raise ItemFailure(
+            FailureReason.REMOTE_CODE, f"{CONFIG} names code of the repository, which is not run"
+        )
+    if name is None:
+        raise ItemFailure(FailureReason.NOT_A_GENERATOR, f"{CONFIG} is not that of a diffusers model")
+    if not isinstance(name, str) or name not in FLAT:
+        raise ItemFailure(
+            FailureReason.UNSUPPORTED, f"{str(name)[:60]!r} alone: not one of {', '.join(FLAT)}"
+        )
+    if name == "UNet2DModel":
+        return Layout(name, {"unet": "", "scheduler": ""})
+    return Layout(name, {"vae": ""})
+
+
+def part_folder(folder: Path, layout: Layout, role: str) -> Path:
+    """The folder of a part.
+
+    Raises:
+        ItemFailure: UNSAFE_PATH where it is a link, NOT_FOUND.
+    """
+    place = folder / layout.folders[role]
+    if place.is_symlink():
+        raise ItemFailure(FailureReason.UNSAFE_PATH, f"{role} is a link")
+    if not place.is_dir():
+        raise ItemFailure(FailureReason.NOT_FOUND, f"the repository has no folder {role}")
+    return place
+
+
+def read_part(folder: Path, layout: Layout, role: str, name: str = CONFIG) -> dict[str, Any]:
+    """The configuration of a part.
+
+    Raises:
+        ItemFailure: NOT_FOUND, CORRUPT_CONFIG, UNSAFE_PATH.
+    """
+    config = read_json(part_folder(folder, layout, role), name)
+    if config is None:
+        raise ItemFailure(FailureReason.NOT_FOUND, f"{role} has no {name}")
+    return config
+
+
+def weights_name(folder: Path, stem: str) -> str:
+    """The name of a part's safetensors: in full precision, or in half where there is nothing else."""
+    half = f"{stem}.fp16.safetensors"
+    full = f"{stem}.safetensors"
+    if member(folder, full) is None and member(folder, f"{full}.index.json") is None and member(folder, half):
+        return half
+    return full

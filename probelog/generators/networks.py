@@ -1,0 +1,154 @@
+"""The networks that generators consist of: which keys of their configurations count, and how each is built.
+
+A library's class is called with the known keys alone, never with a folder or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.reduced import Check, either, flag, number, one_of, reduced, several, whole
+
+if TYPE_CHECKING:
+    import torch
+
+#: Along an edge: more than any limit lets through, so that it is the limit that is named.
+_PIXELS = whole(1, 1 << 20)
+_CHANNELS = whole(1, 1 << 14)
+_WIDTHS = several(_CHANNELS, 12)
+_LAYERS = whole(1, 16)
+_GROUPS = whole(1, 1 << 12)
+_EPSILON = number(1e-12, 1.0)
+_ACTIVATION = one_of(("swish", "silu", "mish", "gelu", "relu"))
+_SIZE = either(_PIXELS, several(_PIXELS, 2))
+
+_UNET: dict[str, Check] = {
+    "sample_size": _SIZE,
+    "in_channels": whole(1, 64),
+    "out_channels": whole(1, 64),
+    "center_input_sample": flag,
+    "time_embedding_type": one_of(("positional", "fourier", "learned")),
+    "time_embedding_dim": _CHANNELS,
+    "freq_shift": whole(0, 1),
+    "flip_sin_to_cos": flag,
+    "down_block_types": several(
+        one_of(
+            (
+                "DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D",
+            )
+        ),
+        12,
+    ),
+    "mid_block_type": one_of(("UNetMidBlock2D",)),
+    "up_block_types": several(
+        one_of(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")), 12
+    ),
+    "block_out_channels": _WIDTHS,
+    "layers_per_block": _LAYERS,
+    "mid_block_scale_factor": number(1e-3, 1e3),
+    "downsample_padding": whole(0, 4),
+    "downsample_type": one_of(("conv", "resnet")),
+    "upsample_type": one_of(("conv", "resnet")),
+    "act_fn": _ACTIVATION,
+    "attention_head_dim": _GROUPS,
+    "norm_num_groups": _GROUPS,
+    "attn_norm_num_groups": _GROUPS,
+    "norm_eps": _EPSILON,
+    "resnet_time_scale_shift": one_of(("default", "scale_shift")),
+    "add_attention": flag,
+    "class_embed_type": one_of(("timestep", "identity")),
+    "num_class_embeds": whole(1, 100_000),
+    "num_train_timesteps": whole(1, 10_000),
+}  # fmt: skip
+
+_VAE: dict[str, Check] = {
+    "in_channels": whole(1, 16),
+    "out_channels": whole(1, 16),
+    "down_block_types": several(one_of(("DownEncoderBlock2D", "AttnDownEncoderBlock2D")), 8),
+    "up_block_types": several(one_of(("UpDecoderBlock2D", "AttnUpDecoderBlock2D")), 8),
+    "block_out_channels": _WIDTHS,
+    "layers_per_block": _LAYERS,
+    "act_fn": _ACTIVATION,
+    "latent_channels": whole(1, 64),
+    "norm_num_groups": _GROUPS,
+    "sample_size": _SIZE,
+    "scaling_factor": number(1e-4, 1e4),
+    "shift_factor": number(-1e3, 1e3),
+    "use_quant_conv": flag,
+    "use_post_quant_conv": flag,
+    "mid_block_add_attention": flag,
+}  # fmt: skip
+
+
+class Network:
+    """One network that a configuration describes, reduced and not yet built.
+
+    Attributes:
+        name: of the class.
+        settings: the keys that it is built with.
+        create: builds it, with numbers that its weights replace.
+    """
+
+    def __init__(self, name: str, settings: Mapping[str, Any], create: Callable[[], torch.nn.Module]) -> None:
+        self.name, self.settings, self.create = name, settings, create
+
+
+def unet(config: Mapping[str, Any]) -> Network:
+    """A network that takes noise from pixels, perhaps told a class.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
+    """
+    kept = reduced(config, _UNET, "unet")
+    if "class_embed_type" in kept:
+        raise ItemFailure(
+            FailureReason.UNSUPPORTED, f"classes are told to the network as {kept['class_embed_type']}"
+        )
+    channels = kept.get("in_channels", 3), kept.get("out_channels", 3)
+    if channels not in ((1, 1), (3, 3)):
+        raise ItemFailure(
+            FailureReason.UNSUPPORTED, f"{channels[0]} channels in and {channels[1]} out are no picture"
+        )
+    if "sample_size" not in kept:
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, "unet does not say how large its pictures are")
+
+    def create() -> torch.nn.Module:
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        made: torch.nn.Module = UNet2DModel(**kept)
+        return made
+
+    return Network("UNet2DModel", kept, create)
+
+
+def vae(config: Mapping[str, Any]) -> Network:
+    """An autoencoder, of which the decoder is used.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
+    """
+    kept = reduced(config, _VAE, "vae")
+    if kept.get("out_channels", 3) not in (1, 3):
+        raise ItemFailure(FailureReason.UNSUPPORTED, f"{kept['out_channels']} channels are no picture")
+
+    def create() -> torch.nn.Module:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        made: torch.nn.Module = AutoencoderKL(**kept)
+        return made
+
+    return Network("AutoencoderKL", kept, create)
+
+
+def edges(size: int | list[int]) -> tuple[int, int]:
+    """Height and width, of what ``sample_size`` says.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG for a list of one.
+    """
+    both = [size, size] if isinstance(size, int) else size
+    if len(both) != 2:
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, "sample_size is neither a number nor two")
+    return both[0], both[1]

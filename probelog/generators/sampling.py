@@ -1,0 +1,185 @@
+"""A generator that is ready to run, and the samples that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.generators import seeds
+from probelog.models import memory
+from probelog.models.memory import PeakMemory, out_of_memory
+from probelog.weights.reader import LayerFacts
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels = npt.NDArray[np.uint8]
+#: Makes pictures (B, C, H, W), -1 to 1, of starting noise and of a condition for each: a class or an index of the prompts.
+Draw = Callable[["torch.Tensor", Sequence[int]], "torch.Tensor"]
+
+# The first batch of a process whose memory is bounded: small, to measure what a sample takes.
+_FIRST_BATCH = 4
+# Of the free memory that a batch may take: measurements are not exact.
+_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures that a generator made, (m, H, W, 3).
+
+    Attributes:
+        pixels: of the model.
+        base: of an adapter's base, from the same noise and the same prompts.
+        prompts: for each sample the index of its prompt.
+        classes: for each sample its class.
+        batch_size: how many were made at once.
+    """
+
+    pixels: Pixels = field(repr=False)
+    base: Pixels | None = field(default=None, repr=False)
+    prompts: list[int] | None = None
+    classes: list[int] | None = None
+    batch_size: int = 1
+
+
+@dataclass
+class Generator:
+    """A model that is ready to run, and what is known about it.
+
+    Attributes:
+        pipeline: one of `probelog.generators.layout.KINDS`.
+        architecture: the class of the network that makes the picture.
+        conditioning: ``none``, ``class`` or ``text``.
+        shape: of the noise that one sample starts from.
+        size: of a picture, height and width.
+        draw: makes pictures.
+        draw_base: likewise without the adapter.
+        classes: how many there are.
+        class_names: as declared; may be fewer or none.
+        prompts: those that are used, in order.
+        trigger_words: that the repository declares.
+        available: how many samples there are at all; None for a model that can make any number.
+        identity: equal for models that make the same pictures.
+    """
+
+    pipeline: str
+    architecture: str
+    conditioning: str
+    shape: tuple[int, ...]
+    size: tuple[int, int]
+    draw: Draw = field(repr=False)
+    parameters: int
+    dtype: str
+    weight_digest: str
+    identity: str
+    layers: list[LayerFacts] = field(repr=False)
+    draw_base: Draw | None = field(default=None, repr=False)
+    classes: int = 0
+    class_names: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    trigger_words: list[str] = field(default_factory=list)
+    available: int | None = None
+    device: str = "cpu"
+
+    def conditions(self, seed: int, numbers: Sequence[int]) -> list[int]:
+        """For each sample its class, or the index of its prompt; 0 where there is neither."""
+        if self.conditioning == "class":
+            return seeds.classes(seed, self.architecture, self.classes, numbers)
+        return [number % max(1, len(self.prompts)) for number in numbers]
+
+
+class Sampler:
+    """Samples one generator, in batches that fit."""
+
+    def __init__(
+        self, generator: Generator, *, seed: int, batch_size: int, memory_bytes: int | None = None
+    ) -> None:
+        """``batch_size`` is the largest, ``memory_bytes`` this process's share of the device's memory."""
+        self._generator, self._seed = generator, seed
+        self._most, self._memory_bytes = batch_size, memory_bytes
+        self._measured = memory.free_memory(generator.device, memory_bytes) is None
+        self._batch_size = batch_size if self._measured else min(_FIRST_BATCH, batch_size)
+
+    def sample(self, numbers: Sequence[int]) -> Samples:
+        """The samples of these numbers, each the same whatever others are asked for with it.
+
+        Raises:
+            ItemFailure: NON_FINITE, CONSTANT (every picture is of one colour), CONFIG_MISMATCH (the parts do not fit
+                together), OUT_OF_MEMORY (a single one does not fit).
+        """
+        made = self._generator
+        pixels = self._drawn(made.draw, numbers)
+        base = None if made.draw_base is None else self._drawn(made.draw_base, numbers)
+        conditions = made.conditions(self._seed, numbers)
+        if all(int(picture.max()) - int(picture.min()) <= 1 for picture in pixels):
+            raise ItemFailure(FailureReason.CONSTANT, f"all of {len(pixels)} samples are of one colour")
+        return Samples(
+            pixels,
+            base,
+            conditions if made.conditioning == "text" else None,
+            conditions if made.conditioning == "class" else None,
+            self._batch_size,
+        )
+
+    def _drawn(self, draw: Draw, numbers: Sequence[int]) -> Pixels:
+        pictures: list[Pixels] = []
+        while len(pictures) < len(numbers):
+            some = numbers[len(pictures) : len(pictures) + self._batch_size]
+            try:
+                pictures += self._batch(draw, some)
+            except Exception as error:  # a foreign network given foreign settings raises anything
+                if isinstance(error, ItemFailure):
+                    raise
+                if not out_of_memory(error):
+                    raise ItemFailure(
+                        FailureReason.CONFIG_MISMATCH,
+                        f"{self._generator.architecture} cannot run as described: {type(error).__name__}: "
+                        f"{str(error)[:300]}",
+                    ) from error
+                if self._batch_size == 1:
+                    raise ItemFailure(
+                        FailureReason.OUT_OF_MEMORY, f"one sample: {str(error)[:300]}"
+                    ) from error
+                self._measured, self._batch_size = True, self._batch_size // 2
+        return np.stack(pictures)
+
+    def _batch(self, draw: Draw, numbers: Sequence[int]) -> list[Pixels]:
+        import torch
+
+        made = self._generator
+        peak = None if self._measured else PeakMemory(made.device)
+        noise = np.stack([seeds.noise(self._seed, made.architecture, one, made.shape) for one in numbers])
+        with torch.inference_mode():
+            drawn = draw(torch.from_numpy(noise).to(made.device), made.conditions(self._seed, numbers))
+            pictures = as_pixels(drawn)
+        if peak is not None:
+            self._fit(peak.grown() / len(numbers))
+        return pictures
+
+    def _fit(self, bytes_a_sample: float) -> None:
+        """The largest batch that fits, a power of two."""
+        self._measured, self._batch_size = True, self._most
+        free = memory.free_memory(self._generator.device, self._memory_bytes)
+        if free is not None and bytes_a_sample > 0:
+            fits = max(1, int(_MEMORY_SHARE * free / bytes_a_sample))
+            self._batch_size = min(self._most, 1 << (fits.bit_length() - 1))
+
+
+def as_pixels(drawn: torch.Tensor) -> list[Pixels]:
+    """Pictures (B, C, H, W), -1 to 1, as bytes (H, W, 3).
+
+    Raises:
+        ItemFailure: NON_FINITE, CONFIG_MISMATCH where it is no picture.
+    """
+    if drawn.ndim != 4 or drawn.shape[1] not in (1, 3):
+        raise ItemFailure(FailureReason.CONFIG_MISMATCH, f"{list(drawn.shape)} is no batch of pictures")
+    if not bool(drawn.isfinite().all()):
+        raise ItemFailure(FailureReason.NON_FINITE, "a sample holds NaN or infinite numbers")
+    scaled: Any = ((drawn.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    pixels = scaled.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    return list(np.ascontiguousarray(pixels))

@@ -1,0 +1,15 @@
+"""Imports what generators need: for the server that forks their processes alone, so that classifiers' runs pay nothing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+for _name in (
+    "PIL.Image",
+    "torch",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d",
+    "probelog.generators.loading",
+    "probelog.sandbox.generator_server",
+):
+    import_module(_name)

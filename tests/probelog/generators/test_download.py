@@ -1,0 +1,65 @@
+"""Which files of a generator are fetched from a real Hub on loopback, and what is refused before any weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.hubserver import running
+from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.download import download_generator, needed_files
+from probelog.generators.layout import pipeline_layout
+from probelog.generators.loading import LoadOptions, load_generator
+from probelog.hub.client import HubClient
+from probelog.hub.download import DownloadLimits
+from probelog.hub.listing import ListingFilters, iter_pages
+from tests.support.worlds import tiny_generators
+
+
+def test_a_pipeline_is_fetched_folder_by_folder(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "ada" / "umbrellas"
+    tiny_generators.unconditional(repository)
+    (repository / "pipeline.py").write_text("raise RuntimeError")
+    (repository / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"no weights")
+    with running(tmp_path / "hub") as endpoint, HubClient(endpoint) as client:
+        filters = ListingFilters(libraries=(), pipeline_tag=None)
+        rows = [row for page in iter_pages(filters, endpoint=endpoint) for row in page.rows]
+        done = download_generator(client, rows[0], tmp_path / "here", limits=DownloadLimits())
+    assert done.files == (
+        "model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    )  # fmt: skip
+    assert load_generator(tmp_path / "here", LoadOptions(steps=2)).pipeline == "DDPMPipeline"
+
+
+INDEX: dict[str, Any] = {
+    "_class_name": "DDPMPipeline",
+    "unet": ["diffusers", "UNet2DModel"],
+    "scheduler": ["diffusers", "DDPMScheduler"],
+}
+UNET = "unet/diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize(
+    ("names", "allow_pickle", "weights"),
+    [
+        ([f"{UNET}.bin", f"{UNET}.safetensors"], True, f"{UNET}.safetensors"),
+        ([f"{UNET}.safetensors.index.json", f"{UNET}.fp16.safetensors"], False, f"{UNET}.safetensors.index.json"),
+        ([f"{UNET}.fp16.safetensors", f"{UNET}.bin"], False, f"{UNET}.fp16.safetensors"),
+        ([f"{UNET}.bin"], True, f"{UNET}.bin"),
+        ([f"{UNET}.bin"], False, FailureReason.UNSAFE_FORMAT),
+        (["unet/pytorch_model.ckpt"], True, FailureReason.UNSAFE_FORMAT),
+        (["diffusion_pytorch_model.safetensors"], False, FailureReason.NOT_FOUND),
+    ],
+)  # fmt: skip
+def test_the_best_weights_are_chosen(names: list[str], allow_pickle: bool, weights: object) -> None:
+    layout = pipeline_layout(INDEX)
+    listed = ["unet/config.json", *names]
+    if isinstance(weights, FailureReason):
+        with pytest.raises(ItemFailure) as failure:
+            needed_files(layout, listed, allow_pickle)
+        assert failure.value.reason is weights
+    else:
+        assert needed_files(layout, listed, allow_pickle) == (["unet/config.json"], [weights])

@@ -1,0 +1,47 @@
+"""Generators in confined processes: sampled, released, and none can say what no process of ours says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.sandbox.generators import GeneratorProcess, generator_server
+from probelog.sandbox.spec import GeneratorSpec, downloads_folder
+from tests.support.worlds import tiny_generators
+
+pytestmark = pytest.mark.acceptance  # it takes seconds to import the libraries
+
+
+def test_generators_are_sampled_in_processes_of_their_own(tmp_path: Path) -> None:
+    folder = downloads_folder(tmp_path)
+    tiny_generators.unconditional(folder / "plain")
+    tiny_generators.unconditional(folder / "classes", num_class_embeds=3)
+    spec = GeneratorSpec(steps=3, batch_size=4, memory_bytes=2 << 30)
+    process = GeneratorProcess(generator_server(tmp_path), spec)
+    try:
+        loaded = process.load(folder / "plain", "ada/plain", "0" * 40, 60)
+        assert loaded.facts["pipeline"] == "DDPMPipeline"
+        assert loaded.facts["architecture"] == "UNet2DModel"
+        assert set(loaded.weights["repo"].to_pylist()) == {"ada/plain"}
+        all_at_once = process.sample(range(6), 60)
+        assert all_at_once.pixels.shape == (6, 16, 16, 3)
+        assert [all_at_once.base, all_at_once.prompts, all_at_once.classes] == [None] * 3
+        # Within rounding: a batch of another size adds up in another order.
+        one = process.sample([4], 60).pixels[0].astype(int)
+        assert np.abs(one - all_at_once.pixels[4].astype(int)).max() <= 1
+
+        process.release()
+        with_classes = process.load(folder / "classes", "ada/classes", "1" * 40, 60)
+        assert (with_classes.facts["conditioning"], with_classes.class_count) == ("class", 3)
+        classes = process.sample(range(6), 60).classes
+        assert classes is not None
+        assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 2]
+
+        with pytest.raises(ItemFailure) as failure:
+            process.load(tmp_path / "downloads", "ada/none", "2" * 40, 60)
+        assert failure.value.reason is FailureReason.NOT_A_GENERATOR
+    finally:
+        process.close()
