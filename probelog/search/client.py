@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from probelog.errors import ProbeLogError, QueryError, StoreError, UsageError
 from probelog.index.conditions import split
-from probelog.index.contents.logits import Logits
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, find_index, read_pointer, store_around
 from probelog.index.tables import first_line
 from probelog.search.evidence import Evidence, shown_probes
+from probelog.search.generators.answers import (
+    GeneratorQueries,
+    GeneratorRequest,
+    embeddings_of,
+    is_generator,
+    search_generators,
+)
+from probelog.search.generators.query import direction_of_generator, sketched
+from probelog.search.generators.results import GeneratorResults
 from probelog.search.licences import LicenceConflicts, conflicts_of
+from probelog.search.logits.hits import check_finite, logit_numbers, moved_queries, results_of
 from probelog.search.models import (
     COVERED,
-    MODEL_FACT_NAMES,
     ModelCount,
     as_facts,
     check_fold,
     domain_of,
-    duplicates_of,
-    facts_of,
+    find_direction,
     find_logit,
     label_of,
     logit_rows,
     models_like,
-    relatives_of,
 )
 from probelog.search.query import (
     Embeddings,
@@ -46,17 +51,14 @@ from probelog.search.query import (
     ask,
     ask_many,
     background_numbers,
-    compared,
     embed_pictures,
-    not_finite,
     text_direction,
+    unit_vectors,
 )
 from probelog.search.ranking import (
     Filter,
-    LogitMatches,
     Selection,
     check_confidence,
-    select_logits,
     with_feedback,
 )
 from probelog.search.results import (
@@ -65,7 +67,6 @@ from probelog.search.results import (
     LogitSummary,
     ModelResults,
     ModelSummary,
-    Origin,
     Results,
 )
 from probelog.search.snippet import snippet_of
@@ -79,10 +80,6 @@ if TYPE_CHECKING:
 
 # How long a client answers from the generation that it has open before it looks at the pointer again.
 POLL_SECONDS = 30.0
-# With no hit of a higher confidence, "nothing here" is the likelier answer. On the bench hub (docs/results.md) 99 of
-# 100 classes that the hub has get a hit above it.
-UNRECOGNISED = 0.2
-
 # Some kilobytes with a few dozen examples.
 _LARGEST_REPORT = 4 << 20
 
@@ -92,7 +89,7 @@ _TEXTS_AT_ONCE = 64
 T = TypeVar("T")
 
 
-class Index:
+class Index(GeneratorQueries):
     """A published index, open for queries. Made by ``open_index``; safe to share between threads.
 
     An index answers from one generation and looks for a newer one at most every 30 seconds. A pickled one answers from the
@@ -183,12 +180,33 @@ class Index:
         data = store.read_or_none(name, _LARGEST_REPORT)
         return None if data is None else unsealed_json(data, store.path(name))
 
+    @overload
+    def search(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        kind: Literal["generator"],
+        images: Pictures | None = None,
+        embeddings: Embeddings | None = None,
+        sketch: Pictures | None = None,
+        sketch_embeddings: Embeddings | None = None,
+        like: str | None = None,
+        negative: str | Sequence[str] = (),
+        k: int = 10,
+        where: str | None = None,
+        min_confidence: float | None = None,
+        sort: str = "score",
+        method: str | None = None,
+    ) -> GeneratorResults: ...
+    @overload
     def search(
         self,
         text: str | Sequence[str] | None = None,
         *,
         images: Pictures | None = None,
         embeddings: Embeddings | None = None,
+        sketch: Pictures | None = None,
+        sketch_embeddings: Embeddings | None = None,
         like: str | None = None,
         like_index: Index | None = None,
         negative: str | Sequence[str] = (),
@@ -198,32 +216,60 @@ class Index:
         min_confidence: float | None = None,
         sort: str = "score",
         unwanted: str | Sequence[str] | None = None,
-    ) -> Results:
-        """The logits that recognise a concept, best first.
+        kind: Literal["classifier"] = "classifier",
+        method: str | None = None,
+    ) -> Results: ...
+    def search(
+        self,
+        text: str | Sequence[str] | None = None,
+        *,
+        images: Pictures | None = None,
+        embeddings: Embeddings | None = None,
+        sketch: Pictures | None = None,
+        sketch_embeddings: Embeddings | None = None,
+        like: str | None = None,
+        like_index: Index | None = None,
+        negative: str | Sequence[str] = (),
+        k: int = 10,
+        where: str | None = None,
+        by: str | None = None,
+        min_confidence: float | None = None,
+        sort: str = "score",
+        unwanted: str | Sequence[str] | None = None,
+        kind: str = "classifier",
+        method: str | None = None,
+    ) -> Results | GeneratorResults:
+        """The logits that recognise a concept, or the generators that make it, best first.
 
-        Text, images and a logit may be mixed; they then describe one concept together.
+        Text, images, sketches and a model may be mixed; they then describe one concept together.
 
         Args:
             text: the concept's name, as a person would say it ("dog"), or several names of the same thing.
             images: a picture of the concept (path, bytes, PIL image or NumPy array of uint8), or a list of several, which
                 make one query.
             embeddings: the same as vectors (d,) or (s, d) of the index's own image encoder (``embed_images``).
-            like: a logit as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning.
+            sketch: a drawing of lines, dark on white, or several; given as ``images`` are.
+            sketch_embeddings: the same as vectors (``embed_sketch``).
+            like: a logit as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning, or generators of what it
+                recognises. Or a generator as ``REPO``: finds others that make the same, or logits that recognise it.
             like_index: the index that holds that logit, where it is not this one. Both must have the same encoder;
                 their probes may differ.
-            negative: what must not be recognised, a name or several ("hot dog").
+            negative: what must not be recognised, or made: a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, and the answers' ``score`` and ``confidence``, e.g.
                 ``licence = 'mit' AND downloads > 100 AND confidence > 0.5``. Texts are compared without case.
             by: ``"logit"`` (the default); ``"model"`` gives of each model the best answer alone; ``"family"`` of each
-                model tree, with the number of its ``relatives``.
+                model tree, with the number of its ``relatives``. Generators are not folded.
             min_confidence: only answers of at least this confidence, between 0 and 1.
             sort: ``"score"``, or ``"confidence"``: the most confident of the answers with the best scores come first.
             unwanted: the former name of ``negative``.
+            kind: ``"classifier"``: answers are logits; ``"generator"``: answers are generators.
+            method: of generators, how samples are compared with the query (docs/method.md); ``"matched"`` by default.
 
         Raises:
             QueryError: no query, empty text, words that the encoder does not know, an unreadable image, an unknown
-                logit, a filter that is not understood, a confidence asked of a query by a logit.
+                logit or generator, a filter that is not understood, a confidence asked of a query by a model, generators
+                asked of an index without.
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         if unwanted is not None:
@@ -232,36 +278,70 @@ class Index:
             )
             negative = unwanted
         against = [negative] if isinstance(negative, str) else list(negative)
-        if not texts and images is None and embeddings is None and like is None:
+        if not texts and all(part is None for part in (images, embeddings, sketch, sketch_embeddings, like)):
             raise QueryError(
-                "the query is empty: give a text, images or a logit (like), or a mixture of them"
+                "the query is empty: give a text, images, a sketch or a model (like), or a mixture of them"
             )
-        if like_index is not None and like is None:
+        if like_index is not None and (like is None or kind == "generator"):
             raise QueryError(
                 "like_index (--like-index) says which index holds a logit: name the logit with like (--like)"
             )
         if k < 1:
             raise QueryError(f"k must be at least 1, not {k}")
+        if kind == "generator":
+            request = GeneratorRequest(
+                texts=texts,
+                images=images,
+                embeddings=embeddings,
+                sketch=sketch,
+                sketch_embeddings=sketch_embeddings,
+                like=like,
+                negative=against,
+                where=where,
+                k=k,
+                by=by,
+                min_confidence=min_confidence,
+                sort=sort,
+                method=method,
+            )
+            return self._ask(lambda generation: search_generators(self, generation, request))
+        if kind != "classifier" or method is not None:
+            raise QueryError(
+                f"a kind is classifier or generator, not {kind!r}"
+                if method is None
+                else "only generators are compared by other methods (method)"
+            )
         condition, bounds = split(where)
         selection = Selection(k, by, min_confidence, sort, bounds)
         if selection.by_confidence and like is not None:
             raise QueryError(
-                "answers to a logit (like) have no confidence to select or sort them by: leave that out"
+                "answers to a model (like) have no confidence to select or sort them by: leave that out"
             )
 
         def answer(generation: Generation) -> Results:
             notes = _several_names(generation, texts)
             row = direction = None
             if like is not None and like_index is not None and like_index is not self:
-                direction = like_index._ask(lambda other: _direction_elsewhere(generation, other, like))
+                direction = like_index._ask(lambda other: find_direction(generation, like, other))
+            elif like is not None and "#" not in like and is_generator(generation, like):
+                direction = direction_of_generator(generation, like)
             elif like is not None:
                 row = find_logit(generation, like)
-                direction = _direction(generation, row)
-            query = ask(generation, texts, images, embeddings, direction, against, notes)
+                direction = find_direction(generation, like)
+            drawn = embeddings_of(generation, sketch, sketch_embeddings)
+            shown = embeddings
+            if drawn is not None:
+                moved = sketched(generation, drawn)
+                shown = (
+                    moved
+                    if embeddings is None
+                    else np.concatenate([unit_vectors(generation, embeddings), moved])
+                )
+            query = ask(generation, texts, images, shown, direction, against, notes)
             if like is None:
                 query = with_feedback(generation, query)
             model_filter = Filter(generation, condition)
-            return _results(self, generation, [query], selection, model_filter, row, [notes])[0]
+            return results_of(self, generation, [query], selection, model_filter, row, [notes])[0]
 
         return self._ask(answer)
 
@@ -307,8 +387,8 @@ class Index:
                 notes = [_several_names(generation, names) for names in piece]
                 queries = ask_many(generation, piece, notes)
                 asked = [place for place, query in enumerate(queries) if query is not None]
-                own = _moved(generation, [query for query in queries if query is not None])
-                answers = _results(
+                own = moved_queries(generation, [query for query in queries if query is not None])
+                answers = results_of(
                     self, generation, own, selection, model_filter, None, [notes[i] for i in asked]
                 )
                 by_place = dict(zip(asked, answers, strict=True))
@@ -456,7 +536,7 @@ class Index:
             model = as_facts(generation, generation.model(repo))
             logits = generation.logits(logit_rows(model)[start:stop])
             names, scores = generation.names(logits, concepts)
-            _check_finite(generation, scores)
+            check_finite(generation, scores)
             twins = generation.models_table(["repo"], f"weights = {model['weights']}")
             return ModelSummary(
                 **{name: model[name] for name in _SUMMARY_FACTS},
@@ -471,7 +551,7 @@ class Index:
                         scores=scores[i],
                         probes=probes,
                     )
-                    for i, (logit, negated, probes) in enumerate(_logit_numbers(logits))
+                    for i, (logit, negated, probes) in enumerate(logit_numbers(logits))
                 ],
             )
 
@@ -673,22 +753,6 @@ def _open_live(store: Store) -> Generation:
         return Generation(store, again)
 
 
-def _direction(generation: Generation, row: int) -> np.ndarray[Any, Any]:
-    """Direction (d,) of one logit."""
-    return generation.basis.directions(generation.logits(np.array([row])).coordinates[0])
-
-
-def _direction_elsewhere(generation: Generation, other: Generation, like: str) -> np.ndarray[Any, Any]:
-    """Direction (d,) of a logit of another index with the same encoder."""
-    digest, other_digest = (item.settings.encoder_digest for item in (generation, other))
-    if digest != other_digest:
-        raise QueryError(
-            f"{other.index.uri} and {generation.index.uri} were made with different encoders "
-            f"({other.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
-        )
-    return _direction(other, find_logit(other, like))
-
-
 def _row_of(generation: Generation, hit: Hit) -> int:
     """Row of a hit's logit in a generation, perhaps another one than the hit is from."""
     origin = hit._origin
@@ -704,7 +768,7 @@ def _rows_of(generation: Generation, summary: ModelSummary) -> list[int]:
     _check_commit(model, summary.sha)
     rows = logit_rows(model)
     numbers = {
-        key[:2]: int(row) for key, row in zip(_logit_numbers(generation.logits(rows)), rows, strict=True)
+        key[:2]: int(row) for key, row in zip(logit_numbers(generation.logits(rows)), rows, strict=True)
     }
     return [numbers[item.logit, item.negated] for item in summary.logits]
 
@@ -725,98 +789,3 @@ def _several_names(generation: Generation, texts: Sequence[str]) -> list[str]:
         f"{' and '.join(map(repr, texts))} are taken as names of the same thing; did you mean "
         f'"{together}"? Then write it as one name, in quotes'
     ]
-
-
-def _check_finite(generation: Generation, *numbers: npt.ArrayLike) -> None:
-    """Refuse an answer with numbers that are none: the order of the answers means nothing then.
-
-    Raises:
-        StoreError: there are such numbers.
-    """
-    if not all(np.isfinite(item).all() for item in numbers):
-        raise not_finite(generation)
-
-
-def _logit_numbers(logits: Logits) -> Iterator[tuple[int, bool, list[int]]]:
-    """For each logit: its number in the head, whether it is negated, and the probes that fire it most."""
-    return zip(logits.logit.tolist(), logits.negated.tolist(), logits.probes.tolist(), strict=True)
-
-
-def _moved(generation: Generation, queries: Sequence[Query]) -> Sequence[Query]:
-    """Queries by name with feedback; those to a small index are compared with it together, before and after."""
-    if generation.large or not queries:
-        return [with_feedback(generation, query) for query in queries]
-    gallery = generation.all_logits.coordinates
-    first = compared(generation, queries, gallery)
-    return compared(generation, [with_feedback(generation, query) for query in first], gallery)
-
-
-def _results(
-    index: Index,
-    generation: Generation,
-    queries: Sequence[Query],
-    selection: Selection,
-    model_filter: Filter,
-    skip: int | None,
-    notes: Sequence[list[str]],
-) -> list[Results]:
-    """The best logits for each query; the facts of all of them are read at once."""
-    selected = [
-        select_logits(generation, query, selection, model_filter, skip, own)
-        for query, own in zip(queries, notes, strict=True)
-    ]
-    members = model_filter.members(
-        itertools.chain.from_iterable(matches.logits.weights.tolist() for matches, _ in selected)
-    )
-    models = facts_of(
-        generation, [number for number, _ in members.values()], ["labels", "copies", *MODEL_FACT_NAMES]
-    )
-    results = []
-    for (matches, confidences), own in zip(selected, notes, strict=True):
-        hits = _hits(index, generation, matches, confidences, selection, model_filter, members, models)
-        highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
-        if highest < UNRECOGNISED:
-            own.append(
-                f"no answer has a confidence above {highest:.0%}: perhaps nothing in this index recognises this"
-            )
-        results.append(Results(hits, own))
-    return results
-
-
-def _hits(
-    index: Index,
-    generation: Generation,
-    matches: LogitMatches,
-    confidences: npt.NDArray[np.float64] | None,
-    selection: Selection,
-    model_filter: Filter,
-    members: Mapping[int, tuple[int, int | None]],
-    models: Mapping[int, Mapping[str, Any]],
-) -> list[Hit]:
-    """Hits of logits. Models with equal weights share one hit, shown as the first of them that passes the filter."""
-    logits = matches.logits
-    _check_finite(generation, matches.similarities, () if confidences is None else confidences)
-    hits = []
-    for place, (logit, negated, probes) in enumerate(_logit_numbers(logits)):
-        number, count = members[int(logits.weights[place])]
-        model = models[number]
-        hit = Hit(
-            rank=place + 1,
-            label=label_of(model["labels"], logit),
-            logit=logit,
-            score=float(matches.scores[place]),
-            confidence=None if confidences is None else float(confidences[place]),
-            distance=float(1.0 - matches.similarities[place]),
-            negated=negated,
-            duplicates=duplicates_of(count, model),
-            probes=probes,
-            relatives=relatives_of(generation, model, model_filter.condition)
-            if selection.by == "family"
-            else None,
-            url=model["url"],
-            **{name: model[name] for name in MODEL_FACT_NAMES},
-        )
-        origin = Origin(index, generation.pointer.generation, int(logits.rows[place]))
-        object.__setattr__(hit, "_origin", origin)
-        hits.append(hit)
-    return hits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,6 @@ from probelog.storage.schemas import Parent
 
 Ask = Callable[[Callable[[Generation], pa.Table]], pa.Table]
 
-# Of these some models have thousands, or they are long: only who asks for them by name gets them.
-_LONG = ("labels", "recipe")
 # Facts that an answer says about its model, besides the page's address.
 MODEL_FACT_NAMES = [item.name for item in fields(ModelFacts) if item.name != "url"]
 # Facts that every model has.
@@ -116,6 +114,22 @@ def find_logit(generation: Generation, like: str, negated: bool = False) -> int:
     raise QueryError(
         f"{repo} has no indexed {'negated ' if negated else ''}logit {name!r}; it has {known or 'none'}{', ...' if len(by_number) > 20 else ''}"
     )
+
+
+def find_direction(generation: Generation, like: str, other: Generation | None = None) -> npt.NDArray[Any]:
+    """Direction (d,) of the logit that ``REPO#NUMBER`` or ``REPO#LABEL`` names, in this index or in another one.
+
+    Raises:
+        QueryError: it names no indexed logit, or the other index has another encoder.
+    """
+    holder = generation if other is None else other
+    if holder.settings.encoder_digest != generation.settings.encoder_digest:
+        raise QueryError(
+            f"{holder.index.uri} and {generation.index.uri} were made with different encoders "
+            f"({holder.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
+        )
+    logit = holder.logits(np.array([find_logit(holder, like)]))
+    return holder.basis.directions(logit.coordinates[0])
 
 
 def label_of(labels: Sequence[str] | None, logit: int) -> str:
@@ -265,6 +279,9 @@ def _matches(
 class ModelCount(int):
     """The number of an index's models, which can be called for a table of them."""
 
+    _FACTS: ClassVar[pa.Schema] = MODEL_FACTS
+    # Of these some models have thousands, or they are long: only who asks for them by name gets them.
+    _LONG: ClassVar[Sequence[str]] = ("labels", "recipe")
     _ask: Ask
 
     def __new__(cls, count: int, ask: Ask) -> ModelCount:
@@ -298,24 +315,29 @@ class ModelCount(int):
         """
         if limit is not None and limit < 1:
             raise QueryError(f"limit must be at least 1, not {limit}")
-        names = [name for name in MODEL_FACTS.names if name not in _LONG] if columns is None else [*columns]
-        return self._ask(lambda generation: _models(generation, where, names, sort, limit))
-
-
-def _models(
-    generation: Generation, where: str | None, columns: Sequence[str], sort: str | None, limit: int | None
-) -> pa.Table:
-    read = list(dict.fromkeys([*columns, *([] if sort is None else [sort])]))
-    check_columns(read, MODEL_FACTS.names)
-    condition = None if where is None else prepared(where, "models")
-
-    table = generation.models_where(condition, read, limit if sort is None else None)
-    if sort is not None:
-        kind = MODEL_FACTS.field(sort).type
-        if pa.types.is_nested(kind):
-            raise QueryError(f"models cannot be sorted by {sort}, which is a list")
-        # Unknown ones come last, either way.
-        table = table.take(
-            pc.sort_indices(table, [(sort, "ascending" if pa.types.is_string(kind) else "descending")])
+        facts = self._FACTS
+        names = [name for name in facts.names if name not in self._LONG] if columns is None else [*columns]
+        read = list(dict.fromkeys([*names, *([] if sort is None else [sort])]))
+        check_columns(read, facts.names)
+        table = self._ask(
+            lambda generation: self._rows(generation, where, read, limit if sort is None else None)
         )
-    return (table if limit is None else table.slice(0, limit)).select(list(columns))
+        if sort is not None:
+            table = _sorted(table, sort, facts)
+        return (table if limit is None else table.slice(0, limit)).select(names)
+
+    @staticmethod
+    def _rows(
+        generation: Generation, where: str | None, columns: Sequence[str], limit: int | None
+    ) -> pa.Table:
+        condition = None if where is None else prepared(where, "models")
+        return generation.models_where(condition, columns, limit)
+
+
+def _sorted(table: pa.Table, sort: str, facts: pa.Schema) -> pa.Table:
+    kind = facts.field(sort).type
+    if pa.types.is_nested(kind):
+        raise QueryError(f"models cannot be sorted by {sort}, which is a list")
+    # Unknown ones come last, either way.
+    order = "ascending" if pa.types.is_string(kind) else "descending"
+    return table.take(pc.sort_indices(table, [(sort, order)]))

@@ -147,18 +147,14 @@ def ask(
     Raises:
         QueryError: empty text, words that the encoder does not know, an unreadable image.
     """
-    named = [*texts, *negative]
-    for text, unknown in (
-        zip(named, generation.text_encoder.unknown_words(named), strict=True) if named else ()
-    ):
-        _check_words(generation, text, unknown, notes)
+    check_texts(generation, [*texts, *negative], notes)
     parts = []
     excluded = background_numbers(generation, texts)
     if texts:
         parts.append(text_direction(generation, texts, excluded))
     shown = [
         *([] if images is None else [embed_pictures(generation, images)]),
-        *([] if embeddings is None else [_unit_vectors(generation, embeddings)]),
+        *([] if embeddings is None else [unit_vectors(generation, embeddings)]),
     ]
     if shown:
         parts.append(generation.space.of_images(np.concatenate(shown))[0])
@@ -323,6 +319,17 @@ def _compared(name: str) -> str:
     return canonical_name(name) or normal_name(name)
 
 
+def check_texts(generation: Generation, texts: Sequence[str], notes: list[str]) -> None:
+    """Refuse texts that cannot be asked, and note words that the encoder does not know.
+
+    Raises:
+        QueryError: empty text, words that the encoder does not know.
+    """
+    if texts:
+        for text, unknown in zip(texts, generation.text_encoder.unknown_words(texts), strict=True):
+            _check_words(generation, text, unknown, notes)
+
+
 def _check_words(generation: Generation, text: str, unknown: Sequence[str], notes: list[str]) -> None:
     if not text.strip():
         raise QueryError("the query is empty: name a concept, for example: probelog search dog --index URI")
@@ -347,7 +354,7 @@ def embed_pictures(generation: Generation, images: Pictures) -> npt.NDArray[np.f
     return np.asarray(generation.image_encoder.embed(listed, mirror=True))
 
 
-def _unit_vectors(generation: Generation, embeddings: Embeddings) -> npt.NDArray[np.float32]:
+def unit_vectors(generation: Generation, embeddings: Embeddings) -> npt.NDArray[np.float32]:
     """Vectors of a user's as unit vectors (s, d)."""
     dimension = generation.space.centre.shape[0]
     try:

@@ -204,7 +204,7 @@ class Hit(ModelFacts, _Ranked):
         sure = "" if self.confidence is None else f", confidence {self.confidence:.0%}"
         label = self.label if len(self.label) <= _SHOWN else f"{self.label[: _SHOWN - 1]}…"
         opposite = "not " * self.negated
-        return f"<Hit {self.rank}: {_name(self.repo)}#{self.logit} {opposite}{label!r}, score {self.score:.2f}{sure}>"
+        return f"<Hit {self.rank}: {name_of(self.repo)}#{self.logit} {opposite}{label!r}, score {self.score:.2f}{sure}>"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -221,7 +221,7 @@ class ModelHit(ModelFacts, _Ranked):
     relatives: int | None = None
 
     def __repr__(self) -> str:
-        return f"<ModelHit {self.rank}: {_name(self.repo)}, score {self.score:.3f}>"
+        return f"<ModelHit {self.rank}: {name_of(self.repo)}, score {self.score:.3f}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +252,7 @@ class DomainHit(ModelFacts, _Ranked):
     relatives: int | None = None
 
     def __repr__(self) -> str:
-        return f"<DomainHit {self.rank}: {_name(self.repo)}, covers {self.coverage:.0%}, lacks {len(self.lacks)}>"
+        return f"<DomainHit {self.rank}: {name_of(self.repo)}, covers {self.coverage:.0%}, lacks {len(self.lacks)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,7 @@ class ModelSummary(Tabular, ModelFacts):
     logits: list[LogitSummary]
 
     def __repr__(self) -> str:
-        return f"<ModelSummary {_name(self.repo)}: {_counted(len(self.logits), 'logit')}>"
+        return f"<ModelSummary {name_of(self.repo)}: {_counted(len(self.logits), 'logit')}>"
 
     def to_arrow(self) -> pa.Table:
         """What the logits recognise as an Arrow table, a row each."""
@@ -312,6 +312,6 @@ class DomainResults(Answers[DomainHit]):
     _ROW, _NAME = DomainHit, "model"
 
 
-def _name(repo: str) -> str:
+def name_of(repo: str) -> str:
     """A repository's name without what could disguise a line of a terminal."""
     return repr(repo)[1:-1]

@@ -6,6 +6,7 @@ as a query needs them, by a vector index over the directions of their means.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ EXACT_GENERATORS = 2_000
 # What is shown of one generator's samples.
 _MOST_PICTURES = 12
 _PICTURE_BYTES = 1 << 20
-_MOST_DIMENSIONS = 1 << 16
+# Number of names that an unknown one is compared with, to suggest similar ones.
+_COMPARED_NAMES = 10_000
 Int64 = npt.NDArray[np.int64]
 
 
@@ -101,6 +103,22 @@ class Generators:
             return None
         rows = self.rows(GENERATOR_TABLE.names, f"repo = {sql_literal(repo)}", limit=1).to_pylist()
         return rows[0] if rows else None
+
+    def row_named(self, repo: str) -> dict[str, Any]:
+        """The row of one repository's generator.
+
+        Raises:
+            QueryError: the index does not hold it; the message names similar ones.
+        """
+        row = self.named(repo)
+        if row is not None:
+            return row
+        some = self.rows(["repo"], limit=_COMPARED_NAMES)["repo"]
+        close = difflib.get_close_matches(repo, values_of(some, str), n=3, cutoff=0.5)
+        raise QueryError(
+            f"the index does not hold a generator {repo!r}"
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
+        )
 
     def count(self, where: str) -> int:
         """How many generators meet an SQL condition."""

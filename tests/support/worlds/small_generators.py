@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +14,23 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from probelog.encoders.text import TextEncoder
 from probelog.index.basis import Basis
 from probelog.index.generators.schema import GENERATOR_FACTS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.generators import GeneratorSource, Sampled, write_generators
 from probelog.ranking import matched_heads
 from probelog.ranking.names import name_vectors
+from probelog.ranking.samples.description import unit
 from probelog.ranking.samples.sketches import SketchMap
 from probelog.storage.store import Store
 from tests.support.worlds import small_index, tiny_encoders
-from tests.support.worlds.small_index import PROMPT, SmallIndex
+from tests.support.worlds.small_index import BACKGROUND, PROMPT, SmallIndex
 
 Floats = npt.NDArray[np.floating]
+
+# How far a sketch's embedding is from its picture's, in every coordinate.
+SKETCHED = 0.3
 
 
 @dataclass(frozen=True)
@@ -82,21 +88,25 @@ class Drawn:
     base: dict[str, Floats]
 
     @classmethod
-    def around(cls, generators: Sequence[Generator], embed: Any, noise: float = 0.2, seed: int = 0) -> Drawn:
-        """Draw the samples of each around the text embeddings of what it makes, in turns."""
+    def around(
+        cls,
+        generators: Sequence[Generator],
+        pictures_of: Callable[[str], Floats],
+        noise: float,
+        seed: int = 0,
+    ) -> Drawn:
+        """Draw the samples of each around the picture (d,) of what it makes, in turns."""
         features, base = {}, {}
         for generator in generators:
             if generator.key in features:
                 continue
             random = np.random.default_rng([seed, *generator.key.encode()])
-            texts = name_vectors(embed, [PROMPT], generator.makes)
-            rows = texts[np.arange(generator.samples) % len(texts)]
-            away = random.normal(size=rows.shape) * noise / np.sqrt(rows.shape[1])
-            rows = rows + away
-            features[generator.key] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            shown = np.stack([pictures_of(name) for name in generator.makes])
+            rows = shown[np.arange(generator.samples) % len(shown)]
+            rows = unit(rows + random.normal(size=rows.shape) * noise / np.sqrt(rows.shape[1]))
+            features[generator.key] = rows
             if generator.base_repo is not None:
-                other = rows - texts[0] + name_vectors(embed, [PROMPT], ["chair"])[0]
-                base[generator.key] = other / np.linalg.norm(other, axis=1, keepdims=True)
+                base[generator.key] = unit(rows - shown[0] + pictures_of("chair"))
         return cls(generators, features, base)
 
     def source(self) -> GeneratorSource:
@@ -139,10 +149,18 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class SmallGenerators:
-    """An index with classifiers and generators, and what was written."""
+    """An index with classifiers and generators, and what was written.
+
+    Attributes:
+        index: the index.
+        drawn: the samples.
+        pictures_of: embedding (d,) of a picture of a concept: a random encoder knows none, so it is made up from the
+            concept's direction and its text.
+    """
 
     index: SmallIndex
     drawn: Drawn
+    pictures_of: Callable[[str], Floats]
 
 
 def build(
@@ -153,30 +171,45 @@ def build(
     **options: Any,
 ) -> SmallGenerators:
     """Write a small index (``small_index.build``) with generators beside its classifiers."""
-    drawn: list[Drawn] = []
+    made: list[tuple[Drawn, Callable[[str], Floats]]] = []
     kind = options.get("kind", "siglip")
     files = options.get("files") or tiny_encoders.text_files(kind)
 
     def write_further(
         writer: GenerationWriter, space: matched_heads.HeadSpace, probes: Floats, basis: Basis
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        from probelog.encoders.text import TextEncoder
-
         encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
-        drawn.append(Drawn.around(generators, encoder.embed, noise))
-        encoder.close()
+        names = [*options.get("names", BACKGROUND)]
+
+        @functools.cache
+        def pictures_of(name: str) -> Floats:
+            text = name_vectors(encoder.embed, [PROMPT], [name])
+            excluded = np.array([names.index(name)] if name in names else [], np.int64)
+            direction = space.of_texts(text, [excluded])[0]
+            return np.asarray(
+                unit((space.centre + direction + unit(text - space.texts.mean(axis=0))[0])[None])[0]
+            )
+
+        drawn = Drawn.around(generators, pictures_of, noise)
+        made.append((drawn, pictures_of))
         # Made-up sketches: the probes, all moved by the same.
-        moved = probes + 0.3
-        fitted = SketchMap.fit(moved / np.linalg.norm(moved, axis=1, keepdims=True), probes)
+        fitted = SketchMap.fit(unit(probes + SKETCHED), probes)
         settings, meta = write_generators(
-            writer, drawn[0].source(), space, probes, basis, fitted if sketches else None
+            writer, drawn.source(), space, probes, basis, fitted if sketches else None
         )
         return {"generators": settings}, meta
 
     small = small_index.build(index, write_further=write_further, **options)
-    return SmallGenerators(small, drawn[0])
+    return SmallGenerators(small, *made[0])
 
 
 def renamed(generators: Sequence[Generator], suffix: str) -> list[Generator]:
     """The same generators under other names, of other samples."""
     return [replace(item, repo=item.repo + suffix, identity=None) for item in generators]
+
+
+def mean_direction(world: SmallGenerators, repo: str, centre: Floats) -> Floats:
+    """Direction of the mean of one generator's samples, beside the probes' centre."""
+    key = next(item.key for item in world.drawn.generators if item.repo == repo)
+    away = world.drawn.features[key].mean(axis=0) - centre
+    return np.asarray(away / np.linalg.norm(away), np.float64)

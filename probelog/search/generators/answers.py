@@ -1,0 +1,234 @@
+"""Answers from the generators of a generation, and what a client says about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog.arrays import Floats
+from probelog.errors import QueryError
+from probelog.index.conditions import prepared, split
+from probelog.index.generation import Generation
+from probelog.index.generators.schema import GENERATOR_FACTS
+from probelog.index.tables import sql_in
+from probelog.search.generators.query import GeneratorQuery, asked, by_direction, direction_of_generator
+from probelog.search.generators.ranking import GeneratorFilter, GeneratorMatches, best
+from probelog.search.generators.results import (
+    GeneratorFacts,
+    GeneratorHit,
+    GeneratorResults,
+    GeneratorSummary,
+)
+from probelog.search.models import ModelCount, as_facts, find_direction
+from probelog.search.query import Embeddings, check_texts, embed_pictures, unit_vectors
+from probelog.search.ranking import Selection
+
+if TYPE_CHECKING:
+    from probelog.search.client import Index
+    from probelog.search.query import Pictures
+
+# With no hit of a higher confidence, "nothing here" is the likelier answer.
+UNMADE = 0.2
+_FACT_NAMES = [item.name for item in fields(GeneratorFacts) if item.name != "url"]
+# Concepts that a summary names.
+_CONCEPTS = 10
+# Of so many other repositories that make the same samples, the names are listed.
+_SAME = 100
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GeneratorRequest:
+    """A query for generators as the client takes it (``Index.search``)."""
+
+    texts: Sequence[str]
+    images: Pictures | None
+    embeddings: Embeddings | None
+    sketch: Pictures | None
+    sketch_embeddings: Embeddings | None
+    like: str | None
+    negative: Sequence[str]
+    where: str | None
+    k: int
+    by: str | None
+    min_confidence: float | None
+    sort: str
+    method: str | None
+
+
+def search_generators(index: Index, generation: Generation, request: GeneratorRequest) -> GeneratorResults:
+    """The generators that make a concept, best first."""
+    generators = generation.generators
+    if request.by not in (None, "model"):
+        raise QueryError(f"generators cannot be folded by {request.by}: leave that out")
+    condition, bounds = split(request.where)
+    selection = Selection(request.k, request.by, request.min_confidence, request.sort, bounds)
+    notes: list[str] = []
+    query, skip = _query(generation, request, notes)
+    chosen = GeneratorFilter(generators, condition, skip)
+    matches = best(generation, query, selection, chosen, request.method, notes)
+    hits = _hits(index, generation, matches, chosen)
+    highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
+    if highest < UNMADE:
+        notes.append(
+            f"no answer has a confidence above {highest:.0%}: perhaps nothing in this index makes this"
+        )
+    return GeneratorResults(hits, notes)
+
+
+def _query(
+    generation: Generation, request: GeneratorRequest, notes: list[str]
+) -> tuple[GeneratorQuery, int | None]:
+    """The query, and the row of the generator that is part of it."""
+    check_texts(generation, [*request.texts, *request.negative], notes)
+    pictures = embeddings_of(generation, request.images, request.embeddings)
+    sketches = embeddings_of(generation, request.sketch, request.sketch_embeddings)
+    if sketches is not None and generation.generators.sketch_map is None:
+        notes.append(
+            "this index does not know how sketches become pictures: the sketch is taken as a picture"
+        )
+    experts = asked(generation, request.texts, pictures, sketches)
+    skip = None
+    if request.like is not None and "#" in request.like:
+        experts.append(by_direction(find_direction(generation, request.like)))
+    elif request.like is not None:
+        skip = int(generation.generators.row_named(request.like)["row"])
+        experts.append(by_direction(direction_of_generator(generation, request.like)))
+    negative = [item for name in request.negative for item in asked(generation, [name])]
+    return GeneratorQuery(experts, negative, by_model=request.like is not None), skip
+
+
+def embeddings_of(
+    generation: Generation, images: Pictures | None, embeddings: Embeddings | None
+) -> Floats | None:
+    """Unit vectors (s, d) of pictures and of a user's own vectors; None without any."""
+    parts = [
+        *([] if images is None else [embed_pictures(generation, images)]),
+        *([] if embeddings is None else [unit_vectors(generation, embeddings)]),
+    ]
+    return np.concatenate(parts) if parts else None
+
+
+def _hits(
+    index: Index, generation: Generation, matches: GeneratorMatches, chosen: GeneratorFilter
+) -> list[GeneratorHit]:
+    """Hits of rows. Generators that make the same samples share one, shown as the first that passes the filter."""
+    members = chosen.members(matches.rows)
+    facts = _facts(generation, [number for number, _ in members.values()])
+    hits = []
+    for place, row in enumerate(matches.rows.tolist()):
+        number, count = members[row]
+        hit = GeneratorHit(
+            rank=place + 1,
+            score=float(matches.scores[place]),
+            confidence=None if matches.confidences is None else float(matches.confidences[place]),
+            distance=float(matches.distances[place]),
+            duplicates=count - 1,
+            **facts[number],
+        )
+        object.__setattr__(hit, "_read_pictures", index.generator_samples)
+        hits.append(hit)
+    return hits
+
+
+def _facts(generation: Generation, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Facts of some generators, by number."""
+    if not numbers:
+        return {}
+    rows = generation.generators.rows(_FACT_NAMES, sql_in("id", numbers)).to_pylist()
+    return {int(row["id"]): _as_facts(generation, row) for row in rows}
+
+
+def _as_facts(generation: Generation, row: Mapping[str, Any]) -> dict[str, Any]:
+    known = as_facts(generation, row)
+    lists = {name: known[name] or [] for name in ("trigger_words", "classes")}
+    return {**{name: known[name] for name in (*_FACT_NAMES, "url")}, **lists}
+
+
+def summary_of(generation: Generation, repo: str) -> GeneratorSummary:
+    """What one generator makes."""
+    generators = generation.generators
+    row = generators.row_named(repo)
+    described = generators.stored(np.array([row["row"]])).described
+    scores = generators.space.concepts(described)[0]
+    order = np.argsort(-scores, kind="stable")[:_CONCEPTS]
+    same: list[str] = []
+    if row["copies"] > 1:
+        found = generators.rows(["repo"], sql_in("row", [row["row"]]), _SAME + 1)
+        same = [name for name in found["repo"].to_pylist() if name != repo][:_SAME]
+    return GeneratorSummary(
+        prompts=row["prompts"] or [],
+        same_samples=same,
+        concepts=[generation.background[number] for number in order],
+        scores=scores[order].tolist(),
+        **_as_facts(generation, row),
+    )
+
+
+class GeneratorCount(ModelCount):
+    """The number of an index's generators, which can be called for a table of them, as ``models`` can."""
+
+    _FACTS: ClassVar[pa.Schema] = GENERATOR_FACTS
+    _LONG: ClassVar[Sequence[str]] = ("classes", "prompts")
+
+    @staticmethod
+    def _rows(
+        generation: Generation, where: str | None, columns: Sequence[str], limit: int | None
+    ) -> pa.Table:
+        if generation.settings.generators is None:
+            return GENERATOR_FACTS.empty_table()
+        condition = None if where is None else prepared(where, "generators")
+        return generation.generators.rows(columns, condition, limit)
+
+
+class GeneratorQueries:
+    """What an index answers about generators, besides ``search`` (`probelog.search.client.Index`)."""
+
+    _ask: Callable[[Callable[[Generation], Any]], Any]
+
+    @property
+    def generators(self) -> GeneratorCount:
+        """Number of generators in the index; called, a table of them, as of ``models``."""
+        settings = self._ask(lambda generation: generation.settings.generators)
+        return GeneratorCount(0 if settings is None else settings.models, self._ask)
+
+    def show_generator(self, repo: str) -> GeneratorSummary:
+        """The facts of one generator, and the background concepts that it makes most likely.
+
+        Raises:
+            QueryError: the index does not hold it.
+        """
+        summary: GeneratorSummary = self._ask(lambda generation: summary_of(generation, repo))
+        return summary
+
+    def generator_samples(self, repo: str) -> list[bytes]:
+        """Some samples of one generator as pictures (WebP bytes).
+
+        Raises:
+            QueryError: the index does not hold it.
+        """
+
+        def ask(generation: Generation) -> list[bytes]:
+            generators = generation.generators
+            return generators.pictures([int(generators.row_named(repo)["row"])])[0]
+
+        pictures: list[bytes] = self._ask(ask)
+        return pictures
+
+    def embed_sketch(self, sketch: Pictures) -> npt.NDArray[np.float32]:
+        """Embeddings (s, d) of sketches by the index's own encoder: what ``search(sketch_embeddings=...)`` takes.
+
+        Raises:
+            QueryError: an unreadable image, or an index that cannot be searched by image.
+        """
+        embeddings: npt.NDArray[np.float32] = self._ask(lambda generation: embed_pictures(generation, sketch))
+        return embeddings
+
+
+def is_generator(generation: Generation, repo: str) -> bool:
+    """Whether an index holds a generator of this name."""
+    return generation.settings.generators is not None and generation.generators.named(repo) is not None

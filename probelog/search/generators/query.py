@@ -1,0 +1,127 @@
+"""Queries for generators: each text, picture, sketch or model is an expert, and all of them describe one concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from probelog.arrays import Floats
+from probelog.errors import QueryError
+from probelog.index.contents.generators import Generators
+from probelog.index.generation import Generation
+from probelog.index.generators.encoding import StoredDescriptions
+from probelog.ranking.samples.description import unit
+from probelog.ranking.samples.matched import Asked
+from probelog.ranking.samples.methods import METHODS, product_of_experts
+from probelog.search.query import NEGATIVE_WEIGHT, Float64, background_numbers, text_direction, text_vectors
+
+MATCHED = "matched"
+NONE = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorQuery:
+    """One concept.
+
+    Attributes:
+        experts: what describes it, in the encoder's space.
+        negative: what must not be made.
+        by_model: whether a model is part of it: models are more alike than a concept and a model, and the confidence
+            does not apply.
+    """
+
+    experts: Sequence[Asked]
+    negative: Sequence[Asked]
+    by_model: bool
+
+    def scores(self, generators: Generators, stored: StoredDescriptions) -> tuple[Float64, Float64 | None]:
+        """Scores (N,) of generators by matched samples, and confidences (N,)."""
+        space, axes = generators.space, generators.axes
+        every = [_projected(item, axes) for item in (*self.experts, *self.negative)]
+        scores = space.scores(stored.described, stored.offsets, every)
+        positive, against = scores[: len(self.experts)], scores[len(self.experts) :]
+        penalty = NEGATIVE_WEIGHT * np.maximum(against, 0.0).sum(axis=0)
+        total = product_of_experts([*positive]) - penalty
+        if self.by_model:
+            return total, None
+        # As probable as its least probable part.
+        parts = [
+            space.confidences(row - penalty, len(item.excluded))
+            for row, item in zip(positive, self.experts, strict=True)
+        ]
+        return total, np.min(parts, axis=0)
+
+    def scores_by(self, method: str, generators: Generators, stored: StoredDescriptions) -> Float64:
+        """Scores (N,) by another method.
+
+        Raises:
+            QueryError: there is no such method, or it needs embeddings and the query has none.
+        """
+        if method not in METHODS:
+            raise QueryError(f"there is no method {method!r}: choose one of {', '.join([MATCHED, *METHODS])}")
+        if self.negative:
+            raise QueryError(f"negatives need the default method ({MATCHED}): leave one of both out")
+        vectors = [item.embedding for item in self.experts if item.embedding is not None]
+        if len(vectors) < len(self.experts):
+            raise QueryError(f"a model or a logit as a query needs the default method ({MATCHED})")
+        asked = np.stack(vectors) @ generators.axes.T
+        return product_of_experts([*METHODS[method](stored.described, asked)])
+
+
+def asked(
+    generation: Generation,
+    texts: Sequence[str] = (),
+    pictures: Floats | None = None,
+    sketches: Floats | None = None,
+) -> list[Asked]:
+    """The experts of a query, of each modality one.
+
+    Args:
+        generation: of the index.
+        texts: names of one concept.
+        pictures: (s, d) embeddings of pictures of it.
+        sketches: (s, d) embeddings of sketches of it, before they are moved to where pictures are.
+    """
+    experts = []
+    if texts:
+        excluded = background_numbers(generation, texts)
+        direction = text_direction(generation, texts, excluded)
+        embedding = unit(text_vectors(generation, texts).mean(axis=0, keepdims=True))[0]
+        experts.append(Asked(direction, embedding, excluded, True))
+    for shown in (pictures, None if sketches is None else sketched(generation, sketches)):
+        if shown is not None:
+            direction = generation.space.of_images(shown)[0]
+            experts.append(Asked(direction, unit(shown.mean(axis=0, keepdims=True))[0], NONE, False))
+    return experts
+
+
+def sketched(generation: Generation, sketches: Floats) -> Floats:
+    """Embeddings (s, d) of the pictures that sketches (s, d) stand for, as far as the index knows."""
+    if generation.settings.generators is None or (moved := generation.generators.sketch_map) is None:
+        return sketches
+    return moved.pictures_of(sketches)
+
+
+def by_direction(direction: npt.NDArray[np.floating]) -> Asked:
+    """A model or a logit as an expert."""
+    return Asked(np.asarray(direction, np.float64), None, NONE, False)
+
+
+def direction_of_generator(generation: Generation, repo: str) -> npt.NDArray[np.float32]:
+    """Direction (d,) of what one generator makes: of the mean of its samples, beside that of the probes.
+
+    Raises:
+        QueryError: the index does not hold it.
+    """
+    generators = generation.generators
+    row = generators.row_named(repo)["row"]
+    means = generators.stored(np.array([row])).described
+    return np.asarray(unit(generators.space.mean_directions(means) @ generators.axes)[0])
+
+
+def _projected(item: Asked, axes: npt.NDArray[np.float32]) -> Asked:
+    embedding = None if item.embedding is None else axes @ item.embedding
+    return item._replace(direction=unit((axes @ item.direction)[None])[0], embedding=embedding)
