@@ -85,17 +85,24 @@ def zoo(
     images: Annotated[
         str | None,
         typer.Argument(
-            help="Folder with a sub-folder per class, or Parquet with images and their labels; with --forest "
-            "optional, shapes are drawn without it."
+            help="Folder with a sub-folder per class, or Parquet with images and their labels; with --forest or "
+            "--generators optional, shapes or icons are drawn without it."
         ),
     ] = None,
     models: Annotated[
-        int, typer.Option("--models", help="Number of models; a later call with more adds to them.")
-    ] = 12,
+        int | None,
+        typer.Option(
+            "--models",
+            help="Number of models; a later call with more adds to them. Default: 12, with --generators 48.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("zoo"),
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
     size: Annotated[
-        int | None, typer.Option("--size", help="Pixels, height and width; default: 64, with --forest 32.")
+        int | None,
+        typer.Option(
+            "--size", help="Pixels, height and width; default: 64, with --forest or --generators 32."
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
@@ -135,6 +142,12 @@ def zoo(
         bool,
         typer.Option("--forest", help="Networks made from each other in known ways, for model trees."),
     ] = False,
+    generators: Annotated[
+        bool,
+        typer.Option(
+            "--generators", help="Small diffusion models and decoders, and what each of them makes."
+        ),
+    ] = False,
     network_count: Annotated[
         int, typer.Option("--networks", help="Number of networks of a forest, uploaded or not.")
     ] = 150,
@@ -143,6 +156,7 @@ def zoo(
     """Train a synthetic hub from labelled images, with its truth file."""
     from pipelines.zoo.build import ARCHITECTURES, Request, build_zoo
     from pipelines.zoo.forest import FOREST_ARCHITECTURES, ForestRequest, build_forest
+    from pipelines.zoo.generators.build import GeneratorsRequest, build_generators
     from probelog.errors import UsageError
 
     names_of_architectures = (
@@ -152,6 +166,15 @@ def zoo(
         if forest
         else ARCHITECTURES
     )
+    if forest and generators:
+        raise UsageError("--forest and --generators are two zoos: ask for one of them")
+    if generators:
+        build_generators(
+            GeneratorsRequest(
+                out, 48 if models is None else models, seed, 32 if size is None else size, images, names
+            )
+        )
+        return
     if forest:
         build_forest(
             ForestRequest(
@@ -160,11 +183,13 @@ def zoo(
         )
         return
     if images is None:
-        raise UsageError("name a folder or Parquet of labelled images (only --forest draws its own)")
+        raise UsageError(
+            "name a folder or Parquet of labelled images (only --forest and --generators draw their own)"
+        )
     request = Request(
         images,
         out,
-        models,
+        12 if models is None else models,
         seed,
         64 if size is None else size,
         epochs,

@@ -143,4 +143,4 @@ def test_what_cannot_be_made_is_refused(request_of_forest: ForestRequest, tmp_pa
         build_forest(ForestRequest(tmp_path / "size", networks=8, size=36, architectures=("vit",)))
     ended = operator("zoo", "--out", tmp_path / "zoo")
     assert ended.status == 2
-    assert "only --forest draws its own" in ended.err
+    assert "draw their own" in ended.err

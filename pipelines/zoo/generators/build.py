@@ -1,0 +1,256 @@
+"""Makes a zoo of generators in one folder, one after the other; killed at any moment, the same call goes on.
+
+    generator-zoo.json  what was asked for; another request is refused
+    hub/OWNER/NAME/     the generators, as they would lie on the Hub; hub/hub.json: the listing
+    queries/            images that no generator learned from, and their edge maps
+    truth.json          what every generator makes, and what to ask
+    concepts.txt        names for the background
+
+Listing and truth are written anew with each generator: at any moment they are those of what is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines.job.progress import Report
+from pipelines.zoo.build import claim, write_json
+from pipelines.zoo.generators import networks, training
+from pipelines.zoo.generators.pictures import Icons, Labelled, Pictures
+from pipelines.zoo.generators.plan import GeneratorSpec, cast, plan
+from pipelines.zoo.generators.styles import Pixels, edges, styled
+from pipelines.zoo.images import read_images
+from pipelines.zoo.networks import listing_row
+from probelog.errors import ProbeLogError, UsageError
+
+SIZES = (8, 16, 32, 64)
+_SETTINGS = "generator-zoo.json"
+_UNFINISHED = ".unfinished"
+_FORMAT = 1
+_QUERIES = 8
+_STYLED_QUERIES = 2
+
+# Steps of training. On one core a step takes a twentieth of a second (decoders) to a tenth.
+_STEPS = {
+    "decoder": 250, "retold": 150, "single": 350, "foundation": 1200, "child": 150, "classes": 300, "mixture": 250,
+    "restyled": 150,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GeneratorsRequest:
+    """What a zoo of generators is to be.
+
+    Attributes:
+        out: folder to write, new, empty, or of the same request before.
+        generators: how many; may grow from one call to the next.
+        seed: of the plan, the pictures and the training.
+        size: pixels, height and width, of what the generators make.
+        images: folder with a sub-folder per class, or Parquet with images and labels; None: icons.
+        names: file with class names, one a line, for numbered classes without names.
+        effort: training steps as a multiple of the usual ones.
+    """
+
+    out: Path
+    generators: int = 48
+    seed: int = 0
+    size: int = 32
+    images: str | None = None
+    names: Path | None = None
+    effort: float = 1.0
+
+
+def build_generators(request: GeneratorsRequest, report: Report | None = None) -> None:
+    """Make a zoo of generators, or go on with it.
+
+    Raises:
+        UsageError: images, options or the output folder cannot be used as asked.
+        ProbeLogError: a generator whose training diverged.
+    """
+    import torch
+
+    report = report or Report()
+    out = request.out
+    _check(request)
+    pictures: Pictures = (
+        Icons(2 * request.size, request.seed)
+        if request.images is None
+        else Labelled(read_images(request.images, 2 * request.size, request.names, report), request.seed)
+    )
+    specs = plan(pictures.names, request.generators, request.seed)
+    settings = {"format": _FORMAT, "images": pictures.digest(), "seed": request.seed, "size": request.size,
+                "effort": request.effort}  # fmt: skip
+    claim(out / _SETTINGS, settings, "only --models may change")
+    planned = {spec.repo for spec in specs}
+    if any(str(folder.relative_to(out / "hub")) not in planned for folder in (out / "hub").glob("*/*/")):
+        raise UsageError(f"{out} holds more than --models {len(specs)}: ask for as many as are there")
+
+    torch.set_num_threads(1)
+    facts = _Facts(request, pictures)
+    finished = [spec for spec in specs if _folder(out, spec.repo).is_dir()]
+    counted = report.counter("zoo", len(specs), "generators", len(finished))
+    for spec in specs:
+        if not _folder(out, spec.repo).is_dir():
+            scratch = out / _UNFINISHED
+            shutil.rmtree(scratch, ignore_errors=True)
+            _make(spec, pictures, request, scratch)
+            _folder(out, spec.repo).parent.mkdir(parents=True, exist_ok=True)
+            scratch.rename(_folder(out, spec.repo))
+            counted.add()
+        facts.add(spec)
+        if spec not in finished or spec == specs[-1]:
+            facts.write()
+    counted.show(final=True)
+    report.say(
+        f"zoo: {len(specs)} generators of {len(facts.concepts)} concepts in {out}\n"
+        f"  serve it:    probelog-index hub {out / 'hub'}\n"
+        f"  the truth:   {out / 'truth.json'}, asked with {out / 'queries'}"
+    )
+
+
+def _check(request: GeneratorsRequest) -> None:
+    out = request.out
+    if request.generators < 1:
+        raise UsageError(f"--models {request.generators}: a zoo needs one model at the least")
+    if request.size not in SIZES:
+        raise UsageError(f"--size {request.size}: generators make {', '.join(map(str, SIZES))} pixels")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / _SETTINGS).is_file():
+        raise UsageError(f"{out} is not empty and not a generator-zoo: name a new folder")
+
+
+def _folder(out: Path, repo: str) -> Path:
+    return out / "hub" / repo
+
+
+def pipeline_of(spec: GeneratorSpec) -> str:
+    """The class of diffusers that its repository names."""
+    if spec.family == "decoder":
+        return "AutoencoderKL"
+    return ("DDIMPipeline", "DDPMPipeline")[spec.seed % 2]
+
+
+def _make(spec: GeneratorSpec, pictures: Pictures, request: GeneratorsRequest, folder: Path) -> None:
+    """Build one network, begin from its parent's stored weights, train and store it."""
+    import torch
+
+    parent = None if spec.parent is None else _folder(request.out, spec.parent)
+    if spec.kind == "copy" and parent is not None:
+        shutil.copytree(parent, folder)
+        return
+    torch.manual_seed(spec.seed)
+    lessons = [styled(pictures.lessons(concept), spec.style) for concept in spec.concepts]
+    shown = training.to_tensor(np.concatenate(lessons), request.size)
+    steps = max(2, round(request.effort * _STEPS[spec.kind]))
+    model: Any
+    if spec.family == "decoder":
+        model = networks.decoder(request.size)
+    else:
+        model = networks.unet(request.size, len(spec.concepts) if spec.conditional else None)
+    if parent is not None:
+        networks.begin_from(model, parent)
+    if spec.family == "decoder":
+        training.train_decoder(model, shown, steps, spec.seed, child=parent is not None)
+    else:
+        classes = torch.repeat_interleave(
+            torch.arange(len(lessons)), torch.tensor([len(some) for some in lessons])
+        )
+        training.train_diffusion(
+            model, shown, classes if spec.conditional else None, steps, spec.seed, child=parent is not None
+        )
+    if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
+        raise ProbeLogError(
+            f"{spec.repo}: the training diverged, its weights are not finite: try another --seed"
+        )
+    labels = [pictures.names[concept] for concept in spec.concepts] if spec.conditional else []
+    networks.save(model, folder, spec.dtype, pipeline_of(spec), labels)
+
+
+class _Facts:
+    """Listing, truth and queries of the generators that are there."""
+
+    def __init__(self, request: GeneratorsRequest, pictures: Pictures) -> None:
+        self._out, self._seed, self._pictures = request.out, request.seed, pictures
+        self._rows: list[dict[str, Any]] = []
+        self._generators: list[dict[str, Any]] = []
+        self._queries: list[dict[str, Any]] = []
+        self.concepts: dict[int, set[str]] = {}
+        self._absent = cast(len(pictures.names), request.seed)[1]
+        for concept in self._absent:
+            self._ask(concept, None)
+        names = "\n".join(sorted(pictures.names))
+        (request.out / "concepts.txt").write_text(f"{names}\n", encoding="utf-8")
+
+    def add(self, spec: GeneratorSpec) -> None:
+        """A generator that is there."""
+        row = listing_row(
+            spec.repo,
+            _folder(self._out, spec.repo),
+            "diffusers",
+            np.random.default_rng((self._seed, 33, len(self._rows))),
+        )
+        tags = [] if spec.family == "decoder" else [f"diffusers:{pipeline_of(spec)}"]
+        self._rows.append({**row, "pipeline_tag": "unconditional-image-generation", "tags": tags})
+        self._generators.append(
+            {
+                "repo": spec.repo,
+                "pipeline": pipeline_of(spec),
+                "concepts": [self._pictures.names[concept] for concept in spec.concepts],
+                "style": spec.style,
+                "parent": spec.parent,
+                "relation": spec.relation,
+            }
+        )
+        for concept in spec.concepts:
+            if concept not in self.concepts:
+                self.concepts[concept] = set()
+                self._ask(concept, None)
+            if spec.style is not None and spec.style not in self.concepts[concept]:
+                self.concepts[concept].add(spec.style)
+                self._ask(concept, spec.style)
+
+    def write(self) -> None:
+        """All of it as files."""
+        write_json(self._out / "hub" / "hub.json", self._rows)
+        absent = [self._pictures.names[concept] for concept in self._absent]
+        truth = {"generators": self._generators, "queries": self._queries, "absent": absent}
+        write_json(self._out / "truth.json", truth)
+
+    def _ask(self, concept: int, style: str | None) -> None:
+        name = self._pictures.names[concept]
+        images = self._pictures.held_out(concept, _QUERIES)
+        asked: dict[str, Pixels] = {"image": styled(images, style)[: _STYLED_QUERIES if style else None]}
+        if style is None:
+            asked["sketch"] = edges(images)
+            self._queries.append(
+                {"modality": "text", "concept": name, "file": None, "text": name, "style": None}
+            )
+        for modality, shown in asked.items():
+            for number, pixels in enumerate(shown):
+                file = Path("queries") / modality / f"{concept:04d}-{style or 'plain'}-{number}.png"
+                (self._out / file).parent.mkdir(parents=True, exist_ok=True)
+                if not (self._out / file).is_file():
+                    _write_png(pixels, self._out / file)
+                self._queries.append(
+                    {
+                        "modality": modality,
+                        "concept": name,
+                        "file": file.as_posix(),
+                        "text": None,
+                        "style": style,
+                    }
+                )
+
+
+def _write_png(pixels: Pixels, file: Path) -> None:
+    """Whole or not at all: a run that is killed writes it anew."""
+    partial = file.with_suffix(".partial")
+    Image.fromarray(pixels).save(partial, "PNG", optimize=True)
+    partial.rename(file)
