@@ -61,6 +61,11 @@ class ModelDescriptors:
     probes: npt.NDArray[np.integer[Any]]
     evidence: npt.NDArray[np.void]
 
+    @property
+    def middle(self) -> int:
+        """The row that stands for the model where one is asked for."""
+        return len(self.logits) // 2
+
     def place(self, key: Key) -> int | None:
         """Which of the rows a hit means."""
         rows = zip(self.logits.tolist(), self.negated.tolist(), strict=True)
@@ -174,6 +179,25 @@ class _DescribedPart:
     models: Sequence[ProbedModel]
 
 
+class Eligible:
+    """Tells which models of a part of the stream a sample of the whole stream may hold.
+
+    Args:
+        share: the largest share of models that is drawn (`drawn`).
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._first = self._first_named = True
+
+    def __call__(self, described: ModelDescriptors) -> bool:
+        """Whether it is drawn, or first: a sample starts with the first of all models, or of those with a name."""
+        named = not described.negated[described.middle]
+        first = self._first or (named and self._first_named)
+        self._first, self._first_named = False, self._first_named and not named
+        return first or drawn(described.model, self._share)
+
+
 def distinct(described: Iterable[ModelDescriptors]) -> Iterator[ModelDescriptors]:
     """The first of all models with the same logits: theirs are those that an index keeps."""
     seen: set[str] = set()
@@ -210,31 +234,34 @@ class DescriptorSummary:
     Attributes:
         logits: how many each model has, by its number, in the order of the stream.
         samples: the noted ones; the first model is among them whatever its hash.
+        share: of the models that are noted.
     """
 
     def __init__(self, models: int, samples: int, passed_over: Container[str] = ()) -> None:
         self.logits: dict[int, int] = {}
         self.samples: list[SampledLogit] = []
         self._count = samples
-        self._share = min(1.0, samples / max(1, models))
+        self.share = min(1.0, samples / max(1, models))
         self._passed_over = passed_over
         self._seen: set[str] = set()
 
     def of(self, stream: Iterable[ModelDescriptors]) -> Iterator[ModelDescriptors]:
         """The same stream, noted as it passes."""
         for described in stream:
-            self.logits.setdefault(described.number, len(described.logits))
-            if len(self.samples) < self._count:
-                self._sample(described)
+            self.note(described.model, described.number, len(described.logits), described)
             yield described
 
-    def _sample(self, described: ModelDescriptors) -> None:
-        model, key = described.model, same_logits(described.model)
-        if key in self._seen or key in self._passed_over:
+    def note(self, model: ProbedModel, number: int, logits: int, described: ModelDescriptors | None) -> None:
+        """Note the next model of the stream; ``described`` may be None where it is not `Eligible`."""
+        self.logits.setdefault(number, logits)
+        key = same_logits(model)
+        if len(self.samples) == self._count or key in self._seen or key in self._passed_over:
             return
         self._seen.add(key)
-        place = len(described.logits) // 2
-        if (self.samples and not drawn(model, self._share)) or described.negated[place]:
+        if described is None or (self.samples and not drawn(model, self.share)):
+            return
+        place = described.middle
+        if described.negated[place]:
             return
         name = f"{model.repo}#{described.logits[place]}"
         direction = described.directions[place].astype(np.float64)

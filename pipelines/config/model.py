@@ -276,6 +276,11 @@ class Config(WorkerSettings, _Indexed):
     Keys are in the file's order: those of the index, those of the workers, and those below.
     """
 
+    spread_logits: Positive = Field(
+        500_000,
+        description="From this many logits on an index is built and checked by workers on Ray; a smaller one by the command "
+        "alone.",
+    )
     max_failed_share: float = Field(
         0.5, ge=0, le=1, description="The job ends with status 3 if a larger share of the models failed."
     )

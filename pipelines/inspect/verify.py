@@ -28,6 +28,7 @@ from pipelines.job.figures import FIGURES_VERSION
 from pipelines.job.progress import Report
 from pipelines.nightly.record import RECORD_VERSION
 from pipelines.publish import encoder
+from pipelines.publish.pieces import read_piece
 from pipelines.quality.report import REPORT_VERSION, page_of
 from pipelines.trees.families import FAMILIES
 from pipelines.trees.record import TREES_VERSION
@@ -61,6 +62,7 @@ _KNOWN_FOLDERS = (
     layout.ENCODERS,
     layout.INDEX,
     layout.LEDGERS,
+    layout.PIECES,
     layout.PROBE_SETS,
     layout.REPORTS,
     layout.RUNS,
@@ -168,6 +170,8 @@ class _Verifier:
         yield from self._trees()
         yield from self._encoders()
         yield from self._index()
+        for name in self._below(f"{layout.PIECES}/"):
+            yield partial(self._passing, name, read_piece)
         yield from self._reports()
         for name in self._below(f"{layout.RUNS}/"):
             self._json(name, FIGURES_VERSION, "figures of a run")
@@ -221,7 +225,7 @@ class _Verifier:
             for receipt in (summary or {}).get("sealed", {}):
                 self._expect(paths.receipt(receipt), paths.summary)
             for name in self._below(f"{paths.spool}/"):
-                yield partial(self._spooled, name)
+                yield partial(self._passing, name, ItemResult.from_bytes)
 
     def _nightly_records(self) -> Iterator[Check]:
         for name in self._names(layout.LEDGERS, layout.NIGHTLY_RECORD):
@@ -257,8 +261,8 @@ class _Verifier:
         except (StoreError, FileNotFoundError) as error:
             self._note("damaged", name, str(error))
 
-    def _spooled(self, name: str) -> None:
-        """A result that waits to be sealed; one that was sealed since the listing is no longer there."""
+    def _passing(self, name: str, read: Callable[[bytes], object]) -> None:
+        """What waits to be sealed, or published; what was since the listing is no longer there."""
         with self._lock:
             self._claimed.add(name)
         data = self._store.read_or_none(name)
@@ -266,7 +270,7 @@ class _Verifier:
             return
         self._count(len(data))
         try:
-            ItemResult.from_bytes(data)
+            read(data)
         except StoreError as error:
             self._note("damaged", name, str(error))
 

@@ -6,13 +6,17 @@ computed again, and nothing is approximated. A query with a logit's own directio
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.runtime.ordered import in_order
 from pipelines.complete.descriptors import Key, ModelDescriptors, SampledLogit, distinct, same_logits
 from pipelines.publish.expected import Expected, ExpectedUpdate
+from pipelines.publish.pieces import Making, Piece
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
 from probelog.ranking import matched_heads
@@ -21,6 +25,7 @@ from probelog.search.client import Index
 from probelog.search.query import ask, background_numbers
 from probelog.search.ranking import with_feedback
 from probelog.search.results import Hit
+from probelog.storage.store import Store
 
 # Numbers of background names and of logits that are queried: enough to notice a broken index, few enough to be cheap.
 _NAMES = 5
@@ -45,7 +50,7 @@ def wrong_answers(generation: Generation, expected: Expected) -> Iterator[str]:
     step = max(1, len(expected.background) // _NAMES)
     names = [*expected.background[::step][:_NAMES], *_OTHER_NAMES]
     same = {model.repo: same_logits(model) for model in expected.models}
-    canaries = [_canary_of_name(client, name, same) for name in names]
+    canaries = [_canary_of_name(client, name) for name in names]
     shifts = np.stack([_shift_of_name(generation, space, expected, name) for name in names])
     for logit in expected.written.samples:
         try:
@@ -53,25 +58,22 @@ def wrong_answers(generation: Generation, expected: Expected) -> Iterator[str]:
         except QueryError as error:
             yield f"{logit.name} cannot be asked for: {error}"
             continue
-        canaries.append(_Canary(logit.name, logit.direction, np.zeros(0, np.int64), hits, same, logit.key))
-    moved = _scan(canaries, shifts, expected, space, generation.sharpness)
+        canaries.append(_Canary(logit.name, logit.direction, np.zeros(0, np.int64), hits, logit.key))
+    asked = [canary.asked(same) for canary in canaries]
+    exact = _exact(Questions(asked, shifts, space.background, generation.sharpness), expected)
     yield from (
         f"its encoder answers {name!r} differently from the one it was made with"
-        for name, difference in zip(names, moved, strict=True)
+        for name, difference in zip(names, exact.moved, strict=True)
         if not difference < _COSINE
     )
     tolerance = generation.sharpness * 2 * _COSINE
     recalls = []
-    for canary in canaries:
-        recalls.append(_recall(canary, tolerance))
-        off = [
-            hit
-            for hit in canary.hits
-            if not abs(canary.scores.get(_key(hit), np.inf) - hit.score) < tolerance
-        ]
+    for canary, best, scores in zip(canaries, exact.best, exact.scores, strict=True):
+        recalls.append(_recall(canary.hits, best, scores, tolerance))
+        off = [hit for hit in canary.hits if not abs(scores.get(_key(hit), np.inf) - hit.score) < tolerance]
         if off:
             yield f"asked for {canary.name} it gives {off[0].repo}#{off[0].logit} a wrong score"
-        if canary.itself in canary.exact and not _itself(canary.hits):
+        if canary.itself in best and not _itself(canary.hits):
             yield _not_found(canary.name)
     if recalls and not np.mean(recalls) >= _LEAST_RECALL:
         yield (
@@ -121,63 +123,146 @@ def _not_found(name: str) -> str:
     return f"asked for the direction of {name} it does not find that logit"
 
 
+@dataclass(frozen=True)
 class _Canary:
-    """One query with the client's answer, and the exact answer as it is gathered.
+    """One query with the client's answer.
 
-    Args:
+    Attributes:
         name: of the query in messages.
         direction: (d,) that the client asks with: of a text, after feedback, or of a logit.
         excluded: numbers of the background names that do not compete with the query.
         hits: the client's answer.
-        same: identity of the models' logits (`same_logits`), by repository.
         itself: the logit whose direction it is; None for a text.
     """
 
-    def __init__(
-        self,
-        name: str,
-        direction: Float64,
-        excluded: npt.NDArray[np.int64],
-        hits: Sequence[Hit],
-        same: Mapping[str, str],
-        itself: Key | None = None,
-    ) -> None:
-        self.name, self.direction, self.excluded, self.hits, self.itself = (
-            name, direction, excluded, hits, itself
-        )  # fmt: skip
-        # The best exact scores so far; copies of the same weights count once, as in answers.
-        self.exact: dict[Key, float] = {}
-        # Exact scores of the client's answers.
-        self.scores: dict[Key, float] = {}
-        self._answered_keys: dict[str, list[Key]] = {}
-        for hit in hits:
-            self._answered_keys.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
+    name: str
+    direction: Float64
+    excluded: npt.NDArray[np.int64]
+    hits: Sequence[Hit]
+    itself: Key | None = None
 
-    def add_scores(self, block: Sequence[ModelDescriptors], scores: Float64) -> None:
-        """Add the exact scores (N,) of all logits of some models."""
+    def asked(self, same: Mapping[str, str]) -> Asked:
+        """What the exact answer is computed from; ``same`` is the identity of the models' logits, by repository."""
+        answered: dict[str, list[Key]] = {}
+        for hit in self.hits:
+            answered.setdefault(same.get(hit.repo, ""), []).append(_key(hit))
+        return Asked(self.direction, self.excluded, answered)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query as it is asked of all descriptors.
+
+    Attributes:
+        direction: (d,).
+        excluded: numbers of the background names that do not compete with it.
+        answered: the client's answers by the identity of their logits (`same_logits`).
+    """
+
+    direction: Float64
+    excluded: npt.NDArray[np.int64]
+    answered: Mapping[str, Sequence[Key]]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All that is asked of the descriptors at once.
+
+    Attributes:
+        asked: the queries.
+        shifts: (s, d) changes of directions, of which the largest change of a cosine counts.
+        background: (B, d) directions of the background's names.
+        sharpness: of the generation.
+    """
+
+    asked: Sequence[Asked]
+    shifts: Float64
+    background: Float64
+    sharpness: float
+
+
+class Exact:
+    """Exact answers over some of the logits.
+
+    Attributes:
+        best: for every query the best scores; copies of the same weights count once, as in answers.
+        scores: for every query the scores of the client's answers.
+        moved: (s,) the largest change of a cosine by each shift.
+    """
+
+    def __init__(self, questions: Questions) -> None:
+        self.best: list[dict[Key, float]] = [{} for _ in questions.asked]
+        self.scores: list[dict[Key, float]] = [{} for _ in questions.asked]
+        self.moved = np.zeros(len(questions.shifts))
+
+    @classmethod
+    def of(cls, questions: Questions, described: Iterable[ModelDescriptors]) -> Exact:
+        """Score every logit of some models, none of which is a copy of another."""
+        exact, b = cls(questions), questions.sharpness
+        directions = np.stack([asked.direction for asked in questions.asked]).T
+        for block in _blocks(described):
+            gallery = np.concatenate([item.directions for item in block]).astype(np.float64)
+            moved = np.abs(gallery @ questions.shifts.T).max(axis=0, initial=0.0)
+            exact.moved = np.maximum(exact.moved, moved)
+            cosines = gallery @ directions
+            offsets = _Offsets(gallery, questions.background, b)
+            for number, asked in enumerate(questions.asked):
+                scores = b * cosines[:, number] - offsets.without(asked.excluded)
+                exact._add(number, asked, block, scores)
+        return exact
+
+    def add(self, other: Exact) -> None:
+        """Add the answers over other logits."""
+        self.moved = np.maximum(self.moved, other.moved)
+        for number, (best, scores) in enumerate(zip(other.best, other.scores, strict=True)):
+            self.scores[number].update(scores)
+            self._add_best(number, best.items())
+
+    def _add(self, number: int, asked: Asked, block: Sequence[ModelDescriptors], scores: Float64) -> None:
+        """Add the scores (N,) of all logits of some models for one query."""
         starts = np.cumsum([0, *(len(described.negated) for described in block)])
         for described, start in zip(block, starts[:-1].tolist(), strict=True):
-            for key in self._answered_keys.get(same_logits(described.model), ()):
+            for key in asked.answered.get(same_logits(described.model), ()):
                 place = described.place(key)
                 if place is not None:
-                    self.scores[key] = float(scores[start + place])
-        folds: set[Key] = set()
+                    self.scores[number][key] = float(scores[start + place])
+        folds: dict[Key, float] = {}
         for row in np.argsort(-scores, kind="stable").tolist():
             if len(folds) == _ANSWERS:
                 break
-            number = int(np.searchsorted(starts, row, side="right")) - 1
-            fold = block[number].fold(row - int(starts[number]))
-            if fold not in folds:
-                folds.add(fold)
-                self.exact[fold] = max(float(scores[row]), self.exact.get(fold, -np.inf))
-        best = sorted(self.exact, key=lambda fold: -self.exact[fold])[:_ANSWERS]
-        self.exact = {fold: self.exact[fold] for fold in best}
+            owner = int(np.searchsorted(starts, row, side="right")) - 1
+            folds.setdefault(block[owner].fold(row - int(starts[owner])), float(scores[row]))
+        self._add_best(number, folds.items())
+
+    def _add_best(self, number: int, scores: Iterable[tuple[Key, float]]) -> None:
+        best = self.best[number]
+        for fold, score in scores:
+            best[fold] = max(score, best.get(fold, -np.inf))
+        self.best[number] = dict(sorted(best.items(), key=lambda item: -item[1])[:_ANSWERS])
 
 
-def _canary_of_name(client: _Client, name: str, same: Mapping[str, str]) -> _Canary:
+def _exact(questions: Questions, expected: Expected) -> Exact:
+    """The exact answers over all logits; workers compute them where they made the rows."""
+    if expected.pieces is None:
+        return Exact.of(questions, distinct(expected.descriptors.stream()))
+    exact = Exact(questions)
+    for some in in_order(
+        _exact_of_piece, expected.pieces.with_originals(), [expected.pieces.making, questions]
+    ):
+        exact.add(some)
+    return exact
+
+
+def _exact_of_piece(item: tuple[Piece, npt.NDArray[np.bool_]], making: Making, questions: Questions) -> Exact:
+    piece, originals = item
+    described = piece.descriptors(Store(making.store), making.unlisted).stream()
+    return Exact.of(questions, itertools.compress(described, originals))
+
+
+def _canary_of_name(client: _Client, name: str) -> _Canary:
     query = with_feedback(client.generation, ask(client.generation, [name], None, None, None, [], []))
     direction = client.generation.basis.directions(query.coordinates).astype(np.float64)
-    return _Canary(repr(name), direction, query.excluded, client.index.search(name, k=_ANSWERS), same)
+    return _Canary(repr(name), direction, query.excluded, client.index.search(name, k=_ANSWERS))
 
 
 def _shift_of_name(
@@ -189,26 +274,6 @@ def _shift_of_name(
     return np.asarray(
         space.of_texts(expected.embed([name]), excluded)[0] - generation.space.of_texts(exported, excluded)[0]
     )
-
-
-def _scan(
-    canaries: Sequence[_Canary],
-    shifts: Float64,
-    expected: Expected,
-    space: matched_heads.HeadSpace,
-    b: float,
-) -> Float64:
-    """Score every logit exactly; returns (s,), the largest change of a cosine by each of s shifts (s, d) of a direction."""
-    directions = np.stack([canary.direction for canary in canaries]).T
-    moved = np.zeros(len(shifts))
-    for block in _blocks(distinct(expected.descriptors.stream())):
-        gallery = np.concatenate([described.directions for described in block]).astype(np.float64)
-        moved = np.maximum(moved, np.abs(gallery @ shifts.T).max(axis=0, initial=0.0))
-        cosines = gallery @ directions
-        offsets = _Offsets(gallery, space.background, b)
-        for number, canary in enumerate(canaries):
-            canary.add_scores(block, b * cosines[:, number] - offsets.without(canary.excluded))
-    return moved
 
 
 class _Offsets:
@@ -243,13 +308,14 @@ def _blocks(described: Iterable[ModelDescriptors]) -> Iterator[list[ModelDescrip
         yield block
 
 
-def _recall(canary: _Canary, tolerance: float) -> float:
+def _recall(
+    hits: Sequence[Hit], exact: Mapping[Key, float], scores: Mapping[Key, float], tolerance: float
+) -> float:
     """Share of the exact first ten that the client gave; a logit of an equal score counts as well."""
-    best = sorted(canary.exact.values(), reverse=True)[:_ANSWERS]
-    if not best:
+    if not exact:
         return 1.0
-    good = [hit for hit in canary.hits if canary.scores.get(_key(hit), -np.inf) >= best[-1] - tolerance]
-    return len(good) / len(best)
+    good = [hit for hit in hits if scores.get(_key(hit), -np.inf) >= min(exact.values()) - tolerance]
+    return len(good) / len(exact)
 
 
 def _key(hit: Hit) -> Key:

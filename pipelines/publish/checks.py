@@ -6,18 +6,24 @@
 4. Encoder and answers (`pipelines.publish.answers`).
 
 Everything is streamed, a part of descriptors or a batch of rows at a time: memory does not grow with the index. The
-descriptors are read once, for the answers; the other checks use counts from when the generation was written.
+descriptors are read once, for the answers; the other checks use counts from when the generation was written. Where workers
+made the rows, they read the rows and the descriptors here, too, some of them each.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.runtime.ordered import in_order
 from pipelines.complete.descriptors import same_logits
 from pipelines.publish.answers import wrong_answers, wrong_answers_of_update
 from pipelines.publish.expected import Expected, ExpectedTrees, ExpectedUpdate
@@ -25,9 +31,11 @@ from probelog.arrays import ArrowArray
 from probelog.errors import StoreError
 from probelog.index.contents.logits import Logits
 from probelog.index.generation import Generation
+from probelog.index.pointer import Pointer
 from probelog.index.schema import connect
 from probelog.storage.encoding import from_npy
 from probelog.storage.schemas import EDGES, TREE_FACTS, TreeFacts
+from probelog.storage.store import Store
 from probelog.trees.edges import edges_of
 from probelog.trees.places import find_cycle
 
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 _BATCH_ROWS = 8192
+# Rows that are read in one go, some 150 MB of a table.
+_RANGE_ROWS = 1 << 18
 
 
 def check_generation(generation: Generation, expected: Expected) -> None:
@@ -43,9 +53,14 @@ def check_generation(generation: Generation, expected: Expected) -> None:
     Raises:
         StoreError: rows, numbers or answers are wrong; names every problem.
     """
+    logits = _LogitsRead(generation, expected.pieces is not None)
     _check(
         generation,
-        [_rows(generation, expected), _trees(generation, expected.trees), _numbers(generation)],
+        [
+            _rows(generation, expected, logits),
+            _trees(generation, expected.trees),
+            _numbers(generation, logits),
+        ],
         wrong_answers(generation, expected),
     )
 
@@ -62,7 +77,7 @@ def check_update(generation: Generation, expected: ExpectedUpdate) -> None:
             _rows_of_update(generation, expected),
             _trees(generation, expected.trees),
             _sound_logits([generation.recent]),
-            _sound_evidence(generation),
+            _sound_evidence(_unknown_evidence(generation)),
         ],
         wrong_answers_of_update(generation, expected),
     )
@@ -87,7 +102,72 @@ def _check(generation: Generation, tables: Iterable[Iterator[str]], answers: Ite
 # Rows
 
 
-def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
+@dataclass(frozen=True)
+class _SomeLogits:
+    """What some rows of the logits hold.
+
+    Attributes:
+        weights: the weights that are among them, ascending.
+        first: (w,) the first row of each.
+        counts: (w,) the number of rows of each.
+        unknown: number of rows that say nothing of the shown probes.
+        bad: number of values that are not finite, by column.
+    """
+
+    weights: npt.NDArray[np.int32]
+    first: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    unknown: int
+    bad: dict[str, int]
+
+    @classmethod
+    def of(cls, generation: Generation, within: range) -> _SomeLogits:
+        """Read rows: a generation refuses to give out those with NaN, infinity or numbers out of range."""
+        owner = np.concatenate([logits.weights for logits in generation.blocks(within)])
+        weights, first, counts = np.unique(owner, return_index=True, return_counts=True)
+        unknown = _unknown_evidence(generation, within)
+        bad = _not_finite(_table(generation, "logits"), within)
+        return cls(weights, first + within.start, counts, unknown, bad)
+
+
+class _LogitsRead:
+    """The logits of a whole generation, read once.
+
+    Args:
+        generation: that is checked.
+        spread: whether workers on Ray read them.
+    """
+
+    def __init__(self, generation: Generation, spread: bool) -> None:
+        self._generation, self._spread = generation, spread
+
+    @cached_property
+    def parts(self) -> list[_SomeLogits]:
+        """Some rows after the other."""
+        generation, size = self._generation, self._generation.size
+        ranges = [range(start, min(start + _RANGE_ROWS, size)) for start in range(0, size, _RANGE_ROWS)]
+        if not self._spread:
+            return [_SomeLogits.of(generation, within) for within in ranges]
+        where = generation.index.uri, generation.pointer.generation
+        return [*in_order(_some_logits, ranges, where)]
+
+    def counted(self, models: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """Number of rows and first row (-1: none) of every model's weights, (models,) each; None: there are others."""
+        counts, first = np.zeros(models, np.int64), np.full(models, -1, np.int64)
+        for part in self.parts:
+            if len(part.weights) and not (part.weights[0] >= 0 and part.weights[-1] < models):
+                return None
+            new = first[part.weights] == -1
+            first[part.weights[new]] = part.first[new]
+            counts[part.weights] += part.counts
+        return counts, first
+
+
+def _some_logits(within: range, index: str, generation: str) -> _SomeLogits:
+    return _SomeLogits.of(Generation(Store(index), Pointer(generation, "", "")), within)
+
+
+def _rows(generation: Generation, expected: Expected, logits: _LogitsRead) -> Iterator[str]:
     """Counts of models and logits."""
     if expected.missing != expected.dropped:
         yield (
@@ -102,18 +182,15 @@ def _rows(generation: Generation, expected: Expected) -> Iterator[str]:
     weights, first, rows = (listed[name].to_numpy() for name in ("weights", "first_row", "rows"))
     # Logits that several models share are stored once, as those of the first model.
     expected_counts = np.full(len(weights), -1, np.int64)
-    for number, logits in expected.written.logits.items():
+    for number, count in expected.written.logits.items():
         if expected_counts[weights[number]] == -1:
-            expected_counts[weights[number]] = logits
+            expected_counts[weights[number]] = count
     expected_counts = np.maximum(expected_counts, 0)
-    owner = np.concatenate([logits.weights for logits in generation.blocks()])
-    if len(owner) and not (owner.min() >= 0 and owner.max() < len(weights)):
+    found = logits.counted(len(weights))
+    if found is None:
         yield "it holds logits of models that it does not hold"
         return
-    counted = np.bincount(owner, minlength=len(weights))
-    starts = np.full(len(weights), -1, np.int64)
-    numbers, places = np.unique(owner, return_index=True)
-    starts[numbers] = places
+    counted, starts = found
     wrong = counted[weights] != expected_counts[weights]
     wrong |= (rows != counted[weights]) | ((first != starts[weights]) & (rows > 0))
     if wrong.any():
@@ -202,43 +279,53 @@ def _sound_logits(blocks: Iterable[Logits]) -> Iterator[str]:
     yield from ()
 
 
-def _sound_evidence(generation: Generation) -> Iterator[str]:
+def _unknown_evidence(generation: Generation, within: range | None = None) -> int:
     """Read what is known of shown probes: a generation refuses to give out what is none."""
-    unknown = sum(int((~evidence.known).sum()) for evidence in generation.own_evidence())
+    return sum(int((~evidence.known).sum()) for evidence in generation.own_evidence(within))
+
+
+def _sound_evidence(unknown: int) -> Iterator[str]:
     if unknown:
         yield f"it does not say of {unknown} logits whether the shown probes were seen by the models"
 
 
-def _numbers(generation: Generation) -> Iterator[str]:
+def _numbers(generation: Generation, logits: _LogitsRead) -> Iterator[str]:
     """NaN and infinity, in any column of floating-point numbers."""
-    yield from _sound_logits(generation.blocks())
-    yield from _sound_evidence(generation)
-    for table in ("logits", "models", "probes"):
-        opened = _table(generation, table)
-        floating = [item.name for item in opened.schema if pa.types.is_floating(_element(item.type))]
-        bad = dict.fromkeys(floating, 0)
-        for batch in _batches(opened, floating) if floating else ():
-            for name in floating:
-                values = _flat(batch[name])
-                bad[name] += (
-                    len(values)
-                    - (pc.sum(pc.cast(pc.is_finite(values), pa.int64())).as_py() or 0)
-                    - values.null_count
-                )
-        yield from (
-            f"column {name} of its {table} holds {count} values that are not finite"
-            for name, count in bad.items()
-            if count
+    yield from _sound_evidence(sum(part.unknown for part in logits.parts))
+    columns: Counter[tuple[str, str]] = Counter()
+    for part in logits.parts:
+        columns.update({("logits", name): count for name, count in part.bad.items()})
+    for table in ("models", "probes"):
+        columns.update(
+            {(table, name): count for name, count in _not_finite(_table(generation, table)).items()}
         )
+    yield from (
+        f"column {name} of its {table} holds {count} values that are not finite"
+        for (table, name), count in columns.items()
+        if count
+    )
     for name in ("background_vectors.npy", "background_statistics.npy"):
         if not np.isfinite(from_npy(generation.meta(name))).all():
             yield f"its {name} holds values that are not finite"
 
 
-def _batches(table: Table, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _not_finite(table: Table, within: range | None = None) -> dict[str, int]:
+    """Number of values that are not finite in some rows, or in all, by column of floating-point numbers."""
+    floating = [item.name for item in table.schema if pa.types.is_floating(_element(item.type))]
+    bad = dict.fromkeys(floating, 0)
+    for batch in _batches(table, floating, within) if floating else ():
+        for name in floating:
+            values = _flat(batch[name])
+            finite = pc.sum(pc.cast(pc.is_finite(values), pa.int64())).as_py() or 0
+            bad[name] += len(values) - finite - values.null_count
+    return bad
+
+
+def _batches(table: Table, columns: Sequence[str], within: range | None = None) -> Iterator[pa.RecordBatch]:
     """Columns of a LanceDB table, some thousand rows at a time."""
-    rows = max(1, table.count_rows())
-    yield from table.search().select(list(columns)).limit(rows).to_batches(batch_size=_BATCH_ROWS)
+    within = range(table.count_rows()) if within is None else within
+    query = table.search().select(list(columns)).limit(max(1, len(within)))
+    yield from (query.offset(within.start) if within.start else query).to_batches(batch_size=_BATCH_ROWS)
 
 
 def _table(generation: Generation, name: str) -> Table:

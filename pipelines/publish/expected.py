@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.complete.descriptors import Descriptors, DescriptorSummary
+from pipelines.publish.pieces import Pieces
 from probelog.index.generation import Generation
 from probelog.storage.schemas import ProbedModel, TreeFacts
 
@@ -41,6 +42,7 @@ class Expected:
         embed: the original encoder: unit vectors (C, d) of C names in the index's prompts.
         prompts: of the index.
         trees: None where it has none.
+        pieces: those that workers made its rows in; they help to check it, too. None: one process made it.
     """
 
     descriptors: Descriptors
@@ -53,6 +55,7 @@ class Expected:
     embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]
     prompts: Sequence[str]
     trees: ExpectedTrees | None = None
+    pieces: Pieces | None = None
 
     @property
     def models(self) -> Sequence[ProbedModel]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipelines.job.job import Job
 from pipelines.publish.encoder import sweep_exports
+from pipelines.publish.pieces import sweep_pieces
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.gate import run_quality_gate
 from pipelines.quality.samples import Version
@@ -160,6 +161,7 @@ def release_generation(
         sweep(index)
         sweep_exports(job.store, pointer)
         sweep_trees(job.store, pointer)
+        sweep_pieces(job.store)
     except StoreError as error:
         job.report.say(f"publish: old generations were not removed, the next publish tries again: {error}")
     job.report.say(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.runtime.session import session
 from pipelines.complete.descriptors import (
     Descriptors,
     DescriptorSummary,
@@ -31,6 +33,7 @@ from pipelines.publish.background import declared_names, hub_background
 from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.expected import Expected, ExpectedTrees
+from pipelines.publish.pieces import Making, Pieces, pieces_of
 from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, release_generation
 from pipelines.quality.failures import FailureCounts
 from pipelines.trees.record import TreesRecord, read_places
@@ -43,7 +46,7 @@ from probelog.index.schema import INDEX_VERSION, MODEL_FACTS, SHOWN_PROBES, prob
 from probelog.index.settings import GenerationSettings, recorded_endpoint
 from probelog.probes.probe_set import ProbeSet
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import LogitBatch, write_edges, write_tables
+from probelog.publication.rows import EncodedRows, LogitBatch, RowEncoder, write_edges, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Background
@@ -110,10 +113,13 @@ class _Inputs:
     trees: TreesRecord | None
 
     @cached_property
+    def _probed(self) -> list[ProbedModel]:
+        return Ledger(self.job.store, "").models(self.receipts)
+
+    @cached_property
     def models(self) -> list[ProbedModel]:
         """The models to publish, in the index's order."""
-        ledger = Ledger(self.job.store, "")
-        return [m for m in ledger.models(self.receipts) if (m.repo, m.sha) in self.rows]
+        return [model for model in self._probed if (model.repo, model.sha) in self.rows]
 
     @cached_property
     def descriptors(self) -> Descriptors:
@@ -161,6 +167,37 @@ class _Inputs:
     def vectors(self) -> npt.NDArray[np.float32]:
         """Unit vectors of the background's names: (B, d)."""
         return self.embed(self.background)
+
+    @cached_property
+    def space(self) -> matched_heads.HeadSpace:
+        """What logits and names are compared in."""
+        return matched_heads.HeadSpace(self.embeddings, self.vectors)
+
+    @cached_property
+    def rows_encoder(self) -> RowEncoder:
+        """Makes the rows of the logits."""
+        names = self.space.background
+        compared = Background(names, matched_heads.sharpness(self.sample_directions, names))
+        return RowEncoder.fit(self.sample_directions, compared, self.probe_set.count)
+
+    @cached_property
+    def sample(self) -> _Sample:
+        """Logits that the confidence is fitted on, gathered while the index is written."""
+        return _Sample(min(1.0, MAX_LOGITS / self.completed.logits))
+
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        """The models in pieces for workers on Ray, where there are so many logits."""
+        if self.completed.logits < self.job.config.spread_logits:
+            return None
+        making = Making(
+            self.job.store.uri,
+            self.completed.key,
+            self.rows_encoder,
+            frozenset({(model.repo, model.sha) for model in self._probed} - self.rows.keys()),
+            max(self.sample.share, self.written.share),
+        )
+        return Pieces(self.job.store, making, pieces_of(self.receipts, self.completed.parts), self.models)
 
     def embed(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
         """Unit vectors of names in the index's prompts: (C, d)."""
@@ -263,15 +300,16 @@ def publish(
         unchanged = live.unchanged()
         job.report.say(f"publish: generation {live.pointer.generation} is already live")
         return unchanged
-    return release_generation(
-        job,
-        live,
-        inputs.source,
-        lambda name: _build(inputs, index, name, observations, run, last_nightly_run),
-        lambda generation: check_generation(generation, _expected(inputs)),
-        run,
-        allowed=allowed,
-    )
+    with nullcontext() if completed.logits < config.spread_logits else session(config.ray_address):
+        return release_generation(
+            job,
+            live,
+            inputs.source,
+            lambda name: _build(inputs, index, name, observations, run, last_nightly_run),
+            lambda generation: check_generation(generation, _expected(inputs)),
+            run,
+            allowed=allowed,
+        )
 
 
 def _given_background(config: Config, kept: Generation | None) -> tuple[list[str] | None, str | None]:
@@ -314,26 +352,21 @@ def _build(
             f"publish: the background holds only {len(inputs.background)} names, which makes answers worse: use several "
             "hundred names of all sorts"
         )
-    space = matched_heads.HeadSpace(embeddings, inputs.vectors)
-    background = Background(
-        space.background, matched_heads.sharpness(inputs.sample_directions, space.background)
-    )
+    encoder = inputs.rows_encoder
+    background = encoder.background
     writer = GenerationWriter(index, name)
     job.report.line("publish: writing tables")
-    sample = _Sample(min(1.0, MAX_LOGITS / completed.logits))
     written = write_tables(
         writer,
-        _logit_batches(inputs, background, sample),
+        _logit_batches(inputs) if inputs.pieces is None else _rows_of_workers(inputs, inputs.pieces),
         model_table(models, inputs.rows, inputs.places),
-        background,
-        inputs.sample_directions,
-        inputs.probe_set.count,
+        encoder,
         same=[same_logits(model) for model in models],
     )
     if inputs.trees is not None:
         write_edges(writer, read_part(job.store, inputs.trees.edges, EDGES))
     job.report.line("publish: fitting the confidence of hits")
-    statistics, confidence = sample.fit(inputs, space, background)
+    statistics, confidence = inputs.sample.fit(inputs)
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(inputs.probe_set, embeddings)])
     settings = GenerationSettings(
         version=INDEX_VERSION,
@@ -386,10 +419,23 @@ def _build(
     return settings
 
 
-def _logit_batches(inputs: _Inputs, background: Background, sample: _Sample) -> Iterator[LogitBatch]:
+def _logit_batches(inputs: _Inputs) -> Iterator[LogitBatch]:
     for described in inputs.written.of(inputs.descriptors.stream()):
-        sample.add(described, background)
+        inputs.sample.add(described, inputs.rows_encoder.background)
         yield described.batch()
+
+
+def _rows_of_workers(inputs: _Inputs, pieces: Pieces) -> Iterator[EncodedRows]:
+    def note(model: ProbedModel, number: int, logits: int, described: ModelDescriptors | None) -> None:
+        inputs.written.note(model, number, logits, described)
+        if described is not None:
+            inputs.sample.add(described, inputs.rows_encoder.background)
+
+    count = len(pieces.pieces)
+    return pieces.rows(
+        note,
+        lambda done: inputs.job.report.line(f"publish: {done:,} of {count:,} pieces of the index written"),
+    )
 
 
 class _Sample:
@@ -400,7 +446,7 @@ class _Sample:
     """
 
     def __init__(self, share: float) -> None:
-        self._share = share
+        self.share = share
         self._directions: list[npt.NDArray[np.float32]] = []
         self._offsets: list[npt.NDArray[np.float64]] = []
         self._labels: list[str] = []
@@ -409,7 +455,7 @@ class _Sample:
         """Add one model with its logits' offsets, if it is drawn: they cost as much as to write its logits."""
         model = described.model
         # The first model is always drawn: an empty sample has no statistics.
-        if self._labels and not drawn(model, self._share):
+        if self._labels and not drawn(model, self.share):
             return
         self._directions.append(described.directions)
         self._offsets.append(background.offsets(described.directions))
@@ -418,10 +464,9 @@ class _Sample:
             for logit, opposite in zip(described.logits.tolist(), described.negated.tolist(), strict=True)
         ]
 
-    def fit(
-        self, inputs: _Inputs, space: matched_heads.HeadSpace, background: Background
-    ) -> tuple[ColumnStatistics, Confidence]:
+    def fit(self, inputs: _Inputs) -> tuple[ColumnStatistics, Confidence]:
         """Statistics of the background over the sample, and the confidence fitted on its declared labels."""
+        background = inputs.rows_encoder.background
         config, b = inputs.job.config, background.sharpness
         directions, offsets = np.concatenate(self._directions), np.concatenate(self._offsets)
         statistics = ColumnStatistics.of(directions, background.directions, offsets, b)
@@ -429,7 +474,7 @@ class _Sample:
             directions,
             offsets,
             self._labels,
-            space,
+            inputs.space,
             b,
             inputs.embed,
             inputs.background,
@@ -499,6 +544,7 @@ def _expected(inputs: _Inputs) -> Expected:
         embed=inputs.embed,
         prompts=inputs.job.config.prompts,
         trees=None if inputs.trees is None else ExpectedTrees(inputs.trees.edges.rows, inputs.places),
+        pieces=inputs.pieces,
     )
 
 

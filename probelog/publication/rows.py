@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from probelog.arrays import Floats
 from probelog.index import shortlist
-from probelog.index.arrow import fixed_binary, fixed_lists
+from probelog.index.arrow import fixed_binary, fixed_lists, matrix_of, structured
 from probelog.index.basis import Basis
 from probelog.index.schema import (
     EVIDENCE,
@@ -61,6 +62,103 @@ class LogitBatch(NamedTuple):
     def at(self, places: npt.NDArray[np.integer[Any]] | npt.NDArray[np.bool_]) -> LogitBatch:
         """Those at some positions, or under a mask (L,)."""
         return LogitBatch._make(None if values is None else values[places] for values in self)
+
+
+class EncodedRows(NamedTuple):
+    """L rows of ``logits`` but for their numbers, those of one model beside each other.
+
+    Attributes:
+        model: (L,) numbers of their models.
+        facts: (L,) ``logit_facts`` without ``row`` and ``weights``, which are known when all rows before these are.
+        vectors: (L, w) for the vector index.
+        evidence: (L,) ``EVIDENCE``; None: nothing is known.
+    """
+
+    model: npt.NDArray[np.integer[Any]]
+    facts: npt.NDArray[np.void]
+    vectors: npt.NDArray[np.float16]
+    evidence: npt.NDArray[np.void] | None
+
+    def at(self, places: npt.NDArray[np.integer[Any]]) -> EncodedRows:
+        """Those at some positions."""
+        return EncodedRows._make(None if values is None else values[places] for values in self)
+
+
+@dataclass(frozen=True, eq=False)
+class RowEncoder:
+    """Makes rows of logits. Nothing else is needed for a row, so that any process can make some of them.
+
+    Attributes:
+        basis: that directions are stored in.
+        background: that the logits are compared with; offsets are computed from the stored directions.
+        probes: number of probes of the probe set.
+    """
+
+    basis: Basis
+    background: Background
+    probes: int
+
+    @classmethod
+    def fit(cls, sample: Floats, background: Background, probes: int) -> RowEncoder:
+        """With a basis that is fitted on the directions (S, d) of some thousand logits drawn from all models."""
+        return cls(Basis.fit(sample, background), background, probes)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table ``logits``."""
+        return logits_schema(self.basis, self.probes)
+
+    @cached_property
+    def facts(self) -> np.dtype[np.void]:
+        """What is stored of a logit."""
+        return logit_facts(self.basis, self.probes)
+
+    @cached_property
+    def _stored_background(self) -> Background:
+        directions = self.basis.coordinates(self.background.directions).astype(np.float64)
+        return Background(directions, self.background.sharpness)
+
+    def encode(self, batch: LogitBatch) -> EncodedRows:
+        """The rows of some logits."""
+        stored = self.basis.encode(batch.directions)
+        coordinates = self.basis.decode(stored)
+        facts = np.zeros(len(batch.model), self.facts)
+        facts["logit"], facts["negated"] = batch.logit, batch.negated
+        facts["offset"] = self._stored_background.offsets(coordinates)
+        facts["precise"], facts["rest"], facts["scale"] = stored
+        facts["probes"] = batch.probes[:, :SHOWN_PROBES]
+        # LanceDB refuses values that are not finite without naming the row: the publisher's checks find them in the facts.
+        vectors = np.nan_to_num(self.basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
+        return EncodedRows(batch.model, facts, vectors, batch.evidence)
+
+    def table(self, rows: EncodedRows) -> pa.Table:
+        """Rows as they are stored."""
+        return pa.table(
+            {
+                "vector": fixed_lists(rows.vectors, pa.float16()),
+                "facts": fixed_binary(rows.facts),
+                "evidence": (
+                    pa.nulls(len(rows.facts), pa.binary(EVIDENCE.itemsize))
+                    if rows.evidence is None
+                    else fixed_binary(rows.evidence)
+                ),
+            },
+            self.schema,
+        )
+
+    def rows_of(self, table: pa.Table, model: npt.NDArray[np.integer[Any]]) -> EncodedRows:
+        """Rows that `table` made, of models (L,).
+
+        Raises:
+            ValueError: they are not of this encoder.
+        """
+        known = table["evidence"].null_count == 0
+        return EncodedRows(
+            model,
+            structured(table["facts"], self.facts),
+            np.asarray(matrix_of(table["vector"]), np.float16),
+            structured(table["evidence"], EVIDENCE) if known else None,
+        )
 
 
 class Ends(NamedTuple):
@@ -127,11 +225,9 @@ def same_weights(keys: Sequence[str | None]) -> npt.NDArray[np.int32]:
 
 def write_tables(
     writer: GenerationWriter,
-    batches: Iterable[LogitBatch],
+    batches: Iterable[LogitBatch | EncodedRows],
     models: pa.Table,
-    background: Background,
-    sample: Floats,
-    probes: int,
+    encoder: RowEncoder,
     exact_logits: int = EXACT_LOGITS,
     same: Sequence[str | None] | None = None,
 ) -> TableSummary:
@@ -139,12 +235,10 @@ def write_tables(
 
     Args:
         writer: of a generation that has neither table yet.
-        batches: all logits, in any number of batches; the logits of one model follow each other. Those of a model
-            whose weights were written before are skipped.
+        batches: all logits, in any number of batches, or the rows that ``encoder`` made of them; the logits of one
+            model follow each other. Those of a model whose weights were written before are skipped.
         models: the facts of all M models by number (``MODEL_FACTS``, but for ``copies``, which are counted here).
-        background: that the logits are compared with; offsets are computed from the stored directions.
-        sample: (S, d) directions of some thousand logits drawn from all models; the basis is fitted on them.
-        probes: number of probes of the probe set.
+        encoder: of the rows.
         exact_logits: below this many rows a client scores all of them, and no vector index is built.
         same: a key for every model (M,), equal where the logits are the same (``ProbedModel.identity``); by default
             the weight digests.
@@ -155,13 +249,8 @@ def write_tables(
     """
     same = models["weight_digest"].to_pylist() if same is None else same
     numbering = Numbering(same_weights(same))
-    basis = Basis.fit(sample, background)
-    gallery = _Sample(_GALLERY_SAMPLE, np.empty(0, logit_facts(basis, probes)))
-    rows = writer.write(
-        "logits",
-        logits_schema(basis, probes),
-        logit_tables(batches, background, basis, numbering, probes, gallery),
-    )
+    gallery = _Sample(_GALLERY_SAMPLE, np.empty(0, encoder.facts))
+    rows = writer.write("logits", encoder.schema, logit_tables(batches, encoder, numbering, gallery))
     writer.write("models", MODELS, [numbering.joined(models, same)])
     if models.num_rows >= _INDEXED_MODELS:
         with writer.writing("indexes of models"):
@@ -169,7 +258,8 @@ def write_tables(
             for column in ("repo", "weights", "identity"):
                 table.create_scalar_index(column)
     large = rows >= exact_logits and rows > 0
-    settings = {"rows": rows, "large": large, "middle_offset": basis.middle, "probes": probes}
+    basis = encoder.basis
+    settings = {"rows": rows, "large": large, "middle_offset": basis.middle, "probes": encoder.probes}
     meta = {"basis.npy": npy(basis.array())}
     if large:
         with writer.writing("the vector index of logits"):
@@ -189,11 +279,9 @@ def write_edges(writer: GenerationWriter, edges: pa.Table) -> None:
 
 
 def logit_tables(
-    batches: Iterable[LogitBatch],
-    background: Background,
-    basis: Basis,
+    batches: Iterable[LogitBatch | EncodedRows],
+    encoder: RowEncoder,
     numbering: Numbering,
-    probes: int,
     gallery: _Sample | None = None,
     first_row: int = 0,
     weights: npt.NDArray[np.integer[Any]] | None = None,
@@ -201,51 +289,26 @@ def logit_tables(
     """The ``logits`` table, batch by batch.
 
     Args:
-        batches: all logits; those of weights that were written before are skipped.
-        background: that the logits are compared with.
-        basis: that directions are stored in.
+        batches: all logits, or the rows of them; those of weights that were written before are skipped.
+        encoder: of the rows.
         numbering: assigns rows and weights.
-        probes: number of probes of the probe set.
         gallery: sample that all rows are offered to.
         first_row: number of the table's first row.
         weights: (M,) the table's number for each number of weights in ``numbering``; by default the same.
     """
-    stored_background = Background(
-        basis.coordinates(background.directions).astype(np.float64), background.sharpness
-    )
-    schema, kind = logits_schema(basis, probes), logit_facts(basis, probes)
     for batch in batches:
         first = first_row + numbering.rows
         places = numbering.take(batch.model)
         if not len(places):
             continue
-        batch = batch.at(places)
-        stored = basis.encode(batch.directions)
-        coordinates = basis.decode(stored)
-        facts = np.zeros(len(places), kind)
-        facts["row"] = np.arange(first, first + len(places))
-        weight_numbers = numbering.weights[batch.model]
-        facts["weights"] = weight_numbers if weights is None else weights[weight_numbers]
-        facts["logit"], facts["negated"] = batch.logit, batch.negated
-        facts["offset"] = stored_background.offsets(coordinates)
-        facts["precise"], facts["rest"], facts["scale"] = stored
-        facts["probes"] = batch.probes[:, :SHOWN_PROBES]
+        own = batch.at(places)
+        rows = own if isinstance(own, EncodedRows) else encoder.encode(own)
+        rows.facts["row"] = np.arange(first, first + len(places))
+        weight_numbers = numbering.weights[rows.model]
+        rows.facts["weights"] = weight_numbers if weights is None else weights[weight_numbers]
         if gallery is not None:
-            gallery.add(facts)
-        # LanceDB refuses values that are not finite without naming the row: the publisher's checks find them in the facts.
-        vectors = np.nan_to_num(basis.vectors(coordinates, facts["offset"]), posinf=0, neginf=0)
-        yield pa.table(
-            {
-                "vector": fixed_lists(vectors, pa.float16()),
-                "facts": fixed_binary(facts),
-                "evidence": (
-                    pa.nulls(len(places), pa.binary(EVIDENCE.itemsize))
-                    if batch.evidence is None
-                    else fixed_binary(batch.evidence)
-                ),
-            },
-            schema,
-        )
+            gallery.add(rows.facts)
+        yield encoder.table(rows)
 
 
 class Numbering:

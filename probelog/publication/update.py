@@ -28,11 +28,18 @@ import pyarrow as pa
 
 from probelog.arrays import values_of
 from probelog.index.generation import Generation
-from probelog.index.schema import MODELS, logits_schema
+from probelog.index.schema import MODELS
 from probelog.index.settings import UpdateBase
 from probelog.index.tables import sql_in
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import LogitBatch, Numbering, TableSummary, logit_tables, same_weights
+from probelog.publication.rows import (
+    LogitBatch,
+    Numbering,
+    RowEncoder,
+    TableSummary,
+    logit_tables,
+    same_weights,
+)
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 
@@ -77,16 +84,14 @@ def write_update(
     added_models = _AddedModels(base, changes)
     local = Numbering(same_weights(changes.identities))
     background = Background(base.space.background, base.sharpness)
-    probes = base.settings.probes
+    encoder = RowEncoder(base.basis, background, base.settings.probes)
     rows = writer.write(
         "logits",
-        logits_schema(base.basis, probes),
+        encoder.schema,
         logit_tables(
             _without_known(batches, added_models.known),
-            background,
-            base.basis,
+            encoder,
             local,
-            probes,
             first_row=base.size,
             weights=added_models.ids,
         ),

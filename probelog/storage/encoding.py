@@ -6,11 +6,16 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from probelog.errors import StoreError
+
+_DIGEST_BYTES = 32
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -53,6 +58,28 @@ def from_npy(data: bytes) -> np.ndarray[Any, Any]:
     stream.seek(0)
     array: np.ndarray[Any, Any] = np.load(stream, allow_pickle=False)
     return array
+
+
+def sealed_tables(tables: Iterable[pa.Table]) -> bytes:
+    """Tables as Arrow streams, one behind the other, then the SHA-256 of all that."""
+    sink = io.BytesIO()
+    for table in tables:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue() + bytes.fromhex(digest(sink.getvalue()))
+
+
+def unsealed_tables(data: bytes, count: int, what: str) -> list[pa.Table]:
+    """So many tables that `sealed_tables` wrote.
+
+    Raises:
+        StoreError: these are not the bytes that it made.
+    """
+    content = memoryview(data)[:-_DIGEST_BYTES]
+    if data[len(content) :].hex() != digest(content):
+        raise StoreError(f"{what} is damaged: its digest is not the one at its end")
+    source = pa.BufferReader(pa.py_buffer(content))
+    return [pa.ipc.open_stream(source).read_all() for _ in range(count)]
 
 
 def parquet_bytes(table: pa.Table, use_dictionary: bool = True) -> bytes:

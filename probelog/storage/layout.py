@@ -18,6 +18,7 @@ TREES = "trees"
 ENCODERS = "encoders"
 INDEX = "index"
 REPORTS = "quality"
+PIECES = "publish"
 RUNS = "runs"
 
 RECEIPT = "receipt.json"
@@ -320,6 +321,19 @@ class GenerationFolder(_Folder):
     def hold(self) -> str:
         """What keeps sweeps away while it is built."""
         return self.file(HOLD)
+
+
+class PiecesFolder(_Folder):
+    """Rows that workers have made for a large generation, until it is published."""
+
+    @classmethod
+    def of(cls, key: str) -> PiecesFolder:
+        """By a key of what they are made of."""
+        return cls(f"{PIECES}/{key}")
+
+    def piece(self, piece: str) -> str:
+        """The rows of some batches."""
+        return self.file(f"{piece}.arrow")
 
 
 def run_figures(command: str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from probelog.arrays import values_of
 from probelog.errors import StoreError
 from probelog.storage.bundles import BUNDLED, Bundles
 from probelog.storage.checksummed_json import unsealed_json
-from probelog.storage.encoding import digest, short_key
+from probelog.storage.encoding import digest, sealed_tables, short_key, unsealed_tables
 from probelog.storage.layout import LedgerFolder
 from probelog.storage.observations import from_rows
 from probelog.storage.parquet_parts import Part, open_part, part_bytes, read_part
@@ -48,7 +47,6 @@ from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY, check_schema, check_version
 
 _READERS = 16
-_DIGEST_BYTES = 32
 RECEIPT_VERSION = 1
 # Of ``manifest.json``, which says what a ledger is for.
 LEDGER_VERSION = 1
@@ -224,12 +222,8 @@ class ItemResult:
         return self.rows, self.models, self.failures, self.weights
 
     def to_bytes(self) -> bytes:
-        """Four Arrow streams, one behind the other, then the SHA-256 of all that."""
-        sink = io.BytesIO()
-        for table in self.tables:
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table)
-        return sink.getvalue() + bytes.fromhex(digest(sink.getvalue()))
+        """The four tables, with their digest."""
+        return sealed_tables(self.tables)
 
     @classmethod
     def from_bytes(cls, data: bytes, contents: Contents = PROBED) -> ItemResult:
@@ -239,11 +233,7 @@ class ItemResult:
             SchemaVersionError: written by a newer ProbeLog.
             StoreError: damaged.
         """
-        content = data[:-_DIGEST_BYTES]
-        if data[len(content) :].hex() != digest(content):
-            raise StoreError("a spooled result is damaged: its digest is not the one at its end")
-        source = pa.BufferReader(content)
-        tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
+        tables = unsealed_tables(data, 4, "a spooled result")
         for table, schema in zip(tables, contents.schemas.values(), strict=True):
             check_schema(table.schema, schema, "a spooled result")
         return cls(*tables)

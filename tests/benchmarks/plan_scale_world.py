@@ -402,7 +402,7 @@ def index(job: Any, folder: Path, models: int) -> None:
     from probelog.index.generation import Generation
     from probelog.publication.generation_writer import GenerationWriter
     from probelog.publication.lifecycle import go_live
-    from probelog.publication.rows import write_tables
+    from probelog.publication.rows import RowEncoder, write_tables
     from probelog.ranking import matched_heads
     from probelog.storage.encoding import npy
     from probelog.storage.ledger import item_key, key_numbers
@@ -435,7 +435,8 @@ def index(job: Any, folder: Path, models: int) -> None:
     background = matched_heads.Background(
         small.background_vectors, matched_heads.sharpness(directions[:4096], small.background_vectors)
     )
-    written = write_tables(writer, batches(directions), facts, background, directions[:20_000], 40)
+    encoder = RowEncoder.fit(directions[:20_000], background, 40)
+    written = write_tables(writer, batches(directions), facts, encoder)
     write_rest(writer, real, written, background.sharpness)
     writer.finish()
     go_live(local, "large", "source of large")

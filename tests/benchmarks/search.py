@@ -44,7 +44,7 @@ from probelog.index.pointer import find_index, read_pointer
 from probelog.index.schema import MODEL_FACTS, logit_facts, probes_schema
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
-from probelog.publication.rows import LogitBatch, write_tables
+from probelog.publication.rows import LogitBatch, RowEncoder, write_tables
 from probelog.ranking import matched_heads
 from probelog.search.query import background_numbers, text_direction
 from probelog.search.ranking import first_length
@@ -194,7 +194,8 @@ def made(given: argparse.Namespace, size: int, folder: Path) -> Iterator[Row]:
 
     begun = time.perf_counter()
     sample = first[random.choice(len(first), min(len(first), 20_000), replace=False)]
-    written = write_tables(writer, batches(), facts.table(), background, sample, len(real.probe_embeddings))
+    encoder = RowEncoder.fit(sample, background, len(real.probe_embeddings))
+    written = write_tables(writer, batches(), facts.table(), encoder)
     done = time.perf_counter()
     write_rest(writer, real, written, background.sharpness)
     writer.finish()

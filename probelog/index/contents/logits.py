@@ -188,11 +188,12 @@ class LogitTable(ModelTable):
         ]
         return Evidence(*(np.concatenate(columns)[places] for columns in zip(*parts, strict=True)))
 
-    def own_evidence(self) -> Iterator[Evidence]:
-        """That of all rows of the generation's own table, in blocks of at most ``ROWS_AT_ONCE``."""
+    def own_evidence(self, within: range | None = None) -> Iterator[Evidence]:
+        """That of some rows of the generation's own table, or of all, in blocks of at most ``ROWS_AT_ONCE``."""
         first = self._base_row_count if self.is_update else 0
-        for start in range(first, self.size, ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + ROWS_AT_ONCE, self.size))
+        within = range(first, self.size) if within is None else within
+        for start in range(within.start, within.stop, ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + ROWS_AT_ONCE, within.stop))
             yield self._evidence_of(self._tables, rows, first)
 
     def _evidence_of(self, tables: Tables, rows: npt.NDArray[np.int64], first: int) -> Evidence:
@@ -218,21 +219,29 @@ class LogitTable(ModelTable):
             raise tables.damaged("logits", "its evidence is none: a value is not one that a logit has")
         return Evidence(evidence, known)
 
-    def blocks(self) -> Iterator[Logits]:
-        """All logits in the order of their rows; of a large index in blocks of at most ``ROWS_AT_ONCE``."""
-        if self.large:
+    def blocks(self, within: range | None = None) -> Iterator[Logits]:
+        """All logits in the order of their rows; of a large index in blocks of at most ``ROWS_AT_ONCE``.
+
+        Args:
+            within: only these rows, of a generation that is no update.
+        """
+        if within is not None:
+            yield from self._stream(within)
+        elif self.large:
             yield from self._stream()
             if len(self.recent):
                 yield self.recent
         else:
             yield self.all_logits
 
-    def _stream(self) -> Iterator[Logits]:
-        """All logits of the base, or of a whole generation, in the order of their rows, in one or more blocks."""
-        count = 0
+    def _stream(self, within: range | None = None) -> Iterator[Logits]:
+        """Logits of the base, or of a whole generation, in the order of their rows, in one or more blocks."""
+        within = range(self._base_row_count) if within is None else within
+        count = within.start
         base = self._base
         with base.reading("logits"):
-            query = base.open("logits").search().select(["facts"]).limit(max(1, self._base_row_count))
+            query = base.open("logits").search().select(["facts"]).limit(max(1, len(within)))
+            query = query.offset(count) if count else query
             batches = query.to_batches(batch_size=ROWS_AT_ONCE)
         while True:
             with base.reading("logits"):
@@ -245,9 +254,9 @@ class LogitTable(ModelTable):
                     raise base.gap_error("logits")
             count += len(facts)
             yield self._without_removed(facts)
-        if count != self._base_row_count:
+        if count != within.stop:
             raise base.gap_error("logits")
-        if not count:
+        if not within:
             yield self._logits(np.empty(0, self._facts))
 
     def _without_removed(self, facts: npt.NDArray[np.void]) -> Logits:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.inspect.verify import Verified, verify
@@ -15,6 +16,7 @@ from pipelines.job.progress import Report
 from probelog.errors import StoreError, UsageError
 from probelog.publication.lifecycle import roll_back
 from probelog.storage.checksummed_json import sealed_json
+from probelog.storage.encoding import sealed_tables
 from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.store import Store
 from tests.support.processes.operator_command import operator
@@ -175,6 +177,15 @@ def test_json_without_its_seal_is_damaged(store: Path) -> None:
         file.write_text(json.dumps(content))
         assert file.relative_to(store).as_posix() in named(checked(store).damaged)
         file.write_bytes(data)
+
+
+def test_a_piece_of_an_index_waits(store: Path) -> None:
+    file = store / "publish/key/piece.arrow"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(sealed_tables([pa.table({"a": [1]})] * 3))
+    assert checked(store).clean
+    file.write_bytes(file.read_bytes()[:-1])
+    assert named(checked(store).damaged) == {"publish/key/piece.arrow"}
 
 
 def test_a_spooled_result_waits(store: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.complete.descriptors import ModelDescriptors
 from pipelines.publish import answers
-from pipelines.publish.answers import _blocks, _Canary, _Offsets, _recall
+from pipelines.publish.answers import Asked, Exact, Questions, _blocks, _Canary, _Offsets, _recall
 from pipelines.publish.stage import ListingSnapshot, _Sample
 from probelog.index.schema import EVIDENCE
 from probelog.ranking import matched_heads
@@ -59,33 +59,44 @@ def test_blocks_keep_the_order_and_hold_some_thousand_logits(monkeypatch: pytest
     assert list(_blocks([])) == []
 
 
-def canary(hits: list[Hit], same: dict[str, str]) -> _Canary:
-    return _Canary("x", np.zeros(5), np.empty(0, np.int64), hits, same)
+def asked(hits: list[Hit], same: dict[str, str]) -> Asked:
+    return _Canary("x", np.zeros(5), np.empty(0, np.int64), hits).asked(same)
+
+
+def exact(one: Asked, *blocks: tuple[list[ModelDescriptors], np.ndarray]) -> Exact:
+    """Exact answers to one query, of blocks with the given scores, each added as a worker's."""
+    found = Exact(Questions([one], np.zeros((0, 5)), np.zeros((0, 5)), 1.0))
+    for models, scores in blocks:
+        some = Exact(Questions([one], np.zeros((0, 5)), np.zeros((0, 5)), 1.0))
+        some._add(0, one, models, scores)
+        found.add(some)
+    return found
 
 
 def test_the_exact_first_ten_are_of_all_blocks_and_copies_count_once() -> None:
     models = [described(0, 8), described(1, 8), described(2, 3, weight_digest="d0")]
-    one = canary([hit("a/1", 3, 9.0), hit("a/2", 1, 8.0)], {"a/1": "d1", "a/2": "d0"})
-    one.add_scores(models[:1], np.arange(8.0))
-    one.add_scores(models[1:], np.concatenate([np.arange(8.0) + 0.5, [99.0, 0.0, 5.0]]))
-    assert one.exact[("d0", 0, False)] == 99.0, "the best of what a model and its copies have"
-    assert sorted(one.exact.values(), reverse=True) == [99.0, 7.5, 7.0, 6.5, 6.0, 5.5, 5.0, 5.0, 4.5, 4.0]
-    assert one.scores[("a/1", 3, False)] == 3.5
-    assert one.scores[("a/2", 1, False)] == 0.0
+    one = asked([hit("a/1", 3, 9.0), hit("a/2", 1, 8.0)], {"a/1": "d1", "a/2": "d0"})
+    others = np.concatenate([np.arange(8.0) + 0.5, [99.0, 0.0, 5.0]])
+    found = exact(one, (models[:1], np.arange(8.0)), (models[1:], others))
+    (best,), (scores,) = found.best, found.scores
+    assert best[("d0", 0, False)] == 99.0, "the best of what a model and its copies have"
+    assert sorted(best.values(), reverse=True) == [99.0, 7.5, 7.0, 6.5, 6.0, 5.5, 5.0, 5.0, 4.5, 4.0]
+    assert scores[("a/1", 3, False)] == 3.5
+    assert scores[("a/2", 1, False)] == 0.0
 
 
 def test_recall_is_the_share_of_the_exact_ones() -> None:
-    same = {"a/0": "d0"}
-    scores = np.array([5.0, 4.0, 3.0, 2.0])
+    def recall(logits: list[int], scores: np.ndarray, tolerance: float) -> float:
+        hits = [hit("a/0", logit, 0.0) for logit in logits]
+        found = exact(asked(hits, {"a/0": "d0"}), ([described(0, len(scores))], scores))
+        return _recall(hits, found.best[0], found.scores[0], tolerance)
+
     for logits, share in (([0, 1, 2, 3], 1.0), ([0, 1], 0.5), ([], 0.0)):
-        one = canary([hit("a/0", logit, 0.0) for logit in logits], same)
-        one.add_scores([described(0, 4)], scores)
-        assert _recall(one, 0.1) == share
-    many = canary([hit("a/0", 10, 0.0), hit("a/0", 11, 0.0)], same)
-    many.add_scores([described(0, 12)], np.array([*range(20, 9, -1), 5.0]))
-    assert _recall(many, 0.5) == 0.0, "neither is among the first ten"
-    assert _recall(many, 1.0) == 0.1, "as good as the tenth"
-    assert _recall(canary([], {}), 0.1) == 1.0, "nothing to be answered"
+        assert recall(logits, np.array([5.0, 4.0, 3.0, 2.0]), 0.1) == share
+    many = np.array([*range(20, 9, -1), 5.0])
+    assert recall([10, 11], many, 0.5) == 0.0, "neither is among the first ten"
+    assert recall([10, 11], many, 1.0) == 0.1, "as good as the tenth"
+    assert _recall([], {}, {}, 0.1) == 1.0, "nothing to be answered"
 
 
 def test_a_sample_keeps_the_first_model_and_the_labels_of_its_own_logits() -> None:

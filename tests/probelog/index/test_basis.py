@@ -14,7 +14,7 @@ from probelog.index.arrow import structured
 from probelog.index.basis import BYTES, PRECISE, Basis
 from probelog.index.schema import MODEL_FACTS, logit_facts
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import LogitBatch, same_weights, write_tables
+from probelog.publication.rows import LogitBatch, RowEncoder, same_weights, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store
@@ -127,7 +127,9 @@ def test_weights_are_written_once_however_they_are_batched(tmp_path: Path) -> No
     writer = GenerationWriter(Store(tmp_path), "a")
     background = Background(unit(5, 4, 8), 3.0)
     batches = [batch([1, 1, 2]), batch([2, 3]), batch([3, 4])]
-    written = write_tables(writer, batches, facts(["x", "x", "y", "x", None]), background, SAMPLE, 3)
+    written = write_tables(
+        writer, batches, facts(["x", "x", "y", "x", None]), RowEncoder.fit(SAMPLE, background, 3)
+    )
     assert (written.rows, written.logits) == (5, 2 + 2 + 2 + 2 + 1)
     kind = logit_facts(Basis.fit(SAMPLE, background), 3)
     logits = structured(writer.open("logits").to_arrow()["facts"], kind)
@@ -146,4 +148,6 @@ def test_a_models_logits_follow_each_other(tmp_path: Path) -> None:
     writer = GenerationWriter(Store(tmp_path), "a")
     batches = [batch([0, 1]), batch([0])]
     with pytest.raises(ValueError, match="logits of model 0 do not follow each other"):
-        write_tables(writer, batches, facts([None, None]), Background(unit(5, 4, 8), 3.0), SAMPLE, 3)
+        write_tables(
+            writer, batches, facts([None, None]), RowEncoder.fit(SAMPLE, Background(unit(5, 4, 8), 3.0), 3)
+        )

@@ -24,7 +24,7 @@ from probelog.index.schema import MODEL_FACTS, probes_schema
 from probelog.index.tables import Tables, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.publication import rows as rows_module
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import LogitBatch, write_tables
+from probelog.publication.rows import LogitBatch, RowEncoder, write_tables
 from probelog.publication.update import Changes, write_update
 from probelog.ranking.confidence import ColumnStatistics, background_scores
 from probelog.ranking.matched_heads import Background
@@ -71,7 +71,9 @@ def batches(models: Sequence[tuple[str, int, str]]) -> list[LogitBatch]:
 def whole(index: Store, models: Sequence[tuple[str, int, str]] = BASE, exact: int = 1000) -> Generation:
     writer = GenerationWriter(index, "base")
     background = Background(unit(1, len(NAMES)), SHARPNESS)
-    written = write_tables(writer, batches(models), facts(models), background, unit(2, 30), PROBES, exact)
+    written = write_tables(
+        writer, batches(models), facts(models), RowEncoder.fit(unit(2, 30), background, PROBES), exact
+    )
     thumbnails = pa.array([b"x"] * PROBES, pa.binary())
     # Not in the order of their numbers.
     numbers = np.array([2, 0, 3, 1], np.int32)

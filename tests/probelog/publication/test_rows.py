@@ -9,7 +9,7 @@ import pytest
 
 from probelog.index.generation import Generation
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.publication.rows import Numbering, _Sample, same_weights, write_tables
+from probelog.publication.rows import Numbering, RowEncoder, _Sample, same_weights, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.matched_heads import Background
 from probelog.storage.store import Store
@@ -89,7 +89,11 @@ def test_an_index_without_logits_is_not_large(tmp_path: Path) -> None:
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     writer = GenerationWriter(Store(tmp_path), "empty")
     written = write_tables(
-        writer, [], model_facts([]), Background(directions[:5], 3.0), directions, 3, exact_logits=0
+        writer,
+        [],
+        model_facts([]),
+        RowEncoder.fit(directions, Background(directions[:5], 3.0), 3),
+        exact_logits=0,
     )
     assert (written.logits, written.rows, written.settings["large"]) == (0, 0, False)
     assert "sample" not in written.meta

@@ -358,7 +358,7 @@ from probelog.index.schema import MODEL_FACTS, probes_schema
 from tests.support.worlds.small_index import some_settings
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
-from probelog.publication.rows import LogitBatch, write_tables
+from probelog.publication.rows import LogitBatch, RowEncoder, write_tables
 from probelog.ranking.matched_heads import Background
 from probelog.storage.encoding import npy
 from probelog.storage.store import Store
@@ -384,7 +384,7 @@ batches = (
     for m in range(0, models, 100)
 )
 writer = GenerationWriter(Store(folder), "first")
-written = write_tables(writer, batches, pa.table(facts), Background(background.astype(float), 10.0), unit(2000), 50, 1000)
+written = write_tables(writer, batches, pa.table(facts), RowEncoder.fit(unit(2000), Background(background.astype(float), 10.0), 50), 1000)
 schema = probes_schema(dimension)
 writer.write("probes", schema, [pa.table({"id": np.arange(50), "name": [""] * 50, "sha256": [""] * 50,
              "thumbnail": pa.nulls(50), "embedding": fixed_lists(embeddings, pa.float32())}).cast(schema)])

@@ -23,7 +23,7 @@ from probelog.index.settings import GenerationSettings
 from probelog.index.shortlist import EXACT_LOGITS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.lifecycle import go_live
-from probelog.publication.rows import Ends, LogitBatch, evidence_of, same_weights, write_tables
+from probelog.publication.rows import Ends, LogitBatch, RowEncoder, evidence_of, same_weights, write_tables
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics, Confidence
 from probelog.ranking.matched_heads import Observed
@@ -207,7 +207,11 @@ def build(
     )
     batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes, evidence)
     written = write_tables(
-        writer, [tamper(batch)], model_facts(models, edges), compared, learnt_from, probes, exact_logits
+        writer,
+        [tamper(batch)],
+        model_facts(models, edges),
+        RowEncoder.fit(learnt_from, compared, probes),
+        exact_logits,
     )
     basis = Basis.fit(learnt_from, compared)
     place = {owner: i for i, owner in enumerate(kept)}
