@@ -30,12 +30,15 @@ from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store
 from probelog.storage.versions import MADE_BY
 
-# Rows of a piece, some 10 MB, unless one batch has more: a second of work, many times what a task costs.
-PIECE_ROWS = 16_384
+# Rows of a piece, some 5 MB, unless one batch has more: half a second of work, many times what a task costs.
+PIECE_ROWS = 8_192
 
-_OWNERS = pa.schema(
-    [pa.field("repo", pa.string()), pa.field("sha", pa.string()), pa.field("logits", pa.int32())]
-)
+_OWNER_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("repo", pa.string()),
+    ("sha", pa.string()),
+    ("logits", pa.int32()),
+]
+_OWNERS = pa.schema(_OWNER_COLUMNS)
 
 Note = Callable[[ProbedModel, int, int, ModelDescriptors | None], None]
 """Hears of every model: its facts, number and number of logits, and its descriptors where they are `Eligible`."""
@@ -182,7 +185,7 @@ def make_piece(piece: Piece, making: Making) -> None:
         if eligible(described):
             directions = fixed_lists(described.directions, pa.float32())
             logits = described.logits.astype(np.int32)
-            columns = {"logit": logits, "negated": described.negated, "direction": directions}
+            columns: dict[str, Any] = {"logit": logits, "negated": described.negated, "direction": directions}
             noted.append(_with_place(pa.table(columns, kind), place))
         if (key := same_logits(model)) not in seen:
             seen.add(key)
@@ -208,8 +211,12 @@ def sweep_pieces(store: Store) -> None:
 
 def _noted_schema(dimension: int) -> pa.Schema:
     """Of logits that samples may hold."""
-    direction = pa.field("direction", pa.list_(pa.float32(), dimension))
-    return pa.schema([pa.field("logit", pa.int32()), pa.field("negated", pa.bool_()), direction])
+    columns: list[tuple[str, pa.DataType]] = [
+        ("logit", pa.int32()),
+        ("negated", pa.bool_()),
+        ("direction", pa.list_(pa.float32(), dimension)),
+    ]
+    return pa.schema(columns)
 
 
 def _with_place(table: pa.Table, place: int) -> pa.Table:
