@@ -110,6 +110,7 @@ def rank_by_matched_heads(
     score_units: float = matched_heads.SHARPNESS,
     image_share: float = matched_heads.IMAGE_SHARE,
     concept_weight: float = matched_heads.CONCEPT_WEIGHT,
+    feedback: int = matched_heads.FEEDBACK,
     noise: float = matched_heads.NOISE,
 ) -> Floats:
     """Log-odds of every concept for every logit: (C, N).
@@ -122,6 +123,7 @@ def rank_by_matched_heads(
         score_units: the score's temperature, see ``matching.sharpness``.
         image_share: how much of an image query is its own embedding.
         concept_weight: how many logits a concept counts for, see ``matching.with_feedback``.
+        feedback: see ``matching.FEEDBACK``.
         noise: see ``matching.NOISE``.
     """
     space = matched_heads.HeadSpace(
@@ -137,7 +139,7 @@ def rank_by_matched_heads(
     return np.stack(
         [
             matched_heads.scores_of_concept(
-                query, directions, offset, space.background, b, excluded, concept_weight
+                query, directions, offset, space.background, b, excluded, concept_weight, feedback
             )
             for query, excluded in zip(queries, concepts.excluded, strict=True)
         ]

@@ -370,6 +370,7 @@ def scores_of_concept(
     b: float,
     excluded: Ints | Sequence[int] = (),
     concept_weight: float = CONCEPT_WEIGHT,
+    feedback: int = FEEDBACK,
 ) -> Float64:
     """Steps 4 and 5 for one concept's direction (d,): (N,). The other arguments are those of ``scores``."""
 
@@ -377,7 +378,7 @@ def scores_of_concept(
         return scores(gallery @ np.asarray(asked, gallery.dtype), gallery, offset, background, b, excluded)
 
     first = ask(direction)
-    best = np.argsort(-first, kind="stable")[:FEEDBACK]
+    best = np.argsort(-first, kind="stable")[:feedback]
     rivals = rival_count(len(background), excluded)
     return ask(with_feedback(direction, gallery[best], first[best], rivals, concept_weight))
 

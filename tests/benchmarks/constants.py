@@ -1,30 +1,38 @@
 """How the constants of matched heads were chosen: each one swept, the others as they are.
 
     uv run python tests/benchmarks/constants.py --index STORE [--index STORE-2] --truth truth.json
-        [--half development|test|both] [--queries queries.parquet] [--constant NAME] [--seeds N] [--out constants.csv]
+        [--half development|test|both] [--queries queries.parquet] [--constant NAME] [--seeds N]
+        [--protocol NAME] [--out constants.csv]
 
 The stores must hold observations of all probes. Only the half of the concepts that methods may be tuned on is asked,
-unless another one is named. Prints, and with --out writes, a row for each value, store and share of the probes.
+unless another one is named, withheld and as published. Prints, and with --out writes, a row for each value, store,
+protocol and share of the probes.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.benchmark.cells import Asked
 from pipelines.benchmark.classifiers import QueryImages
 from pipelines.benchmark.probed import ProbedHub
-from pipelines.benchmark.questions import Questions, Truth, from_truth
+from pipelines.benchmark.protocols import AS_PUBLISHED, PROTOCOLS, WITHHELD, Round, rounds
+from pipelines.benchmark.questions import SINGLE, Questions, Truth, from_truth
 from pipelines.evaluate import LEFT_OUT_KINDS
+from probelog.arrays import Ints
+from probelog.evaluation import Method
 from probelog.evaluation.accuracy import DEVELOPMENT, accuracy, half_of
-from probelog.evaluation.gallery import Concepts
+from probelog.evaluation.gallery import Gallery
 from probelog.evaluation.ridge import rank_by_matched_heads
 from probelog.ranking import matched_heads
 
@@ -34,6 +42,7 @@ SWEEPS = {
     "score_units": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0],
     "noise": [0.0, 25.0, 50.0, 100.0, 200.0],
     "concept_weight": [3.0, 5.0, 10.0, 20.0, 1e9],
+    "feedback": [10, 20, 50, 100, 200],
 }
 IMAGE_SWEEP = {"image_share": [0.0, 0.25, 0.5, 1.0, 2.0]}
 DEFAULTS = {
@@ -42,6 +51,7 @@ DEFAULTS = {
     "score_units": matched_heads.SHARPNESS,
     "noise": matched_heads.NOISE,
     "concept_weight": matched_heads.CONCEPT_WEIGHT,
+    "feedback": matched_heads.FEEDBACK,
     "image_share": matched_heads.IMAGE_SHARE,
 }
 BUDGETS = [1.0, 1 / 8, 1 / 16]
@@ -58,12 +68,14 @@ def main() -> None:
     parser.add_argument("--queries", type=Path)
     parser.add_argument("--constant", action="append", help="Default: all.")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="Default: these two.")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     rows = []
+    protocols = given.protocol or [WITHHELD, AS_PUBLISHED]
     sweeps = {**SWEEPS, **(IMAGE_SWEEP if given.queries is not None else {})}
     sweeps = {name: values for name, values in sweeps.items() if name in (given.constant or sweeps)}
-    for row in sweep(given.index, given.truth, given.half, given.queries, given.seeds, sweeps):
+    for row in sweep(given.index, given.truth, given.half, given.queries, given.seeds, protocols, sweeps):
         rows.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if given.out is not None:
@@ -79,9 +91,10 @@ def sweep(
     half: str,
     queries: Path | None,
     seeds: int,
+    protocols: Sequence[str],
     sweeps: Mapping[str, Sequence[float]],
 ) -> Iterator[dict[str, Any]]:
-    """One row for each constant, value, store and budget: accuracy in per cent, mean over seeds."""
+    """One row for each constant, value, store, protocol and budget: accuracy in per cent, mean over seeds."""
     truth = Truth.read(truth_file)
     images = QueryImages.read(queries) if queries is not None else None
     for uri in indexes:
@@ -90,21 +103,24 @@ def sweep(
         )
         questions = from_truth(truth, hub.logits)
         wanted = np.array([half in ("both", half_of(name)) for name in questions.names])
-        for share in BUDGETS:
-            draws = range(1 if share == 1 else seeds)
+        for protocol, share in itertools.product(protocols, BUDGETS):
+            parts = rounds(protocol, questions, hub.generation.background)
+            galleries = [hub.gallery(share, seed) for seed in range(1 if share == 1 else seeds)]
             for constant, values in sweeps.items():
                 for value in values:
                     found = []
-                    for seed in draws:
+                    for seed, gallery in enumerate(galleries):
                         if constant in IMAGE_SWEEP:
                             assert images is not None
                             asked = images.queries(hub, questions, 5, seed)
                         else:
                             asked = Asked(np.arange(len(questions.names)), hub.embed(questions.names))
-                        found.append(_measured(hub, questions, asked, share, seed, wanted, {constant: value}))
+                        method = partial(rank_by_matched_heads, **{constant: value})
+                        found.append(measured(hub, questions, asked, gallery, parts, wanted, method))
                     top1, precision = np.mean(found, axis=0)
                     yield {
                         "store": hub.name,
+                        "protocol": protocol,
                         "probes": f"{share:g}",
                         "constant": constant,
                         "value": value,
@@ -114,24 +130,33 @@ def sweep(
                     }
 
 
-def _measured(
+def measured(
     hub: ProbedHub,
     questions: Questions,
     asked: Asked,
-    share: float,
-    seed: int,
-    wanted: Any,
-    constants: dict[str, float],
+    gallery: tuple[Gallery, Ints],
+    parts: Sequence[Round],
+    wanted: npt.NDArray[np.bool_],
+    method: Method,
 ) -> tuple[float, float]:
-    gallery, kept = hub.gallery(share, seed)
-    names = [questions.synonyms[i] if asked.images is None else [] for i in asked.numbers]
-    concepts: Concepts = hub.concepts(asked.vectors, names)
-    concepts = Concepts(concepts.queries, concepts.background, concepts.excluded, asked.images)
-    scores = partial(rank_by_matched_heads, **constants)(gallery, concepts)
+    """Top-1 of single classes and mean average precision of all concepts, as in docs/results.md."""
+    models, kept = gallery
     relevant = questions.relevant[asked.numbers][:, kept]
-    chosen = wanted[asked.numbers] & relevant.any(axis=1)
-    found = accuracy(scores[chosen], relevant[chosen])
-    return found.top1, found.average_precision
+    asks = wanted[asked.numbers] & relevant.any(axis=1)
+    scores = np.full(relevant.shape, -np.inf)
+    for part in parts:
+        places = np.flatnonzero(asks & np.isin(asked.numbers, part.numbers))
+        if len(places):
+            names = [questions.synonyms[i] if asked.images is None else [] for i in asked.numbers[places]]
+            concepts = hub.concepts(asked.vectors[places], names, part.background)
+            if asked.images is not None:
+                concepts = replace(concepts, images=[asked.images[place] for place in places])
+            scores[places] = method(models, concepts)
+    single = asks & (questions.parts[asked.numbers] == SINGLE)
+    return (
+        accuracy(scores[single], relevant[single]).top1,
+        accuracy(scores[asks], relevant[asks]).average_precision,
+    )
 
 
 if __name__ == "__main__":

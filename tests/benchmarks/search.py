@@ -8,7 +8,9 @@ and asked by the product's own client in a process that has one core. What is ri
 all float32 directions, computed while they are made. Copies of the same weights count once.
 
 ``client`` rows: whole questions, from the text to ten hits, second one onwards: names of the background's concepts,
-single pictures (the embedding included), logits, and names with a filter that one model in ten meets.
+single pictures (the embedding included), logits, and names with a filter that one model in ten meets. Names and pictures
+are asked with feedback, as the client asks, and without it (``asked once``), in turns. With feedback, what is right is what the client
+answers where both times all logits are scored, from their stored coordinates.
 ``shortlist`` rows: the names again, at several efforts; recall is the share of the exact ten within the list that is to
 be re-ranked, milliseconds are those of getting the list: from LanceDB with all that is known of its logits, read from
 the disk's cache; from faiss and NumPy their numbers alone, by the same vectors in memory. ``scan`` is the exact answer by one matrix product over all float32 directions in memory.
@@ -31,9 +33,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +82,7 @@ KNOWN = 30
 _TIE = 1e-6
 
 Row = dict[str, Any]
+Hits = set[tuple[int, int]]
 Floats = npt.NDArray[np.floating[Any]]
 Report = Callable[..., None]
 
@@ -96,6 +101,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)), help="that the client gets")
     parser.add_argument("--again", action="store_true", help="measure sizes that the CSV file holds, too")
     parser.add_argument("--kept", action="store_true", help="ask the indexes that --scratch holds once more")
+    parser.add_argument("--only", choices=["client", "shortlist"], help="ask nothing else")
     parser.add_argument("--ask", choices=["client", "shortlist"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.ask:
@@ -124,7 +130,7 @@ def measure(given: argparse.Namespace, size: int, folder: Path) -> Iterator[Row]
     """All rows of one size."""
     if not (given.kept and (folder / "questions.json").exists()):
         yield from made(given, size, folder)
-    for what in ("client", "shortlist"):
+    for what in (given.only,) if given.only else ("client", "shortlist"):
         command = [sys.executable, __file__, "--store", "-", "--ask", what, "--scratch", str(folder)]
         done = on_one_core(command, given.core)
         for line in done.splitlines():
@@ -416,6 +422,7 @@ def on_disk(generation: Path, size: int) -> Iterator[Row]:
 def ask_client(folder: Path) -> None:
     """The product's client: recall and milliseconds of whole questions."""
     import probelog
+    from probelog.search import client
 
     truth = np.load(folder / "truth.npz")
     asked = json.loads((folder / "questions.json").read_text())
@@ -429,7 +436,7 @@ def ask_client(folder: Path) -> None:
             return {"like": f"{repository(question['model'])}#{question['logit']}"}
         return {"text": question["text"], "where": FILTER if question["kind"] == "name, filtered" else None}
 
-    def search(question: dict[str, Any]) -> tuple[float, set[tuple[int, int]]]:
+    def search(question: dict[str, Any]) -> tuple[float, Hits]:
         given = arguments(question)
         begun = time.perf_counter()
         hits = index.search(k=K, **given)
@@ -440,14 +447,41 @@ def ask_client(folder: Path) -> None:
     for kind in dict.fromkeys(question["kind"] for question in asked):
         places = [i for i, question in enumerate(asked) if question["kind"] == kind]
         search(asked[places[-1]])
-        times, recalls = [], []
+        once, twice = [], []
         for place in places:
-            took, found = search(asked[place])
+            with mock.patch.object(client, "with_feedback", lambda generation, query: query):
+                once.append(search(asked[place]))
+            if kind != "logit":
+                twice.append(search(asked[place]))
+        exactly = []
+        for place in places:
             as_good = truth["right"][place]
             models, logits = truth["models"][place][as_good], truth["logits"][place][as_good]
-            times.append(took)
-            recalls.append(len({*zip(models.tolist(), logits.tolist(), strict=True)} & found) / K)
-        print(json.dumps({"part": "client", "name": kind, **figures(times, recalls)}))
+            exactly.append({*zip(models.tolist(), logits.tolist(), strict=True)})
+        print(json.dumps(answered(kind if kind == "logit" else f"{kind}, asked once", once, exactly)))
+        if twice:
+            with every_logit_scored(index):
+                exactly = [search(asked[place])[1] for place in places]
+            print(json.dumps(answered(kind, twice, exactly)), flush=True)
+
+
+def answered(name: str, answers: list[tuple[float, Hits]], right: list[Hits]) -> Row:
+    """The row of some questions: recall is the share of the right hits, of which there may be more than ten."""
+    recalls = [len(one & found) / K for one, (_, found) in zip(right, answers, strict=True)]
+    return {"part": "client", "name": name, **figures([took for took, _ in answers], recalls)}
+
+
+@contextmanager
+def every_logit_scored(index: Any) -> Iterator[None]:
+    """The client without a shortlist; the logits are held in memory."""
+    from probelog.search import ranking
+
+    blocks = [*index._generation.blocks()]
+    with (
+        mock.patch.object(ranking, "_shortlisted", return_value=False),
+        mock.patch.object(Generation, "blocks", return_value=blocks),
+    ):
+        yield
 
 
 def ask_shortlist(folder: Path) -> None:
