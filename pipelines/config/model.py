@@ -10,7 +10,7 @@ import datetime as dt
 import json
 import logging
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -114,6 +114,39 @@ class Nightly(_Strict):
         ge=0,
         le=1,
         description="If nightly runs have added a larger share of the logits, the index is rebuilt as a whole.",
+    )
+
+
+class GeneratorFilters(Filters):
+    """Which generators of the Hub are crawled."""
+
+    library: list[Literal["diffusers", "peft"]] = Field(  # type: ignore[assignment]
+        ["diffusers", "peft"], description="Libraries whose checkpoints and adapters are loaded."
+    )
+    pipeline_tag: str | None = Field(
+        None,
+        description="Task of the models on the Hub; none for each of unconditional-image-generation and text-to-image.",
+    )
+    max_params: Positive = Field(4_000_000_000, description="Largest number of parameters of one model.")
+    limit: Positive | None = Field(
+        None, description="At most this many repositories of each task, newest first."
+    )
+
+
+class Generators(_Strict):
+    """Models that make pictures: they are sampled, and found by what they make."""
+
+    enabled: bool = Field(False, description="Also list, sample and publish generators.")
+    samples: Positive = Field(64, le=10_000, description="Pictures that each generator makes.")
+    steps: Positive = Field(25, le=1000, description="Steps of the sampler.")
+    prompts: list[str] = Field(
+        [], max_length=64, description="Prompts for generators that take text; empty for the built-in ones."
+    )
+    max_image_size: Positive = Field(
+        1024, le=4096, description="Largest edge of a picture, in pixels; generators of larger ones fail."
+    )
+    filters: GeneratorFilters = Field(
+        GeneratorFilters(), description="Which generators of the Hub are crawled."
     )
 
 
@@ -243,6 +276,7 @@ class _Indexed(_Strict):
     filters: Filters = Field(Filters(), description="Which models of the Hub are crawled.")
     nightly: Nightly = Field(Nightly(), description="Nightly runs.")
     trees: Trees = Field(Trees(), description="Model trees.")
+    generators: Generators = Field(Generators(), description="Models that make pictures.")
 
     @field_validator("store", "probes", "encoder", "background")
     @classmethod
@@ -394,17 +428,23 @@ def _description(location: Sequence[Any]) -> str:
 def template() -> str:
     """A configuration file with every key, its meaning, and its default (commented out where there is one)."""
     lines = ["# probelog-index: every key, its meaning and its default.", ""]
-    tables = []
-    for name, field in Config.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            tables.append((name, field.default))
-        else:
-            lines += _template_lines(name, field)
-    for name, table in tables:
-        lines += [f"[{name}]", ""]
-        for key, field in type(table).model_fields.items():
-            lines += _template_lines(field.alias or key, field)
+    for name, _, table in tables():
+        if name:
+            lines += [f"[{name}]", ""]
+        for key, field in table.model_fields.items():
+            if not isinstance(field.default, BaseModel):
+                lines += _template_lines(field.alias or key, field)
     return "\n".join(lines)
+
+
+def tables(
+    model: type[BaseModel] = Config, name: str = "", meaning: str = ""
+) -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """The tables of the file: name (empty: the top of the file), meaning and model, each before those below it."""
+    yield name, meaning, model
+    for key, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from tables(type(field.default), f"{name}.{key}" if name else key, field.description or "")
 
 
 def _template_lines(name: str, field: FieldInfo) -> list[str]:

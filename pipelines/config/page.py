@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipelines.config.model import Config
+from pipelines.config.model import Config, tables
 
 _HEAD = """\
 # Configuration
@@ -47,17 +47,16 @@ What stands in these variables, and in those of proxies, is cut from logs, messa
 
 def config_page() -> str:
     """Every key with its type, default and meaning, in Markdown."""
-    schema = Config.model_json_schema()
-    needed = schema["required"]
-    lines, tables = [_HEAD, "## Keys", "", *_TABLE_HEAD], []
-    for name, field in Config.model_fields.items():
-        if isinstance(field.default, BaseModel):
-            tables.append((name, field.description or "", type(field.default).model_json_schema()))
-        else:
-            lines.append(_row(name, schema["properties"][name], name in needed))
-    for name, meaning, table in tables:
-        lines += ["", f"## `[{name}]`", "", meaning, "", *_TABLE_HEAD]
-        lines += [_row(key, facts, False) for key, facts in table["properties"].items()]
+    needed = Config.model_json_schema()["required"]
+    lines = [_HEAD, "## Keys", "", *_TABLE_HEAD]
+    for name, meaning, table in tables():
+        if name:
+            lines += ["", f"## `[{name}]`", "", meaning, "", *_TABLE_HEAD]
+        keys = table.model_json_schema()["properties"]
+        for key, field in table.model_fields.items():
+            if not isinstance(field.default, BaseModel):
+                key = field.alias or key
+                lines.append(_row(key, keys[key], not name and key in needed))
     return "\n".join([*lines, "", _ENVIRONMENT])
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.config.model import Filters
 from pipelines.job.job import Job, read_repos
+from probelog.arrays import values_of
 from probelog.credentials import split_login
 from probelog.errors import UsageError
 from probelog.hub.listing import ListingFilters, Page, iter_pages
@@ -195,6 +196,26 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         + (f", {failures:,} rows could not be read" if failures else "")
     )
     return finished_catalogue
+
+
+def crawl_all(
+    job: Job, endpoint: str, listings: Sequence[Filters], columns: Sequence[str], refresh: bool = False
+) -> pa.Table:
+    """Some columns of several catalogues, listed where that was not done yet: every repository once.
+
+    Raises:
+        HubError, UsageError: as `crawl`.
+    """
+    tables = [
+        crawl(
+            replace(job, config=job.config.model_copy(update={"filters": filters})), endpoint, refresh
+        ).table(columns)
+        for filters in listings
+    ]
+    table = pa.concat_tables(tables) if tables else CATALOGUE.empty_table().select(list(columns))
+    known: set[str] = set()
+    first = [not (repo in known or known.add(repo)) for repo in values_of(table["repo"], str)]
+    return table.filter(pa.array(first, pa.bool_()))
 
 
 class _Progress:

@@ -42,6 +42,12 @@ class Job:
         """Key of the ledger of observations: what decides which probes a model sees."""
         return short_key("observations", 1, probe_set, self.config.fraction, self.config.seed)
 
+    def samples_key(self, encoder_digest: str) -> str:
+        """Key of the ledger of samples: what decides which pictures a generator makes, and who embeds them."""
+        generators = self.config.generators
+        settings = (generators.samples, generators.steps, self.config.seed, *generators.prompts)
+        return short_key("samples", 1, encoder_digest, *settings)
+
 
 def read_repos(file: Path | None) -> list[str]:
     """The repositories named in a text file, one a line; blank lines and ``#`` comments are left out.

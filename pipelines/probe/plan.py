@@ -12,7 +12,7 @@ that fits one fits the next.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,6 +120,7 @@ def make_plan(
     failures: pa.Table,
     batch_models: int,
     retry_failed: bool,
+    together: Sequence[str] = (),
 ) -> ProbingPlan:
     """Plan the remaining models, in batches whose boundaries do not move when a run is resumed.
 
@@ -133,9 +134,10 @@ def make_plan(
         failures: `probelog.storage.ledger.open_failures`.
         batch_models: items of a batch.
         retry_failed: also retry failures that a retry is not expected to cure.
+        together: columns in which models that follow each other should agree, before size counts.
     """
     sizes = weight_bytes(table)
-    order = work_order(table, sizes)
+    order = work_order(table, sizes, together)
     failed = first_keys(failures)
     by_key = np.argsort(failed)
     position = np.searchsorted(failed, keys, sorter=by_key)
@@ -219,11 +221,21 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
     return np.concatenate(sizes) if sizes else np.zeros(0)
 
 
-def work_order(table: pa.Table, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Numbers (N,) of the table's rows in the order of work; models of unknown size count as the largest."""
+def work_order(
+    table: pa.Table, sizes: npt.NDArray[np.float64], together: Sequence[str] = ()
+) -> npt.NDArray[np.int64]:
+    """Numbers (N,) of the table's rows in the order of work; models of unknown size count as the largest.
+
+    ``together``: columns that come before the size; rows without a value in them are first.
+    """
     classes = np.floor(np.log2(np.maximum(sizes, 1.0)))
     names = ["library", "model_type", "architecture", "repo", "sha"]
     keyed = table.select(names).append_column("class", pa.array(np.where(np.isnan(sizes), np.inf, classes)))
-    indices = pc.sort_indices(keyed, [("class", "descending"), *((name, "ascending") for name in names)])
+    for name in together:
+        keyed = keyed.append_column(f"first {name}", pc.fill_null(table[name], ""))
+    first = [(f"first {name}", "ascending") for name in together]
+    indices = pc.sort_indices(
+        keyed, [*first, ("class", "descending"), *((name, "ascending") for name in names)]
+    )
     order: npt.NDArray[np.int64] = indices.to_numpy().astype(np.int64)
     return order

@@ -153,6 +153,7 @@ def run_stage(
         state.failures,
         config.batch_models,
         retry_failed,
+        kind.together,
     )
     summary = Summary.covering(ledger, state.receipts)
     unchecked = 0

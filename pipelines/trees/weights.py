@@ -12,18 +12,18 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.config.model import Config, Filters
-from pipelines.crawl.stage import crawl
+from pipelines.crawl.stage import crawl_all
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS, Item, ProbingPlan, first_keys, make_plan
 from pipelines.probe.run import LedgerState
 from pipelines.trees.remote import RemoteFacts, RemoteWeights
-from probelog.arrays import values_of
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub import huggingface
 from probelog.hub.client import HubClient
@@ -107,13 +107,8 @@ def read_weights(
     filters = listed_filters(config)
     if not filters:
         return TreeWeights([], {}, [])
-    tables = [
-        crawl(replace(job, config=config.model_copy(update={"filters": item})), endpoint, refresh).table(
-            COLUMNS
-        )
-        for item in filters
-    ]
-    table = _unprobed(pa.concat_tables(tables), probed)
+    table = crawl_all(job, endpoint, filters, COLUMNS, refresh)
+    table = table.filter(pc.invert(pc.is_in(table["repo"], pa.array(list(probed), pa.string()))))
     ledger = Ledger(job.store, tree_weights(weights_key(config)))
     manifest = {
         "bytes_per_model": config.trees.bytes_per_model,
@@ -134,15 +129,6 @@ def read_weights(
     _report(job, table.num_rows, failures, state.receipts)
     rows = {(row.repo, row.sha): row for row in from_table(table, CatalogueRow)}
     return TreeWeights(state.receipts, rows, failures)
-
-
-def _unprobed(table: pa.Table, probed: Collection[str]) -> pa.Table:
-    """Every repository once, without those that were probed."""
-    known, kept = set(probed), []
-    for repo in values_of(table["repo"], str):
-        kept.append(repo not in known)
-        known.add(repo)
-    return table.filter(pa.array(kept, pa.bool_()))
 
 
 def _report(job: Job, listed: int, failures: list[Failure], receipts: list[Receipt]) -> None:

@@ -210,6 +210,20 @@ def tree(client: HubClient, repo: str, sha: str) -> list[RepoFile]:
     return files
 
 
+def look_up(client: HubClient, repo: str) -> CatalogueRow:
+    """The row of one repository at its newest commit. One API request.
+
+    Raises:
+        ItemFailure: it does not exist or is not public, its name or page is none, or the Hub does not answer.
+    """
+    if not is_repo_id(repo):
+        raise ItemFailure(FailureReason.MALFORMED_ROW, f"{repo!r:.200} cannot be a repository's id")
+    try:
+        return read_row(_info(client, repo))
+    except HubError as error:
+        raise item_failure(error) from error
+
+
 def item_failure(error: HubError) -> ItemFailure:
     """The failure of a model for which the Hub refused a request or did not answer."""
     if not isinstance(error, HubRefusalError):

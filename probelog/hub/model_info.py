@@ -189,7 +189,7 @@ def _parameters(item: Mapping[str, Any]) -> int | None:
 
 
 def _library(tags: list[str]) -> str | None:
-    return next((name for name in ("timm", "transformers") if name in tags), None)
+    return next((name for name in ("timm", "transformers", "diffusers", "peft") if name in tags), None)
 
 
 def _tagged(tags: list[str], prefix: str) -> str | None:

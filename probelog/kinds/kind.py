@@ -41,6 +41,7 @@ class Kind:
         ledgers: the folder of a store with the ledgers of the stage.
         contents: what these hold.
         tables: of a generation of the index, in which only models of this kind are.
+        together: columns of the catalogue; models that agree in them are run one after the other.
     """
 
     name: str
@@ -51,3 +52,4 @@ class Kind:
     ledgers: str
     contents: Contents
     tables: tuple[str, ...]
+    together: tuple[str, ...] = ()

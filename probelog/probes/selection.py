@@ -81,7 +81,7 @@ class Selection:
         self._by_pixels[pixels] = content
         heapq.heappush(self._largest, (-key, content))
         (self.spool / content).write_bytes(data)
-        (self.spool / f"{content}.webp").write_bytes(_thumbnail(image))
+        (self.spool / f"{content}.webp").write_bytes(thumbnail(image))
         if self.count is not None and len(self._chosen) > self.count:
             self._limit()  # brings a chosen one to the top of the heap
             self._remove(heapq.heappop(self._largest)[1])
@@ -108,7 +108,8 @@ class Selection:
         (self.spool / f"{content}.webp").unlink()
 
 
-def _thumbnail(image: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
+    """A small copy as WebP."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     sink = io.BytesIO()
