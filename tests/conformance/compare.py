@@ -20,7 +20,10 @@ from probelog.models.loading import load_classifier
 MOST_PIXELS, MOST_LOGITS = 1.001, 0.01
 
 Answer = tuple[list[Any], Any]
-"""Pixels, one (C, H, W) float32 a picture, and logits (pictures, L), as a library gives them."""
+"""Pixels, one (C, H, W) float32 a picture, and logits (those of ``RUN``, L), as a library gives them."""
+
+#: Pictures whose logits are compared too. Pixels are compared of all: they are made picture by picture, logits of pixels.
+RUN = [0, 4]
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def compare(
         seen = [square(image) for image in pictures()] if recipe.square else pictures()
         own_pixels, own = theirs(seen)
         batch = recipe.normalise(torch.from_numpy(recipe.geometry([decode(data) for data in FILES.values()])))
-        logits = classifier.forward(batch)
+        logits = classifier.forward(batch[RUN])
     level = max(map(abs, recipe.gain)) if recipe.gain else float("nan")
     apart = max(
         float(np.abs(a.numpy() - np.asarray(b)).max()) for a, b in zip(batch, own_pixels, strict=True)

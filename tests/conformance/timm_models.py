@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conformance.compare import Answer, Outcome, calibrated, compare
+from tests.conformance.compare import RUN, Answer, Outcome, calibrated, compare
 
 #: Larger architectures differ from smaller ones in numbers alone.
 MOST_PARAMETERS = 40_000_000
@@ -108,7 +108,7 @@ def by_timm(folder: Path, images: Sequence[Image.Image]) -> Answer:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     pixels = torch.stack([transform(image) for image in images])
-    return list(pixels), model(pixels)
+    return list(pixels), model(pixels[RUN])
 
 
 def by_transformers(folder: Path, images: Sequence[Image.Image]) -> Answer:
@@ -116,7 +116,7 @@ def by_transformers(folder: Path, images: Sequence[Image.Image]) -> Answer:
     model = transformers.AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     pixels = processor(list(images), return_tensors="pt")["pixel_values"]
-    return list(pixels), model(pixel_values=pixels).logits
+    return list(pixels), model(pixel_values=pixels[RUN]).logits
 
 
 def outcomes(name: str, folder: Path) -> Iterator[Outcome]:

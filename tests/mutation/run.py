@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
@@ -86,17 +86,7 @@ class Accepted:
 
 def modules() -> dict[str, list[str]]:
     """The modules that are judged, and the tests of each."""
-    return dict(_config()["modules"])
-
-
-def fast_modules() -> list[str]:
-    """Those whose tests take seconds."""
-    slow = {*_config()["slow"]}
-    return sorted(name for name, tests in modules().items() if slow.isdisjoint(tests))
-
-
-def _config() -> dict[str, Any]:
-    return tomllib.loads((HERE / "config.toml").read_text())
+    return dict(tomllib.loads((HERE / "config.toml").read_text())["modules"])
 
 
 def accepted() -> list[Accepted]:

@@ -536,8 +536,9 @@ def test_every_value_of_the_settings(value: Any, index: Path) -> None:
     content = settings_of(index)
     for place in places(content):
         put_meta(index, LIVE, settings=json.dumps(changed(content, place, value)).encode())
-        asked_by_text = place[0] in ("prompts", "text_encoder", "sharpness", "confidence", "middle_offset")
-        survives(index, text=asked_by_text)
+        read = place[0] in ("prompts", "text_encoder", "sharpness", "confidence", "middle_offset")
+        # No answer depends on the programs that made the encoder.
+        survives(index, text=read and "made_with" not in place[:-1])
 
 
 @pytest.mark.parametrize(
@@ -742,13 +743,26 @@ def test_any_byte_of_any_file(seed: int, index: Path) -> None:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return python("from probelog.cli import main; main()", *map(str, arguments))
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from probelog.cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=100, check=False
     )
+
+
+# Commands that one process runs, one after the other: half of each one's time goes into imports.
+EACH = """
+import contextlib, io, json, sys
+from probelog.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+        main()
+    print(json.dumps([out.getvalue(), err.getvalue()]))
+"""
 
 
 def put_pointer(index: Path, **values: Any) -> None:
@@ -834,12 +848,15 @@ def test_terminal_escapes_reach_no_terminal(index: Path) -> None:
         labels = pa.array([[TEXT] * 3] * len(table))
         table = table.set_column(table.column_names.index("labels"), "labels", labels)
         put_table(index, generation, "models", table)
-    for arguments in (["info"], ["show", "cleo/new"], ["search", "dog"], ["search", "--model", "cleo/new"]):
-        for option in ([], ["--json"]):
-            done = command(*arguments, *option, "--index", index)
-            assert done.returncode == 0, done.stderr
-            assert done.stdout
-            assert all(char.isprintable() or char == "\n" for char in done.stdout + done.stderr)
+    asked = (["info"], ["show", "cleo/new"], ["search", "dog"], ["search", "--model", "cleo/new"])
+    lists = [[*words, *option, "--index", str(index)] for words in asked for option in ([], ["--json"])]
+    done = python(EACH, json.dumps(lists))
+    assert (done.returncode, done.stderr) == (0, "")
+    answered = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answered) == len(lists)
+    for out, err in answered:
+        assert out, err
+        assert all(char.isprintable() or char == "\n" for char in out + err)
     failing = command("search", "dog", "--index", index, "--like", "cleo/new#9")
     assert (failing.returncode, failing.stderr.count("\n")) == (2, 1)
 
