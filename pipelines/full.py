@@ -23,7 +23,7 @@ from pipelines.quality.failures import FailureCounts
 from pipelines.trees.record import TreesRecord
 from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
 from pipelines.trees.weights import listed_filters
-from probelog.encoders.torch_encoder import deferred_encoder
+from probelog.encoders.torch_encoder import Encoder, deferred_encoder
 from probelog.errors import UsageError
 from probelog.storage.layout import INDEX, LedgerFolder
 from probelog.storage.ledger import Counts, Ledger, Receipt
@@ -39,6 +39,7 @@ class FullRun:
     completed: CompletionRecord
     trees: TreesRecord | None
     published: PublishResult
+    sampled: StageResult | None = None
 
 
 @recorded_as("crawl")
@@ -57,6 +58,15 @@ def run_probe(job: Job, retry_failed: bool = False) -> StageResult:
     probe_set = ready_probes(job, encoder)
     with job.figures.stage("probe"):
         return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
+
+
+@recorded_as("sample")
+def run_sample(job: Job, refresh: bool = False, retry_failed: bool = False) -> StageResult:
+    """The sample stage alone: generators are listed where they were not, and sampled."""
+    if not job.config.generators.enabled:
+        raise UsageError("generators.enabled is false: set it to true, or add --set generators.enabled=true")
+    endpoint = hub_endpoint()
+    return _sampled(job, endpoint, deferred_encoder(job.config.encoder), refresh, retry_failed)
 
 
 @recorded_as("complete")
@@ -143,6 +153,9 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
                 probed = probe(job, table, probe_set, endpoint, retry_failed)
             with stage("complete"):
                 completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
+            sampled = None
+            if job.config.generators.enabled:
+                sampled = _sampled(job, endpoint, encoder, refresh, retry_failed)
     run = FailureCounts(probed.tried, probed.reasons)
     listed = ListingSnapshot.of(catalogue)
     with stage("trees"):
@@ -151,7 +164,15 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
         published = publish(
             job, listed, probe_set, encoder, probed.key, probed.receipts, completed, run, trees=trees
         )
-    return FullRun(catalogue, probed, completed, trees, published)
+    return FullRun(catalogue, probed, completed, trees, published, sampled)
+
+
+def _sampled(job: Job, endpoint: str, encoder: Encoder, refresh: bool, retry_failed: bool) -> StageResult:
+    from pipelines.sample.stage import list_generators, sample
+
+    with job.figures.stage("sample"):
+        table = list_generators(job, endpoint, refresh)
+        return sample(job, table, encoder, endpoint, retry_failed)
 
 
 def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager[None]:

@@ -72,7 +72,8 @@ def failures(
         FailureReason | None, typer.Option("--reason", help="Only those of one reason, all of them.")
     ] = None,
     stage: Annotated[
-        Literal["crawl", "probe", "trees"] | None, typer.Option("--stage", help="Only those of one stage.")
+        Literal["crawl", "probe", "sample", "trees"] | None,
+        typer.Option("--stage", help="Only those of one stage."),
     ] = None,
     retryable: Annotated[
         bool, typer.Option("--retryable", help="Only those that a plain rerun tries again.")

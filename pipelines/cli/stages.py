@@ -97,6 +97,22 @@ def probe(
 
 
 @app.command()
+def sample(
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    overrides: SetOption = None,
+    refresh: RefreshOption = False,
+    retry_failed: RetryOption = False,
+    log_level: LogOption = logs.LogLevel.WARNING,
+) -> None:
+    """Have the Hub's generators make pictures, and embed these."""
+    from pipelines.full import run_sample
+
+    job = make_job(config, overrides, store)
+    end(job, run_sample(job, refresh, retry_failed).failed_share)
+
+
+@app.command()
 def complete(
     config: ConfigOption = None,
     store: StoreOption = None,

@@ -23,19 +23,17 @@ from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.tables import is_valid_sql_text
 from probelog.storage import layout
-from probelog.storage.ledger import TIMED_PHASES, ItemResult, Ledger, Receipt, item_key
+from probelog.storage.ledger import PROBED, Contents, ItemResult, Ledger, Receipt, item_key
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import (
     CATALOGUE,
     DESCRIPTORS,
     EDGES,
     FAILURES,
-    PROBED_MODELS,
     TREE_FACTS,
     TREE_MODELS,
     CatalogueRow,
     Failure,
-    ProbedModel,
     from_table,
 )
 from probelog.storage.store import Store
@@ -49,6 +47,10 @@ _LISTED = (
 _PROBED = (
     "logits", "head", "library", "architecture", "parameters", "recipe", "dtype", "precision", "device",
     "weight_digest", "bytes", "copy_of_repo", "copy_of_sha",
+)  # fmt: skip
+_SAMPLED = (
+    "pipeline", "architecture", "conditioning", "image_size", "parameters", "base_repo", "base_sha", "samples", "steps",
+    "dtype", "precision", "device", "weight_digest", "bytes", "copy_of_repo", "copy_of_sha",
 )  # fmt: skip
 
 
@@ -169,17 +171,26 @@ def _attempt_lines(item: dict[str, Any]) -> Iterator[str]:
         yield f"failed     {start}: {item['stage']}: {item['reason']}: {item['detail']}"
         yield f"             what to do: {remedy(item['reason'])}"
         return
-    yield f"probed     {start}" + ("" if item["receipt"] else ", not yet sealed")
+    verb = "probed " if "probes" in item else "sampled"
+    yield f"{verb}    {start}" + ("" if item["receipt"] else ", not yet sealed")
     copied = f", a copy of {item['copy_of_repo']}@{item['copy_of_sha']}" if item["copy_of_repo"] else ""
+    if "probes" in item:
+        seen = f"{item['logits']:,} logits ({item['head']}) on {item['probes']:,} probes"
+        what = item["library"]
+    else:
+        base = f" with base {item['base_repo']}@{item['base_sha']}" if item["base_repo"] else ""
+        seen = f"{item['samples']:,} samples of {item['image_size']} pixels in {item['steps']} steps{base}"
+        what = item["pipeline"]
     yield (
-        f"             {item['logits']:,} logits ({item['head']}) on {item['probes']:,} probes{copied}; "
-        f"{item['library']} {item['architecture']}, {item['parameters']:,} parameters, {item['precision']} on "
+        f"             {seen}{copied}; "
+        f"{what} {item['architecture']}, {item['parameters']:,} parameters, {item['precision']} on "
         f"{item['device']}" + (f", {item['bytes']:,} bytes downloaded" if item["bytes"] else "")
     )
     yield "             seconds: " + ", ".join(
         f"{part} {value:.2f}" for part, value in item["seconds"].items()
     )
-    yield f"             recipe {item['recipe']}"
+    if "recipe" in item:
+        yield f"             recipe {item['recipe']}"
 
 
 def _place(item: dict[str, Any]) -> str:
@@ -243,7 +254,7 @@ def _attempts(
     attempts: list[dict[str, Any]] = []
     used: dict[str, Receipt] = {}
     for key, group in groups.items():
-        receipts = group_receipts(group)
+        receipts, contents = group_receipts(group), group[0].contents
         commits = shas | {
             sha for receipt in receipts for name, sha in receipt.originals.values() if name == repo
         }
@@ -256,20 +267,26 @@ def _attempts(
             for sha, attempt in (keys.pop(item) for item in receipt.items if item in keys):
                 used[receipt.name] = receipt
                 mine = _is_repo(repo) & (pc.field("sha") == sha)
-                models = read_part(group[0].store, receipt.models, PROBED_MODELS).filter(mine)
+                models = read_part(group[0].store, receipt.models, contents.models_schema).filter(mine)
                 failures = read_part(group[0].store, receipt.failures, FAILURES).filter(mine)
-                attempts += _results(models, failures, key, sha, attempt, receipt)
+                attempts += _results(contents, models, failures, key, sha, attempt, receipt)
         for ledger in group:
             for item in ledger.spooled() & keys.keys():
                 result = ledger.spooled_result(item)
                 if isinstance(result, ItemResult):
-                    attempts += _results(result.models, result.failures, key, *keys[item], None)
+                    attempts += _results(contents, result.models, result.failures, key, *keys[item], None)
     attempts.sort(key=lambda item: (item["key"], item["sha"], item["attempt"]))
     return attempts, used
 
 
 def _results(
-    models: pa.Table, failures: pa.Table, key: str, sha: str, attempt: int, receipt: Receipt | None
+    contents: Contents,
+    models: pa.Table,
+    failures: pa.Table,
+    key: str,
+    sha: str,
+    attempt: int,
+    receipt: Receipt | None,
 ) -> Iterator[dict[str, Any]]:
     facts = {"key": key, "sha": sha, "attempt": attempt, "receipt": None if receipt is None else receipt.name}
     at = None if receipt is None else receipt.at
@@ -281,14 +298,18 @@ def _results(
                 "reason": failure.reason,
                 "detail": failure.detail,
             }
-    for model in from_table(models, ProbedModel):
-        yield facts | {
-            "at": at,
-            "reason": None,
-            "probes": len(model.probes),
-            **{name: getattr(model, name) for name in _PROBED},
-            "seconds": {part: getattr(model, f"seconds_{part}") for part in TIMED_PHASES},
-        }
+    for model in from_table(models, contents.record):
+        own = {"probes": len(model.probes)} if contents is PROBED else {}
+        yield (
+            facts
+            | own
+            | {
+                "at": at,
+                "reason": None,
+                **{name: getattr(model, name) for name in (_PROBED if contents is PROBED else _SAMPLED)},
+                "seconds": {part: getattr(model, f"seconds_{part}") for part in contents.phases},
+            }
+        )
 
 
 def _completions(

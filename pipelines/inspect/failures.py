@@ -18,14 +18,15 @@ from pipelines.inspect.remedies import remedy
 from pipelines.probe.summary import Summary
 from probelog.arrays import values_of
 from probelog.errors import FailureReason, StoreError, UsageError
+from probelog.kinds.registry import KINDS
 from probelog.spreadsheet import csv_lines
 from probelog.storage import layout
-from probelog.storage.ledger import ItemResult, Ledger, Receipt, key_numbers, open_failures
+from probelog.storage.ledger import PROBED, ItemResult, Ledger, Receipt, key_numbers, open_failures
 from probelog.storage.parquet_parts import Part, read_part
 from probelog.storage.schemas import FAILURES, Failure, from_table
 from probelog.storage.store import Store
 
-Stage = Literal["crawl", "probe", "trees"]
+Stage = Literal["crawl", "probe", "sample", "trees"]
 """At which a model can fail."""
 
 FIELDS = (*FAILURES.names, "to_do", "key")
@@ -152,10 +153,11 @@ def group_receipts(group: Sequence[Ledger]) -> list[Receipt]:
 def ledgers(store: Store) -> dict[str, list[Ledger]]:
     """All ledgers by key, those of nightly runs with the one that they continue."""
     groups: dict[str, list[Ledger]] = {}
-    for folder, depth in ((layout.LEDGERS, 2), (layout.tree_weights("").rstrip("/"), 3)):
+    folders = [(kind.ledgers, kind.contents) for kind in KINDS]
+    for folder, contents in (*folders, (layout.tree_weights("").rstrip("/"), PROBED)):
         for name in store.names(folder, suffix=f"/{layout.MANIFEST}"):
-            if name.count("/") == depth:
-                ledger = Ledger(store, name.rpartition("/")[0])
+            if name.count("/") == folder.count("/") + 2:
+                ledger = Ledger(store, name.rpartition("/")[0], contents)
                 groups.setdefault(ledger.paths.key.partition("-")[0], []).append(ledger)
     return groups
 

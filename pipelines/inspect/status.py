@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipelines.trees.record import read_trees
 from probelog.errors import UsageError
 from probelog.index.pointer import Pointer
 from probelog.storage import layout
-from probelog.storage.ledger import LEDGER_VERSION, TIMED_PHASES, Ledger
+from probelog.storage.ledger import LEDGER_VERSION, SAMPLED, Counts, Ledger
 from probelog.storage.parquet_parts import count_rows
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
@@ -27,20 +28,18 @@ _EXAMPLE_TEXT = 100
 _STALE_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
-class LedgerStatus:
-    """One ledger of observations.
+@dataclass(frozen=True, kw_only=True)
+class _Progress:
+    """One ledger, of whatever kind of model.
 
     ``left`` counts planned models without a sealed or spooled result. ``eta_seconds`` is the running driver's
     estimate; without one, what is left at the rate of the last hour of work. ``seconds_a_model`` is by part:
     ``weights`` is included in ``load`` and ``sketch`` in ``weights``. ``copies`` are models that share another
-    one's observations. ``examples`` are models that failed for the most frequent reasons: ``repo``, ``sha`` and
+    one's results. ``examples`` are models that failed for the most frequent reasons: ``repo``, ``sha`` and
     ``detail`` by reason.
     """
 
     key: str
-    probe_set: str
-    fraction: float
     seed: int
     planned: int
     indexed: int
@@ -50,11 +49,51 @@ class LedgerStatus:
     models_an_hour: float | None
     seconds_a_model: dict[str, float]
     copies: int
-    logits: int
     bytes: int
     eta_seconds: float | None
     running: bool
     examples: dict[str, dict[str, str]]
+
+    def lines(self, stage: str, rows: str, settings: str, store: str) -> Iterator[str]:
+        """The same for a person."""
+        yield (
+            f"{stage:11}{self.key}  {self.indexed:,} of {self.planned:,} models indexed, "
+            f"{sum(self.failed.values()):,} failed, {self.left:,} left"
+            + (f", {self.unsealed:,} not yet sealed" if self.unsealed else "")
+            + (f", {self.models_an_hour:,.0f} models an hour" if self.models_an_hour else "")
+            + (f", {duration(self.eta_seconds)} to go" if self.eta_seconds else "")
+            + f"  ({settings}, seed {self.seed})"
+        )
+        if self.indexed:
+            yield f"             {self.copies:,} of them copies, {rows}, {self.bytes / 1e9:,.1f} GB downloaded"
+        for reason, count in self.failed.items():
+            yield f"             {count:6,}  {reason}{_example_line(self.examples.get(reason))}"
+        if self.failed:
+            yield f"             all, and what to do: probelog-index failures --store {shlex.quote(store)}"
+        if self.seconds_a_model:
+            parts = ", ".join(f"{name} {value:.2f}" for name, value in self.seconds_a_model.items())
+            yield f"             seconds a model: {parts}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerStatus(_Progress):
+    """One ledger of observations."""
+
+    probe_set: str
+    fraction: float
+    logits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesStatus(_Progress):
+    """One ledger of what generators made.
+
+    ``encoder`` is the digest of the one that embedded it, ``samples`` the number of all samples.
+    """
+
+    encoder: str
+    steps: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +108,7 @@ class Status:
     trees: list[dict[str, Any]]
     index: dict[str, Any] | None
     quality: dict[str, Any] | None
+    samplings: list[SamplesStatus]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,30 +124,11 @@ class Status:
             )
         lines += [f"probes     {item['hash'][:16]}  {item['count']:,} images" for item in self.probe_sets]
         for ledger in self.ledgers:
-            lines.append(
-                f"probe      {ledger.key}  {ledger.indexed:,} of {ledger.planned:,} models indexed, "
-                f"{sum(ledger.failed.values()):,} failed, {ledger.left:,} left"
-                + (f", {ledger.unsealed:,} not yet sealed" if ledger.unsealed else "")
-                + (f", {ledger.models_an_hour:,.0f} models an hour" if ledger.models_an_hour else "")
-                + (f", {duration(ledger.eta_seconds)} to go" if ledger.eta_seconds else "")
-                + f"  (probe set {ledger.probe_set[:16]}, fraction {ledger.fraction:g}, seed {ledger.seed})"
-            )
-            if ledger.indexed:
-                lines.append(
-                    f"             {ledger.copies:,} of them copies, {ledger.logits:,} logits, "
-                    f"{ledger.bytes / 1e9:,.1f} GB downloaded"
-                )
-            lines += [
-                f"             {count:6,}  {reason}{_example_line(ledger.examples.get(reason))}"
-                for reason, count in ledger.failed.items()
-            ]
-            if ledger.failed:
-                lines.append(
-                    f"             all, and what to do: probelog-index failures --store {shlex.quote(self.store)}"
-                )
-            if ledger.seconds_a_model:
-                parts = ", ".join(f"{name} {value:.2f}" for name, value in ledger.seconds_a_model.items())
-                lines.append(f"             seconds a model: {parts}")
+            settings = f"probe set {ledger.probe_set[:16]}, fraction {ledger.fraction:g}"
+            lines += ledger.lines("probe", f"{ledger.logits:,} logits", settings, self.store)
+        for samples in self.samplings:
+            settings = f"encoder {samples.encoder[:16]}, {samples.steps} steps"
+            lines += samples.lines("sample", f"{samples.samples:,} samples", settings, self.store)
         lines += [
             f"complete   {item['key']}  {item['logits']:,} logits, rank {item['rank']}, "
             f"held-out RMSE {item['rmse']:.3f}"
@@ -172,8 +193,13 @@ def status(uri: str) -> Status:
         trees=_trees(store),
         index=_index(store),
         quality=_quality(store),
+        samplings=[
+            _samples(Ledger(store, folder, SAMPLED), content)
+            for folder, content in store.records(layout.SAMPLES, layout.MANIFEST)
+        ],
     )
-    if not (result.catalogues or result.probe_sets or result.ledgers or result.trees or result.index):
+    held = (result.catalogues, result.probe_sets, result.ledgers, result.samplings, result.trees)
+    if not (any(held) or result.index):
         raise UsageError(f"{store.uri} is not a ProbeLog store: check the address")
     return result
 
@@ -194,6 +220,21 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
 
 
 def _ledger(ledger: Ledger, content: dict[str, Any]) -> LedgerStatus:
+    progress, counts = _progress(ledger, content)
+    return LedgerStatus(
+        **progress, probe_set=content["probe_set"], fraction=content["fraction"], logits=counts.logits
+    )
+
+
+def _samples(ledger: Ledger, content: dict[str, Any]) -> SamplesStatus:
+    progress, counts = _progress(ledger, content)
+    return SamplesStatus(
+        **progress, encoder=content["encoder"], steps=content["steps"], samples=counts.logits
+    )
+
+
+def _progress(ledger: Ledger, content: dict[str, Any]) -> tuple[dict[str, Any], Counts]:
+    """What ledgers of every kind have, and the sums of this one."""
     check_version(content, LEDGER_VERSION, ledger.store.path(ledger.paths.manifest), "ledger")
     summary, fresh = Summary.read(ledger)
     counts, running = summary.counts, summary.running
@@ -207,30 +248,30 @@ def _ledger(ledger: Ledger, content: dict[str, Any]) -> LedgerStatus:
         rate, eta = running.models_an_hour or rate, running.eta_seconds
     if eta is None and remaining and rate:
         eta = remaining / rate * 3600
-    return LedgerStatus(
-        key=ledger.paths.key,
-        probe_set=content["probe_set"],
-        fraction=content["fraction"],
-        seed=content["seed"],
-        planned=content["planned"],
-        indexed=counts.indexed,
-        failed=failed,
-        unsealed=unsealed,
-        left=remaining,
-        models_an_hour=rate,
-        seconds_a_model={part: counts.seconds.get(part, 0.0) / counts.indexed for part in TIMED_PHASES}
+    progress = {
+        "key": ledger.paths.key,
+        "seed": content["seed"],
+        "planned": content["planned"],
+        "indexed": counts.indexed,
+        "failed": failed,
+        "unsealed": unsealed,
+        "left": remaining,
+        "models_an_hour": rate,
+        "seconds_a_model": {
+            part: counts.seconds.get(part, 0.0) / counts.indexed for part in ledger.contents.phases
+        }
         if counts.indexed
         else {},
-        copies=counts.copies,
-        logits=counts.logits,
-        bytes=counts.bytes,
-        eta_seconds=eta,
-        running=running is not None,
-        examples={
+        "copies": counts.copies,
+        "bytes": counts.bytes,
+        "eta_seconds": eta,
+        "running": running is not None,
+        "examples": {
             reason: {"repo": item.repo, "sha": item.sha, "detail": item.detail}
             for reason, item in examples(ledger, summary, list(failed)[:_EXAMPLES]).items()
         },
-    )
+    }
+    return progress, counts
 
 
 def _example_line(item: dict[str, str] | None) -> str:

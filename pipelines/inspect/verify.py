@@ -34,22 +34,28 @@ from pipelines.trees.families import FAMILIES
 from pipelines.trees.record import TREES_VERSION
 from probelog.errors import IndexNotFoundError, StoreError, UsageError
 from probelog.index.pointer import Pointer, read_pointer
+from probelog.kinds.registry import KINDS
 from probelog.probes import probe_set
 from probelog.publication.lifecycle import read_files
 from probelog.storage import layout
 from probelog.storage.bundles import Bundles
 from probelog.storage.checksummed_json import unsealed_json
-from probelog.storage.ledger import LEDGER_VERSION, RECEIPT_VERSION, ItemResult, Ledger, Receipt
+from probelog.storage.ledger import (
+    LEDGER_VERSION,
+    PROBED,
+    RECEIPT_VERSION,
+    Contents,
+    ItemResult,
+    Ledger,
+    Receipt,
+)
 from probelog.storage.parquet_parts import Part
 from probelog.storage.schemas import (
     CATALOGUE,
     DESCRIPTORS,
     EDGES,
     FAILURES,
-    OBSERVATIONS,
-    PROBED_MODELS,
     TREE_MODELS,
-    WEIGHTS,
 )
 from probelog.storage.store import Store
 from probelog.storage.versions import check_schema, check_version
@@ -66,6 +72,7 @@ _KNOWN_FOLDERS = (
     layout.PROBE_SETS,
     layout.REPORTS,
     layout.RUNS,
+    layout.SAMPLES,
     layout.TREES,
 )
 
@@ -207,13 +214,14 @@ class _Verifier:
                     yield from self._parts(receipt, [part], schema)
 
     def _ledgers(self) -> Iterator[Check]:
+        manifests = {
+            name: kind.contents for kind in KINDS for name in self._names(kind.ledgers, layout.MANIFEST)
+        }
         weights = [name for name in self._below(layout.tree_weights("")) if name.count("/") == 3]
-        for manifest in [
-            *self._names(layout.LEDGERS, layout.MANIFEST),
-            *(name for name in weights if name.endswith(f"/{layout.MANIFEST}")),
-        ]:
+        manifests |= {name: PROBED for name in weights if name.endswith(f"/{layout.MANIFEST}")}
+        for manifest, contents in manifests.items():
             self._json(manifest, LEDGER_VERSION, "ledger")
-            ledger = Ledger(self._store, manifest.rsplit("/", 1)[0])
+            ledger = Ledger(self._store, manifest.rsplit("/", 1)[0], contents)
             paths = ledger.paths
             for name in self._below(f"{paths.receipts}/"):
                 yield partial(self._receipt, ledger, name)
@@ -225,7 +233,7 @@ class _Verifier:
             for receipt in (summary or {}).get("sealed", {}):
                 self._expect(paths.receipt(receipt), paths.summary)
             for name in self._below(f"{paths.spool}/"):
-                yield partial(self._passing, name, ItemResult.from_bytes)
+                yield partial(self._passing, name, partial(ItemResult.from_bytes, contents=contents))
 
     def _nightly_records(self) -> Iterator[Check]:
         for name in self._names(layout.LEDGERS, layout.NIGHTLY_RECORD):
@@ -242,12 +250,12 @@ class _Verifier:
         except (StoreError, FileNotFoundError) as error:
             self._note("damaged", name, str(error))
             return
-        for part, schema in _ledger_parts(receipt):
+        for part, schema in _ledger_parts(receipt, ledger.contents):
             self._part(name, part, schema)
         counts = receipt.counts
         if (
             counts.indexed != receipt.models.rows
-            or counts.logits != receipt.observations.rows
+            or counts.logits != receipt.rows.rows
             or sum(counts.failed.values()) != receipt.failures.rows
         ):
             self._note("damaged", name, "it counts other rows than its parts have")
@@ -446,11 +454,9 @@ def _objects(items: Iterable[Any]) -> Iterator[dict[str, Any]]:
     return (item for item in items if isinstance(item, dict))
 
 
-def _ledger_parts(receipt: Receipt) -> Iterator[tuple[Part, pa.Schema]]:
-    yield receipt.observations, OBSERVATIONS
-    yield receipt.models, PROBED_MODELS
-    yield receipt.failures, FAILURES
-    yield receipt.weights, WEIGHTS
+def _ledger_parts(receipt: Receipt, contents: Contents) -> Iterator[tuple[Part, pa.Schema]]:
+    parts = (receipt.rows, receipt.models, receipt.failures, receipt.weights)
+    return zip(parts, contents.schemas.values(), strict=True)
 
 
 def _generations(pointer: Pointer) -> dict[str, str]:

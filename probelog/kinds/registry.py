@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from probelog.generators.download import download_generator
 from probelog.hub.download import download_model
 from probelog.kinds.kind import Kind
 from probelog.storage import layout
-from probelog.storage.ledger import PROBED
+from probelog.storage.ledger import PROBED, SAMPLED
 
 CLASSIFIER = Kind(
     name="classifier",
@@ -18,4 +19,16 @@ CLASSIFIER = Kind(
     tables=("models", "logits"),
 )
 
-KINDS = (CLASSIFIER,)
+GENERATOR = Kind(
+    name="generator",
+    stage="sample",
+    libraries=("diffusers", "peft"),
+    tasks=("unconditional-image-generation", "text-to-image"),
+    download=download_generator,
+    ledgers=layout.SAMPLES,
+    contents=SAMPLED,
+    tables=("generators",),
+    together=("base_model",),  # a worker keeps the base of the last adapter
+)
+
+KINDS = (CLASSIFIER, GENERATOR)

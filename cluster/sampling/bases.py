@@ -1,0 +1,110 @@
+"""The bases that adapters are run with: each is downloaded once for the adapters that follow each other."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.layout import ADAPTER_CONFIG, CONFIG, MODEL_INDEX
+from probelog.hub.download import Downloaded
+from probelog.hub.huggingface import is_repo_id
+from probelog.storage.encoding import short_key
+from probelog.storage.schemas import CatalogueRow
+from probelog.weights.repository import read_json
+
+#: What it means for an adapter that its base cannot be had.
+_REASONS = {
+    FailureReason.GATED: FailureReason.GATED_BASE,
+    FailureReason.NOT_FOUND: FailureReason.MISSING_BASE,
+    FailureReason.DISABLED: FailureReason.MISSING_BASE,
+    FailureReason.MALFORMED_ROW: FailureReason.MISSING_BASE,
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base on this node's disk, at the commit that the Hub named when it was first asked for."""
+
+    repo: str
+    sha: str
+    downloaded: Downloaded
+
+
+@dataclass
+class _Entry:
+    fetching: threading.Lock = field(default_factory=threading.Lock)
+    base: Base | None = None
+    users: int = 0
+
+
+def base_of(row: CatalogueRow, folder: Path) -> str | None:
+    """The repository that an adapter was made for; None for what is no adapter, or an adapter that names none.
+
+    Args:
+        row: of the adapter.
+        folder: what was downloaded of it.
+    """
+    if any((folder / name).exists() for name in (MODEL_INDEX, CONFIG)):
+        return None  # a model by itself, whatever it was made from
+    adapter = read_json(folder, ADAPTER_CONFIG) or {}
+    declared = [adapter.get("base_model_name_or_path")]
+    declared += [parent.repo for parent in row.parents if parent.relation == "adapter"]
+    declared.append(row.base_model)
+    return next((name for name in declared if isinstance(name, str) and is_repo_id(name)), None)
+
+
+class Bases:
+    """Bases that are in use, and the one that was used last."""
+
+    def __init__(
+        self,
+        folder: Path,
+        look_up: Callable[[str], CatalogueRow],
+        download: Callable[[CatalogueRow, Path], Downloaded],
+    ) -> None:
+        """``look_up``: the row of a repository at its newest commit; ``download``: fetches it into a folder."""
+        self._folder, self._look_up, self._download = folder, look_up, download
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._last = ""
+
+    @contextmanager
+    def held(self, repo: str) -> Iterator[Base]:
+        """A base, for as long as the block runs.
+
+        Raises:
+            ItemFailure: it cannot be had; the reason is the adapter's.
+        """
+        with self._lock:
+            entry = self._entries.setdefault(repo, _Entry())
+            entry.users += 1
+        try:
+            with entry.fetching:
+                if entry.base is None:
+                    entry.base = self._fetched(repo)
+            yield entry.base
+        finally:
+            with self._lock:
+                entry.users -= 1
+                if entry.base is not None:
+                    self._last = repo
+                for name in [name for name, one in self._entries.items() if not one.users]:
+                    if name != self._last or self._entries[name].base is None:
+                        shutil.rmtree(self._place(name), ignore_errors=True)
+                        del self._entries[name]
+
+    def _place(self, repo: str) -> Path:
+        return self._folder / f"base-{short_key(repo)}"
+
+    def _fetched(self, repo: str) -> Base:
+        try:
+            row = self._look_up(repo)
+            return Base(row.repo, row.sha, self._download(row, self._place(repo)))
+        except ItemFailure as failure:
+            reason = _REASONS.get(failure.reason, failure.reason)
+            raise ItemFailure(reason, f"base {repo}: {failure.detail}") from failure

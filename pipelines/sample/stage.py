@@ -1,0 +1,109 @@
+"""The sample stage: have every listed generator make pictures, and keep their embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.probing.coordinator import CoordinatorHandle
+from cluster.probing.worker import Workers
+from pipelines.config.model import Filters, GeneratorFilters
+from pipelines.crawl.stage import crawl_all
+from pipelines.job.job import Job
+from pipelines.probe.plan import COLUMNS
+from pipelines.probe.run import StageResult, run_stage
+from probelog import logs
+from probelog.encoders.torch_encoder import Encoder
+from probelog.hub.client import endpoint_with_login
+from probelog.kinds.registry import GENERATOR
+from probelog.storage.layout import sample_ledger
+from probelog.storage.ledger import Ledger
+
+
+def listings(filters: GeneratorFilters) -> list[Filters]:
+    """The listings that hold the generators: one for each task, or the repositories that a file names."""
+    tasks: Sequence[str | None] = GENERATOR.tasks
+    if filters.repos is not None or filters.pipeline_tag is not None:
+        tasks = [filters.pipeline_tag]
+    return [filters.model_copy(update={"pipeline_tag": task}) for task in tasks]
+
+
+def list_generators(
+    job: Job, endpoint: str, refresh: bool = False, columns: Sequence[str] = COLUMNS
+) -> pa.Table:
+    """The catalogue of generators, listed where that was not done yet.
+
+    Raises:
+        HubError: the Hub does not list.
+        UsageError: the file of repositories cannot be read.
+    """
+    return crawl_all(job, endpoint, listings(job.config.generators.filters), columns, refresh)
+
+
+def samples_of(job: Job, encoder_digest: str) -> Ledger:
+    """The ledger of a job's samples, embedded by one encoder."""
+    return Ledger(job.store, sample_ledger(job.samples_key(encoder_digest)), GENERATOR.contents)
+
+
+def sample(
+    job: Job,
+    table: pa.Table,
+    encoder: Encoder,
+    endpoint: str,
+    retry_failed: bool,
+    only: npt.NDArray[np.bool_] | None = None,
+) -> StageResult:
+    """Sample the generators that the ledger does not hold yet (`pipelines.probe.run.run_stage`).
+
+    Args:
+        job: configuration and store.
+        table: the catalogue of generators (`list_generators`).
+        encoder: of the index.
+        endpoint: the Hub's address.
+        retry_failed: also retry failures that a retry is not expected to cure.
+        only: mask of the table's rows to sample now; all by default.
+
+    Raises:
+        StoreError: the store refused for longer than ``store_retry_seconds``. A later run resumes.
+    """
+    generators = job.config.generators
+    ledger = samples_of(job, encoder.digest)
+    settings = {
+        "encoder": encoder.digest,
+        "samples": generators.samples,
+        "steps": generators.steps,
+        "prompts": generators.prompts,
+        "seed": job.config.seed,
+    }
+    workers_of = partial(_workers, job, ledger, encoder, endpoint)
+    return run_stage(job, GENERATOR, ledger, settings, table, endpoint, workers_of, retry_failed, only)
+
+
+def _workers(
+    job: Job, ledger: Ledger, encoder: Encoder, endpoint: str, coordinator: CoordinatorHandle
+) -> Workers:
+    # Imports torch: not where nothing is left to sample.
+    from cluster.sampling.sampler import SamplerSpec, samplers
+
+    config, generators = job.config, job.config.generators
+    spec = SamplerSpec(
+        store=job.store.uri,
+        folder=ledger.folder,
+        endpoint=endpoint_with_login(endpoint),
+        max_bytes=generators.filters.max_bytes,
+        max_params=generators.filters.max_params,
+        settings=config,
+        log_level=logs.current(),
+        encoder=encoder.source,
+        encoder_digest=encoder.digest,
+        samples=generators.samples,
+        steps=generators.steps,
+        seed=config.seed,
+        prompts=tuple(generators.prompts),
+        max_image_size=generators.max_image_size,
+    )
+    return samplers(spec, coordinator)

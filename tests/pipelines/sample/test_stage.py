@@ -1,0 +1,201 @@
+"""The sample stage over a hub of tiny generators: listed, sampled, embedded, and never twice."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.full import run_sample
+from pipelines.inspect.explain import explain
+from pipelines.inspect.failures import list_failures
+from pipelines.inspect.status import status
+from pipelines.inspect.verify import verify
+from pipelines.job.job import Job
+from pipelines.job.progress import Report
+from pipelines.probe.run import StageResult
+from pipelines.sample.stage import samples_of
+from probelog.encoders.decoding import decode
+from probelog.encoders.torch_encoder import deferred_encoder
+from probelog.errors import FailureReason
+from probelog.storage.ledger import SAMPLED as SAMPLED_MODELS
+from probelog.storage.ledger import ItemResult, Ledger, item_key
+from probelog.storage.parquet_parts import read_part
+from probelog.storage.schemas import SAMPLES, Failure
+from tests.support.hub.faults import FaultyHub, faulty
+from tests.support.hub.hostile import write_json
+from tests.support.worlds import tiny_encoders, tiny_generators
+
+pytestmark = pytest.mark.acceptance  # it takes seconds to import the libraries
+
+SAMPLED, STEPS = 5, 2
+
+
+@dataclass(frozen=True)
+class World:
+    """A hub of generators, and a store of what was sampled of it."""
+
+    root: Path
+    hub: FaultyHub
+
+    def job(self, store: str = "store", **changes: Any) -> Job:
+        from pipelines.config.model import Config
+
+        settings = {
+            "store": str(self.root / store),
+            "probes": "none",
+            "encoder": str(tiny_encoders.folder("clip")),
+            "scratch": str(self.root / "scratch"),
+            "workers": 1,
+            "batch_models": 8,  # one batch: a copy finds its original in the spool
+            "generators": {"enabled": True, "samples": SAMPLED, "steps": STEPS},
+        } | changes
+        return Job.of(Config.model_validate(settings), Report(io.StringIO()))
+
+    def ledger(self, job: Job) -> Ledger:
+        return samples_of(job, deferred_encoder(job.config.encoder).digest)
+
+
+@pytest.fixture(scope="module")
+def world(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("generators")
+    hub = root / "hub"
+    tiny_generators.unconditional(hub / "ada/blobs")
+    shutil.copytree(hub / "ada/blobs", hub / "bob/blobs-again")
+    tiny_generators.unconditional(hub / "ada/classes", num_class_embeds=3)
+    tiny_generators.decoder(hub / "bob/decoder")
+    tiny_generators.unconditional(hub / "cleo/pickled")
+    weights = hub / "cleo/pickled/unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    tiny_generators.unconditional(hub / "cleo/other-task", seed=5)
+    task = {"library": "diffusers", "pipeline_tag": "unconditional-image-generation", "tags": ["diffusers"]}
+    repos = ["ada/blobs", "bob/blobs-again", "ada/classes", "bob/decoder", "cleo/pickled"]
+    listing = [{"id": repo, **task} for repo in repos]
+    listing.append({"id": "cleo/other-task", "library": "diffusers", "pipeline_tag": "text-to-video"})
+    write_json(hub, "hub.json", listing)
+    with faulty(hub) as (endpoint, server), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", endpoint)
+        yield World(root, server)
+
+
+@pytest.fixture(scope="module")
+def sampled(world: World) -> StageResult:
+    return run_sample(world.job())
+
+
+def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> None:
+    assert (sampled.models, sampled.reasons) == (4, {"unsafe-format": 1})
+    ledger = world.ledger(world.job())
+    assert ledger.paths.key == sampled.key
+    models = {model.repo: model for model in ledger.models(sampled.receipts)}
+    assert {repo: model.pipeline for repo, model in models.items()} == {
+        "ada/blobs": "DDPMPipeline",
+        "ada/classes": "DDIMPipeline",
+        "bob/blobs-again": "DDPMPipeline",
+        "bob/decoder": "AutoencoderKL",
+    }
+    rows = {}
+    for receipt in sampled.receipts:
+        table = read_part(ledger.store, receipt.rows, SAMPLES)
+        for repo in table["repo"].unique().to_pylist():
+            rows[repo] = table.filter([name == repo for name in table["repo"].to_pylist()])
+    copies = [model for model in models.values() if model.copy_of_repo]
+    assert [{model.repo, model.copy_of_repo} for model in copies] == [{"ada/blobs", "bob/blobs-again"}]
+    for repo, model in models.items():
+        assert (model.samples, model.image_size) == (SAMPLED, tiny_generators.SIDE)
+        assert model.steps == (0 if repo == "bob/decoder" else STEPS)
+        assert rows[repo]["number"].to_pylist() == [*range(SAMPLED)]
+        features = np.array(rows[repo]["feature"].to_pylist(), np.float32)
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-3)
+        assert len({row.tobytes() for row in features}) == SAMPLED, "each from noise of its own"
+        assert len(model.thumbnails) == SAMPLED
+        # Lossy pictures of what was embedded: nearly the same embeddings.
+        again = deferred_encoder(world.job().config.encoder).embed_images(map(decode, model.thumbnails))
+        assert (again * features).sum(axis=1).min() > 0.9
+    classes = rows["ada/classes"]["class"].to_pylist()
+    assert sorted(set(classes)) == [0, 1, 2]
+    assert rows["ada/blobs"]["class"].null_count == rows["ada/blobs"]["prompt"].null_count == SAMPLED
+
+
+def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> None:
+    asked = len(world.hub.requests)
+    again = run_sample(world.job())
+    assert (again.key, again.models, again.receipts) == (sampled.key, sampled.models, sampled.receipts)
+    assert len(world.hub.requests) == asked
+
+
+def test_other_settings_are_another_ledger(world: World, sampled: StageResult) -> None:
+    keys = {
+        world.ledger(world.job(**changes)).paths.key
+        for changes in ({"seed": 1}, {"generators": {"steps": 3}}, {"generators": {"prompts": ["a {}"]}}, {})
+    }
+    assert len(keys) == 4
+    assert sampled.key in keys
+
+
+def test_a_run_goes_on_where_it_was_killed_and_retries(world: World, sampled: StageResult) -> None:
+    """Two results are in the spool, one generator failed in an earlier run, and the rest was never run."""
+    ledger, job = world.ledger(world.job()), world.job("store-of-a-killed-run")
+    killed = world.ledger(job)
+    shas = {model.repo: model.sha for model in ledger.models(sampled.receipts)}
+    (receipt,) = sampled.receipts
+    before = {repo: ledger.sealed_result(receipt.name, repo, sha) for repo, sha in shas.items()}
+    failed = Failure.of(
+        "bob/decoder", shas["bob/decoder"], "sample", FailureReason.DOWNLOAD_FAILED, "a cut cable"
+    )
+    lost = item_key(failed.repo, failed.sha)
+    killed.spool(lost, ItemResult.failure(failed, SAMPLED_MODELS))
+    killed.seal([lost])
+    for repo in ("ada/blobs", "bob/blobs-again"):
+        killed.spool(item_key(repo, shas[repo]), ItemResult.success(*(before[repo] or ())))
+    asked = len(world.hub.requests)
+    again = run_sample(job)
+    files = {
+        "/".join(request.path.split("/")[1:3])
+        for request in world.hub.requests[asked:]
+        if "/resolve/" in request.path
+    }
+    assert files == {"ada/classes", "bob/decoder", "cleo/pickled"}
+    assert (again.models, again.reasons) == (sampled.models, sampled.reasons)
+    for repo, sha in shas.items():
+        found = [killed.sealed_result(one.name, repo, sha) for one in again.receipts]
+        (result,) = filter(None, found)
+        assert result[1].equals((before[repo] or result)[1]), "from the same noise the same samples"
+
+
+def test_the_operators_commands_know_generators(world: World, sampled: StageResult) -> None:
+    store = str(world.root / "store")
+    found = status(store)
+    (ledger,) = found.samplings
+    assert (ledger.key, ledger.indexed, ledger.failed, ledger.left) == (
+        sampled.key,
+        4,
+        {"unsafe-format": 1},
+        0,
+    )
+    assert ledger.samples == 4 * SAMPLED
+    assert any(line.startswith("sample ") and "4 of 5" in line for line in found.lines())
+    (failure,) = list_failures(store, stage="sample").records()
+    assert (failure["repo"], failure["reason"]) == ("cleo/pickled", "unsafe-format")
+    story = list(explain(store, "ada/classes").lines())
+    assert any(line.startswith("sampled    ") for line in story)
+    assert any(
+        f"{SAMPLED} samples of {tiny_generators.SIDE} pixels in {STEPS} steps" in line for line in story
+    )
+    report = Report(io.StringIO())
+    assert verify(store, report).clean
+    part = next((world.root / "store/samples").glob("*/samples/*.parquet"))
+    whole = part.read_bytes()
+    try:
+        part.write_bytes(whole[:-1])
+        assert [item["path"] for item in verify(store, report).damaged] == [
+            part.relative_to(store).as_posix()
+        ]
+    finally:
+        part.write_bytes(whole)
