@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ def test_a_receipt_that_counts_something_else(
 ) -> None:
     ledger, receipt = sealed
     changed = replace(receipt, counts=replace(receipt.counts, **wrong))
-    ledger.store.write_json(f"{ledger.folder}/receipts/{receipt.name}.json", asdict(changed))
+    ledger.store.write_json(f"{ledger.folder}/receipts/{receipt.name}.json", changed.to_json())
     assert any("it counts other rows than its parts have" in problem for problem in problems(ledger))
 
 
@@ -59,6 +59,6 @@ def test_a_part_with_other_rows_than_its_receipt_says(sealed: tuple[Ledger, Rece
     ledger, receipt = sealed
     part = replace(receipt.models, rows=2)
     ledger.store.write_json(
-        f"{ledger.folder}/receipts/{receipt.name}.json", asdict(replace(receipt, models=part))
+        f"{ledger.folder}/receipts/{receipt.name}.json", replace(receipt, models=part).to_json()
     )
     assert any("it has 1 rows" in problem and "says 2" in problem for problem in problems(ledger))

@@ -157,9 +157,9 @@ def test_a_run_goes_on_where_it_was_killed_and_retries(world: World, sampled: St
     asked = len(world.hub.requests)
     again = run_sample(job)
     files = {
-        "/".join(request.path.split("/")[1:3])
+        "/".join(request.address.split("/")[1:3])
         for request in world.hub.requests[asked:]
-        if "/resolve/" in request.path
+        if "/resolve/" in request.address
     }
     assert files == {"ada/classes", "bob/decoder", "cleo/pickled"}
     assert (again.models, again.reasons) == (sampled.models, sampled.reasons)
