@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.generators.layout import weights_name
+from probelog.generators.layout import pickle_name, weights_name
 from probelog.generators.networks import Network
 from probelog.models.config import LoadLimits, bound_numbers, bounded_construction
 from probelog.models.construction import constructed, fill, with_weights
@@ -24,6 +24,8 @@ _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 #: Counts up to the length of a text, in weights from before 2023; made by the class itself since.
 _POSITIONS = re.compile(r"(.*\.)?position_ids")
 
+TEXT_MODEL = "text_model."
+
 
 def open_weights(folder: Path, stem: str, allow_pickle: bool) -> Weights:
     """The weights of a part of a pipeline, not yet read.
@@ -31,8 +33,9 @@ def open_weights(folder: Path, stem: str, allow_pickle: bool) -> Weights:
     Raises:
         ItemFailure: as `Weights`.
     """
-    pickled = "pytorch_model.bin" if stem == "model" else f"{stem}.bin"
-    return Weights(folder, allow_pickle=allow_pickle, name=weights_name(folder, stem), pickled=pickled)
+    return Weights(
+        folder, allow_pickle=allow_pickle, name=weights_name(folder, stem), pickled=pickle_name(stem)
+    )
 
 
 def check_elements(weights: Iterable[Weights], limits: LoadLimits) -> None:
@@ -54,14 +57,15 @@ def build(
         ItemFailure: CONFIG_MISMATCH where weights and configuration differ, CORRUPT_CONFIG where the library cannot build
             what is described, TOO_LARGE, NON_FINITE, OUT_OF_MEMORY.
     """
-    names = {name: _current(name) for name in weights.shapes if not _POSITIONS.fullmatch(name)}
     bound_numbers(network.settings, weights.shapes, weights.elements, limits)
     try:
         with bounded_construction(len(weights.shapes), weights.elements):
             sketch = constructed(network.create, "meta")
+        built = {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()}
+        names = {name: _current(name, built) for name in weights.shapes if not _POSITIONS.fullmatch(name)}
         _compare(
             network.name,
-            {name: tuple(tensor.shape) for name, tensor in sketch[0].state_dict().items()},
+            built,
             {current: _squeezed(weights.shapes[name], name) for name, current in names.items()},
         )
         stored, facts = weights.read()
@@ -81,9 +85,13 @@ def build(
         ) from error
 
 
-def _current(name: str) -> str:
-    match = _OLD_ATTENTION.fullmatch(name)
-    return name if match is None else f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}"
+def _current(name: str, built: Collection[str]) -> str:
+    """What a tensor of the weights is called in a network of this version of the libraries."""
+    if match := _OLD_ATTENTION.fullmatch(name):
+        return f"{match[1]}.{_NEW_NAMES[match[2]]}.{match[3]}"
+    # transformers 5 has one module less around a text encoder.
+    short = name.removeprefix(TEXT_MODEL)
+    return short if short in built else name
 
 
 def _squeezed(shape: tuple[int, ...], name: str) -> tuple[int, ...]:

@@ -8,13 +8,15 @@ from pathlib import Path
 from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.layout import (
     CONFIG,
-    DIFFUSERS_WEIGHTS,
     MODEL_INDEX,
     SCHEDULER_CONFIG,
     Layout,
     flat_layout,
+    pickle_name,
     pipeline_layout,
+    weights_stem,
 )
+from probelog.generators.text import FILES as TOKENIZER_FILES
 from probelog.hub.client import HubClient
 from probelog.hub.download import Download, Downloaded, DownloadLimits, download_files
 from probelog.storage.schemas import CatalogueRow
@@ -74,9 +76,8 @@ def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> 
     return small, weights
 
 
-_WITHOUT_WEIGHTS = ("scheduler",)
-_SMALL = {"scheduler": (SCHEDULER_CONFIG,)}
-_STEMS: dict[str, str] = {}
+_WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
+_SMALL = {"scheduler": (SCHEDULER_CONFIG,), "tokenizer": TOKENIZER_FILES}
 
 
 def _path(folder: str, name: str) -> str:
@@ -84,10 +85,10 @@ def _path(folder: str, name: str) -> str:
 
 
 def _weights(folder: str, role: str, names: Collection[str], allow_pickle: bool) -> str:
-    stem = _STEMS.get(role, DIFFUSERS_WEIGHTS)
+    stem = weights_stem(role)
     choices = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.fp16.safetensors"]
     if allow_pickle:
-        choices.append("pytorch_model.bin" if role in _STEMS else f"{stem}.bin")
+        choices.append(pickle_name(stem))
     for choice in choices:
         if _path(folder, choice) in names:
             return _path(folder, choice)

@@ -178,6 +178,16 @@ def read_part(folder: Path, layout: Layout, role: str, name: str = CONFIG) -> di
     return config
 
 
+def weights_stem(role: str) -> str:
+    """What the weights of a part are called, without their last letters."""
+    return TRANSFORMERS_WEIGHTS if role.startswith("text_encoder") else DIFFUSERS_WEIGHTS
+
+
+def pickle_name(stem: str) -> str:
+    """What they are called as a pickle."""
+    return "pytorch_model.bin" if stem == TRANSFORMERS_WEIGHTS else f"{stem}.bin"
+
+
 def weights_name(folder: Path, stem: str) -> str:
     """The name of a part's safetensors: in full precision, or in half where there is nothing else."""
     half = f"{stem}.fp16.safetensors"

@@ -18,16 +18,18 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.generators import networks
 from probelog.generators.building import build, check_elements, open_weights
 from probelog.generators.layout import (
-    DIFFUSERS_WEIGHTS,
     SCHEDULER_CONFIG,
     Layout,
     part_folder,
     read_layout,
     read_part,
+    weights_stem,
 )
 from probelog.generators.networks import Network
+from probelog.generators.prompts import prompts_for
 from probelog.generators.sampling import Draw, Generator
 from probelog.generators.schedule import NoiseSchedule
+from probelog.generators.text import Tokenizer
 from probelog.models.config import LoadLimits, canonical
 from probelog.storage.encoding import short_key
 from probelog.weights.reader import WeightFacts, largest_layers
@@ -36,6 +38,8 @@ from probelog.weights.repository import read_json
 if TYPE_CHECKING:
     import torch
 
+#: How much a text outweighs none; fixed, as the samples of all models are to be compared.
+GUIDANCE = 7.5
 LIMITS = LoadLimits(max_image_size=1024)
 
 
@@ -46,6 +50,7 @@ class LoadOptions:
     Attributes:
         steps: of the sampler.
         prompts: for models that take text; none for our own.
+        trigger_words: of the adapter that is to be added.
         limits: what is too large; ``max_image_size`` is that of a sample.
         allow_pickle: whether weights may be pickled.
         device: ``cpu`` or ``cuda``.
@@ -53,6 +58,7 @@ class LoadOptions:
 
     steps: int = 25
     prompts: Sequence[str] = ()
+    trigger_words: Sequence[str] = ()
     limits: LoadLimits = LIMITS
     allow_pickle: bool = False
     device: str = "cpu"
@@ -111,7 +117,7 @@ def _decoder(folder: Path, layout: Layout, options: LoadOptions) -> Generator:
     network = networks.vae(read_part(folder, layout, "vae"))
     height, width = networks.edges(network.settings.get("sample_size", 32))
     check_size(height, width, options.limits)
-    factor = 2 ** (len(network.settings.get("block_out_channels", (64,))) - 1)
+    factor = networks.decoder_factor(network)
     if height % factor or width % factor:
         raise ItemFailure(
             FailureReason.CORRUPT_CONFIG, f"pictures of {height} x {width} pixels are not decoded by {factor}"
@@ -137,12 +143,74 @@ def latents(sample: torch.Tensor, vae: Network) -> torch.Tensor:
     return sample.div(scale).add(shift)
 
 
+def _text_to_image(folder: Path, layout: Layout, options: LoadOptions) -> Generator:
+    """A text encoder, a network of latents that is told its answer, and the decoder of what that makes."""
+    import torch
+
+    encoder = networks.text_encoder(read_part(folder, layout, "text_encoder"))
+    network = networks.conditioned_unet(read_part(folder, layout, "unet"))
+    decoder = networks.vae(read_part(folder, layout, "vae"))
+    channels = decoder.settings.get("latent_channels", 4)
+    width_of_text = encoder.settings.get("hidden_size", 512)
+    for name, expected, actual in (
+        ("channels in", channels, network.settings.get("in_channels", 4)),
+        ("channels out", channels, network.settings.get("out_channels", 4)),
+        ("numbers a token", width_of_text, network.settings.get("cross_attention_dim", 1280)),
+    ):
+        if expected != actual:
+            raise ItemFailure(
+                FailureReason.UNSUPPORTED, f"unet has {actual} {name}; the parts around it have {expected}"
+            )
+    factor = networks.decoder_factor(decoder)
+    height, width = networks.edges(network.settings["sample_size"])
+    check_size(height * factor, width * factor, options.limits)
+    schedule = NoiseSchedule.read(read_part(folder, layout, "scheduler", SCHEDULER_CONFIG), latent=True)
+    schedule.timesteps(options.steps)
+    tokenizer = Tokenizer(part_folder(folder, layout, "tokenizer"))
+    prompts = prompts_for(options.prompts, options.trigger_words)
+    tokens = tokenizer.encode(
+        ["", *prompts],
+        encoder.settings.get("max_position_embeddings", 77),
+        encoder.settings.get("vocab_size", 49408),
+    ).to(options.device)
+    parts = Parts(folder, layout, options, {"text_encoder": encoder, "unet": network, "vae": decoder})
+    text_model, unet, vae = (parts.modules[role] for role in ("text_encoder", "unet", "vae"))
+    decode: Any = vae
+
+    def draw(noise: torch.Tensor, conditions: Sequence[int]) -> torch.Tensor:
+        used = sorted(set(conditions))
+        embedded = text_model(tokens[[0, *(1 + prompt for prompt in used)]])[0]
+        chosen = embedded[[1 + used.index(prompt) for prompt in conditions]]
+        told = torch.cat([embedded[:1].expand_as(chosen), chosen])
+
+        def predict(sample: torch.Tensor, step: int) -> torch.Tensor:
+            both = unet(torch.cat([sample, sample]), step, encoder_hidden_states=told, return_dict=False)[0]
+            without, with_text = both.chunk(2)
+            result: torch.Tensor = without + GUIDANCE * (with_text - without)
+            return result
+
+        sample = schedule.sample(noise, options.steps, predict)
+        result: torch.Tensor = decode.decode(latents(sample, decoder), return_dict=False)[0]
+        return result
+
+    return parts.generator(
+        "unet",
+        draw,
+        conditioning="text",
+        shape=(channels, height, width),
+        size=(height * factor, width * factor),
+        prompts=prompts,
+        function=[schedule.function, options.steps, GUIDANCE, tokens.tolist()],
+    )
+
+
 _LOADERS: Mapping[str, Callable[[Path, Layout, LoadOptions], Generator]] = {
     "DDPMPipeline": _unconditional,
     "DDIMPipeline": _unconditional,
     "PNDMPipeline": _unconditional,
     "UNet2DModel": _unconditional,
     "AutoencoderKL": _decoder,
+    "StableDiffusionPipeline": _text_to_image,
 }
 
 
@@ -154,7 +222,7 @@ class Parts:
     ) -> None:
         self._layout, self._networks, self._options = layout, parts, options
         opened = {
-            role: open_weights(part_folder(folder, layout, role), DIFFUSERS_WEIGHTS, options.allow_pickle)
+            role: open_weights(part_folder(folder, layout, role), weights_stem(role), options.allow_pickle)
             for role in parts
         }
         check_elements(opened.values(), options.limits)
@@ -174,6 +242,7 @@ class Parts:
         size: tuple[int, int],
         conditioning: str = "none",
         classes: int = 0,
+        prompts: Sequence[str] = (),
         function: Sequence[object] = (),
     ) -> Generator:
         """The pipeline as a generator; ``role`` is the network that makes the picture, ``function`` what decides the
@@ -204,6 +273,7 @@ class Parts:
             shape=shape,
             size=size,
             classes=classes,
+            prompts=list(prompts),
         )
 
 

@@ -81,6 +81,58 @@ _VAE: dict[str, Check] = {
     "mid_block_add_attention": flag,
 }  # fmt: skip
 
+_CONDITIONED: dict[str, Check] = {
+    "sample_size": _SIZE,
+    "in_channels": whole(1, 64),
+    "out_channels": whole(1, 64),
+    "center_input_sample": flag,
+    "flip_sin_to_cos": flag,
+    "freq_shift": whole(0, 1),
+    "down_block_types": several(one_of(("CrossAttnDownBlock2D", "DownBlock2D")), 8),
+    "mid_block_type": one_of(("UNetMidBlock2DCrossAttn",)),
+    "up_block_types": several(one_of(("CrossAttnUpBlock2D", "UpBlock2D")), 8),
+    "only_cross_attention": either(flag, several(flag, 8)),
+    "block_out_channels": _WIDTHS,
+    "layers_per_block": either(_LAYERS, several(_LAYERS, 8)),
+    "downsample_padding": whole(0, 4),
+    "mid_block_scale_factor": number(1e-3, 1e3),
+    "act_fn": _ACTIVATION,
+    "norm_num_groups": _GROUPS,
+    "norm_eps": _EPSILON,
+    "cross_attention_dim": _CHANNELS,
+    "transformer_layers_per_block": either(_LAYERS, several(_LAYERS, 8)),
+    "attention_head_dim": either(_GROUPS, several(_GROUPS, 8)),
+    "dual_cross_attention": flag,
+    "use_linear_projection": flag,
+    "upcast_attention": flag,
+    "resnet_time_scale_shift": one_of(("default", "scale_shift")),
+    "resnet_skip_time_act": flag,
+    "resnet_out_scale_factor": number(1e-3, 1e3),
+    "conv_in_kernel": whole(1, 7),
+    "conv_out_kernel": whole(1, 7),
+}
+# What would have to be told to the network besides a text and a step.
+_OTHER_CONDITIONS = (
+    "addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "num_class_embeds",
+    "num_attention_heads", "reverse_transformer_layers_per_block", "time_cond_proj_dim", "time_embedding_act_fn",
+    "timestep_post_act", "cross_attention_norm", "mid_block_only_cross_attention",
+)  # fmt: skip
+
+_TEXT: dict[str, Check] = {
+    "vocab_size": whole(1, 1 << 20),
+    "hidden_size": _CHANNELS,
+    "intermediate_size": whole(1, 1 << 16),
+    "projection_dim": _CHANNELS,
+    "num_hidden_layers": whole(1, 64),
+    "num_attention_heads": whole(1, 256),
+    "max_position_embeddings": whole(2, 1024),
+    "hidden_act": one_of(("quick_gelu", "gelu")),
+    "layer_norm_eps": _EPSILON,
+    "pad_token_id": whole(0, 1 << 20),
+    "bos_token_id": whole(0, 1 << 20),
+    "eos_token_id": whole(0, 1 << 20),
+}
+
 
 class Network:
     """One network that a configuration describes, reduced and not yet built.
@@ -142,6 +194,44 @@ def vae(config: Mapping[str, Any]) -> Network:
     return Network("AutoencoderKL", kept, create)
 
 
+def conditioned_unet(config: Mapping[str, Any]) -> Network:
+    """A network that takes noise from latents, told a text.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
+    """
+    for key in _OTHER_CONDITIONS:
+        if config.get(key) is not None:
+            raise ItemFailure(FailureReason.UNSUPPORTED, f"unet has {key} = {str(config[key])[:60]}")
+    kept = reduced(config, _CONDITIONED, "unet")
+    if "sample_size" not in kept:
+        raise ItemFailure(FailureReason.CORRUPT_CONFIG, "unet does not say how large its pictures are")
+
+    def create() -> torch.nn.Module:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        made: torch.nn.Module = UNet2DConditionModel(**kept)
+        return made
+
+    return Network("UNet2DConditionModel", kept, create)
+
+
+def text_encoder(config: Mapping[str, Any]) -> Network:
+    """The text encoder of CLIP.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG.
+    """
+    kept = reduced(config, _TEXT, "text_encoder")
+
+    def create() -> torch.nn.Module:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        return CLIPTextModel(CLIPTextConfig(**kept))
+
+    return Network("CLIPTextModel", kept, create)
+
+
 def edges(size: int | list[int]) -> tuple[int, int]:
     """Height and width, of what ``sample_size`` says.
 
@@ -152,3 +242,8 @@ def edges(size: int | list[int]) -> tuple[int, int]:
     if len(both) != 2:
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "sample_size is neither a number nor two")
     return both[0], both[1]
+
+
+def decoder_factor(vae: Network) -> int:
+    """How many pixels along an edge a decoder makes of one latent."""
+    return int(2 ** (len(vae.settings.get("block_out_channels", (64,))) - 1))

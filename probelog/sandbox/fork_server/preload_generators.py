@@ -9,6 +9,9 @@ for _name in (
     "torch",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d",
+    "diffusers.models.unets.unet_2d_condition",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
     "probelog.generators.loading",
     "probelog.sandbox.generator_server",
 ):

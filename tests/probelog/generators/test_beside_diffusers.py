@@ -96,3 +96,19 @@ def test_a_network_without_a_pipeline(tmp_path: Path) -> None:
     unet = library.UNet2DModel.from_pretrained(tmp_path).eval()
     theirs = denoised(unet, library.DDIMScheduler(), noise_of(generator))
     torch.testing.assert_close(drawn(generator), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_to_image_pipeline(tmp_path: Path) -> None:
+    tiny_generators.text_to_image(tmp_path)
+    prompts = ["a cat", "an umbrella in the rain"]
+    generator = load_generator(tmp_path, LoadOptions(steps=STEPS, prompts=prompts))
+    assert (generator.pipeline, generator.conditioning, generator.size) == (
+        "StableDiffusionPipeline", "text", (16, 16),
+    )  # fmt: skip
+    pipeline = library.StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        [prompts[number] for number in generator.conditions(SEED, NUMBERS)],
+        num_inference_steps=STEPS, guidance_scale=7.5, latents=noise_of(generator), output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close((drawn(generator) / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
