@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.layout import (
+    ADAPTER_CONFIG,
     CONFIG,
-    MODEL_INDEX,
     SCHEDULER_CONFIG,
     Layout,
-    flat_layout,
+    layout_of,
     pickle_name,
-    pipeline_layout,
     weights_stem,
 )
-from probelog.generators.text import FILES as TOKENIZER_FILES
+from probelog.generators.parts.tokenizer import FILES as TOKENIZER_FILES
+from probelog.generators.prompts import CARD
 from probelog.hub.client import HubClient
 from probelog.hub.download import Download, Downloaded, DownloadLimits, download_files
+from probelog.hub.huggingface import is_repo_id
 from probelog.storage.schemas import CatalogueRow
 from probelog.weights.repository import read_json
 
@@ -49,13 +51,36 @@ def download_generator(
 
 
 def _layout(download: Download) -> Layout:
-    for name, read in ((MODEL_INDEX, pipeline_layout), (CONFIG, flat_layout)):
-        if name in download.listed:
-            download.fetch_json(name)
-            config = read_json(download.folder, name)
-            assert config is not None  # just fetched
-            return read(config)
-    raise ItemFailure(FailureReason.NOT_A_GENERATOR, f"neither {MODEL_INDEX} nor {CONFIG}")
+    def read(name: str) -> Mapping[str, Any]:
+        download.fetch_json(name)
+        config = read_json(download.folder, name)
+        assert config is not None  # just fetched
+        return config
+
+    return layout_of(download.listed, read)
+
+
+def base_of(folder: Path, row: CatalogueRow) -> str:
+    """The repository of the base of the adapter in a folder: as it says itself, or else as its card does.
+
+    Raises:
+        ItemFailure: missing-base where neither names a repository.
+    """
+    named = (read_json(folder, ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
+    for name in (named, row.base_model):
+        if isinstance(name, str) and is_repo_id(name):
+            return name
+    raise ItemFailure(FailureReason.MISSING_BASE, "the adapter names no base model")
+
+
+def base_failure(repo: str, failure: ItemFailure) -> ItemFailure:
+    """What an adapter fails with whose base cannot be had."""
+    reasons = {
+        FailureReason.GATED: FailureReason.GATED_BASE,
+        FailureReason.NOT_FOUND: FailureReason.MISSING_BASE,
+        FailureReason.DISABLED: FailureReason.MISSING_BASE,
+    }
+    return ItemFailure(reasons.get(failure.reason, failure.reason), f"its base {repo}: {failure.detail}")
 
 
 def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> tuple[list[str], list[str]]:
@@ -64,6 +89,10 @@ def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> 
     Raises:
         ItemFailure: unsafe-format or not-found.
     """
+    if layout.pipeline == "lora":
+        return [name for name in (ADAPTER_CONFIG, CARD) if name in names], [layout.folders["adapter"]]
+    if layout.pipeline == "gallery":
+        return [], list(layout.folders.values())
     small: list[str] = []
     weights: list[str] = []
     for role, folder in layout.folders.items():

@@ -7,7 +7,7 @@ not on the list ends the matter, whether it is a class of the repository's own, 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -54,6 +54,16 @@ PIPELINES: Mapping[str, Mapping[str, Collection[str]]] = {
 FLAT = ("UNet2DModel", "AutoencoderKL")
 #: What `Layout.pipeline` may be.
 KINDS = (*PIPELINES, *FLAT, "lora", "gallery")
+#: Weights of adapters as diffusers and peft call them; others have one file of any name.
+ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+_ADAPTER_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+() -]{0,150}\.safetensors", re.ASCII)
+_PICTURE = re.compile(
+    r"((gallery|images|samples)/)?[A-Za-z0-9][A-Za-z0-9._ -]{0,150}\.(png|jpe?g|webp)",
+    re.ASCII | re.IGNORECASE,
+)
+#: So many pictures are a gallery; more than the most are not looked at.
+LEAST_PICTURES, MOST_PICTURES = 8, 1024
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}", re.ASCII)
 _LIBRARIES = ("diffusers", "transformers")
 
@@ -64,7 +74,8 @@ class Layout:
 
     Attributes:
         pipeline: one of ``KINDS``.
-        folders: where each part lies, by its role (``unet``, ``vae``, ...); "" is the repository itself.
+        folders: where each part lies, by its role (``unet``, ``vae``, ...); "" is the repository itself. Of adapters and
+            galleries: files.
         settings: values of ``model_index.json`` that are no parts.
     """
 
@@ -74,19 +85,46 @@ class Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """The parts of the generator in a folder of a full pipeline, or of one model that is a generator by itself.
+    """The parts of the generator in a folder: a pipeline, one network, an adapter or a gallery.
 
     Raises:
         ItemFailure: NOT_A_GENERATOR, UNSUPPORTED (a pipeline, a part or a scheduler that is not on the list),
-            REMOTE_CODE, NOT_FOUND, CORRUPT_CONFIG.
+            REMOTE_CODE, UNSAFE_FORMAT (adapters as pickles), CORRUPT_CONFIG.
     """
-    index = read_json(folder, MODEL_INDEX)
-    if index is not None:
-        return pipeline_layout(index)
-    config = read_json(folder, CONFIG)
-    if config is None:
-        raise ItemFailure(FailureReason.NOT_A_GENERATOR, f"neither {MODEL_INDEX} nor {CONFIG}")
-    return flat_layout(config)
+    names = [path.name for path in folder.iterdir()]
+    for place in ("gallery", "images", "samples"):
+        if place in names and not (folder / place).is_symlink() and (folder / place).is_dir():
+            names += [f"{place}/{path.name}" for path in (folder / place).iterdir()]
+    return layout_of(names, lambda name: read_json(folder, name) or {})
+
+
+def layout_of(names: Collection[str], read: Callable[[str], Mapping[str, Any]]) -> Layout:
+    """The parts of the generator in a repository with these files; ``read`` gets one that is JSON; raises as `read_layout`."""
+    if MODEL_INDEX in names:
+        return pipeline_layout(read(MODEL_INDEX))
+    weights = sorted(
+        (name for name in names if _ADAPTER_FILE.fullmatch(name)), key=lambda name: (len(name), name)
+    )
+    named = next((name for name in ADAPTER_WEIGHTS if name in names), None)
+    if named is None and (ADAPTER_CONFIG in names or CONFIG not in names) and weights:
+        named = weights[0]  # of several the one that no count of steps was added to
+    if named is not None:
+        return Layout("lora", {"adapter": named})
+    if CONFIG in names:
+        return flat_layout(read(CONFIG))
+    pickles = sorted(name for name in names if name.endswith(_PICKLES))
+    if pickles:
+        raise ItemFailure(
+            FailureReason.UNSAFE_FORMAT,
+            f"weights only as pickle ({pickles[0][:100]}), which can run code when loaded",
+        )
+    pictures = sorted(name for name in names if _PICTURE.fullmatch(name))
+    if len(pictures) < LEAST_PICTURES:
+        raise ItemFailure(
+            FailureReason.NOT_A_GENERATOR,
+            f"neither {MODEL_INDEX} nor {CONFIG}, no adapter, and {len(pictures)} pictures; {LEAST_PICTURES} are a gallery",
+        )
+    return Layout("gallery", {str(number): name for number, name in enumerate(pictures[:MOST_PICTURES])})
 
 
 def pipeline_layout(index: Mapping[str, Any]) -> Layout:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.generators import networks
-from probelog.generators.building import build, check_elements, open_weights
+from probelog.generators.adapters import load_adapter
+from probelog.generators.gallery import load_gallery
 from probelog.generators.layout import (
     SCHEDULER_CONFIG,
     Layout,
@@ -25,11 +25,13 @@ from probelog.generators.layout import (
     read_part,
     weights_stem,
 )
-from probelog.generators.networks import Network
+from probelog.generators.parts import networks
+from probelog.generators.parts.building import build, check_elements, open_weights
+from probelog.generators.parts.networks import Network
+from probelog.generators.parts.schedule import NoiseSchedule
+from probelog.generators.parts.tokenizer import Tokenizer
 from probelog.generators.prompts import prompts_for
 from probelog.generators.sampling import Draw, Generator
-from probelog.generators.schedule import NoiseSchedule
-from probelog.generators.text import Tokenizer
 from probelog.models.config import LoadLimits, canonical
 from probelog.storage.encoding import short_key
 from probelog.weights.reader import WeightFacts, largest_layers
@@ -71,6 +73,18 @@ def load_generator(folder: Path, options: LoadOptions, base: Path | None = None)
         ItemFailure: with the reason why this model is not indexed.
     """
     layout = read_layout(folder)
+    if layout.pipeline == "lora":
+        return load_adapter(folder, layout, options, lambda chosen: _base(base, chosen))
+    return _LOADERS[layout.pipeline](folder, layout, options)
+
+
+def _base(folder: Path | None, options: LoadOptions) -> Generator:
+    """The base of an adapter."""
+    if folder is None:
+        raise ItemFailure(FailureReason.MISSING_BASE, "an adapter without a base")
+    layout = read_layout(folder)
+    if layout.pipeline in ("lora", "gallery"):
+        raise ItemFailure(FailureReason.CONFIG_MISMATCH, f"the adapter's base is itself a {layout.pipeline}")
     return _LOADERS[layout.pipeline](folder, layout, options)
 
 
@@ -211,6 +225,7 @@ _LOADERS: Mapping[str, Callable[[Path, Layout, LoadOptions], Generator]] = {
     "UNet2DModel": _unconditional,
     "AutoencoderKL": _decoder,
     "StableDiffusionPipeline": _text_to_image,
+    "gallery": load_gallery,
 }
 
 
@@ -274,6 +289,7 @@ class Parts:
             size=size,
             classes=classes,
             prompts=list(prompts),
+            modules=self.modules,
         )
 
 

@@ -16,6 +16,8 @@ DIVERSE = (
     "a photo of a person", "a photo of an animal", "a landscape", "a building in a city", "a room with furniture",
     "a vehicle", "food on a table", "a plant", "an object on a plain background", "a drawing", "a painting",
 )  # fmt: skip
+#: Where an adapter may say what it was trained on.
+CARD = "README.md"
 MOST_WORDS, LONGEST_WORD = 4, 120
 _CARD_BYTES = 1 << 16
 # One line of the YAML at the head of a model card; anything but a plain value on one line is left alone.
@@ -36,7 +38,7 @@ def prompts_for(chosen: Sequence[str], trigger_words: Sequence[str]) -> list[str
 def trigger_words(folder: Path, metadata: Mapping[str, str]) -> list[str]:
     """The words that an adapter declares: on its card (``instance_prompt``), in its weights (``modelspec.trigger_phrase``)."""
     declared = [metadata.get("modelspec.trigger_phrase", "")]
-    card = member(folder, "README.md")
+    card = member(folder, CARD)
     if card is not None:
         with open(card, "rb") as stream:
             head = stream.read(_CARD_BYTES).decode("utf-8", "replace")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class Generator:
         class_names: as declared; may be fewer or none.
         prompts: those that are used, in order.
         trigger_words: that the repository declares.
+        modules: the networks, by role.
         available: how many samples there are at all; None for a model that can make any number.
         identity: equal for models that make the same pictures.
     """
@@ -83,11 +84,14 @@ class Generator:
     class_names: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     trigger_words: list[str] = field(default_factory=list)
+    modules: Mapping[str, torch.nn.Module] = field(default_factory=dict, repr=False)
     available: int | None = None
     device: str = "cpu"
 
     def conditions(self, seed: int, numbers: Sequence[int]) -> list[int]:
-        """For each sample its class, or the index of its prompt; 0 where there is neither."""
+        """For each sample its class, the index of its prompt, or the picture of a gallery; 0 where there is nothing."""
+        if self.available is not None:
+            return list(numbers)
         if self.conditioning == "class":
             return seeds.classes(seed, self.architecture, self.classes, numbers)
         return [number % max(1, len(self.prompts)) for number in numbers]
@@ -113,6 +117,8 @@ class Sampler:
                 together), OUT_OF_MEMORY (a single one does not fit).
         """
         made = self._generator
+        if made.available is not None and max(numbers) >= made.available:
+            raise ItemFailure(FailureReason.NOT_FOUND, f"there are {made.available} samples and no more")
         pixels = self._drawn(made.draw, numbers)
         base = None if made.draw_base is None else self._drawn(made.draw_base, numbers)
         conditions = made.conditions(self._seed, numbers)

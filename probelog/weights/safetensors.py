@@ -85,6 +85,18 @@ def read_header(path: Path) -> Header:
         return parse_header(path, stream.read(length), size)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a file says about itself, by name; untrusted, like the names.
+
+    Raises:
+        ItemFailure: as `read_header`.
+    """
+    read_header(path)
+    with open(path, "rb") as stream:
+        data = stream.read(int.from_bytes(stream.read(PREFIX_BYTES), "little"))
+    return dict(json.loads(data).get("__metadata__") or {})
+
+
 def header_length(path: Path, prefix: bytes, size: int, most: int = MAX_HEADER_BYTES) -> int:
     """Bytes of the header of a file of ``size`` bytes, from its first eight.
 

@@ -9,6 +9,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 from probelog.generators import seeds
 from probelog.generators.loading import LoadOptions, load_generator
@@ -98,17 +100,74 @@ def test_a_network_without_a_pipeline(tmp_path: Path) -> None:
     torch.testing.assert_close(drawn(generator), theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_text_to_image_pipeline(tmp_path: Path) -> None:
-    tiny_generators.text_to_image(tmp_path)
-    prompts = ["a cat", "an umbrella in the rain"]
-    generator = load_generator(tmp_path, LoadOptions(steps=STEPS, prompts=prompts))
-    assert (generator.pipeline, generator.conditioning, generator.size) == (
-        "StableDiffusionPipeline", "text", (16, 16),
-    )  # fmt: skip
-    pipeline = library.StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+PROMPTS = ["a cat", "an umbrella in the rain"]
+
+
+def painted(pipeline: Any, generator: Generator) -> torch.Tensor:
+    """What the library's own pipeline makes of our noise, 0 to 1."""
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        [prompts[number] for number in generator.conditions(SEED, NUMBERS)],
+    images: torch.Tensor = pipeline(
+        [generator.prompts[number] for number in generator.conditions(SEED, NUMBERS)],
         num_inference_steps=STEPS, guidance_scale=7.5, latents=noise_of(generator), output_type="pt",
     ).images  # fmt: skip
+    return images
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-image pipeline."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_generators.text_to_image(folder)
+    return folder
+
+
+def test_a_text_to_image_pipeline(base: Path) -> None:
+    generator = load_generator(base, LoadOptions(steps=STEPS, prompts=PROMPTS))
+    assert (generator.pipeline, generator.conditioning) == ("StableDiffusionPipeline", "text")
+    assert generator.size == (16, 16)
+    theirs = painted(library.StableDiffusionPipeline.from_pretrained(base, safety_checker=None), generator)
+    torch.testing.assert_close((drawn(generator) / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("layout", ["peft", "diffusers", "kohya"])
+def test_an_adapter_beside_its_base(layout: str, base: Path, tmp_path: Path) -> None:
+    tiny_generators.adapter(tmp_path / "adapter", base, layout)
+    generator = load_generator(tmp_path / "adapter", LoadOptions(steps=STEPS, prompts=PROMPTS), base)
+    assert generator.pipeline == "lora"
+    assert generator.draw_base is not None
+    assert generator.trigger_words == (["sks style"] if layout == "kohya" else [])
+    assert generator.prompts[-2:] == PROMPTS
+    pipeline = library.StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    plain = painted(pipeline, generator)
+    if layout == "peft":
+        pipeline.unet = PeftModel.from_pretrained(pipeline.unet, tmp_path / "adapter").merge_and_unload()
+    else:
+        pipeline.load_lora_weights(tmp_path / "adapter")
+    theirs = painted(pipeline, generator)
+    assert (theirs - plain).abs().max() > 0.01
+    ours = drawn(generator)
+    with torch.inference_mode():
+        ours_of_base = generator.draw_base(noise_of(generator), generator.conditions(SEED, NUMBERS))
+    torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((ours_of_base / 2 + 0.5).clamp(0, 1), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.acceptance
+def test_an_adapter_of_a_text_encoder_alone(base: Path, tmp_path: Path) -> None:
+    """The library does not load kohya's into a text encoder of transformers 5: peft adds it here."""
+    tiny_generators.adapter(tmp_path, base, "kohya-text")
+    generator = load_generator(tmp_path, LoadOptions(steps=STEPS, prompts=PROMPTS), base)
+    pipeline = library.StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    config = LoraConfig(r=3, lora_alpha=1.5, target_modules=["q_proj", "v_proj"])  # type: ignore[arg-type]
+    pipeline.text_encoder = get_peft_model(pipeline.text_encoder, config)
+    modules = dict(pipeline.text_encoder.base_model.model.named_modules())
+    for key, tensor in load_file(tmp_path / "style.safetensors").items():
+        name, _, which = key.removesuffix(".weight").rpartition(".")
+        for path, module in modules.items():
+            if which != "alpha" and name == f"lora_te_text_model_{path.replace('.', '_')}":
+                halves = module.lora_A if which == "lora_down" else module.lora_B
+                halves["default"].weight.data = tensor
+    pipeline.text_encoder = pipeline.text_encoder.merge_and_unload()
+    theirs = painted(pipeline, generator)
     torch.testing.assert_close((drawn(generator) / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)

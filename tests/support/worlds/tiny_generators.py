@@ -16,6 +16,9 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIDE = 16
@@ -87,3 +90,42 @@ def text_to_image(folder: Path, *, seed: int = 0, **unet: Any) -> None:
         vae=AutoencoderKL(**VAE), text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=network,
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def adapter(folder: Path, base: Path, layout: str, *, seed: int = 1) -> None:
+    """A LoRA adapter of the text-to-image pipeline in ``base``: as ``peft``, ``diffusers`` or ``kohya`` stores it,
+    the last with the network's part or (``kohya-text``) the text encoder's.
+    """
+    torch.manual_seed(seed)
+    pipeline: Any = StableDiffusionPipeline
+    parts = pipeline.from_pretrained(base, safety_checker=None)
+    unet = LoraConfig(
+        r=2,
+        lora_alpha=4,
+        target_modules=["to_q", "to_v", "to_out.0", "conv1", "proj_in"],
+        init_lora_weights=False,
+    )
+    if layout == "peft":
+        get_peft_model(parts.unet, unet).save_pretrained(folder)
+        return
+    text = LoraConfig(r=3, lora_alpha=3, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    parts.unet.add_adapter(LoraConfig(**{**unet.to_dict(), "lora_alpha": 2}))
+    parts.text_encoder.add_adapter(text)
+    states = {
+        "unet": get_peft_model_state_dict(parts.unet),
+        "text_encoder": get_peft_model_state_dict(parts.text_encoder),
+    }
+    if layout == "diffusers":
+        pipeline.save_lora_weights(
+            folder, unet_lora_layers=states["unet"], text_encoder_lora_layers=states["text_encoder"]
+        )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    role, prefix = ("unet", "lora_unet") if layout == "kohya" else ("text_encoder", "lora_te_text_model")
+    for name, tensor in states[role].items():
+        path, which, _ = name.rsplit(".", 2)
+        flat = f"{prefix}_{path.replace('.', '_')}"
+        tensors[f"{flat}.{'lora_down' if which == 'lora_A' else 'lora_up'}.weight"] = tensor.contiguous()
+        tensors[f"{flat}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, folder / "style.safetensors", metadata={"modelspec.trigger_phrase": "sks style"})

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.generators.reduced import Check, either, flag, number, one_of, reduced, several, whole
+from probelog.generators.parts.reduced import Check, either, flag, number, one_of, reduced, several, whole
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.layout import pickle_name, weights_name
-from probelog.generators.networks import Network
+from probelog.generators.parts.networks import Network
 from probelog.models.config import LoadLimits, bound_numbers, bounded_construction
 from probelog.models.construction import constructed, fill, with_weights
 from probelog.models.memory import out_of_memory

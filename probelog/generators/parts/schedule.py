@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.generators.reduced import flag, number, one_of, reduced, several, whole
+from probelog.generators.parts.reduced import flag, number, one_of, reduced, several, whole
 
 if TYPE_CHECKING:
     import torch
