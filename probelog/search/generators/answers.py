@@ -196,6 +196,11 @@ class GeneratorQueries:
         settings = self._ask(lambda generation: generation.settings.generators)
         return GeneratorCount(0 if settings is None else settings.models, self._ask)
 
+    def has_generator(self, repo: str) -> bool:
+        """Whether the index holds a generator of this name."""
+        held: bool = self._ask(lambda generation: is_generator(generation, repo))
+        return held
+
     def show_generator(self, repo: str) -> GeneratorSummary:
         """The facts of one generator, and the background concepts that it makes most likely.
 
