@@ -18,12 +18,14 @@ from pipelines.nightly.start import NightlyStart
 from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_update
 from pipelines.publish.expected import ExpectedTrees, ExpectedUpdate
+from pipelines.publish.generators import SampledGenerators, carried_over, write
 from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
 from pipelines.quality.failures import FailureCounts
 from pipelines.quality.samples import Version
 from pipelines.trees.inputs import TreeInputs
 from pipelines.trees.nightly import UpdateTrees
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.index.generation import Generation
 from probelog.index.settings import GenerationSettings
 from probelog.publication.generation_writer import GenerationWriter
@@ -132,6 +134,7 @@ def publish_update(
     added: Sequence[Version],
     allowed: Callable[[], None],
     trees: UpdateTrees | None = None,
+    sampled: SampledGenerators | None = None,
 ) -> PublishResult:
     """Build an update, check it, and make it live.
 
@@ -143,11 +146,13 @@ def publish_update(
         added: models that the live generation does not hold.
         allowed: raises if this run may not publish any more.
         trees: of the update; none: the base has none.
+        sampled: all generators, which are written again where the base has others; none: the base's are left as they are.
 
     Raises:
         QualityError, StoreError, ConflictError: as `release_generation`.
     """
     index, base = job.store.child(INDEX), changes.base
+    sampled = None if carried_over(base, sampled) else sampled
     models = changes.descriptors.models
     # Logits that the base holds already were observed on other probes there: their directions differ.
     noted = DescriptorSummary(len(models), ASKED_LOGITS, passed_over=changes.known)
@@ -159,9 +164,16 @@ def publish_update(
         written = write_update(writer, base, changes.for_writer(trees), batches)
         if trees is not None:
             write_edges(writer, trees.edges)
+        generators, meta_of_generators = base.settings.generators, dict[str, bytes]()
+        if sampled is not None:
+            encoder = deferred_encoder(job.config.encoder)
+            generators, meta_of_generators = write(
+                writer, sampled, {}, base.space, base.basis, changes.start.probe_set, encoder
+            )
         settings = replace(
             base.settings,
             **written.settings,
+            generators=generators,
             made_by=MADE_BY,
             logits=written.logits,
             folded_in=changes.described.key,
@@ -174,14 +186,14 @@ def publish_update(
             trees=None if trees is None else base.settings.trees,
             edges=None if trees is None else trees.edges.num_rows,
         )
-        writer.write_meta({"settings": settings.to_bytes(), **written.meta})
+        writer.write_meta({"settings": settings.to_bytes(), **written.meta, **meta_of_generators})
         writer.finish()
         return settings
 
     return release_generation(
         job,
         changes.start.live,
-        changes.source,
+        changes.source if sampled is None else short_key(changes.source, sampled.source),
         build,
         lambda generation: check_update(
             generation,
@@ -192,6 +204,7 @@ def publish_update(
                 changes.known,
                 changes.removed,
                 None if trees is None else ExpectedTrees(trees.edges.num_rows, trees.places),
+                sampled,
             ),
         ),
         run,

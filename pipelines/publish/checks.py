@@ -3,7 +3,8 @@
 1. Rows: every model of the receipts that the catalogue lists, and all their logits but the constant ones.
 2. Trees: every edge that was recovered, between models that there are; no model is its own ancestor; every model's place.
 3. Numbers: no NaN and no infinity in any column of any table.
-4. Encoder and answers (`pipelines.publish.answers`).
+4. Generators: those that were sampled and listed, each with a description, some of which are compared with their samples.
+5. Encoder and answers (`pipelines.publish.answers`).
 
 Everything is streamed, a part of descriptors or a batch of rows at a time: memory does not grow with the index. The
 descriptors are read once, for the answers; the other checks use counts from when the generation was written. Where workers
@@ -27,6 +28,7 @@ from cluster.runtime.ordered import in_order
 from pipelines.complete.descriptors import same_logits
 from pipelines.publish.answers import wrong_answers, wrong_answers_of_update
 from pipelines.publish.expected import Expected, ExpectedTrees, ExpectedUpdate
+from pipelines.publish.generators import wrong_generators
 from probelog.arrays import ArrowArray
 from probelog.errors import StoreError
 from probelog.index.contents.logits import Logits
@@ -59,6 +61,7 @@ def check_generation(generation: Generation, expected: Expected) -> None:
         [
             _rows(generation, expected, logits),
             _trees(generation, expected.trees),
+            wrong_generators(generation, expected.sampled),
             _numbers(generation, logits),
         ],
         wrong_answers(generation, expected),
@@ -76,6 +79,7 @@ def check_update(generation: Generation, expected: ExpectedUpdate) -> None:
         [
             _rows_of_update(generation, expected),
             _trees(generation, expected.trees),
+            *([] if expected.sampled is None else [wrong_generators(generation, expected.sampled)]),
             _sound_logits([generation.recent]),
             _sound_evidence(_unknown_evidence(generation)),
         ],

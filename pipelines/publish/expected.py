@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.complete.descriptors import Descriptors, DescriptorSummary
+from pipelines.publish.generators import SampledGenerators
 from pipelines.publish.pieces import Pieces
 from probelog.index.generation import Generation
 from probelog.storage.schemas import ProbedModel, TreeFacts
@@ -43,6 +44,7 @@ class Expected:
         prompts: of the index.
         trees: None where it has none.
         pieces: those that workers made its rows in; they help to check it, too. None: one process made it.
+        sampled: its generators; None where it has none.
     """
 
     descriptors: Descriptors
@@ -56,6 +58,7 @@ class Expected:
     prompts: Sequence[str]
     trees: ExpectedTrees | None = None
     pieces: Pieces | None = None
+    sampled: SampledGenerators | None = None
 
     @property
     def models(self) -> Sequence[ProbedModel]:
@@ -74,6 +77,7 @@ class ExpectedUpdate:
         known: number of rows of the base's logits that added models share, by identity (`same_logits`).
         removed: repositories whose models of the base are no longer valid.
         trees: of the added models and of those whose parents were removed; None where it has none.
+        sampled: its generators, where it has tables of its own of them; None where the base's are left as they are.
     """
 
     base: Generation
@@ -82,3 +86,4 @@ class ExpectedUpdate:
     known: Mapping[str, int]
     removed: Collection[str]
     trees: ExpectedTrees | None = None
+    sampled: SampledGenerators | None = None

@@ -33,6 +33,7 @@ from pipelines.publish.background import declared_names, hub_background
 from pipelines.publish.checks import check_generation
 from pipelines.publish.encoder import exported_encoder
 from pipelines.publish.expected import Expected, ExpectedTrees
+from pipelines.publish.generators import SampledGenerators, write
 from pipelines.publish.pieces import Making, Pieces, pieces_of
 from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, release_generation
 from pipelines.quality.failures import FailureCounts
@@ -111,6 +112,7 @@ class _Inputs:
     background_source: str | None
     read: Descriptors | None
     trees: TreesRecord | None
+    sampled: SampledGenerators | None
 
     @cached_property
     def _probed(self) -> list[ProbedModel]:
@@ -217,6 +219,7 @@ class _Inputs:
             *(self.declared if self.given_background is None else self.given_background),
             *(json.dumps(asdict(row), default=str) for row in self.rows.values()),
             *(() if self.trees is None else ("trees", self.trees.key)),
+            *(() if self.sampled is None else ("generators", self.sampled.source)),
         )
 
     @cached_property
@@ -252,6 +255,7 @@ def publish(
     read: Descriptors | None = None,
     background_of: Generation | None = None,
     trees: TreesRecord | None = None,
+    sampled: SampledGenerators | None = None,
 ) -> PublishResult:
     """Build a generation, check it, and make it the live one. A no-op when the live one is made from the same data.
 
@@ -270,6 +274,7 @@ def publish(
         read: descriptors of some of the models, where they were read already.
         background_of: the generation whose background is kept; none: a new one, as configured.
         trees: of these models; none: the generation has none.
+        sampled: the generators; none: the generation has none.
 
     Raises:
         QualityError: it fails the quality gate (`pipelines.quality`).
@@ -295,6 +300,7 @@ def publish(
         background_source=source,
         read=read,
         trees=trees,
+        sampled=sampled if sampled is not None and sampled.models else None,
     )
     if live is not None and live.pointer.source == inputs.source:
         unchanged = live.unchanged()
@@ -365,6 +371,18 @@ def _build(
     )
     if inputs.trees is not None:
         write_edges(writer, read_part(job.store, inputs.trees.edges, EDGES))
+    generators, meta_of_generators = None, dict[str, bytes]()
+    if inputs.sampled is not None:
+        job.report.line(f"publish: describing {len(inputs.sampled.models):,} generators")
+        generators, meta_of_generators = write(
+            writer,
+            inputs.sampled,
+            inputs.places,
+            inputs.space,
+            encoder.basis,
+            inputs.probe_set,
+            inputs.encoder,
+        )
     job.report.line("publish: fitting the confidence of hits")
     statistics, confidence = inputs.sample.fit(inputs)
     writer.write("probes", probes_schema(embeddings.shape[1]), [_probe_table(inputs.probe_set, embeddings)])
@@ -400,6 +418,7 @@ def _build(
         run=run.to_dict(),
         trees=None if inputs.trees is None else inputs.trees.key,
         edges=None if inputs.trees is None else inputs.trees.edges.rows,
+        generators=generators,
         **written.settings,
     )
     meta = {
@@ -411,6 +430,7 @@ def _build(
         "tokenizer.json": text.tokenizer_json.encode(),
         "failed.npy": npy(inputs.failed),
         **written.meta,
+        **meta_of_generators,
     }
     if image is not None:
         meta["image_encoder.onnx"] = image.onnx
@@ -545,6 +565,7 @@ def _expected(inputs: _Inputs) -> Expected:
         prompts=inputs.job.config.prompts,
         trees=None if inputs.trees is None else ExpectedTrees(inputs.trees.edges.rows, inputs.places),
         pieces=inputs.pieces,
+        sampled=inputs.sampled,
     )
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.job.job import read_names
+from pipelines.quality.generators import finds_generator
 from pipelines.quality.measure import Measure, wilson
 from pipelines.quality.samples import Sampled, Version, draw, rows_of, sampled_models
 from probelog.errors import QueryError, UsageError
@@ -42,14 +43,23 @@ EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Canary:
-    """A name to query, and ``REPO#LOGIT`` or ``REPO#LABEL`` that must be among the first ten answers, where known."""
+    """A name to query, and what must be among the first ten answers, where known.
+
+    ``known`` is a logit (``REPO#LOGIT`` or ``REPO#LABEL``) that recognises it, or a generator (``REPO``) that makes it.
+    """
 
     name: str
     known: str | None = None
 
+    @property
+    def by_generator(self) -> bool:
+        """Whether a generator must answer."""
+        return self.known is not None and "#" not in self.known
+
 
 def read_canaries(source: Sequence[str] | Path | None) -> list[Canary]:
-    """An operator's canaries: a list of lines or a text file of such, ``name`` or ``name<TAB>repo#logit-or-label``.
+    """An operator's canaries: a list of lines or a text file of such, ``name``, ``name<TAB>repo#logit-or-label``
+    or ``name<TAB>repo`` of a generator.
 
     Raises:
         UsageError: the file cannot be read, or a line has another form.
@@ -64,9 +74,10 @@ def _canary(line: str) -> Canary:
     name, mark, known = line.partition("\t")
     name, known = name.strip(), known.strip()
     repo, _, logit = known.partition("#")
-    if not name or (mark and not (repo and logit)):
+    if not name or (mark and not (repo and (logit or "#" not in known))):
         raise UsageError(
-            f"quality.canaries: {line!r}: write a name, or name<TAB>REPO#LOGIT, a logit's number or label"
+            f"quality.canaries: {line!r}: write a name, or name<TAB>REPO#LOGIT, a logit's number or label, "
+            "or name<TAB>REPO, a generator"
         )
     return Canary(name, known or None)
 
@@ -276,6 +287,8 @@ def known_answers(
 
 def _finds_known_answer(generation: Generation, canary: Canary) -> bool | None:
     """Whether a known answer, or one of the same weights, is among the first ten; None if its model is not indexed."""
+    if canary.by_generator:
+        return finds_generator(generation, canary.name, str(canary.known))
     repo, _, logit = str(canary.known).partition("#")
     rows = rows_of(generation, [repo])
     if not rows:

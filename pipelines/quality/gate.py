@@ -17,6 +17,7 @@ from pipelines.quality.canaries import (
     removed_measure,
 )
 from pipelines.quality.failures import FailureCounts, failure_measures
+from pipelines.quality.generators import removed_generators
 from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, write_report
 from pipelines.quality.samples import Version, added_versions
@@ -100,6 +101,7 @@ def measure(
         *declared_measures(candidate, live, quality.max_agreement_fall),
         *named_measures(candidate, live, added, quality.max_agreement_fall, quality.max_new_agreement_fall),
         removed_measure(candidate, live, quality.max_gone),
+        *removed_generators(candidate, live, quality.max_gone),
         *failure_measures(run, last, quality.max_failure_rise),
     ]
 

@@ -19,7 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,19 @@ THUMBNAILS = _fields("probe-thumbnails", [*_FACTS, ("thumbnail", pa.binary())])
 def embeddings_schema(dimension: int) -> pa.Schema:
     """Rows of ``embeddings-<encoder>.parquet``: one unit vector a probe, in the set's order."""
     return _fields("probe-embeddings", [("id", pa.int32()), ("embedding", pa.list_(pa.float32(), dimension))])
+
+
+class ImageEmbedder(Protocol):
+    """What embeds a set's probes: an encoder, or what prepares pictures for one."""
+
+    @property
+    def digest(self) -> str:
+        """Equal for what embeds alike."""
+
+    def embed_images(
+        self, images: Iterable[Image.Image], *, progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Embeddings (n, d) of unit length."""
 
 
 class ProbeSet:
@@ -195,7 +208,7 @@ class ProbeSet:
         flat = pc.list_flatten(table["embedding"].combine_chunks()).to_numpy()
         return np.asarray(flat, np.float32).reshape(len(table), int(receipt["dimension"]))
 
-    def add_embeddings(self, encoder: Encoder, progress: Progress | None = None) -> NDArray[np.float32]:
+    def add_embeddings(self, encoder: ImageEmbedder, progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed every probe with an encoder and keep the result; embeddings that are there are only read."""
         if self.has_embeddings(encoder.digest):
             return self.embeddings(encoder.digest)

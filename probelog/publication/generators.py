@@ -179,7 +179,7 @@ class _Described:
         first = len(self._known) - len(batch)
         return pa.table(
             {
-                "row": np.arange(first, len(self._known), dtype=np.int32),
+                "row": pa.array(range(first, len(self._known)), pa.int32()),
                 "vector": fixed_lists(self._basis.vectors(coordinates, offsets), pa.float16()),
                 "description": fixed_binary(stored),
                 "thumbnails": [list(item[2]) for item in batch],

@@ -339,5 +339,6 @@ def _sorted(table: pa.Table, sort: str, facts: pa.Schema) -> pa.Table:
     if pa.types.is_nested(kind):
         raise QueryError(f"models cannot be sorted by {sort}, which is a list")
     # Unknown ones come last, either way.
-    order = "ascending" if pa.types.is_string(kind) else "descending"
-    return table.take(pc.sort_indices(table, [(sort, order)]))
+    return table.take(
+        pc.sort_indices(table, [(sort, "ascending" if pa.types.is_string(kind) else "descending")])
+    )

@@ -138,9 +138,11 @@ class Generators:
     def space(self) -> SampleSpace:
         """What queries are scored with, in coordinates; without the probes, which only the offsets need."""
         head = self._generation.space
-        parts = (head.centre, head.background, head.texts, head.texts[:0])
+        centre, directions, names = (
+            np.asarray(item, np.float32) for item in (head.centre, head.background, head.texts)
+        )
         sharpness = self.settings.direction_sharpness, self.settings.embedding_sharpness
-        return SampleSpace(*(np.asarray(item, np.float32) for item in parts), *sharpness).projected(self.axes)
+        return SampleSpace(centre, directions, names, names[:0], *sharpness).projected(self.axes)
 
     @cached_property
     def sketch_map(self) -> SketchMap | None:

@@ -7,14 +7,13 @@ keeps all of them. Features and axes are small integers by a scale of each vecto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from probelog.arrays import Floats
-from probelog.ranking.samples.description import RANK, Descriptions, Difference, Float32s, Float64, Moments
+from probelog.ranking.samples.description import RANK, Descriptions, Difference, Float32s, Moments
 from probelog.ranking.samples.matched import Offsets
 
 # Coordinates of a description: 64 features of 256 bytes each are 16 KB.
@@ -119,8 +118,8 @@ def decode(stored: npt.NDArray[np.void]) -> StoredDescriptions:
         stored["features"][kept] * stored["feature_scales"][kept][:, None],
         counts,
     )
-    offsets: Sequence[Float64] = stored["offsets"].astype(np.float64).T
-    return StoredDescriptions(described, Offsets(*offsets), stored["difference"].astype(np.float32))
+    offsets = Offsets(*stored["offsets"].astype(np.float64).T)
+    return StoredDescriptions(described, offsets, stored["difference"].astype(np.float32))
 
 
 def _quantised(rows: Float32s) -> tuple[npt.NDArray[np.int8], Float32s]:

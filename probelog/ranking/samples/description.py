@@ -80,8 +80,9 @@ class Descriptions:
     @classmethod
     def joined(cls, moments: Sequence[Moments], features: Sequence[Float32s]) -> Descriptions:
         """From one or more models' moments, and the features (m, d) of each that are kept."""
-        stacked = [np.stack(parts) for parts in zip(*moments, strict=True)]
-        return cls(*stacked, np.concatenate(features), np.array([len(rows) for rows in features], np.int64))
+        means, axes, variances, diagonal = (np.stack(parts) for parts in zip(*moments, strict=True))
+        counts = np.array([len(rows) for rows in features], np.int64)
+        return cls(means, axes, variances, diagonal, np.concatenate(features), counts)
 
     def __len__(self) -> int:
         return len(self.means)

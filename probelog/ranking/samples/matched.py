@@ -91,10 +91,12 @@ class SampleSpace:
         """Set the temperatures by a sample of the features of all models, (F, d)."""
         rows = np.asarray(features, np.float32)
         rows = rows[np.random.default_rng(0).permutation(len(rows))[:_FITTED]]
-        parts = [np.asarray(item, np.float32) for item in (centre, directions, names, pictures)]
-        shown = unit(rows - parts[0])
-        sharpness = SHARPNESS / _spread(shown @ parts[1].T), 2 * SHARPNESS / _spread(rows @ parts[3].T)
-        return cls(*parts, *sharpness)
+        middle, concepts, texts, anchors = (
+            np.asarray(item, np.float32) for item in (centre, directions, names, pictures)
+        )
+        by_direction = SHARPNESS / _spread(unit(rows - middle) @ concepts.T)
+        by_embedding = 2 * SHARPNESS / _spread(rows @ anchors.T)
+        return cls(middle, concepts, texts, anchors, by_direction, by_embedding)
 
     def projected(self, axes: Float32s) -> SampleSpace:
         """The same in coordinates of orthonormal axes (p, d)."""

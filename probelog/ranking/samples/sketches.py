@@ -42,8 +42,8 @@ class SketchMap:
         system = drawn.T @ drawn
         penalty = ridge * max(float(np.trace(system)), 1e-12)
         matrix = np.linalg.solve(system + penalty * np.eye(len(system)), drawn.T @ shown)
-        parts = (np.asarray(item, np.float32) for item in (*centres, matrix))
-        return cls(*parts, float(np.linalg.norm(shown, axis=1).mean()))
+        before, after, single = (np.asarray(item, np.float32) for item in (*centres, matrix))
+        return cls(before, after, single, float(np.linalg.norm(shown, axis=1).mean()))
 
     @classmethod
     def from_array(cls, array: Floats) -> SketchMap:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.arrays import Floats
+from probelog.arrays import Floats, values_of
 from probelog.errors import QueryError
 from probelog.index.conditions import prepared, split
 from probelog.index.generation import Generation
@@ -27,6 +27,7 @@ from probelog.search.generators.results import (
 from probelog.search.models import ModelCount, as_facts, find_direction
 from probelog.search.query import Embeddings, check_texts, embed_pictures, unit_vectors
 from probelog.search.ranking import Selection
+from probelog.search.results import Origin
 
 if TYPE_CHECKING:
     from probelog.search.client import Index
@@ -130,7 +131,7 @@ def _hits(
             duplicates=count - 1,
             **facts[number],
         )
-        object.__setattr__(hit, "_read_pictures", index.generator_samples)
+        object.__setattr__(hit, "_origin", Origin(index, generation.pointer.generation, row))
         hits.append(hit)
     return hits
 
@@ -159,7 +160,7 @@ def summary_of(generation: Generation, repo: str) -> GeneratorSummary:
     same: list[str] = []
     if row["copies"] > 1:
         found = generators.rows(["repo"], sql_in("row", [row["row"]]), _SAME + 1)
-        same = [name for name in found["repo"].to_pylist() if name != repo][:_SAME]
+        same = [name for name in values_of(found["repo"], str) if name != repo][:_SAME]
     return GeneratorSummary(
         prompts=row["prompts"] or [],
         same_samples=same,

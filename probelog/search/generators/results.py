@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 import pyarrow as pa
 
 from probelog.errors import QueryError
-from probelog.search.results import Answers, Tabular, name_of
+from probelog.search.results import Answers, Origin, Tabular, name_of
 from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 
 _INT32 = {"arrow": pa.int32()}
@@ -66,7 +65,7 @@ class GeneratorHit(GeneratorFacts, _Ranked):
     duplicates: int = field(metadata=_INT32)
 
     # Set by the index that answers; no field, so that it is no part of what is compared, shown or converted.
-    _read_pictures: ClassVar[Callable[[str], list[bytes]] | None] = None
+    _origin: ClassVar[Origin | None] = None
 
     @property
     def thumbnails(self) -> list[bytes]:
@@ -75,9 +74,9 @@ class GeneratorHit(GeneratorFacts, _Ranked):
         Raises:
             QueryError: the index does not hold the repository by now.
         """
-        if self._read_pictures is None:
+        if self._origin is None:
             raise QueryError("this hit was not given by an index: search for it again")
-        return self._read_pictures(self.repo)
+        return self._origin.index.generator_samples(self.repo)
 
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", confidence {self.confidence:.0%}"

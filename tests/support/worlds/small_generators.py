@@ -168,9 +168,10 @@ def build(
     generators: Sequence[Generator] = GENERATORS_OF_ALL_SORTS,
     sketches: bool = True,
     noise: float = 0.2,
+    source: GeneratorSource | None = None,
     **options: Any,
 ) -> SmallGenerators:
-    """Write a small index (``small_index.build``) with generators beside its classifiers."""
+    """Write a small index (``small_index.build``) with generators beside its classifiers; of another source, if given."""
     made: list[tuple[Drawn, Callable[[str], Floats]]] = []
     kind = options.get("kind", "siglip")
     files = options.get("files") or tiny_encoders.text_files(kind)
@@ -195,7 +196,7 @@ def build(
         # Made-up sketches: the probes, all moved by the same.
         fitted = SketchMap.fit(unit(probes + SKETCHED), probes)
         settings, meta = write_generators(
-            writer, drawn.source(), space, probes, basis, fitted if sketches else None
+            writer, source or drawn.source(), space, probes, basis, fitted if sketches else None
         )
         return {"generators": settings}, meta
 

@@ -1,0 +1,59 @@
+"""Generators in the quality gate: known answers, and which of the live generation's the candidate lacks."""
+
+from __future__ import annotations
+
+from pipelines.quality.measure import Measure, wilson
+from pipelines.quality.samples import draw
+from probelog.arrays import values_of
+from probelog.errors import QueryError
+from probelog.index.generation import Generation
+from probelog.index.tables import sql_in
+from probelog.search.client import Index
+
+# Number of answers that a reader sees.
+_FIRST = 10
+# Repositories of the live generation that are looked for in the candidate.
+_COMPARED = 400
+_EXAMPLES = 8
+
+
+def finds_generator(generation: Generation, name: str, repo: str) -> bool | None:
+    """Whether a generator, or one that makes the same samples, is among the first ten; None if it is not indexed."""
+    if generation.settings.generators is None or (known := generation.generators.named(repo)) is None:
+        return None
+    try:
+        hits = Index(generation.index, pinned=generation).search(name, kind="generator", k=_FIRST)
+    except QueryError:
+        return False
+    rows = (generation.generators.named(hit.repo) for hit in hits)
+    return any(row is not None and row["row"] == known["row"] for row in rows)
+
+
+def removed_generators(candidate: Generation, live: Generation | None, limit: float) -> list[Measure]:
+    """Share of the live generation's generators that the candidate lacks; no measure where neither has any."""
+    if live is None or live.settings.generators is None:
+        return []
+    value = worse = None
+    note, removed, count = "", list[str](), 0
+    if candidate.settings.generators is None:
+        note = "not judged: generators are not published any more"
+    else:
+        repos = draw(values_of(live.generators.rows(["repo"])["repo"], str), _COMPARED)
+        found = candidate.generators.rows(["repo"], sql_in("repo", repos))["repo"]
+        held = set(values_of(found, str))
+        removed, count = [repo for repo in repos if repo not in held], len(repos)
+        value, worse = len(removed) / count, wilson(len(removed), count)[0]
+    return [
+        Measure(
+            name="generators gone",
+            meaning="Share of the live generation's generators that the candidate lacks; and the least that it can be, "
+            "seen from a sample.",
+            value=value,
+            before=None,
+            worse=worse,
+            limit=limit,
+            counted=count,
+            note=note,
+            examples=removed[:_EXAMPLES],
+        )
+    ]
