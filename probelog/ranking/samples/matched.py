@@ -10,7 +10,8 @@ would score for anything else; their log-odds are added (a product of experts: H
    ``s2(m, q) = log mean_h exp(a q.h) - log mean over anchors r of mean_h exp(a r.h)``; the anchors of a text are the
    names of the background, those of a picture are the probes. A logit or a model as a query has no embedding.
 
-``s = s1 + s2`` is the log-odds of the query against an average background concept. The confidence that a model makes the
+``s = s1 + s2`` is the log-odds of the query against an average background concept; of pictures and sketches s2 counts
+``PICTURE_WEIGHT``, for their embeddings say how they look as well as what they show. The confidence that a model makes the
 concept is its posterior beside the B background concepts, ``e^s / (e^s + B)``: none is fitted, for generators declare
 no labels. Temperatures are in units of the spread that they divide, as for matched heads:
 ``b = SHARPNESS / std over c of w_c.g``, ``a = 2 SHARPNESS / std over probes of r.h`` (means over samples).
@@ -28,6 +29,9 @@ from probelog.arrays import Floats, Ints
 from probelog.ranking.matched_heads import SHARPNESS
 from probelog.ranking.samples.description import Descriptions, Float32s, Float64, unit
 
+# Two worlds of 60 generators (degraded drawings, 64 samples, demo encoder; 180 and 600 pictures asked), top-1 and AUC of
+# present against absent concepts: weight 0: 87.8 .953 and 86.0 .888; 0.5: 88.3 .959 and 86.2 .850; 1: 90.0 .958 and 83.8 .838.
+PICTURE_WEIGHT = 0.5
 # Bounds the working copies of similarities: 2^23 float32 values are 32 MB.
 _AT_ONCE = 1 << 23
 # Samples that temperatures are fitted on.
@@ -128,16 +132,14 @@ class SampleSpace:
             out[place] -= _without(offsets.directions, rivals, len(self.directions))
             if item.embedding is None:
                 continue
-            out[place] += _evidence(models, models.features, item.embedding[None], self.embedding_sharpness)[
-                0
-            ]
+            seen = _evidence(models, models.features, item.embedding[None], self.embedding_sharpness)[0]
             if item.is_text:
                 rivals = _evidence(
                     models, models.features, self.names[item.excluded], self.embedding_sharpness
                 )
-                out[place] -= _without(offsets.names, rivals, len(self.names))
+                out[place] += seen - _without(offsets.names, rivals, len(self.names))
             else:
-                out[place] -= offsets.pictures
+                out[place] += PICTURE_WEIGHT * (seen - offsets.pictures)
         return out
 
     def confidences(self, scores: Float64, excluded: int = 0) -> Float64:

@@ -59,7 +59,8 @@ def test_scores_are_the_formulas() -> None:
         text = first - evidence(space.directions[rivals], g, b)
         text += evidence(space.names[3], h, a) - evidence(space.names[rivals], h, a)
         alone = first - evidence(space.directions, g, b)
-        shown = alone + evidence(space.pictures[0], h, a) - evidence(space.pictures, h, a)
+        pictures = evidence(space.pictures[0], h, a) - evidence(space.pictures, h, a)
+        shown = alone + matched.PICTURE_WEIGHT * pictures
         assert scores[:, n] == pytest.approx([text, shown, alone], abs=1e-3)
 
 
