@@ -97,9 +97,7 @@ def write_generators(
     anchors = anchors[np.random.default_rng(0).permutation(len(anchors))[:_ANCHORS]]
     plain = SampleSpace.fit(fitted, space.centre, space.background, space.texts, anchors)
     axes = fit_axes(fitted, anchors, *([space.texts] if len(space.texts) else []))
-    described = _Described(
-        source, plain.projected(axes), axes, basis, Background(space.background, basis.sharpness)
-    )
+    described = _Described(source, plain, axes, basis, Background(space.background, basis.sharpness))
     schema = samples_schema(basis, description_type(len(axes)).itemsize)
     rows = writer.write("samples", schema, described.tables(schema))
     writer.write("generators", GENERATOR_TABLE, [described.generators()])
