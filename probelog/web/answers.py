@@ -14,10 +14,11 @@ from probelog.errors import ProbeLogError, QueryError
 from probelog.ranking.names import canonical_name, is_placeholder, normal_name, without_prefix
 from probelog.search.trees import main_parents
 from probelog.web.pictures import embedding_of
-from probelog.web.question import FOLDS, ORDERS
+from probelog.web.question import FOLDS, GENERATOR, ORDERS
 
 if TYPE_CHECKING:
     from probelog.search.client import Index
+    from probelog.search.generators.results import GeneratorResults
     from probelog.search.licences import LicenceConflicts
     from probelog.search.results import LogitSummary, ModelHit, ModelSummary, Results
     from probelog.search.trees import Tree
@@ -35,20 +36,23 @@ _OTHER_PARENTS = 10
 _MEASURES = 50
 
 
-def search(index: Index, question: Question) -> Results:
-    """The answers to a search.
+def search(index: Index, question: Question) -> Results | GeneratorResults:
+    """The answers to a search: logits, or generators.
 
     Raises:
         QueryError: it is not understood.
     """
     further: dict[str, Any] = {}
-    if question.pictures:
-        settings = index.settings
-        dimension = int((settings.get("image_encoder") or {}).get("dimension", 0))
-        digest = settings["encoder_digest"]
-        further["embeddings"] = np.stack(
-            [embedding_of(token, dimension, digest) for token in question.pictures]
-        )
+    for name, tokens in (("embeddings", question.pictures), ("sketch_embeddings", question.sketches)):
+        if tokens:
+            settings = index.settings
+            dimension = int((settings.get("image_encoder") or {}).get("dimension", 0))
+            digest = settings["encoder_digest"]
+            further[name] = np.stack([embedding_of(token, dimension, digest) for token in tokens])
+    if question.kind == GENERATOR:
+        further["kind"] = GENERATOR
+    else:
+        further["by"] = None if question.by == FOLDS[0] else question.by
     if question.min_confidence is not None:
         further["min_confidence"] = question.min_confidence
     if question.sort != ORDERS[0]:
@@ -59,7 +63,6 @@ def search(index: Index, question: Question) -> Results:
         negative=question.negative,
         k=question.k,
         where=question.where,
-        by=None if question.by == FOLDS[0] else question.by,
         **further,
     )
 

@@ -28,8 +28,8 @@ from probelog.web.facets import Facets
 from probelog.web.formats import csv_response, json_response, openapi, problem
 from probelog.web.middleware import Guard, Metrics
 from probelog.web.pages import Pages
-from probelog.web.pictures import Thumbnails, token_of
-from probelog.web.question import Question
+from probelog.web.pictures import Thumbnails, form_fields, token_of
+from probelog.web.question import CLASSIFIER, Question
 from probelog.web.workers import BusyError, Workers
 
 if TYPE_CHECKING:
@@ -45,13 +45,15 @@ _MOST_WAITING = 200
 _WAIT_SECONDS = 10.0
 # Work that has not ended after so long never will: the server says that it is ill.
 _STALLED_SECONDS = 120.0
-_LARGEST_PICTURE = 10 << 20
+_LARGEST_PICTURE = 10 << 20  # likewise all files of a form
 _MOST_PIXELS = 24_000_000  # 72 MB, for each thread
 _PICTURE_SECONDS = 20.0
 # How often a server that nobody asks looks for a newer generation.
 _LOOK_SECONDS = 30.0
 # Pages are a tenth as large then; the probes' pictures are smaller than this, and gain nothing.
 _SMALLEST_GZIP = 4096
+# Fields of a search that are files.
+_EMBEDDED = ("picture", "sketch")
 _FOR_EVER = "public, max-age=31536000, immutable"
 _STATIC = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
@@ -80,24 +82,30 @@ class _Site:
         self._metrics.gauge("computing", "Answers that are computed.", lambda: self._workers.running)
         self._metrics.gauge("models", "Models in the index.", lambda: self._index.settings["models"])
         self._metrics.gauge("logits", "Logits in the index.", lambda: self._index.settings["logits"])
+        self._metrics.gauge("generators", "Generators in the index.", lambda: self._index.generators)
         self._description = openapi()
         routes = [
             Route("/", self.home),
             Route("/search", self.search),
+            Route("/search", self.upload, methods=["POST"]),
             Route("/models/{repo:path}", self.model),
+            Route("/generators/{repo:path}", self.generator),
             Route("/use/{repo:path}", self.use),
             Route("/tree/{repo:path}", self.tree),
             Route("/index", self.about),
             Route("/probes/{set}/{probe:int}", self.thumbnail),
+            Route("/samples/{generation}/{number:int}/{repo:path}", self.sample),
             Route("/static/{digest}/{name}", self.static),
             Route("/api/search", self.api_search),
             Route("/api/models/{repo:path}", self.api_model),
+            Route("/api/generators/{repo:path}", self.api_generator),
             Route("/api/similar/{repo:path}", self.api_similar),
             Route("/api/tree/{repo:path}", self.api_tree),
             Route("/api/licences/{repo:path}", self.api_licences),
             Route("/api/facets", self.api_facets),
             Route("/api/index", self.api_index),
             Route("/api/pictures", self.api_pictures, methods=["POST"]),
+            Route("/api/sketches", self.api_sketches, methods=["POST"]),
             Route("/api/openapi.json", self.api_description),
             Route("/healthz", self.health),
             Route("/metrics", self.metrics),
@@ -149,7 +157,9 @@ class _Site:
 
     async def home(self, request: Request) -> Response:
         """The box, and what the index holds."""
-        return await self._answer(request, lambda: self._pages.home(self._index))
+        kind = [pair for pair in request.query_params.multi_items() if pair[0] == "kind"]
+        question = Question.from_query(kind)
+        return await self._answer(request, lambda: self._pages.home(self._index, question))
 
     async def search(self, request: Request) -> Response:
         """Answers to a search. A search that is not understood is said so, above the box that it was typed into."""
@@ -159,16 +169,31 @@ class _Site:
         except QueryError as error:
             return self._pages.home(self._index, problem=str(error), status=400)
         if question.is_empty and not question.filters:
-            return RedirectResponse("/", 303)
+            return RedirectResponse("/" if question.kind == CLASSIFIER else f"/?kind={question.kind}", 303)
 
         def work() -> Response:
             try:
                 results = None if question.is_empty else answers.search(self._index, question)
-                evidence = self._evidence(results or ())
-                facets, matching = self._facets.counts(question.filters)
+                evidence = self._evidence(results or ()) if question.kind == CLASSIFIER else ()
+                facets, matching = self._facets.counts(question.filters, question.kind)
             except QueryError as error:
                 return self._pages.home(self._index, question, str(error), 400)
             return self._pages.search(self._index, question, results, evidence, facets, matching)
+
+        return await self._answer(request, work)
+
+    async def upload(self, request: Request) -> Response:
+        """A search with files, of a browser that runs no script: its answer is the search's address."""
+        fields = form_fields(request.headers.get("content-type", ""), await _body(request))
+
+        def work() -> Response:
+            query = []
+            for name, content in fields:
+                if name in _EMBEDDED:
+                    query.append((name, self._embedded(name, content)))
+                else:
+                    query.append((name, content.decode("utf-8", "replace")))
+            return RedirectResponse(f"/search?{Question.from_query(query).query}", 303)
 
         return await self._answer(request, work)
 
@@ -195,6 +220,15 @@ class _Site:
             similar = not self._index.settings["large"] or "similar" in request.query_params
             found = _existing(answers.model, self._index, repo, start, similar=similar)
             return self._pages.model(self._index, found)
+
+        return await self._answer(request, work)
+
+    async def generator(self, request: Request) -> Response:
+        """One generator, and what it made."""
+        repo = request.path_params["repo"]
+
+        def work() -> Response:
+            return self._pages.generator(self._index, _existing(self._index.show_generator, repo))
 
         return await self._answer(request, work)
 
@@ -230,6 +264,26 @@ class _Site:
                 read = _existing(self._index.thumbnail, probe)
                 self._thumbnails.keep(probe_set, [(probe, read)])
                 return _picture(read)
+
+            return await self._answer(request, work)
+        return _picture(picture)
+
+    async def sample(self, request: Request) -> Response:
+        """A small picture that a generator made. Its address holds the generation, so that it never changes."""
+        repo, number = request.path_params["repo"], request.path_params["number"]
+        owner = f"{request.path_params['generation']}/{repo}"
+        picture = self._thumbnails.get(owner, number)
+        if picture is None:
+
+            def work() -> Response:
+                current = request.path_params["generation"] == self._index.generation
+                pictures = _existing(self._index.generator_samples, repo)
+                if number >= len(pictures):
+                    return problem(404, f"there is no sample {number}")
+                if not current:
+                    return _picture(pictures[number], "no-cache")
+                self._thumbnails.keep(owner, enumerate(pictures))
+                return _picture(pictures[number])
 
             return await self._answer(request, work)
         return _picture(picture)
@@ -270,6 +324,16 @@ class _Site:
             return json_response(
                 {**self._generation(), "model": found.summary, "start": start, "more": found.more}
             )
+
+        return await self._answer(request, work)
+
+    async def api_generator(self, request: Request) -> Response:
+        """One generator and what it makes."""
+        repo = request.path_params["repo"]
+
+        def work() -> Response:
+            found = _existing(self._index.show_generator, repo)
+            return json_response({**self._generation(), "generator": found})
 
         return await self._answer(request, work)
 
@@ -322,7 +386,7 @@ class _Site:
         assert question.where is None or question.where  # a value that is none of its facet is an error
 
         def work() -> Response:
-            facets, matching = self._facets.counts(question.filters)
+            facets, matching = self._facets.counts(question.filters, question.kind)
             return json_response({**self._generation(), "models": matching, "facets": facets})
 
         return await self._answer(request, work)
@@ -333,15 +397,21 @@ class _Site:
 
     async def api_pictures(self, request: Request) -> Response:
         """Embed a picture to search with."""
+        return await self._embed(request, "picture")
+
+    async def api_sketches(self, request: Request) -> Response:
+        """Embed a sketch to search generators with."""
+        return await self._embed(request, "sketch")
+
+    async def _embed(self, request: Request, name: str) -> Response:
         data = await _body(request)
+        return await self._answer(request, lambda: json_response({name: self._embedded(name, data)}, 201))
 
-        def work() -> Response:
-            (embedding,) = self._index.embed_images(decode(data, _MOST_PIXELS))
-            return json_response(
-                {"picture": token_of(embedding, self._index.settings["encoder_digest"])}, 201
-            )
-
-        return await self._answer(request, work)
+    def _embedded(self, name: str, data: bytes) -> str:
+        """A picture or a sketch as text for an address."""
+        embed = self._index.embed_images if name == "picture" else self._index.embed_sketch
+        (embedding,) = embed(decode(data, _MOST_PIXELS))
+        return token_of(embedding, self._index.settings["encoder_digest"])
 
     async def api_description(self, request: Request) -> Response:
         """The description of all this (OpenAPI)."""
@@ -384,7 +454,7 @@ class _Site:
         headers = dict(headers or {})
         if status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers["Retry-After"] = str(BusyError.retry_after)
-        if request.url.path.startswith(("/api/", "/probes/", "/healthz", "/metrics")):
+        if request.url.path.startswith(("/api/", "/probes/", "/samples/", "/healthz", "/metrics")):
             return problem(status, reason, headers)
         return self._pages.error(status, reason, headers)
 
@@ -397,11 +467,11 @@ def _existing(read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> 
         raise HTTPException(404 if answers.unknown_model(error) else 400, str(error)) from error
 
 
-def _picture(content: bytes) -> Response:
+def _picture(content: bytes, kept: str = _FOR_EVER) -> Response:
     kind = media_type(content)
     if kind is None:
         return problem(404, "this is no picture")
-    return Response(content, media_type=kind, headers={"Cache-Control": _FOR_EVER})
+    return Response(content, media_type=kind, headers={"Cache-Control": kept})
 
 
 async def _body(request: Request) -> bytes:

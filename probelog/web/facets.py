@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from probelog.web.question import DOWNLOADS, FACETS, SIZES, TEXT_FACETS, UNKNOWN
+from probelog.web.question import CLASSIFIER, DOWNLOADS, FACETS, SIZES, TEXT_FACETS, UNKNOWN
 
 if TYPE_CHECKING:
     from probelog.search.client import Index
@@ -48,15 +48,15 @@ class Facets:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._lock = threading.Lock()
-        self._counted: _Models | None = None
+        self._counted: dict[str, _Models] = {}
 
-    def counts(self, filters: Sequence[tuple[str, str]]) -> tuple[list[Facet], int]:
-        """The facets under some filters, and the number of models that meet all of them."""
-        models = self._models()
+    def counts(self, filters: Sequence[tuple[str, str]], kind: str = CLASSIFIER) -> tuple[list[Facet], int]:
+        """The facets of a kind of models under some filters, and the number of models that meet all of them."""
+        models = self._models(kind)
         masks = {name: models.mask(name, [v for n, v in filters if n == name]) for name, _ in filters}
         everything = np.ones(models.count, bool)
         facets = []
-        for name in FACETS:
+        for name in FACETS[kind]:
             mask = everything
             for other, met in masks.items():
                 if other != name:
@@ -66,23 +66,24 @@ class Facets:
             everything = everything & met
         return facets, int(everything.sum())
 
-    def _models(self) -> _Models:
+    def _models(self, kind: str) -> _Models:
         generation = self._index.generation
         with self._lock:
-            if self._counted is None or self._counted.generation != generation:
-                self._counted = _Models(generation, _columns(self._index))
-            return self._counted
+            models = self._counted.get(kind)
+            if models is None or models.generation != generation:
+                models = self._counted[kind] = _Models(generation, kind, _columns(self._index, kind))
+            return models
 
 
 class _Models:
     """The facts of all models as numbers: four bytes for each of them and each facet."""
 
-    def __init__(self, generation: str, columns: pa.Table) -> None:
+    def __init__(self, generation: str, kind: str, columns: pa.Table) -> None:
         self.generation = generation
         self.count = columns.num_rows
         self._names: dict[str, list[str]] = {}
         self._codes: dict[str, npt.NDArray[np.int32]] = {}
-        for name in TEXT_FACETS:
+        for name in TEXT_FACETS[kind]:
             encoded: Any = columns[name].combine_chunks().dictionary_encode()
             if isinstance(encoded, pa.ChunkedArray):
                 encoded = encoded.combine_chunks()
@@ -104,7 +105,7 @@ class _Models:
         return met
 
     def _has(self, name: str, value: str) -> Mask:
-        if name in TEXT_FACETS:
+        if name in self._names:
             names = self._names[name]
             # A licence that is called "unknown" is one that nobody knows.
             return np.isin(self._codes[name], [i for i, known in enumerate(names) if known == value])
@@ -154,5 +155,6 @@ def _buckets(name: str) -> Sequence[tuple[str, str, int, int]]:
     return SIZES if name == "size" else DOWNLOADS
 
 
-def _columns(index: Index) -> pa.Table:
-    return index.models(columns=[*TEXT_FACETS, "parameters", "downloads", "created_at"])
+def _columns(index: Index, kind: str) -> pa.Table:
+    table = index.models if kind == CLASSIFIER else index.generators
+    return table(columns=[*TEXT_FACETS[kind], "parameters", "downloads", "created_at"])

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from probelog import __version__
 from probelog.spreadsheet import csv_lines
 from probelog.web.answers import as_json
-from probelog.web.question import ANSWERS, FACETS, FOLDS, MOST_ANSWERS, ORDERS
+from probelog.web.question import ANSWERS, FACETS, FOLDS, KINDS, MOST_ANSWERS, ORDERS
 
 
 def json_response(content: object, status: int = 200) -> Response:
@@ -47,6 +47,7 @@ def csv_response(rows: Sequence[Mapping[str, Any]], name: str) -> Response:
 
 def openapi() -> dict[str, Any]:
     """The description of the interface; what answers hold is read from the records that they are made of."""
+    from probelog.search.generators.results import GeneratorHit, GeneratorSummary
     from probelog.search.licences import LicenceConflict
     from probelog.search.results import Hit, ModelHit, ModelSummary
     from probelog.trees.edges import Edge
@@ -61,9 +62,9 @@ def openapi() -> dict[str, Any]:
                 "generation": _TEXT,
                 "query": {"type": "object"},
                 "notes": _list(_TEXT),
-                "hits": _list(_ref("Hit")),
+                "hits": _list({"anyOf": [_ref("Hit"), _ref("GeneratorHit")]}),
             },
-            "Answers, best first.",
+            "Answers, best first: logits of classifiers, or generators.",
         ),
         "Model": _object(
             {
@@ -73,6 +74,9 @@ def openapi() -> dict[str, Any]:
                 "more": {"type": "boolean"},
             },
             "A model, with a part of its logits; `more`: others follow, from `start` plus their number on.",
+        ),
+        "Generator": _object(
+            {"generation": _TEXT, "generator": _ref("GeneratorSummary")}, "A generator and what it makes."
         ),
         "Similar": _object({"generation": _TEXT, "hits": _list(_ref("ModelHit"))}, "Models, best first."),
         "Conflicts": _object(
@@ -96,8 +100,9 @@ def openapi() -> dict[str, Any]:
         ),
         "Index": {"type": "object", "description": "How the index was made, and what it holds."},
         "Picture": _object({"picture": _TEXT}, "What to give a search as `picture`."),
+        "Sketch": _object({"sketch": _TEXT}, "What to give a search for generators as `sketch`."),
     }
-    for record in (Hit, ModelHit, ModelSummary, LicenceConflict, Edge):
+    for record in (Hit, ModelHit, ModelSummary, GeneratorHit, GeneratorSummary, LicenceConflict, Edge):
         _schema(record, schemas)
     repo = _parameter("repo", "A repository: owner/name. Its slash may stand in the path.", _TEXT, "path")
     start = _parameter(
@@ -107,13 +112,20 @@ def openapi() -> dict[str, Any]:
     table = _parameter("format", "`json` or `csv`.", {"enum": ["json", "csv"], "default": "json"})
     facets = [
         _parameter(name, f"Only models whose {name} is one of these; `unknown` is a value.", _list(_TEXT))
-        for name in FACETS
+        for name in dict.fromkeys(name for names in FACETS.values() for name in names)
     ]
+    kind = _parameter(
+        "kind",
+        "Of the models that answer. Not all filters are there for both kinds; `by` is for classifiers, `sketch` for generators.",
+        {"enum": [*KINDS], "default": KINDS[0]},
+    )
     search = [
+        kind,
         _parameter("q", "Names of one concept; separated by commas or repeated.", _list(_TEXT)),
-        _parameter("not", "What must not be recognised; likewise.", _list(_TEXT)),
-        _parameter("like", "A logit whose like is looked for: REPO#NUMBER.", _TEXT),
+        _parameter("not", "What must not be recognised or made; likewise.", _list(_TEXT)),
+        _parameter("like", "A logit whose like is looked for, REPO#NUMBER, or a generator, REPO.", _TEXT),
         _parameter("picture", "What `POST /api/pictures` gave.", _list(_TEXT)),
+        _parameter("sketch", "What `POST /api/sketches` gave.", _list(_TEXT)),
         _parameter(
             "k",
             "Number of answers.",
@@ -130,31 +142,27 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "ProbeLog",
             "version": __version__,
-            "description": "Search for image classifiers by what they recognise, from their weights alone.",
+            "description": "Search for image classifiers by what they recognise, and for generators by what they make.",
         },
         "paths": {
-            "/api/search": _get("search", "The logits that recognise a concept", "Search", search),
+            "/api/search": _get(
+                "search", "The logits that recognise a concept, or generators that make it", "Search", search
+            ),
             "/api/models/{repo}": _get(
                 "model", "A model and what its logits recognise", "Model", [repo, start, table]
             ),
+            "/api/generators/{repo}": _get("generator", "A generator and what it makes", "Generator", [repo]),
             "/api/similar/{repo}": _get(
                 "similar", "Models that do what this one does", "Similar", [repo, table]
             ),
             "/api/tree/{repo}": _get("tree", "The edges around a model", "Tree", [repo, limit, table]),
             "/api/licences/{repo}": _get("licences", "Its licence conflicts", "Conflicts", [repo, table]),
-            "/api/facets": _get("facets", "Counts of models by their facts", "Facets", facets),
+            "/api/facets": _get("facets", "Counts of models by their facts", "Facets", [kind, *facets]),
             "/api/index": _get("index", "What the index says about itself", "Index", []),
-            "/api/pictures": {
-                "post": {
-                    "operationId": "picture",
-                    "summary": "Embed a picture to search with; it is not kept",
-                    "requestBody": {
-                        "required": True,
-                        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
-                    },
-                    "responses": _responses("Picture"),
-                }
-            },
+            "/api/pictures": _post("picture", "Embed a picture to search with; it is not kept", "Picture"),
+            "/api/sketches": _post(
+                "sketch", "Embed a drawing of dark lines to search generators with; it is not kept", "Sketch"
+            ),
         },
         "components": {"schemas": schemas},
     }
@@ -228,6 +236,18 @@ def _get(name: str, summary: str, schema: str, parameters: Sequence[Mapping[str,
             "summary": summary,
             "parameters": [*parameters],
             "responses": responses,
+        }
+    }
+
+
+def _post(name: str, summary: str, schema: str) -> dict[str, Any]:
+    picture = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        "post": {
+            "operationId": name,
+            "summary": summary,
+            "requestBody": {"required": True, "content": picture},
+            "responses": _responses(schema),
         }
     }
 

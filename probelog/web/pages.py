@@ -16,11 +16,12 @@ from starlette.responses import HTMLResponse, Response
 from probelog import __version__
 from probelog.terminal import printable
 from probelog.web import answers
-from probelog.web.question import MOST_ANSWERS, Question
+from probelog.web.question import CLASSIFIER, GENERATOR, KINDS, MOST_ANSWERS, Question
 
 if TYPE_CHECKING:
     from probelog.search.client import Index
     from probelog.search.evidence import Evidence
+    from probelog.search.generators.results import GeneratorHit, GeneratorResults, GeneratorSummary
     from probelog.search.results import Hit, ModelSummary, Results
     from probelog.search.trees import Tree
     from probelog.web.facets import Facet
@@ -29,13 +30,17 @@ _LONGEST = 2000
 _FACET_TITLES = {
     "licence": "Licence",
     "library": "Library",
+    "pipeline": "Pipeline",
     "architecture": "Architecture",
     "head": "Head",
     "root": "Root of its tree",
+    "conditioning": "Asked by",
+    "base_repo": "Adapter of",
     "size": "Parameters",
     "downloads": "Downloads",
     "created": "Year",
 }
+_KIND_TITLES = {CLASSIFIER: "Classifiers", GENERATOR: "Generators"}
 _FOLD_TITLES = {"logit": "every class", "model": "one a model", "family": "one a family"}
 
 
@@ -73,6 +78,7 @@ class Pages:
             "query": urlencode,
             "facet_titles": _FACET_TITLES,
             "fold_titles": _FOLD_TITLES,
+            "kind_titles": _KIND_TITLES,
         }
 
     def home(
@@ -81,14 +87,20 @@ class Pages:
         """The box, and what the index holds; or why a search was not understood."""
         settings = index.settings
         return self._page(
-            "home", status, index=index, settings=settings, question=question or Question(), problem=problem
+            "home",
+            status,
+            index=index,
+            settings=settings,
+            question=question or Question(),
+            problem=problem,
+            kinds=_kinds(index),
         )
 
     def search(
         self,
         index: Index,
         question: Question,
-        results: Results | None,
+        results: Results | GeneratorResults | None,
         evidence: Sequence[Evidence],
         facets: Sequence[Facet],
         matching: int,
@@ -107,7 +119,9 @@ class Pages:
             facets=facets,
             matching=matching,
             more=more,
+            samples=_samples(index),
             images=index.settings.get("image_encoder") is not None,
+            kinds=_kinds(index),
         )
 
     def model(self, index: Index, model: answers.Model) -> Response:
@@ -119,6 +133,13 @@ class Pages:
             probes=_probes(index),
             trees=answers.has_trees(index),
             logits=answers.LOGITS,
+            kinds=_kinds(index),
+        )
+
+    def generator(self, index: Index, summary: GeneratorSummary) -> Response:
+        """One generator."""
+        return self._page(
+            "generator", summary=summary, samples=_samples(index), classifiers=index.settings["models"] > 0
         )
 
     def use(self, repo: str, logit: str, code: str) -> Response:
@@ -144,7 +165,7 @@ class Pages:
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
 
-def _hub(answer: Hit | ModelSummary) -> str | None:
+def _hub(answer: Hit | ModelSummary | GeneratorHit | GeneratorSummary) -> str | None:
     """The Hub's page of a model; None where an index names a Hub that no browser should be sent to."""
     return answer.url if answer.url.startswith(("https://", "http://")) else None
 
@@ -152,6 +173,17 @@ def _hub(answer: Hit | ModelSummary) -> str | None:
 def _probes(index: Index) -> str:
     """Where the probes' pictures are."""
     return "/probes/" + quote(str(index.settings["probe_set"])[:16], safe="")
+
+
+def _samples(index: Index) -> str:
+    """Where the pictures are that generators made."""
+    return "/samples/" + quote(index.generation, safe="")
+
+
+def _kinds(index: Index) -> list[str]:
+    """Kinds of models that the index holds."""
+    held = {CLASSIFIER: index.models, GENERATOR: index.generators}
+    return [kind for kind in KINDS if held[kind]]
 
 
 def _harmless(value: object) -> object:

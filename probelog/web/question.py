@@ -32,9 +32,14 @@ DOWNLOADS = (
     ("10000", "10,000 and more", 10_000, 1 << 62),
     ("100000", "100,000 and more", 100_000, 1 << 62),
 )
-# Facets by their columns. Values of the same facet are alternatives; facets are all met.
-TEXT_FACETS = ("licence", "library", "architecture", "head", "root")
-FACETS = (*TEXT_FACETS, "size", "downloads", "created")
+CLASSIFIER, GENERATOR = "classifier", "generator"
+KINDS = (CLASSIFIER, GENERATOR)
+# Facets of a kind by their columns. Values of the same facet are alternatives; facets are all met.
+TEXT_FACETS = {
+    CLASSIFIER: ("licence", "library", "architecture", "head", "root"),
+    GENERATOR: ("licence", "pipeline", "architecture", "conditioning", "base_repo"),
+}
+FACETS = {kind: (*names, "size", "downloads", "created") for kind, names in TEXT_FACETS.items()}
 UNKNOWN = "unknown"
 ORDERS = ("score", "confidence")
 FOLDS = ("logit", "model", "family")
@@ -47,10 +52,12 @@ class Question:
     Attributes:
         texts: names of one concept.
         negative: what must not be recognised.
-        like: a logit of the index, ``REPO#NUMBER``.
+        like: a logit of the index, ``REPO#NUMBER``, or a generator, ``REPO``.
         pictures: embedded ones (``probelog.web.pictures``).
+        sketches: likewise, of generators alone.
+        kind: of the models that answer.
         k: number of answers.
-        by: what answers are folded by.
+        by: what answers are folded by, where they are logits.
         sort: what orders the answers.
         min_confidence: answers have at least this confidence.
         filters: values of facets, by name.
@@ -60,6 +67,8 @@ class Question:
     negative: tuple[str, ...] = ()
     like: str | None = None
     pictures: tuple[str, ...] = ()
+    sketches: tuple[str, ...] = ()
+    kind: str = CLASSIFIER
     k: int = ANSWERS
     by: str = "logit"
     sort: str = "score"
@@ -72,7 +81,7 @@ class Question:
 
         Args:
             query: names and values.
-            strict: whether an unknown name is an error.
+            strict: whether a name that is unknown, or of the other kind of models, is an error; it is left out otherwise.
 
         Raises:
             QueryError: a value is none that can be asked for; names it.
@@ -82,25 +91,34 @@ class Question:
             if not is_valid_sql_text(value):
                 raise QueryError(f"{name} holds a character that no text has")
             values.setdefault(name, []).append(value)
-        unknown = values.keys() - PARAMETERS
+        kind = _choice(values, "kind", KINDS)
+        known = PARAMETERS[kind]
+        unknown = values.keys() - known
         if strict and unknown:
-            raise QueryError(f"there is no parameter {min(unknown)!r}; there are {', '.join(PARAMETERS)}")
+            raise QueryError(
+                f"a search for {kind}s has no parameter {min(unknown)!r}; there are {', '.join(known)}"
+            )
+        values = {name: values[name] for name in values.keys() & known}
         return cls(
             texts=_names(values, "q"),
             negative=_names(values, "not"),
             like=_only(values, "like"),
             pictures=_several(values, "picture", _MOST_PICTURES),
+            sketches=_several(values, "sketch", _MOST_PICTURES),
+            kind=kind,
             k=_count(values, "k", ANSWERS, MOST_ANSWERS),
             by=_choice(values, "by", FOLDS),
             sort=_choice(values, "sort", ORDERS),
             min_confidence=_share(values, "min_confidence"),
-            filters=tuple((name, value) for name in FACETS for value in _several(values, name, _MOST_VALUES)),
+            filters=tuple(
+                (name, value) for name in FACETS[kind] for value in _several(values, name, _MOST_VALUES)
+            ),
         )
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is asked."""
-        return not (self.texts or self.pictures or self.like)
+        return not (self.texts or self.pictures or self.sketches or self.like)
 
     @property
     def text(self) -> str:
@@ -132,15 +150,18 @@ class Question:
             kept = tuple(item for item in self.filters if item != pair)
         else:
             others = [item for item in self.filters if name != "downloads" or item[0] != name]
-            kept = tuple(sorted([*others, pair], key=lambda item: (FACETS.index(item[0]), item[1])))
+            order = FACETS[self.kind]
+            kept = tuple(sorted([*others, pair], key=lambda item: (order.index(item[0]), item[1])))
         return replace(self, filters=kept, k=ANSWERS)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Names and values of its address, in one order, without what is as by default."""
-        pairs = [("q", self.text)] if self.texts else []
+        pairs = [("kind", self.kind)] if self.kind != CLASSIFIER else []
+        pairs += [("q", self.text)] if self.texts else []
         pairs += [("not", self.negative_text)] if self.negative else []
         pairs += [("like", self.like)] if self.like else []
         pairs += [("picture", picture) for picture in self.pictures]
+        pairs += [("sketch", sketch) for sketch in self.sketches]
         pairs += [*self.filters]
         defaults = {item.name: item.default for item in fields(Question)}
         for name in ("by", "sort", "min_confidence", "k"):
@@ -155,7 +176,11 @@ class Question:
         return urlencode(self.pairs())
 
 
-PARAMETERS = {"q", "not", "like", "picture", "k", "by", "sort", "min_confidence", "format", *FACETS}
+_COMMON = ("kind", "q", "not", "like", "picture", "k", "sort", "min_confidence", "format")
+PARAMETERS = {
+    kind: (*_COMMON, *own, *FACETS[kind]) for kind, own in ((CLASSIFIER, ("by",)), (GENERATOR, ("sketch",)))
+}
+_EVERY_TEXT_FACET = frozenset(name for names in TEXT_FACETS.values() for name in names)
 
 
 def where(filters: Sequence[tuple[str, str]]) -> str | None:
@@ -171,7 +196,7 @@ def where(filters: Sequence[tuple[str, str]]) -> str | None:
 
 
 def _condition(name: str, value: str) -> str:
-    if name in TEXT_FACETS:
+    if name in _EVERY_TEXT_FACET:
         return f"{name} IS NULL" if value == UNKNOWN else f"{name} = {sql_literal(value)}"
     if name == "created":
         if value == UNKNOWN:
@@ -210,7 +235,7 @@ def _several(values: dict[str, list[str]], name: str, most: int) -> tuple[str, .
     found = tuple(dict.fromkeys(value for value in values.get(name, ()) if value))
     if len(found) > most:
         raise QueryError(f"{name} may be given {most} times")
-    if name != "picture" and any(len(value) > _LONGEST_NAME for value in found):
+    if name not in ("picture", "sketch") and any(len(value) > _LONGEST_NAME for value in found):
         raise QueryError(f"{name} has at most {_LONGEST_NAME} characters")
     return found
 

@@ -1,9 +1,11 @@
-// Searching by picture (choose, drop, paste), copying code, and "/" for the box. Everything else works without it.
+// Searching by picture (choose, drop, paste) and by sketch (draw, choose), copying code, and "/" for the box.
+// Everything else works without it.
 "use strict";
 
 const SIDE = 96;
 // Larger pictures are sent smaller: encoders look at some hundred pixels.
 const LARGEST = 1600;
+const PEN = 6;
 const box = document.querySelector("[data-box]");
 
 if (box) {
@@ -57,32 +59,33 @@ if (box) {
     }
   };
 
-  const send = async (files) => {
+  // Embeds pictures or sketches (`name` is "picture" or "sketch") and searches with them.
+  const send = async (files, name = "picture") => {
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
     if (!pictures.length) {
       say("That is no picture.", true);
       return;
     }
-    say(pictures.length === 1 ? "Looking at the picture …" : `Looking at ${pictures.length} pictures …`);
+    say(pictures.length === 1 ? `Looking at the ${name} …` : `Looking at ${pictures.length} pictures …`);
     for (const file of pictures) {
       let answer;
       try {
         const body = await smaller(file);
-        answer = await fetch("/api/pictures", { method: "POST", body, headers: { "Content-Type": body.type } });
+        answer = await fetch(name === "sketch" ? "/api/sketches" : "/api/pictures", { method: "POST", body, headers: { "Content-Type": body.type } });
       } catch {
         say("The server cannot be reached.", true);
         return;
       }
       const content = await answer.json().catch(() => ({}));
       if (!answer.ok) {
-        say(content.detail || "The picture was refused.", true);
+        say(content.detail || `The ${name} was refused.`, true);
         return;
       }
-      await keepSmall(file, content.picture);
+      await keepSmall(file, content[name]);
       const input = document.createElement("input");
       input.type = "hidden";
-      input.name = "picture";
-      input.value = content.picture;
+      input.name = name;
+      input.value = content[name];
       list.append(input);
     }
     box.requestSubmit();
@@ -119,9 +122,15 @@ if (box) {
       }
     });
   }
-  // What was not filled in is not part of the address.
+  const draw = box.querySelector("[data-draw]");
+  if (draw) startDrawing(draw, (file) => send([file], "sketch"));
+  const kinds = box.querySelector("[data-kinds]");
+  if (kinds) kinds.addEventListener("change", () => box.requestSubmit());
+  // What was not filled in, or is as by default, is not part of the address.
   box.addEventListener("submit", () => {
-    for (const input of box.querySelectorAll("input[name]")) input.disabled = !input.value.trim();
+    for (const input of box.querySelectorAll("input[name]")) {
+      input.disabled = !input.value.trim() || (input.checked && "default" in input.dataset);
+    }
   });
   window.addEventListener("pageshow", () => {
     for (const input of box.querySelectorAll("input[name]")) input.disabled = false;
@@ -141,4 +150,47 @@ if (copy && navigator.clipboard) {
     await navigator.clipboard.writeText(copy.parentElement.querySelector("code").textContent);
     copy.textContent = "Copied";
   });
+}
+
+// A surface to draw dark lines on, with a mouse, a pen or a finger. A file may be chosen in its place.
+function startDrawing(draw, send) {
+  const canvas = draw.querySelector("[data-canvas]");
+  const pen = canvas.getContext("2d");
+  const buttons = draw.querySelectorAll("button");
+  let strokes = [];
+  let current = null;
+
+  const show = () => {
+    pen.fillStyle = "#fff";
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    Object.assign(pen, { lineWidth: PEN, lineCap: "round", lineJoin: "round", strokeStyle: "#000" });
+    for (const stroke of strokes) {
+      pen.beginPath();
+      for (const [x, y] of stroke) pen.lineTo(x, y);
+      if (stroke.length === 1) pen.lineTo(...stroke[0]);
+      pen.stroke();
+    }
+    for (const button of buttons) button.disabled = !strokes.length;
+  };
+  const add = (event) => {
+    const place = canvas.getBoundingClientRect();
+    current.push([((event.clientX - place.left) / place.width) * canvas.width, ((event.clientY - place.top) / place.height) * canvas.height]);
+    show();
+  };
+
+  draw.hidden = false;
+  show();
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    event.preventDefault();
+    canvas.setPointerCapture(event.pointerId);
+    strokes.push((current = []));
+    add(event);
+  });
+  canvas.addEventListener("pointermove", (event) => current && add(event));
+  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => (current = null));
+  draw.querySelector("[data-undo]").addEventListener("click", () => (strokes.pop(), show()));
+  draw.querySelector("[data-clear]").addEventListener("click", () => ((strokes = []), show()));
+  draw.querySelector("[data-send]").addEventListener("click", () => canvas.toBlob(send, "image/png"));
+  draw.querySelector("[data-sketch-file]").addEventListener("change", (event) => send(event.target.files[0]));
 }

@@ -1,4 +1,4 @@
-"""An index with models of all sorts, hostile ones among them, and the page that shows it."""
+"""An index with models and generators of all sorts, hostile ones among them, and the page that shows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from probelog.storage.schemas import Parent
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, Relation, edge_table
 from tests.support.processes.web_server import page
-from tests.support.worlds.small_index import MODELS_OF_ALL_SORTS, Model, build
+from tests.support.worlds import small_generators
+from tests.support.worlds.small_generators import GENERATORS_OF_ALL_SORTS, Generator
+from tests.support.worlds.small_index import MODELS_OF_ALL_SORTS, Model
 
 SCRIPT = "<script>alert(1)</script>"
 LATENT = "latent:0123456789ab"
@@ -24,6 +26,17 @@ MODELS = (
     Model("tree/child", ("cat", "dog"), parents=(Parent("tree/root", "finetune", "card"),)),
     Model("tree/grandchild", ("cat", "dog"), licence="apache-2.0"),
     Model("tree/sibling", ("cat", "dog")),
+)
+GENERATORS = (
+    *GENERATORS_OF_ALL_SORTS,
+    Generator(
+        f"mallory/{SCRIPT}",
+        ("chair",),
+        SCRIPT,
+        base_repo='"><img src=x>',
+        trigger_words=(SCRIPT,),
+        licence=SCRIPT,
+    ),
 )
 EDGES = [
     Edge("tree/root", LATENT, Relation.FINE_TUNED, 0.75, latent=True),
@@ -37,7 +50,9 @@ EDGES = [
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with such an index, and the gate's report on it."""
     store = Store(tmp_path_factory.mktemp("web"))
-    build(store.child("index"), models=MODELS, edges=edge_table(EDGES))
+    small_generators.build(
+        store.child("index"), generators=GENERATORS, models=MODELS, edges=edge_table(EDGES)
+    )
     measures = [
         {"name": "declared, first answer", "value": 0.75, "counted": 40, "limit": 0.05, "verdict": "passed"},
         {"name": SCRIPT, "value": None, "meaning": SCRIPT},

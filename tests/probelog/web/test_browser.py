@@ -30,6 +30,9 @@ PAGES = {
     "hostile": "/models/mallory/html",
     "tree": "/tree/tree/child",
     "index": "/index",
+    "front of generators": "/?kind=generator",
+    "generators": "/search?kind=generator&q=cat",
+    "generator": "/generators/kim/lora-umbrella",
     "error": "/models/no/body",
 }
 _MOST_SERIOUS = ("serious", "critical")
@@ -156,6 +159,58 @@ def test_pictures_are_chosen_dropped_and_pasted(visit: Open, tmp_path: Path) -> 
     other = visit(first)
     assert other.locator(".hit").count() > 0
     assert other.locator(".chip img").count() == 0
+
+
+def test_a_sketch_is_drawn_taken_back_and_searched_with(visit: Open) -> None:
+    page = visit("/", has_touch=True)
+    page.get_by_text("Generators", exact=True).click()
+    page.wait_for_url("**/?kind=generator")
+    assert page.get_by_role("radio", name="Generators").is_checked()
+    page.get_by_text("Sketch it").click()
+    canvas, search = page.locator("canvas"), page.get_by_role("button", name="Search with this sketch")
+    empty = canvas.evaluate("canvas => canvas.toDataURL()")
+    assert search.is_disabled()
+    place = canvas.bounding_box()
+    assert place is not None
+    strokes = []
+    for width in (40, 200):
+        page.mouse.move(place["x"] + 20, place["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(place["x"] + width, place["y"] + 150, steps=4)
+        page.mouse.up()
+        strokes.append(canvas.evaluate("canvas => canvas.toDataURL()"))
+    assert len({empty, *strokes}) == 3
+    page.get_by_role("button", name="Undo").click()
+    assert canvas.evaluate("canvas => canvas.toDataURL()") == strokes[0]
+    page.get_by_role("button", name="Clear").click()
+    assert canvas.evaluate("canvas => canvas.toDataURL()") == empty
+    assert search.is_disabled()
+    page.touchscreen.tap(place["x"] + 90, place["y"] + 90)
+    search.click()
+    page.wait_for_url("**/search?kind=generator&sketch=**")
+    assert page.locator(".chip img").evaluate("image => image.complete && image.naturalWidth") == 96
+    assert page.locator(".hit .gallery img").count() > 0
+
+
+def test_a_sketch_is_chosen_by_keyboard_and_without_a_script(visit: Open, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(photo(64, 64, 1), "PNG"))
+    page = visit("/?kind=generator")
+    page.get_by_text("Sketch it").focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Choose a sketch").set_input_files(tmp_path / "a.png")
+    page.wait_for_url("**/search?kind=generator&sketch=**")
+    chosen = page.url
+    page = visit("/?kind=generator", java_script_enabled=False)
+    assert page.locator("canvas").count() == 0 or not page.locator("canvas").is_visible()
+    page.get_by_label("Sketch", exact=True).set_input_files(tmp_path / "a.png")
+    page.get_by_role("button", name="Search with files").click()
+    page.wait_for_url("**/search?kind=generator&sketch=**")
+    assert page.url == chosen
+    page.get_by_role("radio", name="Classifiers").check()
+    page.get_by_role("searchbox").fill("dog")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/search?kind=classifier&q=dog**")
+    assert page.locator(".hit").count() > 0
 
 
 def test_what_is_no_picture_is_said(visit: Open, tmp_path: Path) -> None:

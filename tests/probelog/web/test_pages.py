@@ -28,6 +28,13 @@ PAGES = [
     "/models/eve/hostile",
     "/tree/tree/child",
     "/index",
+    "/?kind=generator",
+    "/search?kind=generator&q=chair",
+    "/search?kind=generator&licence=mit",
+    "/search?kind=generator&like=anna/pets%231",
+    "/search?like=hugo/violins",
+    f"/generators/mallory/{quote(SCRIPT)}",
+    "/generators/leo/%1b%5b31mred",
 ]
 
 
@@ -70,6 +77,8 @@ EVERYTHING = [
     "/metrics",
     "/probes/aaaa/1",
     "/probes/zzzz/1",
+    "/samples/first/0/gina/cats",
+    "/samples/first/99/gina/cats",
     "/api/openapi.json",
 ]
 
@@ -234,6 +243,12 @@ def test_the_indexs_page(web: httpx.Client, index: probelog.Index) -> None:
         ("/search?like=no/body%230", 400, "does not hold &#39;no/body&#39;"),
         ("/search?picture=x", 400, "the address holds no picture"),
         ("/models/no/body", 404, "does not hold &#39;no/body&#39;"),
+        ("/generators/no/body", 404, "does not hold"),
+        ("/samples/first/4/gina/cats", 404, "there is no sample 4"),
+        ("/samples/first/99999999999999999999/gina/cats", 404, "there is no sample"),
+        ("/samples/first/0/no/body", 404, "does not hold"),
+        ("/?kind=poet", 400, "kind='poet' is none of classifier, generator"),
+        ("/search?kind=generator&sketch=x", 400, "the address holds no picture"),
         ("/models/ana/pets", 404, "did you mean anna/pets"),
         ("/models/", 404, "does not hold"),
         ("/models/anna/pets?start=-1", 400, "start=&#39;-1&#39; is no number"),
