@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,17 @@ import typer
 
 from pipelines.cli.options import JsonOption, LogOption, print_lines
 from probelog import logs
+from probelog.errors import UsageError
 
 app = typer.Typer()
+_FOR_GENERATORS = "is for generators: add --kind generator"
+
+
+class ModelKind(StrEnum):
+    """What an index holds."""
+
+    CLASSIFIER = "classifier"
+    GENERATOR = "generator"
 
 
 @app.command()
@@ -55,18 +65,53 @@ def evaluate(
             help="How the background is chosen: as-published, withheld or closed. Default: all three.",
         ),
     ] = None,
+    kind: Annotated[
+        ModelKind, typer.Option("--kind", help="What is searched: classifiers or generators.")
+    ] = ModelKind.CLASSIFIER,
+    samples: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            help="Of generators: the first samples of each. Default: 8, 16, 32, 64 and all that there are.",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            help="Of generators: take samples from this store's ledger; an index keeps fewer of them.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
-    """Accuracy of text queries beside chance and simpler methods; with --out the full benchmark."""
+    """Accuracy of queries beside chance and simpler methods; of classifiers with --out the full benchmark."""
     from pipelines.benchmark.protocols import PROTOCOLS
     from pipelines.benchmark.run import BASELINE, SEEDS, BenchmarkPlan, run_benchmark
     from pipelines.evaluate import evaluate as run_evaluate
     from pipelines.job.progress import Report
-    from probelog.errors import UsageError
 
     result: Any
-    if out is not None:
+    if kind is ModelKind.GENERATOR:
+        _refuse(
+            "is for classifiers: leave it out with --kind generator",
+            {
+                "--out": out,
+                "--budget": budget,
+                "--seeds": seeds,
+                "--method": method,
+                "--baseline": baseline,
+                "--queries": queries,
+                "--hierarchy": hierarchy,
+                "--protocol": protocol,
+            },
+        )
+        from pipelines.benchmark.generators.run import evaluate_generators
+
+        result = evaluate_generators(*_one(index, truth), samples or (), store)
+    elif out is not None:
+        _refuse(_FOR_GENERATORS, {"--samples": samples, "--store": store})
         plan = BenchmarkPlan(
             indexes=index,
             out=out,
@@ -81,23 +126,36 @@ def evaluate(
         )
         result = run_benchmark(plan, Report())
     else:
-        full_options: dict[str, object] = {
-            "--budget": budget,
-            "--seeds": seeds,
-            "--method": method,
-            "--baseline": baseline,
-            "--queries": queries,
-            "--hierarchy": hierarchy,
-        }
-        if full_only := [name for name, value in full_options.items() if value not in (None, [])]:
-            raise UsageError(f"{full_only[0]} belongs to the full benchmark: add --out DIR")
-        if truth is None or len(index) != 1:
-            raise UsageError("give one --index and a --truth file, or run the full benchmark with --out DIR")
-        result = run_evaluate(index[0], truth, protocols=protocol or PROTOCOLS)
+        _refuse(_FOR_GENERATORS, {"--samples": samples, "--store": store})
+        _refuse(
+            "belongs to the full benchmark: add --out DIR",
+            {
+                "--budget": budget,
+                "--seeds": seeds,
+                "--method": method,
+                "--baseline": baseline,
+                "--queries": queries,
+                "--hierarchy": hierarchy,
+            },
+        )
+        result = run_evaluate(*_one(index, truth), protocols=protocol or PROTOCOLS)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
     print_lines(result.lines())
+
+
+def _one(index: list[str], truth: Path | None) -> tuple[str, Path]:
+    """The index and the truth file of a plain evaluation."""
+    if truth is None or len(index) != 1:
+        raise UsageError("give one --index and a --truth file, or run the full benchmark with --out DIR")
+    return index[0], truth
+
+
+def _refuse(why: str, options: dict[str, object]) -> None:
+    """Name the first option that was given and does not belong here."""
+    if given := [name for name, value in options.items() if value not in (None, [])]:
+        raise UsageError(f"{given[0]} {why}")
 
 
 @app.command()

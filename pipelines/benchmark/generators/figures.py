@@ -47,14 +47,14 @@ class EncoderFigures:
 
     Attributes:
         pictures: what is looked at: queries of a modality, or samples.
-        by_name: share whose nearest concept by name is a right one.
+        by_name: share whose nearest concept by name is a right one; None for names.
         by_pictures: share whose nearest concept by the mean of real pictures is one; a picture itself is left out.
         concepts: that are told apart.
         counted: pictures.
     """
 
     pictures: str
-    by_name: Interval
+    by_name: Interval | None
     by_pictures: Interval | None
     concepts: int
     counted: int
@@ -90,8 +90,8 @@ class GeneratorEvaluation:
             item["differences"] = {name: value._asdict() for name, value in item["differences"].items()}
             item["absent_area"] = item["absent_area"] and item["absent_area"]._asdict()
         for item in plain["encoder"]:
-            item["by_name"] = item["by_name"]._asdict()
-            item["by_pictures"] = item["by_pictures"] and item["by_pictures"]._asdict()
+            for name in ("by_name", "by_pictures"):
+                item[name] = item[name] and item[name]._asdict()
         return plain
 
     def lines(self) -> list[str]:
@@ -109,8 +109,7 @@ class GeneratorEvaluation:
         ]
         for item in self.encoder:
             lines.append(
-                f"{item.pictures:<34}{_interval(item.by_name):>22}"
-                f"{'-' if item.by_pictures is None else _interval(item.by_pictures):>22}{item.concepts:>10}"
+                f"{item.pictures:<34}{_interval(item.by_name):>22}{_interval(item.by_pictures):>22}{item.concepts:>10}"
             )
         if self.searches:
             lines += ["", f"{'by words alone':<34}{'top-1':>8}{'top-5':>8}{'mAP':>8}{'answered':>10}"]
@@ -133,15 +132,15 @@ def _table(modality: str, chance: float, methods: Sequence[MethodFigures]) -> It
     )
     for item in methods:
         top5, top10, average = (100 * item.measures[name].mean for name in MEASURES[1:])
-        difference = item.differences.get("top1")
         yield (
             f"{item.method:<26}{item.samples:>8}{_interval(item.measures['top1']):>20}{top5:7.1f}{top10:8.1f}{average:7.1f}"
-            f"{'-' if difference is None else _interval(difference, '+'):>26}"
-            f"{'-' if item.absent_area is None else _interval(item.absent_area):>22}"
+            f"{_interval(item.differences['top1'], '+'):>26}{_interval(item.absent_area):>22}"
             f"{'-' if item.milliseconds is None else format(item.milliseconds, '.2f'):>9}"
         )
 
 
-def _interval(value: Interval, sign: str = "") -> str:
+def _interval(value: Interval | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
     mean, low, high = (f"{100 * number:{sign}.1f}" for number in value)
     return f"{mean} [{low}, {high}]"

@@ -67,26 +67,30 @@ def test_a_truth_file(tmp_path: Path) -> None:
         "generators": [
             {"repo": "a/b", "concepts": ["cup", "mug"], "style": None},
             {"repo": "c/d", "concepts": ["bus"]},
+            {"repo": "e/f", "concepts": ["bus"], "style": "drawn"},
         ],
         "queries": [
             {"modality": "text", "concept": "cup", "file": None, "text": "a cup"},
             {"modality": "image", "concept": "bus", "file": "a.png", "text": None},
             {"modality": "text", "concept": "lamp"},
+            {"modality": "image", "concept": "bus", "file": "a.png", "style": "drawn"},
         ],
         "absent": ["lamp"],
     }
     file = tmp_path / "truth.json"
     file.write_text(json.dumps(content))
     truth = GeneratorTruth.read(file)
-    assert truth.relevant(truth.queries, ["c/d", "a/b"]).tolist() == [
-        [False, True],
-        [True, False],
-        [False, False],
+    assert truth.relevant(truth.queries, ["c/d", "a/b", "e/f"]).tolist() == [
+        [False, True, False],
+        [True, False, True],
+        [False, False, False],
+        [False, False, True],
     ]
     assert [(query.text, query.file) for query in truth.queries] == [
         ("a cup", None),
         ("bus", tmp_path / "a.png"),
         ("lamp", None),
+        ("bus", tmp_path / "a.png"),
     ]
     assert truth.absent == {"lamp"}
 
@@ -97,6 +101,7 @@ def test_a_truth_file(tmp_path: Path) -> None:
         ("{", "is not a truth file"),
         ("[]", "is not a truth file"),
         ('{"generators": [{"repo": "a/b"}], "queries": []}', "is not a truth file"),
+        ('{"generators": [], "queries": []}', "asks nothing"),
         ('{"generators": [], "queries": [{"modality": "smell", "concept": "cup"}]}', "a modality is one of"),
         ('{"generators": [], "queries": [{"modality": "image", "concept": "cup"}]}', "there is no file None"),
         ('{"generators": [], "queries": [{"modality": "sketch", "concept": "cup", "file": "x.png"}]}', "x.png"),
