@@ -4,7 +4,7 @@
 
 The stores must hold observations of all probes; all of them are used. Beside the three protocols of `evaluate`: names of
 ImageNet-21k's, those of them that stand out for the hub's logits (what a hub that declares nothing gets), and what the hub
-declares with some of ImageNet's. A query's own names are left out of all.
+declares with some of ImageNet's. A query's own names are left out of all. ``_once``: without feedback.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def accuracies(uri: str, truth: Truth) -> Iterator[dict[str, Any]]:
     asked = Asked(np.arange(len(questions.names)), hub.embed(questions.names))
     everything = np.ones(len(questions.names), bool)
     published = hub.generation.background
+    without_feedback = partial(rank_by_matched_heads, feedback=0)
     parts = {protocol: rounds(protocol, questions, published) for protocol in PROTOCOLS}
     many = background_names(IMAGENET_21K, _MANY, 0)
     some = background_names(IMAGENET_21K, _SOME, 0)
@@ -76,14 +78,15 @@ def accuracies(uri: str, truth: Truth) -> Iterator[dict[str, Any]]:
     }
     parts |= {name: [Round(asked.numbers, names)] for name, names in drawn.items()}
     for name, part in parts.items():
-        top1, precision = measured(hub, questions, asked, gallery, part, everything, rank_by_matched_heads)
-        yield {
+        row: dict[str, Any] = {
             "store": hub.name,
             "background": name,
             "names": max(len(one.background) for one in part),
-            "top1": round(100 * top1, 1),
-            "map": round(100 * precision, 1),
         }
+        for ending, method in (("", rank_by_matched_heads), ("_once", without_feedback)):
+            top1, precision = measured(hub, questions, asked, gallery, part, everything, method)
+            row |= {f"top1{ending}": round(100 * top1, 1), f"map{ending}": round(100 * precision, 1)}
+        yield row
 
 
 if __name__ == "__main__":
