@@ -124,17 +124,16 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
     ) -> Outcome:
         row, spec = item.row, self._spec
         with clock.part("load", counts=True):
-            loaded = process.load(
-                downloaded.folder, row.repo, row.sha, clock.remaining, base and base.downloaded.folder
-            )
+            folder = None if base is None else base.downloaded.folder
+            loaded = process.load(downloaded.folder, row.repo, row.sha, clock.remaining, folder)
             # Its process may be the model's, and say that it is another one.
             contents = [content_digest(one.folder, one.digests) for one in _downloads(downloaded, base)]
             identity = short_key(loaded.identity, *contents)
         facts = loaded.facts | {
             "seconds_load": clock.seconds["load"],
             "identity": identity,
-            "base_repo": base and base.repo,
-            "base_sha": base and base.sha,
+            "base_repo": None if base is None else base.repo,
+            "base_sha": None if base is None else base.sha,
         }
         with self._claimed(identity, item, clock) as claim:
             original = claim.original

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.config.model import Filters
 from pipelines.job.job import Job, read_repos
-from probelog.arrays import values_of
 from probelog.credentials import split_login
 from probelog.errors import UsageError
 from probelog.hub.listing import ListingFilters, Page, iter_pages
@@ -105,9 +105,7 @@ class Catalogue:
         if not parts:
             return CATALOGUE.empty_table() if names is None else CATALOGUE.empty_table().select(names)
         listed = pa.concat_tables([part.select(["repo"]) for part in parts])["repo"]
-        codes = pa.chunked_array([listed.combine_chunks().dictionary_encode().indices]).to_numpy()
-        newest = np.zeros(len(codes), bool)
-        newest[np.unique(codes, return_index=True)[1]] = True
+        newest = _first_of_each(listed)
         starts = np.cumsum([0, *(part.num_rows for part in parts)])
         return pa.concat_tables(
             part if kept.all() else part.filter(pa.array(kept))
@@ -213,9 +211,15 @@ def crawl_all(
         for filters in listings
     ]
     table = pa.concat_tables(tables) if tables else CATALOGUE.empty_table().select(list(columns))
-    known: set[str] = set()
-    first = [not (repo in known or known.add(repo)) for repo in values_of(table["repo"], str)]
-    return table.filter(pa.array(first, pa.bool_()))
+    return table.filter(pa.array(_first_of_each(table["repo"])))
+
+
+def _first_of_each(names: pa.ChunkedArray[Any]) -> npt.NDArray[np.bool_]:
+    """Mask of the rows in which a name occurs for the first time."""
+    codes = pa.chunked_array([names.combine_chunks().dictionary_encode().indices]).to_numpy()
+    first = np.zeros(len(codes), bool)
+    first[np.unique(codes, return_index=True)[1]] = True
+    return first
 
 
 class _Progress:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -231,11 +232,12 @@ def work_order(
     classes = np.floor(np.log2(np.maximum(sizes, 1.0)))
     names = ["library", "model_type", "architecture", "repo", "sha"]
     keyed = table.select(names).append_column("class", pa.array(np.where(np.isnan(sizes), np.inf, classes)))
+    keys: list[tuple[str, Literal["ascending", "descending"]]] = []
     for name in together:
-        keyed = keyed.append_column(f"first {name}", pc.fill_null(table[name], ""))
-    first = [(f"first {name}", "ascending") for name in together]
-    indices = pc.sort_indices(
-        keyed, [*first, ("class", "descending"), *((name, "ascending") for name in names)]
-    )
+        column: Any = table[name]
+        keyed = keyed.append_column(f"first {name}", pc.fill_null(column, ""))
+        keys.append((f"first {name}", "ascending"))
+    keys += [("class", "descending"), *((name, "ascending") for name in names)]
+    indices = pc.sort_indices(keyed, keys)
     order: npt.NDArray[np.int64] = indices.to_numpy().astype(np.int64)
     return order

@@ -318,13 +318,17 @@ class Ledger:
                     for data in pool.map(lambda item: self.store.read(self.paths.spooled(item)), ordered)
                 ]
             results.sort(key=_order)
+            rows, models, failures, weights = (
+                self._write_part(kind, name, [result.tables[place] for result in results])
+                for place, kind in enumerate(self.contents.schemas)
+            )
             receipt = Receipt(
                 name=name,
                 items=ordered,
-                **{
-                    part: self._write_part(kind, name, [result.tables[place] for result in results])
-                    for place, (part, kind) in enumerate(_part_fields(self.contents).items())
-                },
+                rows=rows,
+                models=models,
+                failures=failures,
+                weights=weights,
                 counts=replace(_counts(results, self.contents), replaced=dict(replaced or {})),
                 originals=_originals(results),
                 at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -534,15 +538,11 @@ def _originals(results: Sequence[ItemResult]) -> dict[str, list[str]]:
     return originals
 
 
-def _part_fields(contents: Contents) -> dict[str, str]:
-    """Fields of a receipt that are parts, with their names in its JSON and of their folders."""
-    return {"rows": contents.rows, "models": "models", "failures": "failures", "weights": "weights"}
-
-
 def _receipt(content: dict[str, Any], where: str, contents: Contents) -> Receipt:
     try:
         check_version(content, RECEIPT_VERSION, where, "receipt")
-        parts = {part: Part(**content.pop(name)) for part, name in _part_fields(contents).items()}
+        names = ("rows", "models", "failures", "weights")
+        parts = {part: Part(**content.pop(name)) for part, name in zip(names, contents.schemas, strict=True)}
         return Receipt(**{**content, **parts, "counts": Counts(**content["counts"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{where} is damaged: {error!r}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,11 +61,11 @@ def _matrix(features: npt.ArrayLike) -> Floats:
     return matrix
 
 
-def _numbers(values: Sequence[int] | None, count: int) -> pa.Array:
+def _numbers(values: Sequence[int] | None, count: int) -> pa.Array[Any]:
     return pa.nulls(count, pa.int32()) if values is None else pa.array(values, pa.int32())
 
 
-def _lists(matrix: Floats) -> pa.Array:
+def _lists(matrix: Floats) -> pa.Array[Any]:
     bounds = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
     return pa.ListArray.from_arrays(
         pa.array(bounds, pa.int32()), pa.array(matrix.astype(np.float16).reshape(-1), pa.float16())
