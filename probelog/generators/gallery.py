@@ -92,6 +92,8 @@ def _picture(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
             return np.asarray(ImageOps.fit(picture.convert("RGB"), (EDGE, EDGE)), np.uint8)
     except ItemFailure:
         raise
+    except Image.DecompressionBombError as error:
+        raise ItemFailure(FailureReason.TOO_LARGE, f"{path.name}: {str(error)[:200]}") from error
     except Exception as error:  # a decoder given untrusted bytes raises anything
         raise ItemFailure(
             FailureReason.CORRUPT_WEIGHTS,

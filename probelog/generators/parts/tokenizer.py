@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 FILES = ("tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.json")
-_MOST_ENTRIES, _LONGEST_ENTRY = 200_000, 200
+_MOST_ENTRIES, _LONGEST_ENTRY = 100_000, 200
 _SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",
             "pad_token": "<|endoftext|>"}  # fmt: skip
 
