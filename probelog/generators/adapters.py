@@ -30,7 +30,7 @@ from probelog.weights.safetensors import read_metadata
 if TYPE_CHECKING:
     import torch
 
-    from probelog.generators.loading import LoadOptions
+    from probelog.generators.assembly import LoadOptions
 
 MOST_RANK = 1024
 _MOST_SCALE = 1e4
@@ -57,6 +57,15 @@ _TEXT_PARTS = {
     "to_out": "out_proj",
     "to_out.0": "out_proj",
 }
+# Prefixes of kohya's keys, whose points are underscores.
+_KOHYA = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+}
+# Two networks a block and, on the way up, three: input_blocks_4_1_..., middle_block_1_..., output_blocks_0_1_...
+_BLOCKS = re.compile(r"(?P<side>input|middle|output)_blocks?(?:_(?P<number>\d{1,2}))?_1_(?P<rest>[a-z].*)")
 _METADATA = "lora_adapter_metadata"
 
 
@@ -191,7 +200,7 @@ class _Scales:
         self._used: list[float] = []
         if _METADATA in metadata:
             told = parse_object(metadata[_METADATA].encode(), _METADATA, FailureReason.CORRUPT_CONFIG)
-            for role in ("unet", "text_encoder"):
+            for role in ("unet", "text_encoder", "text_encoder_2"):
                 part = {
                     key.removeprefix(f"{role}."): value
                     for key, value in told.items()
@@ -292,20 +301,33 @@ def _layers(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 def _candidates(path: str) -> list[tuple[str, str]]:
     """Roles and names that a key may mean, the likeliest first; names with underscores for points begin with one."""
-    for prefix, role in (("lora_unet_", "unet"), ("lora_te_", "text_encoder")):
+    for prefix, role in _KOHYA.items():
         if path.startswith(prefix):
             flat = path.removeprefix(prefix)
-            return [(role, f"_{flat}"), (role, f"_{flat.removeprefix(TEXT_MODEL.replace('.', '_'))}")]
+            return [(role, f"_{name}") for name in (flat, flat.removeprefix("text_model_"), _of_blocks(flat))]
     bare = path.removeprefix("base_model.model.").replace(".processor.", ".")
-    for role in ("unet", "text_encoder"):
+    for role in ("unet", "text_encoder", "text_encoder_2"):
         if bare.startswith(f"{role}."):
             return [(role, name) for name in _spellings(role, bare.removeprefix(f"{role}."))]
     return [(role, name) for role in ("unet", "text_encoder") for name in _spellings(role, bare)]
 
 
+def _of_blocks(flat: str) -> str:
+    """Attention of Stable Diffusion XL by its own names, which count blocks through, as diffusers names it."""
+    match = _BLOCKS.fullmatch(flat)
+    if match is None:
+        return flat
+    number, rest = int(match["number"] or 0), match["rest"]
+    if match["side"] == "middle":
+        return f"mid_block_attentions_0_{rest}"
+    if match["side"] == "input":
+        return f"down_blocks_{(number - 1) // 3}_attentions_{(number - 1) % 3}_{rest}"
+    return f"up_blocks_{number // 3}_attentions_{number % 3}_{rest}"
+
+
 def _spellings(role: str, name: str) -> list[str]:
     names = [name, f"{name}.0"]
-    if role == "text_encoder":
+    if role != "unet":
         short = name.removeprefix(TEXT_MODEL)
         parent, _, last = short.rpartition(".")
         names += [short, f"{TEXT_MODEL}{short}", f"{parent}.{_TEXT_PARTS.get(last, last)}"]

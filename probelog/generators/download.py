@@ -20,7 +20,6 @@ from probelog.generators.parts.tokenizer import FILES as TOKENIZER_FILES
 from probelog.generators.prompts import CARD
 from probelog.hub.client import HubClient
 from probelog.hub.download import Download, Downloaded, DownloadLimits, download_files
-from probelog.hub.huggingface import is_repo_id
 from probelog.storage.schemas import CatalogueRow
 from probelog.weights.repository import read_json
 
@@ -60,29 +59,6 @@ def _layout(download: Download) -> Layout:
     return layout_of(download.listed, read)
 
 
-def base_of(folder: Path, row: CatalogueRow) -> str:
-    """The repository of the base of the adapter in a folder: as it says itself, or else as its card does.
-
-    Raises:
-        ItemFailure: missing-base where neither names a repository.
-    """
-    named = (read_json(folder, ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
-    for name in (named, row.base_model):
-        if isinstance(name, str) and is_repo_id(name):
-            return name
-    raise ItemFailure(FailureReason.MISSING_BASE, "the adapter names no base model")
-
-
-def base_failure(repo: str, failure: ItemFailure) -> ItemFailure:
-    """What an adapter fails with whose base cannot be had."""
-    reasons = {
-        FailureReason.GATED: FailureReason.GATED_BASE,
-        FailureReason.NOT_FOUND: FailureReason.MISSING_BASE,
-        FailureReason.DISABLED: FailureReason.MISSING_BASE,
-    }
-    return ItemFailure(reasons.get(failure.reason, failure.reason), f"its base {repo}: {failure.detail}")
-
-
 def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> tuple[list[str], list[str]]:
     """The small files to fetch of those that a repository holds, and the weights, each a file or an index of shards.
 
@@ -105,8 +81,8 @@ def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> 
     return small, weights
 
 
-_WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
-_SMALL = {"scheduler": (SCHEDULER_CONFIG,), "tokenizer": TOKENIZER_FILES}
+_WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2")
+_SMALL = {"scheduler": (SCHEDULER_CONFIG,), **dict.fromkeys(("tokenizer", "tokenizer_2"), TOKENIZER_FILES)}
 
 
 def _path(folder: str, name: str) -> str:

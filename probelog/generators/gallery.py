@@ -20,7 +20,7 @@ from probelog.weights.repository import member
 if TYPE_CHECKING:
     import torch
 
-    from probelog.generators.loading import LoadOptions
+    from probelog.generators.assembly import LoadOptions
 
 #: All pictures are brought to this edge, by the shorter side and the middle.
 EDGE = 256

@@ -43,12 +43,18 @@ _TEXT: Mapping[str, Collection[str]] = {
     "unet": ("UNet2DConditionModel",),
     "scheduler": SCHEDULERS,
 }
+_LARGE_TEXT: Mapping[str, Collection[str]] = {
+    **_TEXT,
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer_2": _TEXT["tokenizer"],
+}
 #: The parts of each pipeline, and the classes that each may have.
 PIPELINES: Mapping[str, Mapping[str, Collection[str]]] = {
     "DDPMPipeline": _UNCONDITIONAL,
     "DDIMPipeline": _UNCONDITIONAL,
     "PNDMPipeline": _UNCONDITIONAL,
     "StableDiffusionPipeline": _TEXT,
+    "StableDiffusionXLPipeline": _LARGE_TEXT,
 }
 #: Classes that are a model by themselves, as they lie in repositories without folders.
 FLAT = ("UNet2DModel", "AutoencoderKL")
@@ -76,7 +82,7 @@ class Layout:
         pipeline: one of ``KINDS``.
         folders: where each part lies, by its role (``unet``, ``vae``, ...); "" is the repository itself. Of adapters and
             galleries: files.
-        settings: values of ``model_index.json`` that are no parts.
+        settings: what else counts of ``model_index.json``, unchecked.
     """
 
     pipeline: str
@@ -149,7 +155,7 @@ def pipeline_layout(index: Mapping[str, Any]) -> Layout:
         raise ItemFailure(FailureReason.UNSUPPORTED, f"pipeline {name}: not one of {', '.join(PIPELINES)}")
     for role, classes in parts.items():
         _check_part(role, index.get(role), classes)
-    settings = {key: value for key, value in index.items() if isinstance(value, bool | int | float)}
+    settings = {key: index[key] for key in ("force_zeros_for_empty_prompt", "id2label") if key in index}
     return Layout(name, {role: role for role in parts}, settings)
 
 

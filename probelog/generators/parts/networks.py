@@ -111,9 +111,14 @@ _CONDITIONED: dict[str, Check] = {
     "conv_in_kernel": whole(1, 7),
     "conv_out_kernel": whole(1, 7),
 }
+_LARGE: dict[str, Check] = {
+    "addition_embed_type": one_of(("text_time",)),
+    "addition_time_embed_dim": _CHANNELS,
+    "projection_class_embeddings_input_dim": whole(1, 1 << 16),
+}
 # What would have to be told to the network besides a text and a step.
 _OTHER_CONDITIONS = (
-    "addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "num_class_embeds",
+    "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "num_class_embeds",
     "num_attention_heads", "reverse_transformer_layers_per_block", "time_cond_proj_dim", "time_embedding_act_fn",
     "timestep_post_act", "cross_attention_norm", "mid_block_only_cross_attention",
 )  # fmt: skip
@@ -181,6 +186,9 @@ def vae(config: Mapping[str, Any]) -> Network:
     Raises:
         ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
     """
+    for key in ("latents_mean", "latents_std"):
+        if config.get(key) is not None:
+            raise ItemFailure(FailureReason.UNSUPPORTED, f"vae has {key}")
     kept = reduced(config, _VAE, "vae")
     if kept.get("out_channels", 3) not in (1, 3):
         raise ItemFailure(FailureReason.UNSUPPORTED, f"{kept['out_channels']} channels are no picture")
@@ -194,16 +202,19 @@ def vae(config: Mapping[str, Any]) -> Network:
     return Network("AutoencoderKL", kept, create)
 
 
-def conditioned_unet(config: Mapping[str, Any]) -> Network:
-    """A network that takes noise from latents, told a text.
+def conditioned_unet(config: Mapping[str, Any], *, large: bool = False) -> Network:
+    """A network that takes noise from latents, told a text; ``large``: and the text as a whole, and sizes of pictures.
 
     Raises:
         ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
     """
-    for key in _OTHER_CONDITIONS:
+    told = _LARGE if large else {}
+    for key in (*_OTHER_CONDITIONS, *(key for key in _LARGE if not large)):
         if config.get(key) is not None:
             raise ItemFailure(FailureReason.UNSUPPORTED, f"unet has {key} = {str(config[key])[:60]}")
-    kept = reduced(config, _CONDITIONED, "unet")
+    kept = reduced(config, {**_CONDITIONED, **told}, "unet")
+    if large and "addition_embed_type" not in kept:
+        raise ItemFailure(FailureReason.UNSUPPORTED, "unet is not told a text as a whole")
     if "sample_size" not in kept:
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "unet does not say how large its pictures are")
 
@@ -216,8 +227,8 @@ def conditioned_unet(config: Mapping[str, Any]) -> Network:
     return Network("UNet2DConditionModel", kept, create)
 
 
-def text_encoder(config: Mapping[str, Any]) -> Network:
-    """The text encoder of CLIP.
+def text_encoder(config: Mapping[str, Any], *, projects: bool = False) -> Network:
+    """The text encoder of CLIP; ``projects``: with what it says of a text as a whole.
 
     Raises:
         ItemFailure: CORRUPT_CONFIG.
@@ -225,11 +236,12 @@ def text_encoder(config: Mapping[str, Any]) -> Network:
     kept = reduced(config, _TEXT, "text_encoder")
 
     def create() -> torch.nn.Module:
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-        return CLIPTextModel(CLIPTextConfig(**kept))
+        config = CLIPTextConfig(**kept)
+        return CLIPTextModelWithProjection(config) if projects else CLIPTextModel(config)
 
-    return Network("CLIPTextModel", kept, create)
+    return Network("CLIPTextModelWithProjection" if projects else "CLIPTextModel", kept, create)
 
 
 def edges(size: int | list[int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def test_a_text_to_image_pipeline(base: Path) -> None:
     assert (generator.pipeline, generator.conditioning) == ("StableDiffusionPipeline", "text")
     assert generator.size == (16, 16)
     theirs = painted(library.StableDiffusionPipeline.from_pretrained(base, safety_checker=None), generator)
+    torch.testing.assert_close((drawn(generator) / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_larger_one(silent: bool, tmp_path: Path) -> None:
+    tiny_generators.text_to_image(tmp_path, large=True)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["force_zeros_for_empty_prompt"] is True
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": silent}))
+    generator = load_generator(tmp_path, LoadOptions(steps=STEPS, prompts=PROMPTS))
+    assert generator.pipeline == "StableDiffusionXLPipeline"
+    theirs = painted(library.StableDiffusionXLPipeline.from_pretrained(tmp_path), generator)
     torch.testing.assert_close((drawn(generator) / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
 
 

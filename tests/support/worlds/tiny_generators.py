@@ -13,13 +13,14 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SIDE = 16
 UNET: dict[str, Any] = {
@@ -67,8 +68,8 @@ def decoder(folder: Path, *, seed: int = 0, **vae: Any) -> None:
     AutoencoderKL(**{**VAE, **vae}).save_pretrained(folder)
 
 
-def text_to_image(folder: Path, *, seed: int = 0, **unet: Any) -> None:
-    """A ``StableDiffusionPipeline`` with a vocabulary of letters."""
+def text_to_image(folder: Path, *, seed: int = 0, large: bool = False) -> None:
+    """A ``StableDiffusionPipeline``, or one of XL, with a vocabulary of letters."""
     torch.manual_seed(seed)
     letters = [chr(97 + number) for number in range(26)]
     entries = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -76,20 +77,32 @@ def text_to_image(folder: Path, *, seed: int = 0, **unet: Any) -> None:
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16)
     text = CLIPTextConfig(
         vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=len(entries) - 2, eos_token_id=len(entries) - 1,
+        max_position_embeddings=16, bos_token_id=len(entries) - 2, eos_token_id=len(entries) - 1, projection_dim=8,
     )  # fmt: skip
-    network = UNet2DConditionModel(**{
+    unet = {
         "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 16,
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "attention_head_dim": 2, **unet,
-    })  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-    )
-    StableDiffusionPipeline(
-        vae=AutoencoderKL(**VAE), text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=network,
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 32 if large else 16,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "attention_head_dim": 2,
+    }  # fmt: skip
+    if large:
+        unet |= {
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 6 * 4 + 8,
+        }  # fmt: skip
+    parts: dict[str, Any] = {
+        "vae": AutoencoderKL(**VAE), "text_encoder": CLIPTextModel(text), "tokenizer": tokenizer,
+        "unet": UNet2DConditionModel(**unet),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
+    }  # fmt: skip
+    if large:
+        second = {"text_encoder_2": CLIPTextModelWithProjection(text), "tokenizer_2": tokenizer}
+        StableDiffusionXLPipeline(**parts, **second).save_pretrained(folder)
+    else:
+        StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        ).save_pretrained(folder)
 
 
 def adapter(folder: Path, base: Path, layout: str, *, seed: int = 1) -> None:
