@@ -172,10 +172,12 @@ def verify(
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
     """Check everything in a store against receipts and digests; exit status 1 if anything is damaged."""
+    from pipelines.config.model import load_config
     from pipelines.inspect.verify import verify as run_verify
     from pipelines.job.progress import Report
 
-    report = run_verify(store_of(store, config), Report())
+    cluster = None if config is None else load_config(config).ray_address
+    report = run_verify(store_of(store, config), Report(), cluster)
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
     else:

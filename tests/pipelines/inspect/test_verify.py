@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines.inspect import verify as verify_module
 from pipelines.inspect.verify import Verified, verify
 from pipelines.job.progress import Report
 from probelog.errors import StoreError, UsageError
@@ -19,6 +20,7 @@ from probelog.storage.checksummed_json import sealed_json
 from probelog.storage.encoding import sealed_tables
 from probelog.storage.ledger import ItemResult, Ledger
 from probelog.storage.store import Store
+from tests.pipelines.test_resume import gcs_address
 from tests.support.processes.operator_command import operator
 from tests.support.processes.s3 import s3_server
 from tests.support.worlds.tiny_world import Indexed
@@ -177,6 +179,27 @@ def test_json_without_its_seal_is_damaged(store: Path) -> None:
         file.write_text(json.dumps(content))
         assert file.relative_to(store).as_posix() in named(checked(store).damaged)
         file.write_bytes(data)
+
+
+def test_workers_find_what_one_process_finds(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a cluster helps: nothing in a sound store, and the same files and problems in a damaged one."""
+    monkeypatch.setattr(verify_module, "_SPREAD_BYTES", 1)
+    monkeypatch.setattr(verify_module, "_CHECKS_AT_ONCE", 5)
+
+    def by_workers() -> Verified:
+        return verify(str(store), Report(io.StringIO()), gcs_address())
+
+    assert by_workers() == checked(store)
+    assert by_workers().clean
+    part = next(store.glob("observations/*/observations/*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    receipt, *_ = store.glob("observations/*/receipts/*.json")
+    receipt.write_bytes(receipt.read_bytes()[1:])
+    next(store.glob("index/generations/*/logits.lance/data/*")).unlink()
+    (store / "runs/unknown").write_text("x")
+    found = by_workers()
+    assert found == checked(store)
+    assert all(getattr(found, kind) for kind in ("damaged", "missing", "unexpected"))
 
 
 def test_a_piece_of_an_index_waits(store: Path) -> None:
