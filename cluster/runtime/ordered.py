@@ -39,11 +39,11 @@ def in_order(
     """
     task = ray.remote(num_cpus=1, max_retries=-1, **own_nodes())(_logged)
     references = [ray.put(value) for value in shared]
-    at_once = max(1, int(_TASKS_AHEAD * own_resources().get("CPU", 1)))
     ahead: deque[Any] = deque()
     try:
         for item in items:
-            if len(ahead) == at_once:
+            # Machines come and go.
+            while len(ahead) >= max(1, int(_TASKS_AHEAD * own_resources().get("CPU", 1))):
                 yield _result(ahead.popleft())
             ahead.append(task.remote(work, logs.current(), item, *references))
         while ahead:

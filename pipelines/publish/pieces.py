@@ -63,7 +63,7 @@ class Piece:
 
     def descriptors(self, store: Store, unlisted: frozenset[tuple[str, str]]) -> Descriptors:
         """Those of its models that are not ``unlisted``."""
-        models = Ledger(store, "").models(self.receipts)
+        models = Ledger(store, "").models(self.receipts, probes=False)
         listed = [model for model in models if (model.repo, model.sha) not in unlisted]
         return Descriptors(store, self.receipts, self.parts, listed)
 

@@ -116,7 +116,7 @@ class _Inputs:
 
     @cached_property
     def _probed(self) -> list[ProbedModel]:
-        return Ledger(self.job.store, "").models(self.receipts)
+        return Ledger(self.job.store, "").models(self.receipts, probes=False)
 
     @cached_property
     def models(self) -> list[ProbedModel]:

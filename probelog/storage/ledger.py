@@ -427,10 +427,15 @@ class Ledger:
         tables += self._tables([part for name, part in parts.items() if name not in bundled], FAILURES)
         return pa.concat_tables(tables) if tables else FAILURES.empty_table()
 
-    def models(self, receipts: Sequence[Receipt]) -> list[Any]:
-        """The models that were run, by (repo, sha): the records of the ledger's contents."""
+    def models(self, receipts: Sequence[Receipt], probes: bool = True) -> list[Any]:
+        """The models that were run, by (repo, sha): the records of the ledger's contents.
+
+        Args:
+            receipts: of their batches.
+            probes: whether to say which probes a classifier saw, or how many alone: a list of a thousand is 36 KB.
+        """
         models_by_key = {
-            (model.repo, model.sha): model
+            (model.repo, model.sha): model if probes else replace(model, probes=range(len(model.probes)))
             for table in self._tables([receipt.models for receipt in receipts], self.contents.models_schema)
             for model in from_table(table, self.contents.record)
         }

@@ -440,7 +440,7 @@ class ProbedModel:
     logits: int
     head: str
     labels: list[str]
-    probes: list[int]
+    probes: Sequence[int]
     library: str
     architecture: str
     parameters: int

@@ -11,16 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.publish import pieces, stage
+from pipelines.publish import pieces, release, stage
 from pipelines.publish.encoder import ExportedEncoder
 from pipelines.publish.release import PublishResult
 from probelog.errors import StoreError
+from probelog.index.pointer import read_pointer
 from probelog.index.schema import connect
 from probelog.publication.rows import EncodedRows
 from probelog.search.client import open_index
 from probelog.storage.store import Store
+from tests.pipelines.publish.test_stage import published
 from tests.pipelines.publish.test_whole import World
+from tests.pipelines.test_resume import gcs_address
+from tests.support.processes.operator_command import kill_tree, operator, operator_process, wait_until
 from tests.support.worlds import tiny_encoders
+from tests.support.worlds.tiny_world import Indexed
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -114,3 +119,28 @@ def test_workers_notice_what_one_process_notices(world: World, monkeypatch: pyte
         monkeypatch.setattr(pieces.Pieces, "rows", tampered(name, value))
         with pytest.raises(StoreError, match=message):
             spread(world)
+
+
+@pytest.mark.acceptance
+def test_a_publisher_that_is_killed_goes_on_with_the_pieces(
+    indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command, with SIGKILL; its tasks run on the Ray of the other tests."""
+    monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
+    folder = indexed.copy_store(tmp_path / "store")
+    store, changes = Store(folder), {"prompt": "{}", "spread_logits": 1, "ray_address": gcs_address()}
+    file = indexed.world.config_file(tmp_path / "job.toml", folder, **changes)
+    with operator_process("publish", "--config", file) as process:
+        wait_until(process, lambda: store.names("publish"))
+        kill_tree(process)
+    written = times(store)
+    assert read_pointer(store.child("index"))[0] == indexed.run.published.pointer
+    monkeypatch.setattr(release, "sweep_pieces", lambda _: None)
+    assert operator("publish", "--config", file).status == 0
+    assert times(store) == written, "what is there is not made again"
+    alone = Store(indexed.copy_store(tmp_path / "alone"))
+    one = tables(alone, published(indexed, alone).pointer.generation)
+    other = tables(store, read_pointer(store.child("index"))[0].generation)
+    assert one["logits"].equals(other["logits"])
+    places = ["repo", "weights", "first_row", "rows", "copies"]
+    assert one["models"].select(places).equals(other["models"].select(places))
