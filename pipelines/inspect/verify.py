@@ -200,7 +200,9 @@ class _Files:
         if self.json(name, RECEIPT_VERSION, "receipt") is None:
             return
         try:
-            receipt = Ledger(self.store, folder, contents).receipt(name.rsplit("/", 1)[1].removesuffix(".json"))
+            receipt = Ledger(self.store, folder, contents).receipt(
+                name.rsplit("/", 1)[1].removesuffix(".json")
+            )
         except (StoreError, FileNotFoundError) as error:
             self.note("damaged", name, str(error))
             return
