@@ -148,7 +148,7 @@ def test_it_cleans_up_and_says_one_line(number: signal.Signals, status: int) -> 
 
 
 def test_what_does_not_end_in_time_is_ended() -> None:
-    assert run_block("slow", "0.2", "60", signals=[signal.SIGTERM]) == (143, "cleaning\nstopped by SIGTERM\n")
+    assert run_block("slow", "2", "60", signals=[signal.SIGTERM]) == (143, "cleaning\nstopped by SIGTERM\n")
     assert run_block("slow", "60", "60", signals=[signal.SIGINT, signal.SIGINT], pause=1.2)[0] == 130
 
 

@@ -778,11 +778,11 @@ def put_pointer(index: Path, **values: Any) -> None:
 def test_a_generations_name(name: object, index: Path) -> None:
     for values in ({"generation": name}, {"base": name}, {"retired": {str(name) + "/": "t"}}):
         put_pointer(index, **values)
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(ProbeLogError) as error:
             probelog.open_index(index)
         one_line(error.value)
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -792,11 +792,11 @@ def test_a_generations_name(name: object, index: Path) -> None:
 )
 def test_messages_are_cleaned_in_no_time(text: str) -> None:
     """A pattern over the messages of LanceDB took the square of their length: a name of 1 MB took hours."""
-    started = time.monotonic()
+    started = time.process_time()
     cleaned = first_line(ValueError(text))
     assert len(cleaned) <= 300
     assert cleaned.isprintable()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from probelog.hub.client import HubError, HubUnavailableError, Retry
 from tests.support.hub import faults
 from tests.support.hub.live_hub import BEGINNING, LiveHub, live_hub
 
-FAST = Retry(attempts=2, first_wait=0.01, longest_wait=0.02, read_timeout=1.0)
+FAST = Retry(attempts=2, first_wait=0.01, longest_wait=0.02)
 MODELS = 40
 
 

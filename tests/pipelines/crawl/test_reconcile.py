@@ -17,7 +17,7 @@ from probelog.hub.client import HubError, Retry
 from tests.support.hub import faults
 from tests.support.hub.live_hub import LiveHub, live_hub
 
-FAST = Retry(attempts=2, first_wait=0.01, longest_wait=0.02, read_timeout=1.0)
+FAST = Retry(attempts=2, first_wait=0.01, longest_wait=0.02, read_timeout=2.0)
 MODELS = 30
 
 
@@ -130,7 +130,7 @@ def test_a_gated_repository_stays_if_the_token_opens_it(hub: LiveHub, tmp_path: 
     ("fault", "said"),
     [
         (faults.answer(500), "answered 500"),
-        (faults.slow(2.0, 10), "did not answer in time"),
+        (faults.slow(30.0, 10), "did not answer in time"),
         (faults.cut(20), "broke off"),
         (faults.answer(401, {"x-error-message": "Invalid credentials in Authorization header"}), "HF_TOKEN"),
         (faults.answer(403), "403"),

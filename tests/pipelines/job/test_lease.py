@@ -112,18 +112,20 @@ def test_of_two_processes_the_second_leaves_and_says_what_to_do(store: Store) ->
 
 
 def test_the_second_run_waits_for_lease_wait_seconds(store: Store) -> None:
-    entered = threading.Event()
+    entered, refused = threading.Event(), threading.Event()
 
     def first() -> None:
         with hold_lease(store, NAME, seconds=SECONDS):
             entered.set()
-            time.sleep(0.7)
+            refused.wait(60)
+            time.sleep(0.5)
 
     thread = threading.Thread(target=first)
     thread.start()
     entered.wait()
     with pytest.raises(LeaseHeldError), hold_lease(store, NAME, seconds=SECONDS, wait=0.2):
         pass
+    refused.set()
     with hold_lease(store, NAME, seconds=SECONDS, wait=20) as lease:
         assert not thread.join(5)
         lease.check()
@@ -131,7 +133,8 @@ def test_the_second_run_waits_for_lease_wait_seconds(store: Store) -> None:
 
 @on_both_stores
 def test_a_killed_holders_lease_is_taken_over_by_one_of_those_that_wait(store: Store) -> None:
-    with holding(store, "killed") as dead:
+    seconds = 2 * SECONDS  # it must not run out before somebody is refused
+    with holding(store, "killed", seconds) as dead:
         dead.process.send_signal(signal.SIGKILL)
         dead.process.wait()
         killed = time.monotonic()
@@ -159,7 +162,7 @@ def test_a_killed_holders_lease_is_taken_over_by_one_of_those_that_wait(store: S
     assert len(turns) == 4
     assert most == 1
     # Its last renewal may be as old as the pause between two, and the object store's clock is coarse.
-    assert turns[0] - killed > SECONDS * 2 / 3 - 1
+    assert turns[0] - killed > seconds * 2 / 3 - 1
 
 
 def test_a_halted_holder_learns_that_it_may_not_publish(store: Store) -> None:

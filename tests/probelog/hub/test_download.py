@@ -23,7 +23,7 @@ from tests.support.hub import faults
 from tests.support.hub.faults import FaultyHub, faulty
 from tests.support.hub.repositories import TIMM, Write
 
-FAST = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, longest_penalty=0.2, read_timeout=0.5)
+FAST = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, longest_penalty=0.2)
 
 
 class Hub:
@@ -291,8 +291,6 @@ def test_a_server_that_knows_no_ranges_sends_the_file_again(hub: Hub, write_repo
         faults.flipped,
         faults.body(lambda data: data[:-10]),
         faults.body(lambda data: data + b"more"),
-        faults.slow(1.0, 100_000),
-        faults.slow(0.05, 10),  # brings something all the time, but hardly anything
         faults.answer(416),
         faults.answer(206, {"content-range": "bytes 7-9/100"}, b"abc"),
         faults.answer(206, {}, b"abc"),
@@ -304,6 +302,21 @@ def test_passing_faults_do_no_harm(hub: Hub, write_repository: Write, fault: fau
     hub.faulty.spoil("model.safetensors", fault, times=1)
     assert same(hub, "ada/vit", hub.get(row))
     assert len(hub.faulty.asked("model.safetensors")) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.slow(30.0, 100_000),
+        faults.slow(0.05, 10),  # brings something all the time, but hardly anything
+    ],
+)
+def test_what_hardly_comes_is_asked_for_again(hub: Hub, write_repository: Write, fault: faults.Fault) -> None:
+    write_repository("ada/vit", values=50_000)
+    row = hub.row("ada/vit")
+    hub.faulty.spoil("model.safetensors", fault, times=1)
+    assert same(hub, "ada/vit", hub.get(row, retry=replace(FAST, read_timeout=0.5)))
+    assert len(hub.faulty.asked("model.safetensors")) >= 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.support.hub import faults
 from tests.support.hub.faults import faulty
 from tests.support.hub.repositories import TIMM, Write
 
-FAST = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, longest_penalty=0.2, read_timeout=1.0)
+FAST = Retry(attempts=3, first_wait=0.01, longest_wait=0.02, longest_penalty=0.2)
 Listing = Callable[[object], Path]
 ALL = ListingFilters(libraries=(), pipeline_tag=None)
 
@@ -314,7 +315,6 @@ def test_a_circle_of_pages_ends(write_listing: Listing) -> None:
         faults.answer(429, {"ratelimit": '"api";r=0;t=0'}),
         faults.cut(50),
         faults.body(lambda data: data[: len(data) // 2]),
-        faults.slow(2.0, 200),
     ],
 )
 def test_passing_faults_are_waited_out(write_listing: Listing, fault: faults.Fault) -> None:
@@ -323,6 +323,15 @@ def test_passing_faults_are_waited_out(write_listing: Listing, fault: faults.Fau
         hub.spoil("cursor=", fault, times=2, skip=1)
         assert repos(crawl(ALL, endpoint, page_size=6)) == undisturbed
         assert len(hub.requests) == 4 + 6
+
+
+def test_a_page_that_hardly_comes_is_asked_for_again(write_listing: Listing) -> None:
+    with faulty(write_listing([entry(number) for number in range(20)])) as (endpoint, hub):
+        undisturbed = repos(crawl(ALL, endpoint, page_size=6))
+        hub.spoil("cursor=", faults.slow(30.0, 200), times=2, skip=1)
+        hurried = replace(FAST, read_timeout=0.5)
+        assert repos(crawl(ALL, endpoint, page_size=6, retry=hurried)) == undisturbed
+        assert len(hub.requests) >= 4 + 6
 
 
 def test_a_lasting_fault_ends_with_what_to_do(write_listing: Listing) -> None:
