@@ -20,10 +20,11 @@ from pipelines.probe.stage import probe
 from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, say_if_held
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
+from pipelines.sample.stage import list_and_sample, sampled_generators
 from pipelines.trees.record import TreesRecord
 from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
 from pipelines.trees.weights import listed_filters
-from probelog.encoders.torch_encoder import Encoder, deferred_encoder
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import UsageError
 from probelog.storage.layout import INDEX, LedgerFolder
 from probelog.storage.ledger import Counts, Ledger, Receipt
@@ -40,6 +41,11 @@ class FullRun:
     trees: TreesRecord | None
     published: PublishResult
     sampled: StageResult | None = None
+
+    @property
+    def failed_share(self) -> float:
+        """Share of the classifiers that failed, or of the generators, whichever is larger."""
+        return max(ran.failed_share for ran in (self.probed, self.sampled) if ran is not None)
 
 
 @recorded_as("crawl")
@@ -65,8 +71,9 @@ def run_sample(job: Job, refresh: bool = False, retry_failed: bool = False) -> S
     """The sample stage alone: generators are listed where they were not, and sampled."""
     if not job.config.generators.enabled:
         raise UsageError("generators.enabled is false: set it to true, or add --set generators.enabled=true")
-    endpoint = hub_endpoint()
-    return _sampled(job, endpoint, deferred_encoder(job.config.encoder), refresh, retry_failed)
+    encoder = deferred_encoder(job.config.encoder)
+    with job.figures.stage("sample"):
+        return list_and_sample(job, hub_endpoint(), encoder, refresh, retry_failed)
 
 
 @recorded_as("complete")
@@ -105,7 +112,8 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
 @recorded_as("publish")
 def run_publish(job: Job) -> PublishResult:
     """The publish stage alone; completes and recovers trees first where that was not done."""
-    catalogue = Catalogue.open(job, hub_endpoint())
+    endpoint = hub_endpoint()
+    catalogue = Catalogue.open(job, endpoint)
     encoder = deferred_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     check_shown_probes(job.config, probe_set.count)
@@ -123,7 +131,18 @@ def run_publish(job: Job) -> PublishResult:
     with job.figures.stage("trees"):
         trees = trees_of(job, receipts, listed.rows)
     with job.figures.stage("publish"):
-        return publish(job, listed, probe_set, encoder, key, receipts, completed, run, trees=trees)
+        return publish(
+            job,
+            listed,
+            probe_set,
+            encoder,
+            key,
+            receipts,
+            completed,
+            run,
+            trees=trees,
+            sampled=sampled_generators(job, endpoint, encoder),
+        )
 
 
 @recorded_as("full")
@@ -155,24 +174,26 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
                 completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
             sampled = None
             if job.config.generators.enabled:
-                sampled = _sampled(job, endpoint, encoder, refresh, retry_failed)
+                with stage("sample"):
+                    sampled = list_and_sample(job, endpoint, encoder, refresh, retry_failed)
     run = FailureCounts(probed.tried, probed.reasons)
     listed = ListingSnapshot.of(catalogue)
     with stage("trees"):
         trees = trees_of(job, probed.receipts, listed.rows, refresh, retry_failed)
     with stage("publish"):
         published = publish(
-            job, listed, probe_set, encoder, probed.key, probed.receipts, completed, run, trees=trees
+            job,
+            listed,
+            probe_set,
+            encoder,
+            probed.key,
+            probed.receipts,
+            completed,
+            run,
+            trees=trees,
+            sampled=sampled_generators(job, endpoint, encoder),
         )
     return FullRun(catalogue, probed, completed, trees, published, sampled)
-
-
-def _sampled(job: Job, endpoint: str, encoder: Encoder, refresh: bool, retry_failed: bool) -> StageResult:
-    from pipelines.sample.stage import list_generators, sample
-
-    with job.figures.stage("sample"):
-        table = list_generators(job, endpoint, refresh)
-        return sample(job, table, encoder, endpoint, retry_failed)
 
 
 def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager[None]:

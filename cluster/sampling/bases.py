@@ -9,21 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from probelog.errors import FailureReason, ItemFailure
-from probelog.generators.layout import ADAPTER_CONFIG, CONFIG, MODEL_INDEX
+from probelog.errors import ItemFailure
+from probelog.generators.download import base_failure
 from probelog.hub.download import Downloaded
-from probelog.hub.huggingface import is_repo_id
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
-from probelog.weights.repository import read_json
-
-#: What it means for an adapter that its base cannot be had.
-_REASONS = {
-    FailureReason.GATED: FailureReason.GATED_BASE,
-    FailureReason.NOT_FOUND: FailureReason.MISSING_BASE,
-    FailureReason.DISABLED: FailureReason.MISSING_BASE,
-    FailureReason.MALFORMED_ROW: FailureReason.MISSING_BASE,
-}
 
 
 @dataclass(frozen=True)
@@ -40,22 +30,6 @@ class _Entry:
     fetching: threading.Lock = field(default_factory=threading.Lock)
     base: Base | None = None
     users: int = 0
-
-
-def base_of(row: CatalogueRow, folder: Path) -> str | None:
-    """The repository that an adapter was made for; None for what is no adapter, or an adapter that names none.
-
-    Args:
-        row: of the adapter.
-        folder: what was downloaded of it.
-    """
-    if any((folder / name).exists() for name in (MODEL_INDEX, CONFIG)):
-        return None  # a model by itself, whatever it was made from
-    adapter = read_json(folder, ADAPTER_CONFIG) or {}
-    declared = [adapter.get("base_model_name_or_path")]
-    declared += [parent.repo for parent in row.parents if parent.relation == "adapter"]
-    declared.append(row.base_model)
-    return next((name for name in declared if isinstance(name, str) and is_repo_id(name)), None)
 
 
 class Bases:
@@ -106,5 +80,4 @@ class Bases:
             row = self._look_up(repo)
             return Base(row.repo, row.sha, self._download(row, self._place(repo)))
         except ItemFailure as failure:
-            reason = _REASONS.get(failure.reason, failure.reason)
-            raise ItemFailure(reason, f"base {repo}: {failure.detail}") from failure
+            raise base_failure(repo, failure) from failure

@@ -30,9 +30,11 @@ from cluster.probing.worker import (
     WorkerSpec,
     workers,
 )
-from cluster.sampling.bases import Base, Bases, base_of
+from cluster.sampling.bases import Base, Bases
 from probelog.encoders.torch_encoder import Encoder, load_encoder
 from probelog.errors import ProbeLogError
+from probelog.generators.download import base_of
+from probelog.generators.layout import read_layout
 from probelog.hub.download import Downloaded
 from probelog.hub.listing import look_up
 from probelog.kinds.registry import GENERATOR
@@ -49,6 +51,7 @@ from probelog.storage.store import Store
 
 # Of pictures that are held at once.
 _BYTES_AT_ONCE = 64 << 20
+_ADAPTER = "lora"
 _WITHOUT_STEPS = ("AutoencoderKL", "gallery")
 
 Floats = npt.NDArray[np.float32]
@@ -109,12 +112,11 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
         return server, [GeneratorProcess(server, process) for _ in range(PROCESSES)]
 
     def _use(self, item: Item, downloaded: Downloaded, clock: Clock) -> Outcome:
-        needed = base_of(item.row, downloaded.folder)
         with contextlib.ExitStack() as stack:
             base: Base | None = None
-            if needed is not None:
+            if read_layout(downloaded.folder).pipeline == _ADAPTER:
                 with clock.part("download"):
-                    base = stack.enter_context(self._bases.held(needed))
+                    base = stack.enter_context(self._bases.held(base_of(downloaded.folder, item.row)))
             return self._in_process(
                 lambda process: self._observe(process, item, downloaded, base, clock), clock
             )

@@ -174,7 +174,7 @@ def full(
         return
     result = run_full(job, refresh, retry_failed)
     job.report.say(f'search it: probelog search "dog" --index {job.store.uri}')
-    end(job, result.probed.failed_share)
+    end(job, result.failed_share)
 
 
 @app.command()

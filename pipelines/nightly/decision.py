@@ -8,7 +8,8 @@ from pipelines.complete.record import read_columns
 from pipelines.config.model import Nightly
 from pipelines.job.job import Job
 from pipelines.nightly.drift import Drift, measure_drift
-from pipelines.nightly.update import ChangesSinceBase
+from pipelines.nightly.update import ChangesSinceBase, source_of_update
+from pipelines.publish.generators import SampledGenerators, carried_over
 from probelog.index.shortlist import EXACT_LOGITS
 
 
@@ -27,10 +28,14 @@ class Decision:
     refit_due: str | None
 
 
-def decide(job: Job, changes: ChangesSinceBase) -> Decision | None:
-    """Compare the changes with the live generation and measure drift; None where there is nothing to publish."""
+def decide(job: Job, changes: ChangesSinceBase, sampled: SampledGenerators | None = None) -> Decision | None:
+    """Compare the changes with the live generation and measure drift; None where there is nothing to publish.
+
+    ``sampled``: all generators; none: they stay as they are.
+    """
     start, pointer = changes.start, changes.start.live.pointer
-    if changes.source == pointer.source or (changes.empty and pointer.base is None):
+    unchanged = changes.empty and carried_over(start.base, sampled)
+    if source_of_update(changes, sampled) == pointer.source or (unchanged and pointer.base is None):
         return None
     columns = read_columns(job.store, start.completion)
     drift = measure_drift(start.base, changes.descriptors, start.completion, columns, job.config.top_r)

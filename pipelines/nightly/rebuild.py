@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pipelines.complete.record import joined
 from pipelines.job.job import Job
 from pipelines.nightly.update import ChangesSinceBase
+from pipelines.publish.generators import SampledGenerators
 from pipelines.publish.release import PublishResult
 from pipelines.publish.stage import ListingSnapshot, publish
 from pipelines.quality.failures import FailureCounts
@@ -21,7 +22,11 @@ _LISTED = ["repo", "sha", *LISTED_FACTS]
 
 
 def publish_rebuilt(
-    job: Job, changes: ChangesSinceBase, run: FailureCounts, allowed: Callable[[], None]
+    job: Job,
+    changes: ChangesSinceBase,
+    run: FailureCounts,
+    allowed: Callable[[], None],
+    sampled: SampledGenerators | None = None,
 ) -> PublishResult:
     """Publish the base and all changes since as one generation.
 
@@ -30,6 +35,7 @@ def publish_rebuilt(
         changes: since the base.
         run: counts of this run's models and failures.
         allowed: raises if this run may not publish any more.
+        sampled: all generators.
 
     Raises:
         QualityError, StoreError, ConflictError: as `publish`.
@@ -65,4 +71,5 @@ def publish_rebuilt(
         read=changes.descriptors,
         background_of=start.base,
         trees=trees_of(job, receipts, listed.rows),
+        sampled=sampled,
     )

@@ -32,7 +32,9 @@ from pipelines.nightly.rebuild import publish_rebuilt
 from pipelines.nightly.start import open_start
 from pipelines.nightly.update import changes_since_base, publish_update
 from pipelines.publish.release import PublishResult
+from pipelines.sample.stage import list_and_sample, sampled_generators
 from pipelines.trees.nightly import attach_changes
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.storage.layout import LEASE
 from probelog.storage.schemas import Failure
 
@@ -94,9 +96,14 @@ def run_nightly(job: Job) -> NightlyRun:
                 probed = probe_changes(job, start, hub.to_index)
             with stage("complete"):
                 described = describe_changes(job, start, probed)
+            encoder = deferred_encoder(job.config.encoder)
+            if job.config.generators.enabled:
+                with stage("sample"):
+                    list_and_sample(job, start.endpoint, encoder, refresh=True)
+        sampled = sampled_generators(job, start.endpoint, encoder)
         changes = changes_since_base(job, start, hub, probed, described)
         added = changes.missing_in(start.live.generation)
-        decision = decide(job, changes)
+        decision = decide(job, changes, sampled)
         result = NightlyRun(
             published=start.live.unchanged(),
             tried=len(changes.rows),
@@ -110,13 +117,15 @@ def run_nightly(job: Job) -> NightlyRun:
         job.figures.counts["failed"] = len(result.failures)
         if decision is not None and decision.rebuild:
             with stage("publish"):
-                result = replace(result, published=publish_rebuilt(job, changes, probed.run, lease.check))
+                result = replace(
+                    result, published=publish_rebuilt(job, changes, probed.run, lease.check, sampled)
+                )
         elif decision is not None:
             with stage("trees"):
                 trees = attach_changes(job, start.base, changes.for_trees(), changes.removed)
             with stage("publish"):
                 published = publish_update(
-                    job, changes, probed.run, decision.drift, added, lease.check, trees
+                    job, changes, probed.run, decision.drift, added, lease.check, trees, sampled
                 )
             result = replace(result, published=published)
     _report(job, result, len(changes.descriptors.models))

@@ -126,6 +126,13 @@ def changes_since_base(
     )
 
 
+def source_of_update(changes: ChangesSinceBase, sampled: SampledGenerators | None) -> str:
+    """Key of the data that an update would be made from, its generators included."""
+    if sampled is None or carried_over(changes.base, sampled):
+        return changes.source
+    return short_key(changes.source, sampled.source)
+
+
 def publish_update(
     job: Job,
     changes: ChangesSinceBase,
@@ -193,7 +200,7 @@ def publish_update(
     return release_generation(
         job,
         changes.start.live,
-        changes.source if sampled is None else short_key(changes.source, sampled.source),
+        source_of_update(changes, sampled),
         build,
         lambda generation: check_update(
             generation,

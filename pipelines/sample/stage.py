@@ -16,12 +16,14 @@ from pipelines.crawl.stage import crawl_all
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.run import StageResult, run_stage
+from pipelines.publish.generators import SampledGenerators
 from probelog import logs
 from probelog.encoders.torch_encoder import Encoder
 from probelog.hub.client import endpoint_with_login
 from probelog.kinds.registry import GENERATOR
 from probelog.storage.layout import sample_ledger
 from probelog.storage.ledger import Ledger
+from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 
 
 def listings(filters: GeneratorFilters) -> list[Filters]:
@@ -47,6 +49,23 @@ def list_generators(
 def samples_of(job: Job, encoder_digest: str) -> Ledger:
     """The ledger of a job's samples, embedded by one encoder."""
     return Ledger(job.store, sample_ledger(job.samples_key(encoder_digest)), GENERATOR.contents)
+
+
+def list_and_sample(
+    job: Job, endpoint: str, encoder: Encoder, refresh: bool = False, retry_failed: bool = False
+) -> StageResult:
+    """The whole stage; ``refresh`` lists the generators again."""
+    table = list_generators(job, endpoint, refresh)
+    return sample(job, table, encoder, endpoint, retry_failed)
+
+
+def sampled_generators(job: Job, endpoint: str, encoder: Encoder) -> SampledGenerators | None:
+    """The generators that are listed and were sampled, as they are published; None where a job wants none."""
+    if not job.config.generators.enabled:
+        return None
+    ledger = samples_of(job, encoder.digest)
+    rows = from_table(list_generators(job, endpoint, columns=CATALOGUE.names), CatalogueRow)
+    return SampledGenerators.of(ledger, ledger.paths.key, rows)
 
 
 def sample(

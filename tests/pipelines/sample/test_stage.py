@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,27 +11,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
-from pipelines.full import run_sample
+from pipelines.crawl.stage import hub_endpoint
+from pipelines.full import FullRun, run_full, run_sample
 from pipelines.inspect.explain import explain
 from pipelines.inspect.failures import list_failures
 from pipelines.inspect.status import status
 from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
+from pipelines.nightly.run import run_nightly
 from pipelines.probe.run import StageResult
 from pipelines.sample.stage import samples_of
 from probelog.encoders.decoding import decode
 from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import FailureReason
+from probelog.hub.client import HubClient
+from probelog.hub.listing import look_up
+from probelog.search.client import open_index
 from probelog.storage.ledger import SAMPLED as SAMPLED_MODELS
 from probelog.storage.ledger import ItemResult, Ledger, item_key
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import SAMPLES, Failure
 from tests.support.hub.faults import FaultyHub, faulty
-from tests.support.hub.hostile import write_json
-from tests.support.worlds import tiny_encoders, tiny_generators
+from tests.support.worlds import tiny_generators
+from tests.support.worlds.tiny_world import Indexed
 
 pytestmark = pytest.mark.acceptance  # it takes seconds to import the libraries
 
@@ -39,33 +46,37 @@ SAMPLED, STEPS = 5, 2
 
 @dataclass(frozen=True)
 class World:
-    """A hub of generators, and a store of what was sampled of it."""
+    """A hub of classifiers and generators, and a store that was made of it."""
 
     root: Path
+    indexed: Indexed
     hub: FaultyHub
 
     def job(self, store: str = "store", **changes: Any) -> Job:
-        from pipelines.config.model import Config
-
-        settings = {
-            "store": str(self.root / store),
-            "probes": "none",
-            "encoder": str(tiny_encoders.folder("clip")),
-            "scratch": str(self.root / "scratch"),
-            "workers": 1,
-            "batch_models": 8,  # one batch: a copy finds its original in the spool
-            "generators": {"enabled": True, "samples": SAMPLED, "steps": STEPS},
-        } | changes
-        return Job.of(Config.model_validate(settings), Report(io.StringIO()))
+        generators = {"enabled": True, "samples": SAMPLED, "steps": STEPS, **changes.pop("generators", {})}
+        # One batch: a copy finds its original in the spool.
+        settings = {"workers": 1, "batch_models": 16, "scratch": str(self.root / "scratch"), **changes}
+        return self.indexed.job(self.root / store, generators=generators, **settings)
 
     def ledger(self, job: Job) -> Ledger:
         return samples_of(job, deferred_encoder(job.config.encoder).digest)
 
+    def add(self, repo: str, **facts: Any) -> None:
+        """List a repository."""
+        file = self.root / "hub/hub.json"
+        entry = {
+            "id": repo,
+            "library": "diffusers",
+            "pipeline_tag": "unconditional-image-generation",
+            **facts,
+        }
+        file.write_text(json.dumps([*json.loads(file.read_text()), entry]))
+
 
 @pytest.fixture(scope="module")
-def world(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("generators")
-    hub = root / "hub"
+    hub = indexed.world.copy_hub(root / "hub")
     tiny_generators.unconditional(hub / "ada/blobs")
     shutil.copytree(hub / "ada/blobs", hub / "bob/blobs-again")
     tiny_generators.unconditional(hub / "ada/classes", num_class_embeds=3)
@@ -73,24 +84,35 @@ def world(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     tiny_generators.unconditional(hub / "cleo/pickled")
     weights = hub / "cleo/pickled/unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    tiny_generators.unconditional(hub / "cleo/other-task", seed=5)
-    task = {"library": "diffusers", "pipeline_tag": "unconditional-image-generation", "tags": ["diffusers"]}
-    repos = ["ada/blobs", "bob/blobs-again", "ada/classes", "bob/decoder", "cleo/pickled"]
-    listing = [{"id": repo, **task} for repo in repos]
-    listing.append({"id": "cleo/other-task", "library": "diffusers", "pipeline_tag": "text-to-video"})
-    write_json(hub, "hub.json", listing)
+    tiny_generators.text_to_image(hub / "base/text")
+    tiny_generators.adapter(hub / "dora/adapter", hub / "base/text", "diffusers")
+    shutil.copytree(hub / "dora/adapter", hub / "dora/lost")
+    indexed.copy_store(root / "store", "index", "completion")
     with faulty(hub) as (endpoint, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", endpoint)
-        yield World(root, server)
+        made = World(root, indexed, server)
+        for repo in ("ada/blobs", "bob/blobs-again", "ada/classes", "bob/decoder", "cleo/pickled"):
+            made.add(repo)
+        # The base is not among the generators: it is found where it lies.
+        made.add("base/text", pipeline_tag="text-to-video")
+        made.add("dora/adapter", pipeline_tag="text-to-image", base_model="base/text", tags=["lora"])
+        made.add("dora/lost", pipeline_tag="text-to-image", base_model="base/deleted", tags=["lora"])
+        yield made
 
 
 @pytest.fixture(scope="module")
-def sampled(world: World) -> StageResult:
-    return run_sample(world.job())
+def full(world: World) -> FullRun:
+    return run_full(world.job())
+
+
+@pytest.fixture(scope="module")
+def sampled(full: FullRun) -> StageResult:
+    assert full.sampled is not None
+    return full.sampled
 
 
 def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> None:
-    assert (sampled.models, sampled.reasons) == (4, {"unsafe-format": 1})
+    assert (sampled.models, sampled.reasons) == (5, {"unsafe-format": 1, "missing-base": 1})
     ledger = world.ledger(world.job())
     assert ledger.paths.key == sampled.key
     models = {model.repo: model for model in ledger.models(sampled.receipts)}
@@ -99,15 +121,15 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
         "ada/classes": "DDIMPipeline",
         "bob/blobs-again": "DDPMPipeline",
         "bob/decoder": "AutoencoderKL",
+        "dora/adapter": "lora",
     }
-    rows = {}
-    for receipt in sampled.receipts:
-        table = read_part(ledger.store, receipt.rows, SAMPLES)
-        for repo in table["repo"].unique().to_pylist():
-            rows[repo] = table.filter([name == repo for name in table["repo"].to_pylist()])
+    (receipt,) = sampled.receipts
     copies = [model for model in models.values() if model.copy_of_repo]
     assert [{model.repo, model.copy_of_repo} for model in copies] == [{"ada/blobs", "bob/blobs-again"}]
+    encoder = deferred_encoder(world.job().config.encoder)
+    rows = {}
     for repo, model in models.items():
+        _, rows[repo] = ledger.sealed_result(receipt.name, repo, model.sha) or (None, None)
         assert (model.samples, model.image_size) == (SAMPLED, tiny_generators.SIDE)
         assert model.steps == (0 if repo == "bob/decoder" else STEPS)
         assert rows[repo]["number"].to_pylist() == [*range(SAMPLED)]
@@ -116,11 +138,41 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
         assert len({row.tobytes() for row in features}) == SAMPLED, "each from noise of its own"
         assert len(model.thumbnails) == SAMPLED
         # Lossy pictures of what was embedded: nearly the same embeddings.
-        again = deferred_encoder(world.job().config.encoder).embed_images(map(decode, model.thumbnails))
+        again = encoder.embed_images(map(decode, model.thumbnails))
         assert (again * features).sum(axis=1).min() > 0.9
-    classes = rows["ada/classes"]["class"].to_pylist()
-    assert sorted(set(classes)) == [0, 1, 2]
+        assert rows[repo]["base_feature"].null_count == (0 if repo == "dora/adapter" else SAMPLED)
+    assert sorted(set(rows["ada/classes"]["class"].to_pylist())) == [0, 1, 2]
     assert rows["ada/blobs"]["class"].null_count == rows["ada/blobs"]["prompt"].null_count == SAMPLED
+
+
+def test_an_adapter_is_run_beside_its_base(world: World, sampled: StageResult) -> None:
+    ledger = world.ledger(world.job())
+    (adapter,) = [model for model in ledger.models(sampled.receipts) if model.pipeline == "lora"]
+    with HubClient(hub_endpoint()) as client:
+        assert (adapter.base_repo, adapter.base_sha) == ("base/text", look_up(client, "base/text").sha)
+    table = read_part(ledger.store, sampled.receipts[0].rows, SAMPLES).filter(
+        pc.field("repo") == adapter.repo
+    )
+    assert {adapter.prompts[number] for number in table["prompt"].to_pylist()} <= set(adapter.prompts)
+    own, base = (np.array(table[name].to_pylist(), np.float32) for name in ("feature", "base_feature"))
+    assert np.abs(own - base).max() > 1e-3, "the adapter changes what the base makes"
+    (failure,) = [failure for failure in sampled.failures if failure.repo == "dora/lost"]
+    assert failure.detail.startswith("base base/deleted: ")
+    assert not list((world.root / "scratch/probelog").glob("downloads/*/*")), "bases are removed too"
+
+
+def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, full: FullRun) -> None:
+    index = open_index(str(world.root / "store"))
+    assert int(index.generators) == 5
+    assert index.search("dog", kind="generator", k=3)
+    unchanged = run_nightly(world.job())
+    assert unchanged.published.pointer == full.published.pointer
+    tiny_generators.decoder(world.root / "hub/eve/new", seed=3)
+    world.add("eve/new")
+    run_nightly(world.job())
+    index = open_index(str(world.root / "store"))
+    assert int(index.generators) == 6
+    assert index.show_generator("eve/new").samples == SAMPLED
 
 
 def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> None:
@@ -133,7 +185,7 @@ def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> No
 def test_other_settings_are_another_ledger(world: World, sampled: StageResult) -> None:
     keys = {
         world.ledger(world.job(**changes)).paths.key
-        for changes in ({"seed": 1}, {"generators": {"steps": 3}}, {"generators": {"prompts": ["a {}"]}}, {})
+        for changes in ({"seed": 1}, {"generators": {"steps": 3}}, {"generators": {"prompts": ["a"]}}, {})
     }
     assert len(keys) == 4
     assert sampled.key in keys
@@ -152,7 +204,7 @@ def test_a_run_goes_on_where_it_was_killed_and_retries(world: World, sampled: St
     lost = item_key(failed.repo, failed.sha)
     killed.spool(lost, ItemResult.failure(failed, SAMPLED_MODELS))
     killed.seal([lost])
-    for repo in ("ada/blobs", "bob/blobs-again"):
+    for repo in ("ada/blobs", "bob/blobs-again", "dora/adapter"):
         killed.spool(item_key(repo, shas[repo]), ItemResult.success(*(before[repo] or ())))
     asked = len(world.hub.requests)
     again = run_sample(job)
@@ -161,7 +213,7 @@ def test_a_run_goes_on_where_it_was_killed_and_retries(world: World, sampled: St
         for request in world.hub.requests[asked:]
         if "/resolve/" in request.address
     }
-    assert files == {"ada/classes", "bob/decoder", "cleo/pickled"}
+    assert files == {"ada/classes", "bob/decoder", "cleo/pickled", "dora/lost"}
     assert (again.models, again.reasons) == (sampled.models, sampled.reasons)
     for repo, sha in shas.items():
         found = [killed.sealed_result(one.name, repo, sha) for one in again.receipts]
@@ -179,10 +231,10 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
         {"unsafe-format": 1},
         0,
     )
-    assert ledger.samples == 4 * SAMPLED
-    assert any(line.startswith("sample ") and "4 of 5" in line for line in found.lines())
-    (failure,) = list_failures(store, stage="sample").records()
-    assert (failure["repo"], failure["reason"]) == ("cleo/pickled", "unsafe-format")
+    assert ledger.samples == 5 * SAMPLED
+    assert any(line.startswith("sample ") and "5 of 7" in line for line in found.lines())
+    failures = {item["repo"]: item["reason"] for item in list_failures(store, stage="sample").records()}
+    assert failures == {"cleo/pickled": "unsafe-format", "dora/lost": "missing-base"}
     story = list(explain(store, "ada/classes").lines())
     assert any(line.startswith("sampled    ") for line in story)
     assert any(
