@@ -9,11 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from probelog.errors import ItemFailure
-from probelog.generators.download import base_failure
+from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.layout import ADAPTER_CONFIG
 from probelog.hub.download import Downloaded
+from probelog.hub.huggingface import is_repo_id
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
+from probelog.weights.repository import read_json
+
+#: What it means for an adapter that its base cannot be had.
+_REASONS = {
+    FailureReason.GATED: FailureReason.GATED_BASE,
+    FailureReason.NOT_FOUND: FailureReason.MISSING_BASE,
+    FailureReason.DISABLED: FailureReason.MISSING_BASE,
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,24 @@ class _Entry:
     fetching: threading.Lock = field(default_factory=threading.Lock)
     base: Base | None = None
     users: int = 0
+
+
+def base_of(folder: Path, row: CatalogueRow) -> str:
+    """The repository of the base of an adapter, as its configuration says, or else its card.
+
+    Args:
+        folder: what was downloaded of it.
+        row: of the catalogue.
+
+    Raises:
+        ItemFailure: missing-base, where neither names a repository.
+    """
+    named = [(read_json(folder, ADAPTER_CONFIG) or {}).get("base_model_name_or_path")]
+    named += [parent.repo for parent in row.parents if parent.relation == "adapter"]
+    for repo in (*named, row.base_model):
+        if isinstance(repo, str) and is_repo_id(repo):
+            return repo
+    raise ItemFailure(FailureReason.MISSING_BASE, "the adapter does not say which model it is for")
 
 
 class Bases:
@@ -80,4 +107,5 @@ class Bases:
             row = self._look_up(repo)
             return Base(row.repo, row.sha, self._download(row, self._place(repo)))
         except ItemFailure as failure:
-            raise base_failure(repo, failure) from failure
+            reason = _REASONS.get(failure.reason, failure.reason)
+            raise ItemFailure(reason, f"base {repo}: {failure.detail}") from failure

@@ -30,10 +30,9 @@ from cluster.probing.worker import (
     WorkerSpec,
     workers,
 )
-from cluster.sampling.bases import Base, Bases
+from cluster.sampling.bases import Base, Bases, base_of
 from probelog.encoders.torch_encoder import Encoder, load_encoder
 from probelog.errors import ProbeLogError
-from probelog.generators.download import base_of
 from probelog.generators.layout import read_layout
 from probelog.hub.download import Downloaded
 from probelog.hub.listing import look_up
