@@ -10,7 +10,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from probelog.generators import seeds
@@ -146,6 +145,8 @@ def test_the_larger_one(silent: bool, tmp_path: Path) -> None:
 @pytest.mark.acceptance
 @pytest.mark.parametrize("layout", ["peft", "diffusers", "kohya"])
 def test_an_adapter_beside_its_base(layout: str, base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
     tiny_generators.adapter(tmp_path / "adapter", base, layout)
     generator = load_generator(tmp_path / "adapter", LoadOptions(steps=STEPS, prompts=PROMPTS), base)
     assert generator.pipeline == "lora"
@@ -170,6 +171,8 @@ def test_an_adapter_beside_its_base(layout: str, base: Path, tmp_path: Path) -> 
 @pytest.mark.acceptance
 def test_an_adapter_of_a_text_encoder_alone(base: Path, tmp_path: Path) -> None:
     """The library does not load kohya's into a text encoder of transformers 5: peft adds it here."""
+    from peft import LoraConfig, get_peft_model
+
     tiny_generators.adapter(tmp_path, base, "kohya-text")
     generator = load_generator(tmp_path, LoadOptions(steps=STEPS, prompts=PROMPTS), base)
     pipeline = library.StableDiffusionPipeline.from_pretrained(base, safety_checker=None)

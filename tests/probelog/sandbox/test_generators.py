@@ -40,6 +40,29 @@ def test_generators_are_sampled_in_processes_of_their_own(tmp_path: Path) -> Non
         assert classes is not None
         assert sorted(classes.tolist()) == [0, 0, 1, 1, 2, 2]
 
+        process.release()
+        tiny_generators.text_to_image(folder / "base")
+        tiny_generators.adapter(folder / "adapter", folder / "base", "peft")
+        adapter = process.load(folder / "adapter", "ada/lora", "3" * 40, 60, folder / "base")
+        assert adapter.adapter
+        assert all(".lora_" in name for name in adapter.weights["tensor"].to_pylist())
+        both = process.sample(range(2), 60)
+        assert both.prompts is not None
+        assert both.prompts.tolist() == [0, 1]
+        assert both.base is not None
+        assert both.base.shape == both.pixels.shape
+        process.release()
+        base = process.load(folder / "base", "ada/base", "4" * 40, 60)
+        assert base.facts["prompts"] == adapter.facts["prompts"]
+        np.testing.assert_array_equal(process.sample(range(2), 60).pixels, both.base)
+
+        with pytest.raises(ItemFailure) as failure:
+            process.load(folder / "adapter", "ada/lora", "3" * 40, 60)
+        assert failure.value.reason is FailureReason.MISSING_BASE
+        with pytest.raises(ItemFailure) as failure:
+            process.load(folder / "plain", "ada/plain", "0" * 40, 60)
+            process.sample(range(10_000), 0.2)
+        assert failure.value.reason is FailureReason.TIMEOUT
         with pytest.raises(ItemFailure) as failure:
             process.load(tmp_path / "downloads", "ada/none", "2" * 40, 60)
         assert failure.value.reason is FailureReason.NOT_A_GENERATOR

@@ -17,8 +17,6 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -109,6 +107,9 @@ def adapter(folder: Path, base: Path, layout: str, *, seed: int = 1) -> None:
     """A LoRA adapter of the text-to-image pipeline in ``base``: as ``peft``, ``diffusers`` or ``kohya`` stores it,
     the last with the network's part or (``kohya-text``) the text encoder's.
     """
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import get_peft_model_state_dict
+
     torch.manual_seed(seed)
     pipeline: Any = StableDiffusionPipeline
     parts = pipeline.from_pretrained(base, safety_checker=None)
