@@ -59,8 +59,8 @@ def test_generators_are_sampled_in_processes_of_their_own(tmp_path: Path) -> Non
         with pytest.raises(ItemFailure) as failure:
             process.load(folder / "adapter", "ada/lora", "3" * 40, 60)
         assert failure.value.reason is FailureReason.MISSING_BASE
+        process.load(folder / "plain", "ada/plain", "0" * 40, 60)
         with pytest.raises(ItemFailure) as failure:
-            process.load(folder / "plain", "ada/plain", "0" * 40, 60)
             process.sample(range(10_000), 0.2)
         assert failure.value.reason is FailureReason.TIMEOUT
         with pytest.raises(ItemFailure) as failure:
