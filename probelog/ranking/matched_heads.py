@@ -119,7 +119,7 @@ class HeadSpace:
         self.texts: Float64 = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
         self.centre: Float64 = self._embeddings.mean(axis=0)
         self._centred = self._embeddings - self.centre
-        self._spread = float(np.square(self._centred).sum(axis=1).mean())
+        self.spread = float(np.square(self._centred).sum(axis=1).mean())
 
     def of_model(self, model: Observed) -> Float64:
         """Directions of one model's logits: (L, d)."""
@@ -223,7 +223,7 @@ class HeadSpace:
         """(E^T E + rho n v I)^-1 over all probes."""
         n, d = self._centred.shape
         return np.asarray(
-            np.linalg.inv(self._centred.T @ self._centred + self._rho * n * self._spread * np.eye(d))
+            np.linalg.inv(self._centred.T @ self._centred + self._rho * n * self.spread * np.eye(d))
         )
 
     @cached_property
@@ -231,7 +231,7 @@ class HeadSpace:
         """Principal components of the embeddings (d, d), and a direction's noise to signal (d,) along each after one probe."""
         variances, axes = np.linalg.eigh(self._centred.T @ self._centred / len(self._centred))
         variances = np.maximum(variances, 0.0)
-        noise = variances / np.square(np.maximum(variances + self._rho * self._spread, 1e-300))
+        noise = variances / np.square(np.maximum(variances + self._rho * self.spread, 1e-300))
         return axes, self._noise * noise / max(float(noise.mean()), 1e-300)
 
     def _ridge(self, targets: Float64, probes: Ints | None = None) -> Float64:
@@ -242,7 +242,7 @@ class HeadSpace:
         # eigenvalue is above 1 / rho times the smallest).
         seen, targets = self._centred_single[probes], targets.astype(np.float32)
         m, d = seen.shape
-        penalty = np.float32(self._rho * m * self._spread)
+        penalty = np.float32(self._rho * m * self.spread)
         if m < d:  # the same by the kernel matrix, which is the smaller one
             weights = np.linalg.solve(seen @ seen.T + penalty * np.eye(m, dtype=np.float32), targets.T)
             return _unit((weights.T @ seen).astype(np.float64))

@@ -92,7 +92,9 @@ class Generators:
         names = list(dict.fromkeys(["id", "row", *columns]))
         condition = None if where is None else f"({where}\n)"
         with self._generation._filter_errors(where, "generators", self._tables):
-            found = self._tables.rows("generators", names, condition, limit).sort_by("id")
+            found = self._tables.rows("generators", names, condition, limit or self.settings.models).sort_by(
+                "id"
+            )
         if found.num_rows and max(values_of(found["row"], int)) >= self.settings.rows:
             raise self._tables.damaged("generators", "a generator has samples that the index does not have")
         return found

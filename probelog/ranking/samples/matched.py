@@ -110,33 +110,24 @@ class SampleSpace:
 
     def offsets(self, models: Descriptions) -> Offsets:
         """What models score for anything."""
-        shown = self._shown(models)
         return Offsets(
-            *(
-                _log_mean(_evidence(models, rows, others, sharpness))
-                for rows, others, sharpness in (
-                    (shown, self.directions, self.direction_sharpness),
-                    (models.features, self.names, self.embedding_sharpness),
-                    (models.features, self.pictures, self.embedding_sharpness),
-                )
-            )
+            _log_mean(self._by_direction(models, self.directions, self._lengths(models))),
+            _log_mean(self._by_embedding(models, self.names)),
+            _log_mean(self._by_embedding(models, self.pictures)),
         )
 
     def scores(self, models: Descriptions, offsets: Offsets, asked: Sequence[Asked]) -> Float64:
         """Scores ``s`` (q, N) of models for queries."""
-        shown = self._shown(models)
-        out = _evidence(models, shown, np.stack([item.direction for item in asked]), self.direction_sharpness)
+        lengths = self._lengths(models)
+        out = self._by_direction(models, np.stack([item.direction for item in asked]), lengths)
         for place, item in enumerate(asked):
-            own = self.directions[item.excluded]
-            rivals = _evidence(models, shown, own, self.direction_sharpness)
+            rivals = self._by_direction(models, self.directions[item.excluded], lengths)
             out[place] -= _without(offsets.directions, rivals, len(self.directions))
             if item.embedding is None:
                 continue
-            seen = _evidence(models, models.features, item.embedding[None], self.embedding_sharpness)[0]
+            seen = self._by_embedding(models, item.embedding[None])[0]
             if item.is_text:
-                rivals = _evidence(
-                    models, models.features, self.names[item.excluded], self.embedding_sharpness
-                )
+                rivals = self._by_embedding(models, self.names[item.excluded])
                 out[place] += seen - _without(offsets.names, rivals, len(self.names))
             else:
                 out[place] += PICTURE_WEIGHT * (seen - offsets.pictures)
@@ -153,23 +144,47 @@ class SampleSpace:
 
     def concepts(self, models: Descriptions) -> Float64:
         """Log-odds (N, B) of every background concept against the average one, by the directions."""
-        every = _evidence(models, self._shown(models), self.directions, self.direction_sharpness).T
-        return np.asarray(every - _log_mean(every.T)[:, None])
+        every = self._by_direction(models, self.directions, self._lengths(models))
+        return np.asarray((every - _log_mean(every)).T)
 
-    def _shown(self, models: Descriptions) -> Float32s:
-        return np.asarray(unit(models.features - self.centre), np.float32)
+    def _by_direction(self, models: Descriptions, directions: Floats, lengths: Float32s) -> Float64:
+        """``log mean exp(b w.g)``: (q, N), from the features' ``lengths`` (F,) beside the centre."""
+        asked = np.asarray(directions, np.float32)
+        return _evidence(models, asked, self.direction_sharpness, (asked @ self.centre, lengths))
+
+    def _by_embedding(self, models: Descriptions, embeddings: Floats) -> Float64:
+        """``log mean exp(a q.h)``: (q, N)."""
+        return _evidence(models, np.asarray(embeddings, np.float32), self.embedding_sharpness)
+
+    def _lengths(self, models: Descriptions) -> Float32s:
+        """``|h - centre|`` of every feature: (F,); without a copy of all of them, which would take most of a query."""
+        rows = models.features
+        squares = np.einsum("fd,fd->f", rows, rows) - 2 * (rows @ self.centre) + self.centre @ self.centre
+        return np.asarray(np.sqrt(np.maximum(squares, 1e-12)), np.float32)
 
 
-def _evidence(models: Descriptions, rows: Floats, queries: Floats, sharpness: float) -> Float64:
-    """``log mean over a model's rows of exp(sharpness q.row)``: (q, N)."""
+def _evidence(
+    models: Descriptions,
+    queries: Float32s,
+    sharpness: float,
+    centred: tuple[Float32s, Float32s] | None = None,
+) -> Float64:
+    """``log mean over a model's features of exp(sharpness x)``: (q, N).
+
+    ``x`` is the inner product of query and feature; or ``centred`` by (q,), which is taken off, and scaled by (F,).
+    """
     out = np.empty((len(queries), len(models)))
-    asked = np.asarray(queries, np.float32) * np.float32(sharpness)
     starts, ends = models.starts, np.cumsum(models.counts)
     first = 0
-    while first < len(models) and len(asked):
+    while first < len(models) and len(queries):
         # As many whole models as the working copy allows, at least one.
-        last = max(first + 1, int(np.searchsorted(ends, starts[first] + _AT_ONCE // len(asked), "right")))
-        similarities = asked @ rows[starts[first] : ends[last - 1]].T
+        last = max(first + 1, int(np.searchsorted(ends, starts[first] + _AT_ONCE // len(queries), "right")))
+        rows = slice(starts[first], ends[last - 1])
+        similarities = queries @ models.features[rows].T
+        if centred is not None:
+            similarities -= centred[0][:, None]
+            similarities /= centred[1][rows]
+        similarities *= np.float32(sharpness)
         own = starts[first:last] - starts[first]
         top = np.maximum.reduceat(similarities, own, axis=1)
         terms = np.exp(similarities - np.repeat(top, models.counts[first:last], axis=1))

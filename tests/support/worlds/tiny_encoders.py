@@ -29,8 +29,8 @@ STD = [0.26862954, 0.26130258, 0.27577711]
 CONCEPTS = ["siberian husky", "mid-century chair", "jack-o'-lantern", "café", "dog", "golden retriever"]
 
 
-def clip(folder: Path) -> Path:
-    """CLIP: byte-level vocabulary, causal text tower pooled at the end-of-text token."""
+def clip(folder: Path, width: int = 16) -> Path:
+    """CLIP: byte-level vocabulary, causal text tower pooled at the end-of-text token; embeddings of some width."""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -49,7 +49,7 @@ def clip(folder: Path) -> Path:
     text = {**TOWER, "vocab_size": len(vocab), "max_position_embeddings": 20}
     text |= {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1, "pad_token_id": len(vocab) - 1}
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=width))
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return _saved(folder, model, tokenizer, processor)
 
