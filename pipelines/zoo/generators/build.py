@@ -12,6 +12,7 @@ Listing and truth are written anew with each generator: at any moment they are t
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ _STYLED_QUERIES = 2
 
 # Steps of training. On one core a step takes a twentieth of a second (decoders) to a tenth.
 _STEPS = {
-    "decoder": 250, "retold": 150, "single": 350, "foundation": 1200, "child": 150, "classes": 300, "mixture": 250,
-    "restyled": 150,
+    "decoder": 250, "retold": 250, "single": 400, "foundation": 1200, "child": 300, "classes": 400, "mixture": 400,
+    "restyled": 250,
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def build_generators(request: GeneratorsRequest, report: Report | None = None) -
         if not _folder(out, spec.repo).is_dir():
             scratch = out / _UNFINISHED
             shutil.rmtree(scratch, ignore_errors=True)
-            _make(spec, pictures, request, scratch)
+            make(spec, pictures, out / "hub", scratch, size=request.size, effort=request.effort)
             _folder(out, spec.repo).parent.mkdir(parents=True, exist_ok=True)
             scratch.rename(_folder(out, spec.repo))
             counted.add()
@@ -137,40 +138,61 @@ def pipeline_of(spec: GeneratorSpec) -> str:
     return ("DDIMPipeline", "DDPMPipeline")[spec.seed % 2]
 
 
-def _make(spec: GeneratorSpec, pictures: Pictures, request: GeneratorsRequest, folder: Path) -> None:
-    """Build one network, begin from its parent's stored weights, train and store it."""
+def make(
+    spec: GeneratorSpec, pictures: Pictures, hub: Path, folder: Path, *, size: int, effort: float = 1.0
+) -> None:
+    """Build one generator, begin from its parent's weights as they lie in ``hub``, train it and write it to ``folder``.
+
+    Raises:
+        ProbeLogError: the training diverged.
+    """
     import torch
 
-    parent = None if spec.parent is None else _folder(request.out, spec.parent)
-    if spec.kind == "copy" and parent is not None:
-        shutil.copytree(parent, folder)
+    if spec.kind == "copy" and spec.parent is not None:
+        shutil.copytree(hub / spec.parent, folder)
         return
     torch.manual_seed(spec.seed)
     lessons = [styled(pictures.lessons(concept), spec.style) for concept in spec.concepts]
-    shown = training.to_tensor(np.concatenate(lessons), request.size)
-    steps = max(2, round(request.effort * _STEPS[spec.kind]))
+    shown = training.to_tensor(np.concatenate(lessons), size)
+    steps = max(2, round(effort * _STEPS[spec.kind]))
     model: Any
     if spec.family == "decoder":
-        model = networks.decoder(request.size)
+        model = networks.decoder(size, slim=spec.slim)
     else:
-        model = networks.unet(request.size, len(spec.concepts) if spec.conditional else None)
-    if parent is not None:
-        networks.begin_from(model, parent)
+        model = networks.unet(size, len(spec.concepts) if spec.conditional else None, slim=spec.slim)
+    if spec.parent is not None:
+        networks.begin_from(model, hub / spec.parent)
     if spec.family == "decoder":
-        training.train_decoder(model, shown, steps, spec.seed, child=parent is not None)
+        training.train_decoder(model, shown, steps, spec.seed)
     else:
-        classes = torch.repeat_interleave(
-            torch.arange(len(lessons)), torch.tensor([len(some) for some in lessons])
-        )
-        training.train_diffusion(
-            model, shown, classes if spec.conditional else None, steps, spec.seed, child=parent is not None
-        )
+        sizes = torch.tensor([len(some) for some in lessons])
+        classes = torch.repeat_interleave(torch.arange(len(lessons)), sizes)
+        training.train_diffusion(model, shown, classes if spec.conditional else None, steps, spec.seed)
     if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
         raise ProbeLogError(
             f"{spec.repo}: the training diverged, its weights are not finite: try another --seed"
         )
     labels = [pictures.names[concept] for concept in spec.concepts] if spec.conditional else []
     networks.save(model, folder, spec.dtype, pipeline_of(spec), labels)
+
+
+def listed(spec: GeneratorSpec, folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    """What a hub's listing says about it."""
+    tags = [] if spec.family == "decoder" else [f"diffusers:{pipeline_of(spec)}"]
+    row = listing_row(spec.repo, folder, "diffusers", rng)
+    return {**row, "pipeline_tag": "unconditional-image-generation", "tags": tags}
+
+
+def fact(spec: GeneratorSpec, names: Sequence[str]) -> dict[str, Any]:
+    """What the truth file says about it."""
+    return {
+        "repo": spec.repo,
+        "pipeline": pipeline_of(spec),
+        "concepts": [names[concept] for concept in spec.concepts],
+        "style": spec.style,
+        "parent": spec.parent,
+        "relation": spec.relation,
+    }
 
 
 class _Facts:
@@ -190,24 +212,9 @@ class _Facts:
 
     def add(self, spec: GeneratorSpec) -> None:
         """A generator that is there."""
-        row = listing_row(
-            spec.repo,
-            _folder(self._out, spec.repo),
-            "diffusers",
-            np.random.default_rng((self._seed, 33, len(self._rows))),
-        )
-        tags = [] if spec.family == "decoder" else [f"diffusers:{pipeline_of(spec)}"]
-        self._rows.append({**row, "pipeline_tag": "unconditional-image-generation", "tags": tags})
-        self._generators.append(
-            {
-                "repo": spec.repo,
-                "pipeline": pipeline_of(spec),
-                "concepts": [self._pictures.names[concept] for concept in spec.concepts],
-                "style": spec.style,
-                "parent": spec.parent,
-                "relation": spec.relation,
-            }
-        )
+        rng = np.random.default_rng((self._seed, 33, len(self._rows)))
+        self._rows.append(listed(spec, _folder(self._out, spec.repo), rng))
+        self._generators.append(fact(spec, self._pictures.names))
         for concept in spec.concepts:
             if concept not in self.concepts:
                 self.concepts[concept] = set()

@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
-_UNET = (16, 32, 64, 64)
+_UNET, _SLIM_UNET = (16, 32, 64, 64), (16, 32, 48, 48)
 # A level for each halving down to one pixel: all of a picture comes from a dozen numbers.
-_DECODER = (16, 16, 32, 32, 64, 64, 64)
+_DECODER, _SLIM_DECODER = (16, 16, 32, 32, 64, 64, 64), (16, 16, 32, 32, 32, 32, 32)
 _LATENTS = 12
 _GROUPS = 8
 
 
-def unet(size: int, classes: int | None) -> UNet2DModel:
+def unet(size: int, classes: int | None, *, slim: bool = False) -> UNet2DModel:
     """A network that takes noise away, perhaps told a class."""
     from diffusers import UNet2DModel
 
-    levels = len(_UNET)
+    widths = _SLIM_UNET if slim else _UNET
     return UNet2DModel(
-        sample_size=size, block_out_channels=_UNET, layers_per_block=1, norm_num_groups=_GROUPS, add_attention=False,
-        down_block_types=("DownBlock2D",) * levels, up_block_types=("UpBlock2D",) * levels, num_class_embeds=classes,
+        sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=_GROUPS, add_attention=False,
+        down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths), num_class_embeds=classes,
     )  # fmt: skip
 
 
-def decoder(size: int) -> AutoencoderKL:
+def decoder(size: int, *, slim: bool = False) -> AutoencoderKL:
     """An autoencoder through one pixel."""
     from diffusers import AutoencoderKL
 
-    widths = _DECODER[: size.bit_length()]
+    widths = (_SLIM_DECODER if slim else _DECODER)[: size.bit_length()]
     return AutoencoderKL(
         sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=_GROUPS,
         latent_channels=_LATENTS, scaling_factor=1.0, mid_block_add_attention=False,

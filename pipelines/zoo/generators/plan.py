@@ -40,7 +40,7 @@ _PARENTS = {
 class GeneratorSpec:
     """One generator to be.
 
-    ``kind``: ``decoder`` (an autoencoder of one concept, of which the decoder makes pictures), ``retold`` (a decoder
+    ``slim``: a smaller network. ``kind``: ``decoder`` (an autoencoder of one concept, of which the decoder makes pictures), ``retold`` (a decoder
     fine-tuned to another concept), ``single`` (a diffusion model of one concept), ``foundation`` (one that is told which
     of several classes to make), ``child`` (fine-tuned to one new concept), ``classes`` (fine-tuned to other classes),
     ``mixture`` (of two concepts, untold), ``restyled`` (the parent's concept in another style), ``copy`` (the parent's
@@ -55,6 +55,7 @@ class GeneratorSpec:
     parent: str | None
     dtype: str
     seed: int
+    slim: bool = False
 
     @property
     def conditional(self) -> bool:

@@ -15,22 +15,19 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _RATE = 2e-3
-_CHILDS_RATE = 1e-3
 _LONGEST_GRADIENT = 1.0
 # Weights are stored as a running mean over about so many steps: samples of a mean are far cleaner.
 _MEAN_OVER = 100
 
-# How far the autoencoder's pictures may be from the true ones, a standard deviation of a pixel's -1 to 1. Large: what it
-# draws of random latents must be a picture of its concept, which matters more than how close its copies are.
-_SPREAD = 0.3
+# How far the autoencoder's pictures may be from the true ones, a standard deviation of a pixel's -1 to 1; and the share of
+# the steps in which it comes to count that latents are like noise.
+_SPREAD = 0.12
 _WARM_UP = 0.3
 # Sums over 3,072 numbers, brought to the size that the rate is made for.
 _SCALE = 0.01
 
 
-def train_decoder(
-    model: AutoencoderKL, pictures: torch.Tensor, steps: int, seed: int, *, child: bool
-) -> None:
+def train_decoder(model: AutoencoderKL, pictures: torch.Tensor, steps: int, seed: int) -> None:
     """Train in place on pictures (n, 3, size, size), -1 to 1: copies, and latents of a normal distribution."""
     import torch
 
@@ -46,11 +43,11 @@ def train_decoder(
         divergence = posterior.kl().mean()
         return _SCALE * (off + min(1.0, step / (_WARM_UP * steps)) * divergence)
 
-    _fit(model, loss, steps, _CHILDS_RATE if child else _RATE)
+    _fit(model, loss, steps)
 
 
 def train_diffusion(
-    model: UNet2DModel, pictures: torch.Tensor, classes: torch.Tensor | None, steps: int, seed: int, *, child: bool
+    model: UNet2DModel, pictures: torch.Tensor, classes: torch.Tensor | None, steps: int, seed: int
 ) -> None:  # fmt: skip
     """Train in place to say, of a noisy picture, noise and picture at once (``v``); ``classes`` are the pictures'."""
     import torch
@@ -69,18 +66,18 @@ def train_diffusion(
         said = model(noisy, when, None if classes is None else classes[chosen]).sample
         return torch.nn.functional.mse_loss(said, wanted)
 
-    _fit(model, loss, steps, _CHILDS_RATE if child else _RATE)
+    _fit(model, loss, steps)
 
 
-def _fit(model: torch.nn.Module, loss: Callable[[int], torch.Tensor], steps: int, rate: float) -> None:
+def _fit(model: torch.nn.Module, loss: Callable[[int], torch.Tensor], steps: int) -> None:
     import torch
 
     torch.nn.Module.to(model, memory_format=torch.channels_last)
     model.train()
     weights = list(model.parameters())
     means = [weight.detach().clone() for weight in weights]
-    optimiser = torch.optim.AdamW(weights, rate, betas=(0.9, 0.99))
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=0.1)
+    optimiser = torch.optim.AdamW(weights, _RATE, betas=(0.9, 0.99))
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=max(steps, 2), pct_start=0.1)
     for step in range(steps):
         error = loss(step)
         optimiser.zero_grad(set_to_none=True)
