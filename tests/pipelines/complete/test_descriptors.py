@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
-from pipelines.complete.descriptors import DescriptorSummary, ModelDescriptors
+from pipelines.complete.descriptors import DescriptorSummary, Eligible, ModelDescriptors
 from probelog.index.schema import EVIDENCE
 from probelog.storage.schemas import Head, ProbedModel
 
@@ -94,3 +95,26 @@ def test_some_models_from_everywhere_are_asked_for() -> None:
     assert noted(again, *many(2000)) == names
     few = DescriptorSummary(3, 20)
     assert len(noted(few, *many(3))) == 3, "all of few"
+
+
+@pytest.mark.parametrize("piece", [1, 7, 300])
+def test_the_eligible_models_of_pieces_make_the_summary_of_the_whole_stream(piece: int) -> None:
+    """Copies among them, and heads of one logit, with which the stream begins."""
+    stream = [
+        described(
+            number, str(number % 250), 2 + number % 3, Head.SINGLE if number % 250 < 9 else Head.SOFTMAX
+        )
+        for number in range(300)
+    ]
+    whole, pieced = (DescriptorSummary(300, 20) for _ in range(2))
+    names = noted(whole, *stream)
+    sent = 0
+    for start in range(0, 300, piece):
+        eligible = Eligible(pieced.share)
+        for one in stream[start : start + piece]:
+            known = one if eligible(one) else None
+            sent += known is not None
+            pieced.note(one.model, one.number, len(one.logits), known)
+    assert [logit.name for logit in pieced.samples] == names
+    assert pieced.logits == whole.logits
+    assert piece == 1 or sent < 120, "most are not sent"
