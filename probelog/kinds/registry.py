@@ -27,7 +27,7 @@ GENERATOR = Kind(
     download=download_generator,
     ledgers=layout.SAMPLES,
     contents=SAMPLED,
-    tables=("generators",),
+    tables=("generators", "samples"),
     together=("base_model",),  # a worker keeps the base of the last adapter
 )
 

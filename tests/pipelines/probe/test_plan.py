@@ -56,6 +56,21 @@ def test_large_ones_first_then_by_architecture() -> None:
         assert names(plan(rows)) == expected
 
 
+def test_models_of_one_base_follow_each_other() -> None:
+    rows = [
+        row("small", 2 * MB),
+        row("of-b", 900 * MB, base_model="b"),
+        row("of-a", 3 * MB, base_model="a"),
+        row("large", 500 * MB),
+        row("of-b-again", 1 * MB, base_model="b"),
+        row("of-a-again", 700 * MB, base_model="a"),
+    ]
+    expected = ["large", "small", "of-a-again", "of-a", "of-b", "of-b-again"]
+    table = to_table(rows, CATALOGUE)
+    order = work_order(table, weight_bytes(table), ["base_model"])
+    assert [rows[i].repo.removeprefix("o/") for i in order] == expected
+
+
 def test_weights_are_what_would_be_downloaded() -> None:
     def size(*files: RepoFile, **facts: int) -> float:
         table = to_table([CatalogueRow("o/m", SHA, files=list(files), **facts)], CATALOGUE)
