@@ -158,7 +158,8 @@ def test_an_adapter_is_run_beside_its_base(world: World, sampled: StageResult) -
     assert np.abs(own - base).max() > 1e-3, "the adapter changes what the base makes"
     (failure,) = [failure for failure in sampled.failures if failure.repo == "dora/lost"]
     assert failure.detail.startswith("base base/deleted: ")
-    assert not list((world.root / "scratch/probelog").glob("downloads/*/*")), "bases are removed too"
+    left = [path.name for path in (world.root / "scratch/probelog").glob("downloads/*/*")]
+    assert len(left) <= 1, "the last base at most, until the next worker starts"
 
 
 def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, full: FullRun) -> None:
