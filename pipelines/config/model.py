@@ -204,7 +204,7 @@ class Quality(_Strict):
         None,
         description="Names to query in the live and in the new generation: a list, or a text file with one per "
         "line. An answer that must be among the first ten may follow after a tab: name<TAB>REPO#LOGIT, the logit by "
-        "number or label.",
+        "number or label, or name<TAB>REPO, a generator.",
     )
     background_canaries: int = Field(
         50, ge=0, description="Number of background names that are queried as well."
