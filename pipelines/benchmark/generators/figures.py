@@ -127,14 +127,14 @@ def _table(modality: str, chance: float, methods: Sequence[MethodFigures]) -> It
         "over concepts"
     )
     yield (
-        f"{'method':<26}{'samples':>8}{'top-1':>20}{'top-5':>7}{'top-10':>8}{'mAP':>7}"
-        f"{'top-1 less Monte Carlo':>26}{'AUC present':>22}{'ms':>9}"
+        f"{'method':<32}{'samples':>8}{'top-1':>23}{'top-5':>7}{'top-10':>8}{'mAP':>7}"
+        f"{'top-1 less Monte Carlo':>26}{'AUC present':>23}{'ms':>9}"
     )
     for item in methods:
         top5, top10, average = (100 * item.measures[name].mean for name in MEASURES[1:])
         yield (
-            f"{item.method:<26}{item.samples:>8}{_interval(item.measures['top1']):>20}{top5:7.1f}{top10:8.1f}{average:7.1f}"
-            f"{_interval(item.differences['top1'], '+'):>26}{_interval(item.absent_area):>22}"
+            f"{item.method:<32}{item.samples:>8}{_interval(item.measures['top1']):>23}{top5:7.1f}{top10:8.1f}{average:7.1f}"
+            f"{_interval(item.differences['top1'], '+'):>26}{_interval(item.absent_area):>23}"
             f"{'-' if item.milliseconds is None else format(item.milliseconds, '.2f'):>9}"
         )
 
