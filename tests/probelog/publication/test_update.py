@@ -97,7 +97,7 @@ def test_an_update_answers_as_a_whole_generation(tmp_path: Path, scenario: str, 
     assert updated.is_update
     assert (ours.models, ours.logits) == (theirs.models, theirs.logits)
     conditions = [None, "licence = 'mit'", "downloads > 2", "library = 'timm'"]
-    for text in ("cat", "a violin", "tree"):
+    for text in ("cat", "a violin"):
         for condition in conditions:
             for k in (3, 500):
                 _same_hits(ours, theirs, text, condition, k)
@@ -110,7 +110,7 @@ def test_an_update_answers_as_a_whole_generation(tmp_path: Path, scenario: str, 
     for row in found:
         assert {**row, "id": 0, "weights": 0} == {**by_repo[row["repo"]], "id": 0, "weights": 0}
     assert updated.count_models("licence = 'mit'") == sum(row["licence"] == "mit" for row in found)
-    for model in left:
+    for model in {model.repo: model for model in (*left[::3], *came)}.values():
         _same_summary(ours, theirs, model.repo)
         _same_scores(
             [(hit.score, hit.duplicates) for hit in ours.models_like(model.repo, k=100)],
