@@ -49,6 +49,24 @@ def silence_libraries() -> None:
     sys.stderr = open(own, "w", encoding=encoding, errors="replace", buffering=1)  # noqa: SIM115 - to the end
 
 
+def answer_version(app: typer.Typer) -> None:
+    """Give a Typer application its option ``--version``."""
+    import typer
+
+    from probelog import __version__
+
+    def show(asked: bool) -> None:
+        if asked:
+            typer.echo(f"probelog {__version__}")
+            raise typer.Exit
+
+    option = typer.Option(False, "-V", "--version", callback=show, is_eager=True, help="Print the version.")
+
+    @app.callback()
+    def root(version: bool = option) -> None:
+        pass
+
+
 def run(app: typer.Typer, name: str) -> None:
     """Run a Typer application; expected errors end with their message on stderr and their exit status.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from typing import Annotated
 
 import typer
 
 from pipelines.cli import evaluation, inspection, stages, worlds
 from pipelines.job.stop import Stopped, stoppable
-from probelog import __version__, terminal
+from probelog import terminal
 from probelog.credentials import redacted
 
 app = typer.Typer(
@@ -21,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Build and publish a ProbeLog index: crawl a Hub, probe its models, complete, publish.",
 )
+terminal.answer_version(app)
 for part in (worlds, stages, inspection, evaluation):
     app.add_typer(part.app)
 
@@ -44,18 +44,3 @@ def _how_to_go_on(stopped: Stopped) -> str:
     return terminal.printable(
         f"probelog-index: stopped by {stopped.number.name}; what was done is kept. To go on: {command}", 2000
     )
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"probelog {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probelog import __version__, terminal
+from probelog import terminal
 from probelog.cli.generators import print_generator, print_generators
 from probelog.cli.output import (
     Form,
@@ -47,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Search a ProbeLog index for models that recognise a concept, from their weights alone.",
 )
+terminal.answer_version(app)
 
 IndexOption = Annotated[
     str,
@@ -116,21 +117,6 @@ def main() -> None:
     terminal.silence_libraries()
     warnings.showwarning = lambda message, *_: print_notes([str(message)])
     terminal.run(app, "probelog")
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"probelog {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("-V", "--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 @app.command()

@@ -142,7 +142,7 @@ def test_a_store_is_named_in_three_ways(
 
 
 def test_the_version() -> None:
-    assert operator("--version").out == f"probelog {__version__}\n"
+    assert operator("--version").out == operator("-V").out == f"probelog {__version__}\n"
     assert operator("status", "-h").out == operator("status", "--help").out
 
 
