@@ -163,15 +163,22 @@ def test_an_adapter_is_run_beside_its_base(world: World, sampled: StageResult) -
 
 
 def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, full: FullRun) -> None:
-    index = open_index(str(world.root / "store"))
+    hub, nights = world.root / "hub", world.root / "store-of-nights"
+    shutil.copytree(world.root / "store", nights)
+    index = open_index(str(nights))
     assert int(index.generators) == 5
     assert index.search("dog", kind="generator", k=3)
-    unchanged = run_nightly(world.job())
+    unchanged = run_nightly(world.job(nights.name))
     assert unchanged.published.pointer == full.published.pointer
-    tiny_generators.decoder(world.root / "hub/eve/new", seed=3)
-    world.add("eve/new")
-    run_nightly(world.job())
-    index = open_index(str(world.root / "store"))
+    listed = (hub / "hub.json").read_text()
+    try:
+        tiny_generators.decoder(hub / "eve/new", seed=3)
+        world.add("eve/new")
+        run_nightly(world.job(nights.name))
+    finally:
+        (hub / "hub.json").write_text(listed)
+        shutil.rmtree(hub / "eve")
+    index = open_index(str(nights))
     assert int(index.generators) == 6
     assert index.show_generator("eve/new").samples == SAMPLED
 
