@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from probelog.errors import QueryError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.generators.encoding import KEPT_FEATURES, decode, description_type, encode, fit_axes
+from probelog.index.pointer import Pointer
+from probelog.index.schema import MODEL_FACTS
+from probelog.publication.generation_writer import GenerationWriter
+from probelog.publication.generators import write_generators
+from probelog.publication.update import Changes, write_update
 from probelog.ranking.samples.description import Descriptions, Difference, unit
 from probelog.ranking.samples.methods import METHODS
 from probelog.storage.store import Store
@@ -97,8 +104,6 @@ def test_an_index_without_generators_says_so(tmp_path: Path) -> None:
 def test_damaged_tables_are_refused(
     world: SmallGenerators, table: str, column: str, value: str, message: str, tmp_path: Path
 ) -> None:
-    import shutil
-
     source = Path(world.index.store.root)
     shutil.copytree(source, tmp_path / "index")
     folder = tmp_path / "index" / "generations" / world.index.pointer.generation
@@ -130,3 +135,30 @@ def test_settings_name_where_the_tables_lie(world: SmallGenerators, tmp_path: Pa
     object.__setattr__(generation.settings, "generators", elsewhere)
     with pytest.raises(StoreError, match="lie in another generation"):
         _ = generation.generators
+
+
+def test_an_update_reads_its_base_s_generators_or_its_own(tmp_path: Path) -> None:
+    store = Store(tmp_path / "index")
+    world = small_generators.build(store)
+    base = Generation(store, world.index.pointer)
+    none = Changes(pa.table({item.name: pa.array([], item.type) for item in MODEL_FACTS}).drop_columns(["copies"]), [], np.array([0]))  # fmt: skip
+    fewer = small_generators.Drawn(GENERATORS_OF_ALL_SORTS[2:], world.drawn.features, world.drawn.base)
+    for name, own in (("carried", False), ("rewritten", True)):
+        writer = GenerationWriter(store, name)
+        written = write_update(writer, base, none, [])
+        generators, meta = base.settings.generators, dict[str, bytes]()
+        if own:
+            probes = base.probe_embeddings
+            generators, meta = write_generators(writer, fewer.source(), base.space, probes, base.basis, None)
+        settings = dataclasses.replace(
+            base.settings, **written.settings, logits=written.logits, generators=generators
+        )
+        writer.write_meta({"settings": settings.to_bytes(), **written.meta, **meta})
+        writer.finish()
+        update = Generation(store, Pointer(name, "s", "p", base=world.index.pointer.generation))
+        assert update.generators.repos == (base.generators.repos[2:] if own else base.generators.repos)
+        assert (update.generators.sketch_map is None) == own
+        assert update.generators.rows(["repo"], "pipeline = 'lora'")["repo"].to_pylist() == [
+            "kim/lora-umbrella"
+        ]
+        assert np.isfinite(update.generators.all.offsets.pictures).all()
