@@ -1,6 +1,6 @@
 """Compare every architecture with its own library and write the table of docs/conformance.md.
 
-    python -m tests.conformance [--all] [--library timm] [--csv FILE] [--page FILE] [ARCHITECTURE ...]
+    python -m tests.conformance [--all [--hashed]] [--library timm] [--csv FILE] [--page FILE] [ARCHITECTURE ...]
 
 A new release of a library is tried without changing anything else:
 
@@ -10,6 +10,7 @@ A new release of a library is tried without changing anything else:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -30,15 +31,22 @@ PAGE = ROOT / "docs" / "conformance.md"
 BEGIN = "<!-- The rest of this page is written by `python -m tests.conformance`; do not edit it. -->\n"
 
 
-def architectures(library: str | None, everything: bool, named: list[str]) -> Iterator[tuple[str, str]]:
+def architectures(
+    library: str | None, everything: bool, named: list[str], hashed: bool = False
+) -> Iterator[tuple[str, str]]:
     """Library and architecture of what is to be compared."""
     known = [name for name in transformers_models.classes() if name != transformers_models.WRAPPER]
     for name in known:
         if library in (None, "transformers") and (not named or name in named):
             yield "transformers", name
-    for name in timm.list_models() if everything or named else timm_models.ONE_OF_EACH:
+    names = timm.list_models() if everything or named else timm_models.ONE_OF_EACH
+    for name in sorted(names, key=_hash) if hashed else names:
         if library in (None, "timm") and (not named or name in named):
             yield "timm", name
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def outcomes(library: str, architecture: str) -> Iterator[Outcome]:
@@ -64,6 +72,11 @@ def main() -> int:
     parser.add_argument(
         "--all", action="store_true", help="every architecture of timm below 40 million parameters"
     )
+    parser.add_argument(
+        "--hashed",
+        action="store_true",
+        help="timm's in the order of a hash of their names: a run that is ended has tried a random part",
+    )
     parser.add_argument("--library", choices=["transformers", "timm"])
     parser.add_argument("--csv", type=Path, default=CSV, help="where the outcomes go")
     parser.add_argument("--page", default=str(PAGE), help="page whose table is written anew; empty: none")
@@ -71,7 +84,7 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, torch.get_num_threads()))
-    jobs = list(architectures(options.library, options.all, options.architecture))
+    jobs = list(architectures(options.library, options.all, options.architecture, options.hashed))
 
     def run() -> Iterator[Outcome]:
         for number, (library, architecture) in enumerate(jobs, 1):
