@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +145,8 @@ def _sampled_models(store: Store, receipt: Receipt) -> Iterator[tuple[SampledMod
 
 
 def _features(rows: pa.Table, column: str) -> npt.NDArray[np.float32]:
-    values = np.asarray(rows[column].combine_chunks().flatten().to_numpy(zero_copy_only=False), np.float32)
+    lists: Any = rows[column].combine_chunks()
+    values = np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.float32)
     if len(values) % rows.num_rows:
         raise StoreError("the features of a generator's samples are of several lengths: sample it again")
     return values.reshape(rows.num_rows, -1)
@@ -198,7 +200,8 @@ def wrong_generators(generation: Generation, sampled: SampledGenerators | None) 
     for start in range(0, generators.settings.rows, _AT_ONCE):
         generators.stored(np.arange(start, min(start + _AT_ONCE, generators.settings.rows)))
     assert sampled is not None
-    yield from _unlike_samples(generators, sampled, rows["row"].to_pylist())
+    numbers: list[Any] = rows["row"].to_pylist()
+    yield from _unlike_samples(generators, sampled, numbers)
 
 
 def _unlike_samples(generators: Generators, sampled: SampledGenerators, rows: Sequence[int]) -> Iterator[str]:

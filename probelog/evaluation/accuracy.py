@@ -179,14 +179,14 @@ def bootstrap(
     Raises:
         ValueError: there is no query.
     """
-    values = np.asarray(values, np.float64)
-    if not len(values):
+    rows: Float64 = np.asarray(values, np.float64)
+    if not len(rows):
         raise ValueError("a mean of no queries has no interval")
-    sums, sizes = (values, np.ones(len(values))) if groups is None else group_sums(values, groups)
+    sums, sizes = (rows, np.ones(len(rows))) if groups is None else group_sums(rows, groups)
     counts = draws(len(sums), seed, resamples)
     means = counts @ sums / (counts @ sizes)[:, None]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return [Interval(*map(float, bounds)) for bounds in zip(values.mean(axis=0), low, high, strict=True)]
+    return [Interval(*map(float, bounds)) for bounds in zip(rows.mean(axis=0), low, high, strict=True)]
 
 
 def draws(groups: int, seed: int, resamples: int) -> Int64:

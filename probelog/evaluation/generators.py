@@ -81,7 +81,7 @@ def class_means(vectors: Floats, classes: Ints, count: int) -> Float64:
 def nearest_is_right(vectors: Floats, concepts: Floats, right: Bools) -> Float64:
     """(N,) 1 where the concept (C, d) of the highest cosine to a vector (N, d) is one of its right ones (N, C)."""
     nearest = (unit_rows(vectors) @ unit_rows(concepts).T).argmax(axis=1)
-    return right[np.arange(len(right)), nearest].astype(np.float64)
+    return np.asarray(right[np.arange(len(right)), nearest], np.float64)
 
 
 def nearest_of_others(vectors: Floats, classes: Ints, count: int) -> Float64:
@@ -98,7 +98,7 @@ def nearest_of_others(vectors: Floats, classes: Ints, count: int) -> Float64:
     alone = np.bincount(classes, minlength=count)[classes] < 2
     own = np.where(alone, -np.inf, (vectors * unit_rows(others)).sum(axis=1))
     cosines[np.arange(len(vectors)), classes] = -np.inf
-    return (own > cosines.max(axis=1)).astype(np.float64)
+    return np.asarray(own > cosines.max(axis=1), np.float64)
 
 
 def unit_rows(vectors: Floats) -> Float64:

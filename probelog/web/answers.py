@@ -57,7 +57,7 @@ def search(index: Index, question: Question) -> Results | GeneratorResults:
         further["min_confidence"] = question.min_confidence
     if question.sort != ORDERS[0]:
         further["sort"] = question.sort
-    return index.search(
+    found: Results | GeneratorResults = index.search(
         question.texts,
         like=question.like,
         negative=question.negative,
@@ -65,6 +65,7 @@ def search(index: Index, question: Question) -> Results | GeneratorResults:
         where=question.where,
         **further,
     )
+    return found
 
 
 @dataclass(frozen=True)

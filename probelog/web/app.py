@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from prometheus_client import generate_latest
 from starlette.applications import Starlette
@@ -174,7 +174,8 @@ class _Site:
         def work() -> Response:
             try:
                 results = None if question.is_empty else answers.search(self._index, question)
-                evidence = self._evidence(results or ()) if question.kind == CLASSIFIER else ()
+                hits = () if question.kind != CLASSIFIER else cast("Sequence[Hit]", results or ())
+                evidence = self._evidence(hits)
                 facets, matching = self._facets.counts(question.filters, question.kind)
             except QueryError as error:
                 return self._pages.home(self._index, question, str(error), 400)

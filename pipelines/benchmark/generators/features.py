@@ -55,6 +55,7 @@ def _by_model(table: pa.Table) -> dict[tuple[str, str], Floats]:
     features = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1).astype(np.float32)
     numbers = table["number"].to_numpy()
     places: dict[tuple[str, str], list[int]] = {}
-    for place, key in enumerate(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True)):
+    names: list[Any] = list(zip(table["repo"].to_pylist(), table["sha"].to_pylist(), strict=True))
+    for place, key in enumerate(names):
         places.setdefault(key, []).append(place)
     return {key: features[sorted(own, key=lambda i: numbers[i])] for key, own in places.items()}

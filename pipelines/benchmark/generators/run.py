@@ -55,7 +55,9 @@ def evaluate_generators(
     generation = Generation(folder, read_pointer(folder)[0])
     with Index(folder, generation) as index:
         held = generation.generators
-        features = {repo: rows @ held.axes for repo, rows in zip(held.repos, held.features(), strict=True)}
+        features: dict[str, Floats] = {
+            repo: rows @ held.axes for repo, rows in zip(held.repos, held.features(), strict=True)
+        }
         if store is not None:
             features = _read_features(Store(store), generation, features.keys())
         repos = [repo for repo in features if repo in truth.concepts]
@@ -114,8 +116,10 @@ def _space(generation: Generation) -> SampleSpace:
     """What the index's own method scores with, in the encoder's space."""
     settings, head = generation.generators.settings, generation.space
     parts = (head.centre, head.background, head.texts, unit(generation.probe_embeddings))
-    sharpness = settings.direction_sharpness, settings.embedding_sharpness
-    return SampleSpace(*(np.asarray(item, np.float32) for item in parts), *sharpness)
+    centre, background, texts, pictures = (np.asarray(item, np.float32) for item in parts)
+    return SampleSpace(
+        centre, background, texts, pictures, settings.direction_sharpness, settings.embedding_sharpness
+    )
 
 
 def _queries(index: Index, generation: Generation, modality: str, queries: Sequence[Query]) -> Queries:
@@ -242,11 +246,11 @@ def _encoder(
 def _figures(
     pictures: str, by_name: Float64 | None, by_pictures: Float64 | None, groups: Ints, concepts: int
 ) -> EncoderFigures:
-    intervals = [
+    named, pictured = (
         None if values is None else bootstrap(values[:, None], groups=groups)[0]
         for values in (by_name, by_pictures)
-    ]
-    return EncoderFigures(pictures, *intervals, concepts, len(groups))
+    )
+    return EncoderFigures(pictures, named, pictured, concepts, len(groups))
 
 
 def _searches(index: Index, truth: GeneratorTruth, repos: Sequence[str]) -> list[ModelSearch]:

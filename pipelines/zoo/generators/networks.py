@@ -11,7 +11,6 @@ from probelog.errors import ProbeLogError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
 _UNET, _SLIM_UNET = (16, 32, 64, 64), (16, 32, 48, 48)
 # A level for each halving down to one pixel: all of a picture comes from a dozen numbers.
@@ -20,40 +19,41 @@ _LATENTS = 12
 _GROUPS = 8
 
 
-def unet(size: int, classes: int | None, *, slim: bool = False) -> UNet2DModel:
+def unet(size: int, classes: int | None, *, slim: bool = False) -> torch.nn.Module:
     """A network that takes noise away, perhaps told a class."""
-    from diffusers import UNet2DModel
+    import diffusers
 
     widths = _SLIM_UNET if slim else _UNET
-    return UNet2DModel(
+    made: torch.nn.Module = getattr(diffusers, "UNet2DModel")(  # noqa: B009 - untyped
         sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=_GROUPS, add_attention=False,
         down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths), num_class_embeds=classes,
     )  # fmt: skip
+    return made
 
 
-def decoder(size: int, *, slim: bool = False) -> AutoencoderKL:
+def decoder(size: int, *, slim: bool = False) -> torch.nn.Module:
     """An autoencoder through one pixel."""
-    from diffusers import AutoencoderKL
+    import diffusers
 
     widths = (_SLIM_DECODER if slim else _DECODER)[: size.bit_length()]
-    return AutoencoderKL(
+    made: torch.nn.Module = getattr(diffusers, "AutoencoderKL")(  # noqa: B009 - untyped
         sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=_GROUPS,
         latent_channels=_LATENTS, scaling_factor=1.0, mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths),
     )  # fmt: skip
+    return made
 
 
-def schedule(name: str) -> DDIMScheduler:
+def schedule(name: str) -> Any:  # noqa: ANN401 - diffusers' classes are untyped
     """The schedule of noise, as a class of diffusers."""
     import diffusers
 
-    made: DDIMScheduler = getattr(diffusers, name)(
+    return getattr(diffusers, name)(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         clip_sample=True,
         timestep_spacing="trailing",
     )
-    return made
 
 
 def save(model: torch.nn.Module, folder: Path, dtype: str, pipeline: str, labels: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ def save(model: torch.nn.Module, folder: Path, dtype: str, pipeline: str, labels
     import diffusers
     import torch
 
-    stored: Any = torch.nn.Module.to(model, getattr(torch, dtype), memory_format=torch.contiguous_format)
+    stored: Any = model.to(getattr(torch, dtype)).to(memory_format=torch.contiguous_format)
     if pipeline == "AutoencoderKL":
         stored.save_pretrained(folder)
         return

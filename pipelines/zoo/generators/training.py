@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from pipelines.zoo.generators.networks import schedule
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, UNet2DModel
 
 _BATCH = 16
 _RATE = 2e-3
@@ -27,7 +26,7 @@ _WARM_UP = 0.3
 _SCALE = 0.01
 
 
-def train_decoder(model: AutoencoderKL, pictures: torch.Tensor, steps: int, seed: int) -> None:
+def train_decoder(model: Any, pictures: torch.Tensor, steps: int, seed: int) -> None:  # noqa: ANN401 - untyped in diffusers
     """Train in place on pictures (n, 3, size, size), -1 to 1: copies, and latents of a normal distribution."""
     import torch
 
@@ -41,13 +40,14 @@ def train_decoder(model: AutoencoderKL, pictures: torch.Tensor, steps: int, seed
         copies = model.decode(posterior.mean + posterior.std * noise).sample
         off = ((copies - true) ** 2).sum((1, 2, 3)).mean() / (2 * _SPREAD**2)
         divergence = posterior.kl().mean()
-        return _SCALE * (off + min(1.0, step / (_WARM_UP * steps)) * divergence)
+        error: torch.Tensor = _SCALE * (off + min(1.0, step / (_WARM_UP * steps)) * divergence)
+        return error
 
     _fit(model, loss, steps)
 
 
 def train_diffusion(
-    model: UNet2DModel, pictures: torch.Tensor, classes: torch.Tensor | None, steps: int, seed: int
+    model: Any, pictures: torch.Tensor, classes: torch.Tensor | None, steps: int, seed: int  # noqa: ANN401
 ) -> None:  # fmt: skip
     """Train in place to say, of a noisy picture, noise and picture at once (``v``); ``classes`` are the pictures'."""
     import torch
