@@ -235,8 +235,8 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
     (ledger,) = found.samplings
     assert (ledger.key, ledger.indexed, ledger.failed, ledger.left) == (
         sampled.key,
-        4,
-        {"unsafe-format": 1},
+        5,
+        {"missing-base": 1, "unsafe-format": 1},
         0,
     )
     assert ledger.samples == 5 * SAMPLED
