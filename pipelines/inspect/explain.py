@@ -344,6 +344,9 @@ def _generations(store: Store, repo: str) -> Iterator[dict[str, Any]]:
             generation = Generation(index, Pointer(name, "", "", base=facts.get("base")))
             columns = ["repo", "sha", "logits", *TREE_FACTS]
             rows = generation.models_named("repo", [repo], columns) if is_valid_sql_text(repo) else []
+            if generation.settings.generators is not None:
+                generator = generation.generators.named(repo)
+                rows += [] if generator is None else [generator | {"logits": None}]
         except StoreError as error:
             yield found | dict.fromkeys(("sha", "logits", *TREE_FACTS)) | {"error": str(error)}
             continue

@@ -21,6 +21,7 @@ from pipelines.publish.release import LiveIndex
 from pipelines.quality.report import last_report
 from probelog.errors import StoreError
 from probelog.index.settings import GenerationSettings
+from probelog.kinds.registry import KINDS
 from probelog.storage import layout
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
@@ -152,8 +153,12 @@ class StoreCollector(Collector):
 
     def _ledgers(self, add: Add) -> None:
         """From the sums alone: receipts are many, and a driver adds to the sums every ten seconds."""
-        for folder, manifest in self._store.records(layout.LEDGERS, layout.MANIFEST):
-            ledger = Ledger(self._store, folder)
+        records = [
+            (Ledger(self._store, folder, kind.contents), manifest)
+            for kind in KINDS
+            for folder, manifest in self._store.records(kind.ledgers, layout.MANIFEST)
+        ]
+        for ledger, manifest in records:
             summary = Summary.stored(ledger)
             counts, key = summary.counts, ledger.paths.key
             failed = counts.failures

@@ -21,6 +21,7 @@ from pipelines.monitor.serve import metrics_text, serve_metrics
 from pipelines.probe.summary import Running, Summary
 from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, write_report
+from probelog.storage.layout import LedgerFolder, sample_ledger
 from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.probelog.storage.test_ledger import fail, spool
@@ -46,6 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store.write_json(ledger.paths.manifest, {"planned": 10, "version": 1})
     ledger.seal([spool(ledger, "a/1"), spool(ledger, "a/2"), fail(ledger, "a/3")])
     Summary.covering(ledger, ledger.receipts()).write(ledger, Running.now(7, None, None), now=True)
+    store.write_json(LedgerFolder(sample_ledger("samples")).manifest, {"planned": 4, "version": 1})
     content = {"store": str(folder), "probes": "unused", "scratch": str(folder / "scratch")}
     job = Job.of(Config.model_validate(content), Report(io.StringIO()))
     with recorded(job, "nightly"):
@@ -79,10 +81,10 @@ def test_everything_that_is_listed_is_said_of_a_full_store(store: Store) -> None
     assert (found["probelog_gate_passed"], found["probelog_gate_refused"]) == ({(): 0}, {(): 1})
     assert found["probelog_gate_worse"] == {("lost answers",): 0.04}
     assert found["probelog_gate_limit"] == {("lost answers",): 0.02, ("models gone",): 0.05}
-    assert found["probelog_ledger_indexed"] == {("key",): 2}
+    assert found["probelog_ledger_indexed"] == {("key",): 2, ("samples",): 0}
     assert found["probelog_ledger_failed"] == {("key", "timeout"): 1}
-    assert found["probelog_ledger_left"] == {("key",): 7}
-    assert found["probelog_ledger_running"] == {("key",): 1}
+    assert found["probelog_ledger_left"] == {("key",): 7, ("samples",): 4}
+    assert found["probelog_ledger_running"] == {("key",): 1, ("samples",): 0}
     assert found["probelog_run_succeeded"] == {("nightly",): 1}
     assert found["probelog_run_outcome"] == {("nightly", "succeeded"): 1}
     assert found["probelog_run_stage_seconds"].keys() == {("nightly", "publish")}

@@ -248,6 +248,7 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
     assert any(
         f"{SAMPLED} samples of {tiny_generators.SIDE} pixels in {STEPS} steps" in line for line in story
     )
+    assert any(line.startswith("index      generation ") and ", live, " in line for line in story)
     report = Report(io.StringIO())
     assert verify(store, report).clean
     part = next((world.root / "store/samples").glob("*/samples/*.parquet"))
