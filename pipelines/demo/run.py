@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from probelog.trees.edges import Edge
 
 WORLD = Path(__file__).parent / "world"
+GENERATORS = "generators.json"
 FRACTION = 0.25
 ASKED_MODEL = "cinder/umber-v1"
 QUESTIONS = ("dog", "umbrella", "guitar", "airplane", "hot dog")
+MADE = ("umbrella", "hot dog")
 
 
 def run_demo(out: Path, compare: bool = True) -> None:
@@ -56,13 +58,15 @@ def run_demo(out: Path, compare: bool = True) -> None:
         os.environ["HF_ENDPOINT"] = endpoint
         report.say(f"demo: a hub of icon classifiers is served at {endpoint}; nothing else is contacted")
         with session("local"):
-            some = _index(out / "store", FRACTION, report)
+            some = _index(out / "store", FRACTION, report, generators=(WORLD / GENERATORS).is_file())
             if compare:
                 report.say("demo: the same once more with all probes, to compare")
                 _index(out / "store-all-probes", 1.0, report)
     _show_failures(some, report)
     index = some.config.store
     _ask(index, report)
+    if some.config.generators.enabled:
+        _ask_generators(index, report)
     _show_tree(index, report)
     _accuracy(out, compare, report)
     report.say(
@@ -75,8 +79,8 @@ def run_demo(out: Path, compare: bool = True) -> None:
     )
 
 
-def _index(store: Path, fraction: float, report: Report) -> Job:
-    from pipelines.config.model import Config
+def _index(store: Path, fraction: float, report: Report, *, generators: bool = False) -> Job:
+    from pipelines.config.model import Config, Generators
     from pipelines.full import run_full
     from pipelines.job.job import Job
 
@@ -88,6 +92,7 @@ def _index(store: Path, fraction: float, report: Report) -> Job:
         background=str(WORLD / "concepts.txt"),
         fraction=fraction,
         batch_models=16,
+        generators=Generators.model_validate({"enabled": generators}),
     )
     job = Job.of(config, report)
     run_full(job)
@@ -127,6 +132,25 @@ def _ask(index_uri: str, report: Report) -> None:
                 f"    {hit.rank}. {'right' if right else 'wrong'}  {hit.repo}{copies}, class {hit.logit}, "
                 f"declared as {label!r}"
             )
+
+
+def _ask_generators(index_uri: str, report: Report) -> None:
+    """The other kind of model: found by the pictures that it makes."""
+    from probelog.search.client import open_index
+
+    made = {
+        facts["repo"]: facts["concepts"]
+        for facts in json.loads((WORLD / GENERATORS).read_text(encoding="utf-8"))["generators"]
+    }
+    index = open_index(index_uri)
+    report.say(f"\nand {index.generators} generators, by what they make:")
+    for question in MADE:
+        begun = time.monotonic()
+        hits = index.search(text=question, k=2, kind="generator")
+        report.say(f"\n  which models make {question!r}?   ({1000 * (time.monotonic() - begun):.0f} ms)")
+        for hit in hits:
+            right = question in made.get(hit.repo, ())
+            report.say(f"    {hit.rank}. {'right' if right else 'wrong'}  {hit.repo}, {hit.pipeline}")
 
 
 def _show_tree(index_uri: str, report: Report) -> None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.demo.builder import classifiers, encoder, hostile, icons, vocabulary
+from pipelines.demo.builder import classifiers, encoder, generators, hostile, icons, vocabulary
 from pipelines.demo.builder.classifiers import Spec, TrainedClassifier
 from pipelines.demo.builder.icons import DrawnConcept
 from pipelines.demo.builder.render import choose_glyphs, render_many
@@ -214,6 +214,8 @@ def build(
     )
     _write_json(out / "figures.json", figures)
     write_listing(out, specs, hostile.write(hub), seed)
+    if not quick:
+        generators.build(out, seed, say)
     _write_json(out / "truth.json", truth(all_things.concepts, specs, outcomes))
     (out / "concepts.txt").write_text("\n".join(background(all_things.concepts)) + "\n", encoding="utf-8")
     (out / "README.md").write_text(readme(all_things, specs, outcomes, figures, seed), encoding="utf-8")
@@ -290,6 +292,7 @@ machine; on two shared CPU cores it takes 20 to 30 minutes.
   hostile repositories (`unsafe/`, `closed/`), and the listing `hub.json`. Nothing in them is to be trusted: that is
   their purpose. The pickle among them would create a file if it were loaded; it never is.
 - `truth.json`: what every logit stands for, for measuring searches; not used to build an index.
+- `hub/` also holds {generators.COUNT} tiny generators, which make pictures of {generators.SIZE} pixels; `generators.json`: what each of them makes.
 - `probes.parquet`: {PROBES} pictures, {_KNOWN_SHARE:.0%} of them of things that classifiers were taught, the rest of other
   things: {len(all_things.concepts) - known} concepts that no classifier knows and {len(all_things.others)} things that are no concept at all.
 - `encoder/`: the stand-in for CLIP, a vision-text dual encoder. Of one designer it saw no drawing of any concept:

@@ -12,7 +12,7 @@ from pipelines.zoo.generators.networks import schedule
 if TYPE_CHECKING:
     import torch
 
-_BATCH = 16
+_BATCH, _DECODERS_BATCH = 16, 8
 _RATE = 2e-3
 _LONGEST_GRADIENT = 1.0
 # Weights are stored as a running mean over about so many steps: samples of a mean are far cleaner.
@@ -33,7 +33,7 @@ def train_decoder(model: Any, pictures: torch.Tensor, steps: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
 
     def loss(step: int) -> torch.Tensor:
-        true = pictures[torch.randint(len(pictures), (_BATCH,), generator=generator)]
+        true = pictures[torch.randint(len(pictures), (_DECODERS_BATCH,), generator=generator)]
         true = true.contiguous(memory_format=torch.channels_last)
         posterior = model.encode(true).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
