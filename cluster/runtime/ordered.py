@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
-from cluster.runtime.node import own_nodes, own_resources
 from probelog import logs
 from probelog.errors import ProbeLogError
+
+if TYPE_CHECKING:
+    import ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,6 +36,11 @@ def in_order(
     Raises:
         ProbeLogError: what ``work`` raised.
     """
+    import ray  # not where nothing is spread
+    from ray.exceptions import RayError
+
+    from cluster.runtime.node import own_nodes, own_resources
+
     task = ray.remote(num_cpus=1, max_retries=-1, **own_nodes())(_logged)
     references = [ray.put(value) for value in shared]
     ahead: deque[Any] = deque()
@@ -60,6 +64,9 @@ def _logged(work: Callable[..., Result], log_level: str, item: object, *shared: 
 
 
 def _result(reference: ray.ObjectRef[Result]) -> Result:
+    import ray
+    from ray.exceptions import RayTaskError
+
     try:
         result: Result = ray.get(reference)
         return result

@@ -31,6 +31,7 @@ from pipelines.nightly.probing import describe_changes, probe_changes
 from pipelines.nightly.rebuild import publish_rebuilt
 from pipelines.nightly.start import open_start
 from pipelines.nightly.update import changes_since_base, publish_update
+from pipelines.publish.generators import SampledGenerators
 from pipelines.publish.release import PublishResult
 from pipelines.sample.stage import list_and_sample, sampled_generators
 from pipelines.trees.nightly import attach_changes
@@ -96,11 +97,12 @@ def run_nightly(job: Job) -> NightlyRun:
                 probed = probe_changes(job, start, hub.to_index)
             with stage("complete"):
                 described = describe_changes(job, start, probed)
-            encoder = deferred_encoder(job.config.encoder)
+            sampled: SampledGenerators | None = None
             if job.config.generators.enabled:
+                encoder = deferred_encoder(job.config.encoder)
                 with stage("sample"):
                     list_and_sample(job, start.endpoint, encoder, refresh=True)
-        sampled = sampled_generators(job, start.endpoint, encoder)
+                sampled = sampled_generators(job, start.endpoint, encoder)
         changes = changes_since_base(job, start, hub, probed, described)
         added = changes.missing_in(start.live.generation)
         decision = decide(job, changes, sampled)

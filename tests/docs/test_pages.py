@@ -11,7 +11,9 @@ import pytest
 
 from pipelines.inspect.remedies import REMEDIES, table
 from probelog.errors import FailureReason
+from probelog.storage.store import Store
 from tests.support.paths import CHECKOUT
+from tests.support.worlds import small_generators
 
 if TYPE_CHECKING:
     from tests.support.worlds.tiny_world import Indexed
@@ -49,7 +51,11 @@ def test_a_python_block_runs(
     monkeypatch.chdir(tmp_path)
     for seed, picture in enumerate(("a.jpg", "b.jpg")):
         photo(40, 40, seed).save(tmp_path / picture)
-    code = code.replace("s3://bucket/store", str(indexed.store)).replace("owner/model", "ada/resnet")
+    store, model = str(indexed.store), "ada/resnet"
+    if 'kind="generator"' in code:
+        store, model = small_generators.build(Store(tmp_path / "index")).index.store.uri, "anna/pets"
+    code = code.replace("s3://bucket/store", store).replace("owner/model", model)
+    code = code.replace("owner/generator", "kim/lora-umbrella")
     exec(compile(code, f"{name}, block {number}", "exec"), {})
 
 

@@ -118,9 +118,15 @@ def test_the_template_is_a_configuration(tmp_path: Path) -> None:
 
     ended = operator("config")
     assert ended.status == 0
-    assert set(tomllib.loads(ended.out)) == {"store", "probes", "filters", "nightly", "quality", "trees"}, (
-        "the rest are defaults"
-    )
+    assert set(tomllib.loads(ended.out)) == {
+        "store",
+        "probes",
+        "filters",
+        "generators",
+        "nightly",
+        "quality",
+        "trees",
+    }, "the rest are defaults"
     for key in Config.model_fields:
         assert re.search(rf"^(# )?{key} =|^\[{key}\]", ended.out, re.MULTILINE), key
     (tmp_path / "template.toml").write_text(ended.out)

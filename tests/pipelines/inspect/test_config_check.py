@@ -182,7 +182,7 @@ def test_all_missing_files_are_reported_at_once(tmp_path: Path, good: dict[str, 
         "encoder": str(tmp_path / "photos"),
         "background": str(tmp_path / "a-file"),
         "filters.list": str(tmp_path / "no-list"),
-        "quality.canaries": ["dog", "cat\tanna/pets"],
+        "quality.canaries": ["dog", "cat\tanna/pets#"],
         "scratch": str(tmp_path / "a-file"),
         "preload": ["no_such_module_anywhere", "json"],
     }

@@ -473,4 +473,5 @@ def test_a_rebuilt_index_is_made_of_the_base_and_all_changes(
         "background_of": since.base,
         "live": changes.start.live,
         "read": changes.descriptors,
+        "sampled": None,
     }

@@ -207,8 +207,9 @@ def test_canaries_are_read(tmp_path: Path) -> None:
     expected = [Canary("dog"), Canary("hot dog", "anna/pets#3"), Canary("cat", "anna/pets#tom cat")]
     assert read_canaries(file) == expected
     assert read_canaries(["dog", "hot dog\tanna/pets#3", "cat\tanna/pets#tom cat"]) == expected
+    assert read_canaries(["dog\tanna/draws"]) == [Canary("dog", "anna/draws")], "a generator"
     assert read_canaries(None) == []
-    for line in ("dog\tanna/pets", "dog\t#3", "dog\tanna/pets#", " \tanna/pets#3"):
+    for line in ("dog\t#3", "dog\tanna/pets#", " \tanna/pets#3"):
         with pytest.raises(UsageError, match="write a name"):
             read_canaries([line])
     with pytest.raises(UsageError, match="cannot be read"):

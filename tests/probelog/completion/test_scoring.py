@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -32,9 +32,9 @@ def test_standardised_rows_have_mean_zero_and_deviation_one(matrix: np.ndarray) 
 
 @given(matrices, st.floats(0.01, 100), st.floats(-100, 100))
 def test_descriptors_ignore_scale_and_shift(matrix: np.ndarray, scale: float, shift: float) -> None:
-    np.testing.assert_allclose(
-        scoring.standardise(matrix), scoring.standardise(scale * matrix + shift), atol=1e-4
-    )
+    moved = scale * matrix + shift
+    assume(not scoring.is_constant(moved).any())  # a shift may drown what little there is
+    np.testing.assert_allclose(scoring.standardise(matrix), scoring.standardise(moved), atol=1e-4)
 
 
 def test_constant_rows_are_refused_and_found() -> None:
