@@ -20,6 +20,8 @@ from probelog.models.loading import load_classifier
 from tests.support.processes.operator_command import Ended, kill_tree, operator, operator_process, wait_until
 from tests.support.worlds.shapes import CLASSES, write_folder
 
+pytestmark = pytest.mark.acceptance  # it trains a zoo
+
 OPTIONS = (
     "--size",
     "32",

@@ -42,6 +42,7 @@ def _weights(request: GeneratorsRequest, repo: str) -> Path:
     return next((request.out / "hub" / repo).rglob("*.safetensors"))
 
 
+@pytest.mark.acceptance
 def test_diffusers_reads_every_generator_and_it_makes_pictures(request_of_zoo: GeneratorsRequest) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 
@@ -67,6 +68,7 @@ def test_diffusers_reads_every_generator_and_it_makes_pictures(request_of_zoo: G
     assert "AutoencoderKL" in seen
 
 
+@pytest.mark.acceptance
 def test_the_truth_names_what_is_made_and_what_is_asked(request_of_zoo: GeneratorsRequest) -> None:
     truth = _truth(request_of_zoo)
     repos = [facts["repo"] for facts in truth["generators"]]
@@ -89,6 +91,7 @@ def test_the_truth_names_what_is_made_and_what_is_asked(request_of_zoo: Generato
     assert all(facts["parent"] in repos and facts["relation"] for facts in children)
 
 
+@pytest.mark.acceptance
 def test_the_same_call_makes_what_is_missing_and_nothing_else(request_of_zoo: GeneratorsRequest) -> None:
     repos = [facts["repo"] for facts in _truth(request_of_zoo)["generators"]]
     files = {repo: _weights(request_of_zoo, repo) for repo in repos}
@@ -105,6 +108,7 @@ def test_the_same_call_makes_what_is_missing_and_nothing_else(request_of_zoo: Ge
     assert (request_of_zoo.out / "hub" / "hub.json").read_bytes() == listing
 
 
+@pytest.mark.acceptance
 def test_what_cannot_be_made_is_refused(request_of_zoo: GeneratorsRequest, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a generator-zoo of other settings"):
         build_generators(replace(request_of_zoo, seed=2))
