@@ -242,7 +242,7 @@ def _compare(run: Run, root: Path, calm: Path, failing: bool) -> None:
         "an item is sealed twice": max(items.values()) == 1,
         "an item is missing": first <= items.keys(),
         "a model is indexed twice": len(mine.models) == len({model["repo"] for model in mine.models}),
-        "observations differ": mine.rows.equals(other.rows),
+        "observations differ": mine.observations.equals(other.observations),
         "models differ": mine.models == other.models,
         "failures differ": mine.failures == other.failures,
         "the spool is not empty": not mine.spooled,

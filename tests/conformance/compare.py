@@ -20,7 +20,7 @@ from probelog.models.loading import load_classifier
 MOST_PIXELS, MOST_LOGITS = 1.001, 0.01
 
 Answer = tuple[list[Any], Any]
-"""Pixels, one (C, H, W) float32 a picture, and logits (those of ``RUN``, L), as a library gives them."""
+"""Pixels, one (C, H, W) float32 a picture, and logits (pictures, L), as a library gives them."""
 
 #: Pictures whose logits are compared too. Pixels are compared of all: they are made picture by picture, logits of pixels.
 RUN = [0, 4]
@@ -100,9 +100,9 @@ def compare(
     architecture: str,
     layout: str,
     folder: Path,
-    theirs: Callable[[Sequence[Image.Image]], Answer],
+    theirs: Callable[[Sequence[Image.Image], Sequence[int]], Answer],
 ) -> Outcome:
-    """Load the repository both ways and compare. ``theirs`` is the library, by hand."""
+    """Load the repository both ways and compare. ``theirs`` is the library, by hand, told which pictures to run."""
     named = (library, architecture, layout)
     with torch.inference_mode():
         try:
@@ -111,7 +111,7 @@ def compare(
             return Outcome(*named, f"refused: {failure.reason.value}")
         recipe = classifier.recipe
         seen = [square(image) for image in pictures()] if recipe.square else pictures()
-        own_pixels, own = theirs(seen)
+        own_pixels, own = theirs(seen, RUN)
         batch = recipe.normalise(torch.from_numpy(recipe.geometry([decode(data) for data in FILES.values()])))
         logits = classifier.forward(batch[RUN])
     level = max(map(abs, recipe.gain)) if recipe.gain else float("nan")

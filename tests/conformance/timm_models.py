@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conformance.compare import RUN, Answer, Outcome, calibrated, compare
+from tests.conformance.compare import Answer, Outcome, calibrated, compare
 
 #: Larger architectures differ from smaller ones in numbers alone.
 MOST_PARAMETERS = 40_000_000
@@ -103,20 +104,20 @@ def half(folder: Path) -> None:
     save_file(halved, folder / "model.safetensors")
 
 
-def by_timm(folder: Path, images: Sequence[Image.Image]) -> Answer:
+def by_timm(folder: Path, images: Sequence[Image.Image], run: Sequence[int] | None = None) -> Answer:
     """As a user of timm runs the repository."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     pixels = torch.stack([transform(image) for image in images])
-    return list(pixels), model(pixels[RUN])
+    return list(pixels), model(pixels if run is None else pixels[run])
 
 
-def by_transformers(folder: Path, images: Sequence[Image.Image]) -> Answer:
+def by_transformers(folder: Path, images: Sequence[Image.Image], run: Sequence[int] | None = None) -> Answer:
     """As a user of transformers runs it, through its wrapper."""
     model = transformers.AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     pixels = processor(list(images), return_tensors="pt")["pixel_values"]
-    return list(pixels), model(pixel_values=pixels[RUN]).logits
+    return list(pixels), model(pixel_values=pixels if run is None else pixels[run]).logits
 
 
 def outcomes(name: str, folder: Path) -> Iterator[Outcome]:
@@ -131,5 +132,5 @@ def outcomes(name: str, folder: Path) -> Iterator[Outcome]:
         place = saved(model, folder / str(number), change)
         if "bfloat16" in layout:
             half(place)
-        yield compare("timm", name, layout, place, lambda images, run=theirs, place=place: run(place, images))
+        yield compare("timm", name, layout, place, partial(theirs, place))
         (place / "model.safetensors").unlink()

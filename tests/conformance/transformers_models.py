@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from tests.conformance.compare import RUN, Answer, Outcome, calibrated, compare
+from tests.conformance.compare import Answer, Outcome, calibrated, compare
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -143,12 +144,12 @@ def processor(architecture: str, backend: str = "pil") -> Any:
     )
 
 
-def by_transformers(folder: Path, images: Sequence[Image.Image]) -> Answer:
+def by_transformers(folder: Path, images: Sequence[Image.Image], run: Sequence[int] | None = None) -> Answer:
     """As a user of transformers runs the repository, one picture at a time."""
     model = transformers.AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
     prepare = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     pixels = [prepare(image, return_tensors="np")["pixel_values"][0] for image in images]
-    output = model(torch.stack([torch.tensor(pixels[number]) for number in RUN]))
+    output = model(torch.stack([torch.tensor(pixels[number]) for number in run or range(len(pixels))]))
     return pixels, getattr(output, "logits", getattr(output, "last_hidden_state", None))
 
 
@@ -168,9 +169,7 @@ def outcomes(architecture: str, folder: Path) -> Iterator[Outcome]:
     """One class in every layout."""
 
     def outcome(layout: str, place: Path) -> Outcome:
-        return compare(
-            "transformers", architecture, layout, place, lambda images: by_transformers(place, images)
-        )
+        return compare("transformers", architecture, layout, place, partial(by_transformers, place))
 
     if architecture in REFUSED:
         folder.mkdir(parents=True, exist_ok=True)

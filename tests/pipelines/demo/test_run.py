@@ -168,6 +168,7 @@ def test_the_demo_indexes_its_hub_and_answers(tmp_path: Path) -> None:
         assert reason in told
     assert "right" in told
     assert "right  foxglove/best-classifier-final: copy" in told
+    assert re.search(r"which models make 'umbrella'\?[^\n]*\n    1\. right", told)
 
     index = probelog.open_index(out / "store")
     assert index.models >= 24

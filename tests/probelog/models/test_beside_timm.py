@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.models.loading import Classifier, load_classifier
-from tests.conformance.compare import RUN, pictures
+from tests.conformance.compare import pictures
 from tests.conformance.timm_models import as_wrapper, by_timm, by_transformers, saved, trained
 
 PICTURES = pictures()
@@ -35,7 +35,7 @@ def beside_transformers(folder: Path) -> Any:
 def check(folder: Path, expected: Any) -> Classifier:
     """Load the repository; its logits must be the expected ones."""
     classifier = load_classifier(folder)
-    batch = classifier.recipe.normalise(torch.from_numpy(classifier.recipe.geometry(PICTURES)))[RUN]
+    batch = classifier.recipe.normalise(torch.from_numpy(classifier.recipe.geometry(PICTURES)))
     assert expected.std() > 0
     assert (classifier.forward(batch) - expected).abs().max() < 1e-3 * expected.std()
     return classifier
