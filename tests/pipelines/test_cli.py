@@ -448,6 +448,7 @@ def test_a_bucket_that_is_not_there(configured: Callable[..., Path], bucket_of_r
     assert "AWS_ENDPOINT_URL" in message
 
 
+@pytest.mark.acceptance
 def test_a_full_run_into_s3(
     indexed: Indexed, configured: Callable[..., Path], bucket_of_ray: str, tmp_path: Path
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.paths import CHECKOUT
 from tests.support.processes.s3 import s3_environment
 
@@ -26,6 +28,7 @@ with session("local", 1):
 """
 
 
+@pytest.mark.acceptance
 def test_libraries_do_not_warn_at_every_run() -> None:
     """LanceDB of forks, Ray of its future, Arrow of S3 connections that nobody closed."""
     with s3_environment("bucket") as environment:

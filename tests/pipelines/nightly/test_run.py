@@ -297,6 +297,7 @@ def test_after_many_additions_the_index_is_rebuilt(hub_and_index: NightlyWorld) 
     assert report.clean, report.lines()
 
 
+@pytest.mark.acceptance
 def test_a_hubs_background_stays_over_nightly_runs(hub_and_index: NightlyWorld) -> None:
     run_full(hub_and_index.job(background="hub"))
     before = hub_and_index.index._generation

@@ -29,8 +29,6 @@ OTHERWISE: dict[str, FailureReason | None] = {
     "missing-shard": FailureReason.NOT_FOUND,
     "pipe": FailureReason.NOT_FOUND,
 }
-# In the suite one of each reason; all of them are loaded one by one in tests/probelog/models/test_hostile.py.
-HARMLESS = ["label-escapes", "double-weights"]
 SPOILED, VANISHED = "aa/arrives-spoiled", "zz/vanishes"
 
 
@@ -83,24 +81,13 @@ def reason_of(name: str) -> FailureReason | None:
     return OTHERWISE.get(name, REPOSITORIES[name][1])
 
 
-def one_of_each_reason() -> list[str]:
-    """The first repository that is refused for each reason, and some that are loaded."""
-    first: dict[FailureReason, str] = {}
-    for name in REPOSITORIES:
-        reason = reason_of(name)
-        if reason is not None:
-            first.setdefault(reason, name)
-    return [*first.values(), *HARMLESS]
-
-
 def reasons(failures: list[Failure]) -> dict[str, str]:
     return {failure.repo: failure.reason for failure in failures}
 
 
-@pytest.fixture(params=["one of each reason", pytest.param("all", marks=pytest.mark.acceptance)])
-def hostile(request: pytest.FixtureRequest, indexed: Indexed, tmp_path: Path) -> Hostile:
-    names = [*REPOSITORIES] if request.param == "all" else one_of_each_reason()
-    return Hostile(tmp_path / "hub", indexed, tmp_path, names)
+@pytest.fixture
+def hostile(indexed: Indexed, tmp_path: Path) -> Hostile:
+    return Hostile(tmp_path / "hub", indexed, tmp_path, [*REPOSITORIES])
 
 
 def check_harmless(hostile: Hostile) -> None:
@@ -109,6 +96,7 @@ def check_harmless(hostile: Hostile) -> None:
     assert not [path for path in downloads if path.is_file()]
 
 
+@pytest.mark.acceptance
 def test_a_hub_of_untrusted_repositories(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile.add_hostile()
     hostile.add_good([*GOOD, SPOILED, VANISHED])

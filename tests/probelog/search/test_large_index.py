@@ -415,6 +415,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 """
 
 
+@pytest.mark.acceptance
 def test_the_clients_memory_does_not_grow_with_the_index(tmp_path: Path) -> None:
     peaks = {}
     for models in (100, 2000):
