@@ -26,8 +26,8 @@ from probelog.ranking.matched_heads import HeadSpace
 from probelog.ranking.samples.description import unit
 from probelog.ranking.samples.sketches import SketchMap
 from probelog.storage.encoding import short_key
-from probelog.storage.ledger import Ledger, Receipt
-from probelog.storage.parquet_parts import open_part, read_part
+from probelog.storage.ledger import Ledger, Receipt, rows_of_models
+from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import (
     GENERATORS,
     LISTED_FACTS,
@@ -128,20 +128,12 @@ class SampledGenerators:
 
 
 def _sampled_models(store: Store, receipt: Receipt) -> Iterator[tuple[SampledModel, pa.Table]]:
-    """Every generator of one receipt with the rows of its samples; of these only one group is unpacked at a time."""
+    """Every generator of one receipt with the rows of its samples."""
     if not receipt.models.rows:
         return
-    file = open_part(store, receipt.rows, SAMPLES)
-    groups = iter(range(file.num_row_groups))
-    rows = SAMPLES.empty_table()
-    for model in from_table(read_part(store, receipt.models, GENERATORS), SampledModel):
-        while rows.num_rows < model.samples and (group := next(groups, None)) is not None:
-            following = file.read_row_group(group)
-            rows = pa.concat_tables([rows, following]) if rows.num_rows else following
-        mine, rows = rows.slice(0, model.samples), rows.slice(model.samples)
-        if mine.num_rows != model.samples or mine["repo"].unique().to_pylist() not in ([model.repo], []):
-            raise StoreError(f"{store.path(receipt.rows.path)} does not hold {model.repo} as recorded")
-        yield model, mine
+    models = from_table(read_part(store, receipt.models, GENERATORS), SampledModel)
+    counts = [model.samples for model in models]
+    yield from zip(models, rows_of_models(store, receipt, SAMPLES, models, counts), strict=True)
 
 
 def _features(rows: pa.Table, column: str) -> npt.NDArray[np.float32]:

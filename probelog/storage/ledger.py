@@ -487,24 +487,47 @@ def observed_models(
 ) -> Iterator[tuple[ProbedModel, npt.NDArray[np.int32], npt.NDArray[np.float32]]]:
     """Every model of one receipt with its logit numbers (L,) and observed values (L, m) in float32.
 
-    Of a part's rows only one group is unpacked at a time: some models, or a single large one.
-
     Raises:
         StoreError: the observations are not those that the sidecar speaks of.
     """
-    file = open_part(store, receipt.rows, OBSERVATIONS)
+    models = from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel)
+    counts = [model.logits for model in models]
+    for model, rows in zip(models, rows_of_models(store, receipt, OBSERVATIONS, models, counts), strict=True):
+        values = from_rows(rows)
+        if not rows.num_rows or values.shape != (model.logits, len(model.probes)):
+            raise _unlike_record(store, receipt, model.repo)
+        yield model, rows["logit"].to_numpy(), values
+
+
+def rows_of_models(
+    store: Store,
+    receipt: Receipt,
+    schema: pa.Schema,
+    models: Sequence[ProbedModel | SampledModel],
+    counts: Sequence[int],
+) -> Iterator[pa.Table]:
+    """The rows of each model of one receipt, ``counts`` of them, in the order of the models.
+
+    Of a part's rows only one group is unpacked at a time: some models, or a single large one.
+
+    Raises:
+        StoreError: they are fewer, or another repository's.
+    """
+    file = open_part(store, receipt.rows, schema)
     groups = iter(range(file.num_row_groups))
-    rows = OBSERVATIONS.empty_table()
-    for model in from_table(read_part(store, receipt.models, PROBED_MODELS), ProbedModel):
-        while rows.num_rows < model.logits and (group := next(groups, None)) is not None:
+    rows = schema.empty_table()
+    for model, count in zip(models, counts, strict=True):
+        while rows.num_rows < count and (group := next(groups, None)) is not None:
             following = file.read_row_group(group)
             rows = pa.concat_tables([rows, following]) if rows.num_rows else following
-        rows_of_model, rows = rows.slice(0, model.logits), rows.slice(model.logits)
-        values = from_rows(rows_of_model)
-        fits = rows_of_model.num_rows == model.logits and values.shape == (model.logits, len(model.probes))
-        if not fits or rows_of_model["repo"].unique().to_pylist() != [model.repo]:
-            raise StoreError(f"{store.path(receipt.rows.path)} does not hold {model.repo} as recorded")
-        yield model, rows_of_model["logit"].to_numpy(), values
+        mine, rows = rows.slice(0, count), rows.slice(count)
+        if mine.num_rows != count or mine["repo"].unique().to_pylist() not in ([model.repo], []):
+            raise _unlike_record(store, receipt, model.repo)
+        yield mine
+
+
+def _unlike_record(store: Store, receipt: Receipt, repo: str) -> StoreError:
+    return StoreError(f"{store.path(receipt.rows.path)} does not hold {repo} as recorded")
 
 
 def _order(result: ItemResult) -> tuple[str, str]:
