@@ -531,10 +531,12 @@ def test_every_value_of_the_pointer(value: Any, index: Path) -> None:
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("value", KINDS)
-def test_every_value_of_the_settings(value: Any, index: Path) -> None:
+@pytest.mark.parametrize("kind", VALUES)
+def test_every_value_of_the_settings(kind: str, index: Path) -> None:
+    """Each place has a third of the kinds, each kind a third of the places: all pairs are two thousand questions."""
     content = settings_of(index)
-    for place in places(content):
+    value, number = VALUES[kind], [*VALUES].index(kind)
+    for place in [*places(content)][number % 3 :: 3]:
         put_meta(index, LIVE, settings=json.dumps(changed(content, place, value)).encode())
         read = place[0] in ("prompts", "text_encoder", "sharpness", "confidence", "middle_offset")
         # No answer depends on the programs that made the encoder.
