@@ -9,23 +9,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import ItemFailure
+from probelog.probes.probe_set import make_probe_set
 from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec, downloads_folder
-from tests.support.worlds.tiny_world import Indexed
+from probelog.storage.store import Store
+from tests.support.worlds.tiny_world import TinyWorld
 
 
-def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Path) -> None:
-    folder = downloads_folder(tmp_path) / "model"
-    shutil.copytree(indexed.world.hub / "ada" / "resnet", folder)
-    spec = ProcessSpec(
-        probes=str(indexed.store), probe_set=indexed.probe_set, scratch=str(tmp_path), cache_bytes=10**8,
+@pytest.fixture(scope="module")
+def spec(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> ProcessSpec:
+    """Of one folder for all tests, which then share its server of processes: that takes seconds to import libraries."""
+    folder = tmp_path_factory.mktemp("processes")
+    store = Store(folder / "store")
+    probes = make_probe_set(str(tiny_world.probes), None, 0, store, load_encoder(str(tiny_world.encoder)))
+    return ProcessSpec(
+        probes=store.uri, probe_set=probes.hash, scratch=str(folder / "scratch"), cache_bytes=10**8,
         batch_size=64, precision="float32", max_params=10**9, allow_pickle=False, memory_bytes=2 * 10**9,
     )  # fmt: skip
-    server, learnt, indices = fork_server(tmp_path, ()), PlanCache(), range(12)
+
+
+@pytest.fixture
+def model(tiny_world: TinyWorld, spec: ProcessSpec) -> Iterator[Path]:
+    """The downloaded folder of a model."""
+    folder = downloads_folder(Path(spec.scratch)) / "model"
+    shutil.copytree(tiny_world.hub / "ada" / "resnet", folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_what_one_process_learnt_the_other_knows(spec: ProcessSpec, model: Path) -> None:
+    server, learnt, indices = fork_server(Path(spec.scratch), ()), PlanCache(), range(12)
 
     def run(process: ModelProcess) -> tuple[np.ndarray, int]:
-        loaded = process.load(folder, "ada/resnet", "0" * 40, 60)
+        loaded = process.load(model, "ada/resnet", "0" * 40, 60)
         seen = process.observe(indices, int(loaded.facts["logits"]), 60)
         process.release()
         return seen.values, seen.batch_size
@@ -48,19 +66,14 @@ def test_what_one_process_learnt_the_other_knows(indexed: Indexed, tmp_path: Pat
 
 
 @pytest.fixture
-def process(indexed: Indexed, tmp_path: Path) -> Iterator[ModelProcess]:
-    shutil.copytree(indexed.world.hub / "ada" / "resnet", downloads_folder(tmp_path) / "model")
-    spec = ProcessSpec(
-        probes=str(indexed.store), probe_set=indexed.probe_set, scratch=str(tmp_path), cache_bytes=10**8,
-        batch_size=64, precision="float32", max_params=10**9, allow_pickle=False, memory_bytes=2 * 10**9,
-    )  # fmt: skip
-    made = ModelProcess(fork_server(tmp_path, ()), spec)
+def process(spec: ProcessSpec) -> Iterator[ModelProcess]:
+    made = ModelProcess(fork_server(Path(spec.scratch), ()), spec)
     yield made
     made.close()
 
 
 def test_an_internal_error_leaves_its_traceback_in_the_log(
-    process: ModelProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    process: ModelProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once, and the failure keeps its short reason."""
     process._model.start([], None)
@@ -76,11 +89,11 @@ def test_an_internal_error_leaves_its_traceback_in_the_log(
 
 
 def test_a_failure_of_the_model_leaves_none(
-    process: ModelProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    process: ModelProcess, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (downloads_folder(tmp_path) / "model/model.safetensors").write_bytes(b"not weights")
+    (model / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ItemFailure, match=r"^corrupt-weights: "):
-        process.load(downloads_folder(tmp_path) / "model", "ada/resnet", "0" * 40, 60)
+        process.load(model, "ada/resnet", "0" * 40, 60)
     assert not caplog.records
 
 
@@ -102,12 +115,11 @@ def test_what_was_learnt_is_found_out_again() -> None:
 
 
 def test_pixels_are_prepared_by_another_process_where_the_first_has_ended(
-    process: ModelProcess, tmp_path: Path
+    process: ModelProcess, model: Path
 ) -> None:
     """With its server, say: no model is blamed for it."""
-    folder = downloads_folder(tmp_path) / "model"
     for _ in range(2):
-        process.load(folder, "ada/resnet", "0" * 40, 60)
+        process.load(model, "ada/resnet", "0" * 40, 60)
         process.prepare(range(4), 60)
         assert process._digests is not None
         child = process._pixels._child
