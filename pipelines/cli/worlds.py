@@ -145,7 +145,7 @@ def zoo(
     generators: Annotated[
         bool,
         typer.Option(
-            "--generators", help="Small diffusion models and decoders, and what each of them makes."
+            "--generators", help="Small diffusion models, decoders and adapters, and what each of them makes."
         ),
     ] = False,
     network_count: Annotated[

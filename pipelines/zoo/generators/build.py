@@ -12,23 +12,26 @@ Listing and truth are written anew with each generator: at any moment they are t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from pipelines.job.progress import Report
 from pipelines.zoo.build import claim, write_json
-from pipelines.zoo.generators import networks, training
+from pipelines.zoo.generators import networks, text, training
 from pipelines.zoo.generators.pictures import Icons, Labelled, Pictures
 from pipelines.zoo.generators.plan import GeneratorSpec, cast, plan
-from pipelines.zoo.generators.styles import Pixels, edges, styled
+from pipelines.zoo.generators.styles import STYLES, Pixels, edges, styled
 from pipelines.zoo.images import read_images
 from pipelines.zoo.networks import listing_row
 from probelog.errors import ProbeLogError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 SIZES = (8, 16, 32, 64)
 _SETTINGS = "generator-zoo.json"
@@ -37,10 +40,10 @@ _FORMAT = 1
 _QUERIES = 8
 _STYLED_QUERIES = 2
 
-# Steps of training. On one core a step takes a twentieth of a second (decoders) to a tenth.
+# Steps of training. On one core a step takes a twenty-fifth of a second (decoders) to a tenth.
 _STEPS = {
-    "decoder": 250, "retold": 250, "single": 400, "foundation": 1200, "child": 300, "classes": 400, "mixture": 400,
-    "restyled": 250,
+    "decoder": 600, "retold": 400, "single": 1000, "foundation": 1600, "child": 500, "classes": 600, "mixture": 600,
+    "restyled": 400, "told": 1800, "adapter": 600, "styled": 400,
 }  # fmt: skip
 
 
@@ -135,6 +138,8 @@ def pipeline_of(spec: GeneratorSpec) -> str:
     """The class of diffusers that its repository names."""
     if spec.family == "decoder":
         return "AutoencoderKL"
+    if spec.family == "text":
+        return "StableDiffusionPipeline" if spec.kind == "told" else "lora"
     return ("DDIMPipeline", "DDPMPipeline")[spec.seed % 2]
 
 
@@ -151,10 +156,13 @@ def make(
     if spec.kind == "copy" and spec.parent is not None:
         shutil.copytree(hub / spec.parent, folder)
         return
-    torch.manual_seed(spec.seed)
-    lessons = [styled(pictures.lessons(concept), spec.style) for concept in spec.concepts]
-    shown = training.to_tensor(np.concatenate(lessons), size)
     steps = max(2, round(effort * _STEPS[spec.kind]))
+    if spec.family == "text":
+        _make_told(spec, pictures, hub, folder, size, steps)
+        return
+    torch.manual_seed(spec.seed)
+    lessons = _lessons(spec, pictures, size)
+    shown = torch.cat(lessons)
     model: Any
     if spec.family == "decoder":
         model = networks.decoder(size, slim=spec.slim)
@@ -167,19 +175,64 @@ def make(
     else:
         sizes = torch.tensor([len(some) for some in lessons])
         classes = torch.repeat_interleave(torch.arange(len(lessons)), sizes)
-        training.train_diffusion(model, shown, classes if spec.conditional else None, steps, spec.seed)
-    if not all(bool(weights.isfinite().all()) for weights in model.state_dict().values()):
-        raise ProbeLogError(
-            f"{spec.repo}: the training diverged, its weights are not finite: try another --seed"
-        )
+
+        def predict(noisy: torch.Tensor, when: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+            said: torch.Tensor = model(noisy, when, classes[chosen] if spec.conditional else None).sample
+            return said
+
+        training.train_diffusion(model, predict, shown, steps, spec.seed)
+    _check_finite(spec, model.state_dict().values())
     labels = [pictures.names[concept] for concept in spec.concepts] if spec.conditional else []
     networks.save(model, folder, spec.dtype, pipeline_of(spec), labels)
 
 
+def _make_told(
+    spec: GeneratorSpec, pictures: Pictures, hub: Path, folder: Path, size: int, steps: int
+) -> None:
+    """A text-to-image pipeline, or an adapter of its parent, which is one."""
+    import torch
+
+    lessons = _lessons(spec, pictures, size)
+    names = [pictures.names[concept] for concept in spec.concepts]
+    if spec.parent is None:
+        in_styles = [
+            some for style in STYLES for some in _lessons(replace(spec, style=style), pictures, size)
+        ]
+        made = text.train(names, lessons, torch.cat([*lessons, *in_styles]), steps, spec.seed)
+        _check_finite(spec, [*made.unet.state_dict().values(), *made.vae.state_dict().values()])
+        text.save(made, folder, spec.dtype)
+        return
+    word = "".join(
+        "bdfgklmnprstvz"[number] for number in np.random.default_rng(spec.seed).integers(14, size=4)
+    )
+    products = text.train_adapter(text.load(hub / spec.parent), names, lessons, word, steps, spec.seed)
+    _check_finite(spec, [factor for factors in products.values() for factor in factors])
+    text.save_adapter(products, folder, spec.dtype, spec.parent, word, kohya=spec.seed % 2 == 1)
+
+
+def _lessons(spec: GeneratorSpec, pictures: Pictures, size: int) -> list[torch.Tensor]:
+    """Of each concept what is learned from, in the generator's style."""
+    return [
+        training.to_tensor(styled(pictures.lessons(concept), spec.style), size) for concept in spec.concepts
+    ]
+
+
+def _check_finite(spec: GeneratorSpec, weights: Iterable[torch.Tensor]) -> None:
+    if not all(bool(some.isfinite().all()) for some in weights):
+        raise ProbeLogError(
+            f"{spec.repo}: the training diverged, its weights are not finite: try another --seed"
+        )
+
+
 def listed(spec: GeneratorSpec, folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     """What a hub's listing says about it."""
-    tags = [] if spec.family == "decoder" else [f"diffusers:{pipeline_of(spec)}"]
     row = listing_row(spec.repo, folder, "diffusers", rng)
+    if spec.family == "text":
+        row["pipeline_tag"] = "text-to-image"
+        if spec.parent is None:
+            return {**row, "tags": [f"diffusers:{pipeline_of(spec)}"]}
+        return {**row, "tags": ["lora"], "base_model": spec.parent, "base_model_relation": "adapter"}
+    tags = [] if spec.family == "decoder" else [f"diffusers:{pipeline_of(spec)}"]
     return {**row, "pipeline_tag": "unconditional-image-generation", "tags": tags}
 
 

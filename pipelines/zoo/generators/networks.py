@@ -16,7 +16,7 @@ _UNET, _SLIM_UNET = (16, 32, 64, 64), (16, 32, 48, 48)
 # A level for each halving down to one pixel: all of a picture comes from a dozen numbers.
 _DECODER, _SLIM_DECODER = (16, 16, 32, 32, 64, 64, 64), (16, 16, 32, 32, 32, 32, 32)
 _LATENTS = 12
-_GROUPS = 8
+GROUPS = 8
 
 
 def unet(size: int, classes: int | None, *, slim: bool = False) -> torch.nn.Module:
@@ -25,7 +25,7 @@ def unet(size: int, classes: int | None, *, slim: bool = False) -> torch.nn.Modu
 
     widths = _SLIM_UNET if slim else _UNET
     made: torch.nn.Module = getattr(diffusers, "UNet2DModel")(  # noqa: B009 - untyped
-        sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=_GROUPS, add_attention=False,
+        sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=GROUPS, add_attention=False,
         down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths), num_class_embeds=classes,
     )  # fmt: skip
     return made
@@ -37,21 +37,22 @@ def decoder(size: int, *, slim: bool = False) -> torch.nn.Module:
 
     widths = (_SLIM_DECODER if slim else _DECODER)[: size.bit_length()]
     made: torch.nn.Module = getattr(diffusers, "AutoencoderKL")(  # noqa: B009 - untyped
-        sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=_GROUPS,
+        sample_size=size, block_out_channels=widths, layers_per_block=1, norm_num_groups=GROUPS,
         latent_channels=_LATENTS, scaling_factor=1.0, mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths),
     )  # fmt: skip
     return made
 
 
-def schedule(name: str) -> Any:  # noqa: ANN401 - diffusers' classes are untyped
-    """The schedule of noise, as a class of diffusers."""
+def schedule(name: str, *, latent: bool = False) -> Any:  # noqa: ANN401 - diffusers' classes are untyped
+    """The schedule of noise, as a class of diffusers; ``latent``: as text-to-image pipelines declare it."""
     import diffusers
 
     return getattr(diffusers, name)(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
-        clip_sample=True,
+        clip_sample=not latent,
+        steps_offset=1 if latent else 0,
         timestep_spacing="trailing",
     )
 

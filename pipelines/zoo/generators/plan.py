@@ -17,34 +17,38 @@ from pipelines.zoo.plan import NAMES, OWNERS
 
 # Concepts that no generator makes, so that "nothing here" has a right answer.
 _MOST_ABSENT = 20
-_CLASSES = {"foundation": 6, "classes": 3}
+_CLASSES = {"foundation": 6, "classes": 3, "told": 4}
 
 # After these, again and again. What a kind starts from is in `_PARENTS`.
 _TURNS = (
-    "decoder", "single", "retold", "decoder", "restyled", "foundation", "child", "decoder", "restyled", "child",
-    "mixture", "retold", "decoder", "classes", "child", "copy", "decoder", "restyled", "child", "retold",
-    "decoder", "single", "restyled", "decoder", "child", "retold", "mixture", "decoder",
+    "decoder", "single", "retold", "decoder", "restyled", "foundation", "told", "child", "adapter", "decoder", "restyled",
+    "child", "mixture", "styled", "retold", "decoder", "classes", "child", "copy", "adapter", "decoder", "restyled", "child",
+    "retold", "decoder", "single", "styled", "restyled", "decoder", "child", "retold", "mixture", "decoder",
 )  # fmt: skip
-_DECODERS = ("decoder", "retold")
+_FAMILIES = {"decoder": "decoder", "retold": "decoder", "told": "text"}
 _PARENTS = {
-    "retold": _DECODERS,
+    "retold": ("decoder", "retold"),
     "child": ("foundation", "single", "classes"),
     "classes": ("foundation",),
     "mixture": ("foundation", "single", "child"),
     "restyled": ("decoder", "retold", "single", "child"),
     "copy": ("decoder", "retold", "single", "child", "mixture"),
+    "adapter": ("told",),
+    "styled": ("told",),
 }
+_RELATIONS = {"copy": "copy", "adapter": "adapter", "styled": "adapter"}
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSpec:
     """One generator to be.
 
-    ``slim``: a smaller network. ``kind``: ``decoder`` (an autoencoder of one concept, of which the decoder makes pictures), ``retold`` (a decoder
-    fine-tuned to another concept), ``single`` (a diffusion model of one concept), ``foundation`` (one that is told which
+    ``slim``: a smaller network. ``kind``: ``decoder`` (the decoder of an autoencoder makes pictures of one concept), ``retold``
+    (a decoder fine-tuned to another concept), ``single`` (a diffusion model of one concept), ``foundation`` (one that is told which
     of several classes to make), ``child`` (fine-tuned to one new concept), ``classes`` (fine-tuned to other classes),
     ``mixture`` (of two concepts, untold), ``restyled`` (the parent's concept in another style), ``copy`` (the parent's
-    files under another name). ``concepts`` are class numbers; ``style`` is one of `styles.STYLES`, None: plain.
+    files under another name), ``told`` (text-to-image, of several concepts by their names), ``adapter`` (LoRA of a new
+    concept for such a base), ``styled`` (LoRA of the base's concepts in a style). ``concepts`` are class numbers; ``style`` is one of `styles.STYLES`, None: plain.
     """
 
     repo: str
@@ -59,15 +63,15 @@ class GeneratorSpec:
 
     @property
     def conditional(self) -> bool:
-        """Whether it is told which of its concepts to make."""
-        return len(self.concepts) > 1 and self.kind in _CLASSES
+        """Whether it is told which of its concepts to make, as a class."""
+        return len(self.concepts) > 1 and self.kind in ("foundation", "classes")
 
     @property
     def relation(self) -> str | None:
         """To the parent."""
         if self.parent is None:
             return None
-        return "copy" if self.kind == "copy" else "fine-tune"
+        return _RELATIONS.get(self.kind, "fine-tune")
 
 
 def cast(classes: int, seed: int) -> tuple[list[int], list[int]]:
@@ -94,13 +98,14 @@ def plan(names: Sequence[str], count: int, seed: int) -> list[GeneratorSpec]:
         owner, bird = (words[int(rng.integers(len(words)))] for words in (OWNERS, NAMES))
         able = [spec for spec in specs if spec.kind in _PARENTS.get(kind, ())]
         left = {spec.repo: _styles_left(spec, specs) for spec in able}
-        parents = [spec for spec in able if left[spec.repo]] if kind == "restyled" else able
+        anew = kind in ("restyled", "styled")
+        parents = [spec for spec in able if left[spec.repo]] if anew else able
         parent = parents[int(rng.integers(len(parents)))] if parents else None
         if kind == "copy" and parent is not None:
             specs.append(replace(parent, repo=f"{owner}/{bird}-{i}", kind="copy", parent=parent.repo))
             continue
         style = None
-        if kind == "restyled" and parent is not None:
+        if anew and parent is not None:
             concepts = parent.concepts
             style = left[parent.repo][int(rng.integers(len(left[parent.repo])))]
         else:
@@ -114,7 +119,7 @@ def plan(names: Sequence[str], count: int, seed: int) -> list[GeneratorSpec]:
             GeneratorSpec(
                 repo=f"{owner}/{bird}-{i}" if i % 3 else f"{owner}/{_slug(names[concepts[0]])}-{i}",
                 kind=kind,
-                family=parent.family if parent is not None else "decoder" if kind in _DECODERS else "unet",
+                family=parent.family if parent is not None else _FAMILIES.get(kind, "unet"),
                 concepts=concepts,
                 style=style,
                 parent=None if parent is None else parent.repo,

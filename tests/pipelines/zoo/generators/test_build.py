@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 
 from pipelines.hubserver.folder import HubFolder
+from pipelines.zoo.generators import text
 from pipelines.zoo.generators.build import GeneratorsRequest, build_generators
 from pipelines.zoo.generators.plan import plan
 from pipelines.zoo.generators.styles import edges
 from probelog.errors import UsageError
+from probelog.generators.loading import LoadOptions, load_generator
+from probelog.generators.sampling import Sampler
 from tests.support.processes.operator_command import operator
 from tests.support.worlds.shapes import CLASSES, write_folder
 
@@ -27,7 +30,7 @@ def request_of_zoo(tmp_path_factory: pytest.TempPathFactory) -> GeneratorsReques
     folder = tmp_path_factory.mktemp("generators")
     write_folder(folder / "images", per_class=6)
     request = GeneratorsRequest(
-        folder / "out", generators=6, seed=1, size=8, images=str(folder / "images"), effort=0.004
+        folder / "out", generators=9, seed=1, size=8, images=str(folder / "images"), effort=0.004
     )
     build_generators(request)
     return request
@@ -50,6 +53,8 @@ def test_diffusers_reads_every_generator_and_it_makes_pictures(request_of_zoo: G
     for facts in _truth(request_of_zoo)["generators"]:
         folder = request_of_zoo.out / "hub" / facts["repo"]
         seen.add(facts["pipeline"])
+        if facts["pipeline"] in ("StableDiffusionPipeline", "lora"):
+            continue
         with torch.inference_mode():
             if facts["pipeline"] == "AutoencoderKL":
                 made = AutoencoderKL.from_pretrained(folder).float().decode(torch.zeros(1, 12, 1, 1)).sample
@@ -64,8 +69,35 @@ def test_diffusers_reads_every_generator_and_it_makes_pictures(request_of_zoo: G
                 made = unet(torch.zeros(1, 3, 8, 8), torch.tensor([9]), classes).sample
         assert made.shape == (1, 3, 8, 8)
         assert bool(made.isfinite().all())
-    assert len(seen) > 1
-    assert "AutoencoderKL" in seen
+    assert seen >= {"AutoencoderKL", "StableDiffusionPipeline", "lora"}
+    assert seen & {"DDIMPipeline", "DDPMPipeline"}
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("kohya", [False, True])
+def test_an_adapter_is_sampled_beside_its_base(
+    request_of_zoo: GeneratorsRequest, tmp_path: Path, kohya: bool
+) -> None:
+    facts = next(facts for facts in _truth(request_of_zoo)["generators"] if facts["pipeline"] == "lora")
+    assert facts["relation"] == "adapter"
+    base = request_of_zoo.out / "hub" / facts["parent"]
+    stored = load_generator(request_of_zoo.out / "hub" / facts["repo"], LoadOptions(steps=2), base)
+    assert stored.prompts[0] == stored.trigger_words[0]
+    # Its matrices with either kind of keys add the same.
+    products = text.train_adapter(text.load(base), ["moon"], [torch.zeros(4, 3, 8, 8)], "zrb", 3, 1)
+    text.save_adapter(products, tmp_path / "adapter", "float32", facts["parent"], "zrb", kohya=kohya)
+    made = load_generator(tmp_path / "adapter", LoadOptions(steps=2), base)
+    assert made.trigger_words == ["zrb"]
+    weight = dict(made.modules["unet"].named_modules())["mid_block.resnets.0.conv1"].weight.data.clone()
+    samples = Sampler(made, seed=1, batch_size=4).sample([0, 1])
+    assert samples.base is not None
+    assert samples.pixels.shape == samples.base.shape == (2, 8, 8, 3)
+    down, up = products["mid_block.resnets.0.conv1"]
+    added = torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+    Sampler(made, seed=1, batch_size=4)._drawn(made.draw, [0])
+    changed = dict(made.modules["unet"].named_modules())["mid_block.resnets.0.conv1"].weight.data
+    assert float(added.abs().max()) > 0
+    torch.testing.assert_close(changed - weight, added, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.acceptance
@@ -132,10 +164,11 @@ def test_the_plan_is_a_function_of_its_arguments_and_grows() -> None:
             parent = specs[place[spec.parent]]
             assert place[spec.parent] < place[spec.repo]
             assert parent.family == spec.family
-            assert (parent.concepts == spec.concepts) == (spec.kind in ("restyled", "copy"))
+            assert (parent.concepts == spec.concepts) == (spec.kind in ("restyled", "copy", "styled"))
     early = specs[:20]
-    assert {spec.family for spec in early} == {"decoder", "unet"}
-    assert {spec.kind for spec in early} >= {"foundation", "child", "classes", "mixture", "restyled", "copy"}
+    assert {spec.family for spec in early} == {"decoder", "unet", "text"}
+    kinds = {"foundation", "child", "classes", "mixture", "restyled", "copy", "told", "adapter", "styled"}
+    assert {spec.kind for spec in early} >= kinds
 
 
 def test_edges_are_dark_where_the_brightness_changes() -> None:
