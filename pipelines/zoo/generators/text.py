@@ -51,7 +51,7 @@ class TextPipeline:
         import torch
 
         with torch.no_grad():
-            means = [self.vae.encode(some).latent_dist.mean for some in pictures.split(64)]
+            means = [self.vae.encode(some).latent_dist.mean for some in torch.split(pictures, 64)]
         return torch.cat(means) * float(self.vae.config.scaling_factor)
 
 
@@ -216,7 +216,8 @@ def _product(module: torch.nn.Module) -> Any:  # noqa: ANN401 - a module with tw
             down = self.down.detach().reshape(_RANK, *self._inner)
             return down, self.up.detach().reshape(-1, _RANK, *(1,) * (down.ndim - 2))
 
-    made = Product(module.weight.shape)
+    weight: Any = module.weight
+    made = Product(weight.shape)
     parametrize.register_parametrization(module, "weight", made)
     return made
 
