@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from probelog.arrays import values_of
+from probelog.hub.model_info import PART_WEIGHTS
 from probelog.storage.ledger import item_key, key_numbers
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 
@@ -29,7 +30,12 @@ from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 COLUMNS = [name for name in CATALOGUE.names if name not in ("labels", "tags")]
 _CHUNK = 256
 _BYTES_A_PARAMETER = 4
-_OTHER_WEIGHTS = r"\.(bin|pt|pth|h5|ckpt|msgpack|onnx)$"
+# Files that hold a model's weights: the first of these that a repository has.
+_WEIGHTS = (
+    *(f"^{pattern}$" for pattern in PART_WEIGHTS),
+    r"^[^/]*\.safetensors$",
+    r"\.(bin|pt|pth|h5|ckpt|msgpack|onnx)$",
+)
 
 
 @dataclass(frozen=True)
@@ -196,8 +202,9 @@ def first_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
 def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
     """Bytes of each model's weights (N,), from the catalogue; NaN where it has no information.
 
-    The sizes of the safetensors files in the top folder; without any, of other weights. Where sizes or files are not
-    listed (the Hub's listing has names only), an estimate from parameter counts by type, else four bytes per parameter.
+    The sizes of the safetensors files of its parts, or in the top folder; without any, of other weights. Where sizes or
+    files are not listed (the Hub's listing has names only), an estimate from parameter counts by type, else four bytes per
+    parameter.
     """
     sizes = []
     for batch in table.select(["files", "parameters", "weight_bytes"]).to_batches():
@@ -206,12 +213,12 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
         flat = pc.list_flatten(files)
         path = pc.struct_field(flat, "path")
         size = pc.fill_null(pc.struct_field(flat, "size"), 0).to_numpy()
-        safe = pc.match_substring_regex(path, r"^[^/]*\.safetensors$").to_numpy(zero_copy_only=False)
-        other = pc.match_substring_regex(path, _OTHER_WEIGHTS).to_numpy(zero_copy_only=False)
         count = batch.num_rows
-        totals = np.bincount(parents[safe], size[safe], count)
-        totals = np.where(totals > 0, totals, np.bincount(parents[other], size[other], count))
-        has_weights = np.bincount(parents[safe | other], minlength=count) > 0
+        totals, has_weights = np.zeros(count), np.zeros(count, bool)
+        for pattern in _WEIGHTS:
+            held = pc.match_substring_regex(path, pattern).to_numpy(zero_copy_only=False)
+            totals = np.where(totals > 0, totals, np.bincount(parents[held], size[held], count))
+            has_weights[parents[held]] = True
         unlisted = np.bincount(parents, minlength=count) == 0
         sizes_by_format, parameters = (
             pc.cast(batch[name], pa.float64()).to_numpy(zero_copy_only=False)

@@ -10,6 +10,8 @@ from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.layout import (
     ADAPTER_CONFIG,
     CONFIG,
+    MODEL_INDEX,
+    ROLES,
     SCHEDULER_CONFIG,
     Layout,
     layout_of,
@@ -79,6 +81,29 @@ def needed_files(layout: Layout, names: Collection[str], allow_pickle: bool) -> 
         if role not in _WITHOUT_WEIGHTS:
             weights.append(_weights(folder, role, names, allow_pickle))
     return small, weights
+
+
+def foreseen_files(names: Collection[str], allow_pickle: bool) -> list[str]:
+    """Names of all files that will be fetched, as far as the names of those that a repository holds tell: folders say which
+    parts a pipeline has, and a network alone is taken for a decoder.
+
+    Raises:
+        ItemFailure: not-a-generator, unsupported, unsafe-format or not-found.
+    """
+    if MODEL_INDEX in names:
+        held = {name.partition("/")[0] for name in names if "/" in name}
+        if "unet" not in held:
+            raise ItemFailure(FailureReason.UNSUPPORTED, "the pipeline has no unet")
+        layout, first = Layout("", {role: role for role in ROLES if role in held}), [MODEL_INDEX]
+    else:
+        layout = layout_of(names, lambda _: {"_class_name": "AutoencoderKL"})
+        first = [CONFIG] if layout.pipeline == "AutoencoderKL" else []
+    small, weights = needed_files(layout, names, allow_pickle)
+    indexed = [
+        f"{name.removesuffix('.safetensors.index.json')}-" for name in weights if name.endswith(".json")
+    ]
+    shards = [name for name in names if name.startswith(tuple(indexed)) and name.endswith(".safetensors")]
+    return [*first, *small, *weights, *shards]
 
 
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2")

@@ -56,6 +56,8 @@ PIPELINES: Mapping[str, Mapping[str, Collection[str]]] = {
     "StableDiffusionPipeline": _TEXT,
     "StableDiffusionXLPipeline": _LARGE_TEXT,
 }
+#: All parts that a pipeline may have.
+ROLES = tuple(_LARGE_TEXT)
 #: Classes that are a model by themselves, as they lie in repositories without folders.
 FLAT = ("UNet2DModel", "AutoencoderKL")
 #: What `Layout.pipeline` may be.

@@ -36,7 +36,7 @@ from probelog.hub.client import (
 )
 from probelog.hub.huggingface import is_repo_id
 from probelog.hub.listing import item_failure, tree
-from probelog.hub.model_info import INDEX, PICKLE, SAFETENSORS
+from probelog.hub.model_info import INDEX, PICKLE, SAFETENSORS, weights
 from probelog.storage.schemas import CatalogueRow, RepoFile
 
 CONFIG = "config.json"
@@ -103,11 +103,11 @@ def download_model(
 
     def fetch(download: Download) -> None:
         # The small files first: most models that cannot be used are known by them.
-        *small, weights = needed_files(download.listed, allow_pickle)
-        download.check_sizes([*small, weights])
+        *small, last = needed_files(download.listed, allow_pickle)
+        download.check_sizes([*small, last])
         for name in small:
             download.fetch_json(name)
-        download.fetch_weights(weights)
+        download.fetch_weights(last)
 
     return download_files(client, row, folder, fetch, limits=limits, check=check)
 
@@ -165,6 +165,15 @@ def needed_files(names: Collection[str], allow_pickle: bool) -> list[str]:
     if CONFIG not in names:
         raise ItemFailure(FailureReason.NOT_FOUND, f"no {CONFIG}; {_listing(names)}")
     return [CONFIG, *(name for name in OPTIONAL if name in names), weights]
+
+
+def foreseen_files(names: Collection[str], allow_pickle: bool) -> list[str]:
+    """Names of all files that will be fetched, as far as the names of those that a repository holds tell; raises as
+    `needed_files`.
+    """
+    needed = needed_files(names, allow_pickle)
+    shards = weights([RepoFile(name) for name in names]) if needed[-1] == INDEX else []
+    return [*needed, *(shard.path for shard in shards)]
 
 
 def _weights_name(names: Collection[str], allow_pickle: bool) -> str:

@@ -15,6 +15,12 @@ from probelog.storage.schemas import RELATIONS, CatalogueRow, Parent, RepoFile, 
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
+#: Weights of a pipeline's parts; the second counts where there is none of the first. Beside them may lie averages, and single
+#: files of the whole.
+PART_WEIGHTS = tuple(
+    rf"(unet|vae|text_encoder(_2)?)/(diffusion_pytorch_)?model{half}(-\d{{5}}-of-\d{{5}})?\.safetensors"
+    for half in ("", r"\.fp16")
+)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 _MOST_TAGS, _LONGEST_TAG = 500, 200
 _MOST_LABELS, _LONGEST_LABEL = 25_000, 500
@@ -133,10 +139,13 @@ def _other_repositories(repo: str, candidates: Iterable[tuple[object, str, str]]
 
 
 def weights(files: list[RepoFile]) -> list[RepoFile]:
-    """The files with a model's weights: one safetensors file, else its shards, else a pickle; empty without any.
+    """The files with a model's weights: those of a pipeline's parts; else one safetensors file, its shards, or a pickle.
 
-    The order of preference is that of transformers and timm.
+    Empty without any. The order of preference is that of transformers and timm.
     """
+    for pattern in PART_WEIGHTS:
+        if parts := [file for file in files if re.fullmatch(pattern, file.path, re.ASCII)]:
+            return parts
     at_root = {file.path: file for file in files}
     if SAFETENSORS in at_root:
         return [at_root[SAFETENSORS]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,7 +37,9 @@ class Kind:
         stage: the name of the stage that runs its models, of its command and in failures.
         libraries: of its models, as the Hub lists them, and
         tasks: their tasks there.
-        download: what of a repository is fetched.
+        download: what of a repository is fetched, and
+        foreseen: the names of these files, as far as the names of those in the repository (and whether pickles are read)
+            tell; raises ItemFailure where they tell that it will fail.
         ledgers: the folder of a store with the ledgers of the stage.
         contents: what these hold.
         tables: of a generation of the index, in which only models of this kind are.
@@ -49,6 +51,7 @@ class Kind:
     libraries: tuple[str, ...]
     tasks: tuple[str, ...]
     download: Download
+    foreseen: Callable[[Collection[str], bool], list[str]]
     ledgers: str
     contents: Contents
     tables: tuple[str, ...]

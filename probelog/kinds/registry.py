@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from probelog.generators.download import download_generator
-from probelog.hub.download import download_model
+from probelog.generators import download as generators
+from probelog.hub import download as classifiers
 from probelog.kinds.kind import Kind
 from probelog.storage import layout
 from probelog.storage.ledger import PROBED, SAMPLED
@@ -13,7 +13,8 @@ CLASSIFIER = Kind(
     stage="probe",
     libraries=("transformers", "timm"),
     tasks=("image-classification",),
-    download=download_model,
+    download=classifiers.download_model,
+    foreseen=classifiers.foreseen_files,
     ledgers=layout.LEDGERS,
     contents=PROBED,
     tables=("models", "logits"),
@@ -24,7 +25,8 @@ GENERATOR = Kind(
     stage="sample",
     libraries=("diffusers", "peft"),
     tasks=("unconditional-image-generation", "text-to-image"),
-    download=download_generator,
+    download=generators.download_generator,
+    foreseen=generators.foreseen_files,
     ledgers=layout.SAMPLES,
     contents=SAMPLED,
     tables=("generators", "samples"),

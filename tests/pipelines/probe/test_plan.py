@@ -80,6 +80,13 @@ def test_weights_are_what_would_be_downloaded() -> None:
     assert size(*safe, RepoFile("pytorch_model.bin", 99), RepoFile("onnx/model.safetensors", 50)) == 11
     assert size(RepoFile("pytorch_model.bin", 99), RepoFile("config.json", 1)) == 99
     assert size(RepoFile("config.json", 1)) == 0
+    unet, half = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"
+    parts = RepoFile(unet, 7), RepoFile("text_encoder/model.safetensors", 2), RepoFile(half, 3)
+    assert (
+        size(*parts, RepoFile("v1-5-pruned.safetensors", 50), RepoFile("safety_checker/model.safetensors", 9))
+        == 9
+    )
+    assert size(parts[2], RepoFile("v1-5-pruned.safetensors", 50)) == 3
     unsized = RepoFile("config.json"), RepoFile("model.safetensors")
     assert np.isnan(size(*unsized))
     assert size(*unsized, parameters=10) == 40

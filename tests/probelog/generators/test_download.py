@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.hubserver import running
 from probelog.errors import FailureReason, ItemFailure
-from probelog.generators.download import download_generator, needed_files
+from probelog.generators.download import download_generator, foreseen_files, needed_files
 from probelog.generators.layout import pipeline_layout
 from probelog.generators.loading import LoadOptions, load_generator
 from probelog.hub.client import HubClient
@@ -31,6 +31,7 @@ def test_a_pipeline_is_fetched_folder_by_folder(tmp_path: Path) -> None:
         "model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
         "unet/diffusion_pytorch_model.safetensors",
     )  # fmt: skip
+    assert sorted(foreseen_files([file.path for file in rows[0].files], False)) == sorted(done.files)
     assert load_generator(tmp_path / "here", LoadOptions(steps=2)).pipeline == "DDPMPipeline"
 
 
@@ -63,3 +64,28 @@ def test_the_best_weights_are_chosen(names: list[str], allow_pickle: bool, weigh
         assert failure.value.reason is weights
     else:
         assert needed_files(layout, listed, allow_pickle) == (["unet/config.json"], [weights])
+
+
+@pytest.mark.parametrize(
+    ("names", "foreseen"),
+    [
+        (["config.json", "diffusion_pytorch_model.safetensors", "a.png"], 2),
+        (["style.safetensors", "style-000010.safetensors", "README.md", "a.png"], ["README.md", "style.safetensors"]),
+        ([f"images/{number}.png" for number in range(9)], 9),
+        (["model_index.json", "unet/config.json", f"{UNET}.safetensors.index.json", f"{UNET}-00001-of-00001.safetensors",
+          f"{UNET}.non_ema.safetensors", "safety_checker/model.safetensors"], 4),
+        (["model_index.json", "unet/config.json", f"{UNET}.bin"], FailureReason.UNSAFE_FORMAT),
+        (["model_index.json", "transformer/config.json"], FailureReason.UNSUPPORTED),
+        (["config.json", "model.safetensors"], FailureReason.NOT_FOUND),
+        (["README.md"], FailureReason.NOT_A_GENERATOR),
+    ],
+)  # fmt: skip
+def test_what_will_be_fetched_is_foreseen_from_names(names: list[str], foreseen: object) -> None:
+    if isinstance(foreseen, FailureReason):
+        with pytest.raises(ItemFailure) as failure:
+            foreseen_files(names, False)
+        assert failure.value.reason is foreseen
+    else:
+        found = foreseen_files(names, False)
+        assert foreseen in (found, len(found))
+        assert set(found) <= set(names)

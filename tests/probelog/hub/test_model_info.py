@@ -201,6 +201,14 @@ def test_which_files_hold_the_weights() -> None:
     assert weights(every) == named("model.safetensors")
     assert weights(every[:3]) == named(*shards)
     assert weights(every[:1]) == named("pytorch_model.bin")
+    parts = named(
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "vae/diffusion_pytorch_model.safetensors"
+    )
+    halves = named(
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors"
+    )
+    assert weights([*every, *halves, *parts]) == parts, "a pipeline is read from its parts"
+    assert weights([*every, *halves]) == halves[:1]
     assert weights(named("a.bin", "model-1-of-2.safetensors", "xmodel-00001-of-00002.safetensors")) == []
 
 
