@@ -1,4 +1,6 @@
-"""The bases that adapters are run with: each is downloaded once for the adapters that follow each other."""
+"""The bases that adapters are run with: each is downloaded, checked and sampled once for the adapters that follow each
+other.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.layout import ADAPTER_CONFIG
@@ -25,13 +30,42 @@ _REASONS = {
 }
 
 
+Floats = npt.NDArray[np.float32]
+
+
+class BaseSamples:
+    """What a base made by itself, in a process without any adapter: the same for all adapters that ask it for the same."""
+
+    def __init__(self) -> None:
+        self._extending = threading.Lock()
+        self._features: list[Floats] = []
+        #: Of its weights, once they were read and found sound.
+        self.digest: str | None = None
+
+    def first(self, count: int, make: Callable[[range], tuple[Floats, str]]) -> Floats:
+        """Features (count, d) of the first samples.
+
+        Args:
+            count: how many.
+            make: samples the base: features of the samples of some numbers, and the digest of its weights. Asked for those
+                that no adapter before needed, by one thread at a time.
+        """
+        with self._extending:
+            missing = range(sum(map(len, self._features)), count)
+            if missing:
+                features, self.digest = make(missing)
+                self._features.append(features)
+            return np.concatenate(self._features)[:count]
+
+
 @dataclass(frozen=True)
 class Base:
-    """A base on this node's disk, at the commit that the Hub named when it was first asked for."""
+    """A base on this node's disk, at the commit that the Hub named when it was first asked for, and what it made."""
 
     repo: str
     sha: str
     downloaded: Downloaded
+    samples: BaseSamples = field(default_factory=BaseSamples, compare=False)
 
 
 @dataclass

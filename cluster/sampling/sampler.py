@@ -7,8 +7,8 @@ embedded here, never in the model's process, so that no model decides how it is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ from cluster.probing.worker import (
 )
 from cluster.sampling.bases import Base, Bases, base_of
 from probelog.encoders.torch_encoder import Encoder, load_encoder
-from probelog.errors import ProbeLogError
+from probelog.errors import ItemFailure, ProbeLogError
 from probelog.generators.layout import read_layout
 from probelog.hub.download import Downloaded
 from probelog.hub.listing import look_up
 from probelog.kinds.registry import GENERATOR
 from probelog.models.content import content_digest
 from probelog.probes.selection import thumbnail
+from probelog.ranking.samples.enough import batches, is_unsure
 from probelog.sandbox.fork_server.client import ForkServer
 from probelog.sandbox.generators import GeneratorProcess, LoadedGenerator, SampledImages, generator_server
 from probelog.sandbox.spec import GeneratorSpec
@@ -54,6 +55,8 @@ _ADAPTER = "lora"
 _WITHOUT_STEPS = ("AutoencoderKL", "gallery")
 
 Floats = npt.NDArray[np.float32]
+# Samples beyond the first ones are made only where the time that is left is so many times what they should take.
+_PATIENCE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,9 @@ class SamplerSpec(WorkerSpec):
     Attributes:
         encoder: of the index, a Hub id or a folder, and
         encoder_digest: what it must be.
-        samples: of each generator.
+        samples: of each generator,
+        max_samples: and of one that is unsure what it makes, by
+        names: (n, d), embeddings of the background's names; None where nothing is made beyond ``samples``.
         steps: of the sampler.
         seed: of the set of samples.
         prompts: for generators that take text; none for the built-in ones.
@@ -73,6 +78,8 @@ class SamplerSpec(WorkerSpec):
     encoder: str
     encoder_digest: str
     samples: int
+    max_samples: int
+    names: Floats | None = field(repr=False, compare=False)
     steps: int
     seed: int
     prompts: tuple[str, ...]
@@ -100,6 +107,7 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
             seed=spec.seed,
             prompts=spec.prompts,
             batch_size=settings.batch_size,
+            precision=settings.precision,
             max_params=spec.max_params,
             max_image_size=spec.max_image_size,
             allow_pickle=settings.allow_pickle,
@@ -126,7 +134,14 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
         row, spec = item.row, self._spec
         with clock.part("load", counts=True):
             folder = None if base is None else base.downloaded.folder
-            loaded = process.load(downloaded.folder, row.repo, row.sha, clock.remaining, folder)
+            loaded = process.load(
+                downloaded.folder,
+                row.repo,
+                row.sha,
+                clock.remaining,
+                folder,
+                None if base is None else base.samples.digest,
+            )
             # Its process may be the model's, and say that it is another one.
             contents = [content_digest(one.folder, one.digests) for one in _downloads(downloaded, base)]
             identity = short_key(loaded.identity, *contents)
@@ -144,9 +159,14 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
             ):
                 process.release()
                 return copied, self._report(facts, downloaded.bytes, original.repo)
-            count = spec.samples if loaded.available is None else min(spec.samples, loaded.available)
-            samples = self._sample(process, loaded, count, clock)
+            # Words of its own are prompts of its own: then its base is sampled beside it.
+            alone = base is not None and not facts["trigger_words"]
+            samples = self._sample(process, loaded, clock, with_base=not alone)
             process.release()
+            count = len(samples.features)
+            base_features = samples.base_features
+            if base is not None and alone:
+                base_features = self._base_features(process, base, count, clock)
             model = SampledModel(
                 **facts,
                 repo=row.repo,
@@ -166,30 +186,80 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
                 row.repo,
                 row.sha,
                 samples.features,
-                base_features=samples.base_features,
+                base_features=base_features,
                 prompts=samples.prompts,
                 classes=samples.classes,
             )
         report = replace(self._report(facts, downloaded.bytes, None), copies_checked=claim.answered)
         return ItemResult.success(model, rows, loaded.weights), report
 
+    def _base_features(self, process: GeneratorProcess, base: Base, count: int, clock: Clock) -> Floats:
+        """Features of the first samples of an adapter's base, made by itself where no adapter before needed them.
+
+        Raises:
+            ItemFailure: the base cannot be loaded or sampled; the reason is the adapter's.
+        """
+
+        def make(numbers: range) -> tuple[Floats, str]:
+            try:
+                with clock.part("load", counts=True):
+                    loaded = process.load(base.downloaded.folder, base.repo, base.sha, clock.remaining)
+                samples = _Samples()
+                self._add(samples, process, loaded, numbers, (), clock, with_base=False)
+            except ItemFailure as failure:
+                raise ItemFailure(failure.reason, f"base {base.repo}: {failure.detail}") from failure
+            process.release()
+            return samples.features, str(loaded.facts["weight_digest"])
+
+        return base.samples.first(count, make)
+
     def _sample(
-        self, process: GeneratorProcess, loaded: LoadedGenerator, count: int, clock: Clock
+        self, process: GeneratorProcess, loaded: LoadedGenerator, clock: Clock, *, with_base: bool
     ) -> _Samples:
-        height, width = loaded.size
-        at_once = max(1, _BYTES_AT_ONCE // (3 * height * width * (2 if loaded.adapter else 1)))
+        """The first samples, and more where one half of them does not show what the other shows."""
+        first, names = self._spec.samples, self._spec.names
+        most = first if names is None else max(first, self._spec.max_samples)
+        most = min(most, loaded.available or most)
+        shown = {number * min(first, most) // MOST_THUMBNAILS for number in range(MOST_THUMBNAILS)}
         samples = _Samples()
-        shown = {number * count // MOST_THUMBNAILS for number in range(MOST_THUMBNAILS)}
-        for start in range(0, count, at_once):
-            numbers = range(start, min(count, start + at_once))
+
+        def unsure() -> bool:
+            # As many as there are take as long as these took.
+            in_time = clock.remaining > _PATIENCE * clock.seconds["sample"]
+            # As they are kept, so that whoever reads them would decide alike.
+            kept = samples.features.astype(np.float16)
+            return names is not None and in_time and is_unsure(kept, names)
+
+        for numbers in batches(first, most, unsure):
+            self._add(samples, process, loaded, numbers, shown, clock, with_base=with_base)
+        return samples
+
+    def _add(
+        self,
+        samples: _Samples,
+        process: GeneratorProcess,
+        loaded: LoadedGenerator,
+        numbers: range,
+        shown: Collection[int],
+        clock: Clock,
+        *,
+        with_base: bool,
+    ) -> None:
+        """Make the samples of these numbers and keep what is kept of them; of those in ``shown`` a picture.
+
+        ``with_base``: of an adapter, its base's as well.
+        """
+        height, width = loaded.size
+        at_once = max(1, _BYTES_AT_ONCE // (3 * height * width * (2 if with_base and loaded.adapter else 1)))
+        for start in range(0, len(numbers), at_once):
+            some = numbers[start : start + at_once]
             with self._computes(process, clock):
                 with clock.part("sample", counts=True):
-                    made = process.sample(numbers, clock.remaining)
+                    made = process.sample(some, clock.remaining, base=with_base)
                 with clock.part("embed"):
                     samples.add(
-                        made, self._encoder, [number - start for number in numbers if number in shown]
+                        made, self._encoder, [place for place, one in enumerate(some) if one in shown]
                     )
-        return samples
 
     def _report(self, facts: dict[str, Any], size: int, copy_of: str | None) -> ItemReport:
         return ItemReport(

@@ -138,6 +138,12 @@ class Generators(_Strict):
 
     enabled: bool = Field(False, description="Also list, sample and publish generators.")
     samples: Positive = Field(64, le=10_000, description="Pictures that each generator makes.")
+    max_samples: Positive = Field(
+        256,
+        le=10_000,
+        description="Up to so many pictures are made of a generator as long as one half of them shows something else than "
+        "the other; as many as `samples`, or fewer, for no more than these.",
+    )
     steps: Positive = Field(25, le=1000, description="Steps of the sampler.")
     prompts: list[str] = Field(
         [], max_length=64, description="Prompts for generators that take text; empty for the built-in ones."

@@ -45,8 +45,9 @@ class Job:
     def samples_key(self, encoder_digest: str) -> str:
         """Key of the ledger of samples: what decides which pictures a generator makes, and who embeds them."""
         generators = self.config.generators
-        settings = (generators.samples, generators.steps, self.config.seed, *generators.prompts)
-        return short_key("samples", 1, encoder_digest, *settings)
+        counts = (generators.samples, max(generators.samples, generators.max_samples))
+        settings = (*counts, generators.steps, self.config.seed, *generators.prompts)
+        return short_key("samples", 2, encoder_digest, *settings)
 
 
 def read_repos(file: Path | None) -> list[str]:

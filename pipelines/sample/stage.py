@@ -13,6 +13,7 @@ from cluster.probing.coordinator import CoordinatorHandle
 from cluster.probing.worker import Workers
 from pipelines.config.model import Filters, GeneratorFilters
 from pipelines.crawl.stage import crawl_all
+from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.run import StageResult, run_stage
@@ -21,9 +22,13 @@ from probelog import logs
 from probelog.encoders.torch_encoder import Encoder
 from probelog.hub.client import endpoint_with_login
 from probelog.kinds.registry import GENERATOR
+from probelog.ranking.names import name_vectors
 from probelog.storage.layout import sample_ledger
 from probelog.storage.ledger import Ledger
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
+
+# More tell no more apart, and each takes a CPU some hundredths of a second.
+_NAMES = 256
 
 
 def listings(filters: GeneratorFilters) -> list[Filters]:
@@ -94,12 +99,22 @@ def sample(
     settings = {
         "encoder": encoder.digest,
         "samples": generators.samples,
+        "max_samples": generators.max_samples,
         "steps": generators.steps,
         "prompts": generators.prompts,
         "seed": job.config.seed,
     }
     workers_of = partial(_workers, job, ledger, encoder, endpoint)
     return run_stage(job, GENERATOR, ledger, settings, table, endpoint, workers_of, retry_failed, only)
+
+
+def reference_names(job: Job, encoder: Encoder) -> npt.NDArray[np.float32] | None:
+    """Embeddings (n, d) of names by which generators are told that were sampled often enough; None where none is needed."""
+    config = job.config
+    if config.generators.max_samples <= config.generators.samples:
+        return None
+    names = background_names(config.background, min(config.background_count, _NAMES), config.seed)
+    return name_vectors(encoder.embed_texts, config.prompts, names)
 
 
 def _workers(
@@ -120,6 +135,8 @@ def _workers(
         encoder=encoder.source,
         encoder_digest=encoder.digest,
         samples=generators.samples,
+        max_samples=generators.max_samples,
+        names=reference_names(job, encoder),
         steps=generators.steps,
         seed=config.seed,
         prompts=tuple(generators.prompts),

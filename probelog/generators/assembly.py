@@ -32,6 +32,7 @@ class LoadOptions:
         steps: of the sampler.
         prompts: for models that take text; none for our own.
         trigger_words: of the adapter that is to be added.
+        known_digest: of weights that were read and found sound before (an adapter's base): nothing else is learnt of them.
         limits: what is too large; ``max_image_size`` is that of a sample.
         allow_pickle: whether weights may be pickled.
         device: ``cpu`` or ``cuda``.
@@ -40,6 +41,7 @@ class LoadOptions:
     steps: int = 25
     prompts: Sequence[str] = ()
     trigger_words: Sequence[str] = ()
+    known_digest: str | None = None
     limits: LoadLimits = LIMITS
     allow_pickle: bool = False
     device: str = "cpu"
@@ -60,9 +62,12 @@ class Parts:
         self.modules: dict[str, torch.nn.Module] = {}
         self.facts: dict[str, WeightFacts] = {}
         for role, network in parts.items():
-            self.modules[role], self.facts[role] = build(
-                network, opened.pop(role), options.limits, options.device
+            again = options.known_digest is not None
+            self.modules[role], facts = build(
+                network, opened.pop(role), options.limits, options.device, again=again
             )
+            if facts is not None:
+                self.facts[role] = facts
 
     def generator(
         self,
@@ -86,8 +91,10 @@ class Parts:
             for name, facts in self.facts.items()
             for layer in facts.layers
         ]
-        digests = [facts.digest for facts in self.facts.values()]
-        digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest() if several else digests[0]
+        digest = self._options.known_digest
+        if digest is None:
+            digests = [facts.digest for facts in self.facts.values()]
+            digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest() if several else digests[0]
         settings = [canonical(network.settings) for network in self._networks.values()]
         return Generator(
             pipeline=self._layout.pipeline,
@@ -96,7 +103,7 @@ class Parts:
             parameters=sum(
                 parameter.numel() for module in self.modules.values() for parameter in module.parameters()
             ),
-            dtype=self.facts[role].dtype,
+            dtype=self.facts[role].dtype if role in self.facts else "none",
             weight_digest=digest,
             identity=short_key(digest, json.dumps([settings, *function])),
             layers=largest_layers(layers),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +33,25 @@ _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 __all__ = ["LoadOptions", "load_generator"]
 
 
-def load_generator(folder: Path, options: LoadOptions, base: Path | None = None) -> Generator:
-    """The generator in a downloaded repository; ``base``: the folder of an adapter's base.
+def load_generator(
+    folder: Path, options: LoadOptions, base: Path | None = None, base_digest: str | None = None
+) -> Generator:
+    """The generator in a downloaded repository.
+
+    Args:
+        folder: of the repository.
+        options: the operator's.
+        base: the folder of an adapter's base.
+        base_digest: that of the base's weights where they were loaded, and found sound, before.
 
     Raises:
         ItemFailure: with the reason why this model is not indexed.
     """
     layout = read_layout(folder)
     if layout.pipeline == "lora":
-        return load_adapter(folder, layout, options, lambda chosen: _base(base, chosen))
+        return load_adapter(
+            folder, layout, options, lambda chosen: _base(base, replace(chosen, known_digest=base_digest))
+        )
     return _LOADERS[layout.pipeline](folder, layout, options)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,9 @@ Draw = Callable[["torch.Tensor", Sequence[int]], "torch.Tensor"]
 _FIRST_BATCH = 4
 # Of the free memory that a batch may take: measurements are not exact.
 _MEMORY_SHARE = 0.8
+# A shorter type must be so much faster, and make so nearly the same of the first samples: mean distance of a pixel's values, in
+# units of how far those of different samples are apart.
+_WORTH, _TOLERANCE = 0.95, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Samples:
         prompts: for each sample the index of its prompt.
         classes: for each sample its class.
         batch_size: how many were made at once.
+        precision: what matrices were multiplied in.
     """
 
     pixels: Pixels = field(repr=False)
@@ -45,6 +51,7 @@ class Samples:
     prompts: list[int] | None = None
     classes: list[int] | None = None
     batch_size: int = 1
+    precision: str = "float32"
 
 
 @dataclass
@@ -101,16 +108,32 @@ class Sampler:
     """Samples one generator, in batches that fit."""
 
     def __init__(
-        self, generator: Generator, *, seed: int, batch_size: int, memory_bytes: int | None = None
+        self,
+        generator: Generator,
+        *,
+        seed: int,
+        batch_size: int,
+        memory_bytes: int | None = None,
+        lower: str | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """``batch_size`` is the largest, ``memory_bytes`` this process's share of the device's memory."""
+        """``batch_size`` is the largest, ``memory_bytes`` this process's share of the device's memory, ``lower`` a shorter
+        type (bfloat16, float16) to multiply matrices in, if that makes the first samples faster, by a ``clock``, and
+        nearly the same.
+        """
         self._generator, self._seed = generator, seed
         self._most, self._memory_bytes = batch_size, memory_bytes
         self._measured = memory.free_memory(generator.device, memory_bytes) is None
         self._batch_size = batch_size if self._measured else min(_FIRST_BATCH, batch_size)
+        # A gallery's pictures are only read.
+        self._precision, self._untried = "float32", None if generator.available is not None else lower
+        # A CPU's is blind to other programs.
+        self._clock = clock or (time.thread_time if generator.device == "cpu" else time.perf_counter)
 
-    def sample(self, numbers: Sequence[int]) -> Samples:
+    def sample(self, numbers: Sequence[int], *, base: bool = True) -> Samples:
         """The samples of these numbers, each the same whatever others are asked for with it.
+
+        ``base``: of an adapter, its base's as well.
 
         Raises:
             ItemFailure: NON_FINITE, CONSTANT (every picture is of one colour), CONFIG_MISMATCH (the parts do not fit
@@ -120,16 +143,17 @@ class Sampler:
         if made.available is not None and max(numbers) >= made.available:
             raise ItemFailure(FailureReason.NOT_FOUND, f"there are {made.available} samples and no more")
         pixels = self._drawn(made.draw, numbers)
-        base = None if made.draw_base is None else self._drawn(made.draw_base, numbers)
+        others = self._drawn(made.draw_base, numbers) if base and made.draw_base is not None else None
         conditions = made.conditions(self._seed, numbers)
         if all(int(picture.max()) - int(picture.min()) <= 1 for picture in pixels):
             raise ItemFailure(FailureReason.CONSTANT, f"all of {len(pixels)} samples are of one colour")
         return Samples(
             pixels,
-            base,
+            others,
             conditions if made.conditioning == "text" else None,
             conditions if made.conditioning == "class" else None,
             self._batch_size,
+            self._precision,
         )
 
     def _drawn(self, draw: Draw, numbers: Sequence[int]) -> Pixels:
@@ -137,8 +161,11 @@ class Sampler:
         while len(pictures) < len(numbers):
             some = numbers[len(pictures) : len(pictures) + self._batch_size]
             try:
-                pictures += self._batch(draw, some)
+                pictures += self._batch(draw, some) if self._untried is None else self._first(draw, some)
             except Exception as error:  # a foreign network given foreign settings raises anything
+                if self._precision != "float32" and not out_of_memory(error):
+                    self._precision = "float32"  # later samples may overflow where the first ones did not
+                    continue
                 if isinstance(error, ItemFailure):
                     raise
                 if not out_of_memory(error):
@@ -154,13 +181,35 @@ class Sampler:
                 self._measured, self._batch_size = True, self._batch_size // 2
         return np.stack(pictures)
 
+    def _first(self, draw: Draw, numbers: Sequence[int]) -> list[Pixels]:
+        """The first samples, by which it is decided in what precision all are made."""
+        few, rest = numbers[:_FIRST_BATCH], numbers[_FIRST_BATCH:]
+        self._batch(draw, few[:1])  # libraries load what they need when it is first used
+        exact, slow = self._timed(draw, few)
+        self._precision, self._untried = str(self._untried), None
+        try:
+            tried, fast = self._timed(draw, few)
+        except (ItemFailure, RuntimeError):  # some networks overflow, and for some there is no kernel
+            tried, fast = [], slow
+        if fast >= _WORTH * slow or not alike(exact, tried):
+            self._precision, tried = "float32", exact
+        return tried + (self._batch(draw, rest) if rest else [])
+
+    def _timed(self, draw: Draw, numbers: Sequence[int]) -> tuple[list[Pixels], float]:
+        begun = self._clock()
+        pictures = self._batch(draw, numbers)
+        return pictures, self._clock() - begun
+
     def _batch(self, draw: Draw, numbers: Sequence[int]) -> list[Pixels]:
         import torch
 
         made = self._generator
         peak = None if self._measured else PeakMemory(made.device)
         noise = np.stack([seeds.noise(self._seed, made.architecture, one, made.shape) for one in numbers])
-        with torch.inference_mode():
+        shorter: AbstractContextManager[object] = nullcontext()
+        if self._precision != "float32":
+            shorter = torch.autocast(torch.device(made.device).type, getattr(torch, self._precision))
+        with torch.inference_mode(), shorter:
             drawn = draw(torch.from_numpy(noise).to(made.device), made.conditions(self._seed, numbers))
             pictures = as_pixels(drawn)
         if peak is not None:
@@ -174,6 +223,13 @@ class Sampler:
         if free is not None and bytes_a_sample > 0:
             fits = max(1, int(_MEMORY_SHARE * free / bytes_a_sample))
             self._batch_size = min(self._most, 1 << (fits.bit_length() - 1))
+
+
+def alike(exact: Sequence[Pixels], tried: Sequence[Pixels]) -> bool:
+    """Whether pictures are nearly the same, for how far different ones are apart."""
+    one, other = np.stack(exact).astype(np.float32), np.stack(tried).astype(np.float32)
+    apart = np.abs(one - one.mean(axis=0)).mean() if len(one) > 1 else one.std()
+    return bool(np.abs(one - other).mean() <= _TOLERANCE * apart)
 
 
 def as_pixels(drawn: torch.Tensor) -> list[Pixels]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probelog.inference.execution_plan import CPU_BATCH_VALUES, FIRST_BATCH, lower_precision
 from probelog.models import memory
 from probelog.models.config import LoadLimits
 from probelog.sandbox import answers
@@ -39,7 +40,7 @@ class _Generator:
         memory.keep_freed()
         return (), {"confined": self._confined}
 
-    def _load(self, folder: str, base: str | None) -> Answer:
+    def _load(self, folder: str, base: str | None, base_digest: str | None) -> Answer:
         from probelog.generators.loading import LoadOptions, load_generator
         from probelog.generators.sampling import Sampler
 
@@ -51,12 +52,13 @@ class _Generator:
             allow_pickle=self._spec.allow_pickle,
             device=self._device,
         )
-        made = load_generator(Path(folder), options, None if base is None else Path(base))
+        made = load_generator(Path(folder), options, None if base is None else Path(base), base_digest)
         self._sampler = Sampler(
             made,
             seed=self._spec.seed,
-            batch_size=self._spec.batch_size,
+            batch_size=_largest_batch(made.size, self._device, self._spec.batch_size),
             memory_bytes=self._bytes_of_device,
+            lower=lower_precision(self._device) if self._spec.precision == "auto" else None,
         )
         rows, sketches = answers.layers_to_json(made.layers)
         facts = {
@@ -78,10 +80,16 @@ class _Generator:
                  "adapter": made.draw_base is not None}  # fmt: skip
         return (sketches,), {"facts": facts, "shape": shape, "weights": rows}
 
-    def _sample(self, numbers: Sequence[int]) -> Answer:
+    def _sample(self, numbers: Sequence[int], base: bool) -> Answer:
         assert self._sampler is not None
-        samples = self._sampler.sample(numbers)
+        samples = self._sampler.sample(numbers, base=base)
         pictures = [samples.pixels, *([] if samples.base is None else [samples.base])]
         said = {"prompts": samples.prompts, "classes": samples.classes, "batch_size": samples.batch_size,
-                "precision": "float32"}  # fmt: skip
+                "precision": samples.precision}  # fmt: skip
         return [picture.tobytes() for picture in pictures], said
+
+
+def _largest_batch(size: tuple[int, int], device: str, most: int) -> int:
+    """As for classifiers: what is more than a CPU's caches hold gains nothing."""
+    fits = max(FIRST_BATCH, CPU_BATCH_VALUES // (3 * size[0] * size[1]))
+    return most if device != "cpu" else min(most, fits)

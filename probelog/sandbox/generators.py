@@ -50,7 +50,7 @@ class LoadedGenerator:
         weights: rows of the ``WEIGHTS`` schema; of an adapter its own.
         size: of a sample, height and width.
         available: how many samples there are (a gallery); None for a model that can make any number.
-        adapter: whether every sample comes with its base's.
+        adapter: whether a sample may come with its base's.
     """
 
     facts: dict[str, Any]
@@ -106,34 +106,53 @@ class GeneratorProcess:
         return self._process.confined
 
     def load(
-        self, folder: Path, repo: str, sha: str, timeout: float, base: Path | None = None
+        self,
+        folder: Path,
+        repo: str,
+        sha: str,
+        timeout: float,
+        base: Path | None = None,
+        base_digest: str | None = None,
     ) -> LoadedGenerator:
-        """Load what was downloaded; ``base``: the folder of an adapter's base."""
+        """Load what was downloaded.
+
+        Args:
+            folder: of the download.
+            repo: repository.
+            sha: commit.
+            timeout: seconds.
+            base: the folder of an adapter's base.
+            base_digest: what loading that base alone gave, which is then not checked again.
+        """
         until = time.monotonic() + timeout
         self._name, self._loaded = f"{repo}@{sha}", None
         readable = [str(folder), *([] if base is None else [str(base)])]
         self._process.start(readable, self._spec.memory_bytes)
         answer, blobs = self._process.ask(
             until, most=[MAX_LAYERS * answers.SKETCH_BYTES], model=self._name,
-            command="load", folder=str(folder), base=None if base is None else str(base),
+            command="load", folder=str(folder), base=None if base is None else str(base), base_digest=base_digest,
         )  # fmt: skip
         with self._believed():
             weights = answers.weights(repo, sha, answer.get("weights"), blobs[0] if blobs else b"")
             self._loaded = loaded(answer, weights, self._spec)
         return self._loaded
 
-    def sample(self, numbers: Sequence[int], timeout: float) -> SampledImages:
-        """The samples of these numbers; each is the same whatever others are asked for with it."""
+    def sample(self, numbers: Sequence[int], timeout: float, *, base: bool = True) -> SampledImages:
+        """The samples of these numbers; each is the same whatever others are asked for with it.
+
+        ``base``: of an adapter, its base's as well.
+        """
         assert self._loaded is not None
+        base = base and self._loaded.adapter
         asked = [int(number) for number in numbers]
         height, width = self._loaded.size
         size = 3 * height * width * len(asked)
         answer, blobs = self._process.ask(
-            time.monotonic() + timeout, most=[size] * (2 if self._loaded.adapter else 1), model=self._name,
-            command="sample", numbers=asked,
+            time.monotonic() + timeout, most=[size] * (2 if base else 1), model=self._name,
+            command="sample", numbers=asked, base=base,
         )  # fmt: skip
         with self._believed():
-            return sampled(answer, blobs, len(asked), self._loaded, self._spec)
+            return sampled(answer, blobs, len(asked), self._loaded, self._spec, base=base)
 
     def release(self) -> None:
         """End the model's process."""
@@ -211,16 +230,16 @@ def sampled(
     count: int,
     model: LoadedGenerator,
     spec: GeneratorSpec,
+    *,
+    base: bool,
 ) -> SampledImages:
-    """The pictures of a process's answer.
+    """The pictures of a process's answer, with a ``base``'s or without.
 
     Raises:
         AnswerError: another number or size, or conditions that the model has not.
     """
     height, width = model.size
-    if len(blobs) != (2 if model.adapter else 1) or any(
-        len(blob) != 3 * height * width * count for blob in blobs
-    ):
+    if len(blobs) != (2 if base else 1) or any(len(blob) != 3 * height * width * count for blob in blobs):
         raise AnswerError(f"other than {count} pictures of {height} x {width} pixels")
     pictures = [np.frombuffer(blob, np.uint8).reshape(count, height, width, 3) for blob in blobs]
     prompts = checks.indices(said, "prompts", count, len(model.facts["prompts"]))
@@ -230,7 +249,7 @@ def sampled(
     batch_size, precision = answers.run(said, spec.batch_size)
     return SampledImages(
         pictures[0],
-        pictures[1] if model.adapter else None,
+        pictures[1] if base else None,
         None if prompts is None else np.array(prompts, np.int32),
         None if classes is None else np.array(classes, np.int32),
         batch_size,

@@ -48,7 +48,7 @@ class GeneratorSpec:
         seed: of the set: with the architecture and a sample's number it decides the noise.
         prompts: for models that take text; none for our own.
         batch_size: at most so many samples at once.
-        precision: ``float32``.
+        precision: ``float32``, or ``auto`` for less where the samples stay nearly the same and are made faster.
         max_params: largest model, of all parts of a pipeline together.
         max_image_size: largest edge of a sample, in pixels.
         allow_pickle: whether weights may be pickled.

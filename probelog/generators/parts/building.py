@@ -49,9 +49,11 @@ def check_elements(weights: Iterable[Weights], limits: LoadLimits) -> None:
 
 
 def build(
-    network: Network, weights: Weights, limits: LoadLimits, device: str
-) -> tuple[torch.nn.Module, WeightFacts]:
+    network: Network, weights: Weights, limits: LoadLimits, device: str, *, again: bool = False
+) -> tuple[torch.nn.Module, WeightFacts | None]:
     """The network with its weights, ready to run in float32.
+
+    ``again``: of weights that were read and found sound before; nothing is learnt of them.
 
     Raises:
         ItemFailure: CONFIG_MISMATCH where weights and configuration differ, CORRUPT_CONFIG where the library cannot build
@@ -68,7 +70,11 @@ def build(
             built,
             {current: _squeezed(weights.shapes[name], name) for name, current in names.items()},
         )
-        stored, facts = weights.read()
+        facts = None
+        if again:
+            stored = weights.read_again()
+        else:
+            stored, facts = weights.read()
         tensors = {
             current: stored[name].reshape(_squeezed(tuple(stored[name].shape), name))
             for name, current in names.items()

@@ -6,10 +6,12 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from cluster.sampling.bases import Bases, base_of
+from cluster.sampling.bases import Bases, BaseSamples, base_of
 from probelog.errors import FailureReason, ItemFailure
 from probelog.hub.download import Downloaded
 from probelog.storage.schemas import CatalogueRow, Parent
@@ -117,3 +119,29 @@ def test_which_base_an_adapter_is_for(
     with pytest.raises(ItemFailure) as failed:
         base_of(tmp_path, row)
     assert failed.value.reason is FailureReason.MISSING_BASE
+
+
+def test_a_base_is_sampled_once_for_all_its_adapters() -> None:
+    """Also for those that come at the same time; one that needs more has the rest made, and a failure leaves what there is."""
+    made = list[range]()
+
+    def make(numbers: range) -> tuple[np.ndarray[Any, Any], str]:
+        made.append(numbers)
+        return np.array([[number] for number in numbers], np.float32), "digest"
+
+    def fails(numbers: range) -> tuple[np.ndarray[Any, Any], str]:
+        raise ItemFailure(FailureReason.TIMEOUT, "too slow")
+
+    samples = BaseSamples()
+    with pytest.raises(ItemFailure):
+        samples.first(4, fails)
+    assert samples.digest is None
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: samples.first(4, make).ravel().tolist(), range(8)))
+    assert results == [[0, 1, 2, 3]] * 8
+    assert samples.first(2, fails).ravel().tolist() == [0, 1]
+    with pytest.raises(ItemFailure):
+        samples.first(7, fails)
+    assert samples.first(6, make).ravel().tolist() == [*range(6)]
+    assert made == [range(4), range(4, 6)]
+    assert samples.digest == "digest"

@@ -81,6 +81,50 @@ def test_not_even_one_sample_fits() -> None:
     assert failure.value.reason is FailureReason.OUT_OF_MEMORY
 
 
+class Network:
+    """Draws with one product of matrices, and notes for each batch how many samples it had and in which type."""
+
+    def __init__(self, *, overflows: int | None = None, error: float = 0.0) -> None:
+        self.seen = list[tuple[int, torch.dtype]]()
+        self._overflows, self._error = overflows, error
+
+    def __call__(self, noise: torch.Tensor, _conditions: Sequence[int]) -> torch.Tensor:
+        made = noise @ torch.eye(4)
+        self.seen.append((len(noise), made.dtype))
+        if made.dtype == torch.float32:
+            return made
+        if self._overflows is not None and len(self.seen) > self._overflows:
+            return made * float("nan")
+        return made + self._error
+
+
+LOWER = torch.bfloat16
+CALLS = [(1, torch.float32), (4, torch.float32), (4, LOWER)]
+
+
+@pytest.mark.parametrize(
+    ("network", "seconds", "precision", "rest"),
+    [
+        (Network(), 2.0, "bfloat16", [(4, LOWER), (2, LOWER)]),
+        (Network(), 9.9, "float32", [(4, torch.float32), (2, torch.float32)]),
+        (Network(error=0.5), 2.0, "float32", [(4, torch.float32), (2, torch.float32)]),
+        (Network(overflows=2), 2.0, "float32", [(4, torch.float32), (2, torch.float32)]),
+        (Network(overflows=3), 2.0, "float32", [(4, LOWER), (4, torch.float32), (2, torch.float32)]),
+    ],
+    ids=["faster", "no faster", "other pictures", "overflows", "overflows later"],
+)
+def test_a_shorter_type_is_used_where_it_is_faster_and_makes_the_same(
+    network: Network, seconds: float, precision: str, rest: list[tuple[int, torch.dtype]]
+) -> None:
+    ticks = iter([0.0, 10.0, 10.0, 10.0 + seconds])
+    made = Sampler(generator(network), seed=0, batch_size=4, lower="bfloat16", clock=lambda: next(ticks))
+    samples = made.sample(range(10))
+    assert network.seen == [*CALLS, *rest]
+    assert samples.precision == precision
+    exact = Sampler(generator(Network()), seed=0, batch_size=4).sample(range(10)).pixels
+    assert np.abs(samples.pixels.astype(int) - exact.astype(int)).max() <= 2
+
+
 def test_a_folder_of_pictures_is_a_generator(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for number in range(9):

@@ -75,7 +75,7 @@ def test_pictures_that_no_generator_of_ours_makes() -> None:
     model = loaded(SAID, TABLE, SPEC)
     said = {"prompts": [0, 1], "classes": None, "batch_size": 2, "precision": "float32"}
     pixels = bytes(range(256)) * 3
-    made = sampled(said, [pixels], 2, model, SPEC)
+    made = sampled(said, [pixels], 2, model, SPEC, base=False)
     assert made.pixels.shape == (2, 16, 8, 3)
     assert made.prompts is not None
     assert made.prompts.tolist() == [0, 1]
@@ -85,4 +85,4 @@ def test_pictures_that_no_generator_of_ours_makes() -> None:
         ([pixels], {"classes": [0, 0]}), ([pixels], {"batch_size": 5}), ([pixels], {"precision": "int8"}),
     ):  # fmt: skip
         with pytest.raises(AnswerError):
-            sampled({**said, **changes}, blobs, 2, model, SPEC)
+            sampled({**said, **changes}, blobs, 2, model, SPEC, base=False)

@@ -56,6 +56,14 @@ def test_generators_are_sampled_in_processes_of_their_own(tmp_path: Path) -> Non
         assert base.facts["prompts"] == adapter.facts["prompts"]
         np.testing.assert_array_equal(process.sample(range(2), 60).pixels, both.base)
 
+        process.release()
+        digest = base.facts["weight_digest"]
+        again = process.load(folder / "adapter", "ada/lora", "3" * 40, 60, folder / "base", digest)
+        assert again.identity == adapter.identity
+        alone = process.sample(range(2), 60, base=False)
+        assert alone.base is None
+        np.testing.assert_array_equal(alone.pixels, both.pixels)
+
         with pytest.raises(ItemFailure) as failure:
             process.load(folder / "adapter", "ada/lora", "3" * 40, 60)
         assert failure.value.reason is FailureReason.MISSING_BASE
