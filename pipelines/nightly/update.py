@@ -175,7 +175,7 @@ def publish_update(
         if sampled is not None:
             encoder = deferred_encoder(job.config.encoder)
             generators, meta_of_generators = write(
-                writer, sampled, {}, base.space, base.basis, changes.start.probe_set, encoder
+                writer, sampled, {}, base.space, changes.start.probe_set, encoder
             )
         settings = replace(
             base.settings,

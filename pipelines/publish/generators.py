@@ -14,7 +14,6 @@ import pyarrow as pa
 from probelog.arrays import Floats
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError
-from probelog.index.basis import Basis
 from probelog.index.contents.generators import Generators
 from probelog.index.generation import Generation
 from probelog.index.generators.schema import GENERATOR_FACTS, SAMPLED_FACTS, GeneratorSettings
@@ -149,7 +148,6 @@ def write(
     sampled: SampledGenerators,
     places: Mapping[str, TreeFacts],
     space: HeadSpace,
-    basis: Basis,
     probe_set: ProbeSet,
     encoder: Encoder,
 ) -> tuple[GeneratorSettings, dict[str, bytes]]:
@@ -157,7 +155,7 @@ def write(
     embeddings = probe_set.embeddings(encoder.digest)
     # Once for a probe set and an encoder: the set keeps it.
     sketches = SketchMap.fit(probe_set.add_embeddings(SketchEncoder(encoder)), embeddings)
-    return write_generators(writer, sampled.for_writer(places), space, embeddings, basis, sketches)
+    return write_generators(writer, sampled.for_writer(places), space, embeddings, sketches)
 
 
 def carried_over(base: Generation, sampled: SampledGenerators | None) -> bool:

@@ -379,7 +379,6 @@ def _build(
             inputs.sampled,
             inputs.places,
             inputs.space,
-            encoder.basis,
             inputs.probe_set,
             inputs.encoder,
         )

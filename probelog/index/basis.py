@@ -75,7 +75,7 @@ class Basis:
         """
         sample = np.asarray(directions, np.float64)
         _, vectors = np.linalg.eigh(
-            _normalised_covariance(sample) + _normalised_covariance(background.directions)
+            normalised_covariance(sample) + normalised_covariance(background.directions)
         )  # ascending
         axes = vectors[:, ::-1].T[: BYTES - PRECISE - _SCALE_BYTES]
         offsets = background.offsets(sample)
@@ -152,7 +152,7 @@ class Basis:
         return out
 
 
-def _normalised_covariance(rows: Floats) -> npt.NDArray[np.float64]:
+def normalised_covariance(rows: Floats) -> npt.NDArray[np.float64]:
     """Covariance (d, d) of rows (N, d), scaled to trace 1; zeros where the rows do not vary."""
     if not len(rows):
         return np.zeros((rows.shape[1], rows.shape[1]))

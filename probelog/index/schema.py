@@ -9,6 +9,7 @@ An index lies under ``STORE/index``::
     generations/NAME/edges.lance     a row for each parent of a model, where trees were recovered
     generations/NAME/generators.lance  a row per generator, where there are any: its facts, and which row of samples is its own
     generations/NAME/samples.lance   a row per generator that differs: its description, and samples as pictures
+    generations/NAME/groups.lance    some rows per row of samples of a large index: what its vector index is over
     generations/NAME/probes.lance    a row per probe: thumbnail and embedding
     generations/NAME/meta.lance      settings, background, text and image encoder
     generations/NAME/files.json      every file of these tables with its size and digest

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from probelog.arrays import Column
 from probelog.errors import StoreError
+from probelog.index.generators.groups import GROUPS
 from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE
 from probelog.index.local_files import check_files
 from probelog.index.schema import META, MODEL_FACTS, MODELS, PROBED_FACTS, connect, probes_schema
@@ -40,6 +41,7 @@ _SCHEMAS = {
     "probes": probes_schema(1),
     "edges": EDGES,
     "generators": GENERATOR_TABLE,
+    "groups": GROUPS,
 }
 # Columns that tables of older versions lack.
 _OPTIONAL = {
@@ -65,6 +67,7 @@ _REQUIRED = {
         "samples",
     },
     "samples": {"row", "description"},
+    "groups": {"row", "vector"},
     "edges": {"child", "parent", "relation", "probability", "weight", "latent", "evidence"},
 }
 

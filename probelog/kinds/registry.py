@@ -29,7 +29,7 @@ GENERATOR = Kind(
     foreseen=generators.foreseen_files,
     ledgers=layout.SAMPLES,
     contents=SAMPLED,
-    tables=("generators", "samples"),
+    tables=("generators", "samples", "groups"),
     together=("base_model",),  # a worker keeps the base of the last adapter
 )
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 from probelog.arrays import Floats
 from probelog.errors import StoreError
 from probelog.index import shortlist
-from probelog.index.arrow import fixed_binary, fixed_lists
-from probelog.index.basis import Basis
+from probelog.index.arrow import fixed_binary, fixed_lists, structured
 from probelog.index.contents.generators import EXACT_GENERATORS
 from probelog.index.generators.encoding import decode, description_type, encode, fit_axes, set_offsets
+from probelog.index.generators.groups import GROUPS, GroupSpace
 from probelog.index.generators.schema import GENERATOR_TABLE, GeneratorSettings, samples_schema
 from probelog.publication.generation_writer import GenerationWriter
-from probelog.ranking.matched_heads import Background, HeadSpace
+from probelog.ranking.matched_heads import HeadSpace
 from probelog.ranking.samples.description import Difference, Float32s, unit
 from probelog.ranking.samples.matched import SampleSpace
 from probelog.ranking.samples.sketches import SketchMap
@@ -76,7 +76,6 @@ def write_generators(
     source: GeneratorSource,
     space: HeadSpace,
     probes: Floats,
-    basis: Basis,
     sketches: SketchMap | None,
 ) -> tuple[GeneratorSettings, dict[str, bytes]]:
     """Write both tables; returns what the generation's settings say of them, and values for its ``meta`` table.
@@ -86,7 +85,6 @@ def write_generators(
         source: the generators.
         space: of the generation's probes and background.
         probes: (n, d) unit embeddings of the probes.
-        basis: of its logits' directions.
         sketches: how sketches become pictures, where that is known.
 
     Raises:
@@ -97,13 +95,15 @@ def write_generators(
     anchors = anchors[np.random.default_rng(0).permutation(len(anchors))[:_ANCHORS]]
     plain = SampleSpace.fit(fitted, space.centre, space.background, space.texts, anchors)
     axes = fit_axes(fitted, anchors, *([space.texts] if len(space.texts) else []))
-    described = _Described(source, plain, axes, basis, Background(space.background, basis.sharpness))
-    schema = samples_schema(basis, description_type(len(axes)).itemsize)
+    described = _Described(source, plain.projected(axes), axes)
+    schema = samples_schema(description_type(len(axes)).itemsize)
     rows = writer.write("samples", schema, described.tables(schema))
     writer.write("generators", GENERATOR_TABLE, [described.generators()])
+    meta, groups = {"sample_axes.npy": npy(axes)}, None
     if rows > EXACT_GENERATORS:
-        with writer.writing("the vector index of generators"):
-            shortlist.build(writer.open("samples"))
+        finder = GroupSpace.fit(plain.projected(axes), fitted @ axes.T, space.spread**0.5)
+        groups = write_groups(writer, finder, len(axes))
+        meta["group_axes.npy"] = npy(finder.axes)
     if source.facts.num_rows >= _INDEXED:
         with writer.writing("indexes of generators"):
             for column in ("repo", "row"):
@@ -116,11 +116,35 @@ def write_generators(
         direction_sharpness=plain.direction_sharpness,
         embedding_sharpness=plain.embedding_sharpness,
         sketches=sketches is not None,
+        groups=groups,
     )
-    meta = {"sample_axes.npy": npy(axes)}
     if sketches is not None:
         meta["sketch_map.npy"] = npy(sketches.array())
     return settings, meta
+
+
+def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int) -> int:
+    """Write the ``groups`` table of the ``samples`` table that was written, with its vector index; returns its number of rows."""
+
+    def tables() -> Iterator[pa.Table]:
+        kind, centre = description_type(coordinates), None
+        samples = writer.open("samples")
+        query = samples.search().select(["row", "description"]).limit(samples.count_rows())
+        for batch in query.to_batches(batch_size=_AT_ONCE):
+            table = pa.Table.from_batches([batch])
+            owners, vectors = finder.vectors(decode(structured(table["description"], kind)))
+            if (
+                centre is None
+            ):  # What all vectors have in common ranks none before another, and costs exactness.
+                centre = vectors.mean(axis=0)
+            rows = table["row"].to_numpy()[owners]
+            vectors = (vectors - centre).astype(np.float16)
+            yield pa.table({"row": rows, "vector": fixed_lists(vectors, pa.float16())}, GROUPS)
+
+    count = writer.write("groups", GROUPS, tables())
+    with writer.writing("the vector index of generators"):
+        shortlist.build(writer.open("groups"))
+    return count
 
 
 def _some_features(source: GeneratorSource) -> Float32s:
@@ -136,22 +160,16 @@ def _some_features(source: GeneratorSource) -> Float32s:
 class _Described:
     """Describes the models while their samples are streamed, and gives the table of facts afterwards."""
 
-    def __init__(
-        self,
-        source: GeneratorSource,
-        space: SampleSpace,
-        axes: Float32s,
-        basis: Basis,
-        background: Background,
-    ) -> None:
-        self._source, self._axes, self._basis, self._background = source, axes, basis, background
-        self._centre, self._space = space.centre, space.projected(axes)
+    def __init__(self, source: GeneratorSource, space: SampleSpace, axes: Float32s) -> None:
+        self._source, self._space, self._axes = source, space, axes
+        numbered = [*enumerate(source.identities)]
+        self._first = {identity: number for number, identity in reversed(numbered)}
         # By identity: row, number of pictures, and how adapters differ.
         self._known: dict[str, tuple[int, int, Difference | None]] = {}
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The ``samples`` table, a few models at a time."""
-        batch: list[tuple[npt.NDArray[np.void], Floats, Sequence[bytes]]] = []
+        batch: list[tuple[int, npt.NDArray[np.void], Sequence[bytes]]] = []
         for item in self._source.stream():
             identity = self._source.identities[item.number]
             if identity in self._known:
@@ -159,7 +177,8 @@ class _Described:
             features = _units(item.features)
             difference = None if item.base is None else Difference.of(features, _units(item.base))
             self._known[identity] = (len(self._known), len(item.thumbnails), difference)
-            batch.append((encode(features, difference, self._axes), features.mean(axis=0), item.thumbnails))
+            described = encode(features, difference, self._axes)
+            batch.append((self._first[identity], described, item.thumbnails))
             if len(batch) == _AT_ONCE:
                 yield self._table(batch, schema)
                 batch = []
@@ -167,20 +186,18 @@ class _Described:
             yield self._table(batch, schema)
 
     def _table(
-        self, batch: Sequence[tuple[npt.NDArray[np.void], Floats, Sequence[bytes]]], schema: pa.Schema
+        self, batch: Sequence[tuple[int, npt.NDArray[np.void], Sequence[bytes]]], schema: pa.Schema
     ) -> pa.Table:
-        stored = np.concatenate([item[0] for item in batch])
+        generators, described, thumbnails = zip(*batch, strict=True)
+        stored = np.concatenate(described)
         set_offsets(stored, self._space.offsets(decode(stored).described))
-        directions = unit(np.stack([item[1] for item in batch]) - self._centre)
-        coordinates = self._basis.coordinates(directions)
-        offsets = self._background.offsets(directions)
         first = len(self._known) - len(batch)
         return pa.table(
             {
                 "row": pa.array(range(first, len(self._known)), pa.int32()),
-                "vector": fixed_lists(self._basis.vectors(coordinates, offsets), pa.float16()),
+                "generator": pa.array(generators, pa.int32()),
                 "description": fixed_binary(stored),
-                "thumbnails": [list(item[2]) for item in batch],
+                "thumbnails": [list(some) for some in thumbnails],
             },
             schema,
         )

@@ -1,7 +1,7 @@
 """The generators of a generation: their rows by condition and name, their descriptions, their samples as pictures.
 
 The descriptions of a small index (up to ``EXACT_GENERATORS`` that differ) are read into memory once; those of a large one
-as a query needs them, by a vector index over the directions of their means.
+as a query needs them, by a vector index over groups of their samples.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from probelog.index import shortlist
 from probelog.index.arrow import structured
 from probelog.index.contents.opened import Once, OpenedGeneration
 from probelog.index.generators.encoding import MOST_COORDINATES, StoredDescriptions, decode, description_type
+from probelog.index.generators.groups import GROUP_COORDINATES, GroupSpace
 from probelog.index.generators.schema import GENERATOR_TABLE, GeneratorSettings
-from probelog.index.tables import Tables, is_valid_sql_text, sql_literal
+from probelog.index.tables import Tables, completed, is_valid_sql_text, sql_literal
 from probelog.ranking.samples.description import Descriptions, Float32s
-from probelog.ranking.samples.matched import SampleSpace
+from probelog.ranking.samples.matched import Asked, SampleSpace
 from probelog.ranking.samples.sketches import SketchMap
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Up to so many generators that differ all are scored: 64 samples each in 256 dimensions are 130 MB.
 EXACT_GENERATORS = 2_000
+_MOST_IN_MEMORY = 100_000
 # What is shown of one generator's samples.
 _MOST_PICTURES = 12
 _PICTURE_BYTES = 1 << 20
@@ -59,13 +61,11 @@ class GeneratorTables(OpenedGeneration):
         own, base = self.pointer.generation, self.settings.base
         if settings.generation not in (own, None if base is None else base.generation):
             raise self.damaged("settings", "its generators lie in another generation")
+        if settings.groups is None and settings.rows > _MOST_IN_MEMORY:
+            raise self.damaged("settings", "its generators are too many to be held in memory")
         tables = self._tables if settings.generation == own else self._base
-        tables.expect(
-            {
-                name: range(count, count + 1)
-                for name, count in (("generators", settings.models), ("samples", settings.rows))
-            }
-        )
+        counts = {"generators": settings.models, "samples": settings.rows, "groups": settings.groups}
+        tables.expect({name: range(count, count + 1) for name, count in counts.items() if count is not None})
         return Generators(self, tables, settings)  # type: ignore[arg-type] # a part of Generation
 
 
@@ -81,7 +81,7 @@ class Generators:
     @property
     def large(self) -> bool:
         """Whether it is searched by a shortlist instead of being held in memory."""
-        return self.settings.rows > EXACT_GENERATORS
+        return self.settings.groups is not None
 
     def rows(self, columns: Sequence[str], where: str | None = None, limit: int | None = None) -> pa.Table:
         """Columns of the generators, all or those that meet an SQL condition, and ``id``; sorted by ``id``.
@@ -98,6 +98,25 @@ class Generators:
         if found.num_rows and max(values_of(found["row"], int)) >= self.settings.rows:
             raise self._tables.damaged("generators", "a generator has samples that the index does not have")
         return found
+
+    def numbered(self, numbers: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Columns of the generators with some numbers, and ``id``, in the order of the numbers.
+
+        Raises:
+            StoreError: a number has no row.
+        """
+        if not len(numbers):
+            return []
+        unique_numbers, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        names = list(dict.fromkeys(["id", *columns]))
+        with self._tables.reading("generators"):
+            query = self._tables.open("generators").take_offsets(unique_numbers.tolist())
+            found = completed(query.select(self._tables.present("generators", names)).to_arrow(), names)
+        self._tables.check_rows("generators", found)
+        rows = sorted(found.to_pylist(), key=lambda row: int(row["id"]))
+        if [row["id"] for row in rows] != unique_numbers.tolist():
+            raise self._tables.gap_error("generators")
+        return [rows[place] for place in places]
 
     def named(self, repo: str) -> dict[str, Any] | None:
         """The row of one repository's generator; None without one."""
@@ -126,6 +145,20 @@ class Generators:
         """How many generators meet an SQL condition."""
         with self._generation._filter_errors(where, "generators", self._tables):
             return self._tables.count("generators", f"({where}\n)")
+
+    def makers(self, rows: Sequence[int]) -> dict[int, int]:
+        """For each of some rows of samples the first generator that makes them; of a large index.
+
+        Raises:
+            StoreError: a row is missing, or names no generator.
+        """
+        with self._tables.reading("samples"):
+            query = self._tables.open("samples").take_offsets(sorted(set(rows)))
+            found = query.select(["row", "generator"]).to_arrow().to_pylist()
+        first = {item["row"]: item["generator"] for item in found}
+        if first.keys() != set(rows) or not all(number in range(len(self)) for number in first.values()):
+            raise self._tables.gap_error("samples")
+        return first
 
     # Descriptions
 
@@ -172,22 +205,31 @@ class Generators:
             found = table.take_offsets(unique_rows.tolist()).select(["row", "description"]).to_arrow()
             values = structured(found["description"], kind)
         numbers = np.asarray(found["row"].to_numpy(), np.int64)
-        order = np.argsort(numbers)
-        if not np.array_equal(numbers[order], unique_rows):
-            raise self._tables.gap_error("samples")
+        if not np.array_equal(numbers, rows):  # a copy costs as much as to read them
+            order = np.argsort(numbers)
+            if not np.array_equal(numbers[order], unique_rows):
+                raise self._tables.gap_error("samples")
+            values = values[order[places]]
         try:
-            return decode(values[order[places]])
+            return decode(values)
         except ValueError as error:
             raise self._tables.damaged("samples", str(error)) from None
 
-    def shortlisted(self, coordinates: npt.NDArray[np.float32], count: int) -> Int64:
-        """Rows of about the ``count`` best for a query's coordinates (p,) in the basis of the logits; of a large index."""
-        vector = self._generation.basis.query(coordinates)
-        with self._tables.reading("samples"):
-            found = shortlist.look_up(self._tables.open("samples"), vector, count, column="row")
+    @cached_property
+    def group_space(self) -> GroupSpace:
+        """Makes the vectors that a large index is searched with."""
+        axes = self._generation._array("group_axes.npy", [range(1, GROUP_COORDINATES + 1), len(self.axes)])
+        spread = self._generation.space.spread
+        return GroupSpace(self.space, np.asarray(axes, np.float32), spread**0.5)
+
+    def shortlisted(self, asked: Asked, count: int) -> Int64:
+        """Rows of the generators of the ``count`` best groups for one expert of a query, in coordinates; of a large index."""
+        with self._tables.reading("groups"):
+            table = self._tables.open("groups")
+            found = shortlist.look_up(table, self.group_space.query(asked), count, column="row")
         rows = np.asarray(found.to_numpy(), np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.settings.rows):
-            raise self._tables.damaged("samples", "a row has a number that the index does not have")
+            raise self._tables.damaged("groups", "a row has a number that the index does not have")
         return np.unique(rows)
 
     def pictures(self, rows: Sequence[int]) -> list[list[bytes]]:

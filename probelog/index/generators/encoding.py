@@ -85,8 +85,8 @@ def encode(features: Floats, difference: Difference | None, axes: Float32s) -> n
     out["mean"], out["diagonal"], out["variances"] = moments.mean, moments.diagonal, moments.variances
     if difference is not None:
         out["difference"] = axes @ difference.direction
-    out["axes"][0], out["axis_scales"] = _quantised(moments.axes)
-    out["features"][0, : len(kept)], out["feature_scales"][0, : len(kept)] = _quantised(kept)
+    out["axes"][0], out["axis_scales"] = quantised(moments.axes)
+    out["features"][0, : len(kept)], out["feature_scales"][0, : len(kept)] = quantised(kept)
     return out
 
 
@@ -122,7 +122,8 @@ def decode(stored: npt.NDArray[np.void]) -> StoredDescriptions:
     return StoredDescriptions(described, offsets, stored["difference"].astype(np.float32))
 
 
-def _quantised(rows: Float32s) -> tuple[npt.NDArray[np.int8], Float32s]:
+def quantised(rows: Float32s) -> tuple[npt.NDArray[np.int8], Float32s]:
+    """Rows (n, p) as small integers, and the scale (n,) of each."""
     largest = np.abs(rows).max(axis=1, initial=0.0)
     scales = np.where(largest > 0, largest, 1.0).astype(np.float32) / np.float32(_LARGEST)
     return np.rint(rows / scales[:, None]).astype(np.int8), scales

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from probelog.index.basis import Basis
 from probelog.storage.layout import is_generation_name
 from probelog.storage.records import Check, is_finite
 from probelog.storage.schemas import GENERATORS, ListedFacts, TreeFacts, arrow_fields
@@ -38,17 +37,12 @@ GENERATOR_TABLE = pa.schema(
 )
 
 
-def samples_schema(basis: Basis, size: int) -> pa.Schema:
-    """Schema of the ``samples`` table: ``vector`` for the vector index, ``description``, and ``thumbnails``.
-
-    Args:
-        basis: of the vectors, as of logits.
-        size: bytes of a description.
-    """
+def samples_schema(size: int) -> pa.Schema:
+    """Schema of the ``samples`` table: ``generator`` is the first that makes them, ``size`` the bytes of a description."""
     return pa.schema(
         [
             ("row", pa.int32()),
-            ("vector", pa.list_(pa.float16(), basis.width)),
+            ("generator", pa.int32()),
             ("description", pa.binary(size)),
             ("thumbnails", pa.list_(pa.binary())),
         ]
@@ -71,6 +65,7 @@ class GeneratorSettings:
         direction_sharpness: temperatures of the scores (``probelog.ranking.samples.matched``), for directions, and
         embedding_sharpness: for embeddings.
         sketches: whether it knows how sketches become pictures.
+        groups: rows of the ``groups`` table, whose vector index shortlists the generators; none in a small index.
     """
 
     models: int
@@ -80,3 +75,4 @@ class GeneratorSettings:
     direction_sharpness: float = field(metadata={"check": _POSITIVE})
     embedding_sharpness: float = field(metadata={"check": _POSITIVE})
     sketches: bool
+    groups: int | None = None

@@ -119,7 +119,8 @@ def _hits(
 ) -> list[GeneratorHit]:
     """Hits of rows. Generators that make the same samples share one, shown as the first that passes the filter."""
     members = chosen.members(matches.rows)
-    facts = _facts(generation, [number for number, _ in members.values()])
+    numbers = [number for number, _ in members.values()]
+    facts = {row["id"]: row for row in generation.generators.numbered(numbers, [*_FACT_NAMES, "copies"])}
     hits = []
     for place, row in enumerate(matches.rows.tolist()):
         number, count = members[row]
@@ -128,20 +129,12 @@ def _hits(
             score=float(matches.scores[place]),
             confidence=None if matches.confidences is None else float(matches.confidences[place]),
             distance=float(matches.distances[place]),
-            duplicates=count - 1,
-            **facts[number],
+            duplicates=int(facts[number]["copies"] if count is None else count) - 1,
+            **_as_facts(generation, facts[number]),
         )
         object.__setattr__(hit, "_origin", Origin(index, generation.pointer.generation, row))
         hits.append(hit)
     return hits
-
-
-def _facts(generation: Generation, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Facts of some generators, by number."""
-    if not numbers:
-        return {}
-    rows = generation.generators.rows(_FACT_NAMES, sql_in("id", numbers)).to_pylist()
-    return {int(row["id"]): _as_facts(generation, row) for row in rows}
 
 
 def _as_facts(generation: Generation, row: Mapping[str, Any]) -> dict[str, Any]:

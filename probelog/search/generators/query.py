@@ -14,7 +14,7 @@ from probelog.index.contents.generators import Generators
 from probelog.index.generation import Generation
 from probelog.index.generators.encoding import StoredDescriptions
 from probelog.ranking.samples.description import unit
-from probelog.ranking.samples.matched import PICTURE_WEIGHT, Asked
+from probelog.ranking.samples.matched import Asked
 from probelog.ranking.samples.methods import METHODS, product_of_experts
 from probelog.search.query import NEGATIVE_WEIGHT, Float64, background_numbers, text_direction, text_vectors
 
@@ -37,10 +37,14 @@ class GeneratorQuery:
     negative: Sequence[Asked]
     by_model: bool
 
+    def projected(self, generators: Generators) -> list[Asked]:
+        """The experts in coordinates of descriptions."""
+        return [_projected(item, generators.axes) for item in self.experts]
+
     def scores(self, generators: Generators, stored: StoredDescriptions) -> tuple[Float64, Float64 | None]:
         """Scores (N,) of generators by matched samples, and confidences (N,)."""
-        space, axes = generators.space, generators.axes
-        every = [_projected(item, axes) for item in (*self.experts, *self.negative)]
+        space = generators.space
+        every = [*self.projected(generators), *(_projected(item, generators.axes) for item in self.negative)]
         scores = space.scores(stored.described, stored.offsets, every)
         positive, against = scores[: len(self.experts)], scores[len(self.experts) :]
         penalty = NEGATIVE_WEIGHT * np.maximum(against, 0.0).sum(axis=0)
@@ -120,21 +124,6 @@ def direction_of_generator(generation: Generation, repo: str) -> npt.NDArray[np.
     row = generators.row_named(repo)["row"]
     means = generators.stored(np.array([row])).described
     return np.asarray(unit(generators.space.mean_directions(means) @ generators.axes)[0])
-
-
-def shortlist_direction(generation: Generation, item: Asked) -> npt.NDArray[np.floating]:
-    """Direction (d,) whose cosines to the means of samples order them nearly as an expert's scores do.
-
-    Of both parts of the score (``probelog.ranking.samples.matched``) what is linear in the mean: ``b w`` and ``a l (q - m)``,
-    l the probes' root mean square distance from their mean, m the mean of what q is one of: names, or probes.
-    """
-    if item.embedding is None:
-        return item.direction
-    space, settings = generation.space, generation.generators.settings
-    mean = space.texts.mean(axis=0) if item.is_text and len(space.texts) else space.centre
-    weight = (1.0 if item.is_text else PICTURE_WEIGHT) * settings.embedding_sharpness * space.spread**0.5
-    together = settings.direction_sharpness * item.direction + weight * (item.embedding - mean)
-    return np.asarray(unit(together[None])[0])
 
 
 def _projected(item: Asked, axes: npt.NDArray[np.float32]) -> Asked:

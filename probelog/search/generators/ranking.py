@@ -13,13 +13,13 @@ from probelog.index.conditions import prepared
 from probelog.index.contents.generators import Generators
 from probelog.index.generation import Generation
 from probelog.index.tables import sql_in
-from probelog.search.generators.query import MATCHED, GeneratorQuery, shortlist_direction
+from probelog.search.generators.query import MATCHED, GeneratorQuery
 from probelog.search.query import Float64
 from probelog.search.ranking import Selection
 
 # Generators that a shortlist holds at first; four times as many at the next try, up to the longest. Of 3,000 synthetic
 # ones, share of the exact first ten in a list of 50, 100, 200: .92, .97, .97 (tests/benchmarks/generators.py).
-FIRST = 100
+FIRST = 200
 _PER_ANSWER = 10
 _GROWTH = 4
 _LONGEST = 10_000
@@ -70,18 +70,20 @@ class GeneratorFilter:
             return np.intersect1d(rows, self.rows)
         return self._allowed(np.asarray(sorted(self.members(rows)), np.int64))
 
-    def members(self, rows: Int64) -> dict[int, tuple[int, int]]:
-        """For each of some rows that pass: the first generator that does, and how many do."""
+    def members(self, rows: Int64) -> dict[int, tuple[int, int | None]]:
+        """For each of some rows that pass: the first generator that does, and how many do; None: all that have the row."""
         if not len(rows):
             return {}
         condition = sql_in("row", rows.tolist())
         if self.condition is not None:
             condition += f" AND ({self.condition}\n)"
+        elif self._generators.large:
+            return {row: (first, None) for row, first in self._generators.makers(rows.tolist()).items()}
         members: dict[int, tuple[int, int]] = {}
         for item in self._generators.rows([], condition).to_pylist():
             first, count = members.get(item["row"], (item["id"], 0))
             members[item["row"]] = (first, count + 1)
-        return members
+        return {**members}
 
     def _allowed(self, rows: Int64) -> Int64:
         return rows if self._skip is None else rows[rows != self._skip]
@@ -116,10 +118,7 @@ def best(
         return _selected(generators, query, selection, rows, method)
     count = max(FIRST, _PER_ANSWER * selection.k)
     while True:
-        candidates = [
-            generators.shortlisted(generation.basis.coordinates(shortlist_direction(generation, item)), count)
-            for item in query.experts
-        ]
+        candidates = [generators.shortlisted(item, count) for item in query.projected(generators)]
         listed = np.unique(np.concatenate(candidates))
         matches = _selected(generators, query, selection, chosen.passing(listed), method)
         if len(matches.rows) >= selection.k or count >= min(_LONGEST, generators.settings.rows):

@@ -15,7 +15,6 @@ import pyarrow as pa
 from PIL import Image
 
 from probelog.encoders.text import TextEncoder
-from probelog.index.basis import Basis
 from probelog.index.generators.schema import GENERATOR_FACTS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.generators import GeneratorSource, Sampled, write_generators
@@ -177,7 +176,7 @@ def build(
     files = options.get("files") or tiny_encoders.text_files(kind)
 
     def write_further(
-        writer: GenerationWriter, space: matched_heads.HeadSpace, probes: Floats, basis: Basis
+        writer: GenerationWriter, space: matched_heads.HeadSpace, probes: Floats
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
         names = [*options.get("names", BACKGROUND)]
@@ -196,7 +195,7 @@ def build(
         # Made-up sketches: the probes, all moved by the same.
         fitted = SketchMap.fit(unit(probes + SKETCHED), probes)
         settings, meta = write_generators(
-            writer, source or drawn.source(), space, probes, basis, fitted if sketches else None
+            writer, source or drawn.source(), space, probes, fitted if sketches else None
         )
         return {"generators": settings}, meta
 

@@ -104,9 +104,9 @@ class TextFiles(Protocol):
     settings: dict[str, Any]
 
 
-# Writes further tables, of a generation's space, probes and basis; gives entries for its settings and its ``meta`` table.
+# Writes further tables, of a generation's space and probes; gives entries for its settings and its ``meta`` table.
 WriteFurther = Callable[
-    [GenerationWriter, matched_heads.HeadSpace, npt.NDArray[np.float32], Basis],
+    [GenerationWriter, matched_heads.HeadSpace, npt.NDArray[np.float32]],
     tuple[dict[str, Any], dict[str, bytes]],
 ]
 
@@ -236,7 +236,7 @@ def build(
     )
     if edges is not None:
         writer.write("edges", EDGES, [edges])
-    added, added_meta = ({}, {}) if write_further is None else write_further(writer, space, embeddings, basis)
+    added, added_meta = ({}, {}) if write_further is None else write_further(writer, space, embeddings)
     facts = some_settings(
         trees=None if edges is None else "d" * 16,
         edges=None if edges is None else edges.num_rows,

@@ -149,7 +149,7 @@ def test_an_update_reads_its_base_s_generators_or_its_own(tmp_path: Path) -> Non
         generators, meta = base.settings.generators, dict[str, bytes]()
         if own:
             probes = base.probe_embeddings
-            generators, meta = write_generators(writer, fewer.source(), base.space, probes, base.basis, None)
+            generators, meta = write_generators(writer, fewer.source(), base.space, probes, None)
         settings = dataclasses.replace(
             base.settings, **written.settings, logits=written.logits, generators=generators
         )

@@ -1,0 +1,134 @@
+"""Groups of alike samples: what the vector index of many generators is over.
+
+A generator of several concepts is near none of them by the mean of its samples. So the samples of each are sorted into at
+most ``MOST`` groups, and a generator is found by any of them. Of a group with the share p of its generator's samples, mean
+direction g and mean embedding h, the score (``probelog.ranking.samples.matched``) is at least, by Jensen's inequality,
+
+``b w.g + log p - o_directions + v (a q.h + log p - o_anchors)``, v the weight of the embedding in the query's score.
+
+With ``h = centre + l g`` in place of h, l the probes' root mean square distance from their centre, but for what the
+anchors' mean m says of h, that is an inner product of two vectors, one of the query and one of the group (maximum
+inner-product search). The vectors hold some dozen coordinates, along the principal components of the directions of samples
+and of those of queries, as for logits (``probelog.index.basis``), and three numbers for what is in no direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from probelog.arrays import Floats
+from probelog.index.basis import normalised_covariance
+from probelog.index.generators.encoding import StoredDescriptions
+from probelog.ranking.samples.description import Float32s, unit
+from probelog.ranking.samples.matched import PICTURE_WEIGHT, Asked, SampleSpace
+
+MOST = 4
+# With three numbers more they make 64: RaBitQ (IVF_RQ) would fill up any to a power of two.
+GROUP_COORDINATES = 61
+_WIDTH = 64
+_ROUNDS = 3
+
+GROUPS = pa.schema([("row", pa.int32()), ("vector", pa.list_(pa.float16(), _WIDTH))])
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSpace:
+    """Makes the vectors of groups and of queries; all in coordinates of descriptions.
+
+    Attributes:
+        space: what queries are scored with.
+        axes: (g, p) orthonormal.
+        length: ``l``.
+    """
+
+    space: SampleSpace
+    axes: Float32s
+    length: float
+
+    @classmethod
+    def fit(cls, space: SampleSpace, features: Floats, length: float) -> GroupSpace:
+        """Fit the axes to features (F, p) of all generators, and to the background's names as queries."""
+        directions = unit(np.asarray(features, np.float32) - space.centre)
+        axes = normalised_covariance(directions)
+        if len(space.names):
+            asked = cls(space, np.eye(len(axes), dtype=np.float32), length)
+            named = zip(space.directions, space.names, strict=True)
+            queries = [asked._towards(Asked(way, name, np.empty(0, np.int64), True)) for way, name in named]
+            axes = axes + normalised_covariance(np.stack(queries))
+        vectors = np.linalg.eigh(axes)[1]  # ascending
+        return cls(space, np.ascontiguousarray(vectors[:, ::-1].T[:GROUP_COORDINATES], np.float32), length)
+
+    def query(self, asked: Asked) -> Float32s:
+        """Vector (w,) of one expert of a query."""
+        out = np.zeros(_WIDTH, np.float32)
+        out[: len(self.axes)] = self.axes @ self._towards(asked)
+        out[-3] = 1.0
+        if asked.embedding is not None:
+            out[-2:] = (1.0, 0.0) if asked.is_text else (0.0, PICTURE_WEIGHT)
+        return out
+
+    def vectors(self, stored: StoredDescriptions) -> tuple[npt.NDArray[np.int64], Float32s]:
+        """The groups of N generators: (G,) numbers of their generators, and their vectors (G, w)."""
+        space, described = self.space, stored.described
+        counts = np.asarray(described.counts, np.int64)
+        directions = unit(described.features - space.centre) @ self.axes.T
+        anchored = space.embedding_sharpness * (described.features @ np.stack(self._anchors).T)
+        there = np.arange(counts.max()) < counts[:, None]
+        values = np.zeros((*there.shape, directions.shape[1] + 2), np.float32)
+        values[there] = np.concatenate([directions, anchored], axis=1)
+        members = _members(values[..., :-2], there)
+        sizes = members.sum(axis=1)  # (N, MOST)
+        means = members.transpose(0, 2, 1) @ values / np.maximum(sizes, 1)[..., None]
+        owners, numbers = np.nonzero(sizes)
+        share = np.log(sizes / counts[:, None], where=sizes > 0, out=np.zeros(sizes.shape))[owners, numbers]
+        rows = means[owners, numbers]
+        out = np.zeros((len(owners), _WIDTH), np.float32)
+        out[:, : len(self.axes)] = rows[:, :-2]
+        out[:, -3] = share - stored.offsets.directions[owners]
+        out[:, -2] = share - stored.offsets.names[owners] + rows[:, -2]
+        out[:, -1] = share - stored.offsets.pictures[owners] + rows[:, -1]
+        out[:, -3:] /= space.direction_sharpness
+        return owners, out
+
+    def _towards(self, asked: Asked) -> Float32s:
+        """What is linear in a sample's direction: ``w + v a l (q - m) / b``."""
+        space = self.space
+        if asked.embedding is None:
+            return np.asarray(asked.direction, np.float32)
+        names, pictures = self._anchors
+        weight, mean = (1.0, names) if asked.is_text else (PICTURE_WEIGHT, pictures)
+        weight *= space.embedding_sharpness * self.length / space.direction_sharpness
+        return np.asarray(asked.direction + weight * (asked.embedding - mean), np.float32)
+
+    @property
+    def _anchors(self) -> tuple[Float32s, Float32s]:
+        """``m`` of texts and of pictures: (p,) each."""
+        names = self.space.names
+        return names.mean(axis=0) if len(names) else np.zeros_like(self.space.centre), self.space.centre
+
+
+def _members(directions: Float32s, there: npt.NDArray[np.bool_]) -> Float32s:
+    """Sort samples (N, m, g), of which some are ``there`` (N, m), into groups: 1 for members, (N, m, MOST).
+
+    By k-means on the sphere (Dhillon and Modha 2001), from samples that are far from each other.
+    """
+    models = np.arange(len(directions))
+    centres = [directions.sum(axis=1)]
+    nearest = np.full(there.shape, -np.inf, np.float32)
+    for _ in range(MOST):
+        alike = (directions @ centres[-1][..., None])[..., 0]
+        nearest = np.maximum(nearest, alike)
+        centres.append(directions[models, np.where(there, nearest, np.inf).argmin(axis=1)])
+    ways = np.stack(centres[1:], axis=1)
+    for turn in range(_ROUNDS):
+        chosen = (directions @ ways.transpose(0, 2, 1)).argmax(axis=2)
+        members = (chosen[..., None] == np.arange(MOST)) & there[..., None]
+        if turn < _ROUNDS - 1:
+            sums = members.astype(np.float32).transpose(0, 2, 1) @ directions
+            lengths = np.linalg.norm(sums, axis=2, keepdims=True)
+            ways = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), ways)
+    return members.astype(np.float32)
