@@ -20,7 +20,7 @@ from pipelines.probe.stage import probe
 from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, say_if_held
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
-from pipelines.sample.stage import list_and_sample, sampled_generators
+from pipelines.sample.stage import list_and_sample, list_generators, sampled_generators
 from pipelines.trees.record import TreesRecord
 from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
 from pipelines.trees.weights import listed_filters
@@ -50,9 +50,13 @@ class FullRun:
 
 @recorded_as("crawl")
 def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
-    """The crawl stage alone."""
+    """The crawl stage alone, of generators too where the job wants them."""
+    endpoint = hub_endpoint()
     with job.figures.stage("crawl"):
-        return crawl(job, hub_endpoint(), refresh)
+        catalogue = crawl(job, endpoint, refresh)
+        if job.config.generators.enabled:
+            list_generators(job, endpoint, refresh)
+        return catalogue
 
 
 @recorded_as("probe")

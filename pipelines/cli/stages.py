@@ -34,7 +34,7 @@ def crawl(
     refresh: RefreshOption = False,
     log_level: LogOption = logs.LogLevel.WARNING,
 ) -> None:
-    """List the Hub's classifiers into the catalogue."""
+    """List the Hub's models into the catalogue."""
     from pipelines.full import run_crawl
 
     run_crawl(make_job(config, overrides, store), refresh)

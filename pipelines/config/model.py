@@ -145,15 +145,27 @@ class Generators(_Strict):
         "the other; as many as `samples`, or fewer, for no more than these.",
     )
     steps: Positive = Field(25, le=1000, description="Steps of the sampler.")
-    prompts: list[str] = Field(
-        [], max_length=64, description="Prompts for generators that take text; empty for the built-in ones."
+    # With the words that an adapter declares there are 64 at most.
+    prompts: list[Annotated[str, Field(max_length=500)]] = Field(
+        [], max_length=56, description="Prompts for generators that take text; empty for the built-in ones."
     )
     max_image_size: Positive = Field(
         1024, le=4096, description="Largest edge of a picture, in pixels; generators of larger ones fail."
     )
+    galleries: Path | None = Field(
+        None,
+        description="A text file of repositories, one per line, whose pictures stand for a model; these are listed besides.",
+    )
     filters: GeneratorFilters = Field(
         GeneratorFilters(), description="Which generators of the Hub are crawled."
     )
+
+    @field_validator("prompts")
+    @classmethod
+    def _printable(cls, value: list[str]) -> list[str]:
+        if wrong := [prompt for prompt in value if not prompt.isprintable()]:
+            raise ValueError(f"must be printable text on one line: {wrong[0]!r:.80}")
+        return value
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -11,8 +11,9 @@ import datetime as dt
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
-from pipelines.crawl.stage import listing_filters
+from pipelines.crawl.stage import Catalogue, crawl, is_crawled, listing_filters
 from pipelines.job.job import Job
+from probelog.arrays import values_of
 from probelog.hub.client import PATIENT, Retry
 from probelog.hub.listing import ListingFilters, iter_pages
 from probelog.hub.rate_limit import Limiter
@@ -95,6 +96,33 @@ def listed_since(
     )
     known_times = [time for time in (watermark, latest) if time is not None]
     return Changes(rows, failures, max(known_times, default=None), len(newest))
+
+
+def crawl_since(job: Job, endpoint: str) -> Catalogue:
+    """A job's catalogue with what has changed on the Hub since it was listed.
+
+    It is listed in full where that was never done, and every ``nightly.reconcile_days``: what is gone does not show in
+    changes.
+
+    Raises:
+        HubError: the listing was interrupted.
+        UsageError: a filter is invalid.
+    """
+    if full_listing_due(job, endpoint):
+        return crawl(job, endpoint, refresh=True)
+    catalogue = Catalogue.open(job, endpoint)
+    listed = catalogue.table(["repo", "sha"])
+    known = set(zip(values_of(listed["repo"], str), values_of(listed["sha"], str), strict=True))
+    changes = listed_since(job, endpoint, catalogue.watermark, known)
+    return catalogue.add(changes.rows, changes.watermark)
+
+
+def full_listing_due(job: Job, endpoint: str) -> bool:
+    """Whether `crawl_since` lists in full."""
+    if not is_crawled(job, endpoint):
+        return True
+    age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(Catalogue.open(job, endpoint).finished)
+    return age >= dt.timedelta(days=job.config.nightly.reconcile_days)
 
 
 def _since(filters: ListingFilters, watermark: dt.datetime | None, overlap: dt.timedelta) -> ListingFilters:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -66,6 +66,7 @@ class Catalogue:
     """A finished crawl in a store."""
 
     store: Store
+    folder: CatalogueFolder
     receipt: dict[str, Any]
 
     @classmethod
@@ -79,10 +80,10 @@ class Catalogue:
             raise UsageError(
                 f"{endpoint} was not crawled with these filters yet: run `probelog-index crawl` first"
             )
-        path = _folder(job, endpoint).receipt
-        receipt = job.store.read_json(path)
-        check_version(receipt, CRAWL_VERSION, job.store.path(path), "crawl")
-        return cls(job.store, receipt)
+        folder = _folder(job, endpoint)
+        receipt = job.store.read_json(folder.receipt)
+        check_version(receipt, CRAWL_VERSION, job.store.path(folder.receipt), "crawl")
+        return cls(job.store, folder, receipt)
 
     def rows(self) -> list[CatalogueRow]:
         """Every repository once, at its newest listed commit, by name."""
@@ -116,6 +117,29 @@ class Catalogue:
         """The rows of the listing that could not be read, with the reasons."""
         parts = (read_part(self.store, Part(**part), FAILURES) for part in self.receipt["failures"])
         return [failure for table in parts for failure in from_table(table, Failure)]
+
+    @property
+    def watermark(self) -> dt.datetime | None:
+        """The time of the newest change that was listed; None where no row has one.
+
+        A commit carries its author's clock: a time in the future would hide all changes until then.
+        """
+        noted = self.receipt.get("watermark")
+        if noted is not None:
+            return dt.datetime.fromisoformat(noted)
+        end = dt.datetime.fromisoformat(self.finished)
+        times = self.table(["repo", "last_modified"])["last_modified"].to_pylist()
+        return max((time for time in times if time is not None and time <= end), default=None)
+
+    def add(self, rows: Sequence[CatalogueRow], watermark: dt.datetime | None) -> Catalogue:
+        """The catalogue with rows that were listed since, which stand for older ones of their repositories."""
+        receipt = self.receipt | ({} if watermark is None else {"watermark": watermark.isoformat()})
+        if rows:
+            path = self.folder.part(receipt["run"], "rows", len(receipt["rows"]))
+            receipt["rows"] = [_write_part(self.store, path, rows, CATALOGUE), *receipt["rows"]]
+        if receipt != self.receipt:
+            self.store.write_json(self.folder.receipt, receipt)
+        return replace(self, receipt=receipt)
 
     @property
     def started(self) -> str:
@@ -204,12 +228,17 @@ def crawl_all(
     Raises:
         HubError, UsageError: as `crawl`.
     """
-    tables = [
-        crawl(
-            replace(job, config=job.config.model_copy(update={"filters": filters})), endpoint, refresh
-        ).table(columns)
-        for filters in listings
-    ]
+    return united((crawl(one, endpoint, refresh) for one in each_listing(job, listings)), columns)
+
+
+def each_listing(job: Job, listings: Sequence[Filters]) -> Iterator[Job]:
+    """The job with the filters of each of several listings."""
+    return (replace(job, config=job.config.model_copy(update={"filters": filters})) for filters in listings)
+
+
+def united(catalogues: Iterable[Catalogue], columns: Sequence[str]) -> pa.Table:
+    """Some columns of several catalogues: every repository once."""
+    tables = [catalogue.table(columns) for catalogue in catalogues]
     table = pa.concat_tables(tables) if tables else CATALOGUE.empty_table().select(list(columns))
     return table.filter(pa.array(_first_of_each(table["repo"])))
 
@@ -269,12 +298,19 @@ class _Progress:
             if records:
                 number = len(self.state[kind])
                 path = self._folder.part(self.state["run"], kind, number)
-                data = parquet_bytes(to_table(records, schema))
-                self._store.write(path, data)
-                self.state[kind].append(asdict(Part(path, len(records), len(data), digest(data))))
+                self.state[kind].append(_write_part(self._store, path, records, schema))
         self._rows, self._failures, self._saved = [], [], time.monotonic()
         self.state["ended"] = ended
         self._store.write_json(self.name, self.state)
+
+
+def _write_part(
+    store: Store, path: str, records: Sequence[CatalogueRow] | Sequence[Failure], schema: pa.Schema
+) -> dict[str, Any]:
+    """Write rows, and describe them for a receipt."""
+    data = parquet_bytes(to_table(records, schema))
+    store.write(path, data)
+    return asdict(Part(path, len(records), len(data), digest(data)))
 
 
 def _drop_old_runs(store: Store, folder: CatalogueFolder, keep: set[str]) -> None:

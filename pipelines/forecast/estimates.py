@@ -106,7 +106,7 @@ class Left:
         busy_hours: of workers, parts summed as if nothing overlapped.
         worker_hours: the same with the measured overlap.
         classes: by size.
-        logits: of the models indexed.
+        logits: of the models indexed; of generators: their samples.
         store_bytes: by kind.
         disk_bytes: on a node, by what takes it.
         chosen: by cost.
@@ -135,7 +135,10 @@ class Left:
 
 @dataclass(frozen=True)
 class Basis:
-    """What a forecast rests on: which ledger, how many of its models, on which devices, and what to mind."""
+    """What a forecast rests on: which ledger, how many of its models, on which devices, and what to mind.
+
+    ``probes`` and ``fraction`` are those of classifiers.
+    """
 
     source: str
     ledger: str
@@ -143,8 +146,8 @@ class Basis:
     failures: int
     runs: int
     devices: dict[str, int]
-    probes: int
-    fraction: float
+    probes: int | None
+    fraction: float | None
     notes: list[str]
 
 
@@ -163,13 +166,17 @@ class Done:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a full run takes: what is done, what is left, and both together."""
+    """What a full run takes: what is done, what is left, and both together.
+
+    ``generators`` is the same of these, where a job wants them and some are listed.
+    """
 
     catalogue: int
     basis: Basis
     done: Done
     left: Left
     whole: dict[str, Estimate]
+    generators: Forecast | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from pipelines.probe.plan import weight_bytes
 from probelog.arrays import Floats, Ints
 from probelog.errors import FailureReason, ItemFailure
-from probelog.hub.download import check_access, needed_files
-from probelog.hub.model_info import INDEX, weights
+from probelog.hub.download import check_access
+from probelog.kinds.kind import Kind
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import key_numbers
 from probelog.storage.schemas import CatalogueRow, from_table
@@ -53,10 +53,10 @@ class Known:
     architectures: npt.NDArray[np.object_]
 
     @classmethod
-    def of(cls, table: pa.Table, *, has_token: bool, allow_pickle: bool, max_bytes: int) -> Known:
-        """From the catalogue (all columns but tags), by the download's own rules."""
+    def of(cls, table: pa.Table, kind: Kind, *, has_token: bool, allow_pickle: bool, max_bytes: int) -> Known:
+        """From the catalogue (all columns but tags), by the rules of the kind's download."""
         facts = [
-            (*_download(row, has_token, allow_pickle, max_bytes), row.architecture or "")
+            (*_download(row, kind, has_token, allow_pickle, max_bytes), row.architecture or "")
             for start in range(0, table.num_rows, _CHUNK)
             for row in from_table(table.slice(start, _CHUNK).select(_COLUMNS), CatalogueRow)
         ]
@@ -65,7 +65,9 @@ class Known:
         place = table.column_names.index("parameters")
         sizes = weight_bytes(table.set_column(place, "parameters", pa.nulls(table.num_rows, pa.int64())))
         parameters = table["parameters"].cast(pa.float64()).to_numpy()
+        # A logit has a label; samples have nothing to do with them.
         labels = pc.list_value_length(table["labels"]).cast(pa.float64()).to_numpy()
+        labels = labels if kind.contents.counted == "logits" else np.zeros(len(labels))
         return cls(
             reasons=np.array(reasons, object),
             files=np.array(files, np.int64),
@@ -100,7 +102,7 @@ def size_class(parameters: Floats) -> Ints:
 
 
 def _download(
-    row: CatalogueRow, has_token: bool, allow_pickle: bool, max_bytes: int
+    row: CatalogueRow, kind: Kind, has_token: bool, allow_pickle: bool, max_bytes: int
 ) -> tuple[str | None, int, float]:
     """Why it will fail, else None; requests of files; bytes of all that is fetched, NaN where sizes are unknown."""
     by_path = {file.path: file for file in row.files}
@@ -108,12 +110,9 @@ def _download(
         check_access(row, has_token=has_token)
         if not by_path:
             return None, 0, float("nan")
-        names = needed_files(by_path, allow_pickle)
+        needed = [by_path[name] for name in kind.foreseen(by_path, allow_pickle)]
     except ItemFailure as failure:
         return failure.reason.value, 0, 0.0
-    needed = [by_path[name] for name in names]
-    if names[-1] == INDEX:
-        needed += weights(row.files)
     size = float(sum(np.nan if file.size is None else file.size for file in needed))
     if sum(file.size or 0 for file in needed) > max_bytes:
         return FailureReason.TOO_LARGE.value, 0, 0.0

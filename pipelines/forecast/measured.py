@@ -1,39 +1,43 @@
-"""Models that were probed, as measurements: from the ledger of a configuration, or from the nearest thing to it."""
+"""Models that were run, as measurements: from the ledger of a configuration, or from the nearest thing to it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.probe.timeline import BUSY, Run, read_runs
+from pipelines.probe.timeline import Run, busy_phases, read_runs
 from probelog.arrays import Floats, values_of
 from probelog.errors import UsageError
+from probelog.kinds.kind import Kind
+from probelog.kinds.registry import CLASSIFIER
 from probelog.models.preprocessing import Recipe
-from probelog.storage.layout import LEDGERS, LedgerFolder
-from probelog.storage.ledger import LEDGER_VERSION, Counts, Ledger, Receipt, key_numbers, open_failures
+from probelog.storage.ledger import (
+    LEDGER_VERSION,
+    Contents,
+    Counts,
+    Ledger,
+    Receipt,
+    key_numbers,
+    open_failures,
+)
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import PROBED_MODELS
 from probelog.storage.store import Store
 from probelog.storage.versions import check_version
 
-#: A model's time is measured in these parts.
-PARTS = ("download", *BUSY)
 # Enough to know what a model costs; more would take long to fit.
 _MOST_MODELS = 1000
 _READERS = 16
-_COLUMNS = [
-    "repo", "sha", "logits", "probes", "architecture", "parameters", "recipe", "device", "bytes",
-    *(f"seconds_{part}" for part in PARTS),
-]  # fmt: skip
+_COLUMNS = ["repo", "sha", "architecture", "parameters", "recipe", "device", "bytes", "seconds_download"]
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,19 @@ class Measured:
         ledger: where it was read.
         source: for the reader: which ledger this is.
         own: whether it is the one that the plan's models will be added to.
-        probes: in its probe set; ``fraction``: that each model saw.
+        made_with: the settings of its results.
         receipts: of the sealed batches, without their ``originals``; ``receipt_bytes``: of their own objects, and
             ``listed_bytes`` of what these say of each model.
         counts: of all of them together.
         failures: that still stand (``FAILURES``).
-        runs: of the probe stage.
-        models: some of the columns of ``PROBED_MODELS``, a row for each of the n models.
+        runs: of the stage.
+        models: some of the columns of its rows of models, a row for each of the n models.
     """
 
     ledger: Ledger
     source: str
     own: bool
-    probes: int
-    fraction: float
+    made_with: Mapping[str, Any]
     receipts: Sequence[Receipt]
     receipt_bytes: int
     listed_bytes: int
@@ -87,10 +90,26 @@ class Measured:
         return list(zip(self.texts("repo"), self.texts("sha"), strict=True))
 
     @property
+    def busy(self) -> tuple[str, ...]:
+        """The parts of a model's time in which a worker is busy with it."""
+        return busy_phases(self.ledger.contents)
+
+    @property
     def busy_seconds(self) -> Floats:
         """Of a worker with each model, (n,)."""
-        seconds: Floats = np.sum([self.numbers(f"seconds_{part}") for part in BUSY], axis=0)
+        seconds: Floats = np.sum([self.numbers(f"seconds_{part}") for part in self.busy], axis=0)
         return seconds
+
+    @property
+    def passes(self) -> Floats:
+        """How often each model was run forward, (n,): on probes, or in the steps of its samples."""
+        return self.numbers(self.ledger.contents.inputs) * int(self.made_with.get("steps", 1))
+
+    @property
+    def values(self) -> int:
+        """Number of values in a row: of a logit, those on the probes that its model saw."""
+        probes, fraction = self.made_with.get("probes", 1), self.made_with.get("fraction", 1.0)
+        return max(1, round(fraction * probes))
 
     @property
     def devices(self) -> dict[str, int]:
@@ -99,14 +118,15 @@ class Measured:
 
     @property
     def prepared_bytes(self) -> int:
-        """Of one probe on a node's disk, prepared in every way that some model needs.
+        """Of one probe on a node's disk, prepared in every way that some model needs; generators need none.
 
         A way that a single measured model needs stands for another one that none of them does: the first-order
         jackknife of the number of ways (Burnham and Overton, Biometrika 65, 1978).
         """
         models: Counter[str] = Counter()
         image_bytes = {}
-        for recipe in map(Recipe.from_json, self.texts("recipe")):
+        recipes = self.texts("recipe") if "recipe" in self.models.column_names else []
+        for recipe in map(Recipe.from_json, recipes):
             models[recipe.geometry_key] += 1
             image_bytes[recipe.geometry_key] = int(np.prod(recipe.shape)) * np.dtype(recipe.dtype).itemsize
         return sum(size * (2 if models[key] == 1 else 1) for key, size in image_bytes.items())
@@ -122,27 +142,32 @@ class Measured:
         return sum(part.size for part in parts if part is not None)
 
 
-def find_measured(store: Store, own_key: str | None, like: str | None) -> Measured | None:
+def find_measured(
+    store: Store, own_key: str | None, like: str | None, kind: Kind = CLASSIFIER
+) -> Measured | None:
     """Measurements for a plan: of this configuration, else of the store's largest other ledger, else of ``like``.
 
     Raises:
         UsageError: ``like`` holds no measured model.
     """
     if own_key is not None and (
-        measured := _read(Ledger(store, LedgerFolder.of(own_key).path), "this configuration", True)
+        measured := _read(
+            Ledger(store, f"{kind.ledgers}/{own_key}", kind.contents), "this configuration", True
+        )
     ):
         return measured
-    other = _largest(store, "another ledger of this store")
+    other = _largest(store, kind, "another ledger of this store")
     if other is not None or like is None:
         return other
-    measured = _largest(Store(like), like)
+    measured = _largest(Store(like), kind, like)
     if measured is None:
-        raise UsageError(f"{like} holds no measured models: name a store in which models were probed")
+        raise UsageError(f"{like} holds no measured models: name a store in which {kind.name}s were run")
     return measured
 
 
-def _largest(store: Store, source: str) -> Measured | None:
-    measured = [_read(Ledger(store, folder), source, False) for folder in store.folders(LEDGERS)]
+def _largest(store: Store, kind: Kind, source: str) -> Measured | None:
+    ledgers = [Ledger(store, folder, kind.contents) for folder in store.folders(kind.ledgers)]
+    measured = [_read(ledger, source, False) for ledger in ledgers]
     return max(filter(None, measured), key=lambda one: one.counts.indexed, default=None)
 
 
@@ -167,8 +192,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         ledger=ledger,
         source=source,
         own=own,
-        probes=int(manifest["probes"]),
-        fraction=float(manifest["fraction"]),
+        made_with=manifest,
         receipts=receipts,
         receipt_bytes=sum(sizes.values()),
         listed_bytes=listed_bytes,
@@ -180,14 +204,27 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
 
 
 def _models(ledger: Ledger, receipts: Sequence[Receipt]) -> pa.Table:
-    """Sidecar rows, of whole batches evenly out of all."""
+    """Rows of models, of whole batches evenly out of all."""
+    columns = _columns(ledger.contents)
     full = [receipt for receipt in receipts if receipt.models.rows]
     rows = sum(receipt.models.rows for receipt in full)
     step = max(1, -(-rows // _MOST_MODELS))
     with ThreadPoolExecutor(_READERS) as pool:
         return pa.concat_tables(
             pool.map(
-                lambda receipt: read_part(ledger.store, receipt.models, PROBED_MODELS, _COLUMNS),
+                lambda receipt: read_part(
+                    ledger.store, receipt.models, ledger.contents.models_schema, columns
+                ),
                 full[::step],
             )
         )
+
+
+def _columns(contents: Contents) -> list[str]:
+    wanted = [
+        *_COLUMNS,
+        contents.counted,
+        contents.inputs,
+        *(f"seconds_{part}" for part in busy_phases(contents)),
+    ]
+    return [name for name in contents.models_schema.names if name in wanted]

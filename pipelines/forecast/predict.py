@@ -5,8 +5,8 @@ Every quantity is computed from the measurements as they are and again from each
 prior). The interval is the middle 80 %. It covers what a sample does not tell; not that machines, networks and neighbours
 are slower on another day, nor the luck of single models where few are left.
 
-What a model costs is a sum of two non-negative parts (`non_negative`): a worker's busy seconds by probes and by
-parameters times probes; a download's seconds by model and by bytes. How the busy seconds divide into loading, preparing
+What a model costs is a sum of two non-negative parts (`non_negative`): a worker's busy seconds by passes and by
+parameters times passes (on probes, or in the steps of its samples); a download's seconds by model and by bytes. How the busy seconds divide into loading, preparing
 and computing is taken as measured. Everything else is in proportion to something that is known of the models.
 """
 
@@ -24,7 +24,6 @@ from pipelines.config.model import Config
 from pipelines.forecast.estimates import Chosen, Cost, Estimate, Left, SizeClass, Wall
 from pipelines.forecast.known import SIZE_CLASSES, Known, logits_by_parameters, size_class
 from pipelines.forecast.measured import Measured
-from pipelines.probe.timeline import BUSY
 from probelog.arrays import Floats, Ints
 from probelog.hub.rate_limit import HUB_LIMITS, WINDOW_SECONDS
 
@@ -43,7 +42,9 @@ class Settings:
 
     Attributes:
         config: of the job.
-        probes: in the probe set.
+        passes: of each model, forward.
+        values: in a row of its results.
+        probes: that a node prepares; 0 where models are run on none.
         workers: None for as many as were measured.
         probe_copy_bytes: of the probe set that each node copies; 0 where the store is on the node.
         account: of the Hub's limits that apply; None: no limit.
@@ -51,16 +52,13 @@ class Settings:
     """
 
     config: Config
+    passes: int
+    values: int
     probes: int
     workers: int | None
     probe_copy_bytes: int
     account: str | None
     price: float | None
-
-    @property
-    def seen(self) -> int:
-        """Probes that each model sees."""
-        return max(1, round(self.config.fraction * self.probes))
 
 
 def predict(
@@ -103,23 +101,24 @@ def predict(
     unlisted = len(sure) - len(listed)
     requests = float(listed.sum() + unlisted * (listed.mean() if len(listed) else 2.0))
 
-    seen, busy_seconds = measured.numbers("probes"), measured.busy_seconds
-    busy, busy_error = fitted(draws, np.stack([seen, seen * measured_parameters], axis=1), busy_seconds)
+    passes, busy_seconds = measured.passes, measured.busy_seconds
+    busy, busy_error = fitted(draws, np.stack([passes, passes * measured_parameters], axis=1), busy_seconds)
     downloading, download_error = fitted(
         draws,
         np.stack([np.ones(len(measured)), measured_bytes], axis=1),
         measured.numbers("seconds_download"),
     )
-    work = settings.seen * parameters
-    busy_each = settings.seen * busy[0, 0] + work * busy[0, 1]
-    busy_total = share * (settings.seen * len(sure) * busy[:, 0] + work.sum() * busy[:, 1])
+    work = settings.passes * parameters
+    busy_each = settings.passes * busy[0, 0] + work * busy[0, 1]
+    busy_total = share * (settings.passes * len(sure) * busy[:, 0] + work.sum() * busy[:, 1])
     seconds = {"download": share * (len(sure) * downloading[:, 0] + size * downloading[:, 1])}
-    for part in BUSY:
+    for part in measured.busy:
         seconds[part] = busy_total * ratio(draws[:1], measured.numbers(f"seconds_{part}"), busy_seconds)[0]
 
     wall, paid, wall_seconds = _wall(measured, settings, busy_total, seconds["download"], requests, unlisted)
     unit = "GPU" if settings.config.gpus_per_worker > 0 else "worker"
     hours = wall_seconds * wall.workers * (settings.config.gpus_per_worker or 1.0) / _HOUR
+    inputs = measured.ledger.contents.inputs
     logits = share * _logits(sure, measured, _listed(catalogue.parameters, places), draws)
     return Left(
         models=len(left),
@@ -146,7 +145,7 @@ def predict(
             None if settings.price is None else Estimate.of(hours * settings.price),
         ),
         chosen={
-            "busy seconds": Chosen(["probes", "parameters x probes"], busy_error),
+            "busy seconds": Chosen([inputs, f"parameters x {inputs}"], busy_error),
             "download": Chosen(["1", "bytes"], download_error),
         },
     )
@@ -237,7 +236,7 @@ def _classes(sure: Known, parameters: Floats, sizes: Floats, paid_seconds: Float
 
 def _logits(sure: Known, measured: Measured, listed_parameters: Floats, draws: Floats) -> Floats:
     """By draw: what is declared, or follows from the number of parameters; else the mean of measured models."""
-    measured_logits = measured.numbers("logits")
+    measured_logits = measured.numbers(measured.ledger.contents.counted)
     heads = (np.array(measured.texts("architecture"), object), listed_parameters, measured_logits)
     followed = logits_by_parameters(sure.architectures, sure.parameters, *heads)
     count = np.where(np.isnan(sure.labels), followed, sure.labels)
@@ -256,13 +255,13 @@ def _store(
 ) -> dict[str, Estimate]:
     """Bytes by kind."""
     counts, receipts = measured.counts, measured.receipts
-    values = counts.logits * max(1, round(measured.fraction * measured.probes))
+    values = counts.logits * measured.values
     items = sum(len(receipt.items) for receipt in receipts)
     # A receipt takes so much for each of its models, and the rest whatever it holds, as does its part of failures.
     batches = -(-models // settings.config.batch_models)
     fixed = (measured.receipt_bytes - measured.listed_bytes) / len(receipts)
     sizes = {
-        "observations": measured.part_bytes("observations") / values * logits * settings.seen,
+        measured.ledger.contents.rows: measured.part_bytes("rows") / values * logits * settings.values,
         "models": measured.part_bytes("models") / counts.indexed * indexed,
         "weights": measured.part_bytes("weights") / counts.indexed * indexed,
         "failures": np.full(len(logits), measured.part_bytes("failures") / len(receipts) * batches),

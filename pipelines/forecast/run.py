@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.crawl.stage import Catalogue, hub_endpoint
 from pipelines.forecast.estimates import Basis, Done, Forecast, Left
@@ -18,11 +20,14 @@ from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import probe
-from pipelines.probe.timeline import BUSY
 from pipelines.publish.release import LiveIndex
+from pipelines.sample.stage import listed_generators, sample, samples_here
 from probelog.arrays import values_of
+from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import FailureReason, UsageError
 from probelog.hub.rate_limit import hub_account
+from probelog.kinds.kind import Kind
+from probelog.kinds.registry import CLASSIFIER, GENERATOR
 from probelog.probes.probe_set import ProbeSet, find_probe_set
 from probelog.storage.layout import COMPLETIONS, INDEX, RECEIPT, GenerationFolder, ProbeSetFolder
 from probelog.storage.parquet_parts import count_rows
@@ -30,11 +35,41 @@ from probelog.storage.schemas import CATALOGUE, FAILURES
 from probelog.storage.store import Store
 
 _HOUR = 3600.0
+_LISTED = [name for name in CATALOGUE.names if name != "tags"]
 # Failures that the catalogue may foretell, for ledgers whose models this catalogue does not list.
 _FORETOLD = {
     FailureReason.GATED, FailureReason.DISABLED, FailureReason.UNSAFE_FORMAT, FailureReason.NOT_FOUND,
     FailureReason.MALFORMED_ROW, FailureReason.TOO_LARGE,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The models of a kind that a job lists: their catalogue without tags, and what it tells of them."""
+
+    kind: Kind
+    table: pa.Table
+    known: Known
+
+    @classmethod
+    def of(cls, job: Job, kind: Kind, table: pa.Table, max_bytes: int) -> _Listed:
+        has_token, allow_pickle = bool(os.environ.get("HF_TOKEN")), job.config.allow_pickle
+        known = Known.of(table, kind, has_token=has_token, allow_pickle=allow_pickle, max_bytes=max_bytes)
+        return cls(kind, table, known)
+
+    def chosen(self, count: int, seed: int) -> npt.NDArray[np.bool_]:
+        """Mask of some to measure."""
+        return stratified(self.known, values_of(self.table["repo"], str), count, seed)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Of `run_plan`."""
+
+    endpoint: str
+    like: str | None
+    workers: int | None
+    price: float | None
 
 
 def run_plan(
@@ -49,7 +84,7 @@ def run_plan(
 
     Args:
         job: the job.
-        measure: probe so many models first, into the job's own ledger.
+        measure: run so many models of each kind first, into the job's own ledgers.
         like: a store to learn from where this one holds no measured model.
         workers: how many there will be; by default as configured, as measured, or as this machine holds.
         price: of a worker hour, or of a GPU hour where workers have GPUs.
@@ -57,53 +92,87 @@ def run_plan(
     Raises:
         UsageError: there is no finished crawl, the crawl lists nothing, or nothing was measured.
     """
-    endpoint = hub_endpoint()
+    endpoint, config = hub_endpoint(), job.config
+    classifiers, generators = _classifiers(job, endpoint), _generators(job, endpoint)
+    if measure is not None:
+        probe_set: ProbeSet | None = _measure(job, classifiers, generators, measure, endpoint)
+    else:
+        probe_set = find_probe_set(config.probes, config.probe_count, config.seed, job.store)
+    asked = _Asked(endpoint, like, workers, price)
+    own_key = None if probe_set is None else job.observations_key(probe_set.hash)
+    forecast = _forecast(job, classifiers, own_key, probe_set, asked)
+    if generators is None:
+        return forecast
+    samples = samples_here(job)
+    own_key = None if samples is None else samples.paths.key
+    return replace(forecast, generators=_forecast(job, generators, own_key, None, asked))
+
+
+def _classifiers(job: Job, endpoint: str) -> _Listed:
     catalogue = Catalogue.open(job, endpoint)
     if not count_rows(catalogue.receipt["rows"]):
         raise UsageError(f"{endpoint} lists no model that meets the filters: there is nothing to plan")
-    table = catalogue.table([name for name in CATALOGUE.names if name != "tags"])
-    config = job.config
-    has_token = bool(os.environ.get("HF_TOKEN"))
-    known = Known.of(
-        table, has_token=has_token, allow_pickle=config.allow_pickle, max_bytes=config.filters.max_bytes
-    )
-    if measure is not None:
-        chosen = stratified(known, values_of(table["repo"], str), measure, config.seed)
-        probe_set: ProbeSet | None = _measure(job, table.select(COLUMNS), chosen, endpoint)
-    else:
-        probe_set = find_probe_set(config.probes, config.probe_count, config.seed, job.store)
-    own_key = None if probe_set is None else job.observations_key(probe_set.hash)
-    measured = find_measured(job.store, own_key, like)
+    return _Listed.of(job, CLASSIFIER, catalogue.table(_LISTED), job.config.filters.max_bytes)
+
+
+def _generators(job: Job, endpoint: str) -> _Listed | None:
+    """None where the job wants none, or none are listed."""
+    generators = job.config.generators
+    if not generators.enabled:
+        return None
+    table = listed_generators(job, endpoint, _LISTED)
+    return _Listed.of(job, GENERATOR, table, generators.filters.max_bytes) if table.num_rows else None
+
+
+def _measure(
+    job: Job, classifiers: _Listed, generators: _Listed | None, count: int, endpoint: str
+) -> ProbeSet:
+    """Run some models of each kind, as `run_probe` and `run_sample` do; what is done already is not done again."""
+    encoder, seed = deferred_encoder(job.config.encoder), job.config.seed
+    probe_set = ready_probes(job, encoder)
+    probe(job, classifiers.table.select(COLUMNS), probe_set, endpoint, False, classifiers.chosen(count, seed))
+    if generators is not None:
+        sample(
+            job, generators.table.select(COLUMNS), encoder, endpoint, False, generators.chosen(count, seed)
+        )
+    return probe_set
+
+
+def _forecast(
+    job: Job, listed: _Listed, own_key: str | None, probe_set: ProbeSet | None, asked: _Asked
+) -> Forecast:
+    """Of one kind; ``own_key``: of the ledger that its models are added to, where that is known."""
+    kind, table, known = listed.kind, listed.table, listed.known
+    measured = find_measured(job.store, own_key, asked.like, kind)
     if measured is None:
         raise UsageError(
-            "no model was measured yet, so there is nothing to fit a forecast on: measure some of the catalogue with "
-            "--measure 16 (they are probed for good, nothing is done twice), or learn from another store with --like"
+            f"no {kind.name} was measured yet, so there is nothing to fit a forecast on: measure some of the catalogue with "
+            "--measure 16 (they stay indexed, nothing is done twice), or learn from another store with --like"
         )
     keys = first_keys(table)
     remaining = np.zeros(len(known), bool)
     sealed = measured.sealed if measured.own else np.zeros(0, np.uint64)
     failures = measured.failures if measured.own else FAILURES.empty_table()
-    remaining[make_plan(table, keys, sealed, failures, config.batch_models, False).rows] = True
-    settings = Settings(
-        config=config,
-        probes=probe_set.count if probe_set is not None else config.probe_count or measured.probes,
-        workers=workers or config.workers,
-        probe_copy_bytes=_probe_copy(job.store, probe_set),
-        account=hub_account(endpoint, with_token=has_token),
-        price=price,
-    )
+    remaining[make_plan(table, keys, sealed, failures, job.config.batch_models, False).rows] = True
+    settings = _settings(job, measured, probe_set, asked)
     names = zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
     failed_versions = zip(
         values_of(measured.failures["repo"], str), values_of(measured.failures["sha"], str), strict=True
     )
-    asked = {*measured.versions, *failed_versions}
-    rows = {name: row for row, name in enumerate(names) if name in asked}
+    asked_for = {*measured.versions, *failed_versions}
+    rows = {name: row for row, name in enumerate(names) if name in asked_for}
     places = [rows.get(name, -1) for name in measured.versions]
     failed = _unpredicted_failures(measured, known, rows)
     left = predict(
-        known, remaining, measured, np.array(places, np.int64), failed, _store_rates(measured), settings
+        known, remaining, measured, np.array(places, np.int64), failed, _store_rates(measured, kind), settings
     )
     done = _done(measured, known, keys)
+    notes = _notes(measured, settings, left)
+    if kind is CLASSIFIER and probe_set is None:
+        notes.append("the probe set is not made yet: its size is taken as configured")
+    bases = pc.count_distinct(table.filter(pa.array(remaining))["base_model"]).as_py()
+    if kind is GENERATOR and bases:
+        notes.append(f"the bases of adapters are downloaded besides, {bases:,} at the most")
     return Forecast(
         catalogue=len(known),
         basis=Basis(
@@ -113,9 +182,9 @@ def run_plan(
             failures=sum(failed.values()),
             runs=len(measured.runs),
             devices=measured.devices,
-            probes=measured.probes,
-            fraction=measured.fraction,
-            notes=_notes(measured, settings, left, probe_set),
+            probes=measured.made_with.get("probes"),
+            fraction=measured.made_with.get("fraction"),
+            notes=notes,
         ),
         done=done,
         left=left,
@@ -124,18 +193,32 @@ def run_plan(
             "download bytes": left.bytes + done.bytes,
             "file requests": left.file_requests + done.file_requests,
             "busy hours": left.busy_hours + done.busy_hours,
-            "logits": left.logits + done.logits,
+            kind.contents.counted: left.logits + done.logits,
         },
     )
 
 
-def _measure(job: Job, table: pa.Table, chosen: npt.NDArray[np.bool_], endpoint: str) -> ProbeSet:
-    """Probe some rows of the catalogue, as `run_probe` does; what is done already is not done again."""
-    from probelog.encoders.torch_encoder import deferred_encoder
-
-    probe_set = ready_probes(job, deferred_encoder(job.config.encoder))
-    probe(job, table, probe_set, endpoint, retry_failed=False, only=chosen)
-    return probe_set
+def _settings(job: Job, measured: Measured, probe_set: ProbeSet | None, asked: _Asked) -> Settings:
+    config, generators = job.config, job.config.generators
+    made = measured.made_with
+    probes = config.probe_count if probe_set is None else probe_set.count
+    probes = probes or int(made.get("probes", 0))
+    seen = max(1, round(config.fraction * probes))
+    classifiers = measured.ledger.contents is CLASSIFIER.contents
+    if not classifiers:
+        # Not every generator makes as many samples as are asked for.
+        made_of_asked = measured.counts.logits / measured.counts.indexed / made["samples"]
+        seen = max(1, round(generators.samples * made_of_asked * generators.steps))
+    return Settings(
+        config=config,
+        passes=seen,
+        values=seen if classifiers else 1,
+        probes=probes if classifiers else 0,
+        workers=asked.workers or config.workers,
+        probe_copy_bytes=_probe_copy(job.store, probe_set),
+        account=hub_account(asked.endpoint, with_token=bool(os.environ.get("HF_TOKEN"))),
+        price=asked.price,
+    )
 
 
 def _unpredicted_failures(measured: Measured, known: Known, rows: dict[tuple[str, str], int]) -> Counter[str]:
@@ -155,13 +238,13 @@ def _done(measured: Measured, known: Known, keys: npt.NDArray[np.uint64]) -> Don
     if not measured.own:
         return Done(0, {}, 0, 0, 0.0, 0, 0)
     counts = measured.counts
-    parts = sum(map(measured.part_bytes, ("observations", "models", "weights", "failures")))
+    parts = sum(map(measured.part_bytes, ("rows", "models", "weights", "failures")))
     return Done(
         models=counts.indexed,
         failed=counts.failures,
         bytes=counts.bytes,
         file_requests=int(known.files[np.isin(keys, measured.sealed)].sum()),
-        busy_hours=sum(counts.seconds.get(part, 0.0) for part in BUSY) / _HOUR,
+        busy_hours=sum(counts.seconds.get(part, 0.0) for part in measured.busy) / _HOUR,
         logits=counts.logits,
         store_bytes=parts + measured.receipt_bytes,
     )
@@ -174,29 +257,34 @@ def _probe_copy(store: Store, probe_set: ProbeSet | None) -> int:
     return sum(store.sizes(ProbeSetFolder.of(probe_set.hash).path).values())
 
 
-def _store_rates(measured: Measured) -> dict[str, float]:
-    """Bytes a logit of what the measured ledger became: a completion's descriptors, and the live index's tables of
-    logits and models.
-    """
+def _store_rates(measured: Measured, kind: Kind) -> dict[str, float]:
+    """Bytes a row of what the measured ledger became: a completion's descriptors, and the live index's tables of the kind."""
     store, key = measured.ledger.store, measured.ledger.paths.key
     rates = {}
     for _, content in store.records(COMPLETIONS, RECEIPT):
         if content["observations"] == key and content["logits"]:
             rates["descriptors"] = sum(part["size"] for part in content["parts"].values()) / content["logits"]
     live = LiveIndex.open(store.child(INDEX))
-    if live is not None and live.generation.settings.observations == key:
+    if live is None:
+        return rates
+    settings = live.generation.settings
+    generators = settings.generators
+    rows = {settings.observations: settings.logits} if kind is CLASSIFIER else {}
+    if kind is GENERATOR and generators is not None:
+        rows = {generators.ledger: measured.counts.logits}
+    if rows.get(key):
         # An update leaves most of what readers see to its base.
         names = [live.pointer.generation, *([live.pointer.base] if live.pointer.base is not None else [])]
         sizes = [
             sum(live.generation.index.sizes(GenerationFolder.of(name).table(table)).values())
             for name in names
-            for table in ("logits", "models")
+            for table in kind.tables
         ]
-        rates["index"] = sum(sizes) / live.generation.settings.logits
+        rates["index"] = sum(sizes) / rows[key]
     return rates
 
 
-def _notes(measured: Measured, settings: Settings, left: Left, probe_set: ProbeSet | None) -> list[str]:
+def _notes(measured: Measured, settings: Settings, left: Left) -> list[str]:
     """What a reader of the numbers must mind."""
     notes = []
     if not measured.own:
@@ -218,13 +306,18 @@ def _notes(measured: Measured, settings: Settings, left: Left, probe_set: ProbeS
         notes.append(
             f"measured on {' and '.join(sorted(devices))}, to be run on {kind_of_device}: the hours will differ"
         )
-    if probe_set is None:
-        notes.append("the probe set is not made yet: its size is taken as configured")
     if left.indexed.low is None:
         notes.append("fewer than three models were measured: no intervals")
     if guessed := left.sizes["number of parameters"] + left.sizes["nothing"]:
         notes.append(f"the download size of {guessed:,} models is estimated from the measured ones")
-    if "descriptors" not in left.store_bytes:
+    wanted = settings.config.generators
+    made = [measured.made_with.get(name) for name in ("samples", "steps")]
+    if measured.ledger.contents is GENERATOR.contents and made != [wanted.samples, wanted.steps]:
+        notes.append(
+            f"measured with {made[0]} samples of {made[1]} steps, not {wanted.samples} of {wanted.steps}"
+        )
+    classifiers = measured.ledger.contents is CLASSIFIER.contents
+    if classifiers and "descriptors" not in left.store_bytes:
         notes.append(
             "store bytes are those of the observations alone: descriptors and index were not measured yet"
         )

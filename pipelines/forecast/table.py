@@ -11,7 +11,18 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def lines(forecast: Forecast) -> Iterator[str]:
-    """One line for each thing that is asked of a plan; intervals are 80 %."""
+    """One line for each thing that is asked of a plan, of each kind of models; intervals are 80 %."""
+    yield from _lines_of_kind(forecast)
+    generators = forecast.generators
+    if generators is not None:
+        yield ""
+        yield "generators"
+        yield from _lines_of_kind(generators)
+        walls = forecast.left.wall.total.value, generators.left.wall.total.value
+        yield f"both       {duration(sum(walls))}, one kind after the other"
+
+
+def _lines_of_kind(forecast: Forecast) -> Iterator[str]:
     basis, left, done = forecast.basis, forecast.left, forecast.done
     devices = ", ".join(f"{count:,} on {device}" for device, count in sorted(basis.devices.items()))
     yield f"fitted on  {basis.models:,} models ({devices}) and {basis.failures:,} failures of {basis.source}"
@@ -51,9 +62,10 @@ def lines(forecast: Forecast) -> Iterator[str]:
         low = "" if cost.total.low is None else f" ({cost.total.low:,.2f} to {cost.total.high:,.2f})"
         yield f"cost       {cost.total.value:,.2f}{low}: {_time(cost.hours)} of {cost.unit} time at {cost.price:g} an hour"
     whole = forecast.whole
+    rows = "logits" if "logits" in whole else "samples"
     yield (
         f"the whole  {_count(whole['models indexed'])} models, {_bytes(whole['download bytes'])}, "
-        f"{_count(whole['file requests'])} files, {_count(whole['logits'])} logits"
+        f"{_count(whole['file requests'])} files, {_count(whole[rows])} {rows}"
     )
     for name, chosen in left.chosen.items():
         error = (

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config.model import Config, load_config
+from pipelines.config.model import Config, Filters, load_config
 from pipelines.config.spelling import did_you_mean
 from pipelines.inspect import reach
 from pipelines.job.background import background_names
 from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries
+from pipelines.sample.stage import missing_library
 from probelog.errors import ConfigError, ProbeLogError, UsageError
 from probelog.hub.vocabulary import LICENCES, TASKS
 from probelog.probes.sources import HUB
@@ -68,7 +69,8 @@ def find_problems(config: Config, *, ask_hub: bool = True) -> Iterator[Problem]:
     if from_hub is not None:
         yield from_hub
     asked = ask_hub and from_hub is None
-    for check in (_background, _repositories, _canaries, _scratch, _modules, *([_words] if asked else [])):
+    checks = (_background, _repositories, _canaries, _scratch, _libraries, _modules)
+    for check in (*checks, *([_words] if asked else [])):
         yield from (Problem(text, UsageError(text)) for text in check(config))
     attempts: list[tuple[str, reach.Try]] = [("store", reach.store_keeps), ("workers", reach.workers_fit)]
     # One message is enough where the Hub does not answer.
@@ -98,13 +100,21 @@ def _reached(key: str, attempt: reach.Try, config: Config) -> Problem | None:
 
 def _words(config: Config) -> Iterator[str]:
     """Tasks and licences that the Hub does not know. Of one that is not in our list the Hub is asked for a model."""
-    tag = config.filters.pipeline_tag
-    words = [("filters.pipeline_tag", tag, "task", TASKS, "pipeline_tag")] if tag is not None else []
-    words += [("trees.tasks", word, "task", TASKS, "pipeline_tag") for word in config.trees.tasks]
-    words += [("filters.licence", word, "licence", LICENCES, "license") for word in config.filters.licence]
+    words = [("trees.tasks", word, "task", TASKS, "pipeline_tag") for word in config.trees.tasks]
+    for table, filters in _filters(config):
+        if (tag := filters.pipeline_tag) is not None:
+            words.append((f"{table}.pipeline_tag", tag, "task", TASKS, "pipeline_tag"))
+        words += [(f"{table}.licence", word, "licence", LICENCES, "license") for word in filters.licence]
     for key, word, kind, known, tag_kind in words:
         if word not in known and not reach.hub_has_model(tag_kind, word):
             yield f"{key}: the Hub has no {kind} {word!r}{did_you_mean(word, known)}"
+
+
+def _filters(config: Config) -> list[tuple[str, Filters]]:
+    """Of each kind that the job wants, with the name of its table."""
+    generators = config.generators
+    wanted = [("generators.filters", generators.filters)] if generators.enabled else []
+    return [("filters", config.filters), *wanted]
 
 
 def _background(config: Config) -> Iterator[str]:
@@ -115,11 +125,15 @@ def _background(config: Config) -> Iterator[str]:
 
 
 def _repositories(config: Config) -> Iterator[str]:
-    for table, file in (("filters", config.filters.repos), ("trees", config.trees.repos)):
+    files = [(f"{table}.list", filters.repos) for table, filters in _filters(config)]
+    files.append(("trees.list", config.trees.repos))
+    if config.generators.enabled:
+        files.append(("generators.galleries", config.generators.galleries))
+    for key, file in files:
         try:
             read_repos(file)
         except ProbeLogError as error:
-            yield f"{table}.list: {error}"
+            yield f"{key}: {error}"
 
 
 def _canaries(config: Config) -> Iterator[str]:
@@ -144,6 +158,11 @@ def _scratch(config: Config) -> Iterator[str]:
             f"cache_bytes: {config.cache_bytes:,} bytes of preprocessed probes are allowed, "
             f"{folder} has {free:,} free"
         )
+
+
+def _libraries(config: Config) -> Iterator[str]:
+    if config.generators.enabled and (missing := missing_library()) is not None:
+        yield missing
 
 
 def _modules(config: Config) -> Iterator[str]:

@@ -79,7 +79,8 @@ def run_doctor(config: Path | None = None) -> Diagnosis:
 
 def try_needs(config: Config) -> list[Need]:
     """Try everything that a job needs outside of its own process; this starts Ray, or connects to it."""
-    return [_tried(name, attempt, config) for name, attempt in _TRIES.items()]
+    wanted = {"generators": reach.generators_are_sampled} if config.generators.enabled else {}
+    return [_tried(name, attempt, config) for name, attempt in (_TRIES | wanted).items()]
 
 
 def _tried(name: str, attempt: reach.Try, config: Config) -> Need:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipelines.crawl.changes import full_listing_due
 from pipelines.crawl.stage import Catalogue, hub_endpoint, is_crawled
 from pipelines.job.job import Job
 from pipelines.nightly.record import NightlyRecord
@@ -18,7 +19,10 @@ from pipelines.nightly.start import open_start
 from pipelines.probe.plan import COLUMNS, first_keys, make_plan
 from pipelines.probe.run import LedgerState
 from pipelines.publish.release import LiveIndex, refuse_older_listing
+from pipelines.sample.stage import jobs_of, listed_generators, samples_here
 from probelog.errors import HeldError
+from probelog.kinds.kind import Kind
+from probelog.kinds.registry import CLASSIFIER, GENERATOR
 from probelog.probes.probe_set import find_probe_set
 from probelog.publication.lifecycle import refuse_held
 from probelog.storage.layout import INDEX, LedgerFolder
@@ -44,6 +48,7 @@ def full_lines(job: Job, refresh: bool = False, retry_failed: bool = False) -> I
             " again" if refresh else ", which was not listed with these filters"
         )
         yield "probe, complete, trees, publish: for what is listed and not done yet"
+        yield from _sample_lines(job, endpoint, refresh, retry_failed)
         yield from _hold_line(job, live)
         return
     catalogue = Catalogue.open(job, endpoint)
@@ -51,8 +56,10 @@ def full_lines(job: Job, refresh: bool = False, retry_failed: bool = False) -> I
     table = catalogue.table(COLUMNS)
     yield f"crawl: {table.num_rows:,} models were listed on {catalogue.finished[:10]} (--refresh lists them again)"
     key = None if probe_set is None else job.observations_key(probe_set.hash)
-    left, line = _probe_line(job, table, key, retry_failed)
+    ledger = None if key is None else Ledger(job.store, LedgerFolder.of(key).path)
+    left, line = _run_line(job, CLASSIFIER, table, ledger, retry_failed)
     yield line
+    yield from _sample_lines(job, endpoint, refresh, retry_failed)
     if left:
         yield "complete, trees, publish: again, with what was probed"
     else:
@@ -83,25 +90,46 @@ def nightly_lines(job: Job) -> Iterator[str]:
     )
     rows = [row for row in files.rows(record) if row.repo not in record.removed]
     yield f"recorded by earlier runs: {len(rows):,} models to add, {len(record.removed):,} to remove"
-    yield _probe_line(job, to_table(rows, CATALOGUE), files.key, False)[1]
+    yield _run_line(job, CLASSIFIER, to_table(rows, CATALOGUE), files.ledger, False)[1]
+    if job.config.generators.enabled:
+        in_full = sum(full_listing_due(one, start.endpoint) for one in jobs_of(job))
+        if in_full:
+            yield "sample: would list generators in full, and sample those that are not done yet"
+        else:
+            yield "sample: would list what has changed of the generators, and sample it"
+            yield from _sample_lines(job, start.endpoint, False, False)
     yield "publish: an update, where anything changed"
     yield from _hold_line(job, start.live)
 
 
-def _probe_line(job: Job, table: pa.Table, key: str | None, retry_failed: bool) -> tuple[int, str]:
+def _sample_lines(job: Job, endpoint: str, refresh: bool, retry_failed: bool) -> Iterator[str]:
+    """What the sample stage would do; nothing where a job wants no generators."""
+    if not job.config.generators.enabled:
+        return
+    if refresh or not all(is_crawled(one, endpoint) for one in jobs_of(job)):
+        yield "sample: would list generators, and sample those that are not done yet"
+        return
+    table, ledger = listed_generators(job, endpoint), samples_here(job)
+    if ledger is None:
+        yield f"sample: would download the encoder, which says what is done of {table.num_rows:,} generators"
+    else:
+        yield _run_line(job, GENERATOR, table, ledger, retry_failed)[1]
+
+
+def _run_line(
+    job: Job, kind: Kind, table: pa.Table, ledger: Ledger | None, retry_failed: bool
+) -> tuple[int, str]:
     """Number of models that would be run, and the line that says so."""
     keys = first_keys(table)
-    if key is None:
-        sealed, failures = np.zeros(0, np.uint64), FAILURES.empty_table()
-    else:
-        ledger = Ledger(job.store, LedgerFolder.of(key).path)
+    sealed, failures = np.zeros(0, np.uint64), FAILURES.empty_table()
+    if ledger is not None:
         state = LedgerState.of(ledger, ledger.receipts())
         sealed, failures = state.sealed, state.failures
-    plan = make_plan(table, keys, sealed, failures, job.config.batch_models, retry_failed)
+    plan = make_plan(table, keys, sealed, failures, job.config.batch_models, retry_failed, kind.together)
     retried = int((plan.attempts > 1).sum())
     failed = int(np.isin(first_keys(failures), keys).sum())
     indexed = int(np.isin(keys, sealed).sum()) - failed
-    line = f"probe: would run {len(plan):,} models ({plan.sizes.sum() / 1e9:,.1f} GB of weights)"
+    line = f"{kind.stage}: would run {len(plan):,} models ({plan.sizes.sum() / 1e9:,.1f} GB of weights)"
     if retried:
         line += f", {retried:,} of them again"
     return len(plan), f"{line}; {indexed:,} are indexed, {failed - retried:,} failed and are not tried again"

@@ -9,11 +9,14 @@ import datetime as dt
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from PIL import Image
 
 from cluster.runtime.scratch import scratch_folder
 from cluster.runtime.session import is_local, session
@@ -21,12 +24,16 @@ from pipelines.config.model import Config
 from pipelines.crawl.stage import Catalogue, hub_endpoint, is_crawled
 from pipelines.inspect.counting import most_probes
 from pipelines.job.job import Job
+from pipelines.sample.stage import missing_library
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import ConflictError, ProbeLogError, StoreError, UsageError
+from probelog.generators.layout import LEAST_PICTURES
 from probelog.hub.client import HubClient, HubError, HubRefusalError, HubResponse, Retry, chunks
 from probelog.hub.rate_limit import HUB_LIMITS, WINDOW_SECONDS, hub_account
 from probelog.probes.probe_set import find_probe_set
 from probelog.probes.sources import HUB, source_files
+from probelog.sandbox.generators import GeneratorProcess, generator_server
+from probelog.sandbox.spec import GeneratorSpec
 from probelog.storage.layout import INDEX, POINTER
 from probelog.storage.store import Store
 
@@ -46,6 +53,7 @@ QUICK = Retry(
 _CLOCK_SECONDS = 300.0
 _SMALL_FILE = 1 << 20
 _GPU_SECONDS = 120.0
+_SAMPLE_SECONDS = 60.0
 
 
 def hub_lists(config: Config) -> str:
@@ -267,6 +275,29 @@ def encoder_embeds(config: Config) -> str:
     """Load the encoder, downloading it where it is on the Hub, and embed a text."""
     encoder = load_encoder(config.encoder)
     return f"{config.encoder}: {encoder.dimension} dimensions"
+
+
+def generators_are_sampled(config: Config) -> str:
+    """Have a small gallery sampled in a process of a generator's, which has the libraries of all of them.
+
+    Raises:
+        ProbeLogError: a library is missing or cannot be loaded, or the process does not do it.
+    """
+    if (missing := missing_library()) is not None:
+        raise UsageError(missing)
+    scratch = scratch_folder(config.scratch)
+    started = time.monotonic()
+    process = GeneratorProcess(generator_server(scratch, config.preload), GeneratorSpec())
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=scratch) as folder:
+        for number in range(LEAST_PICTURES):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(Path(folder, f"{number}.png"))
+        try:
+            loaded = process.load(Path(folder), "doctor/gallery", "0" * 40, _SAMPLE_SECONDS)
+            count = len(process.sample(range(loaded.available or 0), _SAMPLE_SECONDS).pixels)
+            process.release()
+        finally:
+            process.close()
+    return f"{count} pictures came out of a confined process, in {time.monotonic() - started:.1f} s with its libraries"
 
 
 def disk_has_room(config: Config) -> str:

@@ -33,7 +33,7 @@ from pipelines.nightly.start import open_start
 from pipelines.nightly.update import changes_since_base, publish_update
 from pipelines.publish.generators import SampledGenerators
 from pipelines.publish.release import PublishResult
-from pipelines.sample.stage import list_and_sample, sampled_generators
+from pipelines.sample.stage import sample_changes, sampled_generators
 from pipelines.trees.nightly import attach_changes
 from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.storage.layout import LEASE
@@ -101,7 +101,7 @@ def run_nightly(job: Job) -> NightlyRun:
             if job.config.generators.enabled:
                 encoder = deferred_encoder(job.config.encoder)
                 with stage("sample"):
-                    list_and_sample(job, start.endpoint, encoder, refresh=True)
+                    sample_changes(job, start.endpoint, encoder)
                 sampled = sampled_generators(job, start.endpoint, encoder)
         changes = changes_since_base(job, start, hub, probed, described)
         added = changes.missing_in(start.live.generation)

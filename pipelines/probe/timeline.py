@@ -1,4 +1,4 @@
-"""Wall time of a run of the probe stage compared with the work done in it: a small object in the store.
+"""Wall time of a run of a stage compared with the work done in it: a small object in the store.
 
 The rows of models in the ledger have the time that each phase of each model took, but not how far phases overlapped,
 how long the workers took to start, or how long they waited for each other. A forecast needs both.
@@ -17,17 +17,14 @@ from pipelines.config.model import Config
 from probelog.storage.ledger import PROBED, Contents, Ledger
 
 
-def _busy_phases(contents: Contents) -> tuple[str, ...]:
+def busy_phases(contents: Contents) -> tuple[str, ...]:
     """Parts of a model's time in which a worker is busy with it. Downloads happen beside them."""
     return ("load", *contents.computed)
 
 
-BUSY = _busy_phases(PROBED)
-
-
 @dataclass(frozen=True)
 class Run:
-    """A finished run of the probe stage.
+    """A finished run of a stage.
 
     Attributes:
         at: when it ended (UTC, ISO 8601).
@@ -63,14 +60,14 @@ class Run:
 
 
 class Timeline:
-    """Measures one run of the probe stage."""
+    """Measures one run of a stage."""
 
     def __init__(
         self, config: Config, contents: Contents = PROBED, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Start the measurement at the start of the stage."""
         self._config, self._clock = config, clock
-        self._phases = _busy_phases(contents)
+        self._phases = busy_phases(contents)
         self._created = clock()
         self._begun = self._ended = float("inf")
         self._workers: set[str] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -89,13 +88,13 @@ class ListingSnapshot:
     @classmethod
     def of(cls, catalogue: Catalogue) -> ListingSnapshot:
         """The snapshot of a finished crawl."""
-        rows = catalogue.rows()
-        # A commit carries its author's clock: a time in the future would hide all changes until then.
-        end = dt.datetime.fromisoformat(catalogue.finished)
-        times = [row.last_modified for row in rows if row.last_modified is not None]
-        changes = [time for time in times if time <= end]
-        watermark = max(changes).isoformat() if changes else None
-        return cls(rows, watermark, catalogue.started, catalogue.finished)
+        watermark = catalogue.watermark
+        return cls(
+            catalogue.rows(),
+            None if watermark is None else watermark.isoformat(),
+            catalogue.started,
+            catalogue.finished,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,15 +12,17 @@ import pyarrow as pa
 
 from cluster.probing.coordinator import CoordinatorHandle
 from cluster.probing.worker import Workers
-from pipelines.config.model import Filters, GeneratorFilters
-from pipelines.crawl.stage import crawl_all
+from pipelines.config.model import Filters, Generators
+from pipelines.crawl.changes import crawl_since
+from pipelines.crawl.stage import Catalogue, crawl_all, each_listing, united
 from pipelines.job.background import background_names
 from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.run import StageResult, run_stage
 from pipelines.publish.generators import SampledGenerators
 from probelog import logs
-from probelog.encoders.torch_encoder import Encoder
+from probelog.encoders.torch_encoder import Encoder, digest_here
+from probelog.errors import UsageError
 from probelog.hub.client import endpoint_with_login
 from probelog.kinds.registry import GENERATOR
 from probelog.ranking.names import name_vectors
@@ -31,29 +34,52 @@ from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 _NAMES = 256
 
 
-def listings(filters: GeneratorFilters) -> list[Filters]:
-    """The listings that hold the generators: one for each task, or the repositories that a file names."""
+def listings(generators: Generators) -> list[Filters]:
+    """The listings that hold the generators: one for each task, or the repositories that a file names; and the galleries."""
+    filters = generators.filters
     tasks: Sequence[str | None] = GENERATOR.tasks
     if filters.repos is not None or filters.pipeline_tag is not None:
         tasks = [filters.pipeline_tag]
-    return [filters.model_copy(update={"pipeline_tag": task}) for task in tasks]
+    listed: list[Filters] = [filters.model_copy(update={"pipeline_tag": task}) for task in tasks]
+    if generators.galleries is not None:
+        named = {"repos": generators.galleries, "pipeline_tag": None, "limit": None}
+        listed.append(filters.model_copy(update=named))
+    return listed
 
 
-def list_generators(
-    job: Job, endpoint: str, refresh: bool = False, columns: Sequence[str] = COLUMNS
-) -> pa.Table:
+def jobs_of(job: Job) -> Iterator[Job]:
+    """A job for each listing of generators."""
+    return each_listing(job, listings(job.config.generators))
+
+
+def list_generators(job: Job, endpoint: str, refresh: bool = False) -> pa.Table:
     """The catalogue of generators, listed where that was not done yet.
 
     Raises:
         HubError: the Hub does not list.
         UsageError: the file of repositories cannot be read.
     """
-    return crawl_all(job, endpoint, listings(job.config.generators.filters), columns, refresh)
+    return crawl_all(job, endpoint, listings(job.config.generators), COLUMNS, refresh)
+
+
+def listed_generators(job: Job, endpoint: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
+    """The catalogue of generators as it is.
+
+    Raises:
+        UsageError: a listing was never finished.
+    """
+    return united((Catalogue.open(one, endpoint) for one in jobs_of(job)), columns)
 
 
 def samples_of(job: Job, encoder_digest: str) -> Ledger:
     """The ledger of a job's samples, embedded by one encoder."""
     return Ledger(job.store, sample_ledger(job.samples_key(encoder_digest)), GENERATOR.contents)
+
+
+def samples_here(job: Job) -> Ledger | None:
+    """The ledger of a job's samples; None where its encoder would have to be downloaded to say which it is."""
+    digest = digest_here(job.config.encoder)
+    return None if digest is None else samples_of(job, digest)
 
 
 def list_and_sample(
@@ -64,12 +90,29 @@ def list_and_sample(
     return sample(job, table, encoder, endpoint, retry_failed)
 
 
+def missing_library() -> str | None:
+    """What to do where generators cannot be run for want of a library; None where it is there."""
+    if importlib.util.find_spec("diffusers") is not None:
+        return None
+    return 'generators.enabled: diffusers is not installed, which generators are run with: pip install ".[index]"'
+
+
+def sample_changes(job: Job, endpoint: str, encoder: Encoder) -> StageResult:
+    """The whole stage of a nightly run, which lists what has changed (`pipelines.crawl.changes.crawl_since`)."""
+    table = united((crawl_since(one, endpoint) for one in jobs_of(job)), COLUMNS)
+    return sample(job, table, encoder, endpoint, retry_failed=False)
+
+
 def sampled_generators(job: Job, endpoint: str, encoder: Encoder) -> SampledGenerators | None:
-    """The generators that are listed and were sampled, as they are published; None where a job wants none."""
+    """The generators that are listed and were sampled, as they are published; None where a job wants none.
+
+    Raises:
+        UsageError: a listing was never finished.
+    """
     if not job.config.generators.enabled:
         return None
     ledger = samples_of(job, encoder.digest)
-    rows = from_table(list_generators(job, endpoint, columns=CATALOGUE.names), CatalogueRow)
+    rows = from_table(listed_generators(job, endpoint, CATALOGUE.names), CatalogueRow)
     return SampledGenerators.of(ledger, ledger.paths.key, rows)
 
 
@@ -93,7 +136,10 @@ def sample(
 
     Raises:
         StoreError: the store refused for longer than ``store_retry_seconds``. A later run resumes.
+        UsageError: a library is missing.
     """
+    if (missing := missing_library()) is not None:
+        raise UsageError(missing)
     generators = job.config.generators
     ledger = samples_of(job, encoder.digest)
     settings = {

@@ -191,6 +191,20 @@ def deferred_encoder(source: str) -> Encoder:
     return _DeferredEncoder(source, _files_digest(_local_folder(source)))
 
 
+def digest_here(source: str) -> str | None:
+    """The digest of an encoder whose files are on this machine; None where they would have to be downloaded.
+
+    Raises:
+        UsageError: no such folder and no Hub id, or files are missing.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _files_digest(_local_folder(source, _downloaded_before))
+    except LocalEntryNotFoundError:
+        return None
+
+
 def load_encoder(source: str, device: str | torch.device | None = None) -> Encoder:
     """Load any transformers model that has ``get_text_features`` and ``get_image_features``.
 
@@ -237,7 +251,7 @@ def pooled(output: torch.Tensor | BaseModelOutputWithPooling) -> torch.Tensor:
     return vectors
 
 
-def _local_folder(source: str) -> Path:
+def _local_folder(source: str, fetch: Callable[[str, str, str | None], Path] | None = None) -> Path:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         name, _, revision = source.partition("@")
@@ -246,7 +260,7 @@ def _local_folder(source: str) -> Path:
                 f"encoder {source!r}: no such folder, and not a Hub id either. Give a folder with {_NEEDED}, "
                 "or a Hub id like openai/clip-vit-base-patch32."
             )
-        folder = _download(source, name, revision or None)
+        folder = (fetch or _download)(source, name, revision or None)
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
@@ -255,6 +269,13 @@ def _local_folder(source: str) -> Path:
     if missing:
         raise UsageError(f"encoder {source}: {' and '.join(missing)} missing. It needs {_NEEDED}.")
     return folder
+
+
+def _downloaded_before(_source: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = list(_PATTERNS)
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
 
 
 def _download(source: str, name: str, revision: str | None) -> Path:

@@ -62,6 +62,7 @@ class Contents:
         models_schema: of the row for each model that was run, and
         record: the record behind that row.
         counted: the field of the record with the number of the model's rows.
+        inputs: the field that says what it was run on: a number, or a list.
         phases: what a model's time is divided into (``seconds_PHASE`` of the record), and
         computed: those of them that a copy of another model's rows does without.
     """
@@ -71,6 +72,7 @@ class Contents:
     models_schema: pa.Schema
     record: type[Any]
     counted: str
+    inputs: str
     phases: tuple[str, ...]
     computed: tuple[str, ...]
 
@@ -93,6 +95,7 @@ PROBED = Contents(
     models_schema=PROBED_MODELS,
     record=ProbedModel,
     counted="logits",
+    inputs="probes",
     phases=TIMED_PHASES,
     computed=("preprocess", "forward"),
 )
@@ -102,6 +105,7 @@ SAMPLED = Contents(
     models_schema=GENERATORS,
     record=SampledModel,
     counted="samples",
+    inputs="samples",
     phases=("download", "load", "sample", "embed"),
     computed=("sample", "embed"),
 )

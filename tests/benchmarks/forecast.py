@@ -29,8 +29,9 @@ from pipelines.full import run_crawl, run_probe
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.probe.probe_set import ready_probes
-from pipelines.probe.timeline import BUSY
+from pipelines.probe.timeline import busy_phases
 from probelog.encoders.torch_encoder import load_encoder
+from probelog.storage.ledger import PROBED
 from tests.support.hub.faults import faulty
 from tests.support.paths import BENCH
 
@@ -125,8 +126,12 @@ def _rows(
             for kind, estimate in left.store_bytes.items()
             if kind not in ("descriptors", "index")
         ),
-        *((f"{part} seconds", left.seconds[part], grown(part)) for part in BUSY),
-        ("busy worker seconds", left.busy_hours.times(3600), sum(grown(part) for part in BUSY)),
+        *((f"{part} seconds", left.seconds[part], grown(part)) for part in busy_phases(PROBED)),
+        (
+            "busy worker seconds",
+            left.busy_hours.times(3600),
+            sum(grown(part) for part in busy_phases(PROBED)),
+        ),
         ("worker seconds", left.worker_hours.times(3600), run.workers * run.wall_seconds),
         ("stage seconds", left.wall.total, run.start_seconds + run.wall_seconds),
         ("command seconds", left.wall.total, wall),

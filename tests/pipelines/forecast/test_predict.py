@@ -18,6 +18,7 @@ from pipelines.forecast.measured import Measured
 from pipelines.forecast.predict import _limited, fitted, non_negative, ratio, resampled
 from pipelines.probe.timeline import Timeline
 from probelog.hub.rate_limit import HUB_LIMITS, SlidingWindowLimit, hub_account
+from probelog.kinds.registry import CLASSIFIER
 from probelog.models.preprocessing import timm_recipe
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, RepoFile, to_table
 
@@ -89,7 +90,7 @@ def known(
     *rows: CatalogueRow, has_token: bool = False, allow_pickle: bool = False, max_bytes: int = 10**6
 ) -> Known:
     table = to_table(rows, CATALOGUE)
-    return Known.of(table, has_token=has_token, allow_pickle=allow_pickle, max_bytes=max_bytes)
+    return Known.of(table, CLASSIFIER, has_token=has_token, allow_pickle=allow_pickle, max_bytes=max_bytes)
 
 
 SAFE = ("config.json", "model.safetensors")
@@ -189,7 +190,7 @@ def test_a_way_that_one_model_needs_stands_for_one_not_seen() -> None:
         return timm_recipe({"input_size": [3, size, size], "mean": [mean] * 3}, 99).to_json()
 
     recipes = [recipe(8, 0.1), recipe(8, 0.2), recipe(10, 0.1)]
-    nothing: list[Any] = [None] * 11
+    nothing: list[Any] = [None] * 10
     measured = Measured(*nothing, models=pa.table({"recipe": recipes}))
     assert measured.prepared_bytes == 3 * 8 * 8 + 2 * 3 * 10 * 10
 

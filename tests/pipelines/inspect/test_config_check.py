@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,28 @@ def test_words_that_the_hub_does_not_know(tmp_path: Path, good: dict[str, object
         "probe_cuont: there is no such key; did you mean probe_count?",
         "zzz: there is no such key",
     ]
+
+
+def test_generators_are_checked_where_they_are_wanted(
+    tmp_path: Path, good: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as where it is not installed
+    wrong = {
+        "generators.filters.pipeline_tag": "text-to-imgae",
+        "generators.filters.list": str(tmp_path / "none"),
+        "generators.galleries": str(tmp_path / "no-galleries"),
+    }
+    assert check_config(write(tmp_path, good | wrong))
+    problems = problems_of(tmp_path, good | wrong | {"generators.enabled": True})
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "generators.filters.list", "generators.galleries", "generators.enabled", "generators.filters.pipeline_tag",
+    ]  # fmt: skip
+    assert problems[2].endswith(
+        'diffusers is not installed, which generators are run with: pip install ".[index]"'
+    )
+    assert problems[3].endswith("the Hub has no task 'text-to-imgae'; did you mean text-to-image?")
+    (problem,) = problems_of(tmp_path, good | {"generators.prompts": ["a cat", "a \x1b[0m dog"]})
+    assert problem.startswith("generators.prompts: must be printable text on one line: 'a \\x1b[0m dog'")
 
 
 def test_more_than_there_is(tmp_path: Path, good: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from PIL import Image
 
 from pipelines.crawl.stage import hub_endpoint
+from pipelines.forecast.run import run_plan
+from pipelines.forecast.table import lines
 from pipelines.full import FullRun, run_full, run_sample
+from pipelines.inspect import reach
+from pipelines.inspect.dry_run import full_lines, nightly_lines
 from pipelines.inspect.explain import explain
 from pipelines.inspect.failures import list_failures
 from pipelines.inspect.status import status
@@ -28,6 +34,7 @@ from pipelines.sample.stage import reference_names, samples_of
 from probelog.encoders.decoding import decode
 from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import FailureReason
+from probelog.generators.gallery import EDGE
 from probelog.hub.client import HubClient
 from probelog.hub.listing import look_up
 from probelog.ranking.samples.enough import batches, is_unsure
@@ -36,7 +43,9 @@ from probelog.storage.ledger import SAMPLED as SAMPLED_MODELS
 from probelog.storage.ledger import ItemResult, Ledger, item_key
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import SAMPLES, Failure
+from tests.support.hub import faults
 from tests.support.hub.faults import FaultyHub, faulty
+from tests.support.processes.operator_command import kill_tree, operator_process, wait_until
 from tests.support.worlds import tiny_generators
 from tests.support.worlds.tiny_world import Indexed
 
@@ -54,11 +63,20 @@ class World:
     hub: FaultyHub
 
     def job(self, store: str = "store", **changes: Any) -> Job:
-        counts = {"samples": SAMPLED, "max_samples": SAMPLED}
-        generators = {"enabled": True, "steps": STEPS, **counts, **changes.pop("generators", {})}
+        return self.indexed.job(self.root / store, **self.settings(**changes))
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        generators = {
+            "enabled": True,
+            "samples": SAMPLED,
+            "max_samples": SAMPLED,
+            "steps": STEPS,
+            "galleries": str(self.root / "galleries.txt"),
+            **changes.pop("generators", {}),
+        }
         # One batch: a copy finds its original in the spool.
         settings = {"workers": 1, "batch_models": 16, "scratch": str(self.root / "scratch"), **changes}
-        return self.indexed.job(self.root / store, generators=generators, **settings)
+        return settings | {"generators": generators}
 
     def ledger(self, job: Job) -> Ledger:
         return samples_of(job, deferred_encoder(job.config.encoder).digest)
@@ -75,6 +93,12 @@ class World:
         file.write_text(json.dumps([*json.loads(file.read_text()), entry]))
 
 
+def gallery_picture(number: int) -> Image.Image:
+    picture = Image.new("RGB", (40, 30), (250, 20 * number, 0))
+    picture.paste((0, 0, 250), (0, 0, 20, 4 + 3 * number))
+    return picture
+
+
 @pytest.fixture(scope="module")
 def world(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("generators")
@@ -89,6 +113,11 @@ def world(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     tiny_generators.text_to_image(hub / "base/text")
     tiny_generators.adapter(hub / "dora/adapter", hub / "base/text", "diffusers")
     shutil.copytree(hub / "dora/adapter", hub / "dora/lost")
+    # What nobody but its provider can run: named in a file, since nothing says that it makes pictures.
+    (hub / "fay/gallery/images").mkdir(parents=True)
+    for number in range(9):
+        gallery_picture(number).save(hub / f"fay/gallery/images/{number}.png")
+    (root / "galleries.txt").write_text("# of closed models\nfay/gallery\n")
     indexed.copy_store(root / "store", "index", "completion")
     with faulty(hub) as (endpoint, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", endpoint)
@@ -114,7 +143,7 @@ def sampled(full: FullRun) -> StageResult:
 
 
 def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> None:
-    assert (sampled.models, sampled.reasons) == (5, {"unsafe-format": 1, "missing-base": 1})
+    assert (sampled.models, sampled.reasons) == (6, {"unsafe-format": 1, "missing-base": 1})
     ledger = world.ledger(world.job())
     assert ledger.paths.key == sampled.key
     models = {model.repo: model for model in ledger.models(sampled.receipts)}
@@ -124,6 +153,7 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
         "bob/blobs-again": "DDPMPipeline",
         "bob/decoder": "AutoencoderKL",
         "dora/adapter": "lora",
+        "fay/gallery": "gallery",
     }
     (receipt,) = sampled.receipts
     copies = [model for model in models.values() if model.copy_of_repo]
@@ -132,8 +162,9 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
     rows = {}
     for repo, model in models.items():
         _, rows[repo] = ledger.sealed_result(receipt.name, repo, model.sha) or (None, None)
-        assert (model.samples, model.image_size) == (SAMPLED, tiny_generators.SIDE)
-        assert model.steps == (0 if repo == "bob/decoder" else STEPS)
+        size = EDGE if repo == "fay/gallery" else tiny_generators.SIDE
+        assert (model.samples, model.image_size) == (SAMPLED, size)
+        assert model.steps == (0 if repo in ("bob/decoder", "fay/gallery") else STEPS)
         assert rows[repo]["number"].to_pylist() == [*range(SAMPLED)]
         features = np.array(rows[repo]["feature"].to_pylist(), np.float32)
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-3)
@@ -168,10 +199,14 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
     hub, nights = world.root / "hub", world.root / "store-of-nights"
     shutil.copytree(world.root / "store", nights)
     index = open_index(str(nights))
-    assert int(index.generators) == 5
+    assert int(index.generators) == 6
     assert index.search("dog", kind="generator", k=3)
+    (hit,) = index.search(kind="generator", images=gallery_picture(2), k=1)
+    assert (hit.repo, index.show_generator("fay/gallery").pipeline) == ("fay/gallery", "gallery")
     unchanged = run_nightly(world.job(nights.name))
     assert unchanged.published.pointer == full.published.pointer
+    receipts = sorted(nights.glob("catalogue/*/receipt.json"))
+    listings = [json.loads(path.read_text()) for path in receipts]
     listed = (hub / "hub.json").read_text()
     try:
         tiny_generators.decoder(hub / "eve/new", seed=3)
@@ -181,8 +216,19 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
         (hub / "hub.json").write_text(listed)
         shutil.rmtree(hub / "eve")
     index = open_index(str(nights))
-    assert int(index.generators) == 6
+    assert int(index.generators) == 7
     assert index.show_generator("eve/new").samples == SAMPLED
+    added = [
+        part["rows"]
+        for path, before in zip(receipts, listings, strict=True)
+        for part in json.loads(path.read_text())["rows"]
+        if part not in before["rows"]
+    ]
+    assert added == [1], "what was listed before is not listed again"
+    assert any("would list what has changed" in line for line in nightly_lines(world.job(nights.name)))
+    # What is gone shows when all is listed again.
+    run_nightly(world.job(nights.name, nightly={"reconcile_days": 0}))
+    assert int(open_index(str(nights)).generators) == 6
 
 
 def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> None:
@@ -223,7 +269,7 @@ def test_a_run_goes_on_where_it_was_killed_and_retries(world: World, sampled: St
         for request in world.hub.requests[asked:]
         if "/resolve/" in request.address
     }
-    assert files == {"ada/classes", "bob/decoder", "cleo/pickled", "dora/lost"}
+    assert files == {"ada/classes", "bob/decoder", "cleo/pickled", "dora/lost", "fay/gallery"}
     assert (again.models, again.reasons) == (sampled.models, sampled.reasons)
     for repo, sha in shas.items():
         found = [killed.sealed_result(one.name, repo, sha) for one in again.receipts]
@@ -237,12 +283,12 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
     (ledger,) = found.samplings
     assert (ledger.key, ledger.indexed, ledger.failed, ledger.left) == (
         sampled.key,
-        5,
+        6,
         {"missing-base": 1, "unsafe-format": 1},
         0,
     )
-    assert ledger.samples == 5 * SAMPLED
-    assert any(line.startswith("sample ") and "5 of 7" in line for line in found.lines())
+    assert ledger.samples == 6 * SAMPLED
+    assert any(line.startswith("sample ") and "6 of 8" in line for line in found.lines())
     failures = {item["repo"]: item["reason"] for item in list_failures(store, stage="sample").records()}
     assert failures == {"cleo/pickled": "unsafe-format", "dora/lost": "missing-base"}
     story = list(explain(store, "ada/classes").lines())
@@ -292,3 +338,83 @@ def test_more_samples_are_made_where_the_halves_of_the_first_disagree(
         assert len(model.thumbnails) == first
         counts.add(model.samples)
     assert len(counts) > 1
+
+
+def test_a_plan_foretells_generators(world: World, sampled: StageResult) -> None:
+    """With the ledger that is there nothing is left; with another seed, what was done is to be done again."""
+    done = run_plan(world.job()).generators
+    assert done is not None
+    assert (done.catalogue, done.done.models, done.left.models) == (8, 6, 0)
+    plan = run_plan(world.job(seed=1))
+    assert plan.generators is not None
+    left = plan.generators.left
+    assert plan.generators.basis.source == "another ledger of this store"
+    assert (left.models, left.foretold, left.failures["unsafe-format"]) == (8, 1, 1)
+    assert left.failures["missing-base"] == pytest.approx(1)
+    assert left.indexed.value == pytest.approx(6)
+    assert left.logits.value == pytest.approx(6 * SAMPLED)
+    # Those whose sizes are listed: what they took, or what the names say.
+    assert left.bytes.value == pytest.approx(done.done.bytes, rel=0.4)
+    busy = done.done.busy_hours
+    assert busy / 20 < left.busy_hours.value < busy * 20
+    assert {"samples", "index"} <= {*left.store_bytes}
+    shown = [*lines(plan)]
+    assert any(line.startswith("both ") for line in shown)
+    assert sum("samples" in line for line in shown if line.startswith("the whole")) == 1
+
+
+def test_a_dry_run_says_what_would_be_sampled(world: World, sampled: StageResult) -> None:
+    asked = len(world.hub.requests)
+    said = [line for line in full_lines(world.job()) if line.startswith("sample: ")]
+    assert said == [
+        "sample: would run 0 models (0.0 GB of weights); 6 are indexed, 2 failed and are not tried again"
+    ]
+    assert any(line.startswith("sample: would run 8 models") for line in full_lines(world.job(seed=1)))
+    listed = {"filters": {"limit": 3}}
+    assert "sample: would list generators, and sample those that are not done yet" in [
+        *full_lines(world.job(generators=listed))
+    ]
+    assert len(world.hub.requests) == asked
+    assert "pictures came out of a confined process" in reach.generators_are_sampled(world.job().config)
+
+
+def test_stopped_and_killed_while_sampling(world: World, sampled: StageResult) -> None:
+    """The last adapter's download stalls while the others are sampled; then a signal comes, and later another."""
+    import ray
+
+    store = "store-of-signals"
+    address = str(ray.get_runtime_context().gcs_address)
+    file = world.indexed.world.config_file(
+        world.root / "signals.toml", world.root / store, ray_address=address, **world.settings()
+    )
+    job = world.job(store)
+    ledger, stalls = world.ledger(job), "/dora/adapter/resolve"
+    world.hub.spoil(stalls, faults.slow(2, 8))  # for half an hour
+    try:
+        with operator_process("sample", "--config", file) as process:
+            wait_until(process, lambda: bool(world.hub.asked(stalls)) and len(ledger.spooled()) > 1)
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=60)[0]
+        assert process.returncode == 143, said
+        assert said.splitlines()[-1] == (
+            "probelog-index: stopped by SIGTERM; what was done is kept. To go on: "
+            f"probelog-index sample --config {file}"
+        )
+        stopped, asked = ledger.spooled(), len(world.hub.asked(stalls))
+        with operator_process("sample", "--config", file) as process:
+            wait_until(process, lambda: len(world.hub.asked(stalls)) > asked)
+            kill_tree(process)
+        assert stopped <= ledger.spooled(), "what was done is kept"
+    finally:
+        world.hub.rules.clear()
+    again = run_sample(job)
+    assert (again.models, again.reasons) == (sampled.models, sampled.reasons)
+    before = world.ledger(world.job())
+    for model in before.models(sampled.receipts):
+        whole, resumed = (
+            next(
+                filter(None, (one.sealed_result(receipt.name, model.repo, model.sha) for receipt in receipts))
+            )
+            for one, receipts in ((before, sampled.receipts), (ledger, again.receipts))
+        )
+        assert resumed[1].equals(whole[1]), model.repo

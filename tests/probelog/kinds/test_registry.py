@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 from pipelines.config.model import Filters, GeneratorFilters, Generators
@@ -32,13 +33,17 @@ def test_the_filters_list_what_the_kinds_declare() -> None:
         CLASSIFIER.libraries,
         CLASSIFIER.tasks,
     )
-    listed = listings(Generators().filters)
+    listed = listings(Generators())
     assert [one.pipeline_tag for one in listed] == list(GENERATOR.tasks)
     assert {tuple(one.library) for one in listed} == {GENERATOR.libraries}
 
 
 def test_a_file_or_a_task_is_one_listing() -> None:
-    (named,) = listings(GeneratorFilters(list="repositories.txt"))  # type: ignore[arg-type]
+    def listed(*, galleries: str | None = None, **filters: object) -> list[Filters]:
+        return listings(Generators(galleries=galleries, filters=GeneratorFilters(**filters)))  # type: ignore[arg-type]
+
+    (named,) = listed(list="repositories.txt")
     assert named.pipeline_tag is None
-    (task,) = listings(GeneratorFilters(pipeline_tag="text-to-image", limit=3))
-    assert (task.pipeline_tag, task.limit) == ("text-to-image", 3)
+    task, galleries = listed(pipeline_tag="text-to-image", limit=3, galleries="galleries.txt")
+    assert (task.pipeline_tag, task.limit, task.repos) == ("text-to-image", 3, None)
+    assert (galleries.pipeline_tag, galleries.limit, galleries.repos) == (None, None, Path("galleries.txt"))
