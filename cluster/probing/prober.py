@@ -127,7 +127,6 @@ class Prober(ItemWorker[ProberSpec, ModelProcess]):
     def _report(self, facts: dict[str, Any], size: int, copy_of: str | None) -> ItemReport:
         return ItemReport(
             bytes=size,
-            logits=int(facts["logits"]),
             parameters=int(facts["parameters"]),
             identity=str(facts["identity"]),
             copy_of=copy_of,

@@ -1,4 +1,4 @@
-"""What a probing actor answers to the driver: small records; rows and pixels never travel this way."""
+"""What an actor that runs models answers to the driver: small records; rows and pixels never travel this way."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ItemReport:
     Attributes:
         reason: why it failed, from the closed list; None where it is indexed.
         detail: more about a failure.
-        seconds: time spent, by part (``download``, ``load``, ``preprocess``, ``forward``, ``write``, ``wait``).
+        seconds: time spent, by part (`probelog.storage.ledger.Contents.phases`, ``write``, ``wait``).
         bytes: downloaded.
-        logits: how many the model has; 0 for a failure.
+        rows: of its result, a logit's or a sample's each; 0 for a failure.
         parameters: of the model; 0 for a failure.
         identity: what its logits follow from (`probelog.storage.schemas.ProbedModel`); None for a failure.
         copy_of: the repository whose observations it shares, where it is a copy.
@@ -32,7 +32,7 @@ class ItemReport:
     detail: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes: int = 0
-    logits: int = 0
+    rows: int = 0
     parameters: int = 0
     identity: str | None = None
     copy_of: str | None = None

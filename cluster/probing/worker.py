@@ -196,6 +196,7 @@ class ItemWorker(ABC, Generic[Spec, P]):
         try:
             self._check()
             result, report = self._one(item, clock)
+            report = replace(report, rows=result.rows.num_rows)
         except _LeavingError:
             return Requeued()
         except ItemFailure as failure:

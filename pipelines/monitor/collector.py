@@ -36,7 +36,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probelog_generation_info": ("1 for the live generation.", ("generation", "base")),
     "probelog_generation_published_seconds": ("When the live generation went live, since 1970.", ()),
     "probelog_generation_listed_seconds": ("When the Hub was last listed in full for it, since 1970.", ()),
-    "probelog_index_models": ("Models of the live generation.", ()),
+    "probelog_index_models": ("Classifiers of the live generation.", ()),
+    "probelog_index_generators": ("Generators of the live generation.", ()),
     "probelog_index_logits": ("Logits of the live generation, those of copies counted.", ()),
     "probelog_index_rows": ("Rows of its table of logits.", ()),
     "probelog_index_added": ("Models that nightly runs added to its base.", ()),
@@ -52,11 +53,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probelog_gate_value": ("A measure of its last candidate, a share.", ("measure",)),
     "probelog_gate_worse": ("How much worse the measure has become at the least.", ("measure",)),
     "probelog_gate_limit": ("How much worse it may become.", ("measure",)),
-    "probelog_ledger_planned": ("Models that a ledger is for.", ("ledger",)),
-    "probelog_ledger_indexed": ("Models of it that are indexed.", ("ledger",)),
-    "probelog_ledger_failed": ("Models of it that failed.", ("ledger", "reason")),
-    "probelog_ledger_left": ("Models of it that are left.", ("ledger",)),
-    "probelog_ledger_running": ("1 while a driver works on it.", ("ledger",)),
+    "probelog_ledger_planned": ("Models that a ledger is for.", ("ledger", "stage")),
+    "probelog_ledger_indexed": ("Models of it that are indexed.", ("ledger", "stage")),
+    "probelog_ledger_failed": ("Models of it that failed.", ("ledger", "stage", "reason")),
+    "probelog_ledger_left": ("Models of it that are left.", ("ledger", "stage")),
+    "probelog_ledger_running": ("1 while a driver works on it.", ("ledger", "stage")),
     "probelog_run_started_seconds": ("When the last run of a command started, since 1970.", ("command",)),
     "probelog_run_updated_seconds": ("When it last said something.", ("command",)),
     "probelog_run_succeeded_seconds": ("When a run of the command last succeeded.", ("command",)),
@@ -129,6 +130,8 @@ class StoreCollector(Collector):
         settings = self._settings[pointer.generation]
         add("probelog_generation_listed_seconds", _seconds(settings.listed))
         add("probelog_index_models", settings.models)
+        generators = settings.generators
+        add("probelog_index_generators", 0 if generators is None else generators.models)
         add("probelog_index_logits", settings.logits)
         add("probelog_index_rows", settings.rows)
         add("probelog_index_added", settings.added or 0)
@@ -154,23 +157,23 @@ class StoreCollector(Collector):
     def _ledgers(self, add: Add) -> None:
         """From the sums alone: receipts are many, and a driver adds to the sums every ten seconds."""
         records = [
-            (Ledger(self._store, folder, kind.contents), manifest)
+            (kind.stage, Ledger(self._store, folder, kind.contents), manifest)
             for kind in KINDS
             for folder, manifest in self._store.records(kind.ledgers, layout.MANIFEST)
         ]
-        for ledger, manifest in records:
+        for stage, ledger, manifest in records:
             summary = Summary.stored(ledger)
-            counts, key = summary.counts, ledger.paths.key
+            counts, labels = summary.counts, (ledger.paths.key, stage)
             failed = counts.failures
             running = summary.running
-            add("probelog_ledger_planned", manifest["planned"], key)
-            add("probelog_ledger_indexed", counts.indexed, key)
+            add("probelog_ledger_planned", manifest["planned"], *labels)
+            add("probelog_ledger_indexed", counts.indexed, *labels)
             for reason, count in failed.items():
-                add("probelog_ledger_failed", count, key, reason)
+                add("probelog_ledger_failed", count, *labels, reason)
             left = max(0, manifest["planned"] - counts.indexed - sum(failed.values()))
-            add("probelog_ledger_left", left if running is None else running.left, key)
+            add("probelog_ledger_left", left if running is None else running.left, *labels)
             alive = running is not None and time.time() - running.at < _STALE_SECONDS
-            add("probelog_ledger_running", alive, key)
+            add("probelog_ledger_running", alive, *labels)
 
     def _runs(self, add: Add) -> None:
         for name in self._store.names(layout.RUNS, suffix=".json"):

@@ -1,4 +1,4 @@
-"""A log with one JSON line per probed model: its result and the time of each phase."""
+"""A log with one JSON line per model that was run: its result and the time of each phase."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _log = logging.getLogger(__name__)
 class ItemLog:
     """Appends lines to a file. Untrusted names and messages cannot break a line: JSON escapes them."""
 
-    def __init__(self, file: Path) -> None:
-        """Open the file, with the folders above it.
+    def __init__(self, file: Path, counted: str = "logits") -> None:
+        """Open the file, with the folders above it; ``counted``: what the rows of a result are.
 
         Raises:
             UsageError: it cannot be written.
         """
-        self.file = file
+        self.file, self._counted = file, counted
         self._has_warned = self._torn = False
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class ItemLog:
             "detail": report.detail,
             "seconds": {part: round(seconds, 4) for part, seconds in report.seconds.items()},
             "bytes": report.bytes,
-            "logits": report.logits,
+            self._counted: report.rows,
             "parameters": report.parameters,
             "worker": report.worker,
         }

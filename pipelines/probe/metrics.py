@@ -1,4 +1,4 @@
-"""What the probe stage exports for Prometheus, through Ray (which puts ``ray_`` before every name).
+"""What a run over models exports for Prometheus, through Ray (which puts ``ray_`` before every name).
 
 One place, the driver: it hears of every item, those included that were given up with their worker. Counts are
 gathered and handed to Ray once a second, so that an item costs next to nothing.
@@ -14,8 +14,9 @@ from pipelines.probe.item_log import result_of
 
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probelog_items_total": ("Models that are through, by result.", ("result",)),
-    "probelog_logits_total": ("Logits of indexed models.", ()),
-    "probelog_copies_unchecked_total": ("Models probed with no coordinator to tell copies.", ()),
+    "probelog_logits_total": ("Logits of indexed classifiers.", ()),
+    "probelog_samples_total": ("Samples of indexed generators.", ()),
+    "probelog_copies_unchecked_total": ("Models run with no coordinator to tell copies.", ()),
     "probelog_download_bytes_total": ("Bytes downloaded.", ()),
     "probelog_hub_requests_total": ("Requests that workers sent to the Hub, by kind.", ("kind",)),
     "probelog_hub_throttled_total": ('Answers "too many requests" of the Hub.', ()),
@@ -33,10 +34,12 @@ HISTOGRAMS = {"probelog_item_seconds": ("Seconds a model.", [0.3, 1, 3, 10, 30, 
 
 
 class Metrics:
-    """The metrics of one run."""
+    """The metrics of one run over models of one kind, whose results have rows of ``counted``."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: str) -> None:
         from ray.util import metrics
+
+        self._rows = f"probelog_{counted}_total"
 
         self._counters = {
             name: metrics.Counter(name, about, tag_keys=tags) for name, (about, tags) in COUNTERS.items()
@@ -52,7 +55,7 @@ class Metrics:
         """Count one model, on which a worker spent so many seconds."""
         gathered: Any = self._gathered
         gathered["probelog_items_total", result_of(report)] += 1
-        gathered["probelog_logits_total", ""] += report.logits
+        gathered[self._rows, ""] += report.rows
         gathered["probelog_copies_unchecked_total", ""] += not report.copies_checked
         gathered["probelog_download_bytes_total", ""] += report.bytes
         gathered["probelog_hub_requests_total", "api"] += report.hub.api

@@ -158,7 +158,7 @@ def run_stage(
     summary = Summary.covering(ledger, state.receipts)
     unchecked = 0
     if len(plan):
-        with _item_log(job, kind.stage, ledger.paths.key) as log, session(config.ray_address):
+        with _item_log(job, kind, ledger.paths.key) as log, session(config.ray_address):
             run = _Run(job, kind, ledger, plan, summary, log)
             known = {
                 identity: Original(repo, sha, receipt=receipt.name)
@@ -187,11 +187,11 @@ def has_remaining_work(job: Job, table: pa.Table, ledger: Ledger) -> bool:
     return len(make_plan(table, keys, state.sealed, state.failures, job.config.batch_models, False)) > 0
 
 
-def _item_log(job: Job, stage: str, key: str) -> ItemLog:
+def _item_log(job: Job, kind: Kind, key: str) -> ItemLog:
     config = job.config
     file = config.item_log or Path(scratch_folder(config.scratch)) / f"items-{key}.jsonl"
-    job.report.say(f"{stage}: a line for every model goes to {file}")
-    return ItemLog(file)
+    job.report.say(f"{kind.stage}: a line for every model goes to {file}")
+    return ItemLog(file, kind.contents.counted)
 
 
 class _Run:
@@ -203,7 +203,7 @@ class _Run:
         self._job, self._kind, self._ledger, self._plan = job, kind, ledger, plan
         self._summary, self._log = summary, log
         self._retry_seconds = job.config.store_retry_seconds
-        self._metrics = Metrics()
+        self._metrics = Metrics(kind.contents.counted)
         spooled = key_numbers(ledger.spooled())
         self._spooled = np.isin(plan.keys, spooled)
         self._unspooled = np.flatnonzero(~self._spooled)

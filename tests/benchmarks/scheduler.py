@@ -162,7 +162,7 @@ def _host() -> Any:
                 begun = time.time()
                 await asyncio.sleep(seconds)
                 self._busy[lane].append((begun, time.time()))
-            return ItemReport(seconds={"forward": seconds, "download": 0.0}, logits=1000, parameters=1)
+            return ItemReport(seconds={"forward": seconds, "download": 0.0}, rows=1000, parameters=1)
 
         async def idle(self, end: float) -> list[float]:
             """Share of each worker's time without an item, from its first one to the end of the items."""

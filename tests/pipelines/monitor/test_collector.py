@@ -81,10 +81,12 @@ def test_everything_that_is_listed_is_said_of_a_full_store(store: Store) -> None
     assert (found["probelog_gate_passed"], found["probelog_gate_refused"]) == ({(): 0}, {(): 1})
     assert found["probelog_gate_worse"] == {("lost answers",): 0.04}
     assert found["probelog_gate_limit"] == {("lost answers",): 0.02, ("models gone",): 0.05}
-    assert found["probelog_ledger_indexed"] == {("key",): 2, ("samples",): 0}
-    assert found["probelog_ledger_failed"] == {("key", "timeout"): 1}
-    assert found["probelog_ledger_left"] == {("key",): 7, ("samples",): 4}
-    assert found["probelog_ledger_running"] == {("key",): 1, ("samples",): 0}
+    assert found["probelog_index_generators"] == {(): 0}
+    probed, sampled = ("key", "probe"), ("samples", "sample")
+    assert found["probelog_ledger_indexed"] == {probed: 2, sampled: 0}
+    assert found["probelog_ledger_failed"] == {("key", "timeout", "probe"): 1}
+    assert found["probelog_ledger_left"] == {probed: 7, sampled: 4}
+    assert found["probelog_ledger_running"] == {probed: 1, sampled: 0}
     assert found["probelog_run_succeeded"] == {("nightly",): 1}
     assert found["probelog_run_outcome"] == {("nightly", "succeeded"): 1}
     assert found["probelog_run_stage_seconds"].keys() == {("nightly", "publish")}

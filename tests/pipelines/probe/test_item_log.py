@@ -23,7 +23,7 @@ def test_a_line_each(tmp_path: Path) -> None:
                 Item("k", CatalogueRow(hostile, "s"), 2, 0, 1.0),
                 ItemReport(reason="internal", detail="line\nline\r", worker="host:1"),
             )
-            report = ItemReport(seconds={"load": 1.23456}, bytes=5, logits=3, parameters=9, copy_of="c/d")
+            report = ItemReport(seconds={"load": 1.23456}, bytes=5, rows=3, parameters=9, copy_of="c/d")
             log.write(Item("k", CatalogueRow("e/f", "s"), 1, 1, 1.0), report)
     data = file.read_bytes()
     assert data.count(b"\n") == 4
@@ -32,6 +32,7 @@ def test_a_line_each(tmp_path: Path) -> None:
     assert (first["repo"], first["result"], first["detail"]) == (hostile, "internal", "line\nline\r")
     assert (first["attempt"], first["worker"]) == (2, "host:1")
     assert (second["result"], second["seconds"], second["bytes"]) == ("copy", {"load": 1.2346}, 5)
+    assert second["logits"] == 3
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

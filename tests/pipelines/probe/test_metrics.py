@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 INDEXED = ItemReport(
     seconds={"download": 1.0, "forward": 2.0},
     bytes=1000,
-    logits=10,
+    rows=10,
     parameters=5,
     hub=HubUsage(api=1, file=2, throttled=1, wait_seconds=0.5),
 )
@@ -33,11 +33,13 @@ def scrape() -> str:
 
 
 def test_every_metric_is_exported_under_its_name() -> None:
-    metrics = Metrics()
+    metrics, of_generators = Metrics("logits"), Metrics("samples")
     metrics.add(INDEXED, 3.0)
+    of_generators.add(INDEXED, 3.0)
     metrics.add(ItemReport(copies_checked=False, seconds={"download": 1.0}), 1.0)
     metrics.add(ItemReport(copy_of="a/b", seconds={"download": 1.0}), 1.0)
     metrics.add(ItemReport(reason="too-large"), 0.0)
+    of_generators.publish(remaining=8, workers=2, in_flight=4, models_an_hour=None, eta_seconds=None)
     metrics.publish(remaining=7, workers=2, in_flight=4, models_an_hour=60.0, eta_seconds=90.0)
     names = {f"ray_{name}" for name in (*COUNTERS, *GAUGES, *(f"{name}_bucket" for name in HISTOGRAMS))}
     deadline = time.monotonic() + 90
