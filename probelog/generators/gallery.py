@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from probelog.generators.assembly import LoadOptions
 
-#: All pictures are brought to this edge, by the shorter side and the middle.
+#: All pictures are brought to this edge, or the largest that is accepted, by the shorter side and the middle.
 EDGE = 256
 MOST_BYTES = 20 << 20
 _MOST_PIXELS = 50_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-def load_gallery(folder: Path, layout: Layout, _options: LoadOptions) -> Generator:
+def load_gallery(folder: Path, layout: Layout, options: LoadOptions) -> Generator:
     """The pictures of a repository, in the order of their names; each is one sample.
 
     Raises:
@@ -37,12 +37,13 @@ def load_gallery(folder: Path, layout: Layout, _options: LoadOptions) -> Generat
     """
     import torch
 
+    edge = min(EDGE, options.limits.max_image_size)
     files = [_file(folder, name) for name in layout.folders.values()]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def draw(_noise: torch.Tensor, conditions: Sequence[int]) -> torch.Tensor:
-        pictures = np.stack([_picture(files[number]) for number in conditions])
+        pictures = np.stack([_picture(files[number], edge) for number in conditions])
         return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     return Generator(
@@ -50,7 +51,7 @@ def load_gallery(folder: Path, layout: Layout, _options: LoadOptions) -> Generat
         architecture="gallery",
         conditioning="none",
         shape=(1,),
-        size=(EDGE, EDGE),
+        size=(edge, edge),
         draw=draw,
         parameters=0,
         dtype="none",
@@ -74,8 +75,8 @@ def _file(folder: Path, name: str) -> Path:
     return path
 
 
-def _picture(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """One picture, (EDGE, EDGE, 3).
+def _picture(path: Path, edge: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """One picture, (edge, edge, 3).
 
     Raises:
         ItemFailure: CORRUPT_WEIGHTS where it is none; TOO_LARGE before its pixels are decoded.
@@ -89,7 +90,7 @@ def _picture(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
                 raise ItemFailure(
                     FailureReason.TOO_LARGE, f"{path.name} has {picture.width} x {picture.height} pixels"
                 )
-            return np.asarray(ImageOps.fit(picture.convert("RGB"), (EDGE, EDGE)), np.uint8)
+            return np.asarray(ImageOps.fit(picture.convert("RGB"), (edge, edge)), np.uint8)
     except ItemFailure:
         raise
     except Image.DecompressionBombError as error:

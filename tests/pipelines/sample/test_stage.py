@@ -30,14 +30,13 @@ from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from pipelines.nightly.run import run_nightly
 from pipelines.probe.run import StageResult
-from pipelines.sample.stage import reference_names, samples_of
+from pipelines.sample.stage import samples_of
 from probelog.encoders.decoding import decode
 from probelog.encoders.torch_encoder import deferred_encoder
 from probelog.errors import FailureReason
 from probelog.generators.gallery import EDGE
 from probelog.hub.client import HubClient
 from probelog.hub.listing import look_up
-from probelog.ranking.samples.enough import batches, is_unsure
 from probelog.search.client import open_index
 from probelog.storage.ledger import SAMPLED as SAMPLED_MODELS
 from probelog.storage.ledger import ItemResult, Ledger, item_key
@@ -308,36 +307,6 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
         ]
     finally:
         part.write_bytes(whole)
-
-
-def due(features: np.ndarray[Any, Any], names: np.ndarray[Any, Any], first: int, most: int) -> int:
-    """How many samples there should be, as whoever reads them decides."""
-    made = [0]
-
-    def unsure() -> bool:
-        return is_unsure(features[: made[-1]], names)
-
-    for batch in batches(first, most, unsure):
-        made += [batch.stop]
-    return made[-1]
-
-
-def test_more_samples_are_made_where_the_halves_of_the_first_disagree(
-    world: World, sampled: StageResult
-) -> None:
-    first, most = 2, 8
-    job = world.job("store-of-more", generators={"samples": first, "max_samples": most})
-    again = run_sample(job)
-    names = reference_names(job, deferred_encoder(job.config.encoder))
-    assert names is not None
-    ledger, counts = world.ledger(job), set()
-    for model in ledger.models(again.receipts):
-        _, rows = ledger.sealed_result(again.receipts[0].name, model.repo, model.sha) or (None, None)
-        features = np.array(rows["feature"].to_pylist(), np.float16)
-        assert model.samples == len(features) == due(features, names, first, most)
-        assert len(model.thumbnails) == first
-        counts.add(model.samples)
-    assert len(counts) > 1
 
 
 def test_a_plan_foretells_generators(world: World, sampled: StageResult) -> None:

@@ -17,6 +17,7 @@ from probelog.generators import seeds
 from probelog.generators.loading import LoadOptions, load_generator
 from probelog.generators.prompts import DIVERSE, NEUTRAL, cleaned, prompts_for, trigger_words
 from probelog.generators.sampling import Generator, Sampler
+from probelog.models.config import LoadLimits
 from tests.support.worlds import tiny_generators
 
 
@@ -136,6 +137,8 @@ def test_a_folder_of_pictures_is_a_generator(tmp_path: Path) -> None:
     pixels = Sampler(made, seed=0, batch_size=4).sample([8, 2]).pixels
     assert pixels.shape == (2, 256, 256, 3)
     assert pixels[:, 128, 250].tolist() == [[160, 0, 0], [40, 0, 0]]
+    small = load_generator(tmp_path, LoadOptions(limits=LoadLimits(max_image_size=64)))
+    assert small.size == Sampler(small, seed=0, batch_size=4).sample([0]).pixels.shape[1:3] == (64, 64)
     with pytest.raises(ItemFailure, match="9 samples and no more"):
         Sampler(made, seed=0, batch_size=4).sample([9])
 
