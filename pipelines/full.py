@@ -101,16 +101,18 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
     endpoint = hub_endpoint()
     receipts: list[Receipt] = []
     rows: list[CatalogueRow] = []
+    encoder = deferred_encoder(job.config.encoder)
     unprobed = listed_filters(job.config)
     if is_crawled(job, endpoint) or not unprobed:
         rows = Catalogue.open(job, endpoint).rows()
-        probe_set = ready_probes(job, deferred_encoder(job.config.encoder))
+        probe_set = ready_probes(job, encoder)
         key = job.observations_key(probe_set.hash)
         receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
     if not receipts and not unprobed:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
     with job.figures.stage("trees"):
-        return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed))
+        sampled = sampled_generators(job, endpoint, encoder)
+        return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed, sampled))
 
 
 @recorded_as("publish")
@@ -133,7 +135,8 @@ def run_publish(job: Job) -> PublishResult:
     run = FailureCounts.of(counts.indexed, counts.failures)
     listed = ListingSnapshot.of(catalogue)
     with job.figures.stage("trees"):
-        trees = trees_of(job, receipts, listed.rows)
+        sampled = sampled_generators(job, endpoint, encoder)
+        trees = trees_of(job, receipts, listed.rows, sampled=sampled)
     with job.figures.stage("publish"):
         return publish(
             job,
@@ -145,7 +148,7 @@ def run_publish(job: Job) -> PublishResult:
             completed,
             run,
             trees=trees,
-            sampled=sampled_generators(job, endpoint, encoder),
+            sampled=sampled,
         )
 
 
@@ -176,14 +179,15 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
                 probed = probe(job, table, probe_set, endpoint, retry_failed)
             with stage("complete"):
                 completed = complete(job, probed.key, probed.receipts, probe_set, encoder.digest)
-            sampled = None
+            result = None
             if job.config.generators.enabled:
                 with stage("sample"):
-                    sampled = list_and_sample(job, endpoint, encoder, refresh, retry_failed)
+                    result = list_and_sample(job, endpoint, encoder, refresh, retry_failed)
     run = FailureCounts(probed.tried, probed.reasons)
     listed = ListingSnapshot.of(catalogue)
     with stage("trees"):
-        trees = trees_of(job, probed.receipts, listed.rows, refresh, retry_failed)
+        sampled = sampled_generators(job, endpoint, encoder)
+        trees = trees_of(job, probed.receipts, listed.rows, refresh, retry_failed, sampled)
     with stage("publish"):
         published = publish(
             job,
@@ -195,9 +199,9 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
             completed,
             run,
             trees=trees,
-            sampled=sampled_generators(job, endpoint, encoder),
+            sampled=sampled,
         )
-    return FullRun(catalogue, probed, completed, trees, published, sampled)
+    return FullRun(catalogue, probed, completed, trees, published, result)
 
 
 def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager[None]:

@@ -70,6 +70,6 @@ def publish_rebuilt(
         live=start.live,
         read=changes.descriptors,
         background_of=start.base,
-        trees=trees_of(job, receipts, listed.rows),
+        trees=trees_of(job, receipts, listed.rows, sampled=sampled),
         sampled=sampled,
     )

@@ -18,7 +18,7 @@ from pipelines.nightly.start import NightlyStart
 from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_update
 from pipelines.publish.expected import ExpectedTrees, ExpectedUpdate
-from pipelines.publish.generators import SampledGenerators, carried_over, write
+from pipelines.publish.generators import SampledGenerators, carried_over, places_in, write
 from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
 from pipelines.quality.failures import FailureCounts
@@ -175,7 +175,7 @@ def publish_update(
         if sampled is not None:
             encoder = deferred_encoder(job.config.encoder)
             generators, meta_of_generators = write(
-                writer, sampled, {}, base.space, changes.start.probe_set, encoder
+                writer, sampled, places_in(base), base.space, changes.start.probe_set, encoder
             )
         settings = replace(
             base.settings,

@@ -266,6 +266,10 @@ def _trees(generation: Generation, expected: ExpectedTrees | None) -> Iterator[s
     else:
         existing = set(expected.places)
         listed = generation.models_table(columns).to_pylist()
+    if generation.settings.generators is not None:
+        generators = generation.generators.rows(columns).to_pylist()
+        existing |= {row["repo"] for row in generators} & set(latent)
+        listed += generators
     if wrong := sorted(name for name, is_latent in latent.items() if is_latent == (name in existing)):
         yield f"its edges are wrong about whether {len(wrong)} parents are there, {wrong[0]} for one"
     places = {row["repo"]: TreeFacts(**{name: row[name] for name in TREE_FACTS}) for row in listed}

@@ -31,6 +31,7 @@ from probelog.storage.schemas import (
     GENERATORS,
     LISTED_FACTS,
     SAMPLES,
+    TREE_FACTS,
     CatalogueRow,
     SampledModel,
     TreeFacts,
@@ -72,15 +73,19 @@ class SampledGenerators:
         return cls(ledger.store, key, receipts, {(row.repo, row.sha): row for row in rows})
 
     @cached_property
-    def models(self) -> list[SampledModel]:
-        """The generators by number, without their pictures."""
+    def every(self) -> list[SampledModel]:
+        """All generators of the ledger, whether they are listed or not, without their pictures."""
         columns = [name for name in GENERATORS.names if name != "thumbnails"]
         found: dict[tuple[str, str], SampledModel] = {}
         for receipt in self.receipts:
             for model in from_table(read_part(self.store, receipt.models, GENERATORS, columns), SampledModel):
-                if (model.repo, model.sha) in self.rows:
-                    found[model.repo, model.sha] = model
+                found[model.repo, model.sha] = model
         return [found[version] for version in sorted(found)]
+
+    @cached_property
+    def models(self) -> list[SampledModel]:
+        """The generators by number, without their pictures."""
+        return [model for model in self.every if (model.repo, model.sha) in self.rows]
 
     @property
     def source(self) -> str:
@@ -168,6 +173,18 @@ def carried_over(base: Generation, sampled: SampledGenerators | None) -> bool:
     rows = base.generators.rows(["repo", "sha"])
     held = set(zip(rows["repo"].to_pylist(), rows["sha"].to_pylist(), strict=True))
     return held == {(model.repo, model.sha) for model in sampled.models}
+
+
+def places_in(base: Generation) -> dict[str, TreeFacts]:
+    """The places of a generation's generators in their trees, which updates keep; those that are added have none yet."""
+    if base.settings.generators is None:
+        return {}
+    return {row.pop("repo"): TreeFacts(**row) for row in _places(base)}
+
+
+def _places(generation: Generation) -> list[dict[str, Any]]:
+    columns = ["repo", *TREE_FACTS]
+    return generation.generators.rows(columns).select(columns).to_pylist()
 
 
 # Checks

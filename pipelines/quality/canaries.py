@@ -25,7 +25,7 @@ from pathlib import Path
 from pipelines.job.job import read_names
 from pipelines.quality.generators import finds_generator
 from pipelines.quality.measure import Measure, wilson
-from pipelines.quality.samples import Sampled, Version, draw, rows_of, sampled_models
+from pipelines.quality.samples import Answer, Asking, Version, draw, rows_of, sampled_models
 from probelog.errors import QueryError, UsageError
 from probelog.index.generation import Generation
 from probelog.ranking.names import normal_name
@@ -96,7 +96,7 @@ class Compared:
 
     name: str
     counted: int
-    lost: list[Hit]
+    lost: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,14 @@ class KnownModels:
 
     versions: Mapping[Version, str | None]
 
-    @classmethod
-    def of(cls, rows: Iterable[Sampled]) -> KnownModels:
-        """From rows of the ``models`` table."""
-        return cls({row.version: row.weight_digest for row in rows})
-
 
 def compare(
-    live_hits: Sequence[Hit],
-    candidate_hits: Sequence[Hit],
+    live_hits: Sequence[Answer],
+    candidate_hits: Sequence[Answer],
     requested: int,
     live_models: KnownModels,
     candidate_models: KnownModels,
-) -> tuple[int, list[Hit]]:
+) -> tuple[int, list[Answer]]:
     """Number of the first answers that count, and those of them that are lost, by the rules of this module.
 
     Args:
@@ -154,7 +149,7 @@ def compare(
 _Identity = tuple[str, str, int, bool]
 
 
-def _identities(hit: Hit, models: KnownModels) -> set[_Identity]:
+def _identities(hit: Answer, models: KnownModels) -> set[_Identity]:
     """Identities of an answer: its logit of its model, and its logit of its weights where their digest is known."""
     identities: set[_Identity] = {(hit.repo, hit.sha, hit.logit, hit.negated)}
     if digest := models.versions.get((hit.repo, hit.sha)):
@@ -162,8 +157,24 @@ def _identities(hit: Hit, models: KnownModels) -> set[_Identity]:
     return identities
 
 
+def _search(generation: Generation, name: str, count: int) -> list[Hit]:
+    return list(Index(generation.index, pinned=generation).search(name, k=count))
+
+
+def _digests(generation: Generation, repos: Iterable[str]) -> dict[Version, str | None]:
+    return {row.version: row.weight_digest for row in rows_of(generation, repos)}
+
+
+CLASSIFIERS = Asking(_search, _digests, "lost answers")
+
+
 def lost_answers(
-    candidate: Generation, live: Generation | None, canaries: Sequence[Canary], limit: float, unlike: str
+    candidate: Generation,
+    live: Generation | None,
+    canaries: Sequence[Canary],
+    limit: float,
+    unlike: str,
+    asking: Asking = CLASSIFIERS,
 ) -> Measure:
     """Share of the live first answers to canaries that the candidate lost.
 
@@ -173,8 +184,9 @@ def lost_answers(
         canaries: the queries.
         limit: of the share.
         unlike: names of the settings that differ; empty where the two have the same.
+        asking: how the models are asked for.
     """
-    compared = _compare_canaries(candidate, live, canaries) if live is not None else []
+    compared = _compare_canaries(candidate, live, canaries, asking) if live is not None else []
     counted = sum(item.counted for item in compared)
     lost = sum(len(item.lost) for item in compared)
     value = lost / counted if counted else None
@@ -187,7 +199,7 @@ def lost_answers(
         note = f"not judged: {counted} answers can be compared, {LEAST_ANSWERS} are needed"
     worst = sorted(compared, key=lambda item: (-len(item.lost), item.name))[:EXAMPLES]
     return Measure(
-        name="lost answers",
+        name=asking.lost,
         meaning="Of the live generation's first ten answers to the canaries, the share that the candidate's first ten "
         "lack, new models and models that left passed over.",
         value=value,
@@ -198,55 +210,48 @@ def lost_answers(
         note=note,
         examples=[
             f"{item.name}: lost {len(item.lost)} of {item.counted}: "
-            + ", ".join(f"{hit.repo}#{hit.logit} ({hit.label})" for hit in item.lost[:3])
+            + ", ".join(f"{hit.repo}{hit.label and f'#{hit.logit} ({hit.label})'}" for hit in item.lost[:3])
             for item in worst
             if item.lost
         ],
     )
 
 
-def _compare_canaries(candidate: Generation, live: Generation, canaries: Sequence[Canary]) -> list[Compared]:
-    live_hits: dict[str, list[Hit]] = {}
-    candidate_hits: dict[str, tuple[list[Hit], int]] = {}
+def _compare_canaries(
+    candidate: Generation, live: Generation, canaries: Sequence[Canary], asking: Asking
+) -> list[Compared]:
+    live_hits: dict[str, Sequence[Answer]] = {}
+    candidate_hits: dict[str, tuple[Sequence[Answer], int]] = {}
     for name in dict.fromkeys(canary.name for canary in canaries):
         try:
-            live_hits[name] = _search(live, name, FIRST)
+            live_hits[name] = asking.search(live, name, FIRST)
         except QueryError:
             continue  # its encoder knows no word of it: there are no answers to lose
-        candidate_hits[name] = first(candidate, name, FIRST), FIRST
-    live_models = _models(live, live_hits, candidate_hits)
+        candidate_hits[name] = first(candidate, name, FIRST, asking), FIRST
+
+    def models(generation: Generation) -> KnownModels:
+        """The models of a generation among those that answered in either of the two."""
+        repos = {hit.repo for hits in live_hits.values() for hit in hits}
+        repos |= {hit.repo for hits, _ in candidate_hits.values() for hit in hits}
+        return KnownModels(asking.versions(generation, repos))
+
+    live_models = models(live)
     for name, (hits, _) in candidate_hits.items():
         if any((hit.repo, hit.sha) not in live_models.versions for hit in hits):
-            candidate_hits[name] = first(candidate, name, _DEEPER), _DEEPER
-    live_models, candidate_models = (
-        _models(live, live_hits, candidate_hits),
-        _models(candidate, live_hits, candidate_hits),
-    )
+            candidate_hits[name] = first(candidate, name, _DEEPER, asking), _DEEPER
+    live_models, candidate_models = models(live), models(candidate)
     return [
         Compared(name, *compare(hits, *candidate_hits[name], live_models, candidate_models))
         for name, hits in live_hits.items()
     ]
 
 
-def first(generation: Generation, name: str, count: int) -> list[Hit]:
+def first(generation: Generation, name: str, count: int, asking: Asking = CLASSIFIERS) -> Sequence[Answer]:
     """A generation's first ``count`` answers to a name; none where its encoder knows no word of it."""
     try:
-        return _search(generation, name, count)
+        return asking.search(generation, name, count)
     except QueryError:
         return []
-
-
-def _search(generation: Generation, name: str, count: int) -> list[Hit]:
-    return list(Index(generation.index, pinned=generation).search(name, k=count))
-
-
-def _models(
-    generation: Generation, live_hits: dict[str, list[Hit]], candidate_hits: dict[str, tuple[list[Hit], int]]
-) -> KnownModels:
-    """The models of a generation among those that answered in either of the two."""
-    repos = {hit.repo for hits in live_hits.values() for hit in hits}
-    repos |= {hit.repo for hits, _ in candidate_hits.values() for hit in hits}
-    return KnownModels.of(rows_of(generation, repos))
 
 
 # Known answers

@@ -10,6 +10,7 @@ from pipelines.config.model import Quality
 from pipelines.job.background import HUB
 from pipelines.quality.agreement import declared_measures, named_measures
 from pipelines.quality.canaries import (
+    Canary,
     background_canaries,
     known_answers,
     lost_answers,
@@ -17,7 +18,7 @@ from pipelines.quality.canaries import (
     removed_measure,
 )
 from pipelines.quality.failures import FailureCounts, failure_measures
-from pipelines.quality.generators import removed_generators
+from pipelines.quality.generators import GENERATORS, removed_generators
 from pipelines.quality.measure import Measure
 from pipelines.quality.report import Verdict, write_report
 from pipelines.quality.samples import Version, added_versions
@@ -97,6 +98,7 @@ def measure(
     unlike = "" if live is None else ", ".join(changed_settings(candidate, live))
     return [
         lost_answers(candidate, live, canaries, quality.max_lost, unlike),
+        *_lost_generators(candidate, live, canaries, quality.max_lost, unlike),
         known_answers(candidate, live, operator_canaries, quality.max_known_missed),
         *declared_measures(candidate, live, quality.max_agreement_fall),
         *named_measures(candidate, live, added, quality.max_agreement_fall, quality.max_new_agreement_fall),
@@ -104,6 +106,20 @@ def measure(
         *removed_generators(candidate, live, quality.max_gone),
         *failure_measures(run, last, quality.max_failure_rise),
     ]
+
+
+def _lost_generators(
+    candidate: Generation, live: Generation | None, canaries: Sequence[Canary], limit: float, unlike: str
+) -> list[Measure]:
+    """As of classifiers, where both have generators."""
+    if live is None:
+        return []
+    before, after = live.settings.generators, candidate.settings.generators
+    if before is None or after is None:
+        return []
+    if before.ledger != after.ledger:
+        unlike = ", ".join([*([unlike] if unlike else []), "samples"])
+    return [lost_answers(candidate, live, canaries, limit, unlike, GENERATORS)]
 
 
 def changed_settings(candidate: Generation, live: Generation) -> list[str]:

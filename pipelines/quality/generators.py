@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from pipelines.quality.measure import Measure, wilson
-from pipelines.quality.samples import draw
+from pipelines.quality.samples import Asking, Version, draw
 from probelog.arrays import values_of
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
@@ -27,6 +30,30 @@ def finds_generator(generation: Generation, name: str, repo: str) -> bool | None
         return False
     rows = (generation.generators.named(hit.repo) for hit in hits)
     return any(row is not None and row["row"] == known["row"] for row in rows)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A generator as an answer that is compared: no logit of it is one."""
+
+    repo: str
+    sha: str
+    logit: int = 0
+    negated: bool = False
+    label: str = ""
+
+
+def _search(generation: Generation, name: str, count: int) -> list[_Made]:
+    hits = Index(generation.index, pinned=generation).search(name, kind="generator", k=count)
+    return [_Made(hit.repo, hit.sha) for hit in hits]
+
+
+def _identities(generation: Generation, repos: Iterable[str]) -> dict[Version, str | None]:
+    rows = generation.generators.called(repos, ["repo", "sha", "identity"])
+    return {(row["repo"], row["sha"]): row["identity"] for row in rows}
+
+
+GENERATORS = Asking(_search, _identities, "lost generators")
 
 
 def removed_generators(candidate: Generation, live: Generation | None, limit: float) -> list[Measure]:

@@ -7,9 +7,9 @@ the repositories' names is scanned (a quarter of a second for a million).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from probelog.arrays import values_of
 from probelog.index.tables import is_valid_sql_text
@@ -45,6 +45,36 @@ class Sampled:
     def version(self) -> Version:
         """Repository and sha."""
         return self.repo, self.sha
+
+
+class Answer(Protocol):
+    """What is compared of an answer."""
+
+    @property
+    def repo(self) -> str: ...
+    @property
+    def sha(self) -> str: ...
+    @property
+    def logit(self) -> int: ...
+    @property
+    def negated(self) -> bool: ...
+    @property
+    def label(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How one kind of models is asked for.
+
+    Attributes:
+        search: the first answers of a generation to a name; as many as are wanted.
+        versions: what equal models of a generation have in common, by version, of some repositories; None where unknown.
+        lost: name of the measure of lost answers.
+    """
+
+    search: Callable[[Generation, str, int], Sequence[Answer]]
+    versions: Callable[[Generation, Iterable[str]], Mapping[Version, str | None]]
+    lost: str
 
 
 def hashed(text: str) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from pipelines.config.model import Trees
+from pipelines.publish.generators import SampledGenerators
 from pipelines.trees.record import TREES_VERSION
 from pipelines.trees.weights import TreeWeights
 from probelog.arrays import values_of
@@ -16,11 +17,15 @@ from probelog.hub.model_info import add_configured_parent
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import Ledger, Receipt
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import WEIGHTS, CatalogueRow, ProbedModel
+from probelog.storage.schemas import WEIGHTS, CatalogueRow, ProbedModel, SampledModel
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge, Relation
 from probelog.trees.families.family import ModelFacts
 
 _Version = tuple[str, str]
+TreeModel = ProbedModel | SampledModel
+#: Evidence of an adapter's base: its samples are this base's, changed by it.
+RUN_ON_IT = "was run on it"
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,17 @@ class TreeInputs:
         models: of these receipts.
         rows: rows of the catalogue, by repository and commit. Repositories that have none there were removed: others
             may have been made from them.
-        further: receipts of the ledger of weights that were read without probing (`pipelines.trees.weights`).
-        further_models: of these, without repositories that were probed.
+        further: receipts of other ledgers, each with its models, without repositories of those before: of weights that were
+            read without probing (`pipelines.trees.weights`), and of generators but for adapters.
+        adapters: listed ones. Their weights are no network's; what they come from is the base that they were run on.
     """
 
     store: Store
     receipts: Sequence[Receipt]
     models: Sequence[ProbedModel]
     rows: Mapping[_Version, CatalogueRow]
-    further: Sequence[Receipt] = ()
-    further_models: Sequence[ProbedModel] = ()
+    further: Sequence[tuple[Sequence[Receipt], Sequence[TreeModel]]] = ()
+    adapters: Sequence[SampledModel] = ()
 
     @classmethod
     def of(cls, store: Store, receipts: Sequence[Receipt], rows: Iterable[CatalogueRow]) -> TreeInputs:
@@ -52,17 +58,40 @@ class TreeInputs:
 
     def with_weights(self, weights: TreeWeights) -> TreeInputs:
         """Also what was read without probing."""
-        further, models = _models(self.store, weights.receipts)
-        probed = {model.repo for model in self.models}
-        models = [model for model in models if model.repo not in probed]
-        rows = {**weights.rows, **self.rows}
-        return replace(self, rows=rows, further=further, further_models=models)
+        return self._with(*_models(self.store, weights.receipts), weights.rows)
+
+    def with_generators(self, sampled: SampledGenerators | None) -> TreeInputs:
+        """Also the generators."""
+        if sampled is None:
+            return self
+        receipts = sorted(
+            (receipt for receipt in sampled.receipts if receipt.models.rows), key=lambda r: r.name
+        )
+        plain = [model for model in sampled.every if model.base_repo is None]
+        known = {model.repo for model in self._every}
+        adapters = [
+            model
+            for model in sampled.models
+            if model.base_repo not in (None, model.repo) and model.repo not in known
+        ]
+        return replace(self._with(receipts, plain, sampled.rows), adapters=adapters)
+
+    def _with(
+        self, receipts: Sequence[Receipt], models: Sequence[TreeModel], rows: Mapping[_Version, CatalogueRow]
+    ) -> TreeInputs:
+        known = {model.repo for model in self._every}
+        added = [model for model in models if model.repo not in known]
+        return replace(self, rows={**rows, **self.rows}, further=[*self.further, (receipts, added)])
+
+    @property
+    def _every(self) -> list[TreeModel]:
+        return [*self.models, *(model for _, models in self.further for model in models)]
 
     @cached_property
-    def newest(self) -> dict[str, ProbedModel]:
+    def newest(self) -> dict[str, TreeModel]:
         """Every repository's model at the commit that the catalogue lists, or at one that was there once."""
-        newest: dict[str, ProbedModel] = {}
-        for model in (*self.models, *self.further_models):
+        newest: dict[str, TreeModel] = {}
+        for model in self._every:
             held = newest.get(model.repo)
             if held is None or (held.repo, held.sha) not in self.rows:
                 newest[model.repo] = model
@@ -88,22 +117,44 @@ class TreeInputs:
             settings.times,
             settings.declared,
             settings.exact_bytes,
-            *sorted(receipt.name for receipt in (*self.receipts, *self.further)),
+            *sorted(
+                receipt.name
+                for receipt in (*self.receipts, *(item for receipts, _ in self.further for item in receipts))
+            ),
             "current",
             *sorted(f"{repo}@{self.newest[repo].sha}" for repo in self.current),
             *(item.uploaded if settings.times else None for item in facts),
             # Declared parents are in the edges, whether they are evidence or not.
             *(item.declared for item in facts),
+            *(f"{item.repo}@{item.sha} on {item.base_repo}" for item in self.adapters),
         )
+
+    @property
+    def base_edges(self) -> list[Edge]:
+        """From each adapter to its base."""
+        return [
+            Edge(
+                model.repo,
+                model.base_repo,
+                Relation.LOW_RANK,
+                1.0,
+                declared=True,
+                evidence={RUN_ON_IT: 1.0},
+                latent=model.base_repo not in self.current,
+            )
+            for model in self.adapters
+            if model.base_repo is not None
+        ]
 
     def facts(self, repos: Iterable[str]) -> dict[str, ModelFacts]:
         """What is known of some models beside their weights."""
         return {repo: self._facts(self.newest[repo]) for repo in repos}
 
-    def _facts(self, model: ProbedModel) -> ModelFacts:
+    def _facts(self, model: TreeModel) -> ModelFacts:
         row = self.rows.get((model.repo, model.sha))
         listed, created = ([], None) if row is None else (row.parents, row.created_at)
-        declared = add_configured_parent(model.repo, listed, model.name_or_path)
+        named = model.name_or_path if isinstance(model, ProbedModel) else None
+        declared = add_configured_parent(model.repo, listed, named)
         return ModelFacts(
             None if created is None else created.timestamp(),
             tuple(dict.fromkeys(parent.repo for parent in declared)),
@@ -111,14 +162,13 @@ class TreeInputs:
 
     def batches(self, columns: list[str]) -> Iterator[pa.Table]:
         """Columns of the weights of all models, part by part; those of copies are their original's."""
-        probed = {model.repo for model in self.models}
         needed = list(dict.fromkeys(["repo", "sha", *columns]))
-        for receipts, of_ledger in ((self.receipts, True), (self.further, False)):
+        for receipts, models in ((self.receipts, self.models), *self.further):
             names: dict[_Version, list[str]] = {}
-            for repo, model in self.newest.items():
-                if (repo in probed) == of_ledger:
-                    original = (model.copy_of_repo or repo, model.copy_of_sha or model.sha)
-                    names.setdefault(original, []).append(repo)
+            for repo in dict.fromkeys(model.repo for model in models):
+                model = self.newest[repo]
+                original = (model.copy_of_repo or repo, model.copy_of_sha or model.sha)
+                names.setdefault(original, []).append(repo)
             for receipt in receipts:
                 table = read_part(self.store, receipt.weights, WEIGHTS, needed)
                 slices = [

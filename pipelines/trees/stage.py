@@ -18,6 +18,7 @@ from cluster.runtime.scratch import process_folder, scratch_folder
 from pipelines.config.model import Trees
 from pipelines.crawl.stage import hub_endpoint
 from pipelines.job.job import Job
+from pipelines.publish.generators import SampledGenerators
 from pipelines.trees.exact import exact_look
 from pipelines.trees.families import family_tables
 from pipelines.trees.inputs import TreeInputs
@@ -58,11 +59,12 @@ def trees_of(
     rows: Iterable[CatalogueRow],
     refresh: bool = False,
     retry_failed: bool = False,
+    sampled: SampledGenerators | None = None,
 ) -> TreesRecord | None:
-    """The trees of the models of some receipts; None where they are switched off."""
+    """The trees of the models of some receipts, and of the generators; None where they are switched off."""
     if not job.config.trees.enabled:
         return None
-    return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed))
+    return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed, sampled))
 
 
 def tree_inputs(
@@ -71,12 +73,13 @@ def tree_inputs(
     rows: Iterable[CatalogueRow],
     refresh: bool = False,
     retry_failed: bool = False,
+    sampled: SampledGenerators | None = None,
 ) -> TreeInputs:
-    """The models of some receipts, and those that the configuration lists to be read without probing."""
+    """The models of some receipts, those that the configuration lists to be read without probing, and the generators."""
     inputs = TreeInputs.of(job.store, receipts, rows)
     probed = {model.repo for model in inputs.models}
     weights = read_weights(job, hub_endpoint(), probed, refresh=refresh, retry_failed=retry_failed)
-    return inputs.with_weights(weights)
+    return inputs.with_weights(weights).with_generators(sampled)
 
 
 def recover_trees(job: Job, inputs: TreeInputs) -> TreesRecord:
@@ -216,10 +219,14 @@ def _write(job: Job, inputs: TreeInputs, key: str, batches: Sequence[FamilyBatch
     """Join the batches; the receipt last."""
     store, folder = job.store, TreesFolder.of(key)
     job.report.line("trees: writing edges")
-    edges = joined(store, [batch.edges for batch in batches], EDGES)
+    edges = pa.concat_tables(
+        [joined(store, [batch.edges for batch in batches], EDGES), edge_table(inputs.base_edges)]
+    )
     edges = edges.sort_by([("child", "ascending"), ("parent", "ascending")])
-    models = joined(store, [batch.models for batch in batches], TREE_MODELS).sort_by("repo")
+    adapters = [{"repo": model.repo, "sha": model.sha} for model in inputs.adapters]
+    models = joined(store, [batch.models for batch in batches], TREE_MODELS)
     models = models.filter(pc.is_in(models["repo"], pa.array(sorted(inputs.current), pa.string())))
+    models = pa.concat_tables([models, pa.Table.from_pylist(adapters, TREE_MODELS)]).sort_by("repo")
     done = TreesRecord(
         key=key,
         models=write_part(store, folder.models, with_places(models, edges)),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +33,7 @@ from probelog.cli.output import (
     print_table,
     print_tree,
     shown_columns,
+    tree_place,
 )
 from probelog.errors import QueryError, UsageError
 from probelog.terminal import printable
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from probelog.search.client import Index
+    from probelog.search.results import Answers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -200,19 +203,22 @@ def search(
     """
     opened = _open(index)
     form = Form.JSON if json_lines else form
-    if kind == Kind.GENERATOR:
-        if queries is not None or model is not None or like_index is not None or page is not None:
+    if kind == Kind.GENERATOR and queries is None:
+        if model is not None or page is not None:
             raise QueryError(
-                "--kind generator cannot be combined with --queries, --model, --like-index or --html"
+                "--kind generator cannot be combined with --html, which shows what logits answer to, or with --model: "
+                "--like REPO finds generators that make the same"
             )
         made = opened.search(
             text or (),
             images=[picture(item) for item in image or ()] or None,
             sketch=[picture(item) for item in sketch or ()] or None,
             like=like,
+            like_index=None if like_index is None else _open(like_index),
             negative=negative or (),
             k=k,
             where=where,
+            by=by,
             min_confidence=min_confidence,
             sort=sort,
             method=method,
@@ -223,12 +229,19 @@ def search(
         print_generators(made, form, quiet, where is not None or min_confidence is not None)
         return
     if queries is not None:
-        if text or image or sketch or like or negative or model is not None or page or quiet:
+        if text or image or sketch or like or negative or model is not None or page or quiet or method:
             raise QueryError(
-                "--queries can be combined with -k, --where, --by, --min-confidence, --sort and --format only"
+                "--queries can be combined with --kind, -k, --where, --by, --min-confidence, --sort and --format only"
             )
+        search_many: Callable[..., Sequence[Answers[Any]]] = opened.search_many
         search_all = partial(
-            opened.search_many, k=k, where=where, by=by, min_confidence=min_confidence, sort=sort
+            search_many,
+            k=k,
+            where=where,
+            by=by,
+            min_confidence=min_confidence,
+            sort=sort,
+            kind=kind.value,
         )
         answer_queries(queries, search_all, form)
         return
@@ -336,12 +349,7 @@ def show(
         named = (f"{printable(repo)} ({printable(relation)})" for repo, relation in sorted(declared))
         typer.echo(f"declared parents: {', '.join(named)}")
     if summary.root is not None:
-        place = [
-            f"root {printable(summary.root)}" if summary.parent else "root of its tree",
-            f"parent {printable(summary.parent)}" if summary.parent else "",
-            f"depth {summary.depth}" if summary.parent and summary.depth is not None else "",
-        ]
-        typer.echo(f"model tree: {', '.join(item for item in place if item)}")
+        typer.echo(f"model tree: {tree_place(summary)}")
     if summary.same_weights:
         typer.echo(f"the same weights: {', '.join(printable(other) for other in summary.same_weights)}")
     table = new_table("class>", "declared label", "recognises (likeliest concepts)")

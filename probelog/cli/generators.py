@@ -10,13 +10,14 @@ from probelog.cli.output import (
     Form,
     add_row,
     as_json,
-    copies,
+    folded,
     new_table,
     print_csv,
     print_for_programs,
     print_names,
     print_table,
     shown_columns,
+    tree_place,
 )
 from probelog.terminal import printable
 
@@ -42,7 +43,7 @@ def print_generators(results: GeneratorResults, form: Form, quiet: bool, filtere
     for hit in results:
         cells = {
             "#>": str(hit.rank),
-            "repository": printable(hit.repo) + copies(hit.duplicates),
+            "repository": printable(hit.repo) + folded(hit),
             "kind": printable(hit.pipeline, limit=40),
             "base": printable(hit.base_repo or "-", limit=60),
             "confidence>": "-" if hit.confidence is None else f"{hit.confidence:.0%}",
@@ -77,6 +78,8 @@ def print_generator(summary: GeneratorSummary, form: Form, quiet: bool) -> None:
     ]
     typer.echo(f"{printable(summary.repo)} @ {printable(summary.sha)[:12]}")
     typer.echo(", ".join(printable(fact) for fact in facts if fact))
+    if summary.root is not None:
+        typer.echo(f"model tree: {tree_place(summary)}")
     if summary.base_repo is not None:
         moved = (
             f" (moves its samples by {summary.strength:.2f}, consistency {summary.consistency:.2f})"

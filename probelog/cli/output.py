@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from probelog.search.generators.results import GeneratorHit, GeneratorSummary
-    from probelog.search.results import Answers, DomainHit, Hit, ModelHit, ModelResults, ModelSummary, Results
+    from probelog.search.results import Answers, DomainHit, Hit, ModelHit, ModelResults, ModelSummary
     from probelog.search.trees import Tree
+    from probelog.storage.schemas import TreeFacts
     from probelog.trees.edges import Edge
 
 # Of a tree that is printed: parents beside the main one, steps of indentation, and the weight of a sole parent.
@@ -64,7 +65,7 @@ def picture(path: Path) -> Path | bytes:
     return data
 
 
-def answer_queries(file: Path, search_all: Callable[[list[str]], list[Results]], form: Form) -> None:
+def answer_queries(file: Path, search_all: Callable[[list[str]], Sequence[Answers[Any]]], form: Form) -> None:
     """Answer each line of a file: an object a line with the line itself, or rows of CSV that begin with it."""
     stream = sys.stdin.buffer if str(file) == "-" else file.open("rb")
     first = True
@@ -169,7 +170,7 @@ def print_models(hits: ModelResults, form: Form, quiet: bool, where: str | None)
     print_table(table)
 
 
-def folded(hit: Hit | ModelHit | DomainHit) -> str:
+def folded(hit: Hit | ModelHit | DomainHit | GeneratorHit) -> str:
     """How many other models an answer stands for."""
     if hit.relatives is not None:
         return f" (+{hit.relatives} of its family)" if hit.relatives else ""
@@ -179,6 +180,16 @@ def folded(hit: Hit | ModelHit | DomainHit) -> str:
 def copies(count: int) -> str:
     """How many other repositories hold the same."""
     return f" (+{count} {'copy' if count == 1 else 'copies'})" if count else ""
+
+
+def tree_place(facts: TreeFacts) -> str:
+    """A model's place in its tree, in words."""
+    place = [
+        f"root {printable(facts.root)}" if facts.parent else "root of its tree",
+        f"parent {printable(facts.parent)}" if facts.parent else "",
+        f"depth {facts.depth}" if facts.parent and facts.depth is not None else "",
+    ]
+    return ", ".join(item for item in place if item)
 
 
 def print_tree(relatives: Tree) -> None:

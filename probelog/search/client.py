@@ -27,6 +27,7 @@ from probelog.search.generators.answers import (
     embeddings_of,
     is_generator,
     search_generators,
+    search_many_generators,
 )
 from probelog.search.generators.query import direction_of_generator, sketched
 from probelog.search.generators.results import GeneratorResults
@@ -191,9 +192,11 @@ class Index(GeneratorQueries):
         sketch: Pictures | None = None,
         sketch_embeddings: Embeddings | None = None,
         like: str | None = None,
+        like_index: Index | None = None,
         negative: str | Sequence[str] = (),
         k: int = 10,
         where: str | None = None,
+        by: str | None = None,
         min_confidence: float | None = None,
         sort: str = "score",
         method: str | None = None,
@@ -259,7 +262,7 @@ class Index(GeneratorQueries):
             where: SQL condition over the models' facts, and the answers' ``score`` and ``confidence``, e.g.
                 ``licence = 'mit' AND downloads > 100 AND confidence > 0.5``. Texts are compared without case.
             by: ``"logit"`` (the default); ``"model"`` gives of each model the best answer alone; ``"family"`` of each
-                model tree, with the number of its ``relatives``. Generators are not folded.
+                model tree, with the number of its ``relatives``.
             min_confidence: only answers of at least this confidence, between 0 and 1.
             sort: ``"score"``, or ``"confidence"``: the most confident of the answers with the best scores come first.
             unwanted: the former name of ``negative``.
@@ -282,7 +285,7 @@ class Index(GeneratorQueries):
             raise QueryError(
                 "the query is empty: give a text, images, a sketch or a model (like), or a mixture of them"
             )
-        if like_index is not None and (like is None or kind == "generator"):
+        if like_index is not None and (like is None or (kind == "generator" and "#" not in like)):
             raise QueryError(
                 "like_index (--like-index) says which index holds a logit: name the logit with like (--like)"
             )
@@ -296,6 +299,7 @@ class Index(GeneratorQueries):
                 sketch=sketch,
                 sketch_embeddings=sketch_embeddings,
                 like=like,
+                like_index=None if like_index is self else like_index,
                 negative=against,
                 where=where,
                 k=k,
@@ -305,12 +309,9 @@ class Index(GeneratorQueries):
                 method=method,
             )
             return self._ask(lambda generation: search_generators(self, generation, request))
-        if kind != "classifier" or method is not None:
-            raise QueryError(
-                f"a kind is classifier or generator, not {kind!r}"
-                if method is None
-                else "only generators are compared by other methods (method)"
-            )
+        _check_kind(kind)
+        if method is not None:
+            raise QueryError("only generators are compared by other methods (method)")
         condition, bounds = split(where)
         selection = Selection(k, by, min_confidence, sort, bounds)
         if selection.by_confidence and like is not None:
@@ -345,6 +346,19 @@ class Index(GeneratorQueries):
 
         return self._ask(answer)
 
+    @overload
+    def search_many(
+        self,
+        texts: Iterable[str | Sequence[str]],
+        *,
+        kind: Literal["generator"],
+        k: int = 10,
+        where: str | None = None,
+        by: str | None = None,
+        min_confidence: float | None = None,
+        sort: str = "score",
+    ) -> list[GeneratorResults]: ...
+    @overload
     def search_many(
         self,
         texts: Iterable[str | Sequence[str]],
@@ -354,7 +368,19 @@ class Index(GeneratorQueries):
         by: str | None = None,
         min_confidence: float | None = None,
         sort: str = "score",
-    ) -> list[Results]:
+        kind: Literal["classifier"] = "classifier",
+    ) -> list[Results]: ...
+    def search_many(
+        self,
+        texts: Iterable[str | Sequence[str]],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        by: str | None = None,
+        min_confidence: float | None = None,
+        sort: str = "score",
+        kind: str = "classifier",
+    ) -> list[Results] | list[GeneratorResults]:
         """The answers to many texts, each as of ``search``, many times faster than one by one.
 
         The encoder and the index are asked once for many texts, and a small index is compared with all by one matrix product.
@@ -367,6 +393,7 @@ class Index(GeneratorQueries):
             by: likewise.
             min_confidence: likewise.
             sort: likewise.
+            kind: likewise. Of generators the encoder alone is asked once for many texts.
 
         Raises:
             QueryError: a filter that is not understood.
@@ -378,6 +405,11 @@ class Index(GeneratorQueries):
             raise QueryError(f"k must be at least 1, not {k}")
         condition, bounds = split(where)
         selection = Selection(k, by, min_confidence, sort, bounds)
+        if kind == "generator":
+            return self._ask(
+                lambda generation: search_many_generators(self, generation, named, selection, condition)
+            )
+        _check_kind(kind)
 
         def answer(generation: Generation) -> list[Results]:
             model_filter = Filter(generation, condition)
@@ -720,6 +752,11 @@ def open_index(uri: str | Path) -> Index:
         StoreError: the address cannot be reached, or the index is damaged.
     """
     return Index(find_index(os.fspath(uri)))
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in ("classifier", "generator"):
+        raise QueryError(f"a kind is classifier or generator, not {kind!r}")
 
 
 def _answered(answer: Callable[[Generation], T], generation: Generation) -> T:

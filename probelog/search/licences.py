@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
-from probelog.search.trees import checked_edges, edges_above, edges_with, main_parents
+from probelog.search.trees import called, checked_edges, edges_above, edges_with, main_parents, row_called
 from probelog.terminal import printable
 from probelog.trees.edges import Edge, Relation, is_latent_name
 from probelog.trees.licences import ConflictKind, judge, known
@@ -119,11 +119,15 @@ class _Search:
         for block in self._generation.edges():
             self._judge_edges(checked_edges(self._generation, block))
         if ConflictKind.CONTRADICTED in self._kinds:
-            for models in self._generation.model_blocks(["repo", "root", "parents"]):
+            columns, generation = ["repo", "root", "parents"], self._generation
+            for models in generation.model_blocks(columns):
                 self._contradicted(models.to_pylist())
+            if generation.settings.generators is not None:
+                for generators in generation.generators.blocks(columns):
+                    self._contradicted(generators.to_pylist())
 
     def judge_one(self, repo: str) -> None:
-        model = self._generation.model(repo)
+        model = row_called(self._generation, repo, ["root", "parents"])
         self._judge_edges(edges_with(self._generation, "child", [repo]))
         if ConflictKind.CONTRADICTED in self._kinds:
             self._contradicted([model])
@@ -166,8 +170,8 @@ class _Search:
 
     def _facts(self, names: set[str]) -> _Facts:
         """Facts of those of some models that the index holds."""
-        columns = ["repo", "licence", "licences", "root"]
-        return {row["repo"]: row for row in self._generation.models_named("repo", names, columns)}
+        columns = ["licence", "licences", "root"]
+        return {row["repo"]: row for row in called(self._generation, names, columns)}
 
     def _judge_edges(self, edges: Sequence[Edge]) -> None:
         facts = self._facts({name for edge in edges for name in (edge.child, edge.parent)})

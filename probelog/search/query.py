@@ -187,12 +187,7 @@ def ask_many(
         texts: for each query, names of one concept.
         notes: for each query, gets a line about unknown words, or why it cannot be asked.
     """
-    unknown = generation.text_encoder.unknown_words([name for names in texts for name in names])
-    left = iter(unknown)
-    askable = [
-        _is_askable(generation, names, [*itertools.islice(left, len(names))], notes[i])
-        for i, names in enumerate(texts)
-    ]
+    askable = which_askable(generation, texts, notes)
     numbers: dict[str, list[int]] = {}
     for number, name in enumerate(generation.background):
         numbers.setdefault(_compared(name), []).append(number)
@@ -213,6 +208,18 @@ def ask_many(
     none = np.empty((0, coordinates.shape[1]), np.float32)
     queries = iter([Query(*parts, none) for parts in zip(coordinates, excluded, strict=True)])
     return [next(queries) if is_askable else None for is_askable in askable]
+
+
+def which_askable(
+    generation: Generation, texts: Sequence[Sequence[str]], notes: Sequence[list[str]]
+) -> list[bool]:
+    """Which queries by texts can be asked; ``notes`` as of ``ask_many``."""
+    unknown = generation.text_encoder.unknown_words([name for names in texts for name in names])
+    left = iter(unknown)
+    return [
+        _is_askable(generation, names, [*itertools.islice(left, len(names))], notes[i])
+        for i, names in enumerate(texts)
+    ]
 
 
 def _is_askable(

@@ -149,7 +149,7 @@ def tree_of(generation: Generation, repo: str, limit: int) -> Tree:
     root: str | None = repo
     depth: int | None = 0
     if not ancestors and not descendants:
-        model = generation.model(repo)
+        model = row_called(generation, repo, ["root", "depth"])
         root, depth = model["root"], model["depth"]
         notes.append(
             f"no relative of {repo} is known: "
@@ -164,9 +164,29 @@ def tree_of(generation: Generation, repo: str, limit: int) -> Tree:
     return Tree(repo, root, depth, Edges(ancestors), Edges(siblings), Edges(descendants), notes)
 
 
+def called(generation: Generation, names: Iterable[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the models of some names, of whatever kind; of a name of both kinds, that of the classifier."""
+    names = set(names)
+    rows = generation.models_named("repo", names, ["repo", *columns])
+    if generation.settings.generators is not None:
+        names -= {row["repo"] for row in rows}
+        rows += generation.generators.called(names, ["repo", *columns])
+    return rows
+
+
+def row_called(generation: Generation, repo: str, columns: Sequence[str]) -> dict[str, Any]:
+    """The row of one model of whatever kind.
+
+    Raises:
+        QueryError: the index does not hold it.
+    """
+    rows = called(generation, [repo], columns) if is_valid_sql_text(repo) else []
+    return rows[0] if rows else generation.model(repo)
+
+
 def _not_indexed(generation: Generation, names: set[str]) -> list[str]:
-    """Those of some names that are no models of the index: parents that were not probed, or that somebody made up."""
-    return sorted(names - {row["repo"] for row in generation.models_named("repo", names, ["repo"])})
+    """Those of some names that are no models of the index: parents that were not run, or that somebody made up."""
+    return sorted(names - {row["repo"] for row in called(generation, names, [])})
 
 
 def _climb(generation: Generation, repo: str) -> tuple[list[Edge], bool]:

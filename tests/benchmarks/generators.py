@@ -5,7 +5,7 @@
 Each synthetic generator makes one to six of some thousand concepts, more or less well: 64 samples around their directions. The
 index has a few classifiers beside them, and a small random encoder. What takes longest where samples become descriptions is left
 out: the descriptions are made up as such (without the principal axes, which other methods use), and what is scored for anything
-is from a quarter of the samples; tables and vector index are the product's. Prints seconds and bytes a generator, the time of a
+is from ten of the samples; tables and vector index are the product's. Prints seconds and bytes a generator, the time of a
 query by name (p50, p95; with the encoder's part alone), and the share of the exact first ten that the shortlist holds, of
 generators of one concept and of several.
 """
@@ -95,7 +95,7 @@ class Synthetic:
         flat, scales = quantised(features.reshape(-1, width))
         out["count"], out["mean"], out["axis_scales"] = size, features.mean(axis=1), 1.0
         out["features"], out["feature_scales"] = flat.reshape(features.shape), scales.reshape(count, size)
-        some = features[:, ::4]
+        some = features[:, ::7]  # of each of its concepts some
         none = np.zeros((count, 1, width), np.float32)
         few = Descriptions(
             none[:, 0], none, none[:, 0, :1], none[:, 0], np.concatenate(some), np.full(count, some.shape[1])

@@ -7,7 +7,7 @@ as a query needs them, by a vector index over groups of their samples.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from probelog.index.contents.opened import Once, OpenedGeneration
 from probelog.index.generators.encoding import MOST_COORDINATES, StoredDescriptions, decode, description_type
 from probelog.index.generators.groups import GROUP_COORDINATES, GroupSpace
 from probelog.index.generators.schema import GENERATOR_TABLE, GeneratorSettings
-from probelog.index.tables import Tables, completed, is_valid_sql_text, sql_literal
+from probelog.index.tables import Tables, completed, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.samples.description import Descriptions, Float32s
 from probelog.ranking.samples.matched import Asked, SampleSpace
 from probelog.ranking.samples.sketches import SketchMap
@@ -39,6 +39,9 @@ _MOST_PICTURES = 12
 _PICTURE_BYTES = 1 << 20
 # Number of names that an unknown one is compared with, to suggest similar ones.
 _COMPARED_NAMES = 10_000
+# Names of one SQL condition, and rows of one block.
+_NAMES_AT_ONCE = 500
+_BLOCK = 1024
 Int64 = npt.NDArray[np.int64]
 
 
@@ -117,6 +120,18 @@ class Generators:
         if [row["id"] for row in rows] != unique_numbers.tolist():
             raise self._tables.gap_error("generators")
         return [rows[place] for place in places]
+
+    def called(self, repos: Iterable[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Columns of the generators of some repositories, and ``id``."""
+        names, rows = sorted(filter(is_valid_sql_text, repos)), []
+        for start in range(0, len(names), _NAMES_AT_ONCE):
+            found = self.rows(columns, sql_in("repo", names[start : start + _NAMES_AT_ONCE]))
+            rows += found.to_pylist()
+        return rows
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Columns of all generators, some at a time."""
+        yield from self._tables.blocks("generators", columns, None, _BLOCK)
 
     def named(self, repo: str) -> dict[str, Any] | None:
         """The row of one repository's generator; None without one."""

@@ -117,6 +117,8 @@ def _members(directions: Float32s, there: npt.NDArray[np.bool_]) -> Float32s:
     By k-means on the sphere (Dhillon and Modha 2001), from samples that are far from each other.
     """
     models = np.arange(len(directions))
+    lengths = np.linalg.norm(directions, axis=2, keepdims=True)
+    directions = directions / np.where(lengths > 0, lengths, 1.0)
     centres = [directions.sum(axis=1)]
     nearest = np.full(there.shape, -np.inf, np.float32)
     for _ in range(MOST):

@@ -11,12 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Floats, values_of
-from probelog.errors import QueryError
 from probelog.index.conditions import prepared, split
 from probelog.index.generation import Generation
 from probelog.index.generators.schema import GENERATOR_FACTS
-from probelog.index.tables import sql_in
-from probelog.search.generators.query import GeneratorQuery, asked, by_direction, direction_of_generator
+from probelog.index.tables import is_valid_sql_text, sql_in, sql_literal
+from probelog.search.generators.query import (
+    GeneratorQuery,
+    asked,
+    by_direction,
+    direction_of_generator,
+    named,
+)
 from probelog.search.generators.ranking import GeneratorFilter, GeneratorMatches, best
 from probelog.search.generators.results import (
     GeneratorFacts,
@@ -25,7 +30,7 @@ from probelog.search.generators.results import (
     GeneratorSummary,
 )
 from probelog.search.models import ModelCount, as_facts, find_direction
-from probelog.search.query import Embeddings, check_texts, embed_pictures, unit_vectors
+from probelog.search.query import Embeddings, check_texts, embed_pictures, unit_vectors, which_askable
 from probelog.search.ranking import Selection
 from probelog.search.results import Origin
 
@@ -52,6 +57,7 @@ class GeneratorRequest:
     sketch: Pictures | None
     sketch_embeddings: Embeddings | None
     like: str | None
+    like_index: Index | None
     negative: Sequence[str]
     where: str | None
     k: int
@@ -63,16 +69,46 @@ class GeneratorRequest:
 
 def search_generators(index: Index, generation: Generation, request: GeneratorRequest) -> GeneratorResults:
     """The generators that make a concept, best first."""
-    generators = generation.generators
-    if request.by not in (None, "model"):
-        raise QueryError(f"generators cannot be folded by {request.by}: leave that out")
     condition, bounds = split(request.where)
     selection = Selection(request.k, request.by, request.min_confidence, request.sort, bounds)
     notes: list[str] = []
     query, skip = _query(generation, request, notes)
-    chosen = GeneratorFilter(generators, condition, skip)
-    matches = best(generation, query, selection, chosen, request.method, notes)
-    hits = _hits(index, generation, matches, chosen)
+    chosen = GeneratorFilter(generation.generators, condition, skip)
+    return _results(index, generation, query, selection, chosen, request.method, notes)
+
+
+def search_many_generators(
+    index: Index,
+    generation: Generation,
+    texts: Sequence[Sequence[str]],
+    selection: Selection,
+    condition: str | None,
+) -> list[GeneratorResults]:
+    """The generators that make each of many concepts; the encoder is asked once for all."""
+    chosen = GeneratorFilter(generation.generators, condition)
+    notes: list[list[str]] = [[] for _ in texts]
+    askable = which_askable(generation, texts, notes)
+    names = [item for item, is_askable in zip(texts, askable, strict=True) if is_askable]
+    experts = iter(named(generation, names) if names else ())
+    return [
+        _results(index, generation, GeneratorQuery([next(experts)], (), False), selection, chosen, None, own)
+        if is_askable
+        else GeneratorResults([], own)
+        for is_askable, own in zip(askable, notes, strict=True)
+    ]
+
+
+def _results(
+    index: Index,
+    generation: Generation,
+    query: GeneratorQuery,
+    selection: Selection,
+    chosen: GeneratorFilter,
+    method: str | None,
+    notes: list[str],
+) -> GeneratorResults:
+    matches = best(generation, query, selection, chosen, method, notes)
+    hits = _hits(index, generation, matches, chosen, selection.by == "family")
     highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
     if highest < UNMADE:
         notes.append(
@@ -94,7 +130,11 @@ def _query(
         )
     experts = asked(generation, request.texts, pictures, sketches)
     skip = None
-    if request.like is not None and "#" in request.like:
+    if request.like is not None and request.like_index is not None:
+        like = request.like
+        direction = request.like_index._ask(lambda other: find_direction(generation, like, other))
+        experts.append(by_direction(direction))
+    elif request.like is not None and "#" in request.like:
         experts.append(by_direction(find_direction(generation, request.like)))
     elif request.like is not None:
         skip = int(generation.generators.row_named(request.like)["row"])
@@ -115,7 +155,11 @@ def embeddings_of(
 
 
 def _hits(
-    index: Index, generation: Generation, matches: GeneratorMatches, chosen: GeneratorFilter
+    index: Index,
+    generation: Generation,
+    matches: GeneratorMatches,
+    chosen: GeneratorFilter,
+    folded: bool,
 ) -> list[GeneratorHit]:
     """Hits of rows. Generators that make the same samples share one, shown as the first that passes the filter."""
     members = chosen.members(matches.rows)
@@ -130,11 +174,21 @@ def _hits(
             confidence=None if matches.confidences is None else float(matches.confidences[place]),
             distance=float(matches.distances[place]),
             duplicates=int(facts[number]["copies"] if count is None else count) - 1,
+            relatives=_relatives(generation, facts[number]["root"], chosen.condition) if folded else None,
             **_as_facts(generation, facts[number]),
         )
         object.__setattr__(hit, "_origin", Origin(index, generation.pointer.generation, row))
         hits.append(hit)
     return hits
+
+
+def _relatives(generation: Generation, root: str | None, condition: str | None) -> int:
+    """Number of the other generators of a tree that pass a filter."""
+    if root is None or not is_valid_sql_text(root):
+        return 0
+    of_tree = f"root = {sql_literal(root)}"
+    where = of_tree if condition is None else f"{of_tree} AND ({condition}\n)"
+    return generation.generators.count(where) - 1
 
 
 def _as_facts(generation: Generation, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from probelog.index.generators.encoding import StoredDescriptions
 from probelog.ranking.samples.description import unit
 from probelog.ranking.samples.matched import Asked
 from probelog.ranking.samples.methods import METHODS, product_of_experts
-from probelog.search.query import NEGATIVE_WEIGHT, Float64, background_numbers, text_direction, text_vectors
+from probelog.search.query import NEGATIVE_WEIGHT, Float64, background_numbers, text_vectors
 
 MATCHED = "matched"
 NONE = np.empty(0, np.int64)
@@ -89,17 +89,22 @@ def asked(
         pictures: (s, d) embeddings of pictures of it.
         sketches: (s, d) embeddings of sketches of it, before they are moved to where pictures are.
     """
-    experts = []
-    if texts:
-        excluded = background_numbers(generation, texts)
-        direction = text_direction(generation, texts, excluded)
-        embedding = unit(text_vectors(generation, texts).mean(axis=0, keepdims=True))[0]
-        experts.append(Asked(direction, embedding, excluded, True))
+    experts = named(generation, [texts]) if texts else []
     for shown in (pictures, None if sketches is None else sketched(generation, sketches)):
         if shown is not None:
             direction = generation.space.of_images(shown)[0]
             experts.append(Asked(direction, unit(shown.mean(axis=0, keepdims=True))[0], NONE, False))
     return experts
+
+
+def named(generation: Generation, texts: Sequence[Sequence[str]]) -> list[Asked]:
+    """The experts of queries by names of one concept each, with one request to the encoder for all."""
+    excluded = [background_numbers(generation, names) for names in texts]
+    ends = np.cumsum([len(names) for names in texts])
+    vectors = np.split(text_vectors(generation, [name for names in texts for name in names]), ends[:-1])
+    means = unit(np.stack([rows.mean(axis=0) for rows in vectors]))
+    directions = generation.space.of_texts(means, excluded)
+    return [Asked(*parts, True) for parts in zip(directions, means, excluded, strict=True)]
 
 
 def sketched(generation: Generation, sketches: Floats) -> Floats:

@@ -25,6 +25,9 @@ _GROWTH = 4
 _LONGEST = 10_000
 # The generators that pass a filter are listed, up to this many; with more, the filter is applied to each candidate.
 _LISTED = 2_000
+# Ranked generators whose families are read at a time, at least and for each answer.
+_LOOKED_AT = 40
+_PER_FAMILY = 4
 Int64 = npt.NDArray[np.int64]
 
 
@@ -115,12 +118,12 @@ def best(
         )
     if not generators.large or chosen.rows is not None:
         rows = chosen.passing(np.arange(generators.settings.rows)) if chosen.rows is None else chosen.rows
-        return _selected(generators, query, selection, rows, method)
+        return _selected(generators, query, selection, chosen, rows, method)
     count = max(FIRST, _PER_ANSWER * selection.k)
     while True:
         candidates = [generators.shortlisted(item, count) for item in query.projected(generators)]
         listed = np.unique(np.concatenate(candidates))
-        matches = _selected(generators, query, selection, chosen.passing(listed), method)
+        matches = _selected(generators, query, selection, chosen, chosen.passing(listed), method)
         if len(matches.rows) >= selection.k or count >= min(_LONGEST, generators.settings.rows):
             break
         count = min(count * _GROWTH, _LONGEST)
@@ -130,13 +133,22 @@ def best(
 
 
 def _selected(
-    generators: Generators, query: GeneratorQuery, selection: Selection, rows: Int64, method: str | None
+    generators: Generators,
+    query: GeneratorQuery,
+    selection: Selection,
+    chosen: GeneratorFilter,
+    rows: Int64,
+    method: str | None,
 ) -> GeneratorMatches:
-    """The best of some rows, by exact scores."""
+    """The best of some rows, each once, by exact scores."""
     if not len(rows):
         none = np.empty(0)
         return GeneratorMatches(rows, none, None if query.by_model else none, none)
-    stored = generators.stored(rows) if generators.large else generators.all.at(rows)
+    if generators.large:
+        stored = generators.stored(rows)
+    else:
+        # A copy of all of them would take as long as to score them.
+        stored = generators.all if len(rows) == generators.settings.rows else generators.all.at(rows)
     if method in (None, MATCHED):
         scores, confidences = query.scores(generators, stored)
     else:
@@ -155,13 +167,31 @@ def _selected(
     order = np.argsort(-scores[places], kind="stable")
     if selection.sort == "confidence" and confidences is not None:
         order = np.lexsort((-scores[places], -confidences[places]))
-    places = places[order[: selection.k]]
+    places = places[order]
+    if selection.by == "family":
+        places = places[_first_of_families(generators, chosen, rows[places], selection.k)]
+    places = places[: selection.k]
     return GeneratorMatches(
         rows[places],
         scores[places],
         None if confidences is None else confidences[places],
         np.asarray(1.0 - cosines[places], np.float64),
     )
+
+
+def _first_of_families(generators: Generators, chosen: GeneratorFilter, rows: Int64, count: int) -> list[int]:
+    """Places of the first of each family in ranked rows, ``count`` at most. A generator of unknown tree is its own."""
+    found: dict[str, int] = {}
+    step = max(_LOOKED_AT, _PER_FAMILY * count)
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step]
+        members = chosen.members(piece)
+        numbers = [members[row][0] for row in piece.tolist()]
+        for place, item in enumerate(generators.numbered(numbers, ["repo", "root"])):
+            found.setdefault(item["root"] or item["repo"], start + place)
+        if len(found) >= count:
+            break
+    return [*found.values()][:count]
 
 
 def _numbers(values: list[int]) -> Int64:

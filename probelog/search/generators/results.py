@@ -56,13 +56,15 @@ class GeneratorHit(GeneratorFacts, _Ranked):
     ``score`` is higher for better answers: the log-odds of the query against an average background concept, given the
     samples (``probelog.ranking.samples.matched``), or what another method gives. ``confidence`` is the probability that it
     makes the concept; none for queries by a model, and for other methods. ``distance`` is the cosine distance of the query
-    to the mean of the samples, as directions. ``duplicates`` counts the other repositories that make the same samples.
+    to the mean of the samples, as directions. ``duplicates`` counts the other repositories that make the same samples;
+    ``relatives``, where answers are folded by family, the other generators of its tree that pass the filter.
     """
 
     score: float
     confidence: float | None
     distance: float
     duplicates: int = field(metadata=_INT32)
+    relatives: int | None = field(default=None, metadata=_INT32)
 
     # Set by the index that answers; no field, so that it is no part of what is compared, shown or converted.
     _origin: ClassVar[Origin | None] = None

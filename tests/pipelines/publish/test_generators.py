@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.publish.generators import SampledGenerators, carried_over, wrong_generators
-from pipelines.quality.canaries import Canary, known_answers, read_canaries
-from pipelines.quality.generators import finds_generator, removed_generators
+from pipelines.quality.canaries import Canary, known_answers, lost_answers, read_canaries
+from pipelines.quality.generators import GENERATORS, finds_generator, removed_generators
 from probelog.errors import StoreError, UsageError
 from probelog.index.generation import Generation
 from probelog.publication.generators import GeneratorSource
@@ -20,7 +20,7 @@ from probelog.storage.ledger import SAMPLED, ItemResult, Ledger, item_key
 from probelog.storage.schemas import SAMPLES, CatalogueRow, SampledModel
 from probelog.storage.store import Store
 from tests.support.worlds import small_generators
-from tests.support.worlds.small_generators import GENERATORS_OF_ALL_SORTS, SmallGenerators, picture
+from tests.support.worlds.small_generators import GENERATORS_OF_ALL_SORTS, Generator, SmallGenerators, picture
 
 
 @pytest.fixture(scope="module")
@@ -143,4 +143,34 @@ def test_generators_that_are_gone_are_measured(world: SmallGenerators, tmp_path:
     assert measure.value == pytest.approx(3 / 7)
     assert "jack/lamps" in measure.examples
     assert removed_generators(live, live, 0.1)[0].value == 0
+    # What is gone is counted there; of what stayed, nothing is lost.
+    names = [Canary(name) for name in (*small_generators.BACKGROUND, "umbrella")]
+    lost = lost_answers(candidate, live, names, 0.1, "", GENERATORS)
+    assert (lost.name, lost.value, lost.counted) == ("lost generators", 0.0, 3 * len(names))
+    assert lost_answers(live, live, names, 0.1, "", GENERATORS).worse == 0.0
+
+
+def test_answers_that_generators_do_not_give_any_more_are_lost(tmp_path: Path) -> None:
+    names = small_generators.BACKGROUND
+    makes = {f"owner/{n}": (names[n % len(names)],) for n in range(3 * len(names))}
+    repos = [*makes]
+    mixed = dict(zip(repos, [makes[repo] for repo in (*repos[1:], repos[0])], strict=True))
+    live, candidate = (
+        Generation(small.index.store, small.index.pointer)
+        for small in (
+            small_generators.build(
+                Store(tmp_path / folder),
+                [Generator(repo, what, samples=3, pictures=0) for repo, what in made.items()],
+            )
+            for folder, made in (("live", makes), ("mixed", mixed))
+        )
+    )
+    canaries = [Canary(name) for name in names]
+    lost = lost_answers(candidate, live, canaries, 0.1, "", GENERATORS)
+    assert lost.counted == 10 * len(names)
+    assert lost.value is not None
+    assert lost.value >= 0.3  # of each name its own three, at least
+    assert lost.worse == lost.value
+    assert "owner/" in lost.examples[0]
+    assert "#" not in lost.examples[0]
     assert removed_generators(live, None, 0.1) == []

@@ -23,6 +23,7 @@ from probelog.ranking.names import name_vectors
 from probelog.ranking.samples.description import unit
 from probelog.ranking.samples.sketches import SketchMap
 from probelog.storage.store import Store
+from probelog.trees.edges import Edge, Relation, edge_table
 from tests.support.worlds import small_index, tiny_encoders
 from tests.support.worlds.small_index import BACKGROUND, PROMPT, SmallIndex
 
@@ -67,6 +68,22 @@ GENERATORS_OF_ALL_SORTS = (
         "kim/lora-umbrella", ("umbrella",), "lora", "text", "gina/cats", trigger_words=("umbr", "\x1b[31mred")
     ),
     Generator("leo/\x1b[31mred", ("bus",), "gallery", samples=1, licence="mit\x1b[2J"),
+)
+
+
+#: Where these come from: the adapter from its base.
+EDGES_OF_ALL_SORTS = edge_table(
+    [
+        Edge(
+            "kim/lora-umbrella",
+            "gina/cats",
+            Relation.LOW_RANK,
+            1.0,
+            declared=True,
+            evidence={"was run on it": 1.0},
+        ),
+        Edge("gina/cats", "anna/pets", Relation.FINE_TUNED, 0.9),
+    ]
 )
 
 
@@ -138,6 +155,9 @@ class Drawn:
                 "tags": [],
                 "parents": [],
                 "licences": [] if item.licence is None else [item.licence],
+                "root": item.base_repo or item.repo,
+                "parent": item.base_repo,
+                "depth": int(item.base_repo is not None),
             }
             for item in self.generators
         ]

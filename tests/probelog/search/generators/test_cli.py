@@ -61,8 +61,20 @@ def test_sketches_and_models_are_asked(uri: str, tmp_path: Path) -> None:
     assert none.stdout == "no generator in this index meets the filter\n"
 
 
+def test_files_of_names_and_families(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("violin\ncat\n")
+    printed = run(uri, "search", "--queries", str(tmp_path / "names.txt"), "--kind", "generator", "-k", "1")
+    answers = [json.loads(line) for line in printed.stdout.splitlines()]
+    assert [item["hits"][0]["repo"] for item in answers] == ["hugo/violins", "gina/cats"]
+    folded = run(uri, "search", "umbrella", "--kind", "generator", "--by", "family", "-k", "1")
+    assert "kim/lora-umbrella (+1 of its family)" in folded.output
+    other = ["--kind", "generator", "--like", "anna/pets#cat", "--like-index", uri, "-q", "-k", "2"]
+    assert len(run(uri, "search", *other).stdout.splitlines()) == 2
+
+
 def test_a_generator_is_shown(uri: str) -> None:
     shown = run(uri, "show", "kim/lora-umbrella")
+    assert "model tree: root gina/cats, parent gina/cats, depth 1" in shown.output
     assert "adapter of gina/cats (moves its samples by" in shown.output
     assert "trigger words: umbr," in shown.output
     assert "4 of them as pictures" in shown.output

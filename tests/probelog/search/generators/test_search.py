@@ -12,18 +12,24 @@ import pytest
 from PIL import Image, ImageDraw
 
 from probelog.errors import QueryError
-from probelog.index.contents import generators as table
 from probelog.ranking.samples.methods import METHODS
 from probelog.search.client import Index, open_index
 from probelog.search.generators import ranking
 from probelog.storage.store import Store
 from tests.support.worlds import small_generators, small_index
-from tests.support.worlds.small_generators import GENERATORS_OF_ALL_SORTS, Generator, SmallGenerators, picture
+from tests.support.worlds.small_generators import (
+    EDGES_OF_ALL_SORTS,
+    GENERATORS_OF_ALL_SORTS,
+    Generator,
+    SmallGenerators,
+    picture,
+)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> SmallGenerators:
-    return small_generators.build(Store(tmp_path_factory.mktemp("generators") / "index"))
+    store = Store(tmp_path_factory.mktemp("generators") / "index")
+    return small_generators.build(store, edges=EDGES_OF_ALL_SORTS)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +142,49 @@ def test_filters_bounds_and_order(index: Index) -> None:
     assert len(index.search("cat", kind="generator", where=f"score > {every[0].score - 1e-6}")) == 1
 
 
+def test_answers_are_folded_by_family(index: Index) -> None:
+    folded = index.search("umbrella", kind="generator", by="family", k=9)
+    assert folded[0].repo == "kim/lora-umbrella"
+    assert (folded[0].root, folded[0].parent, folded[0].depth) == ("gina/cats", "gina/cats", 1)
+    # Its base alone: gina/cats-copy is the root of a tree of its own, and shares the base's samples.
+    assert folded[0].relatives == 1
+    assert "gina/cats" not in [hit.repo for hit in folded]
+    assert len(folded) == len(GENERATORS_OF_ALL_SORTS) - 2
+    assert len(index.search("umbrella", kind="generator", by="family", k=2)) == 2
+    alone = index.search("umbrella", kind="generator", by="family", where="pipeline = 'lora'")
+    assert [hit.relatives for hit in alone] == [0]
+
+
+def test_many_names_are_answered_as_one_by_one(index: Index) -> None:
+    names = ["violin", "", ["cat", "lamp"]]
+    many = index.search_many(names, kind="generator", k=3, where="image_size = 32")
+    assert [hit.repo for hit in many[0]] == [
+        hit.repo for hit in index.search("violin", kind="generator", k=3)
+    ]
+    assert not many[1]
+    assert "the query is empty" in many[1].notes[0]
+    assert [hit.score for hit in many[2]] == pytest.approx(
+        [hit.score for hit in index.search(["cat", "lamp"], kind="generator", k=3)]
+    )
+    assert not index.search_many([""], kind="generator")[0]
+    with pytest.raises(QueryError, match="a kind is classifier or generator"):
+        index.search_many(["cat"], kind="painter")  # type: ignore[call-overload]
+
+
+def test_generators_have_trees_and_licences(index: Index) -> None:
+    tree = index.tree("kim/lora-umbrella")
+    assert [edge.parent for edge in tree.ancestors] == ["anna/pets", "gina/cats"]
+    assert tree.ancestors[1].evidence == {"was run on it": 1.0}
+    assert not tree.notes
+    assert index.tree("hugo/violins").root == "hugo/violins"
+    with pytest.raises(QueryError, match="does not hold 'nobody/nothing'"):
+        index.tree("nobody/nothing")
+    found = index.licence_conflicts(["undeclared"])
+    assert [(item.child, item.parent_licence) for item in found] == [("gina/cats", "mit")]
+    assert index.licence_conflicts(["undeclared"], repo="gina/cats")[0].child == "gina/cats"
+    assert not index.licence_conflicts(["undeclared"], repo="kim/lora-umbrella")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_other_methods_answer_too(index: Index, world: SmallGenerators, method: str) -> None:
     results = index.search(kind="generator", embeddings=world.pictures_of("violin"), method=method, k=2)
@@ -183,7 +232,8 @@ def test_what_a_generator_says(index: Index) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "family"}, "cannot be folded by family"),
+        ({"by": "colour"}, "can be folded by model or by family"),
+        ({"like": "hugo/violins", "like_index": object()}, "says which index holds a logit"),
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"method": "gaussian", "negative": "cat"}, "negatives need the default method"),
         ({"method": "gaussian", "like": "hugo/violins"}, "needs the default method"),
@@ -228,20 +278,26 @@ def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
     many = [
         Generator(f"owner/{name}-{n}", (name,), samples=3, pictures=0) for n in range(80) for name in names
     ]
+    # Near none of what it makes by the mean of its samples.
+    many.append(Generator("owner/all", tuple(names), samples=64, pictures=0))
     monkeypatch.setattr("probelog.publication.generators.EXACT_GENERATORS", 500)
-    monkeypatch.setattr(table, "EXACT_GENERATORS", 500)
     monkeypatch.setattr(ranking, "_LISTED", 20)
     store = Store(tmp_path / "index")
     small_generators.build(store, many, noise=0.4)
     with open_index(store.uri) as opened:
         assert opened._generation.generators.large
         some = opened.search("lamp", kind="generator", k=5)
-        monkeypatch.setattr(table, "EXACT_GENERATORS", 5000)
+        monkeypatch.setattr(ranking, "FIRST", 10_000)
         exact = opened.search("lamp", kind="generator", k=5)
         assert len({hit.repo for hit in some} & {hit.repo for hit in exact}) >= 4
         assert all("lamp" in hit.repo for hit in exact)
-        monkeypatch.setattr(table, "EXACT_GENERATORS", 500)
+        monkeypatch.setattr(ranking, "FIRST", 100)
         # A filter that few pass is answered exactly; one that many pass, from the shortlist.
+        assert some[0].duplicates == 0
+        several = opened.search(
+            "violin", kind="generator", where="repo LIKE '%all%' OR repo LIKE '%-1%'", k=90
+        )
+        assert "owner/all" in [hit.repo for hit in several]
         few = opened.search("lamp", kind="generator", where="repo LIKE 'owner/cup-1%'", k=50)
         assert len(few) == 11
         most = opened.search("lamp", kind="generator", where="repo LIKE 'owner/%-7%'", k=80)
