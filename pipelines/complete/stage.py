@@ -26,7 +26,7 @@ from probelog import logs
 from probelog.completion.als import HeldOutError, working_bytes
 from probelog.errors import UsageError
 from probelog.probes.probe_set import ProbeSet
-from probelog.ranking.matched_heads import NOISE, RIDGE
+from probelog.ranking.matched_heads import NOISE, PLAIN, RIDGE
 from probelog.storage.encoding import npy, short_key
 from probelog.storage.layout import CHOICE, COLUMNS, CompletionFolder
 from probelog.storage.ledger import Receipt
@@ -45,7 +45,8 @@ def complete(
     config = job.config
     receipts = [receipt for receipt in receipts if receipt.models.rows]
     names = sorted(receipt.name for receipt in receipts)
-    parameters = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, RIDGE, NOISE)
+    constants = (RIDGE, NOISE, PLAIN)
+    parameters = (config.rank, config.regularisation, config.top_r, config.seed, encoder_digest, *constants)
     key = short_key("completion", DESCRIPTORS_VERSION, observations, *parameters, *names)
     folder = CompletionFolder.of(key)
     checkpoint = Checkpoint(job.store, folder.sweep)

@@ -112,6 +112,7 @@ def rank_by_matched_heads(
     concept_weight: float = matched_heads.CONCEPT_WEIGHT,
     feedback: int = matched_heads.FEEDBACK,
     noise: float = matched_heads.NOISE,
+    plain: float = matched_heads.PLAIN,
 ) -> Floats:
     """Log-odds of every concept for every logit: (C, N).
 
@@ -125,9 +126,10 @@ def rank_by_matched_heads(
         concept_weight: how many logits a concept counts for, see ``matching.with_feedback``.
         feedback: see ``matching.FEEDBACK``.
         noise: see ``matching.NOISE``.
+        plain: see ``matching.PLAIN``.
     """
     space = matched_heads.HeadSpace(
-        gallery.embeddings, concepts.background, ridge, text_units, image_share, noise
+        gallery.embeddings, concepts.background, ridge, text_units, image_share, noise, plain
     )
     directions = np.concatenate([space.of_model(model) for model in gallery.models])
     b = matched_heads.sharpness(directions, space.background, score_units)

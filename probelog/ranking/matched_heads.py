@@ -9,7 +9,10 @@ background concepts, given its direction.
    and one class more, "none of them", whose logit is the model's mean log-sum-exp over its probes: probes that look
    like nothing the model knows weigh little (the log-sum-exp as a sign of the unknown: Liu et al. 2020, "Energy-based
    out-of-distribution detection"). For sigmoid and one-logit heads ``p`` is the sigmoid.
-2. Response of a concept: the same root of the zero-shot probability ``softmax_c(a <e_i, t_c>)`` of the concept among
+   Few probes seldom show a class at its best, where the root has its shape: with m probes the response is
+   ``z(y_l) + (PLAIN / m)^2 z(f_l)``, ``f_l`` the plain logit, less the mean of the model's logits for a softmax head;
+   the factor is at most 1.
+2. Response of a concept: the root of the zero-shot probability ``softmax_c(a <e_i, t_c>)`` of the concept among
    the background concepts (the query's own names left out of them), as in CLIP (Radford et al. 2021).
 3. Direction: ridge regression of the standardised response on the centred embeddings of the probes that were seen,
    ``w = (E^T E + rho m v I)^-1 E^T z(y)``, scaled to length 1; ``v`` is the mean squared length of the centred
@@ -48,6 +51,8 @@ SHARPNESS = 1.5
 RIDGE = 0.005
 # The number of probes with which a direction's noise is as large as its signal, on average over components.
 NOISE = 50.0
+# The number of probes with which a plain logit counts for as much as the root of its probability; with all, for next to nothing.
+PLAIN = 140.0
 # How much of an image query is its own embedding, beside the names that it was recognised by.
 IMAGE_SHARE = 0.5
 # A concept weighs as much as so many logits that certainly stand for it; more of them weigh no more than it does itself.
@@ -84,12 +89,21 @@ def probabilities(values: Floats, head: Head) -> Float64:
     return np.asarray(np.exp(x - np.logaddexp(every, every.mean())))
 
 
-def standardised_responses(model: Observed) -> Float64:
-    """``z(y_l)``: (L, m) for one model. A response that underflows is replaced by the logit itself."""
-    responses = np.sqrt(probabilities(model.values, Head(model.head)))
-    flat = responses.std(axis=1) < _FLAT
-    responses[flat] = model.values[flat]
-    return _standardise(responses)
+def standardised_responses(model: Observed, plain: float = PLAIN) -> Float64:
+    """Step 1's response: (L, m) for one model. A root that underflows is replaced by the logit itself.
+
+    Args:
+        model: its observations.
+        plain: see ``PLAIN``.
+    """
+    head, logits = Head(model.head), np.asarray(model.values, np.float64)
+    roots = np.sqrt(probabilities(logits, head))
+    flat = roots.std(axis=1) < _FLAT
+    roots[flat] = logits[flat]
+    if head == Head.SOFTMAX and len(logits) > 1:
+        logits = logits - logits.mean(axis=0)
+    share = min(1.0, (plain / logits.shape[1]) ** 2)
+    return _standardise(_standardise(roots) + share * _standardise(logits))
 
 
 class HeadSpace:
@@ -103,6 +117,7 @@ class HeadSpace:
         units: the zero-shot temperature, in units of the spread of similarities over concepts.
         image_share: see ``IMAGE_SHARE``.
         noise: see ``NOISE``.
+        plain: see ``PLAIN``.
     """
 
     def __init__(
@@ -113,8 +128,10 @@ class HeadSpace:
         units: float = SHARPNESS,
         image_share: float = IMAGE_SHARE,
         noise: float = NOISE,
+        plain: float = PLAIN,
     ) -> None:
         self._rho, self._noise, self._units, self._image_share = ridge, noise, units, image_share
+        self._plain = plain
         self._embeddings = np.asarray(embeddings, np.float64)
         self.texts: Float64 = np.asarray(background, np.float64).reshape(-1, self._embeddings.shape[1])
         self.centre: Float64 = self._embeddings.mean(axis=0)
@@ -123,7 +140,7 @@ class HeadSpace:
 
     def of_model(self, model: Observed) -> Float64:
         """Directions of one model's logits: (L, d)."""
-        fitted = self._ridge(standardised_responses(model), np.asarray(model.probes))
+        fitted = self._ridge(standardised_responses(model, self._plain), np.asarray(model.probes))
         axes, noise = self._noise_of_one_probe
         return _unit((fitted @ axes / (1 + noise / len(model.probes))) @ axes.T)
 

@@ -41,6 +41,7 @@ SWEEPS = {
     "text_units": [0.75, 1.0, 1.5, 2.0, 3.0],
     "score_units": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0],
     "noise": [0.0, 25.0, 50.0, 100.0, 200.0],
+    "plain": [0.0, 70.0, 110.0, 140.0, 180.0],
     "concept_weight": [3.0, 5.0, 10.0, 20.0, 1e9],
     "feedback": [10, 20, 50, 100, 200],
 }
@@ -50,6 +51,7 @@ DEFAULTS = {
     "text_units": matched_heads.SHARPNESS,
     "score_units": matched_heads.SHARPNESS,
     "noise": matched_heads.NOISE,
+    "plain": matched_heads.PLAIN,
     "concept_weight": matched_heads.CONCEPT_WEIGHT,
     "feedback": matched_heads.FEEDBACK,
     "image_share": matched_heads.IMAGE_SHARE,

@@ -54,9 +54,9 @@ def test_probabilities_are_the_formulas(seed: int, head: Head, logits: int) -> N
 
 
 @settings(max_examples=40, deadline=None)
-@given(SEEDS, HEADS, st.integers(1, 4), st.sampled_from([5, 20, 60]))
+@given(SEEDS, HEADS, st.integers(1, 4), st.sampled_from([5, 20, 60, 200]))
 def test_directions_of_a_model_are_ridge_regressions(seed: int, head: Head, logits: int, seen: int) -> None:
-    world = World(seed)
+    world = World(seed, probes=max(60, seen))
     model = world.model(head, logits, seen)
     expected = naive.model_directions(model.values, head, world.embeddings, model.probes.tolist())
     found = world.space.of_model(model)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SHARPNESS, RIDGE, IMAGE_SHARE = 1.5, 0.005, 0.5
-NOISE, CONCEPT_WEIGHT, FEEDBACK = 50, 10, 50
+NOISE, PLAIN, CONCEPT_WEIGHT, FEEDBACK = 50, 140, 10, 50
 
 
 def responses(values: Array, head: str) -> Array:
@@ -48,9 +48,12 @@ def ridge(target: Array, embeddings: Array, seen: Sequence[int] | None = None) -
 
 def model_directions(values: Array, head: str, embeddings: Array, seen: Sequence[int] | None = None) -> Array:
     count = len(embeddings) if seen is None else len(seen)
-    return np.array(
-        [filtered(ridge(z(row), embeddings, seen), embeddings, count) for row in responses(values, head)]
-    )
+    share, directions = min(1.0, (PLAIN / count) ** 2), []
+    for root, logit in zip(responses(values, head), values, strict=True):
+        plain = logit - values.mean(axis=0) if head == "softmax" and len(values) > 1 else logit
+        target = z(root) + share * z(plain)
+        directions.append(filtered(ridge(z(target), embeddings, seen), embeddings, count))
+    return np.array(directions)
 
 
 def filtered(w: Array, embeddings: Array, seen: int) -> Array:
