@@ -29,6 +29,7 @@ from probelog.storage.versions import MADE_BY, check_version
 CRAWL_VERSION = 1
 _PART_ROWS = 5000
 _READERS = 8
+_ENCODED = ["files.list.element.path"]
 _PART_SECONDS = 30.0
 
 
@@ -95,23 +96,31 @@ class Catalogue:
         return [rows_by_repo[repo] for repo in sorted(rows_by_repo)]
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The same rows as an Arrow table, in the order of the listing, with all columns or some of them."""
-        names = None if columns is None else list(columns)
-        with ThreadPoolExecutor(_READERS) as pool:
-            parts = list(
-                pool.map(
-                    lambda part: read_part(self.store, Part(**part), CATALOGUE, names), self.receipt["rows"]
-                )
-            )
+        """The same rows as an Arrow table, in the order of the listing, with all columns or some of them.
+
+        Names of files come with dictionaries: the same few in nearly every repository.
+        """
+        names = CATALOGUE.names if columns is None else list(columns)
+        parts = list(self.parts(names))
         if not parts:
-            return CATALOGUE.empty_table() if names is None else CATALOGUE.empty_table().select(names)
-        listed = pa.concat_tables([part.select(["repo"]) for part in parts])["repo"]
-        newest = _first_of_each(listed)
+            return CATALOGUE.empty_table().select(names)
+        newest = first_of_each([part["repo"] for part in parts])
         starts = np.cumsum([0, *(part.num_rows for part in parts)])
         return pa.concat_tables(
             part if kept.all() else part.filter(pa.array(kept))
             for part, kept in zip(parts, np.split(newest, starts[1:-1]), strict=True)
         )
+
+    def parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of `table` as they were listed, some repositories twice: some thousand in memory at a time."""
+        listed = [Part(**part) for part in self.receipt["rows"]]
+
+        def read(part: Part) -> pa.Table:
+            return read_part(self.store, part, CATALOGUE, columns, encoded=_ENCODED)
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(listed), _READERS):
+                yield from pool.map(read, listed[start : start + _READERS])
 
     def failures(self) -> list[Failure]:
         """The rows of the listing that could not be read, with the reasons."""
@@ -238,13 +247,14 @@ def each_listing(job: Job, listings: Sequence[Filters]) -> Iterator[Job]:
 
 def united(catalogues: Iterable[Catalogue], columns: Sequence[str]) -> pa.Table:
     """Some columns of several catalogues: every repository once."""
-    tables = [catalogue.table(columns) for catalogue in catalogues]
-    table = pa.concat_tables(tables) if tables else CATALOGUE.empty_table().select(list(columns))
-    return table.filter(pa.array(_first_of_each(table["repo"])))
+    listed = [table for catalogue in catalogues if (table := catalogue.table(columns)).num_rows]
+    table = pa.concat_tables(listed) if listed else CATALOGUE.empty_table().select(list(columns))
+    return table.filter(pa.array(first_of_each([table["repo"]])))
 
 
-def _first_of_each(names: pa.ChunkedArray[Any]) -> npt.NDArray[np.bool_]:
-    """Mask of the rows in which a name occurs for the first time."""
+def first_of_each(columns: Sequence[pa.ChunkedArray[Any]]) -> npt.NDArray[np.bool_]:
+    """Mask of the rows of some columns, one after the other, in which a name occurs for the first time."""
+    names = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     codes = pa.chunked_array([names.combine_chunks().dictionary_encode().indices]).to_numpy()
     first = np.zeros(len(codes), bool)
     first[np.unique(codes, return_index=True)[1]] = True

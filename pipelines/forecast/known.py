@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,12 @@ from probelog.hub.download import check_access
 from probelog.kinds.kind import Kind
 from probelog.storage.encoding import short_key
 from probelog.storage.ledger import key_numbers
-from probelog.storage.schemas import CatalogueRow, from_table
+from probelog.storage.schemas import CatalogueRow
 
-_CHUNK = 4096
-# What decides whether and what is downloaded; rows with all columns take three times as long to make.
-_COLUMNS = ["repo", "sha", "architecture", "files", "gated", "disabled"]
+# What decides whether a repository may be read.
+_ACCESS = ("repo", "sha", "gated", "disabled")
+# Columns of the catalogue that tell something.
+COLUMNS = [*_ACCESS, "architecture", "files", "parameters", "weight_bytes", "labels"]
 
 #: Classes of size by parameters: names, and the upper ends of all but the last.
 SIZE_CLASSES = ("under 10 M", "10-50 M", "50-200 M", "200 M-1 B", "over 1 B")
@@ -54,13 +57,8 @@ class Known:
 
     @classmethod
     def of(cls, table: pa.Table, kind: Kind, *, has_token: bool, allow_pickle: bool, max_bytes: int) -> Known:
-        """From the catalogue (all columns but tags), by the rules of the kind's download."""
-        facts = [
-            (*_download(row, kind, has_token, allow_pickle, max_bytes), row.architecture or "")
-            for start in range(0, table.num_rows, _CHUNK)
-            for row in from_table(table.slice(start, _CHUNK).select(_COLUMNS), CatalogueRow)
-        ]
-        reasons, files, listed, names = zip(*facts, strict=True) if facts else ((), (), (), ())
+        """From the catalogue (``COLUMNS``), by the rules of the kind's download."""
+        reasons, files, listed = _downloads(table, kind, has_token, allow_pickle, max_bytes)
         # Without its guess from the number of parameters: how many bytes one takes is measured.
         place = table.column_names.index("parameters")
         sizes = weight_bytes(table.set_column(place, "parameters", pa.nulls(table.num_rows, pa.int64())))
@@ -68,15 +66,22 @@ class Known:
         # A logit has a label; samples have nothing to do with them.
         labels = pc.list_value_length(table["labels"]).cast(pa.float64()).to_numpy()
         labels = labels if kind.contents.counted == "logits" else np.zeros(len(labels))
+        names = pc.fill_null(table["architecture"], "").combine_chunks().dictionary_encode()
         return cls(
-            reasons=np.array(reasons, object),
-            files=np.array(files, np.int64),
-            listed=np.array(listed, np.float64),
+            reasons=reasons,
+            files=files,
+            listed=listed,
             weights=np.where(sizes > 0, sizes, np.nan),
             parameters=np.where(parameters > 0, parameters, np.nan),
             labels=np.where(labels > 0, labels, np.nan),
-            architectures=np.array(names, object),
+            # Each name once in memory, however many models have it.
+            architectures=np.array(names.dictionary.to_pylist(), object)[names.indices.to_numpy()],
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Known]) -> Known:
+        """The models of several parts of a catalogue, one part after the other."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,22 +106,56 @@ def size_class(parameters: Floats) -> Ints:
     return np.where(np.isnan(parameters), -1, classes)
 
 
-def _download(
-    row: CatalogueRow, kind: Kind, has_token: bool, allow_pickle: bool, max_bytes: int
-) -> tuple[str | None, int, float]:
-    """Why it will fail, else None; requests of files; bytes of all that is fetched, NaN where sizes are unknown."""
-    by_path = {file.path: file for file in row.files}
-    try:
-        check_access(row, has_token=has_token)
-        if not by_path:
-            return None, 0, float("nan")
-        needed = [by_path[name] for name in kind.foreseen(by_path, allow_pickle)]
-    except ItemFailure as failure:
-        return failure.reason.value, 0, 0.0
-    size = float(sum(np.nan if file.size is None else file.size for file in needed))
-    if sum(file.size or 0 for file in needed) > max_bytes:
-        return FailureReason.TOO_LARGE.value, 0, 0.0
-    return None, len(needed), size
+def _downloads(
+    table: pa.Table, kind: Kind, has_token: bool, allow_pickle: bool, max_bytes: int
+) -> tuple[npt.NDArray[np.object_], Ints, Floats]:
+    """Why each will fail, else None; requests of files; bytes of all that is fetched, NaN where sizes are unknown.
+
+    Repositories with the same names of files are looked at together: a million have some thousand different lists.
+    """
+    count = table.num_rows
+    reasons = np.full(count, None, object)
+    for row, facts in enumerate(zip(*(table[name].to_pylist() for name in _ACCESS), strict=True)):
+        try:
+            check_access(CatalogueRow(**dict(zip(_ACCESS, facts, strict=True))), has_token=has_token)
+        except ItemFailure as failure:
+            reasons[row] = failure.reason.value
+    files = table["files"].combine_chunks()
+    flat: Any = pc.list_flatten(files)
+    paths: Any = pc.struct_field(flat, "path").dictionary_encode()
+    names, codes = paths.dictionary.to_pylist(), paths.indices.to_numpy()
+    sizes = pc.cast(pc.struct_field(flat, "size"), pa.float64()).to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(files), 0).to_numpy()
+    starts = np.cumsum(lengths) - lengths
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    for row in np.flatnonzero((lengths > 0) & np.equal(reasons, None)).tolist():
+        alike[codes[starts[row] : starts[row] + lengths[row]].tobytes()].append(row)
+    requests, listed = np.zeros(count, np.int64), np.full(count, np.nan)
+    listed[~np.equal(reasons, None)] = 0.0
+    for rows in alike.values():
+        start = starts[rows[0]]
+        try:
+            needed = _needed(
+                kind, [names[code] for code in codes[start : start + lengths[rows[0]]]], allow_pickle
+            )
+        except ItemFailure as failure:
+            reasons[rows], listed[rows] = failure.reason.value, 0.0
+            continue
+        fetched = sizes[starts[rows][:, None] + needed]
+        requests[rows], listed[rows] = len(needed), fetched.sum(axis=1)
+        large = np.array(rows)[np.nansum(fetched, axis=1) > max_bytes]
+        reasons[large], requests[large], listed[large] = FailureReason.TOO_LARGE.value, 0, 0.0
+    return reasons, requests, listed
+
+
+def _needed(kind: Kind, paths: list[str], allow_pickle: bool) -> list[int]:
+    """Places of the files that are fetched, of those with some paths.
+
+    Raises:
+        ItemFailure: the names tell that it will fail.
+    """
+    places = {path: place for place, path in enumerate(paths)}
+    return [places[name] for name in kind.foreseen(places, allow_pickle)]
 
 
 def logits_by_parameters(
@@ -142,11 +181,16 @@ def logits_by_parameters(
     for name, p, logits in zip(measured_architectures, measured_parameters, measured_logits, strict=True):
         if name and np.isfinite(p):
             measured[name].add((int(p), int(logits)))
-    models = list(zip(architectures, np.nan_to_num(parameters, nan=-1.0), strict=True))
-    followed = {
-        (name, p): _logits(int(p), measured[name]) for name, p in set(models) if p > 0 and measured[name]
-    }
-    return np.array([followed.get(model, np.nan) for model in models], np.float64)
+    followed = np.full(len(architectures), np.nan)
+    encoded = pa.array(architectures, pa.string()).dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    for code, name in enumerate(encoded.dictionary.to_pylist()):
+        if not measured[name]:
+            continue
+        rows = np.flatnonzero((codes == code) & (parameters > 0))
+        different, which = np.unique(parameters[rows], return_inverse=True)
+        followed[rows] = np.array([_logits(int(p), measured[name]) for p in different], np.float64)[which]
+    return followed
 
 
 def _logits(parameters: int, measured: set[tuple[int, int]]) -> float:

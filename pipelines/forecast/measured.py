@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +51,7 @@ class Measured:
         receipts: of the sealed batches, without their ``originals``; ``receipt_bytes``: of their own objects, and
             ``listed_bytes`` of what these say of each model.
         counts: of all of them together.
+        sealed: keys of the items that are through.
         failures: that still stand (``FAILURES``).
         runs: of the stage.
         models: some of the columns of its rows of models, a row for each of the n models.
@@ -65,6 +65,7 @@ class Measured:
     receipt_bytes: int
     listed_bytes: int
     counts: Counts
+    sealed: npt.NDArray[np.uint64]
     failures: pa.Table
     runs: Sequence[Run]
     models: pa.Table
@@ -85,10 +86,6 @@ class Measured:
         return values_of(self.models[column], str)
 
     @property
-    def versions(self) -> list[tuple[str, str]]:
-        """Repositories and commits of the models."""
-        return list(zip(self.texts("repo"), self.texts("sha"), strict=True))
-
     @property
     def busy(self) -> tuple[str, ...]:
         """The parts of a model's time in which a worker is busy with it."""
@@ -131,11 +128,6 @@ class Measured:
             image_bytes[recipe.geometry_key] = int(np.prod(recipe.shape)) * np.dtype(recipe.dtype).itemsize
         return sum(size * (2 if models[key] == 1 else 1) for key, size in image_bytes.items())
 
-    @property
-    def sealed(self) -> npt.NDArray[np.uint64]:
-        """Keys of the items that are through."""
-        return key_numbers(item for receipt in self.receipts for item in receipt.items)
-
     def part_bytes(self, kind: str) -> int:
         """Bytes of all parts of a kind."""
         parts = [getattr(receipt, kind) for receipt in self.receipts]
@@ -176,9 +168,11 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
     sizes = ledger.store.sizes(ledger.paths.receipts)
     receipts, listed_bytes = [], 0
     for receipt in ledger.each_receipt([PurePosixPath(name).stem for name in sizes]):
-        listed = json.dumps([receipt.items, receipt.originals], separators=(",", ": "))
-        # With the line breaks and indents of a receipt.
-        listed_bytes += len(listed) + 3 * len(receipt.items) + 14 * len(receipt.originals)
+        # With quotation marks, commas, brackets, line breaks and indents.
+        listed_bytes += sum(len(item) + 6 for item in receipt.items)
+        listed_bytes += sum(
+            len(identity) + len(repo) + len(sha) + 26 for identity, (repo, sha) in receipt.originals.items()
+        )
         receipts.append(replace(receipt, originals={}))
     receipts.sort(key=lambda receipt: receipt.name)
     counts = sum((receipt.counts for receipt in receipts), Counts())
@@ -197,6 +191,7 @@ def _read(ledger: Ledger, source: str, own: bool) -> Measured | None:
         receipt_bytes=sum(sizes.values()),
         listed_bytes=listed_bytes,
         counts=counts,
+        sealed=sealed,
         failures=open_failures(ledger.failure_rows(receipts), sealed),
         runs=read_runs(ledger),
         models=_models(ledger, receipts),

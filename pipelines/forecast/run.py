@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,13 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.crawl.stage import Catalogue, hub_endpoint
+from pipelines.crawl.stage import Catalogue, first_of_each, hub_endpoint
 from pipelines.forecast.estimates import Basis, Done, Forecast, Left
+from pipelines.forecast.known import COLUMNS as KNOWN_COLUMNS
 from pipelines.forecast.known import Known, stratified
 from pipelines.forecast.measured import Measured, find_measured
 from pipelines.forecast.predict import Settings, predict
 from pipelines.job.job import Job
-from pipelines.probe.plan import COLUMNS, first_keys, make_plan
+from pipelines.probe.plan import COLUMNS, first_keys, places, untried
 from pipelines.probe.probe_set import ready_probes
 from pipelines.probe.stage import probe
 from pipelines.publish.release import LiveIndex
@@ -31,11 +33,10 @@ from probelog.kinds.registry import CLASSIFIER, GENERATOR
 from probelog.probes.probe_set import ProbeSet, find_probe_set
 from probelog.storage.layout import COMPLETIONS, INDEX, RECEIPT, GenerationFolder, ProbeSetFolder
 from probelog.storage.parquet_parts import count_rows
-from probelog.storage.schemas import CATALOGUE, FAILURES
+from probelog.storage.schemas import FAILURES
 from probelog.storage.store import Store
 
 _HOUR = 3600.0
-_LISTED = [name for name in CATALOGUE.names if name != "tags"]
 # Failures that the catalogue may foretell, for ledgers whose models this catalogue does not list.
 _FORETOLD = {
     FailureReason.GATED, FailureReason.DISABLED, FailureReason.UNSAFE_FORMAT, FailureReason.NOT_FOUND,
@@ -45,21 +46,42 @@ _FORETOLD = {
 
 @dataclass(frozen=True)
 class _Listed:
-    """The models of a kind that a job lists: their catalogue without tags, and what it tells of them."""
+    """The models of a kind that a job lists.
+
+    Attributes:
+        kind: of the models.
+        known: what their catalogue tells of each, and
+        keys: their first attempts' keys.
+        table: reads some columns of the catalogue.
+    """
 
     kind: Kind
-    table: pa.Table
     known: Known
+    keys: npt.NDArray[np.uint64]
+    table: Callable[[Sequence[str]], pa.Table]
 
     @classmethod
-    def of(cls, job: Job, kind: Kind, table: pa.Table, max_bytes: int) -> _Listed:
+    def of(
+        cls,
+        job: Job,
+        kind: Kind,
+        catalogue: Iterable[pa.Table],
+        table: Callable[[Sequence[str]], pa.Table],
+        max_bytes: int,
+    ) -> _Listed:
+        """From the parts of a catalogue (``KNOWN_COLUMNS``), of which one is in memory at a time."""
         has_token, allow_pickle = bool(os.environ.get("HF_TOKEN")), job.config.allow_pickle
-        known = Known.of(table, kind, has_token=has_token, allow_pickle=allow_pickle, max_bytes=max_bytes)
-        return cls(kind, table, known)
+        parts = []
+        for part in catalogue:
+            known = Known.of(part, kind, has_token=has_token, allow_pickle=allow_pickle, max_bytes=max_bytes)
+            parts.append((known, first_keys(part), part["repo"]))
+        known_parts, keys, repos = zip(*parts, strict=True)
+        newest = first_of_each(repos)
+        return cls(kind, Known.joined(known_parts).chosen(newest), np.concatenate(keys)[newest], table)
 
-    def chosen(self, count: int, seed: int) -> npt.NDArray[np.bool_]:
-        """Mask of some to measure."""
-        return stratified(self.known, values_of(self.table["repo"], str), count, seed)
+    def chosen(self, table: pa.Table, count: int, seed: int) -> npt.NDArray[np.bool_]:
+        """Mask of some rows of the catalogue to measure."""
+        return stratified(self.known, values_of(table["repo"], str), count, seed)
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,8 @@ def _classifiers(job: Job, endpoint: str) -> _Listed:
     catalogue = Catalogue.open(job, endpoint)
     if not count_rows(catalogue.receipt["rows"]):
         raise UsageError(f"{endpoint} lists no model that meets the filters: there is nothing to plan")
-    return _Listed.of(job, CLASSIFIER, catalogue.table(_LISTED), job.config.filters.max_bytes)
+    table = catalogue.table
+    return _Listed.of(job, CLASSIFIER, catalogue.parts(KNOWN_COLUMNS), table, job.config.filters.max_bytes)
 
 
 def _generators(job: Job, endpoint: str) -> _Listed | None:
@@ -120,8 +143,10 @@ def _generators(job: Job, endpoint: str) -> _Listed | None:
     generators = job.config.generators
     if not generators.enabled:
         return None
-    table = listed_generators(job, endpoint, _LISTED)
-    return _Listed.of(job, GENERATOR, table, generators.filters.max_bytes) if table.num_rows else None
+    table = listed_generators(job, endpoint, [*{*COLUMNS, *KNOWN_COLUMNS}])
+    if not table.num_rows:
+        return None
+    return _Listed.of(job, GENERATOR, [table], table.select, generators.filters.max_bytes)
 
 
 def _measure(
@@ -130,11 +155,11 @@ def _measure(
     """Run some models of each kind, as `run_probe` and `run_sample` do; what is done already is not done again."""
     encoder, seed = deferred_encoder(job.config.encoder), job.config.seed
     probe_set = ready_probes(job, encoder)
-    probe(job, classifiers.table.select(COLUMNS), probe_set, endpoint, False, classifiers.chosen(count, seed))
+    table = classifiers.table(COLUMNS)
+    probe(job, table, probe_set, endpoint, False, classifiers.chosen(table, count, seed))
     if generators is not None:
-        sample(
-            job, generators.table.select(COLUMNS), encoder, endpoint, False, generators.chosen(count, seed)
-        )
+        table = generators.table(COLUMNS)
+        sample(job, table, encoder, endpoint, False, generators.chosen(table, count, seed))
     return probe_set
 
 
@@ -142,37 +167,31 @@ def _forecast(
     job: Job, listed: _Listed, own_key: str | None, probe_set: ProbeSet | None, asked: _Asked
 ) -> Forecast:
     """Of one kind; ``own_key``: of the ledger that its models are added to, where that is known."""
-    kind, table, known = listed.kind, listed.table, listed.known
+    kind, known, keys = listed.kind, listed.known, listed.keys
     measured = find_measured(job.store, own_key, asked.like, kind)
     if measured is None:
         raise UsageError(
             f"no {kind.name} was measured yet, so there is nothing to fit a forecast on: measure some of the catalogue with "
             "--measure 16 (they stay indexed, nothing is done twice), or learn from another store with --like"
         )
-    keys = first_keys(table)
-    remaining = np.zeros(len(known), bool)
     sealed = measured.sealed if measured.own else np.zeros(0, np.uint64)
     failures = measured.failures if measured.own else FAILURES.empty_table()
-    remaining[make_plan(table, keys, sealed, failures, job.config.batch_models, False).rows] = True
+    first_attempts, retries, _ = untried(keys, sealed, failures, False)
+    remaining = first_attempts | retries
     settings = _settings(job, measured, probe_set, asked)
-    names = zip(values_of(table["repo"], str), values_of(table["sha"], str), strict=True)
-    failed_versions = zip(
-        values_of(measured.failures["repo"], str), values_of(measured.failures["sha"], str), strict=True
-    )
-    asked_for = {*measured.versions, *failed_versions}
-    rows = {name: row for row, name in enumerate(names) if name in asked_for}
-    places = [rows.get(name, -1) for name in measured.versions]
-    failed = _unpredicted_failures(measured, known, rows)
-    left = predict(
-        known, remaining, measured, np.array(places, np.int64), failed, _store_rates(measured, kind), settings
-    )
+    failed = _unpredicted_failures(measured, known, places(keys, first_keys(measured.failures)))
+    at, rates = places(keys, first_keys(measured.models)), _store_rates(measured, kind)
+    left = predict(known, remaining, measured, at, failed, rates, settings)
     done = _done(measured, known, keys)
     notes = _notes(measured, settings, left)
     if kind is CLASSIFIER and probe_set is None:
         notes.append("the probe set is not made yet: its size is taken as configured")
-    bases = pc.count_distinct(table.filter(pa.array(remaining))["base_model"]).as_py()
-    if kind is GENERATOR and bases:
-        notes.append(f"the bases of adapters are downloaded besides, {bases:,} at the most")
+    if kind is GENERATOR:
+        bases = pc.count_distinct(
+            listed.table(["base_model"]).filter(pa.array(remaining))["base_model"]
+        ).as_py()
+        if bases:
+            notes.append(f"the bases of adapters are downloaded besides, {bases:,} at the most")
     return Forecast(
         catalogue=len(known),
         basis=Basis(
@@ -221,17 +240,15 @@ def _settings(job: Job, measured: Measured, probe_set: ProbeSet | None, asked: _
     )
 
 
-def _unpredicted_failures(measured: Measured, known: Known, rows: dict[tuple[str, str], int]) -> Counter[str]:
-    """Measured failures by reason, without those of models that the catalogue says cannot be indexed."""
-    counts: Counter[str] = Counter()
-    failures = measured.failures
-    for repo, sha, reason in zip(
-        *(failures[name].to_pylist() for name in ("repo", "sha", "reason")), strict=True
-    ):
-        row = rows.get((repo, sha))
-        if (known.reasons[row] is None) if row is not None else reason not in _FORETOLD:
-            counts[reason] += 1
-    return counts
+def _unpredicted_failures(measured: Measured, known: Known, rows: npt.NDArray[np.int64]) -> Counter[str]:
+    """Measured failures by reason, without those of models that the catalogue says cannot be indexed.
+
+    ``rows``: of each failure in the catalogue; -1 where it does not list the model.
+    """
+    reasons = measured.failures["reason"]
+    by_name = pc.is_in(reasons, pa.array([reason.value for reason in _FORETOLD])).to_numpy()
+    foretold = np.where(rows < 0, by_name, known.doomed[rows])
+    return Counter(values_of(reasons.filter(pa.array(~foretold)), str))
 
 
 def _done(measured: Measured, known: Known, keys: npt.NDArray[np.uint64]) -> Done:

@@ -123,7 +123,7 @@ def _run_line(
     keys = first_keys(table)
     sealed, failures = np.zeros(0, np.uint64), FAILURES.empty_table()
     if ledger is not None:
-        state = LedgerState.of(ledger, ledger.receipts())
+        state = LedgerState.of(ledger, ledger.receipts(originals=False))
         sealed, failures = state.sealed, state.failures
     plan = make_plan(table, keys, sealed, failures, job.config.batch_models, retry_failed, kind.together)
     retried = int((plan.attempts > 1).sum())

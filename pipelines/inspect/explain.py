@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -254,10 +254,11 @@ def _attempts(
     attempts: list[dict[str, Any]] = []
     used: dict[str, Receipt] = {}
     for key, group in groups.items():
-        receipts, contents = group_receipts(group), group[0].contents
-        commits = shas | {
-            sha for receipt in receipts for name, sha in receipt.originals.values() if name == repo
-        }
+        contents, commits = group[0].contents, set(shas)
+        receipts = []
+        for receipt in group_receipts(group):
+            commits |= {sha for name, sha in receipt.originals.values() if name == repo}
+            receipts.append(replace(receipt, originals={}))
         keys = {
             item_key(repo, sha, attempt): (sha, attempt)
             for sha in commits

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ FIELDS = (*FAILURES.names, "to_do", "key")
 _FAILURE_BYTES = 32 << 10
 _READERS = 16
 _SHOWN = 20
+# Rows that are Python objects at the same time.
+_AT_A_TIME = 1000
 # Receipts that are read for examples, the newest first, some at a time.
 _EXAMPLE_RECEIPTS, _AT_ONCE = 64, 8
 
@@ -54,7 +57,7 @@ class FailureList:
 
     def records(self) -> Iterator[dict[str, object]]:
         """Plain values, ``FIELDS`` of each."""
-        for batch in self.rows.to_batches():
+        for batch in self.rows.to_batches(max_chunksize=_AT_A_TIME):
             for row in batch.to_pylist():
                 at = row["at"]
                 yield row | {
@@ -78,9 +81,12 @@ class FailureList:
         reasons = Counter(values_of(self.rows["reason"], str))
         for reason, count in reasons.most_common():
             rows = self.rows.filter(pc.field("reason") == reason)
+            shown = rows if self.whole else rows.slice(0, _SHOWN)
             yield f"{reason}: {count:,} models"
             yield f"  what to do: {remedy(reason)}"
-            for item in from_table(rows if self.whole else rows.slice(0, _SHOWN), Failure):
+            starts = range(0, shown.num_rows, _AT_A_TIME)
+            items = (from_table(shown.slice(start, _AT_A_TIME), Failure) for start in starts)
+            for item in itertools.chain.from_iterable(items):
                 when = "" if item.at is None else f"{item.at:%Y-%m-%d %H:%M} UTC, "
                 tries = f"{item.attempts} attempt{'s' if item.attempts > 1 else ''}"
                 again = "retryable" if item.retryable else "not retryable"
@@ -139,15 +145,13 @@ def examples(ledger: Ledger, summary: Summary, reasons: Collection[str]) -> dict
     return found
 
 
-def group_receipts(group: Sequence[Ledger]) -> list[Receipt]:
-    """The receipts of a ledger and of the nightly runs that continue it: copies have the same name."""
-    receipts: dict[str, Receipt] = {}
+def group_receipts(group: Sequence[Ledger]) -> Iterator[Receipt]:
+    """The receipts of a ledger and of the nightly runs that continue it, in any order: copies have the same name."""
+    seen: set[str] = set()
     for ledger in group:
-        receipts |= {
-            receipt.name: receipt
-            for receipt in ledger.receipts(name for name in ledger.receipt_names() if name not in receipts)
-        }
-    return [receipts[name] for name in sorted(receipts)]
+        names = [name for name in ledger.receipt_names() if name not in seen]
+        seen.update(names)
+        yield from ledger.each_receipt(names)
 
 
 def ledgers(store: Store) -> dict[str, list[Ledger]]:
@@ -180,20 +184,23 @@ def _listing_failures(store: Store, name: str) -> pa.Table:
 
 
 def _ledger_failures(group: Sequence[Ledger]) -> pa.Table:
-    receipts = group_receipts(group)
-    sealed = {item for receipt in receipts for item in receipt.items}
+    # What they say of originals is the half of them.
+    receipts = [replace(receipt, originals={}) for receipt in group_receipts(group)]
+    sealed = key_numbers(item for receipt in receipts for item in receipt.items)
     tables = [group[0].failure_rows(receipts)]
     waiting: set[str] = set()
     for ledger in group:
-        unsealed = ledger.spooled() - sealed - waiting
+        spooled = sorted(ledger.spooled() - waiting)
+        open_ones = ~np.isin(key_numbers(spooled), sealed)
+        unsealed = [item for item, is_open in zip(spooled, open_ones, strict=True) if is_open]
         sizes = ledger.store.sizes(ledger.paths.spool) if unsealed else {}
         small = [item for item in unsealed if sizes.get(ledger.paths.spooled(item), 0) < _FAILURE_BYTES]
         with ThreadPoolExecutor(_READERS) as pool:
             # One that is sealed meanwhile is in the next answer.
             results: list[ItemResult | None] = list(pool.map(ledger.spooled_result, small))
         tables += [result.failures for result in results if result is not None]
-        waiting |= unsealed
-    return open_failures(pa.concat_tables(tables), np.sort(key_numbers(sealed | waiting)))
+        waiting.update(unsealed)
+    return open_failures(pa.concat_tables(tables), np.union1d(sealed, key_numbers(waiting)))
 
 
 def _with_key(rows: pa.Table, key: str) -> pa.Table:

@@ -15,7 +15,7 @@ from pipelines.probe.run import StageResult, has_remaining_work
 from pipelines.probe.stage import probe
 from pipelines.quality.failures import FailureCounts
 from probelog.storage.ledger import Counts
-from probelog.storage.schemas import CATALOGUE, CatalogueRow, to_table
+from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, to_table
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def probe_changes(job: Job, start: NightlyStart, rows: Sequence[CatalogueRow]) -
     files, config = start.files, job.config
     earlier = set(files.ledger.receipt_names())
     if not rows and not earlier:
-        return ProbedChanges(StageResult(files.key, [], 0, []), FailureCounts(0))
+        return ProbedChanges(StageResult(files.key, [], 0, FAILURES.empty_table()), FailureCounts(0))
     table = to_table(rows, CATALOGUE)
     with contextlib.ExitStack() as warm:
         if has_remaining_work(job, table, files.ledger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +25,7 @@ from probelog.index.pointer import Pointer
 from probelog.probes.probe_set import ProbeSet
 from probelog.storage.encoding import from_npy
 from probelog.storage.layout import INDEX, CompletionFolder
-from probelog.storage.ledger import item_key, key_numbers
+from probelog.storage.ledger import item_key
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,14 @@ class FailedVersions:
     """
 
     def __init__(self, keys: npt.NDArray[np.uint64]) -> None:
-        self._keys = keys
+        # Of its numbers Python makes one at a time.
+        self._keys = memoryview(np.ascontiguousarray(keys))
 
     def __contains__(self, version: object) -> bool:
         repo, sha = cast("Version", version)
-        (key,) = key_numbers([item_key(repo, sha)])
-        place = int(np.searchsorted(self._keys, key))
-        return place < len(self._keys) and bool(self._keys[place] == key)
+        key = int(item_key(repo, sha), 16)
+        place = bisect_left(self._keys, key)
+        return place < len(self._keys) and self._keys[place] == key
 
 
 def open_start(job: Job) -> NightlyStart:

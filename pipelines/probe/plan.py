@@ -26,8 +26,11 @@ from probelog.hub.model_info import PART_WEIGHTS
 from probelog.storage.ledger import item_key, key_numbers
 from probelog.storage.schemas import CATALOGUE, CatalogueRow, from_table
 
-# Columns of the catalogue that probing uses: all but labels (a thousand names per model) and tags.
-COLUMNS = [name for name in CATALOGUE.names if name not in ("labels", "tags")]
+# Columns of the catalogue that nobody uses who reads models: of a million rows they are hundreds of megabytes.
+_UNUSED = {
+    "labels", "tags", "pipeline_tag", "licence", "licences", "downloads", "likes", "last_modified",
+}  # fmt: skip
+COLUMNS = [name for name in CATALOGUE.names if name not in _UNUSED]
 _CHUNK = 256
 _BYTES_A_PARAMETER = 4
 # Files that hold a model's weights: the first of these that a repository has.
@@ -145,16 +148,7 @@ def make_plan(
     """
     sizes = weight_bytes(table)
     order = work_order(table, sizes, together)
-    failed = first_keys(failures)
-    by_key = np.argsort(failed)
-    position = np.searchsorted(failed, keys, sorter=by_key)
-    position[position == len(failed)] = 0
-    open_at = by_key[position] if len(failed) else np.zeros(len(keys), np.int64)
-    is_open = failed[open_at] == keys if len(failed) else np.zeros(len(keys), bool)
-    retries = np.zeros(len(keys), bool)
-    retries[is_open] = retry_failed | failures["retryable"].to_numpy()[open_at[is_open]]
-    first_attempts = ~is_open & ~np.isin(keys, sealed)
-
+    first_attempts, retries, open_at = untried(keys, sealed, failures, retry_failed)
     reasons = sorted(values_of(pc.unique(failures["reason"]), str))
     codes = pc.index_in(failures["reason"], pa.array(reasons, pa.string())).to_numpy()
     first, second = order[first_attempts[order]], order[retries[order]]
@@ -190,6 +184,31 @@ def make_plan(
     )
 
 
+def untried(
+    keys: npt.NDArray[np.uint64], sealed: npt.NDArray[np.uint64], failures: pa.Table, retry_failed: bool
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Of the catalogue's models, by their keys: which are to be tried first, which again, and each one's failure.
+
+    Arguments as of `make_plan`.
+
+    Returns:
+        Two masks (N,), and (N,) the row of the model's open failure; -1 without one.
+    """
+    open_at = places(first_keys(failures), keys)
+    retries = open_at >= 0
+    retries[retries] = retry_failed | failures["retryable"].to_numpy()[open_at[retries]]
+    return (open_at < 0) & ~np.isin(keys, sealed), retries, open_at
+
+
+def places(keys: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Where in ``keys`` each of the wanted ones is; -1 where it is not there."""
+    if not len(keys):
+        return np.full(len(wanted), -1)
+    order = np.argsort(keys)
+    found = order[np.searchsorted(keys, wanted, sorter=order) % len(keys)]
+    return np.where(keys[found] == wanted, found, -1)
+
+
 def first_keys(table: pa.Table) -> npt.NDArray[np.uint64]:
     """Keys of the first attempts at the models of a table (columns ``repo`` and ``sha``)."""
     return key_numbers(
@@ -211,12 +230,13 @@ def weight_bytes(table: pa.Table) -> npt.NDArray[np.float64]:
         files = batch["files"]
         parents = pc.list_parent_indices(files).to_numpy()
         flat = pc.list_flatten(files)
-        path = pc.struct_field(flat, "path")
+        path: Any = pc.struct_field(flat, "path").dictionary_encode()
         size = pc.fill_null(pc.struct_field(flat, "size"), 0).to_numpy()
         count = batch.num_rows
         totals, has_weights = np.zeros(count), np.zeros(count, bool)
         for pattern in _WEIGHTS:
-            held = pc.match_substring_regex(path, pattern).to_numpy(zero_copy_only=False)
+            of_names: Any = pc.match_substring_regex(path.dictionary, pattern)
+            held = of_names.take(path.indices).to_numpy(zero_copy_only=False)
             totals = np.where(totals > 0, totals, np.bincount(parents[held], size[held], count))
             has_weights[parents[held]] = True
         unlisted = np.bincount(parents, minlength=count) == 0

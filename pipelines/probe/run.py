@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.probing.coordinator import CoordinatorHandle, Original, coordinator
 from cluster.probing.results import ItemReport
@@ -25,7 +26,7 @@ from pipelines.job.eta import Pace
 from pipelines.job.job import Job
 from pipelines.probe.item_log import ItemLog
 from pipelines.probe.metrics import Metrics
-from pipelines.probe.plan import Item, ProbingPlan, first_keys, make_plan
+from pipelines.probe.plan import Item, ProbingPlan, first_keys, make_plan, untried
 from pipelines.probe.summary import Running, Summary
 from pipelines.probe.timeline import Timeline
 from probelog.errors import FailureReason
@@ -50,28 +51,34 @@ class StageResult:
         key: of the ledger.
         receipts: all receipts of the ledger, without their ``originals``.
         models: number of the catalogue's models that are indexed.
-        failures: of the catalogue's other models.
+        failed: failures of the catalogue's other models (``FAILURES``).
     """
 
     key: str
     receipts: list[Receipt]
     models: int
-    failures: list[Failure]
+    failed: pa.Table
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The failures as records: half a kilobyte each."""
+        return from_table(self.failed, Failure)
 
     @property
     def tried(self) -> int:
         """Number of the catalogue's models that were indexed or failed."""
-        return self.models + len(self.failures)
+        return self.models + int(self.failed.num_rows)
 
     @property
     def failed_share(self) -> float:
         """Share of the models that failed."""
-        return len(self.failures) / self.tried if self.tried else 0.0
+        return self.failed.num_rows / self.tried if self.tried else 0.0
 
     @property
     def reasons(self) -> dict[str, int]:
         """Number of failures by reason, most frequent first."""
-        return dict(Counter(failure.reason for failure in self.failures).most_common())
+        counted = pc.value_counts(self.failed["reason"]).to_pylist()
+        return dict(Counter({item["values"]: item["counts"] for item in counted}).most_common())
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class LedgerState:
         sealed = np.union1d(self.sealed, key_numbers(item for receipt in receipts for item in receipt.items))
         tables = [table for table in (self.recorded, ledger.failure_rows(receipts)) if table.column_names]
         recorded = pa.concat_tables(tables)
-        slim = [replace(receipt, originals={}) for receipt in receipts]
+        slim = [replace(receipt, originals={}) if receipt.originals else receipt for receipt in receipts]
         every = sorted([*self.receipts, *slim], key=lambda receipt: receipt.name)
         return LedgerState(every, sealed, recorded, open_failures(recorded, sealed))
 
@@ -167,24 +174,24 @@ def run_stage(
             state = state.after(ledger, run.run(endpoint_with_login(endpoint), workers_of, known))
             unchecked = run.unchecked
     summary.write(ledger, now=True)
-    failures = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))
-    models = int(np.isin(keys, state.sealed).sum()) - failures.num_rows
-    reasons = Counter(failures["reason"].to_pylist())
-    listed_reasons = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    failed = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))
+    models = int(np.isin(keys, state.sealed).sum()) - failed.num_rows
+    result = StageResult(ledger.paths.key, state.receipts, models, failed)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in result.reasons.items())
     job.report.say(
         f"{kind.stage}: {models:,} of {table.num_rows:,} models indexed"
-        + (f", {failures.num_rows:,} failed ({listed_reasons})" if reasons else "")
+        + (f", {failed.num_rows:,} failed ({reasons})" if reasons else "")
         + (f", {unchecked:,} not compared with the others for copies" if unchecked else "")
         + ("" if len(plan) else "; already complete")
     )
-    return StageResult(ledger.paths.key, state.receipts, models, from_table(failures, Failure))
+    return result
 
 
 def has_remaining_work(job: Job, table: pa.Table, ledger: Ledger) -> bool:
     """Whether `run_stage` has models left to run, retryable failures included."""
     state = LedgerState.of(ledger, ledger.receipts(originals=False))
-    keys = first_keys(table)
-    return len(make_plan(table, keys, state.sealed, state.failures, job.config.batch_models, False)) > 0
+    first_attempts, retries, _ = untried(first_keys(table), state.sealed, state.failures, False)
+    return bool((first_attempts | retries).any())
 
 
 def _item_log(job: Job, kind: Kind, key: str) -> ItemLog:

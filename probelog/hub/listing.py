@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -287,7 +288,8 @@ class _Endless:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.pages = self.idle = 0
-        self.recent: dict[str, None] = {}
+        # Of a dict the first entry takes the longer to find, the more were deleted before it.
+        self.recent: OrderedDict[str, None] = OrderedDict()
 
     def add(self, items: list[Any]) -> None:
         """One more page.
@@ -305,7 +307,7 @@ class _Endless:
         } - self.recent.keys()
         self.recent.update(dict.fromkeys(fresh))
         while len(self.recent) > _REMEMBERED:
-            del self.recent[next(iter(self.recent))]
+            self.recent.popitem(last=False)
         self.pages += 1
         self.idle = 0 if fresh else self.idle + 1
         if self.idle > _MOST_IDLE_PAGES or self.pages > _MOST_PAGES:

@@ -111,9 +111,10 @@ def _parents(repo: str, card: Mapping[str, Any], config: Mapping[str, Any], tags
         for name in (declared if isinstance(declared, list) else [declared])[:_MOST_PARENTS]
     ]
     for tag in tags:
-        kind, _, name = tag.removeprefix(_PARENT_TAG).partition(":")
-        if tag.startswith(_PARENT_TAG) and kind in RELATIONS:
-            candidates.append((name, kind, "tag"))
+        if tag.startswith(_PARENT_TAG):
+            kind, _, name = tag.removeprefix(_PARENT_TAG).partition(":")
+            if kind in RELATIONS:
+                candidates.append((name, kind, "tag"))
     candidates.append((_mapping(config.get("peft")).get("base_model_name_or_path"), "adapter", "adapter"))
     candidates.append((config.get("_name_or_path"), "unknown", "config"))
     return _other_repositories(repo, candidates)
@@ -130,11 +131,11 @@ def add_configured_parent(repo: str, listed: Sequence[Parent], name_or_path: str
 
 def _other_repositories(repo: str, candidates: Iterable[tuple[object, str, str]]) -> list[Parent]:
     # Other values are paths on the uploader's disk.
-    parents = (
+    parents = [
         Parent(name, kind, source)
         for name, kind, source in candidates
         if isinstance(name, str) and name != repo and len(name) <= _LONGEST_TAG and is_repo_id(name)
-    )
+    ]
     return list(dict.fromkeys(parents))[:_MOST_PARENTS]
 
 
@@ -171,12 +172,16 @@ def read_files(entries: object) -> list[RepoFile]:
             continue
         path = entry.get("rfilename", entry.get("path"))
         if isinstance(path, str) and 0 < len(path) <= _LONGEST_PATH:
-            lfs = _mapping(entry.get("lfs"))
-            sha256 = lfs.get("sha256", lfs.get("oid"))
-            valid = isinstance(sha256, str) and _SHA256.fullmatch(sha256)
-            files.append(RepoFile(clean_unicode(path), _count(entry.get("size")), sha256 if valid else None))
+            files.append(RepoFile(clean_unicode(path), _count(entry.get("size")), _sha256(entry.get("lfs"))))
     files.sort(key=lambda file: file.path.count("/"))
     return files[:_MOST_FILES]
+
+
+def _sha256(lfs: object) -> str | None:
+    if not isinstance(lfs, dict):
+        return None
+    digest = lfs.get("sha256", lfs.get("oid"))
+    return digest if isinstance(digest, str) and _SHA256.fullmatch(digest) else None
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:

@@ -112,7 +112,7 @@ SAMPLED = Contents(
 _EVERY_CONTENTS = (PROBED, SAMPLED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What items came to. Those of several receipts add up to those of the ledger.
 
@@ -157,7 +157,7 @@ def _added(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in sorted({*one, *other})}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """Proof of one sealed batch: its items, its parts, and when it was sealed (UTC, ISO 8601).
 

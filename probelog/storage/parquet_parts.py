@@ -19,7 +19,7 @@ from probelog.storage.versions import check_schema
 _ROWS_PER_GROUP = 400
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """One Parquet object as its receipt describes it."""
 
@@ -34,20 +34,28 @@ def count_rows(parts: Iterable[Mapping[str, Any]]) -> int:
     return sum(int(part["rows"]) for part in parts)
 
 
-def read_part(store: Store, part: Part, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_part(
+    store: Store,
+    part: Part,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    encoded: Sequence[str] = (),
+) -> pa.Table:
     """The rows of one part, with all columns or some, checked against its receipt and the schema's version.
+
+    Columns named in ``encoded`` (as Parquet names them) come with a dictionary of their values, which saves memory.
 
     Raises:
         StoreError: the bytes are not those that the receipt was written for.
     """
-    return open_part(store, part, schema).read(None if columns is None else list(columns))
+    return open_part(store, part, schema, encoded).read(None if columns is None else list(columns))
 
 
-def open_part(store: Store, part: Part, schema: pa.Schema) -> pq.ParquetFile:
+def open_part(store: Store, part: Part, schema: pa.Schema, encoded: Sequence[str] = ()) -> pq.ParquetFile:
     data = store.read(part.path)
     if len(data) != part.size or digest(data) != part.sha256:
         raise StoreError(f"{store.path(part.path)} is damaged: its digest is not the one in its receipt")
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(encoded))
     check_schema(file.schema_arrow, schema, store.path(part.path))
     return file
 

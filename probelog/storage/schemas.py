@@ -538,7 +538,7 @@ MOST_THUMBNAILS = 12
 
 def clean_unicode(text: str) -> str:
     """Text that Arrow can hold: lone surrogates (legal in JSON, not in UTF-8) become replacement characters."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 Record = TypeVar("Record", CatalogueRow, Failure, ProbedModel, SampledModel)

@@ -45,7 +45,19 @@ def probe(job: Any) -> str:
     probe_set = find_probe_set(job.config.probes, job.config.probe_count, job.config.seed, job.store)
     assert probe_set is not None
     done = probe(job, table, probe_set, hub_endpoint(), False)
-    return f"{done.models} models, {len(done.failures)} failures"
+    return f"{done.models} models, {done.failed.num_rows} failures"
+
+
+def first_probe(job: Any) -> str:
+    """The plan of a first probe, which has everything to do."""
+    from pipelines.crawl.stage import Catalogue, hub_endpoint
+    from pipelines.probe.plan import COLUMNS, first_keys, make_plan
+    from probelog.storage.schemas import FAILURES
+
+    table = Catalogue.open(job, hub_endpoint()).table(COLUMNS)
+    keys = first_keys(table)
+    made = make_plan(table, keys, keys[:0], FAILURES.empty_table(), job.config.batch_models, False)
+    return f"{len(made)} models in {len(made.starts) - 1} batches"
 
 
 def status(job: Any) -> str:
@@ -54,6 +66,20 @@ def status(job: Any) -> str:
 
     (ledger,) = status(job.store.uri).ledgers
     return f"{ledger.indexed} indexed, {sum(ledger.failed.values())} failed, {ledger.left} left"
+
+
+def failures(job: Any) -> str:
+    """``probelog-index failures --json``: all of them."""
+    from pipelines.inspect.failures import list_failures
+
+    return f"{sum(1 for _ in list_failures(job.store.uri).json_lines())} failures"
+
+
+def explain(job: Any) -> str:
+    """``probelog-index explain`` of one model."""
+    from pipelines.inspect.explain import explain
+
+    return f"{sum(1 for _ in explain(job.store.uri, 'owner-0/model-0').lines())} lines"
 
 
 def plan(job: Any) -> str:
@@ -79,7 +105,10 @@ def reconcile(job: Any) -> str:
 ACTIONS: dict[str, tuple[Callable[[Any], str], dict[str, Any]]] = {
     "status": (status, {}),
     "catalogue": (catalogue_table, {}),
+    "first-probe": (first_probe, {}),
     "probe": (probe, {}),
+    "failures": (failures, {}),
+    "explain": (explain, {}),
     "plan": (plan, {}),
     "nightly": (nightly, {"nightly": {"reconcile_days": 1e5}}),
     "reconcile": (reconcile, {"nightly": {"reconcile_days": 1e-6}}),

@@ -190,7 +190,7 @@ def test_a_way_that_one_model_needs_stands_for_one_not_seen() -> None:
         return timm_recipe({"input_size": [3, size, size], "mean": [mean] * 3}, 99).to_json()
 
     recipes = [recipe(8, 0.1), recipe(8, 0.2), recipe(10, 0.1)]
-    nothing: list[Any] = [None] * 10
+    nothing: list[Any] = [None] * 11
     measured = Measured(*nothing, models=pa.table({"recipe": recipes}))
     assert measured.prepared_bytes == 3 * 8 * 8 + 2 * 3 * 10 * 10
 

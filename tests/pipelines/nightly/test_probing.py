@@ -22,7 +22,7 @@ from pipelines.quality.failures import FailureCounts
 from probelog.errors import FailureReason
 from probelog.probes.probe_set import VERSION, ProbeSet
 from probelog.storage.ledger import ItemResult, Ledger, item_key
-from probelog.storage.schemas import CatalogueRow, Failure
+from probelog.storage.schemas import FAILURES, CatalogueRow, Failure
 from probelog.storage.store import Store
 from tests.probelog.storage.test_ledger import spool
 
@@ -68,7 +68,9 @@ def probed(start: NightlyStart, *repos: str, **changes: str) -> ProbedChanges:
 
 
 def test_nothing_was_added(start: NightlyStart) -> None:
-    assert probed(start) == ProbedChanges(StageResult("key-base", [], 0, []), FailureCounts(0))
+    assert probed(start) == ProbedChanges(
+        StageResult("key-base", [], 0, FAILURES.empty_table()), FailureCounts(0)
+    )
     assert start.files.store.names("observations") == []
 
 

@@ -39,7 +39,7 @@ from probelog.storage.encoding import digest, npy
 from probelog.storage.ledger import ItemResult, Ledger, Receipt, item_key, observed_models
 from probelog.storage.observations import to_rows
 from probelog.storage.parquet_parts import Part, part_bytes
-from probelog.storage.schemas import DESCRIPTORS, CatalogueRow, Failure
+from probelog.storage.schemas import DESCRIPTORS, FAILURES, CatalogueRow, Failure, to_table
 from probelog.storage.store import Store
 from tests.support.worlds import naive, tiny_encoders
 from tests.support.worlds.probed_models import probed_model
@@ -127,7 +127,9 @@ class Since:
         receipts = [self.ledger.seal(items)] if items else []
         models = self.ledger.models(receipts)
         failures = self.ledger.failures(receipts, models)
-        probed = ProbedChanges(StageResult("key", receipts, len(models), failures), FailureCounts(0))
+        probed = ProbedChanges(
+            StageResult("key", receipts, len(models), to_table(failures, FAILURES)), FailureCounts(0)
+        )
         start = NightlyStart(
             live=LiveIndex(live or self.base.pointer, self.base),
             base=self.base,
