@@ -1,10 +1,11 @@
-"""Publishing a large index alone and with workers on Ray: seconds, processor seconds and memory, side by side.
+"""Publishing a large index, and verifying its store, alone and with workers on Ray: seconds, processor seconds, memory.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.publish_scale [--logits N] [--workers N ...]
 
 Models with made-up descriptors (directions of 512 numbers near names that the encoder knows; heads in the sizes of the Hub's,
 one model in twenty is a copy) are published by the product's own stage, against 1,000 names: by one process, and with
-so many workers, each time from nothing. The tables of all must be equal, byte for byte.
+so many workers, each time from nothing; then the store is read again by ``verify``, alone or shared in the same way. The tables
+of all must be equal, byte for byte, and nothing may be damaged.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.runtime.session import session
-from pipelines.complete.record import CompletionRecord
+from pipelines.complete.record import CompletionRecord, write_record
 from pipelines.config.model import Config
+from pipelines.inspect import verify as verifying
+from pipelines.inspect.verify import Verified, verify
 from pipelines.job.background import IMAGENET_21K, background_names
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
@@ -41,7 +44,8 @@ from probelog.probes.probe_set import ProbeSet, make_probe_set
 from probelog.ranking.matched_heads import HeadSpace
 from probelog.ranking.names import name_vectors
 from probelog.storage.encoding import digest
-from probelog.storage.ledger import Counts, Receipt
+from probelog.storage.layout import LedgerFolder
+from probelog.storage.ledger import LEDGER_VERSION, Counts, Receipt
 from probelog.storage.parquet_parts import Part, part_bytes
 from probelog.storage.schemas import (
     DESCRIPTORS,
@@ -116,6 +120,12 @@ class World:
         self.completed = CompletionRecord(
             "made-up", 3, 0.1, 0.5, 0.75, len(self.listed), self.logits, 0, self.parts
         )
+        write_record(self.store, self.completed, {}, "made-up")
+        ledger = LedgerFolder.of("made-up")
+        self.store.write_json(ledger.manifest, {"version": LEDGER_VERSION})
+        for receipt in self.receipts:  # without observations, which nobody reads here
+            counts = replace(receipt.counts, logits=0)
+            self.store.write_json(ledger.receipt(receipt.name), replace(receipt, counts=counts).to_json())
 
     def _add(self, number: int) -> None:
         """One batch of models."""
@@ -228,6 +238,16 @@ def _lists(matrix: np.ndarray, kind: type) -> pa.Array:
     return pa.ListArray.from_arrays(np.arange(0, flat.offset + len(flat) + 1, matrix.shape[1]), flat)
 
 
+def read_again(world: World, spread: bool) -> Verified:
+    """``verify`` of the world's store, shared by the workers of the present session or alone."""
+    # The store is small: it would be read by one machine, and sent to the workers in a few portions.
+    verifying._SPREAD_BYTES, verifying._CHECKS_AT_ONCE = 0, 8
+    found = verify(world.store.uri, Report(io.StringIO()), "auto" if spread else "local")
+    assert not found.damaged
+    assert not found.missing
+    return found
+
+
 class Timed(Report):
     """Notes when the stage comes to each part of its work."""
 
@@ -295,20 +315,31 @@ def measure(world: World, workers: int) -> tuple[dict[str, Any], str]:
     """One publish: a row of the table, and a digest of the tables that it wrote."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from now on
     starting = time.perf_counter()
-    with session("local", cpus=workers) if workers else nullcontext(), Watched() as watched:
-        report, begun, processor = Timed(), time.perf_counter(), time.process_time()
-        generation = world.publish(workers > 0, report)
-        ended, processor = time.perf_counter(), time.process_time() - processor
-    row = {
-        "workers": workers or "none",
-        "s": ended - begun,
-        **report.parts(begun, ended),
-        "starting Ray": begun - starting,
-        "driver CPU s": processor,
-        "workers CPU s": sum(watched.seconds.values()),
-        "driver peak MB": _peak(Path("/proc/self/status").read_text()),
-        "worker peak MB": max(watched.peaks.values(), default=0),
-    }
+    with session("local", cpus=workers) if workers else nullcontext():
+        begun, processor = time.perf_counter(), time.process_time()
+        with Watched() as watched:
+            report = Timed()
+            generation = world.publish(workers > 0, report)
+        ended = time.perf_counter()
+        row = {
+            "workers": workers or "none",
+            "s": ended - begun,
+            **report.parts(begun, ended),
+            "starting Ray": begun - starting,
+            "driver CPU s": time.process_time() - processor,
+            "workers CPU s": sum(watched.seconds.values()),
+            "driver peak MB": _peak(Path("/proc/self/status").read_text()),
+            "worker peak MB": max(watched.peaks.values(), default=0),
+        }
+        begun, processor = time.perf_counter(), time.process_time()
+        with Watched() as watched:
+            found = read_again(world, workers > 0)
+        row |= {
+            "verify: s": time.perf_counter() - begun,
+            "verify: MB": found.bytes / 1e6,
+            "verify: driver CPU s": time.process_time() - processor,
+            "verify: workers CPU s": sum(watched.seconds.values()),
+        }
     return row, _digest(world.store, generation)
 
 
@@ -347,17 +378,16 @@ def main() -> None:
         for name in small.store.names("encoders"):
             world.store.write(name, small.store.read(name))
         print(f"{world.logits:,} logits of {len(world.listed):,} models in {len(world.receipts):,} batches")
-        digests = set()
+        digests, rows = set(), []
         for workers in given.workers:
             row, found = measure(world, workers)
             digests.add(found)
-            print(
-                ", ".join(
-                    f"{name} {value:.1f}" if isinstance(value, float) else f"{name} {value}"
-                    for name, value in row.items()
-                ),
-                flush=True,
-            )
+            rows.append(row)
+            print(f"workers {row['workers']}: {row['s']:.1f} s, verify {row['verify: s']:.1f} s", flush=True)
+        print()
+        for name in rows[0]:
+            cells = [f"{row[name]:.1f}" if isinstance(row[name], float) else str(row[name]) for row in rows]
+            print(f"| {name} | {' | '.join(cells)} |" + f"\n|---{'|---' * len(cells)}|" * (name == "workers"))
         print("tables equal, byte for byte" if len(digests) == 1 else "TABLES DIFFER")
 
 
