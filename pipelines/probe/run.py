@@ -102,11 +102,7 @@ class LedgerState:
         return cls([], np.zeros(0, np.uint64), pa.table({}), pa.table({})).after(ledger, receipts)
 
     def after(self, ledger: Ledger, receipts: list[Receipt]) -> LedgerState:
-        """The state after further receipts, which are bundled where they are many.
-
-        Their ``originals`` are dropped: a million names that are used only once.
-        """
-        ledger.bundle(receipts)
+        """The state after further receipts, of which ``originals`` are dropped: a million names that are used only once."""
         sealed = np.union1d(self.sealed, key_numbers(item for receipt in receipts for item in receipt.items))
         tables = [table for table in (self.recorded, ledger.failure_rows(receipts)) if table.column_names]
         recorded = pa.concat_tables(tables)
@@ -149,8 +145,10 @@ def run_stage(
     retry_with_backoff(
         lambda: job.store.write_json(ledger.paths.manifest, manifest), config.store_retry_seconds
     )
-    state = LedgerState.of(ledger, ledger.receipts(originals=False))
-    ledger.drop_sealed_spool(state.receipts)
+    receipts = ledger.receipts(originals=False)
+    ledger.bundle(receipts)
+    state = LedgerState.of(ledger, receipts)
+    ledger.drop_sealed_spool(receipts)
     keys = first_keys(table)
     now = np.ones(len(keys), bool) if only is None else only
     plan = make_plan(
@@ -171,7 +169,9 @@ def run_stage(
                 identity: Original(repo, sha, receipt=receipt.name)
                 for receipt, identity, repo, sha in ledger.originals()
             }
-            state = state.after(ledger, run.run(endpoint_with_login(endpoint), workers_of, known))
+            sealed = run.run(endpoint_with_login(endpoint), workers_of, known)
+            ledger.bundle(sealed)
+            state = state.after(ledger, sealed)
             unchecked = run.unchecked
     summary.write(ledger, now=True)
     failed = state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys)))

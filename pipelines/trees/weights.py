@@ -119,12 +119,16 @@ def read_weights(
     retry_with_backoff(
         lambda: job.store.write_json(ledger.paths.manifest, manifest), config.store_retry_seconds
     )
-    state = LedgerState.of(ledger, ledger.receipts(originals=False))
-    ledger.drop_sealed_spool(state.receipts)
+    receipts = ledger.receipts(originals=False)
+    ledger.bundle(receipts)
+    state = LedgerState.of(ledger, receipts)
+    ledger.drop_sealed_spool(receipts)
     keys = first_keys(table)
     plan = make_plan(table, keys, state.sealed, state.failures, config.batch_models, retry_failed)
     if len(plan):
-        state = state.after(ledger, _Run(job, ledger, plan, endpoint).run())
+        sealed = _Run(job, ledger, plan, endpoint).run()
+        ledger.bundle(sealed)
+        state = state.after(ledger, sealed)
     failures = from_table(state.failures.filter(pa.array(np.isin(first_keys(state.failures), keys))), Failure)
     _report(job, table.num_rows, failures, state.receipts)
     rows = {(row.repo, row.sha): row for row in from_table(table, CatalogueRow)}

@@ -79,7 +79,7 @@ def test_a_stage_that_is_told_to_end(
                 process,
                 lambda: len(hub.requests) > 0 if moment == "HUB" else len(list(store.glob(moment))) > before,
             )
-            started = _tree(process.pid)
+            started, sent = _tree(process.pid), time.monotonic()
             if number == signal.SIGINT:
                 os.killpg(process.pid, number)  # as a terminal does
             else:
@@ -88,6 +88,7 @@ def test_a_stage_that_is_told_to_end(
                 out, _ = process.communicate(timeout=SECONDS + 5)
             except subprocess.TimeoutExpired:
                 raise AssertionError(kill_tree(process)) from None
+        seconds = time.monotonic() - sent
         assert process.returncode == 128 + number, out
         assert not re.search(r"\*\*\*|Traceback|Exception ignored", out), out
         assert out.splitlines()[-1] == (
@@ -100,6 +101,9 @@ def test_a_stage_that_is_told_to_end(
         hub.rules.clear()
         ended = operator(stage, "--config", file)
         assert ended.status == 0, ended.err
+    # A row of the table in docs/faults.md.
+    said = next(line for line in reversed(ended.err.splitlines()) if line.strip())
+    print(f"| `{stage}` | {number.name} | {process.returncode} | {seconds:.1f} | {said} |")
 
 
 # A command of its own, in which a stage is stood in for by a block that hangs or cleans up
