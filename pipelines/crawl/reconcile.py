@@ -155,6 +155,10 @@ class _Comparison:
             endpoint=self.client.endpoint,
             limiter=self.client.limiter,
             retry=self.client.retry,
+            # Of these only the filters' answer counts.
+            known=lambda repo, sha: (
+                self.indexed_shas[repo] == sha if repo in self.indexed_shas else (repo, sha) in self.known
+            ),
         ):
             counter.add(len(page.rows))
             for row in page.rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -141,6 +141,7 @@ def iter_pages(
     limiter: Limiter | None = None,
     retry: Retry = PATIENT,
     page_size: int = 200,
+    known: Callable[[str, str], bool] | None = None,
 ) -> Iterator[Page]:
     """Crawl the catalogue, newest models first.
 
@@ -156,6 +157,7 @@ def iter_pages(
         limiter: shared with other users of the same Hub in this process.
         retry: number of attempts and waits between them.
         page_size: models per page. Smaller than the Hub allows: long pages deep in a listing time out.
+        known: whether a repository is known at a commit; its row is then read in brief (`read_row`).
 
     Raises:
         HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or its pages form a
@@ -165,7 +167,7 @@ def iter_pages(
         pages = (
             _listed_pages(client, filters, start_url)
             if filters.repos
-            else _pages(client, filters, start_url, page_size)
+            else _pages(client, filters, start_url, page_size, known)
         )
         count = already
         for page in pages:
@@ -243,7 +245,11 @@ def item_failure(error: HubError) -> ItemFailure:
 
 
 def _pages(
-    client: HubClient, filters: ListingFilters, start_url: str | None, page_size: int
+    client: HubClient,
+    filters: ListingFilters,
+    start_url: str | None,
+    page_size: int,
+    known: Callable[[str, str], bool] | None,
 ) -> Iterator[Page]:
     url = client.reroot(start_url) if start_url else client.url("/api/models", _query(filters, page_size))
     visited = {digest(url.encode())}
@@ -264,7 +270,7 @@ def _pages(
         if not isinstance(answer.value, list):
             raise HubError(_NO_HUB.format(client.endpoint))
         endless.add(answer.value)
-        page, modified = _read_page(client, answer.value, filters)
+        page, modified = _read_page(client, answer.value, filters, known)
         # If the server ignored the order on any page so far, the times do not decide when to stop.
         newest_first &= all(before >= after for before, after in pairwise([*last, *modified]))
         last = modified[-1:] or last
@@ -318,13 +324,16 @@ class _Endless:
 
 
 def _read_page(
-    client: HubClient, items: list[Any], filters: ListingFilters
+    client: HubClient,
+    items: list[Any],
+    filters: ListingFilters,
+    known: Callable[[str, str], bool] | None = None,
 ) -> tuple[Page, list[dt.datetime]]:
     page, modified = Page(), []
     for item in items:
         try:
             complete_item = _with_commit(client, item)
-            row = read_row(complete_item)
+            row = read_row(complete_item, brief=known is not None and _is_known(complete_item, known))
         except ItemFailure as failure:
             page.failures.append(Failure.of(_shown_id(item), "", STAGE, failure.reason, failure.detail))
             continue
@@ -333,6 +342,11 @@ def _read_page(
         if filters.accepts(row):
             page.rows.append(row)
     return page, modified
+
+
+def _is_known(item: object, known: Callable[[str, str], bool]) -> bool:
+    repo, sha = (item.get("id"), item.get("sha")) if isinstance(item, dict) else (None, None)
+    return isinstance(repo, str) and isinstance(sha, str) and known(repo, sha)
 
 
 def _with_commit(client: HubClient, item: object) -> object:

@@ -254,8 +254,21 @@ INNER = (
     st.dictionaries(st.sampled_from(KEYS), JSON | st.dictionaries(st.sampled_from(INNER), JSON, max_size=4))
 )
 def test_any_row_with_an_id_and_a_commit_fits_the_schema(fields: dict[str, Any]) -> None:
-    row = read_row({**fields, "id": "a/b", "sha": "f" * 40})
+    item = {**fields, "id": "a/b", "sha": "f" * 40}
+    row = read_row(item)
     assert from_table(to_table([row], CATALOGUE), CatalogueRow)[0].repo == "a/b"
+    for filters in (
+        ALL,
+        ListingFilters(max_bytes=1, max_params=1),
+        ListingFilters((), None, licences=("x",)),
+    ):
+        brief = read_row(item, brief=True)
+        assert filters.accepts(brief) == filters.accepts(row)
+        assert (brief.gated, brief.disabled, brief.last_modified) == (
+            row.gated,
+            row.disabled,
+            row.last_modified,
+        )
 
 
 @given(JSON)
