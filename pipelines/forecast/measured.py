@@ -86,7 +86,6 @@ class Measured:
         return values_of(self.models[column], str)
 
     @property
-    @property
     def busy(self) -> tuple[str, ...]:
         """The parts of a model's time in which a worker is busy with it."""
         return busy_phases(self.ledger.contents)
