@@ -66,8 +66,10 @@ def decoder(folder: Path, *, seed: int = 0, **vae: Any) -> None:
     AutoencoderKL(**{**VAE, **vae}).save_pretrained(folder)
 
 
-def text_to_image(folder: Path, *, seed: int = 0, large: bool = False) -> None:
-    """A ``StableDiffusionPipeline``, or one of XL, with a vocabulary of letters."""
+def text_to_image(
+    folder: Path, *, seed: int = 0, large: bool = False, channels: int = 8, side: int = 8
+) -> None:
+    """A ``StableDiffusionPipeline``, or one of XL, with a vocabulary of letters; ``side`` is that of latents."""
     torch.manual_seed(seed)
     letters = [chr(97 + number) for number in range(26)]
     entries = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -78,7 +80,8 @@ def text_to_image(folder: Path, *, seed: int = 0, large: bool = False) -> None:
         max_position_embeddings=16, bos_token_id=len(entries) - 2, eos_token_id=len(entries) - 1, projection_dim=8,
     )  # fmt: skip
     unet = {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
+        "sample_size": side, "in_channels": 4, "out_channels": 4, "block_out_channels": (channels, 2 * channels),
+        "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 32 if large else 16,
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "attention_head_dim": 2,
     }  # fmt: skip
