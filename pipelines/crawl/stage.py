@@ -191,7 +191,8 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
         )
         return catalogue
     filters = listing_filters(config.filters)
-    progress = _Progress(store, folder, refresh)
+    of = config.filters.pipeline_tag if config.filters.repos is None else config.filters.repos.name
+    progress = _Progress(store, folder, refresh, of)
     counter = job.report.counter("crawl", None, "models", progress.listed)
     if not progress.state["ended"]:
         pages = iter_pages(filters, progress.state["next_url"], already=progress.listed, endpoint=endpoint)
@@ -211,6 +212,7 @@ def crawl(job: Job, endpoint: str, refresh: bool = False) -> Catalogue:
             "rows": progress.state["rows"],
             "failures": progress.state["failures"],
             "endpoint": endpoint,
+            "of": progress.state.get("of"),
             "started": progress.state["started"],
             "finished": _now(),
             "version": CRAWL_VERSION,
@@ -264,7 +266,8 @@ def first_of_each(columns: Sequence[pa.ChunkedArray[Any]]) -> npt.NDArray[np.boo
 class _Progress:
     """The state of a crawl: pages are gathered into parts, and written pages are never requested again."""
 
-    def __init__(self, store: Store, folder: CatalogueFolder, refresh: bool) -> None:
+    def __init__(self, store: Store, folder: CatalogueFolder, refresh: bool, of: str | None = None) -> None:
+        """``of``: what is listed, for people: a task, or the name of a list."""
         self.name = folder.progress
         self._store, self._folder = store, folder
         self._rows: list[CatalogueRow] = []
@@ -273,6 +276,7 @@ class _Progress:
         self.state: dict[str, Any] = {
             # A refresh writes beside the parts of the last crawl, which running jobs may still read.
             "run": dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f") if refresh else "first",
+            "of": of,
             "next_url": None,
             "rows": [],
             "failures": [],

@@ -104,8 +104,8 @@ class Measured:
     @property
     def values(self) -> int:
         """Number of values in a row: of a logit, those on the probes that its model saw."""
-        probes, fraction = self.made_with.get("probes", 1), self.made_with.get("fraction", 1.0)
-        return max(1, round(fraction * probes))
+        seen: float = self.made_with.get("fraction", 1.0) * self.made_with.get("probes", 1)
+        return max(1, round(seen))
 
     @property
     def devices(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from probelog.errors import StoreError, UsageError
 from probelog.index.generation import Generation
 from probelog.index.pointer import Pointer, read_pointer
 from probelog.index.tables import is_valid_sql_text
+from probelog.kinds.registry import GENERATOR
 from probelog.storage import layout
 from probelog.storage.ledger import PROBED, Contents, ItemResult, Ledger, Receipt, item_key
 from probelog.storage.parquet_parts import Part, read_part
@@ -97,7 +98,8 @@ class Story:
         )
         yield from (f"removed    {item['key']}: {item['reason']}: {item['detail']}" for item in self.removed)
         if not self.attempts:
-            yield "probed     never"
+            of_generator = any(item["library"] in GENERATOR.libraries for item in self.listed)
+            yield f"{'sampled' if of_generator else 'probed '}    never"
         for item in self.attempts:
             yield from _attempt_lines(item)
         for item in self.completions:
@@ -179,11 +181,13 @@ def _attempt_lines(item: dict[str, Any]) -> Iterator[str]:
         what = item["library"]
     else:
         base = f" with base {item['base_repo']}@{item['base_sha']}" if item["base_repo"] else ""
-        seen = f"{item['samples']:,} samples of {item['image_size']} pixels in {item['steps']} steps{base}"
+        steps = f" in {item['steps']} steps" if item["steps"] else ""
+        seen = f"{item['samples']:,} samples of {item['image_size']} pixels{steps}{base}"
         what = item["pipeline"]
+    what = what if what == item["architecture"] else f"{what} {item['architecture']}"
     yield (
         f"             {seen}{copied}; "
-        f"{what} {item['architecture']}, {item['parameters']:,} parameters, {item['precision']} on "
+        f"{what}, {item['parameters']:,} parameters, {item['precision']} on "
         f"{item['device']}" + (f", {item['bytes']:,} bytes downloaded" if item["bytes"] else "")
     )
     yield "             seconds: " + ", ".join(

@@ -59,7 +59,7 @@ REMEDIES: dict[FailureReason, Remedy] = {
         "request it, set `HF_TOKEN`, then `--retry-failed`",
     ),
     FailureReason.UNSUPPORTED: Remedy(
-        "a model type, architecture, processor, data type or number of channels that this version does not handle",
+        "a model type, architecture, processor, pipeline, scheduler, kind of adapter, data type or number of channels that this version does not handle",
         "update transformers or timm; see [how to add an architecture](../development.md#an-architecture) and `preload`. Of repositories that [get trees alone](trees.md#trees-of-repositories-that-are-not-probed): no safetensors, or nothing in them to compare",
     ),
     FailureReason.UNSAFE_FORMAT: Remedy(
@@ -75,11 +75,11 @@ REMEDIES: dict[FailureReason, Remedy] = {
         "nothing",
     ),
     FailureReason.TOO_LARGE: Remedy(
-        "above `filters.max_bytes`, `filters.max_params` or a built-in limit (logits, tensors, image size); of repositories that get trees alone: headers that exceed `trees.bytes_per_model`",
+        "above `filters.max_bytes`, `filters.max_params` (of generators those of `generators.filters`, and `generators.max_image_size`) or a built-in limit (logits, tensors, image size, rank of an adapter); of repositories that get trees alone: headers that exceed `trees.bytes_per_model`",
         "raise the filter where the detail names one",
     ),
     FailureReason.NOT_FOUND: Remedy(
-        "the repository, its `config.json` or its weights are not there",
+        "the repository, its configuration or its weights are not there",
         "nothing; when it is back: `--retry-failed`",
     ),
     FailureReason.DOWNLOAD_FAILED: Remedy(
@@ -99,15 +99,15 @@ REMEDIES: dict[FailureReason, Remedy] = {
         "nothing; the repository's owner",
     ),
     FailureReason.CONFIG_MISMATCH: Remedy(
-        "the configuration does not fit the weights: missing head, other sizes, a model that refuses its declared input",
+        "the configuration does not fit the weights: missing head, other sizes, a model that refuses its declared input, an adapter for another base",
         "nothing; the repository's owner",
     ),
     FailureReason.NON_FINITE: Remedy(
-        "NaN or infinite weights or logits",
+        "NaN or infinite weights, logits or samples",
         "nothing; the repository's owner",
     ),
     FailureReason.CONSTANT: Remedy(
-        "every logit is the same on all probes",
+        "every logit is the same on all probes, or every sample of one colour",
         "nothing; the model is dead. Many at once: look at the probes",
     ),
     FailureReason.OUT_OF_MEMORY: Remedy(

@@ -120,7 +120,8 @@ class Status:
         for item in self.catalogues:
             state = f"finished {item['finished']}" if item.get("finished") else "unfinished"
             lines.append(
-                f"crawl      {item['key']}  {item['rows']:,} models, {item['failures']:,} unreadable rows, {state}"
+                f"crawl      {item['key']}  {item['rows']:,} models{' of ' + item['of'] if item['of'] else ''}, "
+                f"{item['failures']:,} unreadable rows, {state}"
             )
         lines += [f"probes     {item['hash'][:16]}  {item['count']:,} images" for item in self.probe_sets]
         for ledger in self.ledgers:
@@ -215,6 +216,7 @@ def _catalogues(store: Store) -> list[dict[str, Any]]:
                 "rows": count_rows(content["rows"]),
                 "failures": count_rows(content["failures"]),
                 "finished": finished,
+                "of": content.get("of"),
             }
     return list(catalogues.values())
 

@@ -228,6 +228,7 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
     # What is gone shows when all is listed again.
     run_nightly(world.job(nights.name, nightly={"reconcile_days": 0}))
     assert int(open_index(str(nights)).generators) == 6
+    assert verify(str(nights), Report(io.StringIO())).clean
 
 
 def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> None:
@@ -288,6 +289,8 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
     )
     assert ledger.samples == 6 * SAMPLED
     assert any(line.startswith("sample ") and "6 of 8" in line for line in found.lines())
+    of = [item["of"] for item in found.catalogues if item["of"] != "image-classification"]
+    assert sorted(of) == ["galleries.txt", "text-to-image", "unconditional-image-generation"]
     failures = {item["repo"]: item["reason"] for item in list_failures(store, stage="sample").records()}
     assert failures == {"cleo/pickled": "unsafe-format", "dora/lost": "missing-base"}
     story = list(explain(store, "ada/classes").lines())
