@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from pipelines.config.model import Config
-from pipelines.crawl.changes import Changes, listed_since
+from pipelines.crawl.changes import Changes, crawl_since, listed_since
+from pipelines.crawl.stage import Catalogue
+from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from probelog.errors import FailureReason
@@ -68,6 +70,24 @@ def test_a_nightly_run_continues_at_the_watermark(hub: LiveHub, tmp_path: Path) 
     assert third.rows[0].sha == changed
     assert third.watermark == at(MODELS + 6)
     assert len(hub.faults.requests) - before == 1  # and not the whole listing
+
+
+def test_a_catalogue_grows_by_what_changed_until_all_is_listed_again(hub: LiveHub, tmp_path: Path) -> None:
+    first = crawl_since(job(tmp_path), hub.endpoint)
+    assert (len(first.rows()), first.watermark) == (MODELS, at(MODELS - 1))
+    same = crawl_since(job(tmp_path), hub.endpoint)
+    assert (same.receipt["rows"], same.watermark) == (first.receipt["rows"], first.watermark)
+    hub.put("owner/new", MODELS + 5)
+    changed = hub.put("owner/model-3", MODELS + 6)
+    hub.remove("owner/model-4")
+    grown = crawl_since(job(tmp_path), hub.endpoint)
+    added, *before = grown.receipt["rows"]
+    assert (added["rows"], before, grown.watermark) == (2, first.receipt["rows"], at(MODELS + 6))
+    rows = {row.repo: row.sha for row in Catalogue.open(job(tmp_path), hub.endpoint).rows()}
+    assert (len(rows), rows["owner/model-3"]) == (MODELS + 1, changed)
+    assert verify(str(tmp_path / "store"), Report(io.StringIO())).clean
+    again = crawl_since(job(tmp_path, nightly={"reconcile_days": 0}), hub.endpoint)
+    assert {row.repo for row in again.rows()} == rows.keys() - {"owner/model-4"}
 
 
 def test_a_change_below_the_watermark_is_found_within_the_overlap(hub: LiveHub, tmp_path: Path) -> None:

@@ -228,7 +228,6 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
     # What is gone shows when all is listed again.
     run_nightly(world.job(nights.name, nightly={"reconcile_days": 0}))
     assert int(open_index(str(nights)).generators) == 6
-    assert verify(str(nights), Report(io.StringIO())).clean
 
 
 def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> None:
