@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ from probelog.storage.store import Store
 SIZE = 32
 KEPT, MORE = 64, 512
 _SHOWN = 12
-_SHA = "0" * 40
+SHA = "0" * 40
 
 
 def main() -> None:
@@ -80,11 +81,14 @@ def main() -> None:
                         for start in range(0, len(shown), 64)
                     ]
                 )
-                ledger.spool(item_key(spec.repo, _SHA), _result(spec, shown, features, encoder.digest))
+                ledger.spool(
+                    item_key(spec.repo, SHA),
+                    result(spec.repo, pipeline_of(spec), shown, features, encoder.digest),
+                )
     facts.write()
     for ledger in ledgers.values():
-        ledger.seal([item_key(spec.repo, _SHA) for spec in specs])
-    rows = [CatalogueRow(spec.repo, _SHA) for spec in specs]
+        ledger.seal([item_key(spec.repo, SHA) for spec in specs])
+    rows = [CatalogueRow(spec.repo, SHA) for spec in specs]
     _publish(job, SampledGenerators.of(ledgers[KEPT], f"galleries{KEPT}", rows))
 
 
@@ -109,22 +113,27 @@ def _pictures(spec: GeneratorSpec, pictures: Icons, count: int) -> npt.NDArray[n
     return np.stack([np.asarray(one) for one in small])
 
 
-def _result(
-    spec: GeneratorSpec, shown: npt.NDArray[np.uint8], features: npt.NDArray[np.float32], encoder: str
+def result(
+    repo: str,
+    pipeline: str,
+    shown: Sequence[npt.NDArray[np.uint8]],
+    features: npt.NDArray[np.float32],
+    encoder: str,
 ) -> ItemResult:
+    """What a ledger keeps of one generator; ``shown`` are pictures, of which a few are kept."""
     thumbnails = []
     for one in shown[:_SHOWN]:
         sink = io.BytesIO()
         Image.fromarray(one).save(sink, "WEBP", quality=90)
         thumbnails.append(sink.getvalue())
-    count = len(shown)
+    count = len(features)
     made = SampledModel(
-        spec.repo, _SHA, pipeline_of(spec), "gallery", "none", SIZE, 0, count, 1, encoder, "F32", "cpu", spec.repo,
-        identity=spec.repo, thumbnails=thumbnails,
+        repo, SHA, pipeline, "gallery", "none", SIZE, 0, count, 1, encoder, "F32", "cpu", repo, identity=repo,
+        thumbnails=thumbnails,
     )  # fmt: skip
     rows = {
-        "repo": [spec.repo] * count,
-        "sha": [_SHA] * count,
+        "repo": [repo] * count,
+        "sha": [SHA] * count,
         "number": [*range(count)],
         "prompt": [None] * count,
         "class": [None] * count,
