@@ -83,7 +83,7 @@ def main() -> None:
                 )
                 ledger.spool(
                     item_key(spec.repo, SHA),
-                    result(spec.repo, pipeline_of(spec), shown, features, encoder.digest),
+                    result(spec.repo, pipeline_of(spec), [*shown], features, encoder.digest),
                 )
     facts.write()
     for ledger in ledgers.values():
