@@ -15,7 +15,7 @@ from pipelines.inspect import reach
 from pipelines.job.background import background_names
 from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries
-from pipelines.sample.stage import missing_library
+from pipelines.sample.library import missing_library
 from probelog.errors import ConfigError, ProbeLogError, UsageError
 from probelog.hub.vocabulary import LICENCES, TASKS
 from probelog.probes.sources import HUB

@@ -24,7 +24,7 @@ from pipelines.config.model import Config
 from pipelines.crawl.stage import Catalogue, hub_endpoint, is_crawled
 from pipelines.inspect.counting import most_probes
 from pipelines.job.job import Job
-from pipelines.sample.stage import missing_library
+from pipelines.sample.library import missing_library
 from probelog.encoders.torch_encoder import load_encoder
 from probelog.errors import ConflictError, ProbeLogError, StoreError, UsageError
 from probelog.generators.layout import LEAST_PICTURES

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -20,6 +19,7 @@ from pipelines.job.job import Job
 from pipelines.probe.plan import COLUMNS
 from pipelines.probe.run import StageResult, run_stage
 from pipelines.publish.generators import SampledGenerators
+from pipelines.sample.library import missing_library
 from probelog import logs
 from probelog.encoders.torch_encoder import Encoder, digest_here
 from probelog.errors import UsageError
@@ -88,13 +88,6 @@ def list_and_sample(
     """The whole stage; ``refresh`` lists the generators again."""
     table = list_generators(job, endpoint, refresh)
     return sample(job, table, encoder, endpoint, retry_failed)
-
-
-def missing_library() -> str | None:
-    """What to do where generators cannot be run for want of a library; None where it is there."""
-    if importlib.util.find_spec("diffusers") is not None:
-        return None
-    return 'generators.enabled: diffusers is not installed, which generators are run with: pip install ".[index]"'
 
 
 def sample_changes(job: Job, endpoint: str, encoder: Encoder) -> StageResult:
