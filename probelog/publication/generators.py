@@ -132,7 +132,7 @@ def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int)
         query = samples.search().select(["row", "description"]).limit(samples.count_rows())
         for batch in query.to_batches(batch_size=_AT_ONCE):
             table = pa.Table.from_batches([batch])
-            owners, vectors = finder.vectors(decode(structured(table["description"], kind)))
+            owners, vectors = finder.vectors(decode(structured(table["description"], kind)).described)
             if (
                 centre is None
             ):  # What all vectors have in common ranks none before another, and costs exactness.

@@ -1,15 +1,17 @@
 """Groups of alike samples: what the vector index of many generators is over.
 
 A generator of several concepts is near none of them by the mean of its samples. So the samples of each are sorted into at
-most ``MOST`` groups, and a generator is found by any of them. Of a group with the share p of its generator's samples, mean
-direction g and mean embedding h, the score (``probelog.ranking.samples.matched``) is at least, by Jensen's inequality,
+most ``MOST`` groups, and a generator is found by any of them: a group with the share p of the samples, mean direction g and
+mean embedding h scores as a generator would that makes just these means (``probelog.ranking.samples.matched``),
 
-``b w.g + log p - o_directions + v (a q.h + log p - o_anchors)``, v the weight of the embedding in the query's score.
+``b w.g + log p - o(g) + v (a q.h + log p - o(h))``, v the weight of the embedding in the query's score.
 
-With ``h = centre + l g`` in place of h, l the probes' root mean square distance from their centre, but for what the
-anchors' mean m says of h, that is an inner product of two vectors, one of the query and one of the group (maximum
-inner-product search). The vectors hold some dozen coordinates, along the principal components of the directions of samples
-and of those of queries, as for logits (``probelog.index.basis``), and three numbers for what is in no direction.
+What the means score for anything, o, is lower than what the samples do, as is what they score for the query: offsets of the
+samples would favour generators of one thing alone. With ``h = centre + l g`` in place of h, l the probes' root mean square
+distance from their centre, but for what the anchors' mean m says of h, that is an inner product of two vectors, one of the
+query and one of the group (maximum inner-product search). The vectors hold some dozen coordinates, along the principal
+components of the directions of samples and of those of queries, as for logits (``probelog.index.basis``), and three numbers
+for what is in no direction.
 """
 
 from __future__ import annotations
@@ -22,9 +24,8 @@ import pyarrow as pa
 
 from probelog.arrays import Floats
 from probelog.index.basis import normalised_covariance
-from probelog.index.generators.encoding import StoredDescriptions
-from probelog.ranking.samples.description import Float32s, unit
-from probelog.ranking.samples.matched import PICTURE_WEIGHT, Asked, SampleSpace
+from probelog.ranking.samples.description import Descriptions, Float32s, unit
+from probelog.ranking.samples.matched import PICTURE_WEIGHT, Asked, SampleSpace, log_mean
 
 MOST = 4
 # With three numbers more they make 64: RaBitQ (IVF_RQ) would fill up any to a power of two.
@@ -71,26 +72,28 @@ class GroupSpace:
             out[-2:] = (1.0, 0.0) if asked.is_text else (0.0, PICTURE_WEIGHT)
         return out
 
-    def vectors(self, stored: StoredDescriptions) -> tuple[npt.NDArray[np.int64], Float32s]:
+    def vectors(self, described: Descriptions) -> tuple[npt.NDArray[np.int64], Float32s]:
         """The groups of N generators: (G,) numbers of their generators, and their vectors (G, w)."""
-        space, described = self.space, stored.described
-        counts = np.asarray(described.counts, np.int64)
-        directions = unit(described.features - space.centre) @ self.axes.T
-        anchored = space.embedding_sharpness * (described.features @ np.stack(self._anchors).T)
+        space, counts = self.space, np.asarray(described.counts, np.int64)
         there = np.arange(counts.max()) < counts[:, None]
-        values = np.zeros((*there.shape, directions.shape[1] + 2), np.float32)
-        values[there] = np.concatenate([directions, anchored], axis=1)
-        members = _members(values[..., :-2], there)
+        embeddings = np.zeros((*there.shape, described.features.shape[1]), np.float32)
+        embeddings[there] = described.features
+        directions = np.zeros_like(embeddings)
+        directions[there] = unit(described.features - space.centre)
+        members = _members(directions @ self.axes.T, there)
         sizes = members.sum(axis=1)  # (N, MOST)
-        means = members.transpose(0, 2, 1) @ values / np.maximum(sizes, 1)[..., None]
         owners, numbers = np.nonzero(sizes)
-        share = np.log(sizes / counts[:, None], where=sizes > 0, out=np.zeros(sizes.shape))[owners, numbers]
-        rows = means[owners, numbers]
+        g, h = (
+            (members.transpose(0, 2, 1) @ rows)[owners, numbers] / sizes[owners, numbers, None]
+            for rows in (directions, embeddings)
+        )
+        share = np.log(sizes[owners, numbers] / counts[owners])
         out = np.zeros((len(owners), _WIDTH), np.float32)
-        out[:, : len(self.axes)] = rows[:, :-2]
-        out[:, -3] = share - stored.offsets.directions[owners]
-        out[:, -2] = share - stored.offsets.names[owners] + rows[:, -2]
-        out[:, -1] = share - stored.offsets.pictures[owners] + rows[:, -1]
+        out[:, : len(self.axes)] = g @ self.axes.T
+        out[:, -3] = share - log_mean(space.direction_sharpness * (space.directions @ g.T))
+        for place, anchors, mean in zip((-2, -1), (space.names, space.pictures), self._anchors, strict=True):
+            scored = log_mean(space.embedding_sharpness * (anchors @ h.T))
+            out[:, place] = share - scored + space.embedding_sharpness * (h @ mean)
         out[:, -3:] /= space.direction_sharpness
         return owners, out
 

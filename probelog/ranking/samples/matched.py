@@ -112,9 +112,9 @@ class SampleSpace:
     def offsets(self, models: Descriptions) -> Offsets:
         """What models score for anything."""
         return Offsets(
-            _log_mean(self._by_direction(models, self.directions, self._lengths(models))),
-            _log_mean(self._by_embedding(models, self.names)),
-            _log_mean(self._by_embedding(models, self.pictures)),
+            log_mean(self._by_direction(models, self.directions, self._lengths(models))),
+            log_mean(self._by_embedding(models, self.names)),
+            log_mean(self._by_embedding(models, self.pictures)),
         )
 
     def scores(self, models: Descriptions, offsets: Offsets, asked: Sequence[Asked]) -> Float64:
@@ -146,7 +146,7 @@ class SampleSpace:
     def concepts(self, models: Descriptions) -> Float64:
         """Log-odds (N, B) of every background concept against the average one, by the directions."""
         every = self._by_direction(models, self.directions, self._lengths(models))
-        return np.asarray((every - _log_mean(every)).T)
+        return np.asarray((every - log_mean(every)).T)
 
     def _by_direction(self, models: Descriptions, directions: Floats, lengths: Float32s) -> Float64:
         """``log mean exp(b w.g)``: (q, N), from the features' ``lengths`` (F,) beside the centre."""
@@ -194,7 +194,7 @@ def _evidence(
     return out
 
 
-def _log_mean(evidence: Float64) -> Float64:
+def log_mean(evidence: Float64) -> Float64:
     """``log mean exp`` over the first axis of (r, N): (N,); 0 without any."""
     if not len(evidence):
         return np.zeros(evidence.shape[1])
@@ -208,7 +208,7 @@ def _without(offset: Floats, evidence: Float64, size: int) -> Float64:
     if not len(evidence) or remaining < 1:
         return np.asarray(offset, np.float64)
     every = np.asarray(offset, np.float64) + np.log(size)
-    excluded = _log_mean(evidence) + np.log(len(evidence))
+    excluded = log_mean(evidence) + np.log(len(evidence))
     # Rounding must not take more than everything.
     return np.asarray(every + np.log1p(-np.exp(np.minimum(excluded - every, -1e-6))) - np.log(remaining))
 
