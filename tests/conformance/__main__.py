@@ -1,6 +1,6 @@
 """Compare every architecture with its own library and write the table of docs/conformance.md.
 
-    python -m tests.conformance [--all [--hashed]] [--library timm] [--csv FILE] [--page FILE] [ARCHITECTURE ...]
+    python -m tests.conformance [--all [--hashed]] [--built] [--library timm] [--csv FILE] [--page FILE] [ARCHITECTURE ...]
 
 A new release of a library is tried without changing anything else:
 
@@ -21,7 +21,7 @@ import timm
 import torch
 import transformers
 
-from tests.conformance import timm_models, transformers_models
+from tests.conformance import construction, timm_models, transformers_models
 from tests.conformance.compare import Outcome
 from tests.conformance.table import markdown, read_csv, write_csv
 
@@ -49,11 +49,14 @@ def _hash(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def outcomes(library: str, architecture: str) -> Iterator[Outcome]:
+def outcomes(library: str, architecture: str, built: bool = False) -> Iterator[Outcome]:
     """One architecture in all layouts; what its own library cannot do is an outcome too."""
     folder = Path(tempfile.mkdtemp())
     module = transformers_models if library == "transformers" else timm_models
     try:
+        if built:
+            yield from construction.outcomes(architecture, folder)
+            return
         if library == "timm" and timm_models.parameters(architecture) > timm_models.MOST_PARAMETERS:
             return
         yield from module.outcomes(architecture, folder)
@@ -77,6 +80,11 @@ def main() -> int:
         action="store_true",
         help="timm's in the order of a hash of their names: a run that is ended has tried a random part",
     )
+    parser.add_argument(
+        "--built",
+        action="store_true",
+        help="create timm's from their configuration, of any size, and compare modules and pixels; run none",
+    )
     parser.add_argument("--library", choices=["transformers", "timm"])
     parser.add_argument("--csv", type=Path, default=CSV, help="where the outcomes go")
     parser.add_argument("--page", default=str(PAGE), help="page whose table is written anew; empty: none")
@@ -84,11 +92,13 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(max(1, torch.get_num_threads()))
+    if options.built:
+        options.library = "timm"
     jobs = list(architectures(options.library, options.all, options.architecture, options.hashed))
 
     def run() -> Iterator[Outcome]:
         for number, (library, architecture) in enumerate(jobs, 1):
-            for outcome in outcomes(library, architecture):
+            for outcome in outcomes(library, architecture, options.built):
                 print(
                     f"{number}/{len(jobs)} {architecture}, {outcome.layout}: {outcome.result}",
                     file=sys.stderr,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from tests.conformance import timm_models, transformers_models
+from tests.conformance import construction, timm_models, transformers_models
 
 
 @pytest.mark.acceptance
@@ -29,6 +29,16 @@ def test_timm(architecture: str, tmp_path: Path) -> None:
     results = {outcome.layout: outcome for outcome in timm_models.outcomes(architecture, tmp_path)}
     assert len(results) == 3
     assert {outcome.result for outcome in results.values()} == {"equal"}, results
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("architecture", ["fbnetc_100", "vit_giant_patch14_224"])
+def test_timm_is_built_alike(architecture: str, tmp_path: Path) -> None:
+    results = [outcome.result for outcome in construction.outcomes(architecture, tmp_path)]
+    assert results == ["equal"] * len(construction.LAYOUTS)
+    # What timm creates otherwise as pretrained is seen.
+    seen = str(construction.description(construction.by_library(tmp_path, "of 2022")))
+    assert ("eps=0.001" in seen) == (architecture == "fbnetc_100")
 
 
 def test_nothing_of_the_libraries_is_left_out() -> None:
