@@ -321,14 +321,15 @@ def _completions(
     store: Store, repo: str, attempts: Sequence[dict[str, Any]], receipts: dict[str, Receipt]
 ) -> Iterator[dict[str, Any]]:
     indexed = {item["receipt"]: item for item in attempts if item["reason"] is None and item["receipt"]}
-    for path in store.names(layout.COMPLETIONS, suffix=f"/{layout.RECEIPT}"):
-        done = completed(store, path.split("/")[1])
+    for folder in store.folders(layout.COMPLETIONS):
+        key = folder.split("/")[1]
+        done = completed(store, key)
         for name in indexed.keys() & (() if done is None else done.parts.keys()):
             item = indexed[name]
             rows = read_part(store, done.parts[name], DESCRIPTORS, ["repo", "sha"])  # type: ignore[union-attr]
             mine = rows.filter(_is_repo(repo) & (pc.field("sha") == item["sha"]))
             yield {
-                "key": path.split("/")[1],
+                "key": key,
                 "receipt": name,
                 "sha": item["sha"],
                 "logits": item["logits"],
@@ -360,9 +361,9 @@ def _generations(store: Store, repo: str) -> Iterator[dict[str, Any]]:
 
 
 def _trees(store: Store, repo: str) -> Iterator[dict[str, Any]]:
-    for path in store.names(layout.TREES, suffix=f"/{layout.RECEIPT}"):
-        key = path.split("/")[1]
-        done = read_trees(store, key) if path == layout.TreesFolder.of(key).receipt else None
+    for folder in store.folders(layout.TREES):
+        key = folder.split("/")[1]
+        done = read_trees(store, key)
         if done is None:
             continue
         places = read_part(store, done.models, TREE_MODELS).filter(_is_repo(repo)).to_pylist()

@@ -159,9 +159,9 @@ def ledgers(store: Store) -> dict[str, list[Ledger]]:
     groups: dict[str, list[Ledger]] = {}
     folders = [(kind.ledgers, kind.contents) for kind in KINDS]
     for folder, contents in (*folders, (layout.tree_weights("").rstrip("/"), PROBED)):
-        for name in store.names(folder, suffix=f"/{layout.MANIFEST}"):
-            if name.count("/") == folder.count("/") + 2:
-                ledger = Ledger(store, name.rpartition("/")[0], contents)
+        for name in store.folders(folder):
+            ledger = Ledger(store, name, contents)
+            if store.exists(ledger.paths.manifest):
                 groups.setdefault(ledger.paths.key.partition("-")[0], []).append(ledger)
     return groups
 
