@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,8 @@ class Known:
         # A logit has a label; samples have nothing to do with them.
         labels = pc.list_value_length(table["labels"]).cast(pa.float64()).to_numpy()
         labels = labels if kind.contents.counted == "logits" else np.zeros(len(labels))
-        names = pc.fill_null(table["architecture"], "").combine_chunks().dictionary_encode()
+        architectures: Any = pc.fill_null(cast("Any", table["architecture"]), "")
+        names = architectures.combine_chunks().dictionary_encode()
         return cls(
             reasons=reasons,
             files=files,
@@ -128,10 +129,11 @@ def _downloads(
     lengths = pc.fill_null(pc.list_value_length(files), 0).to_numpy()
     starts = np.cumsum(lengths) - lengths
     alike: dict[bytes, list[int]] = defaultdict(list)
-    for row in np.flatnonzero((lengths > 0) & np.equal(reasons, None)).tolist():
+    refused = np.array([reason is not None for reason in reasons], bool)
+    for row in np.flatnonzero((lengths > 0) & ~refused).tolist():
         alike[codes[starts[row] : starts[row] + lengths[row]].tobytes()].append(row)
     requests, listed = np.zeros(count, np.int64), np.full(count, np.nan)
-    listed[~np.equal(reasons, None)] = 0.0
+    listed[refused] = 0.0
     for rows in alike.values():
         start = starts[rows[0]]
         try:
