@@ -337,7 +337,7 @@ def _probed(world: World, hub: Path, folder: Path, workers: int, precision: str 
         os.environ["HF_ENDPOINT"] = endpoint
         probe_set = ready_probes(job, load_encoder(config.encoder))
         table = run_crawl(job).table(COLUMNS)
-        with ProcessorTime(os.getpid(), without=server) as used:
+        with ProcessorTime(os.getpid(), without=server, folder=folder) as used:
             begun = time.perf_counter()
             done = probe(job, table, probe_set, endpoint, retry_failed=False)
             wall = time.perf_counter() - begun
@@ -381,12 +381,14 @@ def _in_own_process(what: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 class ProcessorTime:
-    """Processor seconds that a process and all its descendants use while the block runs, those that end included."""
+    """Processor seconds that a process and all its descendants use while the block runs, those that end included, and
+    the servers of model processes that work below ``folder``.
+    """
 
     _EVERY = 0.2
 
-    def __init__(self, pid: int, without: int | None) -> None:
-        self._root, self._without = pid, without
+    def __init__(self, pid: int, without: int | None, folder: Path) -> None:
+        self._root, self._without, self._folder = pid, without, folder
         self._before: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._below_servers: set[int] = set()
@@ -414,7 +416,7 @@ class ProcessorTime:
             self._look()
 
     def _look(self) -> None:
-        servers = _fork_servers()
+        servers = _fork_servers(self._folder)
         below_servers: set[int] = set()
         waiting = [self._root, *servers]
         while waiting:
@@ -435,14 +437,15 @@ class ProcessorTime:
         self._below_servers = below_servers
 
 
-def _fork_servers() -> list[int]:
-    """The nodes' servers of model processes: nobody's children, so that Ray does not end them with an actor."""
+def _fork_servers(folder: Path) -> list[int]:
+    """The servers of model processes below a folder: nobody's children, so that Ray does not end them with an actor."""
     parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if b"fork_server/bootstrap.py" in (folder / "cmdline").read_bytes():
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                parents[int(folder.name)] = int(fields[1])
+            command = (process / "cmdline").read_bytes()
+            if b"fork_server/bootstrap.py" in command and os.fsencode(folder) in command:
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                parents[int(process.name)] = int(fields[1])
     # What a server forks has its command line.
     return [pid for pid, parent in parents.items() if parent not in parents]
 

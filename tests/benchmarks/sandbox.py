@@ -85,7 +85,7 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(model, folder)
             for kind, process in kinds.items():
-                with ProcessorTime(os.getpid(), without=None) as used:
+                with ProcessorTime(os.getpid(), without=None, folder=root) as used:
                     loaded = process.load(folder, model.name, "0" * 40, 300)
                     logits = loaded if isinstance(loaded, int) else int(loaded.facts["logits"])
                     process.prepare(range(given.probes), 300)

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.inference.execution_plan import FIRST_BATCH, Plans, kind, lower_precision
+from probelog.inference.execution_plan import CPU_BATCH_MOST, FIRST_BATCH, Plans, kind, lower_precision
 from probelog.inference.observe import Observation, observe
 from probelog.models.loading import Classifier
 from probelog.models.preprocessing import Recipe, timm_recipe
@@ -226,7 +226,7 @@ def test_variants_are_tried_with_small_batches() -> None:
     ]
     assert max(sizes[0]) == 64
     assert sum(sizes[0]) <= 3 * 64
-    assert max(sizes[1]) == 256
+    assert max(sizes[1]) == CPU_BATCH_MOST
 
 
 def test_processes_tell_each_other_what_they_learnt() -> None:
