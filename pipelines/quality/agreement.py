@@ -22,9 +22,8 @@ import numpy as np
 from pipelines.labels.labels import Lexicon, Meaning, imagenet_lexicon, names_in
 from pipelines.quality.canaries import EXAMPLES, FIRST, first
 from pipelines.quality.measure import Measure, least_paired_fall, least_rise
-from pipelines.quality.samples import Sampled, Version, draw, hashed, rows_of, sampled_models
+from pipelines.quality.samples import Answer, Sampled, Version, draw, hashed, rows_of, sampled_models
 from probelog.index.generation import Generation
-from probelog.search.results import Hit
 
 # Enough to detect a fall by 12 points; two generations answer 400 queries in seconds.
 NAMES = 200
@@ -67,10 +66,10 @@ class LabelAgreement:
     shown: str
 
 
-def label_agreement(name: str, hits: Sequence[Hit], lexicon: Lexicon) -> LabelAgreement:
+def label_agreement(name: str, hits: Sequence[Answer], lexicon: Lexicon) -> LabelAgreement:
     """Compare the answers to a name with their declared labels."""
     queried = lexicon.meaning([name])
-    labelled: list[tuple[Hit, bool]] = []
+    labelled: list[tuple[Answer, bool]] = []
     for hit in hits:
         names = [] if hit.negated else names_in(hit.label)
         if names:

@@ -137,7 +137,7 @@ def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int)
                 centre is None
             ):  # What all vectors have in common ranks none before another, and costs exactness.
                 centre = vectors.mean(axis=0)
-            rows = table["row"].to_numpy()[owners]
+            rows = pa.array(table["row"].to_numpy()[owners], pa.int32())
             vectors = (vectors - centre).astype(np.float16)
             yield pa.table({"row": rows, "vector": fixed_lists(vectors, pa.float16())}, GROUPS)
 

@@ -135,5 +135,5 @@ def _members(directions: Float32s, there: npt.NDArray[np.bool_]) -> Float32s:
         if turn < _ROUNDS - 1:
             sums = members.astype(np.float32).transpose(0, 2, 1) @ directions
             lengths = np.linalg.norm(sums, axis=2, keepdims=True)
-            ways = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), ways)
-    return members.astype(np.float32)
+            ways = np.asarray(np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), ways), np.float32)
+    return np.asarray(members, np.float32)

@@ -39,14 +39,13 @@ GENERATOR_TABLE = pa.schema(
 
 def samples_schema(size: int) -> pa.Schema:
     """Schema of the ``samples`` table: ``generator`` is the first that makes them, ``size`` the bytes of a description."""
-    return pa.schema(
-        [
-            ("row", pa.int32()),
-            ("generator", pa.int32()),
-            ("description", pa.binary(size)),
-            ("thumbnails", pa.list_(pa.binary())),
-        ]
-    )
+    columns: list[tuple[str, pa.DataType]] = [
+        ("row", pa.int32()),
+        ("generator", pa.int32()),
+        ("description", pa.binary(size)),
+        ("thumbnails", pa.list_(pa.binary())),
+    ]
+    return pa.schema(columns)
 
 
 _POSITIVE: Check = ("a number above 0", lambda value: is_finite(value) and value > 0)
