@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ class FailedVersions:
 
     def __init__(self, keys: npt.NDArray[np.uint64]) -> None:
         # Of its numbers Python makes one at a time.
-        self._keys = memoryview(np.ascontiguousarray(keys))
+        self._keys: Sequence[int] = memoryview(cast("Any", np.ascontiguousarray(keys)))
 
     def __contains__(self, version: object) -> bool:
         repo, sha = cast("Version", version)

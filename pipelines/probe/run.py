@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.probing.coordinator import CoordinatorHandle, Original, coordinator
 from cluster.probing.results import ItemReport
@@ -29,6 +28,7 @@ from pipelines.probe.metrics import Metrics
 from pipelines.probe.plan import Item, ProbingPlan, first_keys, make_plan, untried
 from pipelines.probe.summary import Running, Summary
 from pipelines.probe.timeline import Timeline
+from probelog.arrays import values_of
 from probelog.errors import FailureReason
 from probelog.hub.client import endpoint_with_login
 from probelog.kinds.kind import Kind
@@ -77,8 +77,7 @@ class StageResult:
     @property
     def reasons(self) -> dict[str, int]:
         """Number of failures by reason, most frequent first."""
-        counted = pc.value_counts(self.failed["reason"]).to_pylist()
-        return dict(Counter({item["values"]: item["counts"] for item in counted}).most_common())
+        return dict(Counter(values_of(self.failed["reason"], str)).most_common())
 
 
 @dataclass(frozen=True)

@@ -308,9 +308,12 @@ class _Endless:
                 f"{self.endpoint} lists {len(items)} models on a page; {_MOST_PER_PAGE} are accepted"
             )
         names = [item.get("id") for item in items if isinstance(item, dict)]
+        # Looked up one by one: a difference of sets would go through all that are remembered.
         fresh = {
-            name for name in names if isinstance(name, str) and len(name) <= _LONGEST_ID
-        } - self.recent.keys()
+            name
+            for name in names
+            if isinstance(name, str) and len(name) <= _LONGEST_ID and name not in self.recent
+        }
         self.recent.update(dict.fromkeys(fresh))
         while len(self.recent) > _REMEMBERED:
             self.recent.popitem(last=False)
