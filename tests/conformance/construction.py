@@ -31,10 +31,11 @@ LAYOUTS: dict[str, Change] = {
     "wrapper": as_wrapper,
     "of 2022": as_of_2022,
 }
-# What torch itself keeps in a module, and what timm notes about where the model came from.
+# What torch itself keeps in a module, what only training uses, and what timm notes about where the model came from.
 _PASSED = (
     "_",
     "training",
+    "grad_checkpointing",
     "pretrained_cfg",
     "pretrained_model_args",
     "default_cfg",
