@@ -28,7 +28,7 @@ from probelog.index.generation import Generation
 from probelog.search.trees import edges_with, follow
 from probelog.storage.layout import TreesFolder
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, TreeFacts
+from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, ProbedModel, TreeFacts
 from probelog.trees.edges import Edge, edge_table, edges_of
 from probelog.trees.families.family import Family, ModelFacts
 from probelog.trees.families.partition import partition
@@ -105,11 +105,12 @@ class _Attached:
             self.models[repo] = (sha, family, batch.name)
 
     def missing(self, inputs: TreeInputs) -> TreeInputs:
-        """The models that were not attached yet."""
+        """The classifiers that were not attached yet; generators are compared with the whole Hub only."""
         models = [
-            inputs.newest[repo]
+            model
             for repo in sorted(inputs.current)
-            if self.models.get(repo, ("",))[0] != inputs.newest[repo].sha
+            if isinstance(model := inputs.newest[repo], ProbedModel)
+            and self.models.get(repo, ("",))[0] != model.sha
         ]
         return replace(inputs, models=models)
 

@@ -4,13 +4,13 @@ A generator of several concepts is near none of them by the mean of its samples.
 most ``MOST`` groups, and a generator is found by any of them: a group with the share p of the samples, mean direction g and
 mean embedding h scores as a generator would that makes just these means (``probelog.ranking.samples.matched``),
 
-``b w.g + log p - o(g) + v (a q.h + log p - o(h))``, v the weight of the embedding in the query's score.
+``b w.g + log p - o(g)``, of a text ``+ a q.h + log p - o(h)``.
 
 What the means score for anything, o, is lower than what the samples do, as is what they score for the query: offsets of the
 samples would favour generators of one thing alone. With ``h = centre + l g`` in place of h, l the probes' root mean square
 distance from their centre, but for what the anchors' mean m says of h, that is an inner product of two vectors, one of the
 query and one of the group (maximum inner-product search). The vectors hold some dozen coordinates, along the principal
-components of the directions of samples and of those of queries, as for logits (``probelog.index.basis``), and three numbers
+components of the directions of samples and of those of queries, as for logits (``probelog.index.basis``), and two numbers
 for what is in no direction.
 """
 
@@ -25,11 +25,11 @@ import pyarrow as pa
 from probelog.arrays import Floats
 from probelog.index.basis import normalised_covariance
 from probelog.ranking.samples.description import Descriptions, Float32s, unit
-from probelog.ranking.samples.matched import PICTURE_WEIGHT, Asked, SampleSpace, log_mean
+from probelog.ranking.samples.matched import Asked, SampleSpace, log_mean
 
 MOST = 4
-# With three numbers more they make 64: RaBitQ (IVF_RQ) would fill up any to a power of two.
-GROUP_COORDINATES = 61
+# With two numbers more they make 64: RaBitQ (IVF_RQ) would fill up any to a power of two.
+GROUP_COORDINATES = 62
 _WIDTH = 64
 _ROUNDS = 3
 
@@ -67,9 +67,7 @@ class GroupSpace:
         """Vector (w,) of one expert of a query."""
         out = np.zeros(_WIDTH, np.float32)
         out[: len(self.axes)] = self.axes @ self._towards(asked)
-        out[-3] = 1.0
-        if asked.embedding is not None:
-            out[-2:] = (1.0, 0.0) if asked.is_text else (0.0, PICTURE_WEIGHT)
+        out[-2:] = 1.0, asked.is_text
         return out
 
     def vectors(self, described: Descriptions) -> tuple[npt.NDArray[np.int64], Float32s]:
@@ -90,28 +88,25 @@ class GroupSpace:
         share = np.log(sizes[owners, numbers] / counts[owners])
         out = np.zeros((len(owners), _WIDTH), np.float32)
         out[:, : len(self.axes)] = g @ self.axes.T
-        out[:, -3] = share - log_mean(space.direction_sharpness * (space.directions @ g.T))
-        for place, anchors, mean in zip((-2, -1), (space.names, space.pictures), self._anchors, strict=True):
-            scored = log_mean(space.embedding_sharpness * (anchors @ h.T))
-            out[:, place] = share - scored + space.embedding_sharpness * (h @ mean)
-        out[:, -3:] /= space.direction_sharpness
+        out[:, -2] = share - log_mean(space.direction_sharpness * (space.directions @ g.T))
+        scored = log_mean(space.embedding_sharpness * (space.names @ h.T))
+        out[:, -1] = share - scored + space.embedding_sharpness * (h @ self._name)
+        out[:, -2:] /= space.direction_sharpness
         return owners, out
 
     def _towards(self, asked: Asked) -> Float32s:
-        """What is linear in a sample's direction: ``w + v a l (q - m) / b``."""
+        """What is linear in a sample's direction: ``w``, of a text ``w + a l (q - m) / b``."""
         space = self.space
-        if asked.embedding is None:
+        if asked.embedding is None or not asked.is_text:
             return np.asarray(asked.direction, np.float32)
-        names, pictures = self._anchors
-        weight, mean = (1.0, names) if asked.is_text else (PICTURE_WEIGHT, pictures)
-        weight *= space.embedding_sharpness * self.length / space.direction_sharpness
-        return np.asarray(asked.direction + weight * (asked.embedding - mean), np.float32)
+        weight = space.embedding_sharpness * self.length / space.direction_sharpness
+        return np.asarray(asked.direction + weight * (asked.embedding - self._name), np.float32)
 
     @property
-    def _anchors(self) -> tuple[Float32s, Float32s]:
-        """``m`` of texts and of pictures: (p,) each."""
+    def _name(self) -> Float32s:
+        """``m``, (p,)."""
         names = self.space.names
-        return names.mean(axis=0) if len(names) else np.zeros_like(self.space.centre), self.space.centre
+        return np.asarray(names.mean(axis=0) if len(names) else np.zeros_like(self.space.centre), np.float32)
 
 
 def _members(directions: Float32s, there: npt.NDArray[np.bool_]) -> Float32s:
@@ -121,7 +116,7 @@ def _members(directions: Float32s, there: npt.NDArray[np.bool_]) -> Float32s:
     """
     models = np.arange(len(directions))
     lengths = np.linalg.norm(directions, axis=2, keepdims=True)
-    directions = directions / np.where(lengths > 0, lengths, 1.0)
+    directions = np.asarray(directions / np.where(lengths > 0, lengths, 1.0), np.float32)
     centres = [directions.sum(axis=1)]
     nearest = np.full(there.shape, -np.inf, np.float32)
     for _ in range(MOST):

@@ -59,9 +59,7 @@ def test_scores_are_the_formulas() -> None:
         text = first - evidence(space.directions[rivals], g, b)
         text += evidence(space.names[3], h, a) - evidence(space.names[rivals], h, a)
         alone = first - evidence(space.directions, g, b)
-        pictures = evidence(space.pictures[0], h, a) - evidence(space.pictures, h, a)
-        shown = alone + matched.PICTURE_WEIGHT * pictures
-        assert scores[:, n] == pytest.approx([text, shown, alone], abs=1e-3)
+        assert scores[:, n] == pytest.approx([text, matched.PICTURE_ODDS * alone, alone], abs=1e-3)
 
 
 def test_models_are_found_and_absent_concepts_are_told_apart() -> None:

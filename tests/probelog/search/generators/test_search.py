@@ -197,11 +197,12 @@ def test_nothing_here_makes_this(tmp_path: Path) -> None:
     words = ["cat", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
     others = [f"{first} {second}" for first in words for second in words if first != second]
     makers = [Generator("a/cats", ("cat chair",)), Generator("b/chairs", ("bus lamp",))]
-    small_generators.build(Store(tmp_path / "index"), makers, names=others)
+    world = small_generators.build(Store(tmp_path / "index"), makers, names=others)
     with open_index(tmp_path / "index") as opened:
         absent = opened.search("violin cup", kind="generator")
         assert absent.notes[0].startswith("no answer has a confidence above")
         assert not opened.search("cat chair", kind="generator", k=1).notes
+        assert not opened.search(kind="generator", embeddings=world.pictures_of("cat chair"), k=1).notes
 
 
 def test_the_table_of_generators(index: Index) -> None:
