@@ -165,7 +165,11 @@ def _digests(generation: Generation, repos: Iterable[str]) -> dict[Version, str 
     return {row.version: row.weight_digest for row in rows_of(generation, repos)}
 
 
-CLASSIFIERS = Asking(_search, _digests, "lost answers")
+def _shown(hit: Answer) -> str:
+    return f"{hit.repo}#{hit.logit} ({hit.label})"
+
+
+CLASSIFIERS = Asking(_search, _digests, "lost answers", _shown)
 
 
 def lost_answers(
@@ -210,7 +214,7 @@ def lost_answers(
         note=note,
         examples=[
             f"{item.name}: lost {len(item.lost)} of {item.counted}: "
-            + ", ".join(f"{hit.repo}{hit.label and f'#{hit.logit} ({hit.label})'}" for hit in item.lost[:3])
+            + ", ".join(asking.shown(hit) for hit in item.lost[:3])
             for item in worst
             if item.lost
         ],

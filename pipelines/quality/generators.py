@@ -53,7 +53,7 @@ def _identities(generation: Generation, repos: Iterable[str]) -> dict[Version, s
     return {(row["repo"], row["sha"]): row["identity"] for row in rows}
 
 
-GENERATORS = Asking(_search, _identities, "lost generators")
+GENERATORS = Asking(_search, _identities, "lost generators", lambda hit: hit.repo)
 
 
 def removed_generators(candidate: Generation, live: Generation | None, limit: float) -> list[Measure]:

@@ -70,11 +70,13 @@ class Asking:
         search: the first answers of a generation to a name; as many as are wanted.
         versions: what equal models of a generation have in common, by version, of some repositories; None where unknown.
         lost: name of the measure of lost answers.
+        shown: an answer as examples name it.
     """
 
     search: Callable[[Generation, str, int], Sequence[Answer]]
     versions: Callable[[Generation, Iterable[str]], Mapping[Version, str | None]]
     lost: str
+    shown: Callable[[Answer], str]
 
 
 def hashed(text: str) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.complete.descriptors import ModelDescriptors
+from pipelines.crawl.stage import Catalogue
 from pipelines.publish import answers
 from pipelines.publish.answers import Asked, Exact, Questions, _blocks, _Canary, _Offsets, _recall
 from pipelines.publish.stage import ListingSnapshot, _Sample
 from probelog.index.schema import EVIDENCE
 from probelog.ranking import matched_heads
 from probelog.search.results import Hit
+from probelog.storage.layout import CatalogueFolder
 from probelog.storage.schemas import CatalogueRow
+from probelog.storage.store import Store
 from tests.probelog.storage.test_receipts import model
 
 
@@ -117,26 +122,19 @@ def test_a_sample_keeps_the_first_model_and_the_labels_of_its_own_logits() -> No
     assert len(every._labels) == 6
 
 
-def test_a_watermark_is_the_newest_change_that_is_not_from_the_future() -> None:
-    import datetime as dt
-
+def test_a_watermark_is_the_newest_change_that_is_not_from_the_future(tmp_path: Path) -> None:
     day = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
-
-    class Crawled:
-        started, finished = "2025-01-05T00:00:00+00:00", "2025-01-06T00:00:00+00:00"
-
-        def __init__(self, *days: int | None) -> None:
-            self.days = days
-
-        def rows(self) -> list[CatalogueRow]:
-            return [
-                CatalogueRow(f"a/{n}", "1", last_modified=None if n is None else day + dt.timedelta(days=n))
-                for n in self.days
-            ]
+    started, finished = "2025-01-05T00:00:00+00:00", "2025-01-06T00:00:00+00:00"
 
     def watermark(*days: int | None) -> str | None:
-        snapshot = ListingSnapshot.of(Crawled(*days))
-        assert (snapshot.at, snapshot.finished) == (Crawled.started, Crawled.finished)
+        receipt = {"run": "1", "rows": [], "failures": [], "started": started, "finished": finished}
+        rows = [
+            CatalogueRow(f"a/{n}", "1", last_modified=None if n is None else day + dt.timedelta(days=n))
+            for n in days
+        ]
+        folder = CatalogueFolder.of("-".join(map(str, days)) or "none")
+        snapshot = ListingSnapshot.of(Catalogue(Store(tmp_path), folder, receipt).add(rows, None))
+        assert (snapshot.at, snapshot.finished) == (started, finished)
         return snapshot.watermark
 
     assert watermark(1, 3, None, 2) == "2025-01-04T00:00:00+00:00"
