@@ -38,15 +38,12 @@ settings.load_profile("untimed")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests together that share what takes long to make; the others go wherever there is time.
 
-    Those that need a Ray are half of the suite: two processes have one each, and the tiny world indexed.
+    Those that need the indexed world are many: they go to one process, those that need a Ray alone to another.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "local_ray" in fixtures:
-            pipelines = item.path.is_relative_to(item.config.rootpath / "tests/pipelines")
-            item.add_marker(
-                pytest.mark.xdist_group("indexed" if pipelines and "indexed" in fixtures else "ray")
-            )
+            item.add_marker(pytest.mark.xdist_group("indexed" if "indexed" in fixtures else "ray"))
 
 
 @pytest.fixture(scope="session")

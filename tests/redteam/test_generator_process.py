@@ -28,7 +28,7 @@ from tests.support.hub.rogue_generators import PROGRAM
 from tests.support.paths import CHECKOUT
 from tests.support.worlds import tiny_generators
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("rogue generators")]  # they share a server
 
 # These leave a process without memory or threads for others: they come last.
 LAST = [name for name in PAYLOADS if name.startswith(("allocate", "start_threads", "fill_memory", "stretch"))]

@@ -78,6 +78,7 @@ def test_a_half_without_concepts_is_not_asked() -> None:
     assert part.background == []
 
 
+@pytest.mark.acceptance
 def test_the_index_answers_under_every_protocol(indexed: Indexed) -> None:
     """Closed and withheld, computed again from the observations, are what the index's directions give."""
     truth = Truth.read(indexed.world.truth)

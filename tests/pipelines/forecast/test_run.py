@@ -37,6 +37,7 @@ def refused(*arguments: object) -> str:
     return re.sub(r"[│╭╰─╮╯\s]+", " ", ended.err)
 
 
+@pytest.mark.acceptance
 def test_foretold_and_happened(tiny_world: TinyWorld, hub: FaultyHub, tmp_path: Path) -> None:
     file = tiny_world.config_file(tmp_path / "job.toml", tmp_path / "store", batch_models=4)
     assert "run `probelog-index crawl` first" in refused("--config", file)

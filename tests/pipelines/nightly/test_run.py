@@ -269,6 +269,7 @@ def test_repositories_removed_from_the_hub_are_removed_from_answers(hub_and_inde
     assert hub_and_index.index.models == len(MODELS) - 1
 
 
+@pytest.mark.acceptance
 def test_after_many_additions_the_index_is_rebuilt(hub_and_index: NightlyWorld) -> None:
     base = hub_and_index.pointer.generation
     hub_and_index.new("zed/new", 21)

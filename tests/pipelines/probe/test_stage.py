@@ -27,6 +27,7 @@ FIELDS = {
 }  # fmt: skip
 
 
+@pytest.mark.acceptance
 def test_a_store_that_refuses_for_a_while(
     indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from probelog.sandbox.spec import ProcessSpec, downloads_folder
 from probelog.storage.store import Store
 from tests.support.worlds.tiny_world import TinyWorld
 
+pytestmark = pytest.mark.xdist_group("processes")  # they share a server
+
 
 @pytest.fixture(scope="module")
 def spec(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> ProcessSpec:
