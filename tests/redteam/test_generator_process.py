@@ -6,10 +6,8 @@ The guards are those of classifiers, but the server that forks these processes i
 from __future__ import annotations
 
 import inspect
-import os
 import platform
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +19,11 @@ import pytest
 from probelog.errors import ItemFailure
 from probelog.sandbox.fork_server.client import ForkServer, ProcessLostError
 from probelog.sandbox.generators import GeneratorProcess, generator_server
-from probelog.sandbox.spec import GeneratorSpec, downloads_folder, home_folder
+from probelog.sandbox.spec import GeneratorSpec, downloads_folder
 from tests.redteam import payloads
+from tests.redteam.surroundings import server_places, surroundings
 from tests.redteam.test_model_process import PAYLOADS, REFUSALS
 from tests.support.hub.rogue_generators import PROGRAM
-from tests.support.paths import CHECKOUT
 from tests.support.worlds import tiny_generators
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("rogue generators")]  # they share a server
@@ -79,13 +77,8 @@ class Field:
 @pytest.fixture(scope="module")
 def battle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     root = tmp_path_factory.mktemp("rogue-generators")
-    scratch, here, victim = root / "scratch", root / "here", root / "victim"
-    here.mkdir()
-    (here / "token").write_text("hf_secret")
-    victim.write_text("mine")
-    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
-        patch.setenv("HF_TOKEN", "hf_secret")
-        patch.chdir(here)
+    scratch = root / "scratch"
+    with surroundings(root, scratch, "generators") as places:
         server = generator_server(scratch, ["tests.support.hub.rogue_generators"])
         process = GeneratorProcess(server, GeneratorSpec(steps=2, memory_bytes=10**9))
         made = Field(scratch, server, process)
@@ -94,27 +87,9 @@ def battle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
         tiny_generators.adapter(downloads / "sound", downloads / "base", "peft")
         shutil.copytree(downloads / "sound", downloads / "gated")
         (downloads / "gated/config.json").write_text("{}")
-        (address,) = home_folder(scratch).glob("*.sock")
-        abstract = f"probelog-redteam-generators-{os.getpid()}"
-        with socket.socket(socket.AF_UNIX) as hidden:
-            hidden.bind(f"\0{abstract}")
-            hidden.listen()
-            made.right = made.sample("sound")
-            made.places = {
-                "server": str(address),
-                "key": str(address.with_suffix(".key")),
-                "abstract": abstract,
-                "port": listening.getsockname()[1],
-                "worker": os.getpid(),
-                "here": str(here),
-                "checkout": str(CHECKOUT),
-                "downloads": str(downloads),
-                "own": str(downloads / "rogue"),
-                "other": str(downloads / "gated"),
-                "pixels": str(root / "nowhere"),
-                "victim": str(victim),
-            }
-            yield made
+        made.right = made.sample("sound")
+        made.places = places | server_places(scratch) | {"pixels": str(root / "nowhere")}
+        yield made
         process.close()
         server.close()
 

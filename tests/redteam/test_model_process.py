@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import platform
 import re
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,8 +27,8 @@ from probelog.sandbox.process import ModelProcess, PlanCache, fork_server
 from probelog.sandbox.spec import ProcessSpec, downloads_folder, home_folder, pixels_folder
 from probelog.storage.store import Store
 from tests.redteam import payloads
+from tests.redteam.surroundings import server_places, surroundings
 from tests.support.hub.rogue_models import write_scripted
-from tests.support.paths import CHECKOUT
 from tests.support.worlds import tiny_encoders
 from tests.support.worlds.tiny_world import write_probes
 
@@ -93,13 +91,7 @@ def battle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     encoder = load_encoder(str(tiny_encoders.folder("clip")))
     probe_set = make_probe_set(str(root / "probes.parquet"), None, 0, store, encoder)
     scratch = root / "scratch"
-    here = root / "here"
-    here.mkdir()
-    (here / "token").write_text("hf_secret")
-    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
-        patch.setenv("HF_TOKEN", "hf_secret")
-        patch.chdir(here)
-        patch.syspath_prepend(str(here))
+    with surroundings(root, scratch, "models") as places:
         server = fork_server(scratch, ["tests.support.hub.rogue_models"])
         spec = ProcessSpec(
             probes=store.uri, probe_set=probe_set.hash, scratch=str(scratch), cache_bytes=10**8,
@@ -107,33 +99,13 @@ def battle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
         )  # fmt: skip
         process = ModelProcess(server, spec, PlanCache())
         downloads = downloads_folder(scratch)
-        sound, other = downloads / "sound", downloads / "gated"
-        for folder in (sound, other):
+        sound = downloads / "sound"
+        for folder in (sound, downloads / "gated"):
             write_scripted(folder, "found = None")
-        (address,) = home_folder(scratch).glob("*.sock")
-        victim = root / "victim"
-        victim.write_text("mine")
-        abstract = f"probelog-redteam-{os.getpid()}"
-        with socket.socket(socket.AF_UNIX) as hidden:
-            hidden.bind(f"\0{abstract}")
-            hidden.listen()
-            made = Field(scratch, server, spec, process, sound, np.empty(0))
-            made.right = made.observe(sound)
-            made.places = {
-                "server": str(address),
-                "key": str(address.with_suffix(".key")),
-                "abstract": abstract,
-                "port": listening.getsockname()[1],
-                "worker": os.getpid(),
-                "here": str(here),
-                "checkout": str(CHECKOUT),
-                "downloads": str(downloads),
-                "own": str(downloads / "rogue"),
-                "other": str(other),
-                "pixels": str(pixels_folder(scratch)),
-                "victim": str(victim),
-            }
-            yield made
+        made = Field(scratch, server, spec, process, sound, np.empty(0))
+        made.right = made.observe(sound)
+        made.places = places | server_places(scratch) | {"pixels": str(pixels_folder(scratch))}
+        yield made
         process.close()
         server.close()
 
