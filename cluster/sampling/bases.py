@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.layout import ADAPTER_CONFIG
 from probelog.hub.download import Downloaded
 from probelog.hub.huggingface import is_repo_id
+from probelog.ranking.samples.description import Float32s
 from probelog.storage.encoding import short_key
 from probelog.storage.schemas import CatalogueRow
 from probelog.weights.repository import read_json
@@ -30,19 +30,16 @@ _REASONS = {
 }
 
 
-Floats = npt.NDArray[np.float32]
-
-
 class BaseSamples:
     """What a base made by itself, in a process without any adapter: the same for all adapters that ask it for the same."""
 
     def __init__(self) -> None:
         self._extending = threading.Lock()
-        self._features: list[Floats] = []
+        self._features: list[Float32s] = []
         #: Of its weights, once they were read and found sound.
         self.digest: str | None = None
 
-    def first(self, count: int, make: Callable[[range], tuple[Floats, str]]) -> Floats:
+    def first(self, count: int, make: Callable[[range], tuple[Float32s, str]]) -> Float32s:
         """Features (count, d) of the first samples.
 
         Args:

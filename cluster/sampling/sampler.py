@@ -39,6 +39,7 @@ from probelog.hub.listing import look_up
 from probelog.kinds.registry import GENERATOR
 from probelog.models.content import content_digest
 from probelog.probes.selection import thumbnail
+from probelog.ranking.samples.description import Float32s
 from probelog.ranking.samples.enough import batches, is_unsure
 from probelog.sandbox.fork_server.client import ForkServer
 from probelog.sandbox.generators import GeneratorProcess, LoadedGenerator, SampledImages, generator_server
@@ -53,8 +54,6 @@ from probelog.storage.store import Store
 _BYTES_AT_ONCE = 64 << 20
 _ADAPTER = "lora"
 _WITHOUT_STEPS = ("AutoencoderKL", "gallery")
-
-Floats = npt.NDArray[np.float32]
 # Samples beyond the first ones are made only where the time that is left is so many times what they should take.
 _PATIENCE = 2.0
 
@@ -79,7 +78,7 @@ class SamplerSpec(WorkerSpec):
     encoder_digest: str
     samples: int
     max_samples: int
-    names: Floats | None = field(repr=False, compare=False)
+    names: Float32s | None = field(repr=False, compare=False)
     steps: int
     seed: int
     prompts: tuple[str, ...]
@@ -193,14 +192,14 @@ class Sampler(ItemWorker[SamplerSpec, GeneratorProcess]):
         report = replace(self._report(facts, downloaded.bytes, None), copies_checked=claim.answered)
         return ItemResult.success(model, rows, loaded.weights), report
 
-    def _base_features(self, process: GeneratorProcess, base: Base, count: int, clock: Clock) -> Floats:
+    def _base_features(self, process: GeneratorProcess, base: Base, count: int, clock: Clock) -> Float32s:
         """Features of the first samples of an adapter's base, made by itself where no adapter before needed them.
 
         Raises:
             ItemFailure: the base cannot be loaded or sampled; the reason is the adapter's.
         """
 
-        def make(numbers: range) -> tuple[Floats, str]:
+        def make(numbers: range) -> tuple[Float32s, str]:
             try:
                 with clock.part("load", counts=True):
                     loaded = process.load(base.downloaded.folder, base.repo, base.sha, clock.remaining)
@@ -275,8 +274,8 @@ class _Samples:
     """What is kept of the samples of one generator."""
 
     def __init__(self) -> None:
-        self._features: list[Floats] = []
-        self._base_features: list[Floats] = []
+        self._features: list[Float32s] = []
+        self._base_features: list[Float32s] = []
         self._prompts: list[npt.NDArray[np.int32]] = []
         self._classes: list[npt.NDArray[np.int32]] = []
         self.thumbnails: list[bytes] = []
@@ -294,11 +293,11 @@ class _Samples:
         self.batch_size, self.precision = max(self.batch_size, made.batch_size), made.precision
 
     @property
-    def features(self) -> Floats:
+    def features(self) -> Float32s:
         return np.concatenate(self._features)
 
     @property
-    def base_features(self) -> Floats | None:
+    def base_features(self) -> Float32s | None:
         return np.concatenate(self._base_features) if self._base_features else None
 
     @property
@@ -310,7 +309,7 @@ class _Samples:
         return np.concatenate(self._classes).tolist() if self._classes else None
 
 
-def _embedded(encoder: Encoder, pixels: npt.NDArray[np.uint8]) -> Floats:
+def _embedded(encoder: Encoder, pixels: npt.NDArray[np.uint8]) -> Float32s:
     return encoder.embed_images(map(Image.fromarray, pixels))
 
 
