@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from probelog.arrays import Column
 from probelog.errors import StoreError
 from probelog.index.generators.groups import GROUPS
-from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE
+from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE, SHOWN
 from probelog.index.local_files import check_files
 from probelog.index.schema import META, MODEL_FACTS, MODELS, PROBED_FACTS, connect, probes_schema
 from probelog.storage.layout import GenerationFolder
@@ -40,13 +40,13 @@ _SCHEMAS = {
     "models": MODELS,
     "probes": probes_schema(1),
     "edges": EDGES,
-    "generators": GENERATOR_TABLE,
+    "generators": GENERATOR_TABLE.append(SHOWN),
     "groups": GROUPS,
 }
 # Columns that tables of older versions lack.
 _OPTIONAL = {
     "models": {*PROBED_FACTS, *LISTED_FACTS, *TREE_FACTS},
-    "generators": {*LISTED_FACTS, *TREE_FACTS},
+    "generators": {*LISTED_FACTS, *TREE_FACTS, SHOWN.name},
 }
 # Columns without which a row is none.
 _REQUIRED = {
@@ -66,7 +66,7 @@ _REQUIRED = {
         "pictures",
         "samples",
     },
-    "samples": {"row", "description"},
+    "samples": {"row", "generator", "description"},
     "groups": {"row", "vector"},
     "edges": {"child", "parent", "relation", "probability", "weight", "latent", "evidence"},
 }
@@ -84,6 +84,7 @@ class Tables:
         self._generation = generation
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
+        self._columns: dict[str, set[str]] = {}
         self._counts: dict[str, range] = {}
         with self.reading("settings"):
             if index.is_local:
@@ -103,11 +104,12 @@ class Tables:
         with self._lock:
             if name not in self._tables:
                 table = self._connection.open_table(name)
-                self._check(name, table)
+                self._columns[name] = self._check(name, table)
                 self._tables[name] = table
             return self._tables[name]
 
-    def _check(self, name: str, table: Table) -> None:
+    def _check(self, name: str, table: Table) -> set[str]:
+        """Refuse a table that is not what it must be; returns the names of its columns, which LanceDB reads at every request."""
         # Of logits, one column is read, and its type follows from the basis (`structured`).
         expected = _SCHEMAS.get(name, pa.schema([]))
         schema = table.schema
@@ -120,6 +122,7 @@ class Tables:
                 raise ValueError(f"its {field.name} is {kind} in place of {field.type}")
         if name in self._counts and (count := table.count_rows()) not in self._counts[name]:
             raise ValueError(f"it has {count} rows, and the settings say otherwise")
+        return set(schema.names)
 
     def rows(
         self, name: str, columns: Sequence[str], where: str | None = None, limit: int | None = None
@@ -168,7 +171,8 @@ class Tables:
 
     def present(self, name: str, columns: Sequence[str]) -> list[str]:
         """Those of the columns to ask a table for: one that was written before a fact was added does not have it."""
-        names, optional = self.open(name).schema.names, _OPTIONAL.get(name, ())
+        self.open(name)
+        names, optional = self._columns[name], _OPTIONAL.get(name, ())
         return [column for column in columns if column in names or column not in optional]
 
     def count(self, name: str, where: str) -> int:

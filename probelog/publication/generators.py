@@ -21,7 +21,8 @@ from probelog.index.arrow import fixed_binary, fixed_lists, structured
 from probelog.index.contents.generators import EXACT_GENERATORS
 from probelog.index.generators.encoding import decode, description_type, encode, fit_axes, set_offsets
 from probelog.index.generators.groups import GROUPS, GroupSpace
-from probelog.index.generators.schema import GENERATOR_TABLE, GeneratorSettings, samples_schema
+from probelog.index.generators.schema import GENERATOR_TABLE, SHOWN, GeneratorSettings, samples_schema
+from probelog.index.generators.shown import packed
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.ranking.matched_heads import HeadSpace
 from probelog.ranking.samples.description import Difference, Float32s, unit
@@ -98,7 +99,7 @@ def write_generators(
     described = _Described(source, plain.projected(axes), axes)
     schema = samples_schema(description_type(len(axes)).itemsize)
     rows = writer.write("samples", schema, described.tables(schema))
-    writer.write("generators", GENERATOR_TABLE, [described.generators()])
+    writer.write("generators", GENERATOR_TABLE.append(SHOWN), [described.generators()])
     meta, groups = {"sample_axes.npy": npy(axes)}, None
     if rows > EXACT_GENERATORS:
         finder = GroupSpace.fit(plain.projected(axes), fitted @ axes.T, space.spread**0.5)
@@ -228,7 +229,8 @@ class _Described:
         table = source.facts
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values, GENERATOR_TABLE.field(name).type))
-        return table.select(GENERATOR_TABLE.names).cast(GENERATOR_TABLE)
+        table = table.select(GENERATOR_TABLE.names).cast(GENERATOR_TABLE)
+        return table.append_column(SHOWN, pa.array(packed(table), SHOWN.type))
 
 
 def _units(rows: Floats) -> Float32s:

@@ -22,7 +22,8 @@ from probelog.index.arrow import structured
 from probelog.index.contents.opened import Once, OpenedGeneration
 from probelog.index.generators.encoding import MOST_COORDINATES, StoredDescriptions, decode, description_type
 from probelog.index.generators.groups import GROUP_COORDINATES, GroupSpace
-from probelog.index.generators.schema import GENERATOR_TABLE, GeneratorSettings
+from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE, SHOWN, GeneratorSettings
+from probelog.index.generators.shown import unpacked
 from probelog.index.tables import Tables, completed, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.samples.description import Descriptions, Float32s
 from probelog.ranking.samples.matched import Asked, SampleSpace
@@ -121,6 +122,22 @@ class Generators:
             raise self._tables.gap_error("generators")
         return [rows[place] for place in places]
 
+    def shown(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """All facts of the generators with some numbers, and ``id``, in the order of the numbers.
+
+        Raises:
+            StoreError: a number has no row.
+        """
+        if not self._tables.present("generators", [SHOWN.name]):
+            return self.numbered(numbers, GENERATOR_FACTS.names)
+        rows = self.numbered(numbers, [SHOWN.name])
+        try:
+            facts = unpacked([row[SHOWN.name] for row in rows])
+        except ValueError as error:
+            raise self._tables.damaged("generators", str(error)) from None
+        self._tables.check_rows("generators", facts)
+        return [{"id": row["id"], **known} for row, known in zip(rows, facts.to_pylist(), strict=True)]
+
     def called(self, repos: Iterable[str], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Columns of the generators of some repositories, and ``id``."""
         names, rows = sorted(filter(is_valid_sql_text, repos)), []
@@ -161,20 +178,6 @@ class Generators:
         with self._generation._filter_errors(where, "generators", self._tables):
             return self._tables.count("generators", f"({where}\n)")
 
-    def makers(self, rows: Sequence[int]) -> dict[int, int]:
-        """For each of some rows of samples the first generator that makes them; of a large index.
-
-        Raises:
-            StoreError: a row is missing, or names no generator.
-        """
-        with self._tables.reading("samples"):
-            query = self._tables.open("samples").take_offsets(sorted(set(rows)))
-            found = query.select(["row", "generator"]).to_arrow().to_pylist()
-        first = {item["row"]: item["generator"] for item in found}
-        if first.keys() != set(rows) or not all(number in range(len(self)) for number in first.values()):
-            raise self._tables.gap_error("samples")
-        return first
-
     # Descriptions
 
     @cached_property
@@ -213,20 +216,31 @@ class Generators:
         Raises:
             StoreError: a row is missing, or a value is none.
         """
+        return self.candidates(rows)[0]
+
+    def candidates(self, rows: Int64) -> tuple[StoredDescriptions, Int64]:
+        """The descriptions at some rows, in their order, and the first generator (N,) of each.
+
+        Raises:
+            StoreError: a row is missing, a value is none, or a row names no generator.
+        """
         unique_rows, places = np.unique(rows, return_inverse=True)
         kind = description_type(len(self.axes))
         with self._tables.reading("samples"):
-            table = self._tables.open("samples")
-            found = table.take_offsets(unique_rows.tolist()).select(["row", "description"]).to_arrow()
+            query = self._tables.open("samples").take_offsets(unique_rows.tolist())
+            found = query.select(["row", "generator", "description"]).to_arrow()
             values = structured(found["description"], kind)
-        numbers = np.asarray(found["row"].to_numpy(), np.int64)
+        self._tables.check_rows("samples", found)
+        numbers, makers = (np.asarray(found[name].to_numpy(), np.int64) for name in ("row", "generator"))
+        if makers.max(initial=0) >= len(self):
+            raise self._tables.damaged("samples", "a row has a generator that the index does not have")
         if not np.array_equal(numbers, rows):  # a copy costs as much as to read them
             order = np.argsort(numbers)
             if not np.array_equal(numbers[order], unique_rows):
                 raise self._tables.gap_error("samples")
-            values = values[order[places]]
+            values, makers = values[order[places]], makers[order[places]]
         try:
-            return decode(values)
+            return decode(values), makers
         except ValueError as error:
             raise self._tables.damaged("samples", str(error)) from None
 

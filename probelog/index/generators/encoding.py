@@ -110,12 +110,14 @@ def decode(stored: npt.NDArray[np.void]) -> StoredDescriptions:
         raise ValueError("a description holds numbers that are not finite")
     if min(stored["diagonal"].min(initial=0), stored["variances"].min(initial=0)) < 0:
         raise ValueError("a description holds a variance below 0")
+    features = stored["features"] * stored["feature_scales"][..., None]
     described = Descriptions(
         stored["mean"].astype(np.float32),
         stored["axes"] * stored["axis_scales"][..., None],
         stored["variances"].astype(np.float32),
         stored["diagonal"].astype(np.float32),
-        stored["features"][kept] * stored["feature_scales"][kept][:, None],
+        # Where all have as many as can be, which is usual, they need no copy.
+        features.reshape(-1, features.shape[-1]) if kept.all() else features[kept],
         counts,
     )
     offsets = Offsets(*stored["offsets"].astype(np.float64).T)

@@ -1,13 +1,18 @@
 """Groups of alike samples: what the vector index of many generators is over.
 
 A generator of several concepts is near none of them by the mean of its samples. So the samples of each are sorted into at
-most ``MOST`` groups, and a generator is found by any of them: a group with the share p of the samples, mean direction g and
-mean embedding h scores as a generator would that makes just these means (``probelog.ranking.samples.matched``),
+most ``MOST`` groups, and a generator is found by any of them. A group with the share p of the samples, mean direction g and
+mean embedding h scores as its generator would if all samples were the means of their groups
+(``probelog.ranking.samples.matched``),
 
-``b w.g + log p - o(g)``, of a text ``+ a q.h + log p - o(h)``.
+``b w.g + log p - o``, of a text ``+ a q.h + log p - o'``,
 
-What the means score for anything, o, is lower than what the samples do, as is what they score for the query: offsets of the
-samples would favour generators of one thing alone. With ``h = centre + l g`` in place of h, l the probes' root mean square
+``o = log mean over background c of sum over the generator's groups k of p_k exp(b w_c.g_k)``, and o' likewise of names and
+embeddings. (What the samples themselves score for anything is more, as is what they score for the query.) The concept that the
+group scores highest for is left out of its o: whoever asks for it by name leaves it out, and without that all that make it
+would score alike, ``log B``.
+
+With ``h = centre + l g`` in place of h, l the probes' root mean square
 distance from their centre, but for what the anchors' mean m says of h, that is an inner product of two vectors, one of the
 query and one of the group (maximum inner-product search). The vectors hold some dozen coordinates, along the principal
 components of the directions of samples and of those of queries, as for logits (``probelog.index.basis``), and two numbers
@@ -24,14 +29,16 @@ import pyarrow as pa
 
 from probelog.arrays import Floats
 from probelog.index.basis import normalised_covariance
-from probelog.ranking.samples.description import Descriptions, Float32s, unit
+from probelog.ranking.samples.description import Descriptions, Float32s, Float64, unit
 from probelog.ranking.samples.matched import Asked, SampleSpace, log_mean
 
-MOST = 4
+MOST = 6
 # With two numbers more they make 64: RaBitQ (IVF_RQ) would fill up any to a power of two.
 GROUP_COORDINATES = 62
 _WIDTH = 64
 _ROUNDS = 3
+# What a group more must add to the mean likeness of samples and their group's first one.
+_LEAST = 0.05
 
 GROUPS = pa.schema([("row", pa.int32()), ("vector", pa.list_(pa.float16(), _WIDTH))])
 
@@ -88,8 +95,8 @@ class GroupSpace:
         share = np.log(sizes[owners, numbers] / counts[owners])
         out = np.zeros((len(owners), _WIDTH), np.float32)
         out[:, : len(self.axes)] = g @ self.axes.T
-        out[:, -2] = share - log_mean(space.direction_sharpness * (space.directions @ g.T))
-        scored = log_mean(space.embedding_sharpness * (space.names @ h.T))
+        out[:, -2] = share - _anything(space.direction_sharpness * (space.directions @ g.T), share, owners)
+        scored = _anything(space.embedding_sharpness * (space.names @ h.T), share, owners)
         out[:, -1] = share - scored + space.embedding_sharpness * (h @ self._name)
         out[:, -2:] /= space.direction_sharpness
         return owners, out
@@ -109,24 +116,44 @@ class GroupSpace:
         return np.asarray(names.mean(axis=0) if len(names) else np.zeros_like(self.space.centre), np.float32)
 
 
+def _anything(evidence: Float32s, share: Float64, owners: npt.NDArray[np.int64]) -> Float64:
+    """``o`` (G,) of groups of sorted ``owners`` (G,) from what they score for the background, (B, G), and ``log p`` (G,)."""
+    count, groups = evidence.shape
+    if count < 2:
+        return np.zeros(groups)
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    places = np.repeat(np.arange(len(starts)), np.diff(starts, append=groups))
+    weighted = evidence + share
+    top = np.maximum.reduceat(weighted, starts, axis=1)
+    whole = top + np.log(np.add.reduceat(np.exp(weighted - top[:, places]), starts, axis=1))
+    others = whole[:, places]
+    others[evidence.argmax(axis=0), np.arange(groups)] = -np.inf
+    return np.asarray(log_mean(others) + np.log(count / (count - 1)))
+
+
 def _members(directions: Float32s, there: npt.NDArray[np.bool_]) -> Float32s:
     """Sort samples (N, m, g), of which some are ``there`` (N, m), into groups: 1 for members, (N, m, MOST).
 
-    By k-means on the sphere (Dhillon and Modha 2001), from samples that are far from each other.
+    By k-means on the sphere (Dhillon and Modha 2001). It begins with the samples that all are most alike to, one after the
+    other (the greedy algorithm for facility location: Nemhauser, Wolsey and Fisher 1978): samples that are far from
+    each other would be outliers, and leave the concepts in one group.
     """
     models = np.arange(len(directions))
     lengths = np.linalg.norm(directions, axis=2, keepdims=True)
     directions = np.asarray(directions / np.where(lengths > 0, lengths, 1.0), np.float32)
-    centres = [directions.sum(axis=1)]
-    nearest = np.full(there.shape, -np.inf, np.float32)
-    for _ in range(MOST):
-        alike = (directions @ centres[-1][..., None])[..., 0]
-        nearest = np.maximum(nearest, alike)
-        centres.append(directions[models, np.where(there, nearest, np.inf).argmin(axis=1)])
-    ways = np.stack(centres[1:], axis=1)
+    alike = np.maximum(directions @ directions.transpose(0, 2, 1), 0.0)
+    nearest = np.zeros(there.shape, np.float32)
+    firsts, used = [], []
+    for number in range(MOST):
+        gains = np.maximum(alike - nearest[:, None], 0.0).sum(axis=2)
+        chosen = gains.argmax(axis=1)
+        used.append((gains[models, chosen] >= _LEAST * there.sum(axis=1)) | (number == 0))
+        firsts.append(directions[models, chosen])
+        nearest = np.maximum(nearest, alike[models, chosen])
+    ways, is_used = np.stack(firsts, axis=1), np.stack(used, axis=1)
     for turn in range(_ROUNDS):
-        chosen = (directions @ ways.transpose(0, 2, 1)).argmax(axis=2)
-        members = (chosen[..., None] == np.arange(MOST)) & there[..., None]
+        likeness = np.where(is_used[:, None], directions @ ways.transpose(0, 2, 1), -np.inf)
+        members = (likeness.argmax(axis=2)[..., None] == np.arange(MOST)) & there[..., None]
         if turn < _ROUNDS - 1:
             sums = members.astype(np.float32).transpose(0, 2, 1) @ directions
             lengths = np.linalg.norm(sums, axis=2, keepdims=True)

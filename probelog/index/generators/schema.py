@@ -35,6 +35,8 @@ GENERATOR_FACTS = pa.schema(_FACTS)
 GENERATOR_TABLE = pa.schema(
     [("id", pa.int32()), ("row", pa.int32()), ("identity", pa.string()), *GENERATOR_FACTS]
 )
+# The same facts in one column (``shown``); indexes of before do not have it.
+SHOWN = pa.field("shown", pa.binary())
 
 
 def samples_schema(size: int) -> pa.Schema:

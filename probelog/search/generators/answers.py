@@ -162,9 +162,9 @@ def _hits(
     folded: bool,
 ) -> list[GeneratorHit]:
     """Hits of rows. Generators that make the same samples share one, shown as the first that passes the filter."""
-    members = chosen.members(matches.rows)
+    members = chosen.members(matches.rows, matches.makers)
     numbers = [number for number, _ in members.values()]
-    facts = {row["id"]: row for row in generation.generators.numbered(numbers, [*_FACT_NAMES, "copies"])}
+    facts = {row["id"]: row for row in generation.generators.shown(numbers)}
     hits = []
     for place, row in enumerate(matches.rows.tolist()):
         number, count = members[row]

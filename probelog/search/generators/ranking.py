@@ -17,9 +17,9 @@ from probelog.search.generators.query import MATCHED, GeneratorQuery
 from probelog.search.query import Float64
 from probelog.search.ranking import Selection
 
-# Generators that a shortlist holds at first; four times as many at the next try, up to the longest. Of 3,000 synthetic
-# ones, share of the exact first ten in a list of 50, 100, 200: .92, .97, .97 (tests/benchmarks/generators.py).
-FIRST = 200
+# Groups of samples that a shortlist holds at first; four times as many at the next try, up to the longest
+# (tests/benchmarks/generators.py says which share of the exact first ten they hold).
+FIRST = 100
 _PER_ANSWER = 10
 _GROWTH = 4
 _LONGEST = 10_000
@@ -40,12 +40,14 @@ class GeneratorMatches:
         scores: (k,).
         confidences: (k,); None where there are none.
         distances: (k,) cosine distances of the query to the means, as directions.
+        makers: (k,) the first generator of each row, of a large index; None of a small one.
     """
 
     rows: Int64
     scores: Float64
     confidences: Float64 | None
     distances: Float64
+    makers: Int64 | None
 
 
 class GeneratorFilter:
@@ -73,15 +75,18 @@ class GeneratorFilter:
             return np.intersect1d(rows, self.rows)
         return self._allowed(np.asarray(sorted(self.members(rows)), np.int64))
 
-    def members(self, rows: Int64) -> dict[int, tuple[int, int | None]]:
-        """For each of some rows that pass: the first generator that does, and how many do; None: all that have the row."""
+    def members(self, rows: Int64, makers: Int64 | None = None) -> dict[int, tuple[int, int | None]]:
+        """For each of some rows that pass: the first generator that does, and how many do; None: all that have the row.
+
+        Without a condition the ``makers`` of the rows, where they are known, need no request.
+        """
         if not len(rows):
             return {}
+        if self.condition is None and makers is not None:
+            return {row: (first, None) for row, first in zip(rows.tolist(), makers.tolist(), strict=True)}
         condition = sql_in("row", rows.tolist())
         if self.condition is not None:
             condition += f" AND ({self.condition}\n)"
-        elif self._generators.large:
-            return {row: (first, None) for row, first in self._generators.makers(rows.tolist()).items()}
         members: dict[int, tuple[int, int]] = {}
         for item in self._generators.rows([], condition).to_pylist():
             first, count = members.get(item["row"], (item["id"], 0))
@@ -143,9 +148,10 @@ def _selected(
     """The best of some rows, each once, by exact scores."""
     if not len(rows):
         none = np.empty(0)
-        return GeneratorMatches(rows, none, None if query.by_model else none, none)
+        return GeneratorMatches(rows, none, None if query.by_model else none, none, None)
+    makers = None
     if generators.large:
-        stored = generators.stored(rows)
+        stored, makers = generators.candidates(rows)
     else:
         # A copy of all of them would take as long as to score them.
         stored = generators.all if len(rows) == generators.settings.rows else generators.all.at(rows)
@@ -169,23 +175,27 @@ def _selected(
         order = np.lexsort((-scores[places], -confidences[places]))
     places = places[order]
     if selection.by == "family":
-        places = places[_first_of_families(generators, chosen, rows[places], selection.k)]
+        found = None if makers is None else makers[places]
+        places = places[_first_of_families(generators, chosen, rows[places], found, selection.k)]
     places = places[: selection.k]
     return GeneratorMatches(
         rows[places],
         scores[places],
         None if confidences is None else confidences[places],
         np.asarray(1.0 - cosines[places], np.float64),
+        None if makers is None else makers[places],
     )
 
 
-def _first_of_families(generators: Generators, chosen: GeneratorFilter, rows: Int64, count: int) -> list[int]:
+def _first_of_families(
+    generators: Generators, chosen: GeneratorFilter, rows: Int64, makers: Int64 | None, count: int
+) -> list[int]:
     """Places of the first of each family in ranked rows, ``count`` at most. A generator of unknown tree is its own."""
     found: dict[str, int] = {}
     step = max(_LOOKED_AT, _PER_FAMILY * count)
     for start in range(0, len(rows), step):
         piece = rows[start : start + step]
-        members = chosen.members(piece)
+        members = chosen.members(piece, None if makers is None else makers[start : start + step])
         numbers = [members[row][0] for row in piece.tolist()]
         for place, item in enumerate(generators.numbered(numbers, ["repo", "root"])):
             found.setdefault(item["root"] or item["repo"], start + place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import lancedb
@@ -14,6 +15,8 @@ import pytest
 from probelog.errors import QueryError, StoreError
 from probelog.index.generation import Generation
 from probelog.index.generators.encoding import KEPT_FEATURES, decode, description_type, encode, fit_axes
+from probelog.index.generators.schema import GENERATOR_FACTS
+from probelog.index.generators.shown import packed, unpacked
 from probelog.index.pointer import Pointer
 from probelog.index.schema import MODEL_FACTS
 from probelog.publication.generation_writer import GenerationWriter
@@ -95,7 +98,11 @@ def test_an_index_without_generators_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "column", "value", "message"),
     [
-        ("samples", "description", "NULL", "a description has no samples"),
+        ("samples", "description", "NULL", "a row has no description"),
+        ("samples", "generator", "99", "a generator that the index does not have"),
+        ("generators", "shown", "arrow_cast('[1]', 'Binary')", "facts are no object"),
+        ("generators", "shown", "arrow_cast('{\"repo\": 3}', 'Binary')", "facts are none"),
+        ("generators", "shown", "arrow_cast('{}', 'Binary')", "a row has no repo"),
         ("generators", "row", "99", "samples that the index does not have"),
         ("generators", "copies", "-1", "copies below 0"),
         ("generators", "pipeline", "NULL", "a row has no pipeline"),
@@ -110,7 +117,42 @@ def test_damaged_tables_are_refused(
     lancedb.connect(str(folder)).open_table(table).update(where="true", values_sql={column: value})
     generators = Generation(Store(tmp_path / "index"), world.index.pointer).generators
     with pytest.raises(StoreError, match=message):
-        _ = generators.all, generators.rows(["copies", "pipeline"])
+        _ = generators.all, generators.rows(["copies", "pipeline"]), generators.shown([0, 1])
+
+
+def test_facts_are_shown_as_the_table_has_them(world: SmallGenerators, tmp_path: Path) -> None:
+    generators = opened(world).generators
+    numbers = [3, 0, 5]
+    facts = generators.numbered(numbers, GENERATOR_FACTS.names)
+    assert generators.shown(numbers) == facts
+    # As an index of before, which has no such column.
+    shutil.copytree(Path(world.index.store.root), tmp_path / "index")
+    folder = tmp_path / "index" / "generations" / world.index.pointer.generation
+    lancedb.connect(str(folder)).open_table("generators").drop_columns(["shown"])
+    older = Generation(Store(tmp_path / "index"), world.index.pointer).generators
+    assert older.shown(numbers) == facts
+    assert older.named("hugo/violins") == generators.named("hugo/violins")
+
+
+def test_facts_of_all_types_are_packed() -> None:
+    facts = pa.Table.from_pylist(
+        [
+            {
+                "repo": "a/b",
+                "strength": 0.1,
+                "last_modified": datetime(2026, 1, 2, 3, 4, 5, 678000, UTC),
+                "parents": [{"repo": "c/d", "relation": "adapter", "source": None}],
+                "tags": ["umbrella", "é\u202e"],
+                "parameters": 2**40,
+            },
+            {"repo": "e/f", "tags": []},
+        ],
+        schema=GENERATOR_FACTS,
+    )
+    assert unpacked([*packed(facts)]).equals(facts)
+    for damaged in (None, b"\xff", b"[" * 100_000, b"1", b'{"samples": "x"}', b'{"samples": 1e400}'):
+        with pytest.raises(ValueError, match=r"."):
+            unpacked([damaged])
 
 
 def test_descriptions_that_are_none_are_refused() -> None:

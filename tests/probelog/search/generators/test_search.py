@@ -277,7 +277,7 @@ def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
 ) -> None:
     names = ["cat", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
     many = [
-        Generator(f"owner/{name}-{n}", (name,), samples=3, pictures=0) for n in range(80) for name in names
+        Generator(f"owner/{name}-{n}", (name,), samples=8, pictures=0) for n in range(80) for name in names
     ]
     # Near none of what it makes by the mean of its samples.
     many.append(Generator("owner/all", tuple(names), samples=64, pictures=0))
