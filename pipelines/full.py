@@ -101,21 +101,17 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
     endpoint = hub_endpoint()
     receipts: list[Receipt] = []
     rows: list[CatalogueRow] = []
+    encoder = deferred_encoder(job.config.encoder)
     unprobed = listed_filters(job.config)
     if is_crawled(job, endpoint) or not unprobed:
         rows = Catalogue.open(job, endpoint).rows()
-        probe_set = ready_probes(job, deferred_encoder(job.config.encoder))
+        probe_set = ready_probes(job, encoder)
         key = job.observations_key(probe_set.hash)
         receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
     if not receipts and not unprobed:
         raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
     with job.figures.stage("trees"):
-        # What is read without probing needs no encoder.
-        sampled = (
-            sampled_generators(job, endpoint, deferred_encoder(job.config.encoder))
-            if job.config.generators.enabled
-            else None
-        )
+        sampled = sampled_generators(job, endpoint, encoder)
         return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed, sampled))
 
 

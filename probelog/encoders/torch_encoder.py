@@ -167,28 +167,28 @@ class Encoder:
 
 
 class _DeferredEncoder(Encoder):
-    """Loads when anything but its source and its digest is asked for."""
+    """Has its source; finds its files when the digest is asked for, and loads when anything else is."""
 
-    def __init__(self, source: str, digest: str) -> None:
-        self.source, self.digest = source, digest
+    def __init__(self, source: str) -> None:
+        self.source = source
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the encoder has
         if name.startswith("__"):
             raise AttributeError(name)
-        self.__dict__.update(vars(load_encoder(self.source)))
+        if name == "digest":
+            self.digest = _files_digest(_local_folder(self.source))
+        else:
+            self.__dict__.update(vars(load_encoder(self.source)))
         return self.__dict__[name]
 
 
 def deferred_encoder(source: str) -> Encoder:
-    """The encoder that `load_encoder` gives, loaded when it is first used.
+    """The encoder that `load_encoder` gives, found when its digest is first asked for, and loaded when it is first used.
 
-    Torch and transformers take seconds to import: a job that finds its work done needs the digest alone.
-
-    Raises:
-        UsageError: no such folder or repository, or files are missing; says what is needed.
-        ProbeLogError: the Hub cannot be reached.
+    Torch and transformers take seconds to import: a job that finds its work done needs the digest alone. Both raise
+    what `load_encoder` raises.
     """
-    return _DeferredEncoder(source, _files_digest(_local_folder(source)))
+    return _DeferredEncoder(source)
 
 
 def digest_here(source: str) -> str | None:

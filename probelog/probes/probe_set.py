@@ -297,6 +297,7 @@ def make_probe_set(
     if (existing := _made_before(store, made)) is not None:
         existing.add_embeddings(encoder, progress)
         return existing
+    encoder.digest  # noqa: B018 - an encoder that is not there is refused before the images are read
     with tempfile.TemporaryDirectory(prefix="probelog-") as spool:
         selection = Selection(seed, count, Path(spool))
         for report in skipped:
