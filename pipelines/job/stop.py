@@ -7,10 +7,12 @@ runs for minutes, and ends the process, and all that it started, when the time i
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +54,8 @@ def stoppable(line: Callable[[Stopped], str], seconds: float = SECONDS) -> Itera
     watch = _Watch(line, seconds)
     handlers = {number: signal.signal(number, watch.on_signal) for number in _NUMBERS}
     wakeup = signal.set_wakeup_fd(watch.wakes.fileno(), warn_on_full_buffer=False)
+    # Before all that a stage imports registers, so that it is called after these.
+    atexit.register(watch.end)
     watch.start()
     try:
         yield
@@ -65,6 +69,7 @@ def stoppable(line: Callable[[Stopped], str], seconds: float = SECONDS) -> Itera
         raise SystemExit(stopped.status) from None
     finally:
         if watch.stopped is None:
+            atexit.unregister(watch.end)
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -116,6 +121,13 @@ class _Watch(threading.Thread):
             start = "\n" if os.isatty(2) else ""
             with contextlib.suppress(OSError):
                 os.write(2, f"{start}{self._line(stopped)}\n".encode(errors="replace"))
+
+    def end(self) -> None:
+        """End when all has been cleaned up: to take torch apart lasts seconds, in which no thread can end the process."""
+        if self.stopped is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self.stopped.status)
 
     def _end_at_once(self) -> NoReturn:
         assert self.stopped is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,20 +15,22 @@ import yaml
 
 from pipelines.job.stop import SECONDS
 from tests.support.hub import faults
-from tests.support.hub.faults import faulty
 from tests.support.paths import CHECKOUT
-from tests.support.processes.operator_command import _tree, kill_tree, operator, operator_process, wait_until
+from tests.support.processes.operator_command import operator, operator_process, told_to_end, wait_until
 from tests.support.processes.processes import command_of, eventually
 from tests.support.worlds.tiny_world import Indexed
 
-STALLS = "cleo/timm-bfloat"
-# Stage; what of the indexed store it lacks; what stalls at the Hub; what shows that it is in the middle.
+STALLS = "/cleo/timm-bfloat/resolve"
+# Stage; what of the indexed store it lacks; what stalls at the Hub; what in the store shows that it is in the middle, or
+# nothing: that it waits for the Hub.
 STAGES: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "crawl": (("catalogue",), "/api/models", "HUB"),
+    "crawl": (("catalogue",), "/api/models", ""),
+    "probe": (("observations", "completion", "index"), STALLS, "observations/*/spool/*"),
     "complete": (("completion", "index"), "", "completion/*/choice.json"),
+    "trees": (("index",), "text-generation", ""),
     "publish": ((), "", "index/generations/*/probes.lance"),
-    "nightly": ((), "/api/models", "HUB"),
-    "full": (("observations", "completion", "index"), f"/{STALLS}/resolve", "observations/*/spool/*"),
+    "nightly": ((), "/api/models", ""),
+    "full": (("observations", "completion", "index"), STALLS, "observations/*/spool/*"),
 }
 
 
@@ -50,10 +51,12 @@ def processes_of(folder: Path) -> list[str]:
     ("stage", "number"),
     [
         ("crawl", signal.SIGTERM),
-        ("full", signal.SIGTERM),
+        ("probe", signal.SIGINT),
         ("complete", signal.SIGINT),
+        ("trees", signal.SIGTERM),
         ("publish", signal.SIGTERM),
         ("nightly", signal.SIGINT),
+        ("full", signal.SIGTERM),
     ],
 )
 def test_a_stage_that_is_told_to_end(
@@ -64,43 +67,32 @@ def test_a_stage_that_is_told_to_end(
     settings: dict[str, object] = {"scratch": str(tmp_path / "scratch"), "workers": 1}
     if stage == "complete":
         settings |= {"rank": None, "regularisation": None}
+    if stage == "trees":
+        settings["trees"] = {"tasks": [stalled]}
     if stage == "publish":
         settings["prompt"] = "{}"
     if stage != "full":  # which starts a Ray of its own
         settings["ray_address"] = gcs_address()
     file = indexed.world.config_file(tmp_path / "job.toml", store, **settings)
-    with faulty(indexed.world.hub) as (endpoint, hub):
-        monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint if not stalled else endpoint)
-        before = len(list(store.glob(moment)))
-        if stalled:
-            hub.spoil(stalled, faults.slow(0.5, 64))
+    monkeypatch.setenv("HF_ENDPOINT", indexed.endpoint)
+    hub = indexed.hub
+
+    def progress() -> int:
+        return len(list(store.glob(moment)) if moment else hub.asked(stalled))
+
+    before = progress()
+    if stalled:
+        hub.spoil(stalled, faults.slow(0.5, 64))
+    try:
         with operator_process(stage, "--config", file) as process:
-            wait_until(
-                process,
-                lambda: len(hub.requests) > 0 if moment == "HUB" else len(list(store.glob(moment))) > before,
-            )
-            started, sent = _tree(process.pid), time.monotonic()
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)  # as a terminal does
-            else:
-                process.send_signal(number)
-            try:
-                out, _ = process.communicate(timeout=SECONDS + 5)
-            except subprocess.TimeoutExpired:
-                raise AssertionError(kill_tree(process)) from None
-        seconds = time.monotonic() - sent
-        assert process.returncode == 128 + number, out
-        assert not re.search(r"\*\*\*|Traceback|Exception ignored", out), out
-        assert out.splitlines()[-1] == (
-            f"probelog-index: stopped by {number.name}; what was done is kept. To go on: "
-            f"probelog-index {stage} --config {file}"
-        )
-        assert eventually(lambda: not any(map(command_of, started)), 5), [*map(command_of, started)]
-        # The node's server that forks ends by itself 30 seconds after those who needed it; what it forked, with them.
-        assert eventually(lambda: len(processes_of(tmp_path)) <= 1, 5), processes_of(tmp_path)
+            wait_until(process, lambda: progress() > before)
+            seconds = told_to_end(process, number, stage, "--config", file)
+    finally:
         hub.rules.clear()
-        ended = operator(stage, "--config", file)
-        assert ended.status == 0, ended.err
+    # The node's server that forks ends by itself 30 seconds after those who needed it; what it forked, with them.
+    assert eventually(lambda: len(processes_of(tmp_path)) <= 1, 5), processes_of(tmp_path)
+    ended = operator(stage, "--config", file)
+    assert ended.status == 0, ended.err
     # A row of the table in docs/faults.md.
     said = next(line for line in reversed(ended.err.splitlines()) if line.strip())
     print(f"| `{stage}` | {number.name} | {process.returncode} | {seconds:.1f} | {said} |")
@@ -110,10 +102,16 @@ def test_a_stage_that_is_told_to_end(
 
 
 _CODE = """
-import hashlib, sys, time
+import atexit, hashlib, sys, time
 from pipelines.job.stop import stoppable
+class Library:
+    def __del__(self):
+        time.sleep(60)
 with stoppable(lambda stopped: f"stopped by {stopped.number.name}", seconds=float(sys.argv[2])):
     try:
+        if sys.argv[1] == "large":  # which the interpreter takes apart for long, at the very end
+            library = Library()
+            atexit.register(print, "closed")
         print("begun", flush=True)
         if sys.argv[1] == "deaf":  # in a library that lets go of the interpreter's lock and does not come back
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**30)
@@ -149,6 +147,11 @@ def run_block(*arguments: str, signals: list[signal.Signals], pause: float = 0.0
 def test_it_cleans_up_and_says_one_line(number: signal.Signals, status: int) -> None:
     ended = run_block("polite", "20", "0.1", signals=[number, number])
     assert ended == (status, f"cleaning\nclean\nstopped by {number.name}\n")
+
+
+def test_libraries_are_closed_and_not_taken_apart() -> None:
+    ended = run_block("large", "20", "0", signals=[signal.SIGTERM])
+    assert ended == (143, "cleaning\nclean\nstopped by SIGTERM\nclosed\n")
 
 
 def test_what_does_not_end_in_time_is_ended() -> None:

@@ -44,7 +44,7 @@ from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import SAMPLES, Failure
 from tests.support.hub import faults
 from tests.support.hub.faults import FaultyHub, faulty
-from tests.support.processes.operator_command import kill_tree, operator_process, wait_until
+from tests.support.processes.operator_command import kill_tree, operator_process, told_to_end, wait_until
 from tests.support.worlds import tiny_generators
 from tests.support.worlds.tiny_world import Indexed
 
@@ -349,28 +349,28 @@ def test_a_dry_run_says_what_would_be_sampled(world: World, sampled: StageResult
     assert "pictures came out of a confined process" in reach.generators_are_sampled(world.job().config)
 
 
-def test_stopped_and_killed_while_sampling(world: World, sampled: StageResult) -> None:
+@pytest.mark.parametrize(("stage", "number"), [("sample", signal.SIGTERM), ("full", signal.SIGINT)])
+def test_stopped_and_killed_while_sampling(
+    world: World, sampled: StageResult, stage: str, number: signal.Signals
+) -> None:
     """The last adapter's download stalls while the others are sampled; then a signal comes, and later another."""
     import ray
 
-    store = "store-of-signals"
+    store = f"store-of-signals-{stage}"
+    world.indexed.copy_store(world.root / store, "index", "completion")
     address = str(ray.get_runtime_context().gcs_address)
     file = world.indexed.world.config_file(
-        world.root / "signals.toml", world.root / store, ray_address=address, **world.settings()
+        world.root / f"signals-{stage}.toml", world.root / store, ray_address=address, **world.settings()
     )
     job = world.job(store)
     ledger, stalls = world.ledger(job), "/dora/adapter/resolve"
+    asked = len(world.hub.asked(stalls))
     world.hub.spoil(stalls, faults.slow(2, 8))  # for half an hour
     try:
-        with operator_process("sample", "--config", file) as process:
-            wait_until(process, lambda: bool(world.hub.asked(stalls)) and len(ledger.spooled()) > 1)
-            process.send_signal(signal.SIGTERM)
-            said = process.communicate(timeout=60)[0]
-        assert process.returncode == 143, said
-        assert said.splitlines()[-1] == (
-            "probelog-index: stopped by SIGTERM; what was done is kept. To go on: "
-            f"probelog-index sample --config {file}"
-        )
+        with operator_process(stage, "--config", file) as process:
+            wait_until(process, lambda: len(world.hub.asked(stalls)) > asked and len(ledger.spooled()) > 1)
+            seconds = told_to_end(process, number, stage, "--config", file)
+        print(f"| `{stage}`, sampling | {number.name} | {process.returncode} | {seconds:.1f} |")
         stopped, asked = ledger.spooled(), len(world.hub.asked(stalls))
         with operator_process("sample", "--config", file) as process:
             wait_until(process, lambda: len(world.hub.asked(stalls)) > asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.job.stop import SECONDS
 from tests.support.paths import CHECKOUT
+from tests.support.processes.processes import command_of, eventually
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,37 @@ def kill_tree(process: subprocess.Popen[str]) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return process.communicate()[0] or "" if process.stdout and not process.stdout.closed else ""
+
+
+def told_to_end(process: subprocess.Popen[str], number: signal.Signals, *command: object) -> float:
+    """Tell a stage to end, as Kubernetes (SIGTERM) or a terminal (SIGINT) does; returns the seconds until it has.
+
+    It must end within the time that pods grant, with the status that shells expect and one line that says how to go on, without
+    a trace of any language, and leave no process behind.
+
+    Args:
+        process: of `operator_process`.
+        number: the signal.
+        command: the arguments that it was started with.
+    """
+    started, sent = _tree(process.pid), time.monotonic()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    try:
+        out, _ = process.communicate(timeout=SECONDS + 5)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(kill_tree(process)) from None
+    seconds = time.monotonic() - sent
+    assert process.returncode == 128 + number, out
+    assert not re.search(r"\*\*\*|Traceback|Exception ignored", out), out
+    assert out.splitlines()[-1] == (
+        f"probelog-index: stopped by {number.name}; what was done is kept. To go on: "
+        f"probelog-index {' '.join(map(str, command))}"
+    )
+    assert eventually(lambda: not any(map(command_of, started)), 5), [*map(command_of, started)]
+    return seconds
 
 
 def wait_until(process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 200.0) -> None:
