@@ -171,7 +171,7 @@ def weights(files: list[RepoFile]) -> list[RepoFile]:
 
 def _weight_bytes(files: list[RepoFile], item: Mapping[str, Any]) -> int | None:
     """Bytes of a model's weights: the sizes of its files, else an estimate from parameter counts; None: unknown."""
-    sizes = [file.size for file in weights(files)]
+    sizes = [file.size for file in weights(files)] if files else []
     if sizes and (known := [size for size in sizes if size is not None]) and len(known) == len(sizes):
         return _count(sum(known))
     counts = _mapping(_mapping(item.get("safetensors")).get("parameters"))
