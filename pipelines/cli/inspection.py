@@ -142,10 +142,11 @@ def rollback(
     if reason is not None and not hold:
         raise UsageError("--reason belongs to --hold")
     index = find_index(store_of(store, config))
-    why = (reason or f"rolled back from {read_pointer(index)[0].generation}") if hold else None
-    pointer = roll_back(index, to, why)
+    live = read_pointer(index)[0].generation
+    why = reason or ("no reason was given" if to == live else f"rolled back from {live}")
+    pointer = roll_back(index, to, why if hold else None)
     typer.echo(
-        f"generation {pointer.generation} is live again"
+        f"generation {pointer.generation} {'stays live' if pointer.generation == live else 'is live again'}"
         + ("; nothing is published over it until `probelog-index release`" if hold else "")
     )
 

@@ -18,8 +18,9 @@ def lines(forecast: Forecast) -> Iterator[str]:
         yield ""
         yield "generators"
         yield from _lines_of_kind(generators)
-        walls = forecast.left.wall.total.value, generators.left.wall.total.value
-        yield f"both       {duration(sum(walls))}, one kind after the other"
+        if forecast.left.models and generators.left.models:
+            walls = forecast.left.wall.total.value, generators.left.wall.total.value
+            yield f"both       {duration(sum(walls))}, one kind after the other"
 
 
 def _lines_of_kind(forecast: Forecast) -> Iterator[str]:
@@ -27,6 +28,26 @@ def _lines_of_kind(forecast: Forecast) -> Iterator[str]:
     devices = ", ".join(f"{count:,} on {device}" for device, count in sorted(basis.devices.items()))
     yield f"fitted on  {basis.models:,} models ({devices}) and {basis.failures:,} failures of {basis.source}"
     yield f"catalogue  {forecast.catalogue:,} models: {done.models:,} indexed, {sum(done.failed.values()):,} failed, {left.models:,} to do"
+    if left.models:
+        yield from _lines_of_work(forecast)
+    whole = forecast.whole
+    rows = "logits" if "logits" in whole else "samples"
+    yield (
+        f"the whole  {_count(whole['models indexed'])} models, {_bytes(whole['download bytes'])}, "
+        f"{_count(whole['file requests'])} files, {_count(whole[rows])} {rows}"
+    )
+    for name, chosen in left.chosen.items():
+        error = (
+            "" if chosen.left_out_error is None else f", {chosen.left_out_error:.0%} error on models left out"
+        )
+        yield f"model      {name}: {' + '.join(chosen.features)}{error}"
+    for note in basis.notes:
+        yield f"note       {note}"
+
+
+def _lines_of_work(forecast: Forecast) -> Iterator[str]:
+    """What is still to do, and what it takes."""
+    left = forecast.left
     yield f"to index   {_count(left.indexed)}"
     for reason, count in left.failures.items():
         yield f"           {count:,.1f} to fail: {reason}"
@@ -61,19 +82,6 @@ def _lines_of_kind(forecast: Forecast) -> Iterator[str]:
     else:
         low = "" if cost.total.low is None else f" ({cost.total.low:,.2f} to {cost.total.high:,.2f})"
         yield f"cost       {cost.total.value:,.2f}{low}: {_time(cost.hours)} of {cost.unit} time at {cost.price:g} an hour"
-    whole = forecast.whole
-    rows = "logits" if "logits" in whole else "samples"
-    yield (
-        f"the whole  {_count(whole['models indexed'])} models, {_bytes(whole['download bytes'])}, "
-        f"{_count(whole['file requests'])} files, {_count(whole[rows])} {rows}"
-    )
-    for name, chosen in left.chosen.items():
-        error = (
-            "" if chosen.left_out_error is None else f", {chosen.left_out_error:.0%} error on models left out"
-        )
-        yield f"model      {name}: {' + '.join(chosen.features)}{error}"
-    for note in basis.notes:
-        yield f"note       {note}"
 
 
 def _count(estimate: Estimate) -> str:

@@ -82,7 +82,7 @@ class FailureList:
         for reason, count in reasons.most_common():
             rows = self.rows.filter(pc.field("reason") == reason)
             shown = rows if self.whole else rows.slice(0, _SHOWN)
-            yield f"{reason}: {count:,} models"
+            yield f"{reason}: {count:,} model{'s' if count > 1 else ''}"
             yield f"  what to do: {remedy(reason)}"
             starts = range(0, shown.num_rows, _AT_A_TIME)
             items = (from_table(shown.slice(start, _AT_A_TIME), Failure) for start in starts)

@@ -296,6 +296,8 @@ def test_rollback(indexed: Indexed, tmp_path: Path) -> None:
     )
     held = operator("rollback", "--store", store, "--to", "later", "--hold", "--reason", "before is worse")
     assert held.out.startswith("generation later is live again; nothing is published over it until"), held.err
+    again = operator("rollback", "--store", store, "--to", "later", "--hold", "--reason", "before is worse")
+    assert again.out.startswith("generation later stays live; nothing is published over it until"), again.err
     assert "held since" in operator("status", "--store", store).out
     assert (
         json.loads(operator("status", "--store", store, "--json").out)["index"]["held"]["reason"]

@@ -27,7 +27,7 @@ STAGES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "crawl": (("catalogue",), "/api/models", ""),
     "probe": (("observations", "completion", "index"), STALLS, "observations/*/spool/*"),
     "complete": (("completion", "index"), "", "completion/*/choice.json"),
-    "trees": (("index",), "text-generation", ""),
+    "trees": (("trees", "index"), "text-generation", ""),
     "publish": ((), "", "index/generations/*/probes.lance"),
     "nightly": ((), "/api/models", ""),
     "full": (("observations", "completion", "index"), STALLS, "observations/*/spool/*"),
