@@ -125,8 +125,8 @@ class _Watch(threading.Thread):
     def end(self) -> None:
         """End when all has been cleaned up: to take torch apart lasts seconds, in which no thread can end the process."""
         if self.stopped is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                sys.stdout.flush()
             os._exit(self.stopped.status)
 
     def _end_at_once(self) -> NoReturn:
