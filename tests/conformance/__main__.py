@@ -1,6 +1,6 @@
 """Compare every architecture with its own library and write the table of docs/conformance.md.
 
-    python -m tests.conformance [--all [--hashed]] [--built] [--library timm] [--csv FILE] [--page FILE] [ARCHITECTURE ...]
+    python -m tests.conformance [--all [--hashed]] [--built] [--resume] [--library timm] [--csv FILE] [--page FILE] [ARCHITECTURE ...]
 
 A new release of a library is tried without changing anything else:
 
@@ -85,6 +85,11 @@ def main() -> int:
         action="store_true",
         help="create timm's from their configuration, of any size, and compare modules and pixels; run none",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the outcomes of an earlier run: architectures that it has are not tried again",
+    )
     parser.add_argument("--library", choices=["transformers", "timm"])
     parser.add_argument("--csv", type=Path, default=CSV, help="where the outcomes go")
     parser.add_argument("--page", default=str(PAGE), help="page whose table is written anew; empty: none")
@@ -94,16 +99,21 @@ def main() -> int:
     torch.set_num_threads(max(1, torch.get_num_threads()))
     if options.built:
         options.library = "timm"
-    jobs = list(architectures(options.library, options.all, options.architecture, options.hashed))
+    earlier = read_csv(options.csv) if options.resume and options.csv.exists() else []
+    known = {(outcome.library, outcome.architecture) for outcome in earlier}
+    named = architectures(options.library, options.all, options.architecture, options.hashed)
+    jobs = [job for job in named if job not in known]
 
-    def run() -> Iterator[Outcome]:
+    def run() -> Iterator[list[Outcome]]:
+        yield earlier
         for number, (library, architecture) in enumerate(jobs, 1):
-            for outcome in outcomes(library, architecture, options.built):
+            found = list(outcomes(library, architecture, options.built))
+            for outcome in found:
                 print(
                     f"{number}/{len(jobs)} {architecture}, {outcome.layout}: {outcome.result}",
                     file=sys.stderr,
                 )
-                yield outcome
+            yield found
 
     write_csv(run(), options.csv)
     table = markdown(read_csv(options.csv))

@@ -13,13 +13,13 @@ from tests.conformance.compare import Outcome
 LIBRARIES = ("transformers", "timm", "torch", "pillow")
 
 
-def write_csv(outcomes: Iterable[Outcome], path: Path) -> None:
-    """One line an outcome, as it comes, so that a run that is ended has written what it found."""
+def write_csv(outcomes: Iterable[list[Outcome]], path: Path) -> None:
+    """One line an outcome, all of an architecture at once, so that a run that is ended has written whole ones."""
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Outcome)])
         writer.writeheader()
-        for outcome in outcomes:
-            writer.writerow(asdict(outcome))
+        for found in outcomes:
+            writer.writerows(asdict(outcome) for outcome in found)
             stream.flush()
 
 

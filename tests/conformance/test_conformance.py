@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 
+from tests.conformance import __main__ as command
 from tests.conformance import construction, timm_models, transformers_models
+from tests.conformance.compare import Outcome
+from tests.conformance.table import read_csv, write_csv
 
 
 @pytest.mark.acceptance
@@ -50,3 +53,16 @@ def test_nothing_of_the_libraries_is_left_out() -> None:
     assert modules == {timm_models.module_of(name) for name in timm_models.ONE_OF_EACH} | set(
         timm_models.LARGE
     )
+
+
+def test_a_run_goes_on_where_another_was_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier = [Outcome("timm", "test_vit", layout, "equal", 0.5, 0.001) for layout in ("as saved", "of 2022")]
+    write_csv([earlier], tmp_path / "found.csv")
+    page = tmp_path / "page.md"
+    page.write_text("By hand.\n" + command.BEGIN + "an older table\n")
+    arguments = ["--resume", "test_vit", "--csv", str(tmp_path / "found.csv"), "--page", str(page)]
+    monkeypatch.setattr("sys.argv", ["conformance", *arguments])
+    assert command.main() == 0
+    assert read_csv(tmp_path / "found.csv") == earlier
+    assert page.read_text().startswith("By hand.\n" + command.BEGIN + "\nWith ")
+    assert "| timm | of 2022 | 1 | 1 | 0 | 0 | 0.5 | 0.001 |" in page.read_text()
