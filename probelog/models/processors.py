@@ -119,10 +119,15 @@ def _processor_classes() -> frozenset[str]:
 
 
 def resampling_filter(value: object) -> object:
-    """A resampling filter as Pillow's number, where it is written as a word or as 2.0."""
+    """A resampling filter as Pillow's number, where it is written as a word or as 2.0.
+
+    The library's default backend takes a word for the filter that it names. It refuses upper case and floating point;
+    the Pillow backend runs them, and takes all that is no whole number for bilinear.
+    """
     if isinstance(value, str):
-        return _FILTERS.get(value.lower(), value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        known = value.lower() in _FILTERS
+        return _FILTERS.get(value, _FILTERS["bilinear"] if known else value)
+    return _FILTERS["bilinear"] if isinstance(value, float) and value.is_integer() else value
 
 
 def check_other_settings(name: str, declared: Mapping[str, Any]) -> None:
