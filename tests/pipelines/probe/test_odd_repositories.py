@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ def no_normalisation(folder: Path) -> Run:
     return transformers_models.by_transformers
 
 
+def filter_as_floating_point(folder: Path) -> Run:
+    vit(folder, resample=3.0)
+    return transformers_models.by_transformers
+
+
+def infinite_length(folder: Path) -> Run:
+    config = json.loads((vit(folder) / "config.json").read_text())
+    write_json(folder, "config.json", config | {"max_length": math.inf})
+    return transformers_models.by_transformers
+
+
 def pp_lcnet(folder: Path) -> Run:
     name = "PPLCNetForImageClassification"
     transformers_models.make(name).save_pretrained(folder)
@@ -88,17 +100,43 @@ def another_size(folder: Path) -> Run:
     return timm_models.by_timm
 
 
+def of_any_size(folder: Path, switch: dict[str, Any], name: str, **arguments: Any) -> Run:
+    """``switch`` lets a model take pictures of the source's size beside its own."""
+
+    def of_the_source(config: dict[str, Any]) -> None:
+        config["pretrained_cfg"] |= {"input_size": [3, 128, 128], "fixed_input_size": True}
+        config["model_args"] |= {"img_size": 96} | switch
+
+    model = timm_models.trained(name, 96, img_size=96, **switch, **arguments)
+    timm_models.saved(model, folder, of_the_source)
+    return timm_models.by_timm
+
+
+def dynamic_size(folder: Path) -> Run:
+    return of_any_size(folder, {"dynamic_img_size": True}, "test_vit")
+
+
+def size_is_not_strict(folder: Path) -> Run:
+    tiny = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    return of_any_size(folder, {"strict_img_size": False}, "swin_tiny_patch4_window7_224", **tiny)
+
+
 def naflex(folder: Path) -> Run:
     timm_models.saved(timm_models.trained("test_vit", use_naflex=True), folder)
     return timm_models.by_timm
 
 
-def without_counters(folder: Path) -> Run:
-    timm_models.saved(timm_models.trained("test_resnet"), folder)
+def without_counters(folder: Path, change: timm_models.Change = lambda config: None) -> Run:
+    timm_models.saved(timm_models.trained("test_resnet"), folder, change)
     tensors = load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     save_file(kept, folder / "model.safetensors")
     return timm_models.by_timm
+
+
+def wrapper_without_counters(folder: Path) -> Run:
+    without_counters(folder, timm_models.as_wrapper)
+    return timm_models.by_transformers
 
 
 def label_offset(folder: Path) -> Run:
@@ -112,21 +150,21 @@ def label_offset(folder: Path) -> Run:
 
 
 ODD = (
-    nested_processor, feature_extractor, no_normalisation, pp_lcnet, pretrained_defaults, wrapper, another_size, naflex,
-    without_counters, label_offset,
+    nested_processor, feature_extractor, no_normalisation, filter_as_floating_point, infinite_length,
+    pp_lcnet, pretrained_defaults, wrapper, another_size, dynamic_size, size_is_not_strict, naflex, without_counters,
+    wrapper_without_counters, label_offset,
 )  # fmt: skip
 
 
 def write_probes(file: Path) -> None:
-    """Pictures of several shapes; every third is turned by its EXIF orientation."""
+    """Pictures of several shapes; every third is turned by its EXIF orientation. Their bytes are views."""
     images = []
     for seed in range(PROBES):
         sink, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = 6 if seed % 3 == 0 else 1
         tiny_encoders.photo(60 + seed, 90 - seed % 40, seed).save(sink, "JPEG", exif=exif, quality=95)
         images.append(sink.getvalue())
-    column = pa.array([{"bytes": data, "path": "a.jpg"} for data in images])
-    pq.write_table(pa.table({"image": column}), file)
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary_view())}), file)
 
 
 @pytest.mark.acceptance
