@@ -51,15 +51,18 @@ def limit_the_rest(largest_file: int) -> None:
 
     Where the machine runs out of memory all the same, this process is the first to be ended.
     """
-    _lower(resource.RLIMIT_CORE, 0)
+    # One byte is no file either, and what Linux gives no program that takes core dumps (`man 5 core`), who would not
+    # ask for a limit of 0. A process that lowers it has no memory in its dump all the same.
+    _lower(resource.RLIMIT_CORE, 1)
     _lower(resource.RLIMIT_FSIZE, largest_file)
     _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _lower(resource.RLIMIT_STACK, _STACK)
     if sys.platform == "linux":
         _lower(resource.RLIMIT_MSGQUEUE, 0)
         _lower(resource.RLIMIT_NPROC, threads_of_machine() + _MORE_THREADS)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")
+        for name, value in (("oom_score_adj", "1000"), ("coredump_filter", "0")):
+            with contextlib.suppress(OSError):
+                Path("/proc/self", name).write_text(value)
 
 
 def threads_of_machine() -> int:

@@ -2,7 +2,8 @@
 
 Computing needs memory, threads, time and reading files. It needs no socket, no other process, no signal but to itself,
 no change of a file's owner, mode or times, no lock (which could stop those that fill the pixels), no memory shared with
-others (which no limit of a process counts): so these are not on the list, whoever else would forbid them.
+others (which no limit of a process counts), no table of open files beside the one that is limited: so these are not on the
+list, whoever else would forbid them.
 
 The numbers are those of the kernel's headers (asm/unistd_64.h, asm-generic/unistd.h). On other machines there is no filter.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -26,25 +28,25 @@ _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _X32 = 0x40000000
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _AF_UNIX = 1
-_CLONE_THREAD = 0x00010000
-_SHARED_AND_ANONYMOUS = 0x21
+# CLONE_THREAD, CLONE_FILES: one with a table of files of its own could open as many again, pipes with what lies in them.
+_THREAD = 0x00010400
+# MAP_SHARED with MAP_ANONYMOUS; MAP_HUGETLB, whose pages are of a pool that the machine keeps for some program.
+_SHARED_AND_ANONYMOUS, _RESERVED_PAGES = 0x21, 0x40000
 
 # name: number on x86-64, number on 64-bit ARM (None: there is no such call).
 _Numbers = Mapping[str, tuple[int | None, int | None]]
 _COMPUTING: _Numbers = {
     # files, for reading (which ones: Landlock) and what is open already
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "preadv": (295, 69), "preadv2": (327, 286),
-    "close": (3, 57), "close_range": (436, 436), "fstat": (5, 80), "stat": (4, None), "lstat": (6, None),
+    "close": (3, 57), "fstat": (5, 80), "stat": (4, None), "lstat": (6, None),
     "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
     "open": (2, None), "openat": (257, 56), "readlink": (89, None), "readlinkat": (267, 78), "getcwd": (79, 17),
     "getdents64": (217, 61), "getdents": (78, None), "lseek": (8, 62), "dup": (32, 23), "dup2": (33, None),
     "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "readahead": (187, 213),
     "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166),
     # waiting
-    "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "epoll_create": (213, None),
-    "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
-    "eventfd2": (290, 19), "futex": (202, 98), "nanosleep": (35, 101), "clock_nanosleep": (230, 115),
-    "restart_syscall": (219, 128),
+    "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72), "futex": (202, 98),
+    "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "restart_syscall": (219, 128),
     # memory
     "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "brk": (12, 214),
     "mincore": (27, 232), "membarrier": (324, 283), "get_mempolicy": (239, 236),
@@ -75,14 +77,16 @@ _DEVICE: _Numbers = {
     "connect": (42, 203), "sendmsg": (46, 211), "recvmsg": (47, 212), "sendto": (44, 206), "recvfrom": (45, 207),
     "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208), "getsockopt": (55, 209),
     "shutdown": (48, 210), "memfd_create": (319, 279), "ftruncate": (77, 46), "mlock": (149, 228), "munlock": (150, 229),
-    "mbind": (237, 235), "set_mempolicy": (238, 237), "mmap": (9, 222), "seccomp": (317, 277),
+    "mbind": (237, 235), "set_mempolicy": (238, 237), "mmap": (9, 222), "seccomp": (317, 277), "eventfd2": (290, 19),
+    "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None),
+    "epoll_pwait": (281, 22),
 }  # fmt: skip
 # Calls that depend on an argument.
 _CONDITIONAL: _Numbers = {
     "fcntl": (72, 25), "ioctl": (16, 29), "mmap": (9, 222), "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129),
     "tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122), "prctl": (157, 167),
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "io_uring_setup": (425, 425), "madvise": (28, 233),
-    "fadvise64": (221, 223),
+    "fadvise64": (221, 223), "close_range": (436, 436),
 }  # fmt: skip
 _NUMBERS: _Numbers = {**_COMPUTING, **_WRITING, **_DEVICE, **_CONDITIONAL}
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, and no signals to the owner of a file.
@@ -97,18 +101,21 @@ _PRCTL = (15, 16, 3, 0x53564D41, _PR_SET_SECCOMP, 38)
 # MADV_PAGEOUT; POSIX_FADV_DONTNEED), to share pages with whoever has the same (MADV_MERGEABLE).
 _MADVISE = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 22, 23)
 _FADVISE = (0, 1, 2, 3, 5)
+# At once, or with the next program (CLOSE_RANGE_CLOEXEC). Not: in a table of one's own (CLOSE_RANGE_UNSHARE).
+_CLOSE_RANGE = (0, 4)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call that is allowed where the low half of an argument is one of some values, or (``bits``) has, or has
-    not, all of some bits; ``otherwise`` is the error else. Without an argument it is allowed, or refused, as it is.
+    """One call that is allowed where the low half of an argument is one of some values, or has all bits of each of
+    some sets (``bits``; not ``wanted``: of none of them); ``otherwise`` is the error else. Without an argument it is
+    allowed, or refused, as it is.
     """
 
     name: str
     argument: int | None = None
     values: tuple[int, ...] = ()
-    bits: int | None = None
+    bits: tuple[int, ...] = ()
     wanted: bool = True
     otherwise: int = errno.EPERM
 
@@ -126,7 +133,7 @@ def only_computing(*, writes: bool = False, device: bool = False) -> bool:
     calls = [_Call(name) for name in plain]
     calls += [
         _Call("fcntl", 1, (*_FCNTL, *(_FCNTL_LOCKS if writes else ()))),
-        _Call("clone", 0, bits=_CLONE_THREAD),
+        _Call("clone", 0, bits=(_THREAD,)),
         _Call(
             "clone3", otherwise=errno.ENOSYS, values=()
         ),  # then libraries use clone, whose flags can be seen here
@@ -137,12 +144,13 @@ def only_computing(*, writes: bool = False, device: bool = False) -> bool:
         _Call("prctl", 0, _PRCTL),
         _Call("madvise", 2, _MADVISE),
         _Call("fadvise64", 3, _FADVISE),
+        _Call("close_range", 2, _CLOSE_RANGE),
     ]
     if device:
         calls += [_Call("socket", 0, (_AF_UNIX,)), _Call("socketpair", 0, (_AF_UNIX,))]
     else:
         calls += [_Call("ioctl", 1, _IOCTL, otherwise=errno.ENOTTY)]
-        calls += [_Call("mmap", 3, bits=_SHARED_AND_ANONYMOUS, wanted=False)]
+        calls += [_Call("mmap", 3, bits=(_SHARED_AND_ANONYMOUS, _RESERVED_PAGES), wanted=False)]
     return _install(calls, plain, otherwise=errno.EPERM)
 
 
@@ -195,9 +203,11 @@ def _decision(call: _Call, plain: bool) -> list[tuple[int, int, int, int]]:
     if call.argument is None:
         return [refuse]
     load = (_LOAD, 0, 0, _FIRST_ARGUMENT + 8 * call.argument)
-    if call.bits is not None:
-        first, second = (allow, refuse) if call.wanted else (refuse, allow)
-        return [load, (_AND, 0, 0, call.bits), (_EQUAL, 0, 1, call.bits), first, second]
+    if call.bits:
+        # Over the refusal where the bits are there, or where they are not.
+        over, not_over = (1, 0) if call.wanted else (0, 1)
+        checks = [(load, (_AND, 0, 0, bits), (_EQUAL, over, not_over, bits), refuse) for bits in call.bits]
+        return [*itertools.chain.from_iterable(checks), allow]
     ways = [(_EQUAL, len(call.values) - place, 0, value) for place, value in enumerate(call.values)]
     return [load, *ways, refuse, allow]
 
