@@ -183,13 +183,14 @@ class _Server:
         pid = request.pid
         if pid not in client.children:
             return {"status": None}
-        if request.command != "status":
+        self._reap()
+        if request.command != "status" and pid not in self._statuses:  # else its number may be another's
             _end(pid)
+            self._reap()
+        status = self._statuses.pop(pid, None)
         if request.command == "forget":
             client.children.discard(pid)
             return {"status": None}
-        self._reap()
-        status = self._statuses.pop(pid, None)
         if status is not None:
             client.children.discard(pid)
         return {"status": status}
@@ -222,6 +223,7 @@ class _Server:
         """Take the status of whoever has ended; of those whose client has gone nobody will ask."""
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                _end(ended[0], alone=False)  # now: later its number may be another's
                 if any(ended[0] in client.children for client in self._clients):
                     self._statuses[ended[0]] = os.waitstatus_to_exitcode(ended[1])
 
@@ -235,9 +237,9 @@ class _Server:
                 _end(pid)
 
 
-def _end(pid: int) -> None:
-    """End a process and its group: it may not have made the group yet, or have been left by it."""
-    for end in (os.killpg, os.kill):
+def _end(pid: int, *, alone: bool = True) -> None:
+    """End a process's group, and the process: it may not have made the group yet, or have been left by it."""
+    for end in (os.killpg, os.kill) if alone else (os.killpg,):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             end(pid, signal.SIGKILL)
 

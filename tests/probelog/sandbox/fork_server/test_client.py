@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ from probelog.sandbox.fork_server.confinement import Confinement
 from probelog.sandbox.fork_server.forking import _WARM_AFTER, KEY_BYTES, LENGTH, LONGEST, short
 from probelog.sandbox.guards import landlock
 from probelog.sandbox.process import libraries_of
+from probelog.sandbox.protocol import ClosedError
 from tests.support.processes.processes import eventually
 
 HERE = "tests.support.hub.rogue"
@@ -177,6 +180,39 @@ def test_a_process_that_is_forgotten_ends_too(server: ForkServer) -> None:
     child.forget()
     assert eventually(lambda: gone(pid))
     assert child.kill() == -signal.SIGKILL
+
+
+def test_a_number_that_is_given_out_again(server: ForkServer) -> None:
+    """What became of the process that had it before is not believed of the next one."""
+    ours, theirs = (os.readlink(f"/proc/{pid}/ns/pid") for pid in ("self", server.pid))
+    if ours == theirs or os.geteuid() != 0 or shutil.which("nsenter") is None:
+        pytest.skip("only root, in a namespace of the server's own, chooses the next number")
+    ended = server.fork("rogue", Grant())
+    ended._channel.send({"command": "leave", "with": 0, "number": 1})
+    with pytest.raises(ClosedError):
+        ended._channel.receive()
+    other = server.fork("rogue", Grant())  # the server comes round to see that one has ended
+    ended.forget()
+    last = f"echo {ended.pid - 1} > /proc/sys/kernel/ns_last_pid"
+    subprocess.run(["nsenter", "-t", str(server.pid), "-p", "sh", "-c", last], check=True)
+    before = set(children_of(server.pid))
+    later = server.fork("rogue", Grant())
+    (pid,) = set(children_of(server.pid)) - before
+    assert later.pid == ended.pid
+    with pytest.raises(TimeoutError):
+        told(later, "hang", timeout=1)
+    assert eventually(lambda: gone(pid))
+    other.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="proc(5)")
+def test_no_dump_of_its_memory(child: Child, server: ForkServer) -> None:
+    """Neither as a file nor for a program that takes dumps."""
+    assert told(child, "echo", 1) == 1
+    for pid in children_of(server.pid):
+        assert int(Path(f"/proc/{pid}/coredump_filter").read_text(), 16) == 0
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(r"Max core file size +1 +1 ", limits)
 
 
 def test_it_starts_no_process(child: Child, tmp_path: Path) -> None:
