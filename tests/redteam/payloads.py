@@ -652,7 +652,7 @@ def make_every_call_that_is_not_on_the_list(at: Places) -> Any:
     from probelog.sandbox.guards import seccomp
 
     listed = [numbers[0] for numbers in {**seccomp._COMPUTING, **seccomp._CONDITIONAL}.values()]
-    done = []
+    done: list[Any] = []
     # Two that no filter sees, of traced functions (uretprobe, uprobe): from elsewhere they end whoever makes them.
     for number in set(range(600)) - {335, 336} - set(listed):
         try:
