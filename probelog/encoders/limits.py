@@ -17,11 +17,14 @@ _WATCH_SECONDS = 0.05
 
 def give_up_files() -> None:
     """Open no file and no connection any more, write none, and leave no core dump."""
+    # One byte is no file either, and Linux gives no program a dump then, which with a limit of 0 it does (`man 5 core`).
     for limit, size in (
         (resource.RLIMIT_NOFILE, 0),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),
         (resource.RLIMIT_FSIZE, _LOG_BYTES),
     ):
+        most = resource.getrlimit(limit)[1]
+        size = size if most == resource.RLIM_INFINITY else min(size, most)
         resource.setrlimit(limit, (size, size))
 
 
