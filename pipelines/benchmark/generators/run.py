@@ -115,11 +115,9 @@ def _read_features(store: Store, generation: Generation, repos: Collection[str])
 def _space(generation: Generation) -> SampleSpace:
     """What the index's own method scores with, in the encoder's space."""
     settings, head = generation.generators.settings, generation.space
-    parts = (head.centre, head.background, head.texts, unit(generation.probe_embeddings))
-    centre, background, texts, pictures = (np.asarray(item, np.float32) for item in parts)
-    return SampleSpace(
-        centre, background, texts, pictures, settings.direction_sharpness, settings.embedding_sharpness
-    )
+    parts = (head.centre, head.background, head.texts)
+    centre, background, texts = (np.asarray(item, np.float32) for item in parts)
+    return SampleSpace(centre, background, texts, settings.direction_sharpness, settings.embedding_sharpness)
 
 
 def _queries(index: Index, generation: Generation, modality: str, queries: Sequence[Query]) -> Queries:

@@ -189,13 +189,13 @@ class Generators:
 
     @cached_property
     def space(self) -> SampleSpace:
-        """What queries are scored with, in coordinates; without the probes, which only the offsets need."""
+        """What queries are scored with, in coordinates."""
         head = self._generation.space
         centre, directions, names = (
             np.asarray(item, np.float32) for item in (head.centre, head.background, head.texts)
         )
         sharpness = self.settings.direction_sharpness, self.settings.embedding_sharpness
-        return SampleSpace(centre, directions, names, names[:0], *sharpness).projected(self.axes)
+        return SampleSpace(centre, directions, names, *sharpness).projected(self.axes)
 
     @cached_property
     def sketch_map(self) -> SketchMap | None:

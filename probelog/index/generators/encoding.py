@@ -38,12 +38,12 @@ def description_type(coordinates: int) -> np.dtype[np.void]:
     """One model's description as a value of fixed size.
 
     ``count`` features are kept; ``difference`` is an adapter's direction away from its base, zeros without one;
-    ``offsets`` are those of ``matched.Offsets``.
+    ``offsets`` are those of ``matched.Offsets``, and a 0 that was once another of them.
     """
     return np.dtype(
         [
             ("count", "<u2"),
-            ("offsets", "<f4", 3),
+            ("offsets", "<f4", 3),  # three as in indexes of older versions, and for their clients
             ("mean", "<f2", coordinates),
             ("difference", "<f2", coordinates),
             ("diagonal", "<f2", coordinates),
@@ -92,7 +92,7 @@ def encode(features: Floats, difference: Difference | None, axes: Float32s) -> n
 
 def set_offsets(stored: npt.NDArray[np.void], offsets: Offsets) -> None:
     """Put the offsets of N models into their descriptions (N,)."""
-    stored["offsets"] = np.stack(offsets, axis=1)
+    stored["offsets"][:, : len(offsets)] = np.stack(offsets, axis=1)
 
 
 def decode(stored: npt.NDArray[np.void]) -> StoredDescriptions:
@@ -120,7 +120,7 @@ def decode(stored: npt.NDArray[np.void]) -> StoredDescriptions:
         features.reshape(-1, features.shape[-1]) if kept.all() else features[kept],
         counts,
     )
-    offsets = Offsets(*stored["offsets"].astype(np.float64).T)
+    offsets = Offsets(*stored["offsets"].astype(np.float64).T[:2])
     return StoredDescriptions(described, offsets, stored["difference"].astype(np.float32))
 
 

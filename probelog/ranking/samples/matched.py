@@ -44,12 +44,10 @@ class Offsets(NamedTuple):
     Attributes:
         directions: of the background's directions.
         names: of its names.
-        pictures: of the probes; no score uses it since pictures are scored by directions alone.
     """
 
     directions: Float64
     names: Float64
-    pictures: Float64
 
 
 class Asked(NamedTuple):
@@ -76,7 +74,6 @@ class SampleSpace:
         centre: (d,) mean embedding of the probes.
         directions: (B, d) of the background concepts.
         names: (B, d) unit embeddings of their names.
-        pictures: (n, d) unit embeddings of the probes, or of some of them.
         direction_sharpness: ``b``, and
         embedding_sharpness: ``a``.
     """
@@ -84,7 +81,6 @@ class SampleSpace:
     centre: Float32s
     directions: Float32s
     names: Float32s
-    pictures: Float32s
     direction_sharpness: float
     embedding_sharpness: float
 
@@ -92,7 +88,7 @@ class SampleSpace:
     def fit(
         cls, features: Floats, centre: Floats, directions: Floats, names: Floats, pictures: Floats
     ) -> SampleSpace:
-        """Set the temperatures by a sample of the features of all models, (F, d)."""
+        """Set the temperatures by a sample of the features of all models, (F, d), and ``pictures`` of all sorts, (n, d)."""
         rows = np.asarray(features, np.float32)
         rows = rows[np.random.default_rng(0).permutation(len(rows))[:_FITTED]]
         middle, concepts, texts, anchors = (
@@ -100,20 +96,19 @@ class SampleSpace:
         )
         by_direction = SHARPNESS / _spread(unit(rows - middle) @ concepts.T)
         by_embedding = 2 * SHARPNESS / _spread(rows @ anchors.T)
-        return cls(middle, concepts, texts, anchors, by_direction, by_embedding)
+        return cls(middle, concepts, texts, by_direction, by_embedding)
 
     def projected(self, axes: Float32s) -> SampleSpace:
         """The same in coordinates of orthonormal axes (p, d)."""
-        directions, names, pictures = (rows @ axes.T for rows in (self.directions, self.names, self.pictures))
+        directions, names = self.directions @ axes.T, self.names @ axes.T
         sharpness = self.direction_sharpness, self.embedding_sharpness
-        return SampleSpace(axes @ self.centre, unit(directions), names, pictures, *sharpness)
+        return SampleSpace(axes @ self.centre, unit(directions), names, *sharpness)
 
     def offsets(self, models: Descriptions) -> Offsets:
         """What models score for anything."""
         return Offsets(
             log_mean(self._by_direction(models, self.directions, self._lengths(models))),
             log_mean(self._by_embedding(models, self.names)),
-            log_mean(self._by_embedding(models, self.pictures)),
         )
 
     def scores(self, models: Descriptions, offsets: Offsets, asked: Sequence[Asked]) -> Float64:

@@ -203,4 +203,4 @@ def test_an_update_reads_its_base_s_generators_or_its_own(tmp_path: Path) -> Non
         assert update.generators.rows(["repo"], "pipeline = 'lora'")["repo"].to_pylist() == [
             "kim/lora-umbrella"
         ]
-        assert np.isfinite(update.generators.all.offsets.pictures).all()
+        assert np.isfinite(update.generators.all.offsets.names).all()

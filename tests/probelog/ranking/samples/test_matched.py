@@ -24,16 +24,16 @@ class World:
         self.concepts = unit(random.normal(size=(40, WIDTH)))
         names = unit(centre + 0.5 * self.concepts)
         shown = random.integers(0, 40, 400)
-        pictures = unit(centre + 0.5 * self.concepts[shown] + 0.05 * random.normal(size=(400, WIDTH)))
+        self.pictures = unit(centre + 0.5 * self.concepts[shown] + 0.05 * random.normal(size=(400, WIDTH)))
         made = [np.repeat(n, random.integers(5, 20)) for n in range(10)]
         self.features = [
             unit(centre + 0.5 * self.concepts[item] + noise * random.normal(size=(len(item), WIDTH)))
             for item in made
         ]
         self.models = Descriptions.of(self.features)
-        mean = pictures.mean(axis=0)
+        mean = self.pictures.mean(axis=0)
         directions = unit(names - mean)
-        self.space = SampleSpace.fit(self.models.features, mean, directions, names, pictures)
+        self.space = SampleSpace.fit(self.models.features, mean, directions, names, self.pictures)
         self.offsets = self.space.offsets(self.models)
         self.asked = [Asked(directions[n], names[n], np.array([n]), True) for n in range(40)]
 
@@ -45,7 +45,7 @@ def log_mean(values: npt.ArrayLike) -> float:
 def test_scores_are_the_formulas() -> None:
     world = World()
     space, a, b = world.space, world.space.embedding_sharpness, world.space.direction_sharpness
-    picture = Asked(world.asked[3].direction, space.pictures[0], NONE, False)
+    picture = Asked(world.asked[3].direction, world.pictures[0], NONE, False)
     logit = Asked(world.asked[3].direction, None, NONE, False)
     scores = space.scores(world.models, world.offsets, [world.asked[3], picture, logit])
     for n, h in enumerate(world.models.features[: world.models.counts[0]][None]):
@@ -79,7 +79,7 @@ def test_models_are_scored_alike_alone_and_among_others(monkeypatch: pytest.Monk
     scores = world.space.scores(world.models, world.offsets, world.asked)
     monkeypatch.setattr(matched, "_AT_ONCE", 100)  # a few models at a time
     assert world.space.scores(world.models, world.offsets, world.asked) == pytest.approx(scores, abs=1e-4)
-    assert world.space.offsets(world.models).pictures == pytest.approx(world.offsets.pictures, abs=1e-4)
+    assert world.space.offsets(world.models).names == pytest.approx(world.offsets.names, abs=1e-4)
     places = np.array([7, 2])
     few = matched.Offsets(*(item[places] for item in world.offsets))
     alone = world.space.scores(world.models.at(places), few, world.asked)
@@ -89,7 +89,7 @@ def test_models_are_scored_alike_alone_and_among_others(monkeypatch: pytest.Monk
 def test_without_a_background_nothing_is_calibrated_and_all_is_finite() -> None:
     world = World()
     none = np.empty((0, WIDTH))
-    space = SampleSpace.fit(world.models.features, world.space.centre, none, none, world.space.pictures)
+    space = SampleSpace.fit(world.models.features, world.space.centre, none, none, world.pictures)
     offsets = space.offsets(world.models)
     asked = world.asked[0]._replace(excluded=NONE)
     assert np.isfinite(space.confidences(space.scores(world.models, offsets, [asked]))).all()
@@ -98,7 +98,7 @@ def test_without_a_background_nothing_is_calibrated_and_all_is_finite() -> None:
 
 def test_sketches_are_moved_to_where_their_pictures_are() -> None:
     world = World()
-    pictures = world.space.pictures
+    pictures = world.pictures
     random = np.random.default_rng(3)
     turn = np.linalg.qr(random.normal(size=(WIDTH, WIDTH)))[0]
     sketches = unit(pictures @ turn + 0.5 + 0.02 * random.normal(size=pictures.shape))
