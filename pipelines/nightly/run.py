@@ -124,7 +124,9 @@ def run_nightly(job: Job) -> NightlyRun:
                 )
         elif decision is not None:
             with stage("trees"):
-                trees = attach_changes(job, start.base, changes.for_trees(), changes.removed)
+                trees = attach_changes(
+                    job, start.base, changes.for_trees(sampled), changes.removed_repos(sampled)
+                )
             with stage("publish"):
                 published = publish_update(
                     job, changes, probed.run, decision.drift, added, lease.check, trees, sampled

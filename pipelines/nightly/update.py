@@ -18,7 +18,7 @@ from pipelines.nightly.start import NightlyStart
 from pipelines.publish.answers import ASKED_LOGITS
 from pipelines.publish.checks import check_update
 from pipelines.publish.expected import ExpectedTrees, ExpectedUpdate
-from pipelines.publish.generators import SampledGenerators, carried_over, places_in, write
+from pipelines.publish.generators import SampledGenerators, carried_over, places_in, versions_in, write
 from pipelines.publish.release import PublishResult, release_generation
 from pipelines.publish.stage import model_table
 from pipelines.quality.failures import FailureCounts
@@ -87,10 +87,24 @@ class ChangesSinceBase:
         rows = generation.models_named("repo", {repo for repo, _ in added}, ["repo", "sha"])
         return sorted(added - {(row["repo"], row["sha"]) for row in rows})
 
-    def for_trees(self) -> TreeInputs:
-        """The added models, in the form of `pipelines.trees.nightly.attach_changes`."""
+    def for_trees(self, sampled: SampledGenerators | None) -> TreeInputs:
+        """The added models and generators, in the form of `pipelines.trees.nightly.attach_changes`."""
         found = self.descriptors
-        return TreeInputs(found.store, found.receipts, found.models, self.rows)
+        models = TreeInputs(found.store, found.receipts, found.models, self.rows)
+        if sampled is None:
+            return models
+        held = versions_in(self.base)
+        added = {(model.repo, model.sha) for model in sampled.every} - held
+        # A repository that is a classifier, too, has its place as that.
+        both = {row["repo"] for row in self.base.models_named("repo", {repo for repo, _ in added}, ["repo"])}
+        return models.with_generators(sampled, held | {version for version in added if version[0] in both})
+
+    def removed_repos(self, sampled: SampledGenerators | None) -> set[str]:
+        """Repositories whose models or generators of the base are no longer valid."""
+        if sampled is None:
+            return {*self.removed}
+        kept = {(model.repo, model.sha) for model in sampled.models}
+        return {*self.removed, *(repo for repo, _ in versions_in(self.base) - kept)}
 
     def for_writer(self, trees: UpdateTrees | None = None) -> Changes:
         """The changes in the form of `probelog.publication.update.write_update`."""
@@ -174,8 +188,9 @@ def publish_update(
         generators, meta_of_generators = base.settings.generators, dict[str, bytes]()
         if sampled is not None:
             encoder = deferred_encoder(job.config.encoder)
+            places = {**places_in(base), **({} if trees is None else trees.places)}
             generators, meta_of_generators = write(
-                writer, sampled, places_in(base), base.space, changes.start.probe_set, encoder
+                writer, sampled, places, base.space, changes.start.probe_set, encoder
             )
         settings = replace(
             base.settings,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.arrays import Floats
+from probelog.arrays import Floats, values_of
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError
 from probelog.index.contents.generators import Generators
@@ -93,6 +93,13 @@ class SampledGenerators:
         facts = (str(asdict(self.rows[model.repo, model.sha])) for model in self.models)
         return short_key("generators", self.key, *(receipt.name for receipt in self.receipts), *facts)
 
+    def sample_directions(self, count: int, centre: Floats) -> npt.NDArray[np.float32]:
+        """Directions (S, d) of about ``count`` samples, of all generators alike, from the probes' mean (d,)."""
+        each = max(1, count // len(self.models))
+        return np.concatenate(
+            [np.asarray(unit(unit(item.features[:each]) - centre), np.float32) for item in self.stream()]
+        )
+
     def table(self, places: Mapping[str, TreeFacts]) -> pa.Table:
         """The facts of the generators, from sampling, the catalogue and their trees."""
         rows = []
@@ -170,13 +177,19 @@ def carried_over(base: Generation, sampled: SampledGenerators | None) -> bool:
         return True
     if settings is None or settings.ledger != sampled.key or settings.models != len(sampled.models):
         return False
-    rows = base.generators.rows(["repo", "sha"])
-    held = set(zip(rows["repo"].to_pylist(), rows["sha"].to_pylist(), strict=True))
-    return held == {(model.repo, model.sha) for model in sampled.models}
+    return versions_in(base) == {(model.repo, model.sha) for model in sampled.models}
+
+
+def versions_in(generation: Generation) -> set[tuple[str, str]]:
+    """Repositories and commits of a generation's generators."""
+    if generation.settings.generators is None:
+        return set()
+    rows = generation.generators.rows(["repo", "sha"])
+    return set(zip(values_of(rows["repo"], str), values_of(rows["sha"], str), strict=True))
 
 
 def places_in(base: Generation) -> dict[str, TreeFacts]:
-    """The places of a generation's generators in their trees, which updates keep; those that are added have none yet."""
+    """The places of a generation's generators in their trees, which updates keep."""
     if base.settings.generators is None:
         return {}
     return {row.pop("repo"): TreeFacts(**row) for row in _places(base)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from pipelines.trees.weights import TreeWeights
 from probelog.arrays import values_of
 from probelog.hub.model_info import add_configured_parent
 from probelog.storage.encoding import short_key
-from probelog.storage.ledger import Ledger, Receipt
+from probelog.storage.ledger import Ledger, Receipt, item_key
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import WEIGHTS, CatalogueRow, ProbedModel, SampledModel
 from probelog.storage.store import Store
@@ -60,19 +60,26 @@ class TreeInputs:
         """Also what was read without probing."""
         return self._with(*_models(self.store, weights.receipts), weights.rows)
 
-    def with_generators(self, sampled: SampledGenerators | None) -> TreeInputs:
-        """Also the generators."""
+    def with_generators(
+        self, sampled: SampledGenerators | None, without: Container[_Version] = frozenset()
+    ) -> TreeInputs:
+        """Also the generators, ``without`` some of them."""
         if sampled is None:
             return self
+        every = [model for model in sampled.every if (model.repo, model.sha) not in without]
+        items = {item_key(model.repo, model.sha) for model in every}
         receipts = sorted(
-            (receipt for receipt in sampled.receipts if receipt.models.rows), key=lambda r: r.name
+            (r for r in sampled.receipts if r.models.rows and not items.isdisjoint(r.items)),
+            key=lambda r: r.name,
         )
-        plain = [model for model in sampled.every if model.base_repo is None]
+        plain = [model for model in every if model.base_repo is None]
         known = {model.repo for model in self._every}
         adapters = [
             model
-            for model in sampled.models
-            if model.base_repo not in (None, model.repo) and model.repo not in known
+            for model in every
+            if model.base_repo not in (None, model.repo)
+            and model.repo not in known
+            and (model.repo, model.sha) in sampled.rows
         ]
         return replace(self._with(receipts, plain, sampled.rows), adapters=adapters)
 

@@ -9,9 +9,10 @@ model that turns out to be the parent of older ones becomes it when the index is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,9 @@ import pyarrow.compute as pc
 
 from cluster.runtime.scratch import process_folder, scratch_folder
 from pipelines.job.job import Job
+from pipelines.publish.generators import places_in
 from pipelines.trees.families import FAMILIES, family_from
-from pipelines.trees.inputs import TreeInputs
+from pipelines.trees.inputs import TreeInputs, TreeModel
 from pipelines.trees.record import FamilyBatch, TreesRecord, read_batch, read_trees
 from pipelines.trees.stage import FamilyEdges, joined, method_settings
 from probelog.errors import StoreError
@@ -28,13 +30,15 @@ from probelog.index.generation import Generation
 from probelog.search.trees import edges_with, follow
 from probelog.storage.layout import TreesFolder
 from probelog.storage.parquet_parts import read_part
-from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, ProbedModel, TreeFacts
+from probelog.storage.schemas import EDGES, TREE_FACTS, TREE_MODELS, TreeFacts
 from probelog.trees.edges import Edge, edge_table, edges_of
 from probelog.trees.families.family import Family, ModelFacts
 from probelog.trees.families.partition import partition
 from probelog.trees.places import main_parents, places, without_cycles
 from probelog.trees.recovery.attach import Attachment
 from probelog.trees.recovery.recover import recover_family
+
+AnyTreeModel = TypeVar("AnyTreeModel", bound=TreeModel)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def attach_changes(
         job: configuration and store.
         base: the whole generation that is updated.
         inputs: the models that nightly runs have added since.
-        removed: repositories whose models of the base are no longer valid.
+        removed: repositories whose models or generators of the base are no longer valid.
 
     Raises:
         StoreError: the trees of the base are missing in the store.
@@ -105,14 +109,19 @@ class _Attached:
             self.models[repo] = (sha, family, batch.name)
 
     def missing(self, inputs: TreeInputs) -> TreeInputs:
-        """The classifiers that were not attached yet; generators are compared with the whole Hub only."""
-        models = [
-            model
-            for repo in sorted(inputs.current)
-            if isinstance(model := inputs.newest[repo], ProbedModel)
-            and self.models.get(repo, ("",))[0] != model.sha
-        ]
-        return replace(inputs, models=models)
+        """The models that were not attached yet."""
+
+        def fresh(models: Sequence[AnyTreeModel]) -> list[AnyTreeModel]:
+            return [
+                model
+                for model in models
+                if model.repo in inputs.current
+                and model is inputs.newest[model.repo]
+                and self.models.get(model.repo, ("",))[0] != model.sha
+            ]
+
+        further = [(receipts, fresh(models)) for receipts, models in inputs.further]
+        return replace(inputs, models=fresh(inputs.models), further=further)
 
     def attach(self, added: TreeInputs) -> None:
         """Attach models to their families, and keep both."""
@@ -206,16 +215,14 @@ class _Attached:
 
 def _update(base: Generation, attached: _Attached, inputs: TreeInputs, removed: set[str]) -> UpdateTrees:
     """The edges and places of an update."""
-    gone = {repo for repo in removed if repo not in inputs.current}
+    adapters = {model.repo for model in inputs.adapters}
+    gone = {repo for repo in removed if repo not in inputs.current | adapters}
     orphans = _orphans(base, gone, removed)
-    edges = [*attached.edges(inputs), *orphans]
-    parents = {edge.parent for edge in edges}
-    in_base = {
-        row["repo"]: TreeFacts(**{name: row[name] for name in TREE_FACTS})
-        for row in base.models_named(
-            "repo", {*parents, *(edge.child for edge in orphans)}, ["repo", *TREE_FACTS]
-        )
-    }
+    edges = [*attached.edges(inputs), *inputs.base_edges, *orphans]
+    concerned = {*(edge.parent for edge in edges), *(edge.child for edge in orphans)}
+    in_base = {repo: place for repo, place in places_in(base).items() if repo in concerned}
+    for row in base.models_named("repo", concerned, ["repo", *TREE_FACTS]):
+        in_base[row["repo"]] = TreeFacts(**{name: row[name] for name in TREE_FACTS})
     there = (in_base.keys() - removed) | inputs.current
     edges = [replace(edge, latent=edge.parent not in there) for edge in edges]
     # A model of the base that is at another commit now may be an ancestor of its own new parents.
@@ -223,7 +230,7 @@ def _update(base: Generation, attached: _Attached, inputs: TreeInputs, removed: 
     known = _ancestry(base, {edge.parent for edge in edges if edge.child in again})
     edges = without_cycles(edges, known)
     table = edge_table(edges)
-    compared = attached.compared(inputs)
+    compared = attached.compared(inputs) | adapters
     placed = {
         repo: place for repo, place in in_base.items() if repo not in compared and place.root is not None
     }
@@ -231,7 +238,7 @@ def _update(base: Generation, attached: _Attached, inputs: TreeInputs, removed: 
     found = places(
         sorted(compared), {child: p for child, p in main_parents(table).items() if child in compared}, placed
     )
-    return UpdateTrees(table, found | {repo: in_base[repo] for repo in children})
+    return UpdateTrees(table, found | {repo: place for repo, place in in_base.items() if repo in children})
 
 
 def _orphans(base: Generation, gone: Iterable[str], invalid: set[str]) -> list[Edge]:

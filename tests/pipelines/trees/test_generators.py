@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipelines.publish.generators import SampledGenerators, places_in
 from pipelines.trees.inputs import RUN_ON_IT, TreeInputs
+from pipelines.trees.nightly import UpdateTrees, attach_changes
 from pipelines.trees.record import read_places
 from pipelines.trees.stage import recover_trees
 from probelog.index.generation import Generation
@@ -11,6 +14,7 @@ from probelog.storage.layout import sample_ledger
 from probelog.storage.ledger import SAMPLED, ItemResult, Ledger, item_key
 from probelog.storage.parquet_parts import read_part
 from probelog.storage.schemas import EDGES, SAMPLES, CatalogueRow, SampledModel, TreeFacts
+from probelog.storage.store import Store
 from tests.benchmarks.trees_world import Node, weights_table
 from tests.support.worlds import small_generators, small_index
 from tests.support.worlds.tree_store import Tensors, TreeStore, network, tuned
@@ -88,6 +92,46 @@ def test_generators_are_compared_and_adapters_hang_from_their_bases(world: TreeS
     assert places["kim/lora"] == TreeFacts(root="dora/foundation", parent="dora/foundation", depth=1)
     assert places["dora/copy"].root == "dora/foundation"
     assert "dora/gone" not in places
+
+
+def test_a_nightly_run_attaches_generators_that_it_adds(world: TreeStore, tmp_path: Path) -> None:
+    every, held = sampled(world), ("dora/foundation", SHA)
+    of_base = SampledGenerators(every.store, every.key, every.receipts, {held: every.rows[held]})
+    done = recover_trees(world.job(), world.inputs().with_generators(of_base))
+    made = small_generators.build(
+        Store(tmp_path / "index"),
+        generators=[small_generators.Generator("dora/foundation", ("cat",))],
+        models=[small_index.Model(repo, ("a", "b")) for repo in sorted(world.rows)],
+        edges=read_part(world.store, done.edges, EDGES),
+        settings={"trees": done.key},
+    ).index
+    base = Generation(made.store, made.pointer)
+
+    def night(without: set[tuple[str, str]], removed: set[str]) -> UpdateTrees:
+        inputs = TreeInputs(world.store, [], [], {}).with_generators(every, without)
+        update = attach_changes(world.job(), base, inputs, removed)
+        assert update is not None
+        return update
+
+    update = night({held, ("ada/root", SHA)}, set())
+    edges = {(row["child"], row["parent"]): row for row in update.edges.to_pylist()}
+    assert edges.keys() == {
+        ("dora/child", "dora/foundation"),
+        ("dora/copy", "dora/child"),
+        ("kim/lora", "dora/foundation"),
+        ("kim/lora-of-gone", "dora/gone"),
+    }
+    assert {pair for pair, row in edges.items() if row["latent"]} == {("kim/lora-of-gone", "dora/gone")}
+    assert update.places["dora/copy"] == TreeFacts(root="dora/foundation", parent="dora/child", depth=2)
+    assert update.places["kim/lora"] == TreeFacts(root="dora/foundation", parent="dora/foundation", depth=1)
+    written = set(world.store.names("trees"))
+    again = night({held, ("ada/root", SHA)}, {"dora/foundation"})
+    assert set(world.store.names("trees")) == written, "each is compared once"
+    assert {row["child"] for row in again.edges.to_pylist() if row["latent"]} == {
+        "dora/child",
+        "kim/lora",
+        "kim/lora-of-gone",
+    }
 
 
 def test_an_update_keeps_the_places_of_its_base(world: TreeStore) -> None:
