@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -87,8 +88,7 @@ def run_complete(job: Job) -> CompletionRecord:
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
     receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
-    if not receipts:
-        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
+    _refuse_unprobed(receipts)
     with job.figures.stage("complete"):
         return complete(job, key, receipts, probe_set, encoder.digest)
 
@@ -108,8 +108,8 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
         probe_set = ready_probes(job, encoder)
         key = job.observations_key(probe_set.hash)
         receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
-    if not receipts and not unprobed:
-        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
+    if not unprobed and not job.config.generators.enabled:
+        _refuse_unprobed(receipts)
     with job.figures.stage("trees"):
         sampled = sampled_generators(job, endpoint, encoder)
         return recover_trees(job, tree_inputs(job, receipts, rows, refresh, retry_failed, sampled))
@@ -126,8 +126,8 @@ def run_publish(job: Job) -> PublishResult:
     key = job.observations_key(probe_set.hash)
     ledger = Ledger(job.store, LedgerFolder.of(key).path)
     receipts = ledger.receipts(originals=False)
-    if not receipts:
-        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
+    if not job.config.generators.enabled:
+        _refuse_unprobed(receipts)
     with job.figures.stage("complete"):
         completed = complete(job, key, receipts, probe_set, encoder.digest)
     # Of all that was ever tried: which of it this catalogue lists, only the probe stage knows.
@@ -169,7 +169,7 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
         with stage("crawl"):
             catalogue = crawl(job, endpoint, refresh)
         table = catalogue.table(COLUMNS)
-        if not table.num_rows:
+        if not table.num_rows and not job.config.generators.enabled:
             raise UsageError(
                 f"{endpoint} lists no model that meets the filters; widen them, or set HF_ENDPOINT to the Hub "
                 "you mean"
@@ -202,6 +202,11 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
             sampled=sampled,
         )
     return FullRun(catalogue, probed, completed, trees, published, result)
+
+
+def _refuse_unprobed(receipts: Sequence[Receipt]) -> None:
+    if not receipts:
+        raise UsageError("nothing was probed with these settings yet: run `probelog-index probe` first")
 
 
 def _meanwhile(job: Job, endpoint: str, refresh: bool) -> AbstractContextManager[None]:

@@ -49,6 +49,18 @@ def completed(store: Store, key: str) -> CompletionRecord | None:
     return None if facts is None else read_record(store, key, facts)
 
 
+def of_nothing(
+    store: Store, key: str, probes: int, regularisation: float, observations: str
+) -> CompletionRecord:
+    """The completion of no logits at all. What is folded into it is estimated at its own mean where it was not observed."""
+    # One column of zeros: the error of a row's mean is the row's standard deviation, the unit of both errors.
+    done = CompletionRecord(key, 1, regularisation, 1.0, 1.0, models=0, logits=0, dropped=0, parts={})
+    path = CompletionFolder.of(key).columns
+    store.write(path, npy(np.zeros((probes, 1), np.float32)))
+    write_record(store, done, {COLUMNS: measure_file(store, path)}, observations)
+    return done
+
+
 def joined(
     store: Store, base: CompletionRecord, more: CompletionRecord, observations: str
 ) -> CompletionRecord:

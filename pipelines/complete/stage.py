@@ -18,6 +18,7 @@ from pipelines.complete.record import (
     CompletionRecord,
     completed,
     measure_file,
+    of_nothing,
     read_columns,
     write_record,
 )
@@ -55,6 +56,9 @@ def complete(
         _tidy(checkpoint, job, folder)
         job.report.say(f"complete: {_format(done)}; already complete")
         return done
+    if not receipts:
+        regularisation = config.regularisation or REGULARISATIONS[-1]
+        return of_nothing(job.store, key, probe_set.count, regularisation, observations)
     with session(config.ray_address):
         return _completed_anew(job, key, observations, receipts, probe_set, encoder_digest)
 

@@ -66,7 +66,11 @@ class Filters(_Strict):
     repos: Path | None = Field(
         None, alias="list", description="A text file of repositories, one per line; only these are crawled."
     )
-    limit: Positive | None = Field(None, description="At most this many repositories, newest first.")
+    limit: int | None = Field(
+        None,
+        ge=0,
+        description="At most this many repositories, newest first; 0 for an index of generators alone.",
+    )
 
     @field_validator("since")
     @classmethod

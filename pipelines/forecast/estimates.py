@@ -168,7 +168,8 @@ class Done:
 class Forecast:
     """What a full run takes: what is done, what is left, and both together.
 
-    ``generators`` is the same of these, where a job wants them and some are listed.
+    ``generators`` is the same of these, where a job wants them and some are listed. Without classifiers the whole is of
+    generators.
     """
 
     catalogue: int

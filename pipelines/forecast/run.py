@@ -116,24 +116,29 @@ def run_plan(
     """
     endpoint, config = hub_endpoint(), job.config
     classifiers, generators = _classifiers(job, endpoint), _generators(job, endpoint)
+    if classifiers is None and generators is None:
+        raise UsageError(f"{endpoint} lists no model that meets the filters: there is nothing to plan")
     if measure is not None:
         probe_set: ProbeSet | None = _measure(job, classifiers, generators, measure, endpoint)
     else:
         probe_set = find_probe_set(config.probes, config.probe_count, config.seed, job.store)
     asked = _Asked(endpoint, like, workers, price)
-    own_key = None if probe_set is None else job.observations_key(probe_set.hash)
-    forecast = _forecast(job, classifiers, own_key, probe_set, asked)
-    if generators is None:
-        return forecast
-    samples = samples_here(job)
-    own_key = None if samples is None else samples.paths.key
-    return replace(forecast, generators=_forecast(job, generators, own_key, None, asked))
+    forecasts: list[Forecast] = []
+    if classifiers is not None:
+        own_key = None if probe_set is None else job.observations_key(probe_set.hash)
+        forecasts.append(_forecast(job, classifiers, own_key, probe_set, asked))
+    if generators is not None:
+        samples = samples_here(job)
+        own_key = None if samples is None else samples.paths.key
+        forecasts.append(_forecast(job, generators, own_key, None, asked))
+    return forecasts[0] if len(forecasts) == 1 else replace(forecasts[0], generators=forecasts[1])
 
 
-def _classifiers(job: Job, endpoint: str) -> _Listed:
+def _classifiers(job: Job, endpoint: str) -> _Listed | None:
+    """None where none are listed."""
     catalogue = Catalogue.open(job, endpoint)
     if not count_rows(catalogue.receipt["rows"]):
-        raise UsageError(f"{endpoint} lists no model that meets the filters: there is nothing to plan")
+        return None
     table = catalogue.table
     return _Listed.of(job, CLASSIFIER, catalogue.parts(KNOWN_COLUMNS), table, job.config.filters.max_bytes)
 
@@ -150,13 +155,14 @@ def _generators(job: Job, endpoint: str) -> _Listed | None:
 
 
 def _measure(
-    job: Job, classifiers: _Listed, generators: _Listed | None, count: int, endpoint: str
+    job: Job, classifiers: _Listed | None, generators: _Listed | None, count: int, endpoint: str
 ) -> ProbeSet:
     """Run some models of each kind, as `run_probe` and `run_sample` do; what is done already is not done again."""
     encoder, seed = deferred_encoder(job.config.encoder), job.config.seed
     probe_set = ready_probes(job, encoder)
-    table = classifiers.table(COLUMNS)
-    probe(job, table, probe_set, endpoint, False, classifiers.chosen(table, count, seed))
+    if classifiers is not None:
+        table = classifiers.table(COLUMNS)
+        probe(job, table, probe_set, endpoint, False, classifiers.chosen(table, count, seed))
     if generators is not None:
         table = generators.table(COLUMNS)
         sample(job, table, encoder, endpoint, False, generators.chosen(table, count, seed))

@@ -12,6 +12,10 @@ from pipelines.nightly.update import ChangesSinceBase, source_of_update
 from pipelines.publish.generators import SampledGenerators, carried_over
 from probelog.index.shortlist import EXACT_LOGITS
 
+_FIRST_CLASSIFIERS = (
+    "the index held generators alone, and its completion and its background were fitted on no classifier"
+)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -41,6 +45,8 @@ def decide(job: Job, changes: ChangesSinceBase, sampled: SampledGenerators | Non
     drift = measure_drift(start.base, changes.descriptors, start.completion, columns, job.config.top_r)
     # A reader scores all logits of an update itself for every query.
     rebuild = drift.share > job.config.nightly.rebuild_share or drift.logits > EXACT_LOGITS
+    if drift.logits and not start.base.size:
+        return Decision(rebuild, drift, _FIRST_CLASSIFIERS)
     return Decision(rebuild, drift, _refit_due(drift, job.config.nightly))
 
 

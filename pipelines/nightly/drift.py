@@ -94,6 +94,10 @@ def measure_drift(
     """
     error, models = _held_out_error(descriptors, completed.regularisation, columns, top_r)
     rmse = error.rmse if error.entries else None
+    if not base.size:
+        # Nothing was fitted that the added logits could be compared with.
+        logits = len(_coordinates(base, descriptors))
+        return Drift(models, rmse, completed.rmse, 0.0, 0.0, 0.0, logits=logits, share=float(logits > 0))
     background, b = base.background_coordinates, base.sharpness
     base_logits = base.sample if base.large else base.all_logits
     added = _coordinates(base, descriptors)

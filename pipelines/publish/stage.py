@@ -151,8 +151,14 @@ class _Inputs:
 
     @cached_property
     def sample_directions(self) -> npt.NDArray[np.float32]:
-        """Directions of a sample of the logits: (S, d)."""
-        return self.descriptors.sample_directions(_SAMPLE_LOGITS)
+        """Directions of a sample of the logits: (S, d).
+
+        Without any, those of pictures that generators make: the index's basis and temperature, and the names of a general
+        vocabulary, are then fitted to these.
+        """
+        if self.models or self.sampled is None:
+            return self.descriptors.sample_directions(_SAMPLE_LOGITS)
+        return self.sampled.sample_directions(_SAMPLE_LOGITS, self.embeddings.mean(axis=0))
 
     @cached_property
     def written(self) -> DescriptorSummary:
@@ -184,7 +190,7 @@ class _Inputs:
     @cached_property
     def sample(self) -> _Sample:
         """Logits that the confidence is fitted on, gathered while the index is written."""
-        return _Sample(min(1.0, MAX_LOGITS / self.completed.logits))
+        return _Sample(min(1.0, MAX_LOGITS / max(1, self.completed.logits)))
 
     @cached_property
     def pieces(self) -> Pieces | None:
@@ -342,6 +348,12 @@ def _build(
     last_nightly_run: str | None,
 ) -> GenerationSettings:
     job, config, completed = inputs.job, inputs.job.config, inputs.completed
+    models = inputs.models
+    if not models and inputs.sampled is None:
+        raise UsageError(
+            "there is nothing to publish: no model of the catalogue was probed successfully"
+            + (", and no generator sampled" if config.generators.enabled else "")
+        )
     embeddings = inputs.embeddings
     prompts = [text for name in inputs.background for text in prompted(config.prompts, name)]
     exported, text_difference, image_difference = exported_encoder(
@@ -349,9 +361,6 @@ def _build(
     )
     text, image = exported.text, exported.image
 
-    models = inputs.models
-    if not models:
-        raise UsageError("there is nothing to publish: no model of the catalogue was probed successfully")
     if len(inputs.background) < _FEW_NAMES:
         job.report.say(
             f"publish: the background holds only {len(inputs.background)} names, which makes answers worse: use several "
@@ -486,6 +495,11 @@ class _Sample:
         """Statistics of the background over the sample, and the confidence fitted on its declared labels."""
         background = inputs.rows_encoder.background
         config, b = inputs.job.config, background.sharpness
+        if not self._labels:
+            pictures = inputs.sample_directions
+            offsets = background.offsets(pictures)
+            statistics = ColumnStatistics.of(pictures, background.directions, offsets, b)
+            return statistics, Confidence.posterior(len(inputs.background), 0, 0)
         directions, offsets = np.concatenate(self._directions), np.concatenate(self._offsets)
         statistics = ColumnStatistics.of(directions, background.directions, offsets, b)
         return statistics, fit_confidence(

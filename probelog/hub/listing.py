@@ -66,10 +66,10 @@ class ListingFilters:
         max_bytes: bytes of weights, where the listing gives them or they can be estimated from it.
         max_params: parameters in safetensors files.
         repos: exactly these repositories. Library, task, author and since then do not apply.
-        limit: this many rows at most.
+        limit: this many rows at most; 0: the Hub is not asked.
 
     Raises:
-        UsageError: a limit below 1, a time without zone, or an id that no repository can have.
+        UsageError: a limit below 0, a time without zone, or an id that no repository can have.
     """
 
     libraries: tuple[str, ...] = ("transformers", "timm")
@@ -83,14 +83,14 @@ class ListingFilters:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("max_bytes", self.max_bytes),
-            ("max_params", self.max_params),
-            ("limit", self.limit),
+        for name, value, least in (
+            ("max_bytes", self.max_bytes, 1),
+            ("max_params", self.max_params, 1),
+            ("limit", self.limit, 0),
         ):
-            if value is not None and value < 1:
+            if value is not None and value < least:
                 raise UsageError(
-                    f"the filter {name} must be 1 or more, not {value}; leave it out for no limit"
+                    f"the filter {name} must be {least} or more, not {value}; leave it out for no limit"
                 )
         if self.since is not None and self.since.tzinfo is None:
             raise UsageError(f"the filter since must have a time zone, as in {self.since.isoformat()}Z")
@@ -163,6 +163,8 @@ def iter_pages(
         HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or its pages form a
             circle or have no end. Pages already yielded stay valid.
     """
+    if filters.limit == 0:
+        return
     with HubClient(endpoint, limiter=limiter, retry=retry) as client:
         pages = (
             _listed_pages(client, filters, start_url)

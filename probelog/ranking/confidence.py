@@ -124,7 +124,7 @@ class ScoreMoments:
     @classmethod
     def of(cls, scores: Float64) -> ScoreMoments:
         """Of scores (N,)."""
-        return cls(float(scores.mean()), float(scores.std()))
+        return cls(float(scores.mean()), float(scores.std())) if len(scores) else cls(0.0, 0.0)
 
     def standardise(self, scores: Float64) -> Float64:
         """Step 1's ``z`` for scores of the same query."""

@@ -29,7 +29,7 @@ from probelog.web.formats import csv_response, json_response, openapi, problem
 from probelog.web.middleware import Guard, Metrics
 from probelog.web.pages import Pages
 from probelog.web.pictures import Thumbnails, form_fields, token_of
-from probelog.web.question import CLASSIFIER, Question
+from probelog.web.question import CLASSIFIER, GENERATOR, Question
 from probelog.web.workers import BusyError, Workers
 
 if TYPE_CHECKING:
@@ -158,14 +158,14 @@ class _Site:
     async def home(self, request: Request) -> Response:
         """The box, and what the index holds."""
         kind = [pair for pair in request.query_params.multi_items() if pair[0] == "kind"]
-        question = Question.from_query(kind)
+        question = self._asked(kind)
         return await self._answer(request, lambda: self._pages.home(self._index, question))
 
     async def search(self, request: Request) -> Response:
         """Answers to a search. A search that is not understood is said so, above the box that it was typed into."""
         query = request.query_params.multi_items()
         try:
-            question = Question.from_query(query)
+            question = self._asked(query)
         except QueryError as error:
             return self._pages.home(self._index, problem=str(error), status=400)
         if question.is_empty and not question.filters:
@@ -183,6 +183,13 @@ class _Site:
 
         return await self._answer(request, work)
 
+    def _asked(self, query: Sequence[tuple[str, str]]) -> Question:
+        """What a visitor asks. Where the index holds generators alone, these are meant unless a kind is named."""
+        settings = self._index.settings
+        alone = not settings["models"] and settings.get("generators") is not None
+        named = any(name == "kind" for name, _ in query)
+        return Question.from_query([*query, *([("kind", GENERATOR)] if alone and not named else [])])
+
     async def upload(self, request: Request) -> Response:
         """A search with files, of a browser that runs no script: its answer is the search's address."""
         fields = form_fields(request.headers.get("content-type", ""), await _body(request))
@@ -194,7 +201,7 @@ class _Site:
                     query.append((name, self._embedded(name, content)))
                 else:
                     query.append((name, content.decode("utf-8", "replace")))
-            return RedirectResponse(f"/search?{Question.from_query(query).query}", 303)
+            return RedirectResponse(f"/search?{self._asked(query).query}", 303)
 
         return await self._answer(request, work)
 

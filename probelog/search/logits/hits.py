@@ -68,6 +68,9 @@ def results_of(
     models = facts_of(
         generation, [number for number, _ in members.values()], ["labels", "copies", *MODEL_FACT_NAMES]
     )
+    nothing = ["this index holds no classifiers"] if not generation.settings.models else []
+    if nothing and generation.settings.generators is not None:
+        nothing = ['this index holds generators alone: ask for these (--kind generator, kind="generator")']
     results = []
     for (matches, confidences), own in zip(selected, notes, strict=True):
         hits = _hits(index, generation, matches, confidences, selection, model_filter, members, models)
@@ -76,6 +79,7 @@ def results_of(
             own.append(
                 f"no answer has a confidence above {highest:.0%}: perhaps nothing in this index recognises this"
             )
+        own += nothing
         results.append(Results(hits, own))
     return results
 

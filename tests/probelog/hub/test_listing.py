@@ -407,7 +407,7 @@ def test_a_server_that_is_no_hub_is_named(write_listing: Listing) -> None:
 
 def test_filters_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="limit"):
-        ListingFilters(limit=0)
+        ListingFilters(limit=-1)
     with pytest.raises(UsageError, match="time zone"):
         ListingFilters(since=dt.datetime(2025, 1, 1))
     with pytest.raises(UsageError, match=r"'\.\./x'"):

@@ -68,12 +68,15 @@ def test_what_a_filter_accepts(filters: dict[str, Any], facts: dict[str, Any], a
     assert ListingFilters(**filters).accepts(replace(ROW, **facts)) is accepted
 
 
-@pytest.mark.parametrize("name", ["max_bytes", "max_params", "limit"])
-def test_a_bound_is_one_at_the_least(name: str) -> None:
-    assert getattr(ListingFilters(**{name: 1}), name) == 1
-    for wrong in (0, -1):
-        with pytest.raises(UsageError, match=f"the filter {name} must be 1 or more, not {wrong}"):
-            ListingFilters(**{name: wrong})
+@pytest.mark.parametrize(("name", "least"), [("max_bytes", 1), ("max_params", 1), ("limit", 0)])
+def test_the_least_of_a_bound(name: str, least: int) -> None:
+    assert getattr(ListingFilters(**{name: least}), name) == least
+    with pytest.raises(UsageError, match=f"the filter {name} must be {least} or more, not {least - 1}"):
+        ListingFilters(**{name: least - 1})
+
+
+def test_none_are_wanted_and_the_hub_is_not_asked() -> None:
+    assert list(iter_pages(ListingFilters(limit=0), endpoint="http://127.0.0.1:9")) == []
 
 
 def test_a_list_of_just_a_page_ends_with_it(write_repository: Write, tmp_path: Path) -> None:

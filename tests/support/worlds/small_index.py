@@ -151,13 +151,15 @@ def build(
     further: Mapping[str, bytes] | None = None,
     edges: pa.Table | None = None,
     write_further: WriteFurther | None = None,
+    alone: bool = False,
 ) -> SmallIndex:
     """Write a generation, and make it the live one. With ``files`` it needs no torch, but has no image encoder.
 
     A model's logits depend on its weights and the seed alone. ``names`` are the background's. ``describe`` gives the
     directions (L, d) of a model's logits in place of random ones. With ``like`` they are compared as in that index.
     ``tamper`` changes what is written, not what is returned. ``further`` goes into the ``meta`` table.
-    ``edges`` are the model trees (``EDGES``); without, there are none. ``write_further`` writes further tables.
+    ``edges`` are the model trees (``EDGES``); without, there are none. ``write_further`` writes further tables; with
+    ``alone`` there is nothing else: the models only fit what all tables share.
     """
     if files is None:
         from tests.support.worlds import tiny_encoders
@@ -208,8 +210,8 @@ def build(
     batch = LogitBatch(numbers, places, signs < 0, gallery, pairs.probes, evidence)
     written = write_tables(
         writer,
-        [tamper(batch)],
-        model_facts(models, edges),
+        [] if alone else [tamper(batch)],
+        model_facts(models, edges).slice(0, 0 if alone else None),
         RowEncoder.fit(learnt_from, compared, probes),
         exact_logits,
     )
@@ -240,7 +242,7 @@ def build(
     facts = some_settings(
         trees=None if edges is None else "d" * 16,
         edges=None if edges is None else edges.num_rows,
-        models=len(models),
+        models=0 if alone else len(models),
         logits=written.logits,
         encoder=f"tiny {kind}",
         encoder_digest=f"digest of tiny {kind}",
