@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,7 @@ class Synthetic:
         features = np.concatenate(self._features(np.arange(1000))[:, ::3])
         plain = SampleSpace.fit(features, space.centre, space.background, space.texts, probes)
         self.axes = fit_axes(features, probes, space.texts)
-        # Without the probes, whose offset no score uses.
-        self.space = replace(plain, pictures=plain.pictures[:0]).projected(self.axes)
+        self.space = plain.projected(self.axes)
         self.finder = GroupSpace.fit(self.space, features @ self.axes.T, space.spread**0.5)
         # In coordinates from here on.
         self._concepts, self._centre, self._noise = (
