@@ -104,7 +104,8 @@ class Odds:
         if relation is Relation.RECAST:
             return np.asarray(self.finer(parents, children) + centre + known)
         if relation is Relation.PRUNED:
-            return _PRUNED + known
+            # What was pruned has shrunk, whatever its size says otherwise.
+            return np.asarray(_PRUNED + self.direction(parents, children, np.zeros(len(parents))) + known)
         around = centre if relation is Relation.QUANTISED else 0.0
         return np.asarray(self.direction(parents, children, growth) + around + known)
 

@@ -151,9 +151,6 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
     equal = pairs.distance < _ROUNDED_TO_16_BITS
     equal_head = head < _ROUNDED_TO_16_BITS
     rounded = (head < SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < _EVEN)
-    # Training that adds something orthogonal, looked at backwards, shrinks a model as pruning does: not its kurtosis.
-    shrunk = (pairs.growth < _SHRUNK) & (pairs.growths < _SHRUNK)
-    heavier = np.maximum(_LEAST_PRUNED_KURTOSIS, _PRUNED_KURTOSIS * pairs.distance)
     untrained = _untrained(pairs.vectors, same_type)
     copied = np.where(same_type, Relation.COPY, Relation.RECAST)
     # The first that holds.
@@ -164,14 +161,28 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
         (equal, Relation.HEAD_ONLY),
         (rounded & (pairs.distance < _RECAST), Relation.RECAST),
         (rounded & (pairs.distance < _QUANTISED) & untrained, Relation.QUANTISED),
-        (
-            shrunk & (pairs.kurtosis > heavier) & (head < 0.1 * pairs.distance),
-            Relation.PRUNED,
-        ),
+        (_pruned(pairs) & (head < 0.1 * pairs.distance), Relation.PRUNED),
         (untrained, Relation.LOW_RANK),
     ]
     names = np.select([case for case, _ in cases], [name for _, name in cases], Relation.FINE_TUNED)
     return [Relation(str(name)) for name in names]
+
+
+def _pruned(pairs: Comparison) -> npt.NDArray[np.bool_]:
+    # Training that adds something orthogonal, looked at backwards, shrinks a model as pruning does: not its kurtosis.
+    shrunk = (pairs.growth < _SHRUNK) & (pairs.growths < _SHRUNK)
+    heavier = np.maximum(_LEAST_PRUNED_KURTOSIS, _PRUNED_KURTOSIS * pairs.distance)
+    return np.asarray(shrunk & (pairs.kurtosis > heavier))
+
+
+def untrained_vectors(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(m,) whether pairs have norms and biases in common, as training leaves none of them."""
+    return _untrained(pairs.vectors, same_type)
+
+
+def pruned_trunks(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(m,) whether pairs differ by pruning without any training, whatever their heads are."""
+    return _pruned(pairs) & _untrained(pairs.vectors, same_type)
 
 
 def rounded_trunks(

@@ -17,7 +17,14 @@ from probelog.arrays import Floats, Ints
 from probelog.trees.edges import Relation
 from probelog.trees.evidence.merges import find_merge, may_be_merges
 from probelog.trees.evidence.odds import Odds
-from probelog.trees.evidence.relations import SAME_HEAD, compare, head_ratios, relations_of, trained_vectors
+from probelog.trees.evidence.relations import (
+    SAME_HEAD,
+    compare,
+    head_ratios,
+    relations_of,
+    trained_vectors,
+    untrained_vectors,
+)
 from probelog.trees.families.distance import RELATED
 from probelog.trees.families.family import Family
 from probelog.trees.recovery.neighbours import Neighbours, components
@@ -42,6 +49,8 @@ _AROUND = 24
 _COMES_FROM = 2.0
 # Log odds, twice.
 _HEAD_GOES_ON = 6.0
+# Log odds, at most, from the models around two that differ by rounding alone: what rounding adds has nothing in common with others.
+_ROUNDED_CENTRE = 6.0
 _NOBODY = np.empty(0, np.int64)
 # Numbers of points that are held at once.
 _BLOCK = 2**20
@@ -131,16 +140,20 @@ def twins(around: Around, models: Ints) -> dict[int, Fixed]:
     near = (neighbours.places < _CANDIDATES) & among[neighbours.models]
     parents, children = neighbours.others[near], neighbours.models[near]
     pairs = compare(family, parents, children)
-    names = np.array(
-        relations_of(pairs, family.precision[parents] == family.precision[children]), dtype=object
-    )
+    same_type = family.precision[parents] == family.precision[children]
+    names = np.array(relations_of(pairs, same_type), dtype=object)
     found: dict[int, Fixed] = {}
-    chosen = np.flatnonzero(np.isin(names, _TWINS))
+    # What was pruned and has a larger model's norms and biases was not made from one with others.
+    untrained = untrained_vectors(pairs, same_type)
+    has_others = np.isin(children, children[untrained & (pairs.growth < 0)]) & ~untrained
+    chosen = np.flatnonzero(np.isin(names, _TWINS) & ~((names == Relation.PRUNED) & has_others))
     parents, children, names = parents[chosen], children[chosen], names[chosen]
     distances, growths = pairs.distance[chosen], pairs.growth[chosen]
     around_two = np.zeros(len(chosen))
     rounded = names != Relation.PRUNED
-    around_two[rounded] = centre(around, parents[rounded], children[rounded], distances[rounded])
+    around_two[rounded] = centre(
+        around, parents[rounded], children[rounded], distances[rounded], limit=_ROUNDED_CENTRE, timed=True
+    )
     score = np.zeros(len(chosen))
     for name in _TWINS:
         of = names == name

@@ -125,9 +125,9 @@ class _Recovery:
         self._fixed.update(fixed.twins(around, self._free()))
         self._fixed.update(fixed.copies_of_leaves(self._fixed))
         self._fixed.update(fixed.head_only(family, self._free(), neighbours, odds))
-        rounded = stand_ins.rounded_siblings(family, self._free(), neighbours, odds)
-        self._stand_ins = {made.parents[0] for made in rounded.values()}
-        self._fixed.update(rounded)
+        from_unseen = stand_ins.made_from_unseen(family, self._free(), neighbours, odds)
+        self._stand_ins = {made.parents[0] for made in from_unseen.values()}
+        self._fixed.update(from_unseen)
         self._fixed.update(fixed.merges(around, self._free()))
         return self._tree(around)
 

@@ -118,10 +118,18 @@ def grow(around: Around, fixed: Ints, excluded: Ints) -> Ints:
     )
 
 
-def centre(around: Around, parents: Ints, children: Ints, distances: Floats) -> Floats:
+def centre(
+    around: Around,
+    parents: Ints,
+    children: Ints,
+    distances: Floats,
+    *,
+    limit: float = 2.0,
+    timed: bool = False,
+) -> Floats:
     """(m,) log odds, from the models around two that are close, that the child was made from the parent.
 
-    Known times say more: there it is 0.
+    At most ``limit``. Known times say more of trained models: 0 there, but for ``timed``.
     """
     neighbours = around.neighbours
     result = np.zeros(len(parents))
@@ -129,12 +137,13 @@ def centre(around: Around, parents: Ints, children: Ints, distances: Floats) -> 
     middle = neighbours.starts[parents] + np.minimum((counts + 1) // 2, np.maximum(counts - 1, 0))
     usual = np.zeros(len(parents))
     usual[counts > 1] = neighbours.distances[middle[counts > 1]]
-    open_ = np.flatnonzero((around.odds.time(parents, children) == 0) & (distances <= _CLOSE * usual))
+    asked = timed | (around.odds.time(parents, children) == 0)
+    open_ = np.flatnonzero(asked & (distances <= _CLOSE * usual))
     for parent, pairs in _grouped(parents[open_], open_):
         others = neighbours.of(parent)[:_PARENT_CANDIDATES]
         shares, errors = _shares(around, parent, children[pairs], others, children[pairs][:, None] == others)
         known = ~np.isnan(shares)
-        result[pairs[known]] = np.clip((0.5 - shares[known]) / errors[known] ** 2, -2, 2)
+        result[pairs[known]] = np.clip((0.5 - shares[known]) / errors[known] ** 2, -limit, limit)
     return result
 
 

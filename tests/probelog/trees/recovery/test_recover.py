@@ -225,6 +225,44 @@ def test_what_was_pruned_comes_from_the_original_and_not_from_its_rounded_twin(r
     assert ("q", "root") in edges
 
 
+def test_what_was_pruned_comes_from_the_model_with_its_norms_and_biases(root):
+    step = {name: x + 0.001 * np.roll(x, 1) for name, x in root.items()}
+    models = {"step": with_head(step, 100, 0), "zpruned": pruned(root), "zroot": root}
+
+    # The original's time is wrong.
+    edges = edges_of(models, facts_of("step", "zpruned", "zroot"))
+
+    assert ("zpruned", "zroot") in edges
+
+
+def test_what_was_pruned_and_trained_comes_from_the_model_with_the_smaller_counter(root):
+    step = {name: x + 0.001 * np.roll(x, 1) for name, x in root.items()}
+    random = np.random.default_rng(3)
+    trained = {
+        name: x if x.ndim > 1 else x + 1e-3 * random.standard_normal(x.shape)
+        for name, x in pruned(root).items()
+    }
+    models = {
+        "step": counted(with_head(step, 100, 0), 500),
+        "zpruned": counted(with_head(trained, 100, 0), 330),
+        "zroot": counted(root, 300),
+    }
+
+    assert ("zpruned", "zroot") in edges_of(models)
+
+
+def test_a_late_time_does_not_make_a_rounded_twin_the_parent_of_all(root):
+    models = {
+        "q": quantised(root),
+        "b": to_bfloat16(root),
+        **{f"child{n}": tuned(root, 0.2, n) for n in range(3)},
+    }
+
+    edges = edges_of({**models, "root": root}, facts_of(*models, "root"))
+
+    assert {parent for child, parent in edges if child in ("q", "b")} == {"root"}
+
+
 def test_a_small_step_before_an_adapter_is_seen_by_what_the_adapter_left(root):
     step = tuned(root, 0.02, 1)
     adapted = with_head(low_rank(step), 10, 2)
@@ -270,11 +308,11 @@ def test_a_permuted_copy_is_that_of_the_model_with_its_head(root):
     assert ("permuted", "root") in edges_of(models)
 
 
-@pytest.mark.parametrize("rounded", [quantised, to_bfloat16])
+@pytest.mark.parametrize("made", [quantised, to_bfloat16, pruned])
 @pytest.mark.parametrize("times", [True, False])
-def test_a_rounded_model_and_one_with_its_numbers_and_another_head_are_siblings(root, rounded, times):
+def test_a_rounded_or_pruned_model_and_one_with_its_numbers_and_another_head_are_siblings(root, made, times):
     headed = with_head(root, 10, 9)
-    models = {"headed": headed, "q": rounded(root), **{f"child{n}": tuned(root, 0.2, n) for n in range(3)}}
+    models = {"headed": headed, "q": made(root), **{f"child{n}": tuned(root, 0.2, n) for n in range(3)}}
     models["on"] = {**tuned(root, 0.2, 5), **{name: x for name, x in headed.items() if "head" in name}}
 
     edges = edges_of(models, facts_of(*models) if times else None, least=0.5)
