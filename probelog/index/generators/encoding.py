@@ -110,7 +110,8 @@ def decode(stored: npt.NDArray[np.void]) -> StoredDescriptions:
         raise ValueError("a description holds numbers that are not finite")
     if min(stored["diagonal"].min(initial=0), stored["variances"].min(initial=0)) < 0:
         raise ValueError("a description holds a variance below 0")
-    features = stored["features"] * stored["feature_scales"][..., None]
+    features = stored["features"].astype(np.float32)
+    features *= stored["feature_scales"][..., None]
     described = Descriptions(
         stored["mean"].astype(np.float32),
         stored["axes"] * stored["axis_scales"][..., None],

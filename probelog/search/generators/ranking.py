@@ -17,10 +17,10 @@ from probelog.search.generators.query import MATCHED, GeneratorQuery
 from probelog.search.query import Float64
 from probelog.search.ranking import Selection
 
-# Groups of samples that a shortlist holds at first; four times as many at the next try, up to the longest
-# (tests/benchmarks/generators.py says which share of the exact first ten they hold).
-FIRST = 100
-_PER_ANSWER = 10
+# Groups of samples that a shortlist holds at first, at least and for each answer; four times as many at the next try, up to
+# the longest. Each that more are scored costs 80 microseconds (docs/performance.md has what a list holds).
+FIRST = 50
+_PER_ANSWER = 5
 _GROWTH = 4
 _LONGEST = 10_000
 # The generators that pass a filter are listed, up to this many; with more, the filter is applied to each candidate.
