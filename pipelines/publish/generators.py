@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from probelog.arrays import Floats, values_of
+from probelog.arrays import Floats
 from probelog.encoders.torch_encoder import Encoder
 from probelog.errors import StoreError
 from probelog.index.contents.generators import Generators
@@ -180,12 +180,9 @@ def carried_over(base: Generation, sampled: SampledGenerators | None) -> bool:
     return versions_in(base) == {(model.repo, model.sha) for model in sampled.models}
 
 
-def versions_in(generation: Generation) -> set[tuple[str, str]]:
+def versions_in(generation: Generation) -> frozenset[tuple[str, str]]:
     """Repositories and commits of a generation's generators."""
-    if generation.settings.generators is None:
-        return set()
-    rows = generation.generators.rows(["repo", "sha"])
-    return set(zip(values_of(rows["repo"], str), values_of(rows["sha"], str), strict=True))
+    return frozenset() if generation.settings.generators is None else generation.generators.versions
 
 
 def places_in(base: Generation) -> dict[str, TreeFacts]:

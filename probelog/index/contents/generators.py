@@ -24,7 +24,7 @@ from probelog.index.generators.encoding import MOST_COORDINATES, StoredDescripti
 from probelog.index.generators.groups import GROUP_COORDINATES, GroupSpace
 from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE, SHOWN, GeneratorSettings
 from probelog.index.generators.shown import unpacked
-from probelog.index.tables import Tables, completed, is_valid_sql_text, sql_in, sql_literal
+from probelog.index.tables import Tables, completed, first_line, is_valid_sql_text, sql_in, sql_literal
 from probelog.ranking.samples.description import Descriptions, Float32s
 from probelog.ranking.samples.matched import Asked, SampleSpace
 from probelog.ranking.samples.sketches import SketchMap
@@ -137,7 +137,7 @@ class Generators:
         try:
             facts = unpacked([row[SHOWN.name] for row in rows])
         except ValueError as error:
-            raise self._tables.damaged("generators", str(error)) from None
+            raise self._tables.damaged("generators", first_line(error)) from None
         self._tables.check_rows("generators", facts)
         return [{"id": row["id"], **known} for row, known in zip(rows, facts.to_pylist(), strict=True)]
 
@@ -281,6 +281,14 @@ class Generators:
         ):
             raise self._tables.damaged("samples", "its pictures are too many, or too large")
         return [bytes(item) for item in pictures if item is not None]
+
+    # For nightly runs, which ask several times what a generation has.
+
+    @cached_property
+    def versions(self) -> frozenset[tuple[str, str]]:
+        """Repositories and commits of all generators."""
+        rows = self.rows(["repo", "sha"])
+        return frozenset(zip(values_of(rows["repo"], str), values_of(rows["sha"], str), strict=True))
 
     # For evaluation, which describes models by fewer samples.
 

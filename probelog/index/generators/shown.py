@@ -1,7 +1,7 @@
 """What an answer shows of a generator, in one column.
 
-To take ten rows of thirty columns costs LanceDB and us twice what one column costs, a third of a whole query to many
-generators. So the table has the facts once more, as a JSON object a row: without those that are unknown, times in milliseconds.
+Of a million generators, to take ten rows of thirty columns costs 23 ms of processor time, of one column 2: more than all else that a
+query does. So the table has the facts once more, as a JSON object a row: without those that are unknown, times in milliseconds.
 """
 
 from __future__ import annotations
