@@ -62,6 +62,7 @@ def test_the_store_is_understood(kept: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.acceptance
 def test_its_runs_go_on(
     kept: Path, tiny_world: TinyWorld, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

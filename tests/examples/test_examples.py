@@ -51,6 +51,7 @@ def test_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         names["index"].search("dog")
 
 
+@pytest.mark.acceptance
 def test_index_a_folder(
     indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -281,6 +281,7 @@ def half(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
+@pytest.mark.acceptance
 def test_the_stages_one_by_one_are_a_full_run(indexed: Indexed, half: Path) -> None:
     before = contents(half)
     asked = len(indexed.hub.requests)
@@ -291,6 +292,7 @@ def test_the_stages_one_by_one_are_a_full_run(indexed: Indexed, half: Path) -> N
     assert contents(half) == before
 
 
+@pytest.mark.acceptance
 def test_half_of_the_probes_are_kept_as_they_were_observed(indexed: Indexed, half: Path) -> None:
     run = run_full(indexed.job(half, fraction=0.5))
     generation = opened(half)

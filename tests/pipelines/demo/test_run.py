@@ -51,6 +51,7 @@ def small_world(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.acceptance
 def test_a_few_models_of_the_demo(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_ENDPOINT", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         monkeypatch.setenv(name, "")  # the demo sets them for its process

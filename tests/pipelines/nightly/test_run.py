@@ -243,6 +243,7 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     assert verify(str(hub_and_index.store), Report(io.StringIO())).clean
 
 
+@pytest.mark.acceptance
 def test_repositories_removed_from_the_hub_are_removed_from_answers(hub_and_index: NightlyWorld) -> None:
     hub_and_index.new("zed/new", 21)
     hub_and_index.run()
@@ -321,6 +322,7 @@ def test_a_hubs_background_stays_over_nightly_runs(hub_and_index: NightlyWorld) 
     assert {*labels} <= {*hub_and_index.index._generation.background}
 
 
+@pytest.mark.acceptance
 def test_a_copy_that_saw_other_probes(hub_and_index: NightlyWorld) -> None:
     """Its own directions are others than those that the base holds of the same weights; the base's are kept."""
     store = hub_and_index.store.parent / "half"
@@ -334,6 +336,7 @@ def test_a_copy_that_saw_other_probes(hub_and_index: NightlyWorld) -> None:
     assert len(index._generation.recent) == 0
 
 
+@pytest.mark.acceptance
 def test_a_rollback_is_undone_by_the_next_nightly_run_unless_it_is_held(hub_and_index: NightlyWorld) -> None:
     hub_and_index.new("zed/new", 21)
     hub_and_index.run()

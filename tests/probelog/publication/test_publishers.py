@@ -40,8 +40,6 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LOCAL_AND_S3 = ["local", "s3"]
-# The bucket's server runs in the tests' process: what asks it hundreds of times takes long.
-LOCAL_AND_ACCEPTANCE_S3 = ["local", pytest.param("s3", marks=pytest.mark.acceptance)]
 
 
 @pytest.fixture(params=LOCAL_AND_S3)
@@ -103,11 +101,8 @@ def test_of_two_publishers_one_wins_and_the_other_says_so(index: Store, encoder:
     assert generations(index) == {live.generation}, "what lost is removed"
 
 
-@pytest.mark.parametrize(
-    ("index", "publishes"),
-    [("local", 16), pytest.param("s3", 12, marks=pytest.mark.acceptance)],
-    indirect=["index"],
-)
+@pytest.mark.acceptance
+@pytest.mark.parametrize(("index", "publishes"), [("local", 16), ("s3", 12)], indirect=["index"])
 def test_readers_through_many_publishes_and_rollbacks(
     index: Store, encoder: Path, publishes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +149,8 @@ def at_step(index: Store, name: str) -> Callable[[], bool]:
 STEPS = ("hold.json", "logits.lance", "models.lance", "meta.lance", "files.json", POINTER)
 
 
-@pytest.mark.parametrize("index", LOCAL_AND_ACCEPTANCE_S3, indirect=True)
+@pytest.mark.acceptance
+@pytest.mark.parametrize("index", ["local", "s3"], indirect=True)
 def test_a_publisher_is_killed_at_every_step(index: Store, encoder: Path) -> None:
     """SIGKILL when a file appears. The old generation answers on, and the next publisher is not in its way."""
     publish(index, load_encoder(encoder), "g0")

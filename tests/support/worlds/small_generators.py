@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from probelog.encoders.text import TextEncoder
 from probelog.index.generators.schema import GENERATOR_FACTS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.generators import GeneratorSource, Sampled, write_generators
@@ -25,7 +24,7 @@ from probelog.ranking.samples.sketches import SketchMap
 from probelog.storage.store import Store
 from probelog.trees.edges import Edge, Relation, edge_table
 from tests.support.worlds import small_index, tiny_encoders
-from tests.support.worlds.small_index import BACKGROUND, PROMPT, SmallIndex
+from tests.support.worlds.small_index import BACKGROUND, PROMPT, SmallIndex, text_encoder
 
 Floats = npt.NDArray[np.floating]
 
@@ -198,7 +197,7 @@ def build(
     def write_further(
         writer: GenerationWriter, space: matched_heads.HeadSpace, probes: Floats
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
-        encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
+        encoder = text_encoder(files)
         names = [*options.get("names", BACKGROUND)]
 
         @functools.cache

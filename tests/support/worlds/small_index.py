@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -132,6 +133,16 @@ class SmallIndex:
     statistics: ColumnStatistics
 
 
+def text_encoder(files: TextFiles) -> TextEncoder:
+    """The encoder of these files. Its process, which takes half a second to start, serves all indexes that are built."""
+    return _text_encoder(files.onnx, files.tokenizer_json, json.dumps(files.settings))
+
+
+@functools.cache
+def _text_encoder(onnx: bytes, tokenizer_json: str, settings: str) -> TextEncoder:
+    return TextEncoder(onnx, tokenizer_json, json.loads(settings))
+
+
 def build(
     index: Store,
     name: str = "first",
@@ -165,7 +176,7 @@ def build(
         from tests.support.worlds import tiny_encoders
 
         files = tiny_encoders.text_files(kind)
-    encoder = TextEncoder(files.onnx, files.tokenizer_json, files.settings)
+    encoder = text_encoder(files)
     random = np.random.default_rng(seed)
     embeddings = random.normal(size=(probes, encoder.dimension)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
