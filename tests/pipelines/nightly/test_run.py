@@ -217,12 +217,9 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     assert "drift" in hub_and_index.index.settings
     assert not hub_and_index.run().published.is_new
 
-    probed, models, ours = (
-        hub_and_index.observed(),
-        hub_and_index.index.models,
-        directions(hub_and_index.index),
-    )
-    first = {concept: hub_and_index.index.search(concept)[0] for concept in CONCEPTS}
+    probed, index = hub_and_index.observed(), hub_and_index.index
+    models, ours = index.models, directions(index)
+    first = {concept: index.search(concept)[0] for concept in CONCEPTS}
     # A full run with the catalogue from before the nightly runs would remove what they added.
     with pytest.raises(UsageError, match="older than the nightly run"):
         run_full(hub_and_index.job())
@@ -230,15 +227,16 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     full = run_full(hub_and_index.job(), refresh=True)
     assert hub_and_index.observed() == probed
     assert hub_and_index.pointer.base is None
-    assert hub_and_index.index.models == full.probed.models == models
-    theirs = directions(hub_and_index.index)
+    index = hub_and_index.index
+    assert index.models == full.probed.models == models
+    theirs = directions(index)
     assert ours.keys() == theirs.keys()
     for key, direction in ours.items():
         assert direction @ theirs[key] > 0.999, key
     for concept, mine in first.items():
-        other = hub_and_index.index.search(concept)[0]
+        other = index.search(concept)[0]
         assert (mine.repo, mine.logit) == (other.repo, other.logit) or abs(mine.score - other.score) < 0.2
-    copies = {edge.child for edge in hub_and_index.index.edges("relation = 'copy'")}
+    copies = {edge.child for edge in index.edges("relation = 'copy'")}
     assert copies == {"ada/resnet-again", "zed/copy"}
     assert verify(str(hub_and_index.store), Report(io.StringIO())).clean
 
