@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.labels.labels import Lexicon, Meaning, imagenet_lexicon, names_in
-from pipelines.quality.canaries import EXAMPLES, FIRST, first
-from pipelines.quality.measure import Measure, least_paired_fall, least_rise
+from pipelines.quality.canaries import FIRST, first
+from pipelines.quality.measure import EXAMPLES, Measure, least_paired_fall, least_rise
 from pipelines.quality.samples import Answer, Sampled, Version, draw, hashed, rows_of, sampled_models
 from probelog.index.generation import Generation
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipelines.job.job import read_names
 from pipelines.quality.generators import finds_generator
-from pipelines.quality.measure import Measure, wilson
+from pipelines.quality.measure import EXAMPLES, Measure, gone
 from pipelines.quality.samples import Answer, Asking, Version, draw, rows_of, sampled_models
 from probelog.errors import QueryError, UsageError
 from probelog.index.generation import Generation
@@ -38,7 +38,6 @@ FIRST = 10
 _DEEPER = 60
 # With fewer answers to compare, a swap at the tenth place would be a large share.
 LEAST_ANSWERS = 50
-EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -321,25 +320,8 @@ _MODELS = 400
 
 def removed_measure(candidate: Generation, live: Generation | None, limit: float) -> Measure:
     """Share of the live generation's repositories that the candidate lacks."""
-    value = worse = None
-    note, removed, count = "", [], 0
     if live is None:
-        note = "there is no live generation to compare with"
-    else:
-        repos = [model.repo for model in sampled_models(live, _MODELS)]
-        candidate_repos = {row.repo for row in rows_of(candidate, repos)}
-        removed, count = [repo for repo in repos if repo not in candidate_repos], len(repos)
-        if count:
-            value, worse = len(removed) / count, wilson(len(removed), count)[0]
-    return Measure(
-        name="models gone",
-        meaning="Share of the live generation's repositories that the candidate lacks; and the least that it can be, "
-        "seen from a sample.",
-        value=value,
-        before=None,
-        worse=worse,
-        limit=limit,
-        counted=count,
-        note=note,
-        examples=removed[:EXAMPLES],
-    )
+        return gone("models", "repositories", (), (), limit, "there is no live generation to compare with")
+    repos = [model.repo for model in sampled_models(live, _MODELS)]
+    held = {row.repo for row in rows_of(candidate, repos)}
+    return gone("models", "repositories", repos, held, limit)

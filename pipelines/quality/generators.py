@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipelines.quality.measure import Measure, wilson
+from pipelines.quality.measure import Measure, gone
 from pipelines.quality.samples import Asking, Version, draw
 from probelog.arrays import values_of
 from probelog.errors import QueryError
@@ -17,7 +17,6 @@ from probelog.search.client import Index
 _FIRST = 10
 # Repositories of the live generation that are looked for in the candidate.
 _COMPARED = 400
-_EXAMPLES = 8
 
 
 def finds_generator(generation: Generation, name: str, repo: str) -> bool | None:
@@ -60,27 +59,12 @@ def removed_generators(candidate: Generation, live: Generation | None, limit: fl
     """Share of the live generation's generators that the candidate lacks; no measure where neither has any."""
     if live is None or live.settings.generators is None:
         return []
-    value = worse = None
-    note, removed, count = "", list[str](), 0
     if candidate.settings.generators is None:
-        note = "not judged: generators are not published any more"
-    else:
-        repos = draw(values_of(live.generators.rows(["repo"])["repo"], str), _COMPARED)
-        found = candidate.generators.rows(["repo"], sql_in("repo", repos))["repo"]
-        held = set(values_of(found, str))
-        removed, count = [repo for repo in repos if repo not in held], len(repos)
-        value, worse = len(removed) / count, wilson(len(removed), count)[0]
-    return [
-        Measure(
-            name="generators gone",
-            meaning="Share of the live generation's generators that the candidate lacks; and the least that it can be, "
-            "seen from a sample.",
-            value=value,
-            before=None,
-            worse=worse,
-            limit=limit,
-            counted=count,
-            note=note,
-            examples=removed[:_EXAMPLES],
-        )
-    ]
+        return [
+            gone(
+                "generators", "generators", (), (), limit, "not judged: generators are not published any more"
+            )
+        ]
+    repos = draw(values_of(live.generators.rows(["repo"])["repo"], str), _COMPARED)
+    held = values_of(candidate.generators.rows(["repo"], sql_in("repo", repos))["repo"], str)
+    return [gone("generators", "generators", repos, set(held), limit)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 
@@ -46,6 +46,8 @@ class Measure:
         return "passed" if self.passed else "failed"
 
 
+# How many a report names.
+EXAMPLES = 8
 # One-sided 99.9 %: a nightly job evaluates a dozen measures 365 times a year.
 Z = 3.09
 
@@ -103,3 +105,22 @@ def least_paired_fall(lost: float, gained: float, count: int, z: float = Z) -> f
     fell, rose, pairs = lost + 0.5, gained + 0.5, count + 2
     difference = (fell - rose) / pairs
     return difference - z * math.sqrt((fell + rose) / pairs - difference**2) / math.sqrt(pairs)
+
+
+def gone(
+    name: str, things: str, repos: Sequence[str], held: Collection[str], limit: float, note: str = ""
+) -> Measure:
+    """Share of some repositories of the live generation that the candidate does not hold."""
+    removed = [repo for repo in repos if repo not in held]
+    return Measure(
+        name=f"{name} gone",
+        meaning=f"Share of the live generation's {things} that the candidate lacks; and the least that it can be, "
+        "seen from a sample.",
+        value=len(removed) / len(repos) if repos else None,
+        before=None,
+        worse=wilson(len(removed), len(repos))[0] if repos else None,
+        limit=limit,
+        counted=len(repos),
+        note=note,
+        examples=removed[:EXAMPLES],
+    )

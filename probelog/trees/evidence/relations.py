@@ -151,7 +151,7 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
     equal = pairs.distance < _ROUNDED_TO_16_BITS
     equal_head = head < _ROUNDED_TO_16_BITS
     rounded = (head < SAME_HEAD) & (head < 3 * pairs.distance) & (pairs.evenness < _EVEN)
-    untrained = _untrained(pairs.vectors, same_type)
+    is_untrained = untrained(pairs.vectors, same_type)
     copied = np.where(same_type, Relation.COPY, Relation.RECAST)
     # The first that holds.
     cases: list[tuple[npt.NDArray[np.bool_], npt.NDArray[np.str_] | Relation]] = [
@@ -160,9 +160,9 @@ def relations_of(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> list[Re
         (equal & equal_head, np.where(pairs.distance > 0, Relation.RECAST, copied)),
         (equal, Relation.HEAD_ONLY),
         (rounded & (pairs.distance < _RECAST), Relation.RECAST),
-        (rounded & (pairs.distance < _QUANTISED) & untrained, Relation.QUANTISED),
+        (rounded & (pairs.distance < _QUANTISED) & is_untrained, Relation.QUANTISED),
         (_pruned(pairs) & (head < 0.1 * pairs.distance), Relation.PRUNED),
-        (untrained, Relation.LOW_RANK),
+        (is_untrained, Relation.LOW_RANK),
     ]
     names = np.select([case for case, _ in cases], [name for _, name in cases], Relation.FINE_TUNED)
     return [Relation(str(name)) for name in names]
@@ -175,14 +175,9 @@ def _pruned(pairs: Comparison) -> npt.NDArray[np.bool_]:
     return np.asarray(shrunk & (pairs.kurtosis > heavier))
 
 
-def untrained_vectors(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """(m,) whether pairs have norms and biases in common, as training leaves none of them."""
-    return _untrained(pairs.vectors, same_type)
-
-
 def pruned_trunks(pairs: Comparison, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """(m,) whether pairs differ by pruning without any training, whatever their heads are."""
-    return _pruned(pairs) & _untrained(pairs.vectors, same_type)
+    return _pruned(pairs) & untrained(pairs.vectors, same_type)
 
 
 def rounded_trunks(
@@ -198,7 +193,7 @@ def rounded_trunks(
     low, high = _EIGHT_BITS_RANGE
     quantised = even & (low * eight < pairs.distance) & (pairs.distance < high * eight)
     recast = even & (pairs.distance > _ROUNDED_TO_16_BITS) & (pairs.distance < _RECAST)
-    return quantised & _untrained(pairs.vectors, same_type), recast & (pairs.vectors < _ROUNDED_VECTORS)
+    return quantised & untrained(pairs.vectors, same_type), recast & (pairs.vectors < _ROUNDED_VECTORS)
 
 
 def _quotient(a: Floats, b: Floats | Ints, otherwise: float) -> Floats:
@@ -214,10 +209,11 @@ def equal_vectors(family: Family, parents: Ints, children: Ints) -> npt.NDArray[
         for begin in range(0, len(parents), step)
     ]
     same_type = family.precision[parents] == family.precision[children]
-    return _untrained(np.concatenate([np.empty(0), *blocks]), same_type)
+    return untrained(np.concatenate([np.empty(0), *blocks]), same_type)
 
 
-def _untrained(vectors: Floats, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def untrained(vectors: Floats, same_type: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(m,) whether pairs whose norms and biases changed by so much have them in common, as training leaves none of them."""
     return np.asarray(vectors < np.where(same_type, _EQUAL_VECTORS, _ROUNDED_VECTORS))
 
 

@@ -23,7 +23,7 @@ from probelog.trees.evidence.relations import (
     head_ratios,
     relations_of,
     trained_vectors,
-    untrained_vectors,
+    untrained,
 )
 from probelog.trees.families.distance import RELATED
 from probelog.trees.families.family import Family
@@ -144,8 +144,8 @@ def twins(around: Around, models: Ints) -> dict[int, Fixed]:
     names = np.array(relations_of(pairs, same_type), dtype=object)
     found: dict[int, Fixed] = {}
     # What was pruned and has a larger model's norms and biases was not made from one with others.
-    untrained = untrained_vectors(pairs, same_type)
-    has_others = np.isin(children, children[untrained & (pairs.growth < 0)]) & ~untrained
+    has_same = untrained(pairs.vectors, same_type)
+    has_others = np.isin(children, children[has_same & (pairs.growth < 0)]) & ~has_same
     chosen = np.flatnonzero(np.isin(names, _TWINS) & ~((names == Relation.PRUNED) & has_others))
     parents, children, names = parents[chosen], children[chosen], names[chosen]
     distances, growths = pairs.distance[chosen], pairs.growth[chosen]
