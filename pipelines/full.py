@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from cluster.runtime.session import shared_session
 from cluster.runtime.warm_up import preloaded_libraries
 from pipelines.complete.record import CompletionRecord
 from pipelines.complete.stage import complete
-from pipelines.crawl.stage import Catalogue, crawl, hub_endpoint, is_crawled
+from pipelines.crawl.stage import Catalogue, crawl, each_listing, hub_endpoint, is_crawled
 from pipelines.inspect.config_check import refuse_early
 from pipelines.job.figures import recorded_as
 from pipelines.job.job import Job
@@ -21,12 +21,13 @@ from pipelines.probe.stage import probe
 from pipelines.publish.release import LiveIndex, PublishResult, refuse_older_listing, say_if_held
 from pipelines.publish.stage import ListingSnapshot, check_shown_probes, publish
 from pipelines.quality.failures import FailureCounts
-from pipelines.sample.stage import list_and_sample, list_generators, sampled_generators
+from pipelines.sample.stage import jobs_of, list_and_sample, list_generators, sampled_generators
 from pipelines.trees.record import TreesRecord
 from pipelines.trees.stage import recover_trees, tree_inputs, trees_of
 from pipelines.trees.weights import listed_filters
-from probelog.encoders.torch_encoder import deferred_encoder
+from probelog.encoders.torch_encoder import deferred_encoder, found_encoder
 from probelog.errors import UsageError
+from probelog.probes.probe_set import find_probe_set
 from probelog.storage.layout import INDEX, LedgerFolder
 from probelog.storage.ledger import Counts, Ledger, Receipt
 from probelog.storage.schemas import CatalogueRow
@@ -53,6 +54,7 @@ class FullRun:
 def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
     """The crawl stage alone, of generators too where the job wants them."""
     endpoint = hub_endpoint()
+    _refuse_early(job, "crawl", refresh, [job, *_generators(job)])
     with job.figures.stage("crawl"):
         catalogue = crawl(job, endpoint, refresh)
         if job.config.generators.enabled:
@@ -63,9 +65,10 @@ def run_crawl(job: Job, refresh: bool = False) -> Catalogue:
 @recorded_as("probe")
 def run_probe(job: Job, retry_failed: bool = False) -> StageResult:
     """The probe stage alone, over the catalogue that the crawl stage left."""
+    _refuse_early(job, "probe")
     endpoint = hub_endpoint()
     catalogue = Catalogue.open(job, endpoint)
-    encoder = deferred_encoder(job.config.encoder)
+    encoder = found_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     with job.figures.stage("probe"):
         return probe(job, catalogue.table(COLUMNS), probe_set, endpoint, retry_failed)
@@ -76,7 +79,8 @@ def run_sample(job: Job, refresh: bool = False, retry_failed: bool = False) -> S
     """The sample stage alone: generators are listed where they were not, and sampled."""
     if not job.config.generators.enabled:
         raise UsageError("generators.enabled is false: set it to true, or add --set generators.enabled=true")
-    encoder = deferred_encoder(job.config.encoder)
+    _refuse_early(job, "sample", refresh, jobs_of(job))
+    encoder = found_encoder(job.config.encoder)
     with job.figures.stage("sample"):
         return list_and_sample(job, hub_endpoint(), encoder, refresh, retry_failed)
 
@@ -84,7 +88,9 @@ def run_sample(job: Job, refresh: bool = False, retry_failed: bool = False) -> S
 @recorded_as("complete")
 def run_complete(job: Job) -> CompletionRecord:
     """The complete stage alone, over what the probe stage left."""
-    encoder = deferred_encoder(job.config.encoder)
+    _refuse_early(job, "complete")
+    _refuse_without_probes(job)
+    encoder = found_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     key = job.observations_key(probe_set.hash)
     receipts = Ledger(job.store, LedgerFolder.of(key).path).receipts(originals=False)
@@ -98,12 +104,15 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
     """The trees stage alone, over what the probe stage left and what is read without probing."""
     if not job.config.trees.enabled:
         raise UsageError("trees.enabled is false: set it to true, or add --set trees.enabled=true")
+    unprobed = listed_filters(job.config)
+    _refuse_early(job, "trees", refresh, each_listing(job, unprobed))
     endpoint = hub_endpoint()
     receipts: list[Receipt] = []
     rows: list[CatalogueRow] = []
     encoder = deferred_encoder(job.config.encoder)
-    unprobed = listed_filters(job.config)
     if is_crawled(job, endpoint) or not unprobed:
+        if not unprobed and not job.config.generators.enabled:
+            _refuse_without_probes(job)
         rows = Catalogue.open(job, endpoint).rows()
         probe_set = ready_probes(job, encoder)
         key = job.observations_key(probe_set.hash)
@@ -118,9 +127,13 @@ def run_trees(job: Job, refresh: bool = False, retry_failed: bool = False) -> Tr
 @recorded_as("publish")
 def run_publish(job: Job) -> PublishResult:
     """The publish stage alone; completes and recovers trees first where that was not done."""
+    _refuse_early(job, "publish")
     endpoint = hub_endpoint()
     catalogue = Catalogue.open(job, endpoint)
-    encoder = deferred_encoder(job.config.encoder)
+    refuse_older_listing(catalogue.finished, LiveIndex.open(job.store.child(INDEX)))
+    if not job.config.generators.enabled:
+        _refuse_without_probes(job)
+    encoder = found_encoder(job.config.encoder)
     probe_set = ready_probes(job, encoder)
     check_shown_probes(job.config, probe_set.count)
     key = job.observations_key(probe_set.hash)
@@ -156,14 +169,14 @@ def run_publish(job: Job) -> PublishResult:
 def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> FullRun:
     """All stages in a row. Each is a no-op where its output is complete, so a killed run goes on where it was."""
     endpoint = hub_endpoint()
-    listed_before = is_crawled(job, endpoint) and not refresh
-    refuse_early(job.config, ask_hub=not listed_before)
-    if listed_before:
+    unprobed = each_listing(job, listed_filters(job.config)) if job.config.trees.enabled else []
+    _refuse_early(job, "full", refresh, [job, *_generators(job), *unprobed])
+    if is_crawled(job, endpoint) and not refresh:
         refuse_older_listing(Catalogue.open(job, endpoint).finished, LiveIndex.open(job.store.child(INDEX)))
     say_if_held(job)
     stage = job.figures.stage
     with _meanwhile(job, endpoint, refresh):
-        encoder = deferred_encoder(job.config.encoder)
+        encoder = found_encoder(job.config.encoder)
         probe_set = ready_probes(job, encoder)
         check_shown_probes(job.config, probe_set.count)
         with stage("crawl"):
@@ -202,6 +215,27 @@ def run_full(job: Job, refresh: bool = False, retry_failed: bool = False) -> Ful
             sampled=sampled,
         )
     return FullRun(catalogue, probed, completed, trees, published, result)
+
+
+def _generators(job: Job) -> Iterable[Job]:
+    return jobs_of(job) if job.config.generators.enabled else []
+
+
+def _refuse_early(job: Job, command: str, refresh: bool = False, listings: Iterable[Job] = ()) -> None:
+    """Refuse what the stage would find out late; the Hub is asked where one of its listings is to be made."""
+    endpoint = hub_endpoint()
+    try:
+        listed = all(is_crawled(one, endpoint) and not refresh for one in listings)
+    except UsageError:  # a list that cannot be read, which is refused by its key
+        listed = True
+    refuse_early(job.config, command, ask_hub=not listed)
+
+
+def _refuse_without_probes(job: Job) -> None:
+    """Refuse before a probe set is made that no model has seen."""
+    config = job.config
+    if find_probe_set(config.probes, config.probe_count, config.seed, job.store) is None:
+        _refuse_unprobed([])
 
 
 def _refuse_unprobed(receipts: Sequence[Receipt]) -> None:

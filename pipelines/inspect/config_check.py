@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config.model import Config, Filters, load_config
 from pipelines.config.spelling import did_you_mean
 from pipelines.inspect import reach
-from pipelines.job.background import background_names
+from pipelines.job.background import HUB as HUB_NAMES
+from pipelines.job.background import IMAGENET_21K, background_names
 from pipelines.job.job import read_repos
 from pipelines.quality.canaries import read_canaries
 from pipelines.sample.library import missing_library
@@ -46,39 +47,39 @@ def check_config(file: Path, overrides: Sequence[str] = (), store: str | None = 
     return config
 
 
-def refuse_early(config: Config, *, ask_hub: bool) -> None:
-    """What `check_config` finds, before a job spends hours.
+def refuse_early(config: Config, command: str = "full", *, ask_hub: bool) -> None:
+    """What `check_config` finds of what a command needs, before it spends hours.
 
     Args:
         config: of the job.
-        ask_hub: whether the job is to list the Hub; one that finds its work done needs none.
+        command: the stage, or ``full`` or ``nightly``.
+        ask_hub: whether the command is to list the Hub; one that finds its work done needs none.
 
     Raises:
         ProbeLogError: the only problem as it is, of several a ConfigError with all.
     """
-    problems = list(find_problems(config, ask_hub=ask_hub))
+    problems = list(find_problems(config, command, ask_hub=ask_hub))
     if len(problems) == 1:
         raise problems[0].error
     if problems:
         raise ConfigError("the configuration", [problem.text for problem in problems])
 
 
-def find_problems(config: Config, *, ask_hub: bool = True) -> Iterator[Problem]:
-    """Everything that can be seen from here to be wrong."""
+def find_problems(config: Config, command: str = "full", *, ask_hub: bool = True) -> Iterator[Problem]:
+    """Everything that can be seen from here to be wrong for a command."""
+    needs = _NEEDS.get(command, _ALL)
     from_hub = _reached("hub", reach.hub_lists, config) if ask_hub else None
     if from_hub is not None:
         yield from_hub
-    asked = ask_hub and from_hub is None
-    checks = (_background, _repositories, _canaries, _scratch, _libraries, _modules)
-    for check in (*checks, *([_words] if asked else [])):
-        yield from (Problem(text, UsageError(text)) for text in check(config))
-    attempts: list[tuple[str, reach.Try]] = [("store", reach.store_keeps), ("workers", reach.workers_fit)]
     # One message is enough where the Hub does not answer.
-    if asked or reach.is_folder(config.encoder):
-        attempts.append(("encoder", reach.encoder_is_there))
-    if asked or not config.probes.startswith(HUB):
-        attempts.append(("probes", reach.probes_are_there))
-    yield from filter(None, (_reached(key, attempt, config) for key, attempt in attempts))
+    asked = ask_hub and from_hub is None
+    for name, check in _CHECKS.items():
+        if name in needs and (asked or name != "words"):
+            yield from (Problem(text, UsageError(text)) for text in check(config))
+    at_the_hub = {"encoder": not reach.is_folder(config.encoder), "probes": config.probes.startswith(HUB)}
+    for name, attempt in _TRIES.items():
+        if name in needs and (asked or not at_the_hub.get(name)):
+            yield from filter(None, [_reached(name, attempt, config)])
 
 
 def notes(config: Config) -> Iterator[str]:
@@ -118,13 +119,15 @@ def _filters(config: Config) -> list[tuple[str, Filters]]:
 
 
 def _background(config: Config) -> Iterator[str]:
+    if config.background in (HUB_NAMES, IMAGENET_21K):  # timm has these; it takes seconds to import
+        return
     try:
         background_names(config.background, config.background_count, config.seed)
     except ProbeLogError as error:
         yield str(error) if str(error).startswith("background") else f"background: {error}"
 
 
-def _repositories(config: Config) -> Iterator[str]:
+def _lists(config: Config) -> Iterator[str]:
     files = [(f"{table}.list", filters.repos) for table, filters in _filters(config)]
     files.append(("trees.list", config.trees.repos))
     if config.generators.enabled:
@@ -173,3 +176,31 @@ def _modules(config: Config) -> Iterator[str]:
             exists = False
         if not exists:
             yield f"preload: there is no Python module {name!r} here"
+
+
+_CHECKS: Mapping[str, Callable[[Config], Iterator[str]]] = {
+    "background": _background,
+    "lists": _lists,
+    "canaries": _canaries,
+    "scratch": _scratch,
+    "libraries": _libraries,
+    "modules": _modules,
+    "words": _words,
+}
+_TRIES: Mapping[str, reach.Try] = {
+    "store": reach.store_keeps,
+    "workers": reach.workers_fit,
+    "encoder": reach.encoder_is_there,
+    "probes": reach.probes_are_there,
+}
+_ALL = frozenset({*_CHECKS, *_TRIES})
+#: What commands need that do not need all of it. A nightly run writes its lease before all else, and has probes.
+_NEEDS: Mapping[str, Container[str]] = {
+    "crawl": {"lists", "words", "store"},
+    "probe": {"scratch", "modules", "store", "workers", "encoder", "probes"},
+    "sample": _ALL - {"canaries", "probes"},
+    "complete": {"store", "encoder", "probes"},
+    "trees": {"lists", "scratch", "words", "store"},
+    "publish": {"background", "lists", "canaries", "store", "encoder", "probes"},
+    "nightly": _ALL - {"store", "probes"},
+}

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.runtime.session import shared_session
+from pipelines.inspect.config_check import refuse_early
 from pipelines.job.figures import recorded
 from pipelines.job.job import Job
 from pipelines.job.lease import hold_lease
@@ -35,7 +36,7 @@ from pipelines.publish.generators import SampledGenerators
 from pipelines.publish.release import PublishResult
 from pipelines.sample.stage import sample_changes, sampled_generators
 from pipelines.trees.nightly import attach_changes
-from probelog.encoders.torch_encoder import deferred_encoder
+from probelog.encoders.torch_encoder import found_encoder
 from probelog.storage.layout import LEASE
 from probelog.storage.schemas import Failure
 
@@ -80,6 +81,7 @@ def run_nightly(job: Job) -> NightlyRun:
         QualityError: the new generation fails the quality gate; the live one stays live.
         StoreError: the store refuses, or is damaged.
     """
+    refuse_early(job.config, "nightly", ask_hub=False)
     nightly = job.config.nightly
     stage = job.figures.stage
     with (
@@ -87,6 +89,8 @@ def run_nightly(job: Job) -> NightlyRun:
         recorded(job, "nightly"),
     ):
         start = open_start(job)
+        # Found before hours of probing.
+        encoder = found_encoder(job.config.encoder) if job.config.generators.enabled else None
         with stage("list"):
             hub = list_changes(job, start)
         with stage("reconcile"):
@@ -98,8 +102,7 @@ def run_nightly(job: Job) -> NightlyRun:
             with stage("complete"):
                 described = describe_changes(job, start, probed)
             sampled: SampledGenerators | None = None
-            if job.config.generators.enabled:
-                encoder = deferred_encoder(job.config.encoder)
+            if encoder is not None:
                 with stage("sample"):
                     sample_changes(job, start.endpoint, encoder)
                 sampled = sampled_generators(job, start.endpoint, encoder)

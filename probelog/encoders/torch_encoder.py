@@ -175,10 +175,8 @@ class _DeferredEncoder(Encoder):
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the encoder has
         if name.startswith("__"):
             raise AttributeError(name)
-        if name == "digest":
-            self.digest = _files_digest(_local_folder(self.source))
-        else:
-            self.__dict__.update(vars(load_encoder(self.source)))
+        found = found_encoder(self.source) if name == "digest" else load_encoder(self.source)
+        self.__dict__.update(vars(found))
         return self.__dict__[name]
 
 
@@ -189,6 +187,13 @@ def deferred_encoder(source: str) -> Encoder:
     what `load_encoder` raises.
     """
     return _DeferredEncoder(source)
+
+
+def found_encoder(source: str) -> Encoder:
+    """`deferred_encoder` whose files are found now: downloaded, or refused, before a job does anything else."""
+    encoder = deferred_encoder(source)
+    encoder.digest = _files_digest(_local_folder(source))
+    return encoder
 
 
 def digest_here(source: str) -> str | None:

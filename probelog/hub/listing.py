@@ -9,8 +9,9 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
@@ -26,7 +27,7 @@ from probelog.hub.client import (
     Retry,
 )
 from probelog.hub.huggingface import is_repo_id
-from probelog.hub.model_info import excerpt, read_files, read_row
+from probelog.hub.model_info import excerpt, read_brief_row, read_files, read_row
 from probelog.hub.rate_limit import Limiter
 from probelog.storage.encoding import digest
 from probelog.storage.schemas import CatalogueRow, Failure, RepoFile
@@ -157,7 +158,9 @@ def iter_pages(
         limiter: shared with other users of the same Hub in this process.
         retry: number of attempts and waits between them.
         page_size: models per page. Smaller than the Hub allows: long pages deep in a listing time out.
-        known: whether a repository is known at a commit; its row is then read in brief (`read_row`).
+        known: whether a repository is known at a commit. Then the Hub is asked only for what the filters look at, and
+            rows are brief (`read_brief_row`): a third of the bytes. A page with a row that they accept and that is not known is
+            asked for once more, with everything.
 
     Raises:
         HubError: the Hub refuses (a wrong token), does not answer after all retries, is no Hub, or its pages form a
@@ -253,7 +256,10 @@ def _pages(
     page_size: int,
     known: Callable[[str, str], bool] | None,
 ) -> Iterator[Page]:
-    url = client.reroot(start_url) if start_url else client.url("/api/models", _query(filters, page_size))
+    fields = EXPAND if known is None else looked_at(filters)
+    read = read_row if known is None else partial(read_brief_row, fields=fields)
+    query = _query(filters, page_size, fields)
+    url = client.reroot(start_url) if start_url else client.url("/api/models", query)
     visited = {digest(url.encode())}
     endless = _Endless(client.endpoint)
     newest_first = True
@@ -269,10 +275,12 @@ def _pages(
             if error.status == 404:
                 raise HubError(_NO_HUB.format(client.endpoint)) from error
             raise
-        if not isinstance(answer.value, list):
-            raise HubError(_NO_HUB.format(client.endpoint))
-        endless.add(answer.value)
-        page, modified = _read_page(client, answer.value, filters, known)
+        items = _items(client, answer.value)
+        endless.add(items)
+        page, modified = _read_page(client, items, filters, read)
+        if known is not None and not all(known(row.repo, row.sha) for row in page.rows):
+            whole = client.json(client.url(url, {"expand": list(EXPAND)}))
+            page, _ = _read_page(client, _items(client, whole.value), filters)
         # If the server ignored the order on any page so far, the times do not decide when to stop.
         newest_first &= all(before >= after for before, after in pairwise([*last, *modified]))
         last = modified[-1:] or last
@@ -288,6 +296,12 @@ def _pages(
             return
         url = following
         visited.add(key)
+
+
+def _items(client: HubClient, value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise HubError(_NO_HUB.format(client.endpoint))
+    return value
 
 
 class _Endless:
@@ -332,13 +346,12 @@ def _read_page(
     client: HubClient,
     items: list[Any],
     filters: ListingFilters,
-    known: Callable[[str, str], bool] | None = None,
+    read: Callable[[object], CatalogueRow] = read_row,
 ) -> tuple[Page, list[dt.datetime]]:
     page, modified = Page(), []
     for item in items:
         try:
-            complete_item = _with_commit(client, item)
-            row = read_row(complete_item, brief=known is not None and _is_known(complete_item, known))
+            row = read(_with_commit(client, item))
         except ItemFailure as failure:
             page.failures.append(Failure.of(_shown_id(item), "", STAGE, failure.reason, failure.detail))
             continue
@@ -347,11 +360,6 @@ def _read_page(
         if filters.accepts(row):
             page.rows.append(row)
     return page, modified
-
-
-def _is_known(item: object, known: Callable[[str, str], bool]) -> bool:
-    repo, sha = (item.get("id"), item.get("sha")) if isinstance(item, dict) else (None, None)
-    return isinstance(repo, str) and isinstance(sha, str) and known(repo, sha)
 
 
 def _with_commit(client: HubClient, item: object) -> object:
@@ -414,8 +422,28 @@ def _info(client: HubClient, repo: str) -> dict[str, Any]:
     return {**page, "id": repo, "sha": page.get("sha") or ""}
 
 
-def _query(filters: ListingFilters, page_size: int) -> dict[str, Any]:
-    query: dict[str, Any] = {"sort": "lastModified", "limit": page_size, "expand": list(EXPAND)}
+def looked_at(filters: ListingFilters) -> tuple[str, ...]:
+    """What the Hub must tell of a model for `ListingFilters.accepts`, and to know whether it is open.
+
+    The library that a model card names is also among the Hub's own tags.
+    """
+    licences = ("cardData",) if filters.licences else ()
+    sizes = ("safetensors", "siblings") if (filters.max_bytes or filters.max_params) is not None else ()
+    return (
+        "disabled",
+        "gated",
+        "lastModified",
+        "library_name",
+        "pipeline_tag",
+        "sha",
+        "tags",
+        *licences,
+        *sizes,
+    )
+
+
+def _query(filters: ListingFilters, page_size: int, fields: Sequence[str]) -> dict[str, Any]:
+    query: dict[str, Any] = {"sort": "lastModified", "limit": page_size, "expand": list(fields)}
     if filters.pipeline_tag is not None:
         query["pipeline_tag"] = filters.pipeline_tag
     if filters.author is not None:

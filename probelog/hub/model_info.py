@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
@@ -45,16 +45,81 @@ _WIDTHS = {
 }
 
 
-def read_row(item: object, brief: bool = False) -> CatalogueRow:
+def read_row(item: object) -> CatalogueRow:
     """One row of the Hub's JSON as a typed row. Values that are missing or of the wrong type become None or empty.
 
     Args:
         item: a model as the Hub lists it.
-        brief: read only what filters look at, and whether it is open: a fraction of the time.
 
     Raises:
         ItemFailure: malformed-row: the row has no valid id or commit.
     """
+    listed, repo, sha = _identified(item)
+    card, config = _mapping(listed.get("cardData")), _mapping(listed.get("config"))
+    tags, files = _tags(listed), read_files(listed.get("siblings"))
+    licences = _licences(card, tags)
+    return CatalogueRow(
+        repo=repo,
+        sha=sha,
+        library=_text(listed.get("library_name")) or _text(card.get("library_name")) or _library(tags),
+        pipeline_tag=_text(listed.get("pipeline_tag")),
+        parameters=_parameters(listed),
+        licence=next(iter(licences), None),
+        licences=licences,
+        last_modified=_time(listed.get("lastModified")),
+        gated=_is_gated(listed),
+        disabled=_is_disabled(listed),
+        weight_bytes=_weight_bytes(files, listed),
+        model_type=_text(config.get("model_type")),
+        architecture=_text(_first(config.get("architectures"))) or _text(config.get("architecture")),
+        files=files,
+        tags=tags,
+        downloads=_count(listed.get("downloads")),
+        likes=_count(listed.get("likes")),
+        labels=_labels(config),
+        created_at=_time(listed.get("createdAt")),
+        parents=_parents(repo, card, config, tags),
+        base_model=_text(_first(card.get("base_model"))) or _tagged(tags, "base_model:"),
+    )
+
+
+def read_brief_row(item: object, fields: Container[str]) -> CatalogueRow:
+    """Of `read_row` what filters look at, and whether the repository is open: a third of the time.
+
+    Args:
+        item: a model as the Hub lists it.
+        fields: that the Hub was asked for. Without ``cardData`` no licence is read, without ``safetensors`` no size.
+
+    Raises:
+        ItemFailure: as `read_row`.
+    """
+    listed, repo, sha = _identified(item)
+    library = _text(listed.get("library_name"))
+    licences, parameters, weight_bytes = list[str](), None, None
+    if library is None or "cardData" in fields:
+        card, tags = _mapping(listed.get("cardData")), _tags(listed)
+        library = library or _text(card.get("library_name")) or _library(tags)
+        licences = _licences(card, tags)
+    if "safetensors" in fields:
+        siblings = listed.get("siblings")
+        parameters = _parameters(listed)
+        weight_bytes = _weight_bytes(read_files(siblings) if _has_sizes(siblings) else [], listed)
+    return CatalogueRow(
+        repo,
+        sha,
+        library,
+        pipeline_tag=_text(listed.get("pipeline_tag")),
+        parameters=parameters,
+        licences=licences,
+        last_modified=_time(listed.get("lastModified")),
+        gated=_is_gated(listed),
+        disabled=_is_disabled(listed),
+        weight_bytes=weight_bytes,
+    )
+
+
+def _identified(item: object) -> tuple[dict[str, Any], str, str]:
+    """A row with its repository and commit."""
     if not isinstance(item, dict):
         raise ItemFailure(FailureReason.MALFORMED_ROW, f"a {type(item).__name__} in place of a model")
     repo, sha = item.get("id"), item.get("sha")
@@ -62,38 +127,19 @@ def read_row(item: object, brief: bool = False) -> CatalogueRow:
         raise ItemFailure(FailureReason.MALFORMED_ROW, f"{excerpt(repo)} cannot be a repository's id")
     if not isinstance(sha, str) or not SHA_PATTERN.fullmatch(sha):
         raise ItemFailure(FailureReason.MALFORMED_ROW, f"{excerpt(sha)} cannot be a commit")
-    card, config = _mapping(item.get("cardData")), _mapping(item.get("config"))
-    tags = [tag for value in _list(item.get("tags"))[:_MOST_TAGS] if (tag := _text(value, _LONGEST_TAG))]
-    files = [] if brief and not _has_sizes(item.get("siblings")) else read_files(item.get("siblings"))
-    licences = _licences(card, tags)
-    facts: dict[str, Any] = {
-        "repo": repo,
-        "sha": sha,
-        "library": _text(item.get("library_name")) or _text(card.get("library_name")) or _library(tags),
-        "pipeline_tag": _text(item.get("pipeline_tag")),
-        "parameters": _parameters(item),
-        "licence": next(iter(licences), None),
-        "licences": licences,
-        "last_modified": _time(item.get("lastModified")),
-        "gated": item.get("gated") not in (None, False),
-        "disabled": item.get("disabled") is True,
-        "weight_bytes": _weight_bytes(files, item),
-    }
-    if brief:
-        return CatalogueRow(**facts)
-    return CatalogueRow(
-        **facts,
-        model_type=_text(config.get("model_type")),
-        architecture=_text(_first(config.get("architectures"))) or _text(config.get("architecture")),
-        files=files,
-        tags=tags,
-        downloads=_count(item.get("downloads")),
-        likes=_count(item.get("likes")),
-        labels=_labels(config),
-        created_at=_time(item.get("createdAt")),
-        parents=_parents(repo, card, config, tags),
-        base_model=_text(_first(card.get("base_model"))) or _tagged(tags, "base_model:"),
-    )
+    return item, repo, sha
+
+
+def _tags(listed: Mapping[str, Any]) -> list[str]:
+    return [tag for value in _list(listed.get("tags"))[:_MOST_TAGS] if (tag := _text(value, _LONGEST_TAG))]
+
+
+def _is_gated(listed: Mapping[str, Any]) -> bool:
+    return listed.get("gated") not in (None, False)
+
+
+def _is_disabled(listed: Mapping[str, Any]) -> bool:
+    return listed.get("disabled") is True
 
 
 def _has_sizes(entries: object) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import functools
 import gc
 import json
 import logging
@@ -23,13 +24,14 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -179,14 +181,16 @@ def serve_hub(models: int, requests: Counter[str]) -> str:
             requests["hub GET"] += 1
             split = urlsplit(self.path)
             if split.path == "/requests":
-                return self._answer(json.dumps(requests).encode(), {})
+                return self._answer(json.dumps({**requests, "seconds": time.process_time()}).encode(), {})
             if split.path != "/api/models":
                 self.send_error(404)
                 return None
-            begin = int(parse_qs(split.query).get("cursor", ["0"])[0])
+            query = parse_qs(split.query)
+            begin = int(query.pop("cursor", ["0"])[0])
             end = min(begin + PER_PAGE, models)
-            body = b"[" + b",".join(map(row_json, range(begin, end))) + b"]"
-            following = f'<http://{self.headers["Host"]}/api/models?cursor={end}>; rel="next"'
+            row = row_template(tuple(query.get("expand", ())))
+            body = b"[" + b",".join(row_json(number, row) for number in range(begin, end)) + b"]"
+            following = f'<http://{self.headers["Host"]}/api/models?{urlencode({**query, "cursor": end}, True)}>; rel="next"'
             return self._answer(body, {"Link": following} if end < models else {})
 
         def _answer(self, body: bytes, headers: dict[str, str]) -> None:
@@ -208,40 +212,46 @@ def serve_hub(models: int, requests: Counter[str]) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-_ROW = json.dumps(
-    {
-        "_id": "%(number)024x",
-        "id": "%(repo)s",
-        "sha": "%(sha)s",
-        "lastModified": "%(at)s",
-        "createdAt": "%(at)s",
-        "gated": False,
-        "disabled": False,
-        "downloads": "%(downloads)d",
-        "likes": "%(likes)d",
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["timm", "safetensors", "image-classification", "license:apache-2.0", "region:us"],
-        "cardData": {"license": "apache-2.0", "tags": ["image-classification"], "library_name": "timm"},
-        "config": {"architecture": "resnet%(depth)s"},
-        "safetensors": {"parameters": {"F32": "%(size)d"}, "total": "%(size)d"},
-        "siblings": [
-            {"rfilename": ".gitattributes"},
-            {"rfilename": "README.md"},
-            {"rfilename": "config.json"},
-            {"rfilename": "model.safetensors"},
-            {"rfilename": "preprocessor_config.json"},
-        ],
-    }
-)
-# Filled in, not encoded a million times: whoever reads the listing would wait for that.
-_ROW = re.sub(r'"(%\(\w+\)d)"', r"\1", _ROW)
+_ROW = {
+    "_id": "%(number)024x",
+    "id": "%(repo)s",
+    "sha": "%(sha)s",
+    "lastModified": "%(at)s",
+    "createdAt": "%(at)s",
+    "gated": False,
+    "disabled": False,
+    "downloads": "%(downloads)d",
+    "likes": "%(likes)d",
+    "library_name": "timm",
+    "pipeline_tag": "image-classification",
+    "tags": ["timm", "safetensors", "image-classification", "license:apache-2.0", "region:us"],
+    "cardData": {"license": "apache-2.0", "tags": ["image-classification"], "library_name": "timm"},
+    "config": {"architecture": "resnet%(depth)s"},
+    "safetensors": {"parameters": {"F32": "%(size)d"}, "total": "%(size)d"},
+    "siblings": [
+        {"rfilename": ".gitattributes"},
+        {"rfilename": "README.md"},
+        {"rfilename": "config.json"},
+        {"rfilename": "model.safetensors"},
+        {"rfilename": "preprocessor_config.json"},
+    ],
+}
 
 
-def row_json(number: int) -> bytes:
+@functools.cache
+def row_template(expand: tuple[str, ...] = ()) -> str:
+    """A row with the fields that a listing is asked for.
+
+    Filled in, not encoded a million times: whoever reads the listing would wait for that.
+    """
+    asked = {name: value for name, value in _ROW.items() if not expand or name in {"_id", "id", *expand}}
+    return re.sub(r'"(%\(\w+\)d)"', r"\1", json.dumps(asked))
+
+
+def row_json(number: int, row: str) -> bytes:
     """A model as the Hub lists it."""
     return (
-        _ROW
+        row
         % {
             "number": number,
             "repo": repo(number),
@@ -304,7 +314,9 @@ def catalogue(job: Any, models: int, hub: str) -> None:
     from probelog.storage.schemas import CATALOGUE, to_table
 
     key = CatalogueFolder.of(job.catalogue_key(hub))
-    rows = to_table([read_row(json.loads(row_json(i))) for i in range(min(5000, models))], CATALOGUE)
+    rows = to_table(
+        [read_row(json.loads(row_json(i, row_template()))) for i in range(min(5000, models))], CATALOGUE
+    )
     parts = []
     for number, start in enumerate(range(0, models, 5000)):
         numbers = range(start, min(start + 5000, models))

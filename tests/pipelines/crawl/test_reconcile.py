@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.config.model import Config
+from pipelines.crawl import reconcile as reconciliation
 from pipelines.crawl.reconcile import Reconciliation, RemovalReason, TooManyRemovedError, reconcile
 from pipelines.job.job import Job
 from pipelines.job.progress import Report
 from probelog.hub.client import HubError, Retry
+from probelog.hub.listing import iter_pages
 from tests.support.hub import faults
 from tests.support.hub.live_hub import LiveHub, live_hub
 
@@ -48,6 +51,24 @@ def reasons(result: Reconciliation) -> dict[str, RemovalReason]:
 def test_nothing_changed(hub: LiveHub, tmp_path: Path) -> None:
     assert compare(hub, tmp_path, hub.state()) == Reconciliation()
     assert not hub.faults.asked("/api/models/")
+    (page,) = hub.faults.asked("/api/models?")
+    assert "expand=sha" in page.address
+    assert "expand=config" not in page.address, "only what the filters look at"
+
+
+def test_only_pages_with_something_new_are_read_as_a_whole(
+    hub: LiveHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexed = hub.state()
+    hub.put("owner/model-3", 100, tags=["timm", "of-3"])
+    hub.put("owner/added", -1, tags=["timm", "added"])
+    hub.put("owner/not-ours", 5, library="keras")
+    monkeypatch.setattr(reconciliation, "iter_pages", partial(iter_pages, page_size=8))
+    found = compare(hub, tmp_path, indexed)
+    assert [(row.repo, row.tags[-1]) for row in found.changed] == [("owner/model-3", "of-3")]
+    assert [(row.repo, row.tags[-1]) for row in found.missed] == [("owner/added", "added")]
+    whole = ["expand=config" in request.address for request in hub.faults.asked("/api/models?")]
+    assert whole == [False, True, False, False, False, True]
 
 
 def test_every_reason_for_removal(hub: LiveHub, tmp_path: Path) -> None:

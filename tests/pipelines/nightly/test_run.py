@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from pipelines.crawl.stage import crawl
-from pipelines.full import run_full
+from pipelines.full import run_full, run_publish
 from pipelines.inspect.config_check import notes
 from pipelines.inspect.verify import verify
 from pipelines.job.job import Job
@@ -37,6 +37,7 @@ from probelog.storage.store import Store
 from tests.support.hub.faults import FaultyHub, faulty
 from tests.support.processes.operator_command import kill_tree, operator, operator_process
 from tests.support.processes.s3 import s3_server
+from tests.support.refusals import assert_error_on_page
 from tests.support.worlds.tiny_world import CONCEPTS, MODELS, Indexed, timm_model, transformers_model
 
 _START = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
@@ -221,8 +222,11 @@ def test_a_nightly_run_gives_what_a_full_run_gives(hub_and_index: NightlyWorld) 
     models, ours = index.models, directions(index)
     first = {concept: index.search(concept)[0] for concept in CONCEPTS}
     # A full run with the catalogue from before the nightly runs would remove what they added.
-    with pytest.raises(UsageError, match="older than the nightly run"):
-        run_full(hub_and_index.job())
+    for run in (run_full, run_publish):
+        with pytest.raises(UsageError) as caught:
+            run(hub_and_index.job())
+    old = "a catalogue older than the nightly runs whose models are live"
+    assert_error_on_page(old, caught.value, "publish full", hub_and_index.store.parent)
     assert [note.partition(":")[0] for note in notes(hub_and_index.job().config)] == ["full"]
     full = run_full(hub_and_index.job(), refresh=True)
     assert hub_and_index.observed() == probed
@@ -342,8 +346,10 @@ def test_a_rollback_is_undone_by_the_next_nightly_run_unless_it_is_held(hub_and_
     roll_back(index, hold="wrong labels")
     assert hub_and_index.index.models == len(MODELS)
     generations = index.names("generations")
-    with pytest.raises(HeldError, match="wrong labels"):
+    with pytest.raises(HeldError) as caught:
         hub_and_index.run()
+    held = "the live generation is held (after probing, of which all is kept)"
+    assert_error_on_page(held, caught.value, "publish nightly full", hub_and_index.store.parent)
     assert index.names("generations") == generations, "nothing was built"
     release(index)
     probed = len(hub_and_index.faults.asked("zed/new"))
@@ -361,15 +367,17 @@ def test_a_rollback_is_undone_by_the_next_nightly_run_unless_it_is_held(hub_and_
 def test_one_nightly_run_at_a_time(hub_and_index: NightlyWorld, tmp_path: Path) -> None:
     with (
         hold_lease(Store(hub_and_index.store), LEASE, seconds=60),
-        pytest.raises(LeaseHeldError, match="at work"),
+        pytest.raises(LeaseHeldError) as caught,
     ):
         hub_and_index.run()
+    assert_error_on_page("another nightly run is at work", caught.value, "nightly", tmp_path)
     assert not hub_and_index.run().published.is_new
 
 
 def test_settings_of_another_index(hub_and_index: NightlyWorld) -> None:
-    with pytest.raises(UsageError, match=r"fraction and seed.*prompt"):
+    with pytest.raises(UsageError) as caught:
         hub_and_index.run(fraction=0.5, prompt="{}")
+    assert_error_on_page("settings of another index", caught.value, "nightly", hub_and_index.store.parent)
     with pytest.raises(UsageError, match="run `probelog-index full` first"):
         run_nightly(hub_and_index.job(hub_and_index.store.parent / "empty"))
 

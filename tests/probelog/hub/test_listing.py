@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from pipelines.hubserver import running
 from probelog.errors import FailureReason, ItemFailure, UsageError
 from probelog.hub.client import HubError, HubRefusalError, HubUnavailableError, Retry, parse_json
-from probelog.hub.listing import ListingFilters, Page, fetch_files, item_failure, iter_pages
-from probelog.hub.model_info import read_row
+from probelog.hub.listing import ListingFilters, Page, fetch_files, item_failure, iter_pages, looked_at
+from probelog.hub.model_info import read_brief_row, read_row
 from probelog.hub.rate_limit import SlidingWindowLimit
 from probelog.storage.schemas import CATALOGUE, FAILURES, CatalogueRow, Parent, from_table, to_table
 from tests.support.hub import faults
@@ -262,7 +262,7 @@ def test_any_row_with_an_id_and_a_commit_fits_the_schema(fields: dict[str, Any])
         ListingFilters(max_bytes=1, max_params=1),
         ListingFilters((), None, licences=("x",)),
     ):
-        brief = read_row(item, brief=True)
+        brief = read_brief_row(item, looked_at(filters))
         assert filters.accepts(brief) == filters.accepts(row)
         assert (brief.gated, brief.disabled, brief.last_modified) == (
             row.gated,
