@@ -147,12 +147,15 @@ def search(
         str | None,
         typer.Option(
             "--like",
-            help="REPO#LOGIT: find what recognises, or makes, the same. REPO of a generator: likewise.",
+            help="REPO#LOGIT: find what recognises, or makes, the same. REPO of a generator: likewise. "
+            "REPO of a classifier: find generators of what it recognises.",
         ),
     ] = None,
     like_index: Annotated[
         str | None,
-        typer.Option("--like-index", help="The index that holds the logit of --like; default: --index."),
+        typer.Option(
+            "--like-index", help="The index that holds the logit or classifier of --like; default: --index."
+        ),
     ] = None,
     negative: Annotated[
         list[str] | None,

@@ -36,14 +36,16 @@ def print_generators(results: GeneratorResults, form: Form, quiet: bool, filtere
             else "this index holds no other generator"
         )
         return
+    found_by = ["found by"] if any(hit.found_by for hit in results) else []
     columns = shown_columns(
-        "#>", "repository", "kind", "base", "confidence>", "score>", "licence", "downloads>"
+        "#>", "repository", *found_by, "kind", "base", "confidence>", "score>", "licence", "downloads>"
     )
     table = new_table(*columns)
     for hit in results:
         cells = {
             "#>": str(hit.rank),
             "repository": printable(hit.repo) + folded(hit),
+            "found by": ", ".join(printable(item.label, limit=30) for item in hit.found_by),
             "kind": printable(hit.pipeline, limit=40),
             "base": printable(hit.base_repo or "-", limit=60),
             "confidence>": "-" if hit.confidence is None else f"{hit.confidence:.0%}",

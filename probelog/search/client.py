@@ -254,9 +254,10 @@ class Index(GeneratorQueries):
             sketch: a drawing of lines, dark on white, or several; given as ``images`` are.
             sketch_embeddings: the same as vectors (``embed_sketch``).
             like: a logit as ``REPO#NUMBER`` or ``REPO#LABEL``; finds others of the same meaning, or generators of what it
-                recognises. Or a generator as ``REPO``: finds others that make the same, or logits that recognise it.
-            like_index: the index that holds that logit, where it is not this one. Both must have the same encoder;
-                their probes may differ.
+                recognises. Or a generator as ``REPO``: finds others that make the same, or logits that recognise it. Or a
+                classifier as ``REPO``: finds generators of what its logits recognise (``found_by`` says of which).
+            like_index: the index that holds that logit or classifier, where it is not this one. Both must have the same
+                encoder; their probes may differ.
             negative: what must not be recognised, or made: a name or several ("hot dog").
             k: how many answers.
             where: SQL condition over the models' facts, and the answers' ``score`` and ``confidence``, e.g.
@@ -285,7 +286,7 @@ class Index(GeneratorQueries):
             raise QueryError(
                 "the query is empty: give a text, images, a sketch or a model (like), or a mixture of them"
             )
-        if like_index is not None and (like is None or (kind == "generator" and "#" not in like)):
+        if like_index is not None and like is None:
             raise QueryError(
                 "like_index (--like-index) says which index holds a logit: name the logit with like (--like)"
             )

@@ -123,13 +123,18 @@ def find_direction(generation: Generation, like: str, other: Generation | None =
         QueryError: it names no indexed logit, or the other index has another encoder.
     """
     holder = generation if other is None else other
-    if holder.settings.encoder_digest != generation.settings.encoder_digest:
-        raise QueryError(
-            f"{holder.index.uri} and {generation.index.uri} were made with different encoders "
-            f"({holder.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
-        )
+    check_comparable(generation, holder)
     logit = holder.logits(np.array([find_logit(holder, like)]))
     return holder.basis.directions(logit.coordinates[0])
+
+
+def check_comparable(generation: Generation, other: Generation) -> None:
+    """Refuse logits of an index with another encoder."""
+    if other.settings.encoder_digest != generation.settings.encoder_digest:
+        raise QueryError(
+            f"{other.index.uri} and {generation.index.uri} were made with different encoders "
+            f"({other.settings.encoder} and {generation.settings.encoder}): their logits cannot be compared"
+        )
 
 
 def label_of(labels: Sequence[str] | None, logit: int) -> str:

@@ -123,7 +123,12 @@ def openapi() -> dict[str, Any]:
         kind,
         _parameter("q", "Names of one concept; separated by commas or repeated.", _list(_TEXT)),
         _parameter("not", "What must not be recognised or made; likewise.", _list(_TEXT)),
-        _parameter("like", "A logit whose like is looked for, REPO#NUMBER, or a generator, REPO.", _TEXT),
+        _parameter(
+            "like",
+            "A logit whose like is looked for, REPO#NUMBER, or a generator, REPO; or a classifier, REPO, for generators of "
+            "what it recognises.",
+            _TEXT,
+        ),
         _parameter("picture", "What `POST /api/pictures` gave.", _list(_TEXT)),
         _parameter("sketch", "What `POST /api/sketches` gave.", _list(_TEXT)),
         _parameter(

@@ -52,7 +52,7 @@ class Question:
     Attributes:
         texts: names of one concept.
         negative: what must not be recognised.
-        like: a logit of the index, ``REPO#NUMBER``, or a generator, ``REPO``.
+        like: a logit of the index, ``REPO#NUMBER``, or a generator, ``REPO``, or for generators a classifier, ``REPO``.
         pictures: embedded ones (``probelog.web.pictures``).
         sketches: likewise, of generators alone.
         kind: of the models that answer.

@@ -169,12 +169,16 @@ class Generators:
         row = self.named(repo)
         if row is not None:
             return row
-        some = self.rows(["repo"], limit=_COMPARED_NAMES)["repo"]
-        close = difflib.get_close_matches(repo, values_of(some, str), n=3, cutoff=0.5)
+        close = self.similar(repo)
         raise QueryError(
             f"the index does not hold a generator {repo!r}"
             + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
+
+    def similar(self, repo: str) -> list[str]:
+        """Up to three repositories of generators with a similar name."""
+        some = self.rows(["repo"], limit=_COMPARED_NAMES)["repo"]
+        return difflib.get_close_matches(repo, values_of(some, str), n=3, cutoff=0.5)
 
     def count(self, where: str) -> int:
         """How many generators meet an SQL condition."""

@@ -203,7 +203,7 @@ class ModelTable(OpenedGeneration):
         rows = self._models_called(repo, MODELS.names)
         if rows:
             return rows[0]
-        close = self._similar(repo) if is_valid_sql_text(repo) else []
+        close = self.similar(repo)
         raise QueryError(
             f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
@@ -220,8 +220,10 @@ class ModelTable(OpenedGeneration):
         ).to_pylist()
         return rows
 
-    def _similar(self, repo: str) -> list[str]:
-        """Up to three repositories with a similar name."""
+    def similar(self, repo: str) -> list[str]:
+        """Up to three repositories of models with a similar name."""
+        if not is_valid_sql_text(repo):
+            return []
         folded = repo.casefold()
         if self.settings.models <= _COMPARED_NAMES:
             condition = None

@@ -196,6 +196,17 @@ def log_mean(evidence: Float64) -> Float64:
     return np.asarray(top + np.log(np.exp(evidence - top).mean(axis=0)))
 
 
+def of_any(scores: Float64) -> Float64:
+    """Scores (N,) of models for several concepts together, from those for each, (q, N): who makes any of them, and much.
+
+    ``2 log mean over concepts of exp(s / 2)``. A model's samples are each of one concept or so, and so ``e^s / B`` is the share of
+    its samples that show the concept (``s`` is against the average of all B). Who makes n of the q concepts and K in all,
+    alike, scores ``2 log (n / q sqrt(B / K)) = log B + log (n / K) + log (n / q) - log q``: how much of what it makes is asked
+    for times how much of what is asked for it makes (precision times recall). One concept scores as by itself.
+    """
+    return 2 * log_mean(scores / 2)
+
+
 def _without(offset: Floats, evidence: Float64, size: int) -> Float64:
     """An offset (N,) over ``size`` rivals without some of them, whose evidence is (x, N)."""
     remaining = size - len(evidence)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Floats, values_of
+from probelog.errors import QueryError
 from probelog.index.conditions import prepared, split
 from probelog.index.generation import Generation
 from probelog.index.generators.schema import GENERATOR_FACTS
 from probelog.index.tables import is_valid_sql_text, sql_in, sql_literal
+from probelog.search.generators.classifiers import Classifier
 from probelog.search.generators.query import (
     GeneratorQuery,
     asked,
@@ -28,6 +30,7 @@ from probelog.search.generators.results import (
     GeneratorHit,
     GeneratorResults,
     GeneratorSummary,
+    MadeLogit,
 )
 from probelog.search.models import ModelCount, as_facts, find_direction
 from probelog.search.query import Embeddings, check_texts, embed_pictures, unit_vectors, which_askable
@@ -38,11 +41,15 @@ if TYPE_CHECKING:
     from probelog.search.client import Index
     from probelog.search.query import Pictures
 
+T = TypeVar("T")
+
 # With no hit of a higher confidence, "nothing here" is the likelier answer.
 UNMADE = 0.2
 _FACT_NAMES = [item.name for item in fields(GeneratorFacts) if item.name != "url"]
 # Concepts that a summary names.
 _CONCEPTS = 10
+# Logits of a classifier that an answer names.
+_FOUND_BY = 5
 # Of so many other repositories that make the same samples, the names are listed.
 _SAME = 100
 
@@ -108,7 +115,8 @@ def _results(
     notes: list[str],
 ) -> GeneratorResults:
     matches = best(generation, query, selection, chosen, method, notes)
-    hits = _hits(index, generation, matches, chosen, selection.by == "family")
+    found_by = _found_by(generation, query, matches)
+    hits = _hits(index, generation, matches, chosen, found_by, selection.by == "family")
     highest = max((hit.confidence for hit in hits if hit.confidence is not None), default=1.0)
     if highest < UNMADE:
         notes.append(
@@ -129,18 +137,42 @@ def _query(
             "this index does not know how sketches become pictures: the sketch is taken as a picture"
         )
     experts = asked(generation, request.texts, pictures, sketches)
-    skip = None
-    if request.like is not None and request.like_index is not None:
-        like = request.like
-        direction = request.like_index._ask(lambda other: find_direction(generation, like, other))
+    like, skip, classifier = request.like, None, None
+    if like is not None and "#" in like:
+        direction = _of(request.like_index, lambda other: find_direction(generation, like, other))
         experts.append(by_direction(direction))
-    elif request.like is not None and "#" in request.like:
-        experts.append(by_direction(find_direction(generation, request.like)))
-    elif request.like is not None:
-        skip = int(generation.generators.row_named(request.like)["row"])
-        experts.append(by_direction(direction_of_generator(generation, request.like)))
+    elif like is not None and request.like_index is None and is_generator(generation, like):
+        skip = int(generation.generators.row_named(like)["row"])
+        experts.append(by_direction(direction_of_generator(generation, like)))
+    elif like is not None:
+        classifier = _of(request.like_index, lambda other: _classifier(generation, like, other))
+        notes += [] if classifier.note is None else [classifier.note]
     negative = [item for name in request.negative for item in asked(generation, [name])]
-    return GeneratorQuery(experts, negative, by_model=request.like is not None), skip
+    return GeneratorQuery(experts, negative, like is not None, classifier), skip
+
+
+def _of(index: Index | None, answer: Callable[[Generation | None], T]) -> T:
+    """An answer of another index; of this one where there is no other."""
+    return answer(None) if index is None else index._ask(answer)
+
+
+def _classifier(generation: Generation, repo: str, other: Generation | None) -> Classifier:
+    """The classifier that is asked with.
+
+    Raises:
+        QueryError: there is none, nor a generator of this name.
+    """
+    if other is not None and is_generator(other, repo):
+        raise QueryError(
+            f"{repo!r} is a generator: of another index (like_index) a logit or a classifier is asked with"
+        )
+    if other is None and not generation.has_model(repo):
+        close = [*generation.generators.similar(repo), *generation.similar(repo)]
+        raise QueryError(
+            f"the index does not hold a generator or a classifier {repo!r}"
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
+        )
+    return Classifier.named(generation, repo, other)
 
 
 def embeddings_of(
@@ -154,11 +186,33 @@ def embeddings_of(
     return np.concatenate(parts) if parts else None
 
 
+def _found_by(
+    generation: Generation, query: GeneratorQuery, matches: GeneratorMatches
+) -> list[list[MadeLogit]]:
+    """For each answer, the logits of the classifier that recognise what it makes: at least one."""
+    classifier = query.classifier
+    if classifier is None or not len(matches.rows):
+        return [[] for _ in matches.rows]
+    generators = generation.generators
+    found = []
+    for scores in query.logit_scores(generators, generators.stored(matches.rows)).T:
+        best = np.argsort(-scores, kind="stable")[:_FOUND_BY].tolist()
+        named = [place for place in best if scores[place] > 0] or best[:1]
+        found.append(
+            [
+                MadeLogit(int(classifier.logits[place]), classifier.labels[place], float(scores[place]))
+                for place in named
+            ]
+        )
+    return found
+
+
 def _hits(
     index: Index,
     generation: Generation,
     matches: GeneratorMatches,
     chosen: GeneratorFilter,
+    found_by: Sequence[list[MadeLogit]],
     folded: bool,
 ) -> list[GeneratorHit]:
     """Hits of rows. Generators that make the same samples share one, shown as the first that passes the filter."""
@@ -175,6 +229,7 @@ def _hits(
             distance=float(matches.distances[place]),
             duplicates=int(facts[number]["copies"] if count is None else count) - 1,
             relatives=_relatives(generation, facts[number]["root"], chosen.condition) if folded else None,
+            found_by=found_by[place],
             **_as_facts(generation, facts[number]),
         )
         object.__setattr__(hit, "_origin", Origin(index, generation.pointer.generation, row))

@@ -14,11 +14,14 @@ from probelog.index.contents.generators import Generators
 from probelog.index.generation import Generation
 from probelog.index.generators.encoding import StoredDescriptions
 from probelog.ranking.samples.description import unit
-from probelog.ranking.samples.matched import Asked
+from probelog.ranking.samples.matched import Asked, of_any
 from probelog.ranking.samples.methods import METHODS, product_of_experts
+from probelog.search.generators.classifiers import Classifier
 from probelog.search.query import NEGATIVE_WEIGHT, Float64, background_numbers, text_vectors
 
 MATCHED = "matched"
+# Of the logits of a classifier, so many are looked up in a large index.
+_LOOKED_UP = 32
 NONE = np.empty(0, np.int64)
 
 
@@ -31,24 +34,29 @@ class GeneratorQuery:
         negative: what must not be made.
         by_model: whether a model is part of it: models are more alike than a concept and a model, and the confidence
             does not apply.
+        classifier: a whole one, which counts as one expert more.
     """
 
     experts: Sequence[Asked]
     negative: Sequence[Asked]
     by_model: bool
+    classifier: Classifier | None = None
 
     def projected(self, generators: Generators) -> list[Asked]:
-        """The experts in coordinates of descriptions."""
-        return [_projected(item, generators.axes) for item in self.experts]
+        """The experts in coordinates of descriptions, some of a classifier's logits in place of it: what is looked up."""
+        logits = self._logits
+        places = np.unique(np.linspace(0, len(logits) - 1, min(len(logits), _LOOKED_UP)).astype(np.int64))
+        return [_projected(item, generators.axes) for item in (*self.experts, *(logits[i] for i in places))]
 
     def scores(self, generators: Generators, stored: StoredDescriptions) -> tuple[Float64, Float64 | None]:
         """Scores (N,) of generators by matched samples, and confidences (N,)."""
         space = generators.space
-        every = [*self.projected(generators), *(_projected(item, generators.axes) for item in self.negative)]
+        every = [_projected(item, generators.axes) for item in (*self.experts, *self.negative, *self._logits)]
         scores = space.scores(stored.described, stored.offsets, every)
-        positive, against = scores[: len(self.experts)], scores[len(self.experts) :]
+        ends = np.cumsum([len(self.experts), len(self.negative)])
+        positive, against, logits = np.split(scores, ends)
         penalty = NEGATIVE_WEIGHT * np.maximum(against, 0.0).sum(axis=0)
-        total = product_of_experts([*positive]) - penalty
+        total = product_of_experts([*positive, *([of_any(logits)] if len(logits) else [])]) - penalty
         if self.by_model:
             return total, None
         # As probable as its least probable part.
@@ -57,6 +65,26 @@ class GeneratorQuery:
             for row, item in zip(positive, self.experts, strict=True)
         ]
         return total, np.min(parts, axis=0)
+
+    def logit_scores(self, generators: Generators, stored: StoredDescriptions) -> Float64:
+        """Scores (q, N) of generators for each logit of the classifier that is asked."""
+        logits = [_projected(item, generators.axes) for item in self._logits]
+        return generators.space.scores(stored.described, stored.offsets, logits)
+
+    def cosines(self, generators: Generators, stored: StoredDescriptions) -> Float64:
+        """Cosines (N,) of the query to the means of generators, as directions: the mean over experts.
+
+        A classifier's is that of its nearest logit.
+        """
+        means = generators.space.mean_directions(stored.described)
+        parts = [_cosines(means, generators.axes, [item]) for item in self.experts]
+        if self.classifier is not None:
+            parts.append(_cosines(means, generators.axes, self._logits))
+        return np.asarray(np.mean([part.max(axis=1) for part in parts], axis=0))
+
+    @property
+    def _logits(self) -> list[Asked]:
+        return [] if self.classifier is None else [by_direction(row) for row in self.classifier.directions]
 
     def scores_by(self, method: str, generators: Generators, stored: StoredDescriptions) -> Float64:
         """Scores (N,) by another method.
@@ -69,7 +97,7 @@ class GeneratorQuery:
         if self.negative:
             raise QueryError(f"negatives need the default method ({MATCHED}): leave one of both out")
         vectors = [item.embedding for item in self.experts if item.embedding is not None]
-        if len(vectors) < len(self.experts):
+        if len(vectors) < len(self.experts) or self.classifier is not None:
             raise QueryError(f"a model or a logit as a query needs the default method ({MATCHED})")
         asked = np.stack(vectors) @ generators.axes.T
         return product_of_experts([*METHODS[method](stored.described, asked)])
@@ -129,6 +157,12 @@ def direction_of_generator(generation: Generation, repo: str) -> npt.NDArray[np.
     row = generators.row_named(repo)["row"]
     means = generators.stored(np.array([row])).described
     return np.asarray(unit(generators.space.mean_directions(means) @ generators.axes)[0])
+
+
+def _cosines(means: Floats, axes: npt.NDArray[np.float32], asked: Sequence[Asked]) -> Floats:
+    """Cosines (N, q) of directions (N, p), in coordinates, to those that are asked."""
+    directions = np.stack([axes @ item.direction for item in asked])
+    return means @ (directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)).T
 
 
 def _projected(item: Asked, axes: npt.NDArray[np.float32]) -> Asked:

@@ -160,9 +160,7 @@ def _selected(
     else:
         assert method is not None
         scores, confidences = query.scores_by(method, generators, stored), None
-    directions = np.stack([generators.axes @ item.direction for item in query.experts])
-    lengths = np.maximum(np.linalg.norm(directions, axis=1), 1e-12)
-    cosines = (generators.space.mean_directions(stored.described) @ directions.T / lengths).mean(axis=1)
+    cosines = query.cosines(generators, stored)
     if not all(
         np.isfinite(item).all() for item in (scores, cosines, *([] if confidences is None else [confidences]))
     ):

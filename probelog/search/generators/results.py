@@ -49,6 +49,18 @@ class _Ranked:
     sha: str
 
 
+@dataclass(frozen=True, slots=True)
+class MadeLogit:
+    """A logit of the classifier that was asked with, which recognises what a generator makes: its number in the head.
+
+    ``label`` is what the uploader declared: untrusted text. ``score`` is the generator's for this logit alone.
+    """
+
+    logit: int
+    label: str
+    score: float
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GeneratorHit(GeneratorFacts, _Ranked):
     """One generator that answers a query.
@@ -58,6 +70,7 @@ class GeneratorHit(GeneratorFacts, _Ranked):
     makes the concept; none for queries by a model, and for other methods. ``distance`` is the cosine distance of the query
     to the mean of the samples, as directions. ``duplicates`` counts the other repositories that make the same samples;
     ``relatives``, where answers are folded by family, the other generators of its tree that pass the filter.
+    ``found_by``, where a classifier is asked with, are those of its logits that recognise most surely what it makes.
     """
 
     score: float
@@ -65,6 +78,7 @@ class GeneratorHit(GeneratorFacts, _Ranked):
     distance: float
     duplicates: int = field(metadata=_INT32)
     relatives: int | None = field(default=None, metadata=_INT32)
+    found_by: list[MadeLogit] = field(default_factory=list)
 
     # Set by the index that answers; no field, so that it is no part of what is compared, shown or converted.
     _origin: ClassVar[Origin | None] = None

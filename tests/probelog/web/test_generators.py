@@ -130,6 +130,23 @@ def test_a_generators_page(web: httpx.Client, index: probelog.Index) -> None:
     assert "makers" in web.get("/models/anna/pets").text
 
 
+def test_generators_of_what_a_classifier_recognises(web: httpx.Client, index: probelog.Index) -> None:
+    assert "kind=generator&amp;like=anna%2Fpets" in web.get("/models/anna/pets").text
+    found = index.search(kind="generator", like="mallory/html", k=20)
+    assert web.get("/api/search?kind=generator&like=mallory/html").json()["hits"] == [
+        as_json(hit) for hit in found
+    ]
+    text = web.get("/search?kind=generator&like=mallory/html").text
+    assert text.count("recognised by <a") == len(found)
+    assert f"like=mallory%2Fhtml%23{found[0].found_by[0].logit}" in text
+    assert html.escape(SCRIPT) in text
+    assert SCRIPT not in text
+    answer = web.get("/search?kind=generator&like=nobody/nothing")
+    assert answer.status_code == 400
+    assert "a generator or a classifier" in answer.text
+    assert web.get("/api/search?kind=generator&like=nobody/nothing").status_code in (400, 404)
+
+
 def test_an_index_without_generators_offers_none(tmp_path_factory: pytest.TempPathFactory) -> None:
     store = Store(tmp_path_factory.mktemp("without"))
     build(store.child("index"))

@@ -107,3 +107,14 @@ def test_sketches_are_moved_to_where_their_pictures_are() -> None:
     assert np.linalg.norm(moved, axis=1) == pytest.approx(1, abs=1e-5)
     before, after = ((item * pictures[300:]).sum(axis=1).mean() for item in (sketches[300:], moved))
     assert after > 0.95 > before
+
+
+def test_any_of_several_concepts_is_precision_times_recall() -> None:
+    """Of models that make n of q concepts and K in all, alike; the background has B."""
+    background, asked = 40.0, 4
+    scores = np.full((asked, 3), -50.0)
+    for model, (made, every) in enumerate([(1, 1), (2, 2), (2, 4)]):
+        scores[:made, model] = np.log(background / every)
+    expected = [np.log(background * n / k * n / asked / asked) for n, k in ((1, 1), (2, 2), (2, 4))]
+    np.testing.assert_allclose(matched.of_any(scores), expected)
+    np.testing.assert_allclose(matched.of_any(scores[:1]), scores[0])

@@ -72,6 +72,21 @@ def test_files_of_names_and_families(uri: str, tmp_path: Path) -> None:
     assert len(run(uri, "search", *other).stdout.splitlines()) == 2
 
 
+def test_a_whole_classifier_is_asked_with(uri: str) -> None:
+    made = ["--kind", "generator", "-k", "2", "--like"]
+    table = run(uri, "search", *made, "eve/hostile")
+    assert "found by" in table.output
+    assert "\x1b" not in table.output
+    assert "found by" not in run(uri, "search", *made, "gina/cats").output
+    rows = [json.loads(line) for line in run(uri, "search", *made, "anna/pets", "--json").stdout.splitlines()]
+    assert rows[0]["found_by"][0]["label"] in ("cat", "dog", "Golden_Retriever", "3")
+    other = run(uri, "search", *made, "anna/pets", "--like-index", uri, "-q")
+    assert other.stdout.splitlines() == [row["repo"] for row in rows]
+    printed = run(uri, "search", *made, "anna/pets", "--format", "csv").stdout
+    assert [row["repo"] for row in csv.DictReader(io.StringIO(printed))] == [row["repo"] for row in rows]
+    assert isinstance(run(uri, "search", *made, "nobody/nothing").exception, QueryError)
+
+
 def test_a_generator_is_shown(uri: str) -> None:
     shown = run(uri, "show", "kim/lora-umbrella")
     assert "model tree: root gina/cats, parent gina/cats, depth 1" in shown.output

@@ -234,7 +234,7 @@ def test_what_a_generator_says(index: Index) -> None:
     ("options", "message"),
     [
         ({"by": "colour"}, "can be folded by model or by family"),
-        ({"like": "hugo/violins", "like_index": object()}, "says which index holds a logit"),
+        ({"like_index": object()}, "says which index holds a logit"),
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"method": "gaussian", "negative": "cat"}, "negatives need the default method"),
         ({"method": "gaussian", "like": "hugo/violins"}, "needs the default method"),
