@@ -16,7 +16,7 @@ from probelog.index.conditions import prepared, split
 from probelog.index.generation import Generation
 from probelog.index.generators.schema import GENERATOR_FACTS
 from probelog.index.tables import is_valid_sql_text, sql_in, sql_literal
-from probelog.search.generators.classifiers import Classifier
+from probelog.search.generators.classifiers import Classifier, meant
 from probelog.search.generators.query import (
     GeneratorQuery,
     asked,
@@ -140,7 +140,7 @@ def _query(
     like, skip, classifier = request.like, None, None
     if like is not None and "#" in like:
         direction = _of(request.like_index, lambda other: find_direction(generation, like, other))
-        experts.append(by_direction(direction))
+        experts.append(by_direction(meant(generation, direction[None])[0]))
     elif like is not None and request.like_index is None and is_generator(generation, like):
         skip = int(generation.generators.row_named(like)["row"])
         experts.append(by_direction(direction_of_generator(generation, like)))

@@ -68,7 +68,7 @@ def index(uri: str) -> Iterator[Index]:
 def test_what_makes_any_of_it_is_found_and_by_which_logits(index: Index) -> None:
     hits = index.search(kind="generator", like="owner/cats")
     assert hits[0].repo == "gina/cats"
-    assert [(item.logit, item.label) for item in hits[0].found_by] == [(0, "cat")]
+    assert (hits[0].found_by[0].logit, hits[0].found_by[0].label) == (0, "cat")
     assert hits[0].found_by[0].score == pytest.approx(
         index.search(kind="generator", like="owner/cats#cat", k=1)[0].score
     )
