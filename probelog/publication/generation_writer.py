@@ -67,6 +67,14 @@ class GenerationWriter:
         """Open a table that was written."""
         return self._connection.open_table(table)
 
+    def index_columns(self, table: str, *columns: str) -> None:
+        """Make rows of a written table quick to find by any of these columns."""
+        from lancedb.index import BTree
+
+        with self.writing(f"indexes of {table}"):
+            for column in columns:
+                self.open(table).create_index(column, config=BTree())
+
     @contextlib.contextmanager
     def writing(self, what: str) -> Iterator[None]:
         """What LanceDB raises where the store refuses becomes a StoreError that says what was written."""

@@ -20,7 +20,7 @@ from probelog.index import shortlist
 from probelog.index.arrow import fixed_binary, fixed_lists, structured
 from probelog.index.contents.generators import EXACT_GENERATORS
 from probelog.index.generators.encoding import decode, description_type, encode, fit_axes, set_offsets
-from probelog.index.generators.groups import GROUPS, GroupSpace
+from probelog.index.generators.groups import GROUPS, GroupSpace, partitions
 from probelog.index.generators.schema import GENERATOR_TABLE, SHOWN, GeneratorSettings, samples_schema
 from probelog.index.generators.shown import packed
 from probelog.publication.generation_writer import GenerationWriter
@@ -106,9 +106,7 @@ def write_generators(
         groups = write_groups(writer, finder, len(axes))
         meta["group_axes.npy"] = npy(finder.axes)
     if source.facts.num_rows >= _INDEXED:
-        with writer.writing("indexes of generators"):
-            for column in ("repo", "row"):
-                writer.open("generators").create_scalar_index(column)
+        writer.index_columns("generators", "repo", "row")
     settings = GeneratorSettings(
         models=source.facts.num_rows,
         rows=rows,
@@ -118,6 +116,7 @@ def write_generators(
         embedding_sharpness=plain.embedding_sharpness,
         sketches=sketches is not None,
         groups=groups,
+        euclidean=None if groups is None else True,
     )
     if sketches is not None:
         meta["sketch_map.npy"] = npy(sketches.array())
@@ -144,7 +143,7 @@ def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int)
 
     count = writer.write("groups", GROUPS, tables())
     with writer.writing("the vector index of generators"):
-        shortlist.build(writer.open("groups"))
+        shortlist.build(writer.open("groups"), "l2", partitions(count))
     return count
 
 

@@ -253,10 +253,7 @@ def write_tables(
     rows = writer.write("logits", encoder.schema, logit_tables(batches, encoder, numbering, gallery))
     writer.write("models", MODELS, [numbering.joined(models, same)])
     if models.num_rows >= _INDEXED_MODELS:
-        with writer.writing("indexes of models"):
-            table = writer.open("models")
-            for column in ("repo", "weights", "identity"):
-                table.create_scalar_index(column)
+        writer.index_columns("models", "repo", "weights", "identity")
     large = rows >= exact_logits and rows > 0
     basis = encoder.basis
     settings = {"rows": rows, "large": large, "middle_offset": basis.middle, "probes": encoder.probes}
@@ -272,10 +269,7 @@ def write_edges(writer: GenerationWriter, edges: pa.Table) -> None:
     """Write ``edges`` (``EDGES``), and indexes by which those of one model are found among many."""
     writer.write("edges", EDGES, [edges.cast(EDGES)])
     if edges.num_rows >= _INDEXED_MODELS:
-        with writer.writing("indexes of edges"):
-            table = writer.open("edges")
-            for column in ("child", "parent"):
-                table.create_scalar_index(column)
+        writer.index_columns("edges", "child", "parent")
 
 
 def logit_tables(

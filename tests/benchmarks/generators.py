@@ -186,8 +186,7 @@ def further(models: int, told: dict[str, float]) -> WriteFurther:
         table = facts(models)
         table = table.append_column(SHOWN, pa.array(packed(table), SHOWN.type))
         writer.write("generators", table.schema, [table])
-        for column in ("repo", "row"):
-            writer.open("generators").create_scalar_index(column)
+        writer.index_columns("generators", "repo", "row")
         told["written"] = time.process_time() - started
         started = time.process_time()
         groups = write_groups(writer, world.finder, width)
@@ -201,6 +200,7 @@ def further(models: int, told: dict[str, float]) -> WriteFurther:
             world.space.embedding_sharpness,
             False,
             groups,
+            euclidean=True,
         )
         return {"generators": settings}, {
             "sample_axes.npy": npy(world.axes),

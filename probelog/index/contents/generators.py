@@ -43,8 +43,8 @@ _COMPARED_NAMES = 10_000
 # Names of one SQL condition, and rows of one block.
 _NAMES_AT_ONCE = 500
 _BLOCK = 1024
-# The vector index is searched so many times as far as for logits: its partitions hold groups of many concepts, and of a million
-# synthetic generators one question in thirty was answered wrong without it (docs/performance.md).
+# A vector index by inner product is searched so many times as far as for logits: its partitions hold groups of many concepts, and
+# of a million synthetic generators one question in thirty was answered wrong without it (docs/performance.md).
 _EFFORT = 6
 Int64 = npt.NDArray[np.int64]
 
@@ -262,7 +262,8 @@ class Generators:
         """Rows of the generators of the ``count`` best groups for one expert of a query, in coordinates; of a large index."""
         with self._tables.reading("groups"):
             table = self._tables.open("groups")
-            found = shortlist.look_up(table, self.group_space.query(asked), count, _EFFORT, column="row")
+            effort, distance = (1, "l2") if self.settings.euclidean else (_EFFORT, "dot")
+            found = shortlist.look_up(table, self.group_space.query(asked), count, effort, "row", distance)
         rows = np.asarray(found.to_numpy(), np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.settings.rows):
             raise self._tables.damaged("groups", "a row has a number that the index does not have")

@@ -37,10 +37,18 @@ MOST = 6
 GROUP_COORDINATES = 62
 _WIDTH = 64
 _ROUNDS = 3
+# Partitions of the vector index at most: for more LanceDB divides a few large clusters again and again, and a concept's groups lie
+# in many of them (320,000 groups, 16 partitions searched: 0.78 of the best fifty with 400, 0.97 with 256).
+_PARTITIONS = 256
 # What a group more must add to the mean likeness of samples and their group's first one.
 _LEAST = 0.05
 
 GROUPS = pa.schema([("row", pa.int32()), ("vector", pa.list_(pa.float16(), _WIDTH))])
+
+
+def partitions(groups: int) -> int:
+    """Number of partitions of a vector index over so many groups."""
+    return max(1, min(_PARTITIONS, groups // _PARTITIONS))
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,6 +67,7 @@ class GeneratorSettings:
         embedding_sharpness: for embeddings.
         sketches: whether it knows how sketches become pictures.
         groups: rows of the ``groups`` table, whose vector index shortlists the generators; none in a small index.
+        euclidean: whether that vector index is by Euclidean distance; those of before are by inner product.
     """
 
     models: int
@@ -77,3 +78,4 @@ class GeneratorSettings:
     embedding_sharpness: float = field(metadata={"check": _POSITIVE})
     sketches: bool
     groups: int | None = None
+    euclidean: bool | None = None

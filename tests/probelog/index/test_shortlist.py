@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from probelog.index import shortlist
+from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
 from probelog.storage.store import Store
 from tests.probelog.index.test_generation import BASE, unit, whole
@@ -37,6 +42,22 @@ def test_a_shortlist_holds_the_largest_products(large: Generation, seed: int) ->
     assert len({*best.tolist()} & {*found}) >= 9
     everything = looked_up(large, query, 10_000, effort=1000)
     assert sorted(everything) == logits.rows.tolist()
+
+
+@pytest.mark.parametrize("distance", ["dot", "l2"])
+def test_vectors_of_unequal_lengths(tmp_path: Path, distance: shortlist.Distance) -> None:
+    """By either distance the best are those of largest product, not those that are near."""
+    random = np.random.default_rng(0)
+    vectors = (random.normal(size=(3000, 64)) * random.uniform(0.2, 1.0, size=(3000, 1))).astype(np.float16)
+    rows = {"row": pa.array(range(3000), pa.int32()), "vector": fixed_lists(vectors, pa.float16())}
+    table = lancedb.connect(tmp_path).create_table("groups", pa.table(rows))
+    shortlist.build(table, distance, partitions=8)
+    for query in random.normal(size=(10, 64)):
+        found = shortlist.look_up(
+            table, query.astype(np.float32), 60, column="row", distance=distance
+        ).to_pylist()
+        best = np.argsort(-(vectors.astype(float) @ query))[:20]
+        assert len({*best.tolist()} & {*found}) >= 18
 
 
 def test_more_effort_looks_at_more_of_the_index(large: Generation, monkeypatch: pytest.MonkeyPatch) -> None:

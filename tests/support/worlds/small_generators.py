@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from probelog.index import shortlist
 from probelog.index.generators.schema import GENERATOR_FACTS
 from probelog.publication.generation_writer import GenerationWriter
 from probelog.publication.generators import GeneratorSource, Sampled, write_generators
@@ -187,9 +188,13 @@ def build(
     sketches: bool = True,
     noise: float = 0.2,
     source: GeneratorSource | None = None,
+    older: bool = False,
     **options: Any,
 ) -> SmallGenerators:
-    """Write a small index (``small_index.build``) with generators beside its classifiers; of another source, if given."""
+    """Write a small index (``small_index.build``) with generators beside its classifiers; of another source, if given.
+
+    ``older``: with a vector index by inner product, as versions of before wrote it.
+    """
     made: list[tuple[Drawn, Callable[[str], Floats]]] = []
     kind = options.get("kind", "siglip")
     files = options.get("files") or tiny_encoders.text_files(kind)
@@ -216,6 +221,9 @@ def build(
         settings, meta = write_generators(
             writer, source or drawn.source(), space, probes, fitted if sketches else None
         )
+        if older and settings.groups is not None:
+            shortlist.build(writer.open("groups"))
+            settings = replace(settings, euclidean=None)
         return {"generators": settings}, meta
 
     small = small_index.build(index, write_further=write_further, **options)

@@ -272,8 +272,9 @@ def test_an_index_without_generators(tmp_path: Path) -> None:
             opened.search(like="anna/pets")
 
 
+@pytest.mark.parametrize("older", [False, True])
 def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
-    world: SmallGenerators, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: SmallGenerators, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool
 ) -> None:
     names = ["cat", "chair", "lamp", "bus", "tree", "apple", "violin", "cup"]
     many = [
@@ -284,9 +285,17 @@ def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
     monkeypatch.setattr("probelog.publication.generators.EXACT_GENERATORS", 500)
     monkeypatch.setattr(ranking, "_LISTED", 20)
     store = Store(tmp_path / "index")
-    small_generators.build(store, many, noise=0.4)
+    small_generators.build(store, many, noise=0.4, older=older)
     with open_index(store.uri) as opened:
-        assert opened._generation.generators.large
+        generators = opened._generation.generators
+        assert generators.large
+        # LanceDB answers a search by another distance than the vector index was built for, too, by looking at every row.
+        (found,) = generators._tables.open("groups").list_indices()
+        stated = generators._tables.open("groups").index_stats(found.name)
+        assert stated is not None
+        assert (stated.distance_type, generators.settings.euclidean) == (
+            ("dot", None) if older else ("l2", True)
+        )
         some = opened.search("lamp", kind="generator", k=5)
         monkeypatch.setattr(ranking, "FIRST", 10_000)
         exact = opened.search("lamp", kind="generator", k=5)
