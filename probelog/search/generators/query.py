@@ -162,8 +162,7 @@ def direction_of_generator(generation: Generation, repo: str) -> npt.NDArray[np.
 def _cosines(means: Floats, axes: npt.NDArray[np.float32], asked: Sequence[Asked]) -> Floats:
     """Cosines (N, q) of directions (N, p), in coordinates, to those that are asked."""
     directions = np.stack([axes @ item.direction for item in asked])
-    lengths = np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    return np.asarray(means @ (directions / lengths).T)
+    return np.asarray(means @ unit(directions).T)
 
 
 def _projected(item: Asked, axes: npt.NDArray[np.float32]) -> Asked:
