@@ -155,7 +155,6 @@ class _Comparison:
             endpoint=self.client.endpoint,
             limiter=self.client.limiter,
             retry=self.client.retry,
-            # Of these only the filters' answer counts.
             known=lambda repo, sha: (
                 self.indexed_shas[repo] == sha if repo in self.indexed_shas else (repo, sha) in self.known
             ),
@@ -166,7 +165,7 @@ class _Comparison:
                     continue
                 listed.add(row.repo)
                 if row.repo not in self.indexed_shas:
-                    if (row.repo, row.sha) not in self.known:
+                    if not page.known and (row.repo, row.sha) not in self.known:
                         self.result.missed.append(row)
                 elif not row.gated and not row.disabled:
                     unconfirmed.discard(row.repo)

@@ -125,12 +125,14 @@ class Page:
         failures: malformed rows.
         next_url: address of the next page; None on the last one.
         date: when the page was sent, by the Hub's clock; None where the Hub does not say, and for explicit lists.
+        known: whether every row is known (`iter_pages`), and brief.
     """
 
     rows: list[CatalogueRow] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     next_url: str | None = None
     date: dt.datetime | None = None
+    known: bool = False
 
 
 def iter_pages(
@@ -177,7 +179,8 @@ def iter_pages(
         count = already
         for page in pages:
             if filters.limit is not None and count + len(page.rows) >= filters.limit:
-                yield Page(page.rows[: max(0, filters.limit - count)], page.failures, None, page.date)
+                rows = page.rows[: max(0, filters.limit - count)]
+                yield Page(rows, page.failures, None, page.date, page.known)
                 return
             count += len(page.rows)
             yield page
@@ -278,7 +281,8 @@ def _pages(
         items = _items(client, answer.value)
         endless.add(items)
         page, modified = _read_page(client, items, filters, read)
-        if known is not None and not all(known(row.repo, row.sha) for row in page.rows):
+        all_known = known is not None and all(known(row.repo, row.sha) for row in page.rows)
+        if known is not None and not all_known:
             whole = client.json(client.url(url, {"expand": list(EXPAND)}))
             page, _ = _read_page(client, _items(client, whole.value), filters)
         # If the server ignored the order on any page so far, the times do not decide when to stop.
@@ -291,7 +295,7 @@ def _pages(
         key = digest((following or "").encode())
         if key in visited:
             raise HubError(f"{client.endpoint} lists in a circle: page {following} was listed before")
-        yield Page(page.rows, page.failures, following, answer.date)
+        yield Page(page.rows, page.failures, following, answer.date, all_known)
         if following is None:
             return
         url = following
@@ -425,10 +429,10 @@ def _info(client: HubClient, repo: str) -> dict[str, Any]:
 def looked_at(filters: ListingFilters) -> tuple[str, ...]:
     """What the Hub must tell of a model for `ListingFilters.accepts`, and to know whether it is open.
 
-    The library that a model card names is also among the Hub's own tags.
+    The library that a model card names is also among the Hub's own tags, and names of files have no sizes in a listing.
     """
     licences = ("cardData",) if filters.licences else ()
-    sizes = ("safetensors", "siblings") if (filters.max_bytes or filters.max_params) is not None else ()
+    sizes = ("safetensors",) if (filters.max_bytes or filters.max_params) is not None else ()
     return (
         "disabled",
         "gated",

@@ -101,9 +101,7 @@ def read_brief_row(item: object, fields: Container[str]) -> CatalogueRow:
         library = library or _text(card.get("library_name")) or _library(tags)
         licences = _licences(card, tags)
     if "safetensors" in fields:
-        siblings = listed.get("siblings")
-        parameters = _parameters(listed)
-        weight_bytes = _weight_bytes(read_files(siblings) if _has_sizes(siblings) else [], listed)
+        parameters, weight_bytes = _parameters(listed), _weight_bytes([], listed)
     return CatalogueRow(
         repo,
         sha,
@@ -140,11 +138,6 @@ def _is_gated(listed: Mapping[str, Any]) -> bool:
 
 def _is_disabled(listed: Mapping[str, Any]) -> bool:
     return listed.get("disabled") is True
-
-
-def _has_sizes(entries: object) -> bool:
-    """Whether the size of any file of a listing is given."""
-    return any(isinstance(entry, dict) and "size" in entry for entry in _list(entries))
 
 
 def _licences(card: Mapping[str, Any], tags: list[str]) -> list[str]:
