@@ -262,7 +262,8 @@ class Generators:
         """Rows of the generators of the ``count`` best groups for one expert of a query, in coordinates; of a large index."""
         with self._tables.reading("groups"):
             table = self._tables.open("groups")
-            effort, distance = (1, "l2") if self.settings.euclidean else (_EFFORT, "dot")
+            distance: shortlist.Distance = "l2" if self.settings.euclidean else "dot"
+            effort = 1 if self.settings.euclidean else _EFFORT
             found = shortlist.look_up(table, self.group_space.query(asked), count, effort, "row", distance)
         rows = np.asarray(found.to_numpy(), np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.settings.rows):
