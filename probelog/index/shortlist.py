@@ -32,13 +32,12 @@ _FAR = 300.0
 Distance = Literal["dot", "l2"]
 
 
-def build(table: Table, distance: Distance = "dot", partitions: int | None = None) -> None:
-    """Build the vector index of a written table; without ``partitions`` LanceDB chooses their number."""
+def build(table: Table, distance: Distance = "dot", partitions: int | None = None, bits: int = _BITS) -> None:
+    """Build the vector index of a written table, of some ``bits`` a number; without ``partitions`` LanceDB chooses how many."""
     from lancedb.index import IvfRq
 
-    table.create_index(
-        "vector", config=IvfRq(distance_type=distance, num_partitions=partitions, num_bits=_BITS)
-    )
+    config = IvfRq(distance_type=distance, num_partitions=partitions, num_bits=bits)
+    table.create_index("vector", config=config)
 
 
 def look_up(

@@ -20,7 +20,7 @@ from probelog.index import shortlist
 from probelog.index.arrow import fixed_binary, fixed_lists, structured
 from probelog.index.contents.generators import EXACT_GENERATORS
 from probelog.index.generators.encoding import decode, description_type, encode, fit_axes, set_offsets
-from probelog.index.generators.groups import GROUPS, GroupSpace, partitions
+from probelog.index.generators.groups import GROUP_BITS, GROUPS, GroupSpace, partitions
 from probelog.index.generators.schema import GENERATOR_TABLE, SHOWN, GeneratorSettings, samples_schema
 from probelog.index.generators.shown import packed
 from probelog.publication.generation_writer import GenerationWriter
@@ -143,7 +143,7 @@ def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int)
 
     count = writer.write("groups", GROUPS, tables())
     with writer.writing("the vector index of generators"):
-        shortlist.build(writer.open("groups"), "l2", partitions(count))
+        shortlist.build(writer.open("groups"), "l2", partitions(count), GROUP_BITS)
     return count
 
 
