@@ -21,18 +21,20 @@ a half-built one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from probelog.index.basis import Basis
+from probelog.index.waiting import wait
 from probelog.storage.layout import GenerationFolder
 from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 from probelog.storage.store import Store, lance_options
 
 if TYPE_CHECKING:
     from lancedb import DBConnection
+    from lancedb.table import AsyncTable
 
 # Of a generation, in its settings; the pointer has a version of its own.
 INDEX_VERSION = 1
@@ -47,11 +49,28 @@ def connect(index: Store, generation: str) -> DBConnection:
     """LanceDB's connection to one generation."""
     import lancedb
 
-    return lancedb.connect(
-        index.path(GenerationFolder.of(generation).path),
-        storage_options=lance_options(index.uri) or None,
-        session=lancedb.Session(_INDEX_CACHE, _METADATA_CACHE),
-    )
+    return lancedb.connect(**_connection(index, generation))
+
+
+def open_for_search(index: Store, generation: str, table: str) -> AsyncTable:
+    """The handle of a table whose vector index is searched (`probelog.index.shortlist.look_up`)."""
+    import lancedb
+
+    async def opened() -> AsyncTable:
+        connection = await lancedb.connect_async(**_connection(index, generation))
+        return await connection.open_table(table)
+
+    return wait(opened())
+
+
+def _connection(index: Store, generation: str) -> dict[str, Any]:
+    import lancedb
+
+    return {
+        "uri": index.path(GenerationFolder.of(generation).path),
+        "storage_options": lance_options(index.uri) or None,
+        "session": lancedb.Session(_INDEX_CACHE, _METADATA_CACHE),
+    }
 
 
 # How a model was run, in indexes of this version: its preprocessing as JSON (``probelog.models.preprocessing.Recipe``),

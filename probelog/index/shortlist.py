@@ -7,17 +7,17 @@ the best logits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Column
+from probelog.index.waiting import wait
 
 if TYPE_CHECKING:
-    from lancedb.query import LanceVectorQueryBuilder
-    from lancedb.table import Table
+    from lancedb.table import AsyncTable, Table
 
 # Below this many logits all of them are scored: that is exact, and no slower. Measured on one core with 381
 # coordinates: all of 20,000 take 3 ms, of 50,000 10 ms and of 100,000 16 ms; shortlist and re-ranking 11 ms at a million.
@@ -41,7 +41,7 @@ def build(table: Table, distance: Distance = "dot", partitions: int | None = Non
 
 
 def look_up(
-    table: Table,
+    table: AsyncTable,
     vector: npt.NDArray[np.float32],
     count: int,
     effort: int = 1,
@@ -54,7 +54,7 @@ def look_up(
     product matters where s is large.
 
     Args:
-        table: the ``logits`` table.
+        table: the ``logits`` table (`probelog.index.tables.Tables.open_for_search`).
         vector: (w,) of ``Basis.query``.
         count: number of logits.
         effort: factor by which more of the vector index is searched than by default.
@@ -63,12 +63,10 @@ def look_up(
     """
     if distance == "l2":
         vector = vector * np.float32(_FAR)
-    hits: pa.Table = (
-        cast("LanceVectorQueryBuilder", table.search(vector, vector_column_name="vector"))
-        .distance_type(distance)
-        .nprobes(_PROBES * effort)
-        .limit(count)
-        .select([column, "_distance"])
-        .to_arrow()
-    )
-    return hits[column]
+
+    # LanceDB's client without asyncio asks for the schema three times and for each batch: six changes of thread in place of one.
+    async def found() -> pa.Table:
+        query = table.vector_search(vector).column("vector").distance_type(distance).nprobes(_PROBES * effort)
+        return await query.limit(count).select([column, "_distance"]).to_arrow()
+
+    return wait(found())[column]

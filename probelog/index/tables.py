@@ -17,14 +17,22 @@ from probelog.errors import StoreError
 from probelog.index.generators.groups import GROUPS
 from probelog.index.generators.schema import GENERATOR_FACTS, GENERATOR_TABLE, SHOWN
 from probelog.index.local_files import check_files
-from probelog.index.schema import META, MODEL_FACTS, MODELS, PROBED_FACTS, connect, probes_schema
+from probelog.index.schema import (
+    META,
+    MODEL_FACTS,
+    MODELS,
+    PROBED_FACTS,
+    connect,
+    open_for_search,
+    probes_schema,
+)
 from probelog.storage.layout import GenerationFolder
 from probelog.storage.schemas import EDGES, LISTED_FACTS, TREE_FACTS
 from probelog.storage.store import Store
 from probelog.terminal import printable
 
 if TYPE_CHECKING:
-    from lancedb.table import Table
+    from lancedb.table import AsyncTable, Table
 
 # Parts of LanceDB's messages that say nothing to users: its prefix, and lines of its source code.
 _NOISE = re.compile(r"^(Invalid input, |lance error: )+|,? ?\S*/\S+\.rs:\d+(:\d+)?")
@@ -84,6 +92,7 @@ class Tables:
         self._generation = generation
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
+        self._searched: dict[str, AsyncTable] = {}
         self._columns: dict[str, set[str]] = {}
         self._counts: dict[str, range] = {}
         with self.reading("settings"):
@@ -107,6 +116,14 @@ class Tables:
                 self._columns[name] = self._check(name, table)
                 self._tables[name] = table
             return self._tables[name]
+
+    def open_for_search(self, name: str) -> AsyncTable:
+        """LanceDB's handle that a table's vector index is searched by; the table is checked as any other."""
+        with self._lock:
+            if name not in self._searched:
+                self.open(name)
+                self._searched[name] = open_for_search(self._index, self._generation, name)
+            return self._searched[name]
 
     def _check(self, name: str, table: Table) -> set[str]:
         """Refuse a table that is not what it must be; returns the names of its columns, which LanceDB reads at every request."""

@@ -261,7 +261,7 @@ class Generators:
     def shortlisted(self, asked: Asked, count: int) -> Int64:
         """Rows of the generators of the ``count`` best groups for one expert of a query, in coordinates; of a large index."""
         with self._tables.reading("groups"):
-            table = self._tables.open("groups")
+            table = self._tables.open_for_search("groups")
             distance: shortlist.Distance = "l2" if self.settings.euclidean else "dot"
             effort = 1 if self.settings.euclidean else _EFFORT
             found = shortlist.look_up(table, self.group_space.query(asked), count, effort, "row", distance)

@@ -288,7 +288,7 @@ class LogitTable(ModelTable):
         """
         vector = self.basis.query(coordinates)
         with self._base.reading("logits"):
-            column = shortlist.look_up(self._base.open("logits"), vector, count, effort)
+            column = shortlist.look_up(self._base.open_for_search("logits"), vector, count, effort)
             facts = structured(column, self._facts)
         facts = facts[np.argsort(facts["row"])]
         for start in range(0, max(1, len(facts)), ROWS_AT_ONCE):

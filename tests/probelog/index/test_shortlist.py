@@ -8,10 +8,13 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from lancedb.query import AsyncVectorQuery
+from lancedb.table import AsyncTable
 
 from probelog.index import shortlist
 from probelog.index.arrow import fixed_lists
 from probelog.index.generation import Generation
+from probelog.index.waiting import wait
 from probelog.storage.store import Store
 from tests.probelog.index.test_generation import BASE, unit, whole
 
@@ -24,8 +27,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Generation:
 
 
 def looked_up(generation: Generation, query: np.ndarray, count: int, effort: int = 1) -> list[int]:
-    table = generation._base.open("logits")
-    column = shortlist.look_up(table, query, count, effort)
+    column = shortlist.look_up(generation._base.open_for_search("logits"), query, count, effort)
     facts = np.frombuffer(b"".join(column.to_pylist()), generation._facts)
     return [int(row) for row in facts["row"]]
 
@@ -52,28 +54,31 @@ def test_vectors_of_unequal_lengths(tmp_path: Path, distance: shortlist.Distance
     rows = {"row": pa.array(range(3000), pa.int32()), "vector": fixed_lists(vectors, pa.float16())}
     table = lancedb.connect(tmp_path).create_table("groups", pa.table(rows))
     shortlist.build(table, distance, partitions=8)
+
+    async def opened() -> AsyncTable:
+        return await (await lancedb.connect_async(tmp_path)).open_table("groups")
+
+    searched = wait(opened())
     for query in random.normal(size=(10, 64)):
         found = shortlist.look_up(
-            table, query.astype(np.float32), 60, column="row", distance=distance
+            searched, query.astype(np.float32), 60, column="row", distance=distance
         ).to_pylist()
         best = np.argsort(-(vectors.astype(float) @ query))[:20]
         assert len({*best.tolist()} & {*found}) >= 18
 
 
 def test_more_effort_looks_at_more_of_the_index(large: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = large._base.open("logits")
     query = large.basis.query(large.basis.coordinates(unit(4, 1))[0])
-    kind = type(table.search(query, vector_column_name="vector"))
-    real, asked = kind.nprobes, list[int]()
+    real, asked = AsyncVectorQuery.nprobes, list[int]()
 
     def nprobes(self: object, partitions: int) -> object:
         asked.append(partitions)
         return real(self, partitions)
 
-    monkeypatch.setattr(kind, "nprobes", nprobes)
+    monkeypatch.setattr(AsyncVectorQuery, "nprobes", nprobes)
     for effort in (1, 2, 4):
         looked_up(large, query, 5, effort)
-    shortlist.look_up(table, query, 5)
+    shortlist.look_up(large._base.open_for_search("logits"), query, 5)
     assert asked == [64, 128, 256, 64]
 
 
