@@ -147,20 +147,34 @@ def _canaries(config: Config) -> Iterator[str]:
 
 
 def _scratch(config: Config) -> Iterator[str]:
-    if config.scratch is None:
-        return
-    folder = next(
-        folder for folder in [config.scratch, *config.scratch.absolute().parents] if folder.exists()
-    )
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    folder = _scratch_or_above(config)
+    if folder is not None and not _is_writable(folder):
         yield f"scratch: {folder} is not a folder that can be written"
+
+
+def _room(config: Config) -> Iterator[str]:
+    """Less than preprocessed probes may take, those of earlier runs included. A run of little room does without them."""
+    folder = _scratch_or_above(config)
+    if folder is None or not _is_writable(folder):
         return
     free = shutil.disk_usage(folder).free
-    if free < config.cache_bytes:
+    held = sum(file.stat().st_size for file in folder.glob("probelog/pixels/*") if file.is_file())
+    if free + held < config.cache_bytes:
         yield (
             f"cache_bytes: {config.cache_bytes:,} bytes of preprocessed probes are allowed, "
             f"{folder} has {free:,} free"
         )
+
+
+def _scratch_or_above(config: Config) -> Path | None:
+    """The folder that is named, or the first above it that is there; None where none is named."""
+    if config.scratch is None:
+        return None
+    return next(folder for folder in [config.scratch, *config.scratch.absolute().parents] if folder.exists())
+
+
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _libraries(config: Config) -> Iterator[str]:
@@ -183,6 +197,7 @@ _CHECKS: Mapping[str, Callable[[Config], Iterator[str]]] = {
     "lists": _lists,
     "canaries": _canaries,
     "scratch": _scratch,
+    "room": _room,
     "libraries": _libraries,
     "modules": _modules,
     "words": _words,
@@ -198,9 +213,9 @@ _ALL = frozenset({*_CHECKS, *_TRIES})
 _NEEDS: Mapping[str, Container[str]] = {
     "crawl": {"lists", "words", "store"},
     "probe": {"scratch", "modules", "store", "workers", "encoder", "probes"},
-    "sample": _ALL - {"canaries", "probes"},
+    "sample": _ALL - {"canaries", "probes", "room"},
     "complete": {"store", "encoder", "probes"},
     "trees": {"lists", "scratch", "words", "store"},
     "publish": {"background", "lists", "canaries", "store", "encoder", "probes"},
-    "nightly": _ALL - {"store", "probes"},
+    "nightly": _ALL - {"store", "probes", "room"},
 }

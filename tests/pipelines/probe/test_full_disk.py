@@ -106,7 +106,7 @@ def test_scratch_is_full(
 def test_the_store_is_full(
     tiny_world: TinyWorld, local_ray: None, hub: FaultyHub, disk: SmallDisk, tmp_path: Path
 ) -> None:
-    """A run waits for room as long as `store_retry_seconds`, then it ends; the next one goes on."""
+    """A run waits for room as long as `store_retry_seconds`, then it ends; the next one, once there is some, goes on."""
     store = disk.folder / "store"
     settings = {"scratch": str(tmp_path / "scratch")}
     impatient = job(tiny_world, store, store_retry_seconds=1.0, **settings)
@@ -125,17 +125,19 @@ def test_the_store_is_full(
     (folder,) = (path.name for path in (store / "observations").iterdir())
     ledger = Ledger(Store(store), f"observations/{folder}")
     assert not ledger.receipts()
+    patient_job = job(tiny_world, store, store_retry_seconds=120.0, **settings)
+    with pytest.raises(StoreError, match="Make room there"):
+        run_probe(patient_job)  # it does not even begin
+    disk.empty()
 
-    def full_twice(asked: int) -> None:
-        time.sleep(2.0)
-        disk.empty()
+    def full_for_a_while(asked: int) -> None:
         at_the_first_download(asked)
         time.sleep(4.0)
         disk.empty()
 
-    emptying = threading.Thread(target=full_twice, args=(len(hub.requests),))
+    emptying = threading.Thread(target=full_for_a_while, args=(len(hub.requests),))
     emptying.start()
-    patient = run_probe(job(tiny_world, store, store_retry_seconds=120.0, **settings))
+    patient = run_probe(patient_job)
     emptying.join()
     assert (patient.models, patient.failures) == (MODELS, [])
     assert not ledger.spooled()
