@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,8 @@ def refuse_early(config: Config, command: str = "full", *, ask_hub: bool) -> Non
 def find_problems(config: Config, command: str = "full", *, ask_hub: bool = True) -> Iterator[Problem]:
     """Everything that can be seen from here to be wrong for a command."""
     needs = _NEEDS.get(command, _ALL)
+    if command == "nightly" and not config.generators.enabled:
+        needs -= {"encoder"}  # what it adds is compared as the index compares; a whole build alone needs it
     from_hub = _reached("hub", reach.hub_lists, config) if ask_hub else None
     if from_hub is not None:
         yield from_hub
@@ -210,7 +212,7 @@ _TRIES: Mapping[str, reach.Try] = {
 }
 _ALL = frozenset({*_CHECKS, *_TRIES})
 #: What commands need that do not need all of it. A nightly run writes its lease before all else, and has probes.
-_NEEDS: Mapping[str, Container[str]] = {
+_NEEDS: Mapping[str, Set[str]] = {
     "crawl": {"lists", "words", "store"},
     "probe": {"scratch", "modules", "store", "workers", "encoder", "probes"},
     "sample": _ALL - {"canaries", "probes", "room"},

@@ -274,3 +274,25 @@ def test_the_page_is_the_code() -> None:
 
 def is_table(field: FieldInfo) -> bool:
     return isinstance(field.default, BaseModel)
+
+
+def test_nightly_runs_need_no_encoder_but_for_generators(tmp_path: Path, good: dict[str, object]) -> None:
+    config = load_config(write(tmp_path, {**good, "encoder": str(tmp_path / "none")}))
+    refuse_early(config, "nightly", ask_hub=False)
+    for command, more in (("probe", []), ("nightly", ["generators.enabled=true"])):
+        with pytest.raises(ProbeLogError, match="is no folder with"):
+            refuse_early(load_config(tmp_path / "job.toml", more), command, ask_hub=False)
+
+
+def test_room_for_preprocessed_probes(tmp_path: Path, good: dict[str, object]) -> None:
+    """Those that are there count; a stage alone does with what there is."""
+    config = load_config(write(tmp_path, {**good, "scratch": str(tmp_path), "cache_bytes": 1 << 60}))
+    with pytest.raises(UsageError, match="cache_bytes"):
+        refuse_early(config, ask_hub=False)
+    for command in ("probe", "nightly"):
+        refuse_early(config, command, ask_hub=False)
+    (tmp_path / "probelog/pixels").mkdir(parents=True)
+    with open(tmp_path / "probelog/pixels/a.pixels", "wb") as stream:
+        stream.truncate(1 << 40)
+    config = load_config(write(tmp_path, {**good, "scratch": str(tmp_path), "cache_bytes": 1 << 40}))
+    refuse_early(config, ask_hub=False)
