@@ -21,6 +21,11 @@ class ProbeLogError(Exception):
         super().__init__(*(redacted(item) if isinstance(item, str) else item for item in arguments))
 
 
+def suggestion(names: Sequence[str]) -> str:
+    """The end of a message about a name that does not exist: others that are like it; empty where there are none."""
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
 class UsageError(ProbeLogError):
     """The caller asked for something that cannot be done as asked."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from probelog.errors import suggestion
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about a word that does not exist; empty where no known word is like it.
@@ -14,4 +16,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     folded = {name.casefold(): name for name in known}
     close = difflib.get_close_matches(word.casefold(), list(folded), n=1, cutoff=0.6)
-    return f"; did you mean {folded[close[0]]}?" if close else ""
+    return suggestion([folded[name] for name in close])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pipelines.sample.library import missing_library
 from probelog.errors import ConfigError, ProbeLogError, UsageError
 from probelog.hub.vocabulary import LICENCES, TASKS
 from probelog.probes.sources import HUB
+from probelog.sandbox.spec import pixels_folder
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,26 @@ def find_problems(config: Config, command: str = "full", *, ask_hub: bool = True
     """Everything that can be seen from here to be wrong for a command."""
     needs = _NEEDS.get(command, _ALL)
     if command == "nightly" and not config.generators.enabled:
-        needs -= {"encoder"}  # what it adds is compared as the index compares; a whole build alone needs it
+        needs = needs - {
+            "encoder"
+        }  # what it adds is compared as the index compares; a whole build alone needs it
     from_hub = _reached("hub", reach.hub_lists, config) if ask_hub else None
     if from_hub is not None:
         yield from_hub
     # One message is enough where the Hub does not answer.
     asked = ask_hub and from_hub is None
+    if not asked:
+        at_the_hub = {
+            "words": True,
+            "encoder": not reach.is_folder(config.encoder),
+            "probes": config.probes.startswith(HUB),
+        }
+        needs = needs - {name for name, is_there in at_the_hub.items() if is_there}
     for name, check in _CHECKS.items():
-        if name in needs and (asked or name != "words"):
+        if name in needs:
             yield from (Problem(text, UsageError(text)) for text in check(config))
-    at_the_hub = {"encoder": not reach.is_folder(config.encoder), "probes": config.probes.startswith(HUB)}
     for name, attempt in _TRIES.items():
-        if name in needs and (asked or not at_the_hub.get(name)):
+        if name in needs:
             yield from filter(None, [_reached(name, attempt, config)])
 
 
@@ -149,34 +157,25 @@ def _canaries(config: Config) -> Iterator[str]:
 
 
 def _scratch(config: Config) -> Iterator[str]:
-    folder = _scratch_or_above(config)
-    if folder is not None and not _is_writable(folder):
+    if config.scratch is None:
+        return
+    folder = reach.nearest(config.scratch)
+    if not reach.is_writable(folder):
         yield f"scratch: {folder} is not a folder that can be written"
 
 
 def _room(config: Config) -> Iterator[str]:
     """Less than preprocessed probes may take, those of earlier runs included. A run of little room does without them."""
-    folder = _scratch_or_above(config)
-    if folder is None or not _is_writable(folder):
+    if config.scratch is None or not reach.is_writable(folder := reach.nearest(config.scratch)):
         return
     free = shutil.disk_usage(folder).free
-    held = sum(file.stat().st_size for file in folder.glob("probelog/pixels/*") if file.is_file())
+    pixels = pixels_folder(config.scratch / "probelog").glob("*")
+    held = sum(file.stat().st_size for file in pixels if file.is_file())
     if free + held < config.cache_bytes:
         yield (
             f"cache_bytes: {config.cache_bytes:,} bytes of preprocessed probes are allowed, "
             f"{folder} has {free:,} free"
         )
-
-
-def _scratch_or_above(config: Config) -> Path | None:
-    """The folder that is named, or the first above it that is there; None where none is named."""
-    if config.scratch is None:
-        return None
-    return next(folder for folder in [config.scratch, *config.scratch.absolute().parents] if folder.exists())
-
-
-def _is_writable(folder: Path) -> bool:
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _libraries(config: Config) -> Iterator[str]:

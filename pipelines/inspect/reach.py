@@ -116,6 +116,16 @@ def is_folder(encoder: str) -> bool:
     return folder.is_absolute() or encoder.startswith((".", "~")) or encoder.count("/") > 1 or folder.is_dir()
 
 
+def nearest(folder: Path) -> Path:
+    """A folder, or the first above it that is there."""
+    return next(each for each in [folder, *folder.absolute().parents] if each.exists())
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether it is a folder in which this user may make files."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def store_keeps(config: Config) -> str:
     """Read, write, conditional put and delete; a folder that is not there yet could be made.
 
@@ -124,13 +134,13 @@ def store_keeps(config: Config) -> str:
     """
     store = Store(config.store)
     if store.is_local:
-        nearest = next(folder for folder in [Path(store.root), *Path(store.root).parents] if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        folder = nearest(Path(store.root))
+        if not is_writable(folder):
             raise StoreError(
-                f"{nearest} is not a folder that can be written: name another, or change its owner"
+                f"{folder} is not a folder that can be written: name another, or change its owner"
             )
         if not Path(store.root).is_dir():
-            return f"{store.root} does not exist yet and can be made in {nearest}"
+            return f"{store.root} does not exist yet and can be made in {folder}"
     store.child(INDEX).exists(POINTER)
     # A name that no listing shows, should the process die here.
     name = f".tmp-check-{secrets.token_hex(8)}"

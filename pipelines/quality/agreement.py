@@ -23,6 +23,7 @@ from pipelines.labels.labels import Lexicon, Meaning, imagenet_lexicon, names_in
 from pipelines.quality.canaries import FIRST, first
 from pipelines.quality.measure import EXAMPLES, Measure, least_paired_fall, least_rise
 from pipelines.quality.samples import Answer, Sampled, Version, draw, hashed, rows_of, sampled_models
+from probelog.arrays import evenly_spread
 from probelog.index.generation import Generation
 
 # Enough to detect a fall by 12 points; two generations answer 400 queries in seconds.
@@ -172,8 +173,7 @@ class NamingAgreement:
 
 def naming_agreement(generation: Generation, model: Sampled, known: Meanings) -> NamingAgreement | None:
     """Compare the names of a model's logits with their labels; None where the background has none of the labels."""
-    # Spread over the head, the same ones in every run.
-    places = np.unique(np.linspace(0, model.rows - 1, min(model.rows, _LOGITS)).astype(np.int64))
+    places = evenly_spread(model.rows, _LOGITS)
     if not len(model.labels) or not len(places):
         return None
     logits = generation.logits(model.first_row + places)

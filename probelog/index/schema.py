@@ -33,44 +33,46 @@ from probelog.storage.schemas import ListedFacts, TreeFacts, arrow_fields
 from probelog.storage.store import Store, lance_options
 
 if TYPE_CHECKING:
-    from lancedb import DBConnection
+    from lancedb import DBConnection, Session
     from lancedb.table import AsyncTable
 
 # Of a generation, in its settings; the pointer has a version of its own.
 INDEX_VERSION = 1
 
 
-# What one generation's connection keeps in memory of indexes and of tables' metadata, however large they are.
+# What one generation's connections keep in memory of indexes and of tables' metadata, however large they are.
 _INDEX_CACHE = 256 << 20
 _METADATA_CACHE = 64 << 20
 
 
-def connect(index: Store, generation: str) -> DBConnection:
-    """LanceDB's connection to one generation."""
+def new_session() -> Session:
+    """What all connections to one generation keep in memory together."""
     import lancedb
 
-    return lancedb.connect(**_connection(index, generation))
+    return lancedb.Session(_INDEX_CACHE, _METADATA_CACHE)
 
 
-def open_for_search(index: Store, generation: str, table: str) -> AsyncTable:
+def connect(index: Store, generation: str, session: Session | None = None) -> DBConnection:
+    """LanceDB's connection to one generation; without a ``session`` it has its own."""
+    import lancedb
+
+    return lancedb.connect(**_address(index, generation), session=session or new_session())
+
+
+def open_for_search(index: Store, generation: str, session: Session, table: str) -> AsyncTable:
     """The handle of a table whose vector index is searched (`probelog.index.shortlist.look_up`)."""
     import lancedb
 
     async def opened() -> AsyncTable:
-        connection = await lancedb.connect_async(**_connection(index, generation))
+        connection = await lancedb.connect_async(**_address(index, generation), session=session)
         return await connection.open_table(table)
 
     return wait(opened())
 
 
-def _connection(index: Store, generation: str) -> dict[str, Any]:
-    import lancedb
-
-    return {
-        "uri": index.path(GenerationFolder.of(generation).path),
-        "storage_options": lance_options(index.uri) or None,
-        "session": lancedb.Session(_INDEX_CACHE, _METADATA_CACHE),
-    }
+def _address(index: Store, generation: str) -> dict[str, Any]:
+    folder = index.path(GenerationFolder.of(generation).path)
+    return {"uri": folder, "storage_options": lance_options(index.uri) or None}
 
 
 # How a model was run, in indexes of this version: its preprocessing as JSON (``probelog.models.preprocessing.Recipe``),

@@ -23,6 +23,7 @@ from probelog.index.schema import (
     MODELS,
     PROBED_FACTS,
     connect,
+    new_session,
     open_for_search,
     probes_schema,
 )
@@ -102,7 +103,8 @@ class Tables:
                 if not folder.is_dir():
                     raise FileNotFoundError("there is no such folder; publish again or roll back")
                 check_files(Path(index.root), folder)
-            self._connection = connect(index, generation)
+            self._session = new_session()
+            self._connection = connect(index, generation, self._session)
 
     def expect(self, counts: Mapping[str, range]) -> None:
         """Refuse tables from now on whose number of rows is another than the settings say."""
@@ -122,7 +124,7 @@ class Tables:
         with self._lock:
             if name not in self._searched:
                 self.open(name)
-                self._searched[name] = open_for_search(self._index, self._generation, name)
+                self._searched[name] = open_for_search(self._index, self._generation, self._session, name)
             return self._searched[name]
 
     def _check(self, name: str, table: Table) -> set[str]:

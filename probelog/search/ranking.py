@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from probelog.arrays import values_of
+from probelog.arrays import evenly_spread, values_of
 from probelog.errors import QueryError
 from probelog.index.conditions import Bound, prepared
 from probelog.index.contents.logits import ROWS_AT_ONCE, Logits
@@ -566,10 +566,7 @@ def _rows_of_candidates(
     generation: Generation, query_logits: Logits, weights: int, count: int, model_filter: Filter
 ) -> Int64:
     """Rows of all logits of up to ``count`` models that score well for many of the query's logits, ascending."""
-    places = np.unique(
-        np.linspace(0, len(query_logits) - 1, min(len(query_logits), _ASKED_LOGITS)).astype(np.int64)
-    )
-    asked = query_logits.coordinates[places]
+    asked = query_logits.coordinates[evenly_spread(len(query_logits), _ASKED_LOGITS)]
 
     def score(number: int, logits: Logits) -> Float64:
         return np.asarray(generation.sharpness * (logits.coordinates @ asked[number]) - logits.offsets)

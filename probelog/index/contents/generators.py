@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Floats, values_of
-from probelog.errors import QueryError, StoreError
+from probelog.errors import QueryError, StoreError, suggestion
 from probelog.index import shortlist
 from probelog.index.arrow import structured
 from probelog.index.contents.opened import Once, OpenedGeneration
@@ -169,11 +169,7 @@ class Generators:
         row = self.named(repo)
         if row is not None:
             return row
-        close = self.similar(repo)
-        raise QueryError(
-            f"the index does not hold a generator {repo!r}"
-            + (f"; did you mean {' or '.join(close)}?" if close else "")
-        )
+        raise QueryError(f"the index does not hold a generator {repo!r}{suggestion(self.similar(repo))}")
 
     def similar(self, repo: str) -> list[str]:
         """Up to three repositories of generators with a similar name."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import values_of
-from probelog.errors import QueryError
+from probelog.errors import QueryError, suggestion
 from probelog.index.contents.opened import Once, OpenedGeneration
 from probelog.index.schema import MODELS
 from probelog.index.tables import completed, is_valid_sql_text, sql_in, sql_literal
@@ -203,10 +203,7 @@ class ModelTable(OpenedGeneration):
         rows = self._models_called(repo, MODELS.names)
         if rows:
             return rows[0]
-        close = self.similar(repo)
-        raise QueryError(
-            f"the index does not hold {repo!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
-        )
+        raise QueryError(f"the index does not hold {repo!r}{suggestion(self.similar(repo))}")
 
     def has_model(self, repo: str) -> bool:
         """Whether the index holds a repository."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from probelog.arrays import Floats, values_of
-from probelog.errors import QueryError
+from probelog.errors import QueryError, suggestion
 from probelog.index.conditions import prepared, split
 from probelog.index.generation import Generation
 from probelog.index.generators.schema import GENERATOR_FACTS
@@ -168,10 +168,7 @@ def _classifier(generation: Generation, repo: str, other: Generation | None) -> 
         )
     if other is None and not generation.has_model(repo):
         close = [*generation.generators.similar(repo), *generation.similar(repo)]
-        raise QueryError(
-            f"the index does not hold a generator or a classifier {repo!r}"
-            + (f"; did you mean {' or '.join(close)}?" if close else "")
-        )
+        raise QueryError(f"the index does not hold a generator or a classifier {repo!r}{suggestion(close)}")
     return Classifier.named(generation, repo, other)
 
 

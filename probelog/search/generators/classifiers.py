@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from probelog.arrays import Floats
+from probelog.arrays import Floats, evenly_spread
 from probelog.errors import QueryError
 from probelog.index.generation import Generation
 from probelog.ranking.samples.description import unit
@@ -51,7 +51,7 @@ class Classifier:
         check_comparable(generation, holder)
         model = holder.model(repo)
         rows = logit_rows(model)
-        places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ASKED)).astype(np.int64))
+        places = evenly_spread(len(rows), ASKED)
         logits = holder.logits(rows[places])
         # The opposite of a one-logit head's concept is all else.
         logits = logits[~logits.negated]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from probelog.arrays import Floats
+from probelog.arrays import Floats, evenly_spread
 from probelog.errors import QueryError
 from probelog.index.contents.generators import Generators
 from probelog.index.generation import Generation
@@ -45,7 +46,7 @@ class GeneratorQuery:
     def projected(self, generators: Generators) -> list[Asked]:
         """The experts in coordinates of descriptions, some of a classifier's logits in place of it: what is looked up."""
         logits = self._logits
-        places = np.unique(np.linspace(0, len(logits) - 1, min(len(logits), _LOOKED_UP)).astype(np.int64))
+        places = evenly_spread(len(logits), _LOOKED_UP)
         return [_projected(item, generators.axes) for item in (*self.experts, *(logits[i] for i in places))]
 
     def scores(self, generators: Generators, stored: StoredDescriptions) -> tuple[Float64, Float64 | None]:
@@ -82,7 +83,7 @@ class GeneratorQuery:
             parts.append(_cosines(means, generators.axes, self._logits))
         return np.asarray(np.mean([part.max(axis=1) for part in parts], axis=0))
 
-    @property
+    @cached_property
     def _logits(self) -> list[Asked]:
         return [] if self.classifier is None else [by_direction(row) for row in self.classifier.directions]
 
