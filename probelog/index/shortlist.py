@@ -29,6 +29,8 @@ _PROBES = 64
 # By Euclidean distance: how many times a query is lengthened.
 _FAR = 300.0
 
+#: LanceDB's own number of a row, which rises in the order in which rows were written.
+ROW_ID = "_rowid"
 Distance = Literal["dot", "l2"]
 
 
@@ -58,7 +60,7 @@ def look_up(
         vector: (w,) of ``Basis.query``.
         count: number of logits.
         effort: factor by which more of the vector index is searched than by default.
-        column: another one than the facts.
+        column: another one than the facts; of ``_rowid`` nothing is read from the table, which takes a third less.
         distance: that the vector index was built for; with another LanceDB silently scans everything.
     """
     if distance == "l2":
@@ -67,6 +69,8 @@ def look_up(
     # LanceDB's client without asyncio asks for the schema three times and for each batch: six changes of thread in place of one.
     async def found() -> pa.Table:
         query = table.vector_search(vector).column("vector").distance_type(distance).nprobes(_PROBES * effort)
+        if column == ROW_ID:
+            query = query.with_row_id()
         return await query.limit(count).select([column, "_distance"]).to_arrow()
 
     return wait(found())[column]

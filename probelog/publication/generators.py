@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -103,8 +103,8 @@ def write_generators(
     meta, groups = {"sample_axes.npy": npy(axes)}, None
     if rows > EXACT_GENERATORS:
         finder = GroupSpace.fit(plain.projected(axes), fitted @ axes.T, space.spread**0.5)
-        groups = write_groups(writer, finder, len(axes))
-        meta["group_axes.npy"] = npy(finder.axes)
+        groups, found_by = write_groups(writer, finder, len(axes))
+        meta |= found_by
     if source.facts.num_rows >= _INDEXED:
         writer.index_columns("generators", "repo", "row")
     settings = GeneratorSettings(
@@ -117,14 +117,21 @@ def write_generators(
         sketches=sketches is not None,
         groups=groups,
         euclidean=None if groups is None else True,
+        by_row="row_groups.npy" in meta or None,
     )
     if sketches is not None:
         meta["sketch_map.npy"] = npy(sketches.array())
     return settings, meta
 
 
-def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int) -> int:
-    """Write the ``groups`` table of the ``samples`` table that was written, with its vector index; returns its number of rows."""
+def write_groups(
+    writer: GenerationWriter, finder: GroupSpace, coordinates: int
+) -> tuple[int, dict[str, bytes]]:
+    """Write the ``groups`` table of the ``samples`` table that was written, with its vector index.
+
+    Returns:
+        Its number of rows, and values for the generation's ``meta`` table.
+    """
 
     def tables() -> Iterator[pa.Table]:
         kind, centre = description_type(coordinates), None
@@ -144,7 +151,28 @@ def write_groups(writer: GenerationWriter, finder: GroupSpace, coordinates: int)
     count = writer.write("groups", GROUPS, tables())
     with writer.writing("the vector index of generators"):
         shortlist.build(writer.open("groups"), "l2", partitions(count), GROUP_BITS)
-    return count
+    return count, {"group_axes.npy": npy(finder.axes)} | _by_row(writer)
+
+
+def _by_row(writer: GenerationWriter) -> dict[str, bytes]:
+    """LanceDB's number of the first group of each row of ``samples``, and the first generator of each."""
+    (groups, ids), (rows, _), (generators, _) = (
+        _in_order(writer, table, column)
+        for table, column in (("groups", "row"), ("samples", "row"), ("samples", "generator"))
+    )
+    # LanceDB reads what was written in its order, and does not promise it.
+    if not (np.array_equal(rows, np.arange(len(rows))) and (np.diff(groups) >= 0).all()):
+        return {}
+    first = ids[np.unique(groups, return_index=True)[1]]
+    return {"row_groups.npy": npy(first.astype(np.int64)), "row_generators.npy": npy(generators)}
+
+
+def _in_order(writer: GenerationWriter, name: str, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """A column of a written table, in the order of LanceDB's own numbers of rows, and these."""
+    table = writer.open(name)
+    query = table.search().with_row_id(True).select([column, shortlist.ROW_ID])
+    found = query.limit(table.count_rows()).to_arrow().sort_by(shortlist.ROW_ID)
+    return found[column].to_numpy(), found[shortlist.ROW_ID].to_numpy()
 
 
 def _some_features(source: GeneratorSource) -> Float32s:

@@ -189,7 +189,7 @@ def further(models: int, told: dict[str, float]) -> WriteFurther:
         writer.index_columns("generators", "repo", "row")
         told["written"] = time.process_time() - started
         started = time.process_time()
-        groups = write_groups(writer, world.finder, width)
+        groups, found_by = write_groups(writer, world.finder, width)
         told["groups"], told["indexed"] = groups, time.process_time() - started
         settings = GeneratorSettings(
             models,
@@ -201,10 +201,11 @@ def further(models: int, told: dict[str, float]) -> WriteFurther:
             False,
             groups,
             euclidean=True,
+            by_row=True,
         )
         return {"generators": settings}, {
             "sample_axes.npy": npy(world.axes),
-            "group_axes.npy": npy(world.finder.axes),
+            **found_by,
         }
 
     return write

@@ -229,14 +229,26 @@ class Generators:
         """
         unique_rows, places = np.unique(rows, return_inverse=True)
         kind = description_type(len(self.axes))
+        known = self._first_generators
+        # Two more columns take as long to read as the descriptions.
+        told = [] if known is not None else ["row", "generator"]
         with self._tables.reading("samples"):
-            query = self._tables.open("samples").take_offsets(unique_rows.tolist())
-            found = query.select(["row", "generator", "description"]).to_arrow()
+            query = self._tables.open("samples").take_offsets(unique_rows.tolist()).with_row_id()
+            found = query.select([*told, "description", shortlist.ROW_ID]).to_arrow()
             values = structured(found["description"], kind)
-        self._tables.check_rows("samples", found)
-        numbers, makers = (np.asarray(found[name].to_numpy(), np.int64) for name in ("row", "generator"))
-        if makers.max(initial=0) >= len(self):
-            raise self._tables.damaged("samples", "a row has a generator that the index does not have")
+        self._tables.check_rows("samples", found.drop_columns([shortlist.ROW_ID]))
+        if known is None:
+            numbers, makers = (np.asarray(found[name].to_numpy(), np.int64) for name in told)
+            if makers.max(initial=0) >= len(self):
+                raise self._tables.damaged("samples", "a row has a generator that the index does not have")
+        else:
+            # LanceDB's numbers rise as the rows do.
+            order = np.argsort(found[shortlist.ROW_ID].to_numpy())
+            if len(order) != len(unique_rows):
+                raise self._tables.gap_error("samples")
+            numbers = np.empty_like(unique_rows)
+            numbers[order] = unique_rows
+            makers = known[numbers]
         if not np.array_equal(numbers, rows):  # a copy costs as much as to read them
             order = np.argsort(numbers)
             if not np.array_equal(numbers[order], unique_rows):
@@ -254,14 +266,36 @@ class Generators:
         spread = self._generation.space.spread
         return GroupSpace(self.space, np.asarray(axes, np.float32), spread**0.5)
 
+    @cached_property
+    def _first_groups(self) -> Int64 | None:
+        """LanceDB's number of the first group of each row of ``samples``; None where the index does not say."""
+        return self._by_row("row_groups.npy")
+
+    @cached_property
+    def _first_generators(self) -> Int64 | None:
+        """The first generator of each row of ``samples``; None where the index does not say."""
+        numbers = self._by_row("row_generators.npy")
+        if numbers is not None and len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self)):
+            raise self.damaged("a row has a generator that the index does not have")
+        return numbers
+
+    def _by_row(self, key: str) -> Int64 | None:
+        if not self.settings.by_row:
+            return None
+        return np.asarray(self._generation._array(key, [self.settings.rows], "i"), np.int64)
+
     def shortlisted(self, asked: Asked, count: int) -> Int64:
         """Rows of the generators of the ``count`` best groups for one expert of a query, in coordinates; of a large index."""
         with self._tables.reading("groups"):
             table = self._tables.open_for_search("groups")
             distance: shortlist.Distance = "l2" if self.settings.euclidean else "dot"
             effort = 1 if self.settings.euclidean else _EFFORT
-            found = shortlist.look_up(table, self.group_space.query(asked), count, effort, "row", distance)
+            first = self._first_groups
+            column = "row" if first is None else shortlist.ROW_ID
+            found = shortlist.look_up(table, self.group_space.query(asked), count, effort, column, distance)
         rows = np.asarray(found.to_numpy(), np.int64)
+        if first is not None:
+            rows = np.searchsorted(first, rows, "right") - 1
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.settings.rows):
             raise self._tables.damaged("groups", "a row has a number that the index does not have")
         return np.unique(rows)

@@ -68,6 +68,8 @@ class GeneratorSettings:
         sketches: whether it knows how sketches become pictures.
         groups: rows of the ``groups`` table, whose vector index shortlists the generators; none in a small index.
         euclidean: whether that vector index is by Euclidean distance; those of before are by inner product.
+        by_row: whether ``meta`` says of all rows of ``samples`` which groups and which generator they are of, so that a question
+            does not read it from the tables.
     """
 
     models: int
@@ -79,3 +81,4 @@ class GeneratorSettings:
     sketches: bool
     groups: int | None = None
     euclidean: bool | None = None
+    by_row: bool | None = None

@@ -223,7 +223,7 @@ def build(
         )
         if older and settings.groups is not None:
             shortlist.build(writer.open("groups"))
-            settings = replace(settings, euclidean=None)
+            settings = replace(settings, euclidean=None, by_row=None)
         return {"generators": settings}, meta
 
     small = small_index.build(index, write_further=write_further, **options)

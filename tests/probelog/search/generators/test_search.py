@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from probelog.errors import QueryError
+from probelog.errors import QueryError, StoreError
 from probelog.ranking.samples.methods import METHODS
 from probelog.search.client import Index, open_index
 from probelog.search.generators import ranking
+from probelog.storage.encoding import npy
 from probelog.storage.store import Store
 from tests.support.worlds import small_generators, small_index
 from tests.support.worlds.small_generators import (
@@ -285,7 +288,7 @@ def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
     monkeypatch.setattr("probelog.publication.generators.EXACT_GENERATORS", 500)
     monkeypatch.setattr(ranking, "_LISTED", 20)
     store = Store(tmp_path / "index")
-    small_generators.build(store, many, noise=0.4, older=older)
+    made = small_generators.build(store, many, noise=0.4, older=older)
     with open_index(store.uri) as opened:
         generators = opened._generation.generators
         assert generators.large
@@ -293,9 +296,14 @@ def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
         (found,) = generators._tables.open("groups").list_indices()
         stated = generators._tables.open("groups").index_stats(found.name)
         assert stated is not None
-        assert (stated.distance_type, generators.settings.euclidean) == (
-            ("dot", None) if older else ("l2", True)
+        assert (stated.distance_type, generators.settings.euclidean, generators.settings.by_row) == (
+            ("dot", None, None) if older else ("l2", True, True)
         )
+        groups = generators._tables.open("groups").search().with_row_id(True).select(["_rowid", "row"])
+        told = groups.limit(generators.settings.groups).to_arrow()
+        ids = told["_rowid"].to_numpy().astype(np.int64)
+        first = generators._first_groups
+        assert older or np.array_equal(np.searchsorted(first, ids, "right") - 1, told["row"].to_numpy())
         some = opened.search("lamp", kind="generator", k=5)
         monkeypatch.setattr(ranking, "FIRST", 10_000)
         exact = opened.search("lamp", kind="generator", k=5)
@@ -312,3 +320,25 @@ def test_a_large_index_answers_by_a_shortlist_as_a_small_one_does(
         assert len(few) == 11
         most = opened.search("lamp", kind="generator", where="repo LIKE 'owner/%-7%'", k=80)
         assert len(most) == 80
+    if older:
+        return
+    folder = tmp_path / "index" / "generations" / made.index.pointer.generation
+    table = lancedb.connect(str(folder)).open_table("meta")
+    for key, values, message in (
+        (
+            "row_generators.npy",
+            np.full(generators.settings.rows, 10**6),
+            "a generator that the index does not",
+        ),
+        ("row_generators.npy", np.arange(3), "numbers of shape"),
+        ("row_groups.npy", np.full(generators.settings.rows, 10**6), "a number that the index does not have"),
+    ):
+        sound = generators._tables.meta(key)
+        assert sound is not None
+        for value, damaged in ((npy(values), True), (sound, False)):
+            table.update(where=f"key = '{key}'", values={"value": value})
+            with (
+                open_index(store.uri) as opened,
+                pytest.raises(StoreError, match=message) if damaged else contextlib.nullcontext(),
+            ):
+                opened.search("lamp", kind="generator", k=5)
