@@ -14,7 +14,7 @@ from probelog.errors import ProbeLogError, QueryError
 from probelog.ranking.names import canonical_name, is_placeholder, normal_name, without_prefix
 from probelog.search.trees import main_parents
 from probelog.web.pictures import embedding_of
-from probelog.web.question import FOLDS, GENERATOR, ORDERS
+from probelog.web.question import GENERATOR, ORDERS
 
 if TYPE_CHECKING:
     from probelog.search.client import Index
@@ -51,8 +51,6 @@ def search(index: Index, question: Question) -> Results | GeneratorResults:
             further[name] = np.stack([embedding_of(token, dimension, digest) for token in tokens])
     if question.kind == GENERATOR:
         further["kind"] = GENERATOR
-    else:
-        further["by"] = None if question.by == FOLDS[0] else question.by
     if question.min_confidence is not None:
         further["min_confidence"] = question.min_confidence
     if question.sort != ORDERS[0]:
@@ -63,6 +61,7 @@ def search(index: Index, question: Question) -> Results | GeneratorResults:
         negative=question.negative,
         k=question.k,
         where=question.where,
+        by=question.by,
         **further,
     )
     return found
@@ -95,6 +94,15 @@ def model(index: Index, repo: str, start: int = 0, around: bool = True, similar:
     others = index.models_like(repo, k=SIMILAR) if around and similar else None
     conflicts = index.licence_conflicts(repo=repo, limit=RELATIVES) if around and has_trees(index) else None
     return Model(summary, start, more, others, conflicts)
+
+
+def holds(index: Index, repo: str) -> bool:
+    """Whether the index has a classifier of this name."""
+    try:
+        index.show(repo, limit=1)
+    except QueryError:
+        return False
+    return True
 
 
 def has_trees(index: Index) -> bool:

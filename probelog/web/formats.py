@@ -116,7 +116,7 @@ def openapi() -> dict[str, Any]:
     ]
     kind = _parameter(
         "kind",
-        "Of the models that answer. Not all filters are there for both kinds; `by` is for classifiers, `sketch` for generators.",
+        "Of the models that answer. Not all filters are there for both kinds; `sketch` is for generators.",
         {"enum": [*KINDS], "default": KINDS[0]},
     )
     search = [
@@ -136,7 +136,11 @@ def openapi() -> dict[str, Any]:
             "Number of answers.",
             {"type": "integer", "minimum": 1, "maximum": MOST_ANSWERS, "default": ANSWERS},
         ),
-        _parameter("by", "What answers are folded by.", {"enum": [*FOLDS], "default": FOLDS[0]}),
+        _parameter(
+            "by",
+            "What answers are folded by: logits by model or family, generators by family.",
+            {"enum": [*FOLDS[KINDS[0]]]},
+        ),
         _parameter("sort", "What orders the answers.", {"enum": [*ORDERS], "default": ORDERS[0]}),
         _parameter("min_confidence", "From 0 to 1.", {"type": "number", "minimum": 0, "maximum": 1}),
         *facets,

@@ -41,7 +41,10 @@ _FACET_TITLES = {
     "created": "Year",
 }
 _KIND_TITLES = {CLASSIFIER: "Classifiers", GENERATOR: "Generators"}
-_FOLD_TITLES = {"logit": "every class", "model": "one a model", "family": "one a family"}
+_FOLD_TITLES = {
+    CLASSIFIER: {"logit": "every class", "model": "one a model", "family": "one a family"},
+    GENERATOR: {"model": "every generator", "family": "one a family"},
+}
 
 
 class Pages:

@@ -37,12 +37,13 @@ KINDS = (CLASSIFIER, GENERATOR)
 # Facets of a kind by their columns. Values of the same facet are alternatives; facets are all met.
 TEXT_FACETS = {
     CLASSIFIER: ("licence", "library", "architecture", "head", "root"),
-    GENERATOR: ("licence", "pipeline", "architecture", "conditioning", "base_repo"),
+    GENERATOR: ("licence", "pipeline", "architecture", "conditioning", "base_repo", "root"),
 }
 FACETS = {kind: (*names, "size", "downloads", "created") for kind, names in TEXT_FACETS.items()}
 UNKNOWN = "unknown"
 ORDERS = ("score", "confidence")
-FOLDS = ("logit", "model", "family")
+# What answers of a kind are folded by: the first is what each is by itself.
+FOLDS = {CLASSIFIER: ("logit", "model", "family"), GENERATOR: ("model", "family")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Question:
         sketches: likewise, of generators alone.
         kind: of the models that answer.
         k: number of answers.
-        by: what answers are folded by, where they are logits.
+        by: what answers are folded by; by default nothing.
         sort: what orders the answers.
         min_confidence: answers have at least this confidence.
         filters: values of facets, by name.
@@ -70,7 +71,7 @@ class Question:
     sketches: tuple[str, ...] = ()
     kind: str = CLASSIFIER
     k: int = ANSWERS
-    by: str = "logit"
+    by: str | None = None
     sort: str = "score"
     min_confidence: float | None = None
     filters: tuple[tuple[str, str], ...] = field(default=())
@@ -107,7 +108,7 @@ class Question:
             sketches=_several(values, "sketch", _MOST_PICTURES),
             kind=kind,
             k=_count(values, "k", ANSWERS, MOST_ANSWERS),
-            by=_choice(values, "by", FOLDS),
+            by=_by(values, kind),
             sort=_choice(values, "sort", ORDERS),
             min_confidence=_share(values, "min_confidence"),
             filters=tuple(
@@ -119,6 +120,16 @@ class Question:
     def is_empty(self) -> bool:
         """Whether nothing is asked."""
         return not (self.texts or self.pictures or self.sketches or self.like)
+
+    @property
+    def whole_model(self) -> str | None:
+        """The repository whose like is looked for among classifiers, where nothing else is asked."""
+        whole = self.like is not None and "#" not in self.like and self.kind == CLASSIFIER
+        return (
+            self.like
+            if whole and not (self.texts or self.negative or self.pictures or self.filters)
+            else None
+        )
 
     @property
     def text(self) -> str:
@@ -176,9 +187,9 @@ class Question:
         return urlencode(self.pairs())
 
 
-_COMMON = ("kind", "q", "not", "like", "picture", "k", "sort", "min_confidence", "format")
+_COMMON = ("kind", "q", "not", "like", "picture", "k", "by", "sort", "min_confidence", "format")
 PARAMETERS = {
-    kind: (*_COMMON, *own, *FACETS[kind]) for kind, own in ((CLASSIFIER, ("by",)), (GENERATOR, ("sketch",)))
+    kind: (*_COMMON, *own, *FACETS[kind]) for kind, own in ((CLASSIFIER, ()), (GENERATOR, ("sketch",)))
 }
 _EVERY_TEXT_FACET = frozenset(name for names in TEXT_FACETS.values() for name in names)
 
@@ -252,6 +263,11 @@ def _choice(values: dict[str, list[str]], name: str, known: Sequence[str]) -> st
     if value not in known:
         raise QueryError(f"{name}={value!r} is none of {', '.join(known)}")
     return value
+
+
+def _by(values: dict[str, list[str]], kind: str) -> str | None:
+    value = _choice(values, "by", FOLDS[kind])
+    return None if value == FOLDS[kind][0] else value
 
 
 def _count(values: dict[str, list[str]], name: str, default: int, most: int) -> int:

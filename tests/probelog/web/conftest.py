@@ -43,6 +43,7 @@ EDGES = [
     Edge("tree/child", "tree/root", Relation.FINE_TUNED, 0.9, declared=True),
     Edge("tree/sibling", "tree/root", Relation.QUANTISED, 0.8),
     Edge("tree/grandchild", "tree/child", Relation.COPY, 0.95),
+    Edge("kim/lora-umbrella", "gina/cats", Relation.LOW_RANK, 1.0, declared=True),
 ]
 
 

@@ -124,7 +124,7 @@ def test_a_table_holds_no_formula(web: httpx.Client) -> None:
         ("/api/search", 400, "the query is empty"),
         ("/api/search?q=dog&colour=red", 400, "a search for classifiers has no parameter 'colour'"),
         ("/api/search?q=dog&where=1=1", 400, "has no parameter 'where'"),
-        ("/api/search?q=dog&kind=generator&by=model", 400, "a search for generators has no parameter 'by'"),
+        ("/api/search?q=dog&kind=generator&by=logit", 400, "by='logit' is none of model, family"),
         ("/api/search?q=dog&pipeline=lora", 400, "a search for classifiers has no parameter 'pipeline'"),
         ("/api/search?q=dog&kind=poet", 400, "kind='poet' is none of classifier, generator"),
         ("/api/search?q=dog&format=xml", 400, "format='xml' is none of json, csv"),

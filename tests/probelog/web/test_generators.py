@@ -91,12 +91,35 @@ def test_a_sketch_is_embedded_and_not_kept(web: httpx.Client, index: probelog.In
 
 def test_what_is_of_the_other_kind_is_left_out(web: httpx.Client) -> None:
     """A form that is switched still sends what was chosen before."""
-    text = web.get("/search?kind=generator&q=cat&by=model&head=softmax&licence=mit").text
+    text = web.get("/search?kind=generator&q=cat&by=model&library=timm&head=softmax&licence=mit").text
     for link in re.findall(r'href="(/search\?[^"]*)"', text):
-        assert {"by", "head"}.isdisjoint(parse_qs(urlsplit(html.unescape(link)).query))
+        query = parse_qs(urlsplit(html.unescape(link)).query)
+        assert {"head", "library"}.isdisjoint(query)
+        assert query.get("by") in (None, ["family"])  # each is what generators are answered by anyway
     assert "licence=mit" in text
     answer = web.get("/search?kind=generator&not=cat")
     assert (answer.status_code, answer.headers["location"]) == (303, "/?kind=generator")
+
+
+def test_generators_folded_by_family(web: httpx.Client, index: probelog.Index) -> None:
+    every = [hit.repo for hit in index.search("umbrella", kind="generator", k=20)]
+    assert {"kim/lora-umbrella", "gina/cats"} <= {*every}
+    folded = index.search("umbrella", kind="generator", k=20, by="family")
+    hits = web.get("/api/search?kind=generator&q=umbrella&by=family").json()["hits"]
+    assert [hit["repo"] for hit in hits] == [hit.repo for hit in folded]
+    assert {*every} - {hit.repo for hit in folded} == {"gina/cats"}
+    text = web.get("/search?kind=generator&q=umbrella&by=family").text
+    assert "+1 of its family" in text
+    assert 'by=family" aria-current="true">one a family' in text
+    assert "of its family" not in web.get("/search?kind=generator&q=umbrella").text
+    root = web.get("/api/search?kind=generator&q=umbrella&root=gina/cats").json()["hits"]
+    assert {hit["repo"] for hit in root} == {"kim/lora-umbrella", "gina/cats"}
+
+
+def test_a_whole_classifier_is_compared_on_its_page_once_the_kind_is_switched(web: httpx.Client) -> None:
+    answer = web.get("/search?like=anna/pets&by=model")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/models/anna/pets?similar=1#similar")
+    assert web.get("/search?like=anna/pets&q=cat").status_code == 400
 
 
 def test_facets_of_generators(web: httpx.Client) -> None:
@@ -104,7 +127,7 @@ def test_facets_of_generators(web: httpx.Client) -> None:
     assert answer["models"] == len(GENERATORS)
     counts = {facet["name"]: {v["key"]: v["count"] for v in facet["values"]} for facet in answer["facets"]}
     assert {*counts} == {
-        "licence", "pipeline", "architecture", "conditioning", "base_repo", "size", "downloads", "created"
+        "licence", "pipeline", "architecture", "conditioning", "base_repo", "root", "size", "downloads", "created"
     }  # fmt: skip
     for facet, value in (
         ("pipeline", lambda item: item.pipeline),
