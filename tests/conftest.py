@@ -38,12 +38,17 @@ settings.load_profile("untimed")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests together that share what takes long to make; the others go wherever there is time.
 
-    Those that need the indexed world are many: they go to one process, those that need a Ray alone to another.
+    Those that need the indexed world are many: they go to one process, those that need a Ray alone to another. What a module
+    makes once is made once: its tests that need it go to one process.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "local_ray" in fixtures:
             item.add_marker(pytest.mark.xdist_group("indexed" if "indexed" in fixtures else "ray"))
+        elif isinstance(item, pytest.Function) and item.get_closest_marker("xdist_group") is None:
+            made = item._fixtureinfo.name2fixturedefs.values()
+            if any(definitions[-1].scope in ("module", "package") for definitions in made):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -90,8 +95,11 @@ def _exports_of_all_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _exported_once() -> Iterator[None]:
-    """The same tower of the same encoder is traced once for the whole run: it takes seconds, for some thirty publishes."""
+    """The same tower of the same encoder is traced once for the whole run: it takes seconds, for some thirty publishes, and
+    to import what traces takes each process some more.
+    """
     from probelog.encoders import onnx_export
+    from tests.support.worlds.tiny_encoders import made_once
 
     traced: dict[tuple[str, str], tuple[bytes, int]] = {}
     trace = onnx_export._export
@@ -99,7 +107,7 @@ def _exported_once() -> Iterator[None]:
     def once(encoder: Encoder, tower: str, *details: Any) -> tuple[bytes, int]:
         key = (encoder.digest, tower)
         if key not in traced:
-            traced[key] = trace(encoder, tower, *details)
+            traced[key] = made_once("-".join(key), lambda: trace(encoder, tower, *details))
         return traced[key]
 
     with pytest.MonkeyPatch.context() as patch:

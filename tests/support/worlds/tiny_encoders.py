@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import pickle
@@ -126,29 +127,30 @@ def encoder(kind: str) -> Encoder:
 
 @functools.cache
 def text_files(kind: str) -> TextEncoderFiles:
-    return _exported(f"{kind}-text", lambda: export_text_encoder(encoder(kind)))
+    return made_once(f"{kind}-text", lambda: export_text_encoder(encoder(kind)))
 
 
 @functools.cache
 def image_files(kind: str) -> ImageEncoderFiles:
-    return _exported(f"{kind}-image", lambda: export_image_encoder(encoder(kind)))
+    return made_once(f"{kind}-image", lambda: export_image_encoder(encoder(kind)))
 
 
-Files = TypeVar("Files", TextEncoderFiles, ImageEncoderFiles)
+T = TypeVar("T")
 
 
-def _exported(name: str, export: Callable[[], Files]) -> Files:
+def made_once(name: str, make: Callable[[], T]) -> T:
+    """Made by whichever of the run's processes needs it first; the others wait, which costs less than to trace a tower."""
     if KEPT_EXPORTS not in os.environ:
-        return export()
+        return make()
     path = Path(os.environ[KEPT_EXPORTS], f"{name}.pickle")
-    if path.exists():
-        kept: Files = pickle.loads(path.read_bytes())
-        return kept
-    files = export()
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_bytes(pickle.dumps(files))
-    fresh.replace(path)  # another process may read it meanwhile
-    return files
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(pickle.dumps(make()))
+            fresh.replace(path)
+    made: T = pickle.loads(path.read_bytes())
+    return made
 
 
 _KEPT: list[tempfile.TemporaryDirectory[str]] = []
