@@ -25,7 +25,7 @@ Answer = tuple[list[Any], Any]
 """Pixels, one (C, H, W) float32 a picture, and logits (pictures, L), as a library gives them."""
 
 #: Pictures whose logits are compared too. Pixels are compared of all: they are made picture by picture, logits of pixels.
-RUN = [0, 4]
+RUN = (0, 4)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,9 @@ def compare(
     layout: str,
     folder: Path,
     theirs: Callable[[Sequence[Image.Image], Sequence[int]], Answer],
+    run: Sequence[int] = RUN,
 ) -> Outcome:
-    """Load the repository both ways and compare. ``theirs`` is the library, by hand, told which pictures to run."""
+    """Load the repository both ways and compare. ``theirs`` is the library, by hand, told which pictures to ``run``."""
     named = (library, architecture, layout)
     with torch.inference_mode():
         try:
@@ -113,9 +114,9 @@ def compare(
             return Outcome(*named, f"refused: {failure.reason.value}")
         recipe = classifier.recipe
         seen = [square(image) for image in pictures()] if recipe.square else pictures()
-        own_pixels, own = theirs(seen, RUN)
+        own_pixels, own = theirs(seen, list(run))
         batch = recipe.normalise(torch.from_numpy(recipe.geometry([decode(data) for data in FILES.values()])))
-        logits = classifier.forward(batch[RUN])
+        logits = classifier.forward(batch[list(run)])
     level = max(map(abs, recipe.gain)) if recipe.gain else float("nan")
     apart = max(
         float(np.abs(a.numpy() - np.asarray(b)).max()) for a, b in zip(batch, own_pixels, strict=True)
@@ -126,7 +127,7 @@ def compare(
     if difference > MOST_LOGITS and pixels < ROUNDING:
         # Random weights may multiply a pixel's last bit by 100,000: the model is compared on the library's own pixels.
         with torch.inference_mode():
-            logits = classifier.forward(torch.stack([torch.as_tensor(own_pixels[place]) for place in RUN]))
+            logits = classifier.forward(torch.stack([torch.as_tensor(own_pixels[place]) for place in run]))
         difference = float((logits - own).abs().max()) / spread
     same = pixels <= MOST_PIXELS and difference <= MOST_LOGITS
     return Outcome(*named, "equal" if same else "different", round(pixels, 4), round(difference, 6))

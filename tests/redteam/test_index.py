@@ -538,9 +538,15 @@ def test_every_value_of_the_settings(kind: str, index: Path) -> None:
     value, number = VALUES[kind], [*VALUES].index(kind)
     for place in [*places(content)][number % 3 :: 3]:
         put_meta(index, LIVE, settings=json.dumps(changed(content, place, value)).encode())
-        read = place[0] in ("prompts", "text_encoder", "sharpness", "confidence", "middle_offset")
-        # No answer depends on the programs that made the encoder.
-        survives(index, text=read and "made_with" not in place[:-1])
+        if place[0] == "image_encoder" or "made_with" in place[:-1]:
+            # No answer below depends on these: they are looked at when the index is opened, or never (`test_image_settings`).
+            try:
+                probelog.open_index(index)
+            except ProbeLogError as error:
+                one_line(error)
+        else:
+            read = place[0] in ("prompts", "text_encoder", "sharpness", "confidence", "middle_offset")
+            survives(index, text=read)
 
 
 @pytest.mark.parametrize(
@@ -638,8 +644,11 @@ def filled_with(column: pa.ChunkedArray, value: int) -> pa.Array:
     ("generation", "name"), [(LIVE, "models"), (BASE, "models"), (BASE, "probes"), (LIVE, "meta")]
 )
 def test_every_column(damage: str, generation: str, name: str, index: Path) -> None:
+    """Of models the update and its base have every other column each: one reader reads both."""
     table = open_table(index, generation, name)
     for place, column in enumerate(table.column_names):
+        if name == "models" and (place + [*COLUMNS].index(damage) + (generation == LIVE)) % 2:
+            continue
         odd = table.set_column(place, column, COLUMNS[damage](table[column]))
         with contextlib.suppress(RuntimeError):  # LanceDB does not write every column that it would read
             put_table(index, generation, name, odd)
