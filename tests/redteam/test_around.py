@@ -109,7 +109,7 @@ def test_no_credential_of_a_job_is_written_anywhere(tiny_world: TinyWorld, tmp_p
         hub.spoil("bob/one-logit/resolve", answer(302, {"location": signed.replace(":9/", ":nine/")}))
         scratch = tmp_path / "scratch"
         config = tiny_world.config_file(
-            tmp_path / "job.toml", "s3://kept/store", encoder="made/encoder", scratch=str(scratch)
+            tmp_path / "job.toml", "s3://kept/store", encoder="made/encoder", scratch=str(scratch), workers=1
         )
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "RAY_"))},

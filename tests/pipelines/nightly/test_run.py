@@ -7,7 +7,6 @@ import datetime as dt
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 from collections import Counter
@@ -36,7 +35,6 @@ from probelog.storage.ledger import Ledger
 from probelog.storage.store import Store
 from tests.support.hub.faults import FaultyHub, faulty
 from tests.support.processes.operator_command import kill_tree, operator, operator_process
-from tests.support.processes.s3 import s3_server
 from tests.support.refusals import assert_error_on_page
 from tests.support.worlds.tiny_world import CONCEPTS, MODELS, Indexed, timm_model, transformers_model
 
@@ -438,27 +436,23 @@ def test_a_damaging_nightly_run_is_refused(hub_and_index: NightlyWorld, tmp_path
 
 
 @pytest.mark.acceptance
-def test_a_nightly_run_on_s3(hub_and_index: NightlyWorld, tmp_path: Path) -> None:
-    with s3_server() as bucket:
-        remote = Store(f"{bucket}/{tmp_path.name}")
-        local = Store(hub_and_index.store)
-        for name in local.names(""):
-            remote.write(name, local.read(name))
-        hub_and_index.new("zed/new", 21)
-        settings = {"nightly": {"rebuild_share": 1.0}, "quality": {"enforce": False}}
-        file = hub_and_index._indexed.world.config_file(tmp_path / "job.toml", remote.uri, **settings)
-        # A Ray of its own: the workers of this one were started before there was a bucket.
-        for told in ("is live", "nothing new"):
-            with operator_process("nightly", "--config", file) as process:
-                out, _ = process.communicate(timeout=250)
-            assert process.returncode == 0, out
-            assert told in out
-            assert not re.search("warning|experimental|FinalizeS3", out, re.IGNORECASE), out
-        assert read_pointer(remote.child("index"))[0].base == hub_and_index.pointer.generation
-        index = open_index(remote.uri)
-        assert index.models == len(MODELS) + 1
-        assert index.show("zed/new").logits
-        assert verify(remote.uri, Report(io.StringIO())).clean
+def test_a_nightly_run_on_s3(hub_and_index: NightlyWorld, bucket_of_ray: str, tmp_path: Path) -> None:
+    remote = Store(f"{bucket_of_ray}/{tmp_path.name}")
+    local = Store(hub_and_index.store)
+    for name in local.names(""):
+        remote.write(name, local.read(name))
+    hub_and_index.new("zed/new", 21)
+    settings = {"nightly": {"rebuild_share": 1.0}, "quality": {"enforce": False}, "workers": 1}
+    file = hub_and_index._indexed.world.config_file(tmp_path / "job.toml", remote.uri, **settings)
+    for told in ("is live", "nothing new"):
+        ended = operator("nightly", "--config", file)
+        assert ended.status == 0, ended.err
+        assert told in ended.err
+    assert read_pointer(remote.child("index"))[0].base == hub_and_index.pointer.generation
+    index = open_index(remote.uri)
+    assert index.models == len(MODELS) + 1
+    assert index.show("zed/new").logits
+    assert verify(remote.uri, Report(io.StringIO())).clean
 
 
 @pytest.mark.acceptance

@@ -163,6 +163,7 @@ def test_a_publisher_is_killed_at_every_step(index: Store, encoder: Path) -> Non
             deadline = time.monotonic() + 60
             while not happened():
                 assert time.monotonic() < deadline
+                time.sleep(0.005)  # which leaves the processors to the publisher and the server
             process.send_signal(signal.SIGKILL)
             process.wait()
         number += 1000

@@ -346,7 +346,7 @@ def test_rows_that_are_no_edges(changes: dict[str, Any], reason: str, tmp_path: 
 
 
 def test_a_chain_without_end_and_a_family_without_end_are_bounded(tmp_path: Any) -> None:
-    count = 20_000
+    count = 3_000
     chain = [f"m{number:05}" for number in range(150)]
     children = [*chain[:-1], *(f"child{number:05}" for number in range(count))]
     parents = [*chain[1:], *["a"] * count]

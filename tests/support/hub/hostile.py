@@ -128,6 +128,11 @@ def _timm_configured(**changes: Any) -> Build:
     return lambda folder: timm_repository(folder, **changes)
 
 
+def million_labels(folder: Path) -> None:
+    """Made when it is asked for: every process that imports this module would make them."""
+    vit(folder, id2label={str(i): "x" for i in range(10**6)})
+
+
 def _processed(**changes: Any) -> Build:
     def build(folder: Path) -> None:
         vit(folder)
@@ -381,7 +386,7 @@ REPOSITORIES: dict[str, tuple[Build, FailureReason | None]] = {
     "zero-heads": (_configured(num_attention_heads=0), _CORRUPT_CONFIG),
     "words-for-numbers": (_configured(hidden_size="many"), _CORRUPT_CONFIG),
     "unknown-activation": (_configured(hidden_act="../../trap"), _CORRUPT_CONFIG),
-    "million-labels": (_configured(id2label={str(i): "x" for i in range(10**6)}), _TOO_LARGE),
+    "million-labels": (million_labels, _TOO_LARGE),
     "billion-labels": (_configured(id2label=None, num_labels=10**9), _TOO_LARGE),
     "no-labels": (_configured(id2label=None, num_labels=0), FailureReason.NOT_A_CLASSIFIER),
     "negative-labels": (_configured(id2label=None, num_labels=-3), _CORRUPT_CONFIG),
