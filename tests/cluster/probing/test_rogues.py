@@ -15,6 +15,8 @@ from tests.support.hub.hostile import write_json
 from tests.support.hub.rogue_models import write_rogue
 from tests.support.worlds.tiny_world import Indexed
 
+pytestmark = pytest.mark.acceptance  # they start a server of their own
+
 ROGUES = {
     "crash": "crashed-worker",
     "devour": "out-of-memory",
@@ -29,7 +31,6 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
-@pytest.mark.acceptance
 def test_rogues_cost_their_own_rows(
     indexed: Indexed, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from probelog.errors import UsageError
 from probelog.models.loading import load_classifier
 from tests.support.processes.operator_command import operator
 
+pytestmark = pytest.mark.acceptance  # it trains a forest
+
 
 @pytest.fixture(scope="module")
 def request_of_forest(tmp_path_factory: pytest.TempPathFactory) -> ForestRequest:
