@@ -34,6 +34,7 @@ from cluster.sampling.bases import Base, Bases, base_of
 from probelog.encoders.torch_encoder import Encoder, load_encoder
 from probelog.errors import ItemFailure, ProbeLogError
 from probelog.generators.layout import read_layout
+from probelog.generators.parts.decoders import DECODERS
 from probelog.hub.download import Downloaded
 from probelog.hub.listing import look_up
 from probelog.kinds.registry import GENERATOR
@@ -53,7 +54,7 @@ from probelog.storage.store import Store
 # Of pictures that are held at once.
 _BYTES_AT_ONCE = 64 << 20
 _ADAPTER = "lora"
-_WITHOUT_STEPS = ("AutoencoderKL", "gallery")
+_WITHOUT_STEPS = (*DECODERS, "gallery")
 # Samples beyond the first ones are made only where the time that is left is so many times what they should take.
 _PATIENCE = 2.0
 

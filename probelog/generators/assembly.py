@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from probelog.generators.layout import Layout, part_folder, weights_stem
 from probelog.generators.parts.building import build, check_elements, open_weights
 from probelog.generators.parts.networks import Network
 from probelog.generators.sampling import Draw, Generator
-from probelog.models.config import LoadLimits, canonical
+from probelog.models.config import LoadLimits, canonical, tidy_labels
 from probelog.storage.encoding import short_key
 from probelog.weights.reader import WeightFacts, largest_layers
 
 if TYPE_CHECKING:
     import torch
+
+_NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 LIMITS = LoadLimits(max_image_size=1024)
 
@@ -76,14 +79,12 @@ class Parts:
         *,
         shape: tuple[int, ...],
         size: tuple[int, int],
-        conditioning: str = "none",
-        class_names: Sequence[str] = (),
         classes: int = 0,
         prompts: Sequence[str] = (),
         function: Sequence[object] = (),
     ) -> Generator:
-        """The pipeline as a generator; ``role`` is the network that makes the picture, ``function`` what decides the
-        samples besides networks and weights.
+        """The pipeline as a generator, told one of so many ``classes``, one of the ``prompts`` or nothing; ``role`` is the
+        network that makes the picture, ``function`` what decides the samples besides networks and weights.
         """
         several = len(self.facts) > 1
         layers = [
@@ -108,10 +109,10 @@ class Parts:
             identity=short_key(digest, json.dumps([settings, *function])),
             layers=largest_layers(layers),
             device=self._options.device,
-            conditioning=conditioning,
+            conditioning="class" if classes else "text" if prompts else "none",
             shape=shape,
             size=size,
-            class_names=list(class_names),
+            class_names=_class_names(self._layout.settings.get("id2label"), classes),
             classes=classes,
             prompts=list(prompts),
             modules=self.modules,
@@ -127,7 +128,10 @@ def check_size(height: int, width: int, limits: LoadLimits) -> None:
         )
 
 
-def latents(sample: torch.Tensor, vae: Network) -> torch.Tensor:
-    """What a decoder takes, of latents with a spread of one."""
-    scale, shift = vae.settings.get("scaling_factor", 0.18215), vae.settings.get("shift_factor", 0.0)
-    return sample.div(scale).add(shift)
+def _class_names(declared: object, classes: int) -> list[str]:
+    """Names that a pipeline declares for all of its classes, fit to print; none where it declares none."""
+    if not isinstance(declared, dict) or not declared or len(declared) > classes:
+        return []
+    return tidy_labels(
+        {int(key): value for key, value in declared.items() if _NUMBER.fullmatch(key)}, classes
+    )

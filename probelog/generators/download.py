@@ -11,6 +11,7 @@ from probelog.generators.layout import (
     ADAPTER_CONFIG,
     CONFIG,
     MODEL_INDEX,
+    PIPELINES,
     ROLES,
     SCHEDULER_CONFIG,
     Layout,
@@ -91,9 +92,12 @@ def foreseen_files(names: Collection[str], allow_pickle: bool) -> list[str]:
         ItemFailure: not-a-generator, unsupported, unsafe-format or not-found.
     """
     if MODEL_INDEX in names:
-        held = {name.partition("/")[0] for name in names if "/" in name}
-        if "unet" not in held:
-            raise ItemFailure(FailureReason.UNSUPPORTED, "the pipeline has no unet")
+        held = {name.partition("/")[0] for name in names if "/" in name}.intersection(ROLES)
+        if not any(held == set(parts) for parts in PIPELINES.values()):
+            raise ItemFailure(
+                FailureReason.UNSUPPORTED,
+                f"no pipeline that is run has these parts: {', '.join(sorted(held))}",
+            )
         layout, first = Layout("", {role: role for role in ROLES if role in held}), [MODEL_INDEX]
     else:
         layout = layout_of(names, lambda _: {"_class_name": "AutoencoderKL"})

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.parts.decoders import DECODERS
 from probelog.weights.repository import member, read_json
 
 MODEL_INDEX = "model_index.json"
@@ -36,6 +37,13 @@ SCHEDULERS = frozenset(
 )  # fmt: skip
 
 _UNCONDITIONAL: Mapping[str, Collection[str]] = {"unet": ("UNet2DModel",), "scheduler": SCHEDULERS}
+_LATENT: Mapping[str, Collection[str]] = {"vqvae": ("VQModel",), **_UNCONDITIONAL}
+_TRANSFORMER: Mapping[str, Collection[str]] = {
+    # The first is what the second was called when these pipelines were uploaded.
+    "transformer": ("Transformer2DModel", "DiTTransformer2DModel"),
+    "vae": ("AutoencoderKL",),
+    "scheduler": SCHEDULERS,
+}
 _TEXT: Mapping[str, Collection[str]] = {
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
@@ -53,13 +61,15 @@ PIPELINES: Mapping[str, Mapping[str, Collection[str]]] = {
     "DDPMPipeline": _UNCONDITIONAL,
     "DDIMPipeline": _UNCONDITIONAL,
     "PNDMPipeline": _UNCONDITIONAL,
+    "LDMPipeline": _LATENT,
+    "DiTPipeline": _TRANSFORMER,
     "StableDiffusionPipeline": _TEXT,
     "StableDiffusionXLPipeline": _LARGE_TEXT,
 }
 #: All parts that a pipeline may have.
-ROLES = tuple(_LARGE_TEXT)
+ROLES = tuple(dict.fromkeys(role for parts in PIPELINES.values() for role in parts))
 #: Classes that are a model by themselves, as they lie in repositories without folders.
-FLAT = ("UNet2DModel", "AutoencoderKL")
+FLAT = ("UNet2DModel", *DECODERS)
 #: What `Layout.pipeline` may be.
 KINDS = (*PIPELINES, *FLAT, "lora", "gallery")
 #: Weights of adapters as diffusers and peft call them; others have one file of any name.

@@ -7,28 +7,26 @@ safetensors and every tensor has its place; the libraries get numbers and tensor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from probelog.errors import FailureReason, ItemFailure
 from probelog.generators.adapters import load_adapter
-from probelog.generators.assembly import LoadOptions, Parts, check_size, latents
+from probelog.generators.assembly import LoadOptions, Parts, check_size
+from probelog.generators.class_to_image import load_class_to_image
 from probelog.generators.gallery import load_gallery
 from probelog.generators.layout import SCHEDULER_CONFIG, Layout, part_folder, read_layout, read_part
-from probelog.generators.parts import networks
+from probelog.generators.parts import decoders, networks
+from probelog.generators.parts.decoders import DECODERS
 from probelog.generators.parts.schedule import NoiseSchedule
 from probelog.generators.sampling import Generator
 from probelog.generators.text_to_image import load_text_to_image
-from probelog.models.config import tidy_labels
 from probelog.weights.repository import read_json
 
 if TYPE_CHECKING:
     import torch
-
-_NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 __all__ = ["LoadOptions", "load_generator"]
 
@@ -66,20 +64,25 @@ def _base(folder: Path | None, options: LoadOptions) -> Generator:
 
 
 def _unconditional(folder: Path, layout: Layout, options: LoadOptions) -> Generator:
-    """A network of pixels with a schedule of noise, perhaps told a class."""
+    """A network of pixels, or of latents with their decoder, and a schedule of noise; perhaps told a class."""
     import torch
 
-    network = networks.unet(read_part(folder, layout, "unet"))
+    decoder = decoders.vqvae(read_part(folder, layout, "vqvae")) if "vqvae" in layout.folders else None
+    network = networks.unet(read_part(folder, layout, "unet"), None if decoder is None else decoder.channels)
     height, width = networks.edges(network.settings["sample_size"])
-    check_size(height, width, options.limits)
+    factor = 1 if decoder is None else decoder.factor
+    size = height * factor, width * factor
+    check_size(*size, options.limits)
     place = part_folder(folder, layout, "scheduler")
     # In a flat repository there may be none: then the one that the network was most likely trained with.
     declared = read_json(place, SCHEDULER_CONFIG)
     if declared is None and layout.folders["scheduler"]:
         raise ItemFailure(FailureReason.NOT_FOUND, f"scheduler has no {SCHEDULER_CONFIG}")
-    schedule = NoiseSchedule.read(declared or {}, latent=False)
+    schedule = NoiseSchedule.read(declared or {}, latent=decoder is not None)
     schedule.timesteps(options.steps)
-    parts = Parts(folder, layout, options, {"unet": network})
+    parts = Parts(
+        folder, layout, options, {"unet": network, **({} if decoder is None else {"vqvae": decoder})}
+    )
     unet = parts.modules["unet"]
     classes = int(network.settings.get("num_class_embeds", 0))
 
@@ -90,50 +93,33 @@ def _unconditional(folder: Path, layout: Layout, options: LoadOptions) -> Genera
             result: torch.Tensor = unet(sample, step, class_labels=labels, return_dict=False)[0]
             return result
 
-        return schedule.sample(noise, options.steps, predict)
+        sample = schedule.sample(noise, options.steps, predict)
+        return sample if decoder is None else decoder.decode(parts.modules["vqvae"], sample)
 
     return parts.generator(
         "unet",
         draw,
-        conditioning="class" if classes else "none",
         shape=(network.settings.get("in_channels", 3), height, width),
-        size=(height, width),
+        size=size,
         function=[schedule.function, options.steps],
-        class_names=_class_names(layout.settings.get("id2label"), classes),
         classes=classes,
     )
 
 
-def _class_names(declared: object, classes: int) -> list[str]:
-    """Names that a pipeline declares for all of its classes, fit to print; none where it declares none."""
-    if not isinstance(declared, dict) or not declared or len(declared) > classes:
-        return []
-    return tidy_labels(
-        {int(key): value for key, value in declared.items() if _NUMBER.fullmatch(key)}, classes
-    )
-
-
 def _decoder(folder: Path, layout: Layout, options: LoadOptions) -> Generator:
-    """A decoder of latents that are drawn from the normal distribution its training pulled them to."""
-    network = networks.vae(read_part(folder, layout, "vae"))
-    height, width = networks.edges(network.settings.get("sample_size", 32))
+    """A decoder of latents that are drawn as its training assumes them."""
+    decoder = DECODERS[layout.pipeline](read_part(folder, layout, "vae"))
+    height, width = decoder.size()
     check_size(height, width, options.limits)
-    factor = networks.decoder_factor(network)
-    if height % factor or width % factor:
-        raise ItemFailure(
-            FailureReason.CORRUPT_CONFIG, f"pictures of {height} x {width} pixels are not decoded by {factor}"
-        )
-    parts = Parts(folder, layout, options, {"vae": network})
-    vae: Any = parts.modules["vae"]
+    parts = Parts(folder, layout, options, {"vae": decoder})
 
     def draw(noise: torch.Tensor, _conditions: Sequence[int]) -> torch.Tensor:
-        result: torch.Tensor = vae.decode(latents(noise, network), return_dict=False)[0]
-        return result
+        return decoder.draw(parts.modules["vae"], noise)
 
     return parts.generator(
         "vae",
         draw,
-        shape=(network.settings.get("latent_channels", 4), height // factor, width // factor),
+        shape=(decoder.noise_channels, height // decoder.factor, width // decoder.factor),
         size=(height, width),
     )
 
@@ -143,8 +129,10 @@ _LOADERS: Mapping[str, Callable[[Path, Layout, LoadOptions], Generator]] = {
     "DDIMPipeline": _unconditional,
     "PNDMPipeline": _unconditional,
     "UNet2DModel": _unconditional,
-    "AutoencoderKL": _decoder,
+    "LDMPipeline": _unconditional,
+    "DiTPipeline": load_class_to_image,
     "StableDiffusionPipeline": load_text_to_image,
     "StableDiffusionXLPipeline": load_text_to_image,
     "gallery": load_gallery,
+    **dict.fromkeys(DECODERS, _decoder),
 }

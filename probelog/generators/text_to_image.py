@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probelog.errors import FailureReason, ItemFailure
-from probelog.generators.assembly import LoadOptions, Parts, check_size, latents
+from probelog.generators.assembly import LoadOptions, Parts, check_size
 from probelog.generators.layout import SCHEDULER_CONFIG, Layout, part_folder, read_part
-from probelog.generators.parts import networks
+from probelog.generators.parts import decoders, networks
+from probelog.generators.parts.decoders import Decoder
 from probelog.generators.parts.networks import Network
 from probelog.generators.parts.schedule import NoiseSchedule
 from probelog.generators.parts.tokenizer import Tokenizer
@@ -39,11 +40,10 @@ def load_text_to_image(folder: Path, layout: Layout, options: LoadOptions) -> Ge
         if role in layout.folders
     }
     network = networks.conditioned_unet(read_part(folder, layout, "unet"), large=large)
-    decoder = networks.vae(read_part(folder, layout, "vae"))
+    decoder = decoders.vae(read_part(folder, layout, "vae"))
     _check_fit(network, decoder, list(encoders.values()))
-    factor = networks.decoder_factor(decoder)
     height, width = networks.edges(network.settings["sample_size"])
-    size = height * factor, width * factor
+    size = height * decoder.factor, width * decoder.factor
     check_size(*size, options.limits)
     schedule = NoiseSchedule.read(read_part(folder, layout, "scheduler", SCHEDULER_CONFIG), latent=True)
     schedule.timesteps(options.steps)
@@ -59,8 +59,7 @@ def load_text_to_image(folder: Path, layout: Layout, options: LoadOptions) -> Ge
         for role, encoder in encoders.items()
     }
     parts = Parts(folder, layout, options, {**encoders, "unet": network, "vae": decoder})
-    unet, vae = parts.modules["unet"], parts.modules["vae"]
-    decode: Any = vae.decode
+    unet = parts.modules["unet"]
     silent = large and layout.settings.get("force_zeros_for_empty_prompt") is True
 
     def draw(noise: torch.Tensor, conditions: Sequence[int]) -> torch.Tensor:
@@ -88,14 +87,11 @@ def load_text_to_image(folder: Path, layout: Layout, options: LoadOptions) -> Ge
             result: torch.Tensor = without + GUIDANCE * (with_text - without)
             return result
 
-        sample = schedule.sample(noise, options.steps, predict)
-        result: torch.Tensor = decode(latents(sample, decoder), return_dict=False)[0]
-        return result
+        return decoder.decode(parts.modules["vae"], schedule.sample(noise, options.steps, predict))
 
     return parts.generator(
         "unet",
         draw,
-        conditioning="text",
         shape=(network.settings.get("in_channels", 4), height, width),
         size=size,
         prompts=prompts,
@@ -119,13 +115,12 @@ def _encoded(
     return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs[-1].text_embeds
 
 
-def _check_fit(unet: Network, vae: Network, encoders: Sequence[Network]) -> None:
+def _check_fit(unet: Network, vae: Decoder, encoders: Sequence[Network]) -> None:
     """Raise ItemFailure, UNSUPPORTED, where the network wants other latents or other texts than the parts around it have."""
-    channels = vae.settings.get("latent_channels", 4)
     width = sum(encoder.settings.get("hidden_size", 512) for encoder in encoders)
     pairs = [
-        ("channels in", channels, unet.settings.get("in_channels", 4)),
-        ("channels out", channels, unet.settings.get("out_channels", 4)),
+        ("channels in", vae.channels, unet.settings.get("in_channels", 4)),
+        ("channels out", vae.channels, unet.settings.get("out_channels", 4)),
         ("numbers a token", width, unet.settings.get("cross_attention_dim", 1280)),
     ]
     if len(encoders) > 1:

@@ -18,7 +18,7 @@ PICKLE = "pytorch_model.bin"
 #: Weights of a pipeline's parts; the second counts where there is none of the first. Beside them may lie averages, and single
 #: files of the whole.
 PART_WEIGHTS = tuple(
-    rf"(unet|vae|text_encoder(_2)?)/(diffusion_pytorch_)?model{half}(-\d{{5}}-of-\d{{5}})?\.safetensors"
+    rf"(unet|transformer|vae|vqvae|text_encoder(_2)?)/(diffusion_pytorch_)?model{half}(-\d{{5}}-of-\d{{5}})?\.safetensors"
     for half in ("", r"\.fp16")
 )
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors", re.ASCII)

@@ -9,28 +9,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from probelog.errors import FailureReason, ItemFailure
+from probelog.generators.parts import bounds
 from probelog.generators.parts.reduced import Check, either, flag, number, one_of, reduced, several, whole
 
 if TYPE_CHECKING:
     import torch
 
-#: Along an edge: more than any limit lets through, so that it is the limit that is named.
-_PIXELS = whole(1, 1 << 20)
-_CHANNELS = whole(1, 1 << 14)
-_WIDTHS = several(_CHANNELS, 12)
-_LAYERS = whole(1, 16)
-_GROUPS = whole(1, 1 << 12)
-_EPSILON = number(1e-12, 1.0)
-_ACTIVATION = one_of(("swish", "silu", "mish", "gelu", "relu"))
-_SIZE = either(_PIXELS, several(_PIXELS, 2))
-
 _UNET: dict[str, Check] = {
-    "sample_size": _SIZE,
+    "sample_size": bounds.SIZE,
     "in_channels": whole(1, 64),
     "out_channels": whole(1, 64),
     "center_input_sample": flag,
     "time_embedding_type": one_of(("positional", "fourier", "learned")),
-    "time_embedding_dim": _CHANNELS,
+    "time_embedding_dim": bounds.CHANNELS,
     "freq_shift": whole(0, 1),
     "flip_sin_to_cos": flag,
     "down_block_types": several(
@@ -45,44 +36,26 @@ _UNET: dict[str, Check] = {
     "up_block_types": several(
         one_of(("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D")), 12
     ),
-    "block_out_channels": _WIDTHS,
-    "layers_per_block": _LAYERS,
+    "block_out_channels": bounds.WIDTHS,
+    "layers_per_block": bounds.LAYERS,
     "mid_block_scale_factor": number(1e-3, 1e3),
     "downsample_padding": whole(0, 4),
     "downsample_type": one_of(("conv", "resnet")),
     "upsample_type": one_of(("conv", "resnet")),
-    "act_fn": _ACTIVATION,
-    "attention_head_dim": _GROUPS,
-    "norm_num_groups": _GROUPS,
-    "attn_norm_num_groups": _GROUPS,
-    "norm_eps": _EPSILON,
+    "act_fn": bounds.ACTIVATION,
+    "attention_head_dim": bounds.GROUPS,
+    "norm_num_groups": bounds.GROUPS,
+    "attn_norm_num_groups": bounds.GROUPS,
+    "norm_eps": bounds.EPSILON,
     "resnet_time_scale_shift": one_of(("default", "scale_shift")),
     "add_attention": flag,
     "class_embed_type": one_of(("timestep", "identity")),
-    "num_class_embeds": whole(1, 100_000),
+    "num_class_embeds": bounds.CLASSES,
     "num_train_timesteps": whole(1, 10_000),
 }  # fmt: skip
 
-_VAE: dict[str, Check] = {
-    "in_channels": whole(1, 16),
-    "out_channels": whole(1, 16),
-    "down_block_types": several(one_of(("DownEncoderBlock2D", "AttnDownEncoderBlock2D")), 8),
-    "up_block_types": several(one_of(("UpDecoderBlock2D", "AttnUpDecoderBlock2D")), 8),
-    "block_out_channels": _WIDTHS,
-    "layers_per_block": _LAYERS,
-    "act_fn": _ACTIVATION,
-    "latent_channels": whole(1, 64),
-    "norm_num_groups": _GROUPS,
-    "sample_size": _SIZE,
-    "scaling_factor": number(1e-4, 1e4),
-    "shift_factor": number(-1e3, 1e3),
-    "use_quant_conv": flag,
-    "use_post_quant_conv": flag,
-    "mid_block_add_attention": flag,
-}  # fmt: skip
-
 _CONDITIONED: dict[str, Check] = {
-    "sample_size": _SIZE,
+    "sample_size": bounds.SIZE,
     "in_channels": whole(1, 64),
     "out_channels": whole(1, 64),
     "center_input_sample": flag,
@@ -92,16 +65,16 @@ _CONDITIONED: dict[str, Check] = {
     "mid_block_type": one_of(("UNetMidBlock2DCrossAttn",)),
     "up_block_types": several(one_of(("CrossAttnUpBlock2D", "UpBlock2D")), 8),
     "only_cross_attention": either(flag, several(flag, 8)),
-    "block_out_channels": _WIDTHS,
-    "layers_per_block": either(_LAYERS, several(_LAYERS, 8)),
+    "block_out_channels": bounds.WIDTHS,
+    "layers_per_block": either(bounds.LAYERS, several(bounds.LAYERS, 8)),
     "downsample_padding": whole(0, 4),
     "mid_block_scale_factor": number(1e-3, 1e3),
-    "act_fn": _ACTIVATION,
-    "norm_num_groups": _GROUPS,
-    "norm_eps": _EPSILON,
-    "cross_attention_dim": _CHANNELS,
-    "transformer_layers_per_block": either(_LAYERS, several(_LAYERS, 8)),
-    "attention_head_dim": either(_GROUPS, several(_GROUPS, 8)),
+    "act_fn": bounds.ACTIVATION,
+    "norm_num_groups": bounds.GROUPS,
+    "norm_eps": bounds.EPSILON,
+    "cross_attention_dim": bounds.CHANNELS,
+    "transformer_layers_per_block": either(bounds.LAYERS, several(bounds.LAYERS, 8)),
+    "attention_head_dim": either(bounds.GROUPS, several(bounds.GROUPS, 8)),
     "dual_cross_attention": flag,
     "use_linear_projection": flag,
     "upcast_attention": flag,
@@ -113,7 +86,7 @@ _CONDITIONED: dict[str, Check] = {
 }
 _LARGE: dict[str, Check] = {
     "addition_embed_type": one_of(("text_time",)),
-    "addition_time_embed_dim": _CHANNELS,
+    "addition_time_embed_dim": bounds.CHANNELS,
     "projection_class_embeddings_input_dim": whole(1, 1 << 16),
 }
 # What would have to be told to the network besides a text and a step.
@@ -123,16 +96,32 @@ _OTHER_CONDITIONS = (
     "timestep_post_act", "cross_attention_norm", "mid_block_only_cross_attention",
 )  # fmt: skip
 
+_TRANSFORMER: dict[str, Check] = {
+    "num_attention_heads": whole(1, 256),
+    "attention_head_dim": bounds.GROUPS,
+    "in_channels": whole(1, 64),
+    "out_channels": whole(1, 128),
+    "num_layers": whole(1, 128),
+    "attention_bias": flag,
+    "sample_size": bounds.PIXELS,
+    "patch_size": whole(1, 64),
+    "activation_fn": one_of(("gelu", "gelu-approximate", "geglu", "geglu-approximate")),
+    "num_embeds_ada_norm": bounds.CLASSES,
+    "upcast_attention": flag,
+    "norm_elementwise_affine": flag,
+    "norm_eps": bounds.EPSILON,
+}
+
 _TEXT: dict[str, Check] = {
     "vocab_size": whole(1, 1 << 20),
-    "hidden_size": _CHANNELS,
+    "hidden_size": bounds.CHANNELS,
     "intermediate_size": whole(1, 1 << 16),
-    "projection_dim": _CHANNELS,
+    "projection_dim": bounds.CHANNELS,
     "num_hidden_layers": whole(1, 64),
     "num_attention_heads": whole(1, 256),
     "max_position_embeddings": whole(2, 1024),
     "hidden_act": one_of(("quick_gelu", "gelu")),
-    "layer_norm_eps": _EPSILON,
+    "layer_norm_eps": bounds.EPSILON,
     "pad_token_id": whole(0, 1 << 20),
     "bos_token_id": whole(0, 1 << 20),
     "eos_token_id": whole(0, 1 << 20),
@@ -152,8 +141,8 @@ class Network:
         self.name, self.settings, self.create = name, settings, create
 
 
-def unet(config: Mapping[str, Any]) -> Network:
-    """A network that takes noise from pixels, perhaps told a class.
+def unet(config: Mapping[str, Any], latents: int | None = None) -> Network:
+    """A network that takes noise from pixels, or from ``latents`` of so many channels; perhaps told a class.
 
     Raises:
         ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
@@ -164,9 +153,10 @@ def unet(config: Mapping[str, Any]) -> Network:
             FailureReason.UNSUPPORTED, f"classes are told to the network as {kept['class_embed_type']}"
         )
     channels = kept.get("in_channels", 3), kept.get("out_channels", 3)
-    if channels not in ((1, 1), (3, 3)):
+    if channels not in ([(1, 1), (3, 3)] if latents is None else [(latents, latents)]):
+        expected = "no picture" if latents is None else f"not the {latents} of the decoder's latents"
         raise ItemFailure(
-            FailureReason.UNSUPPORTED, f"{channels[0]} channels in and {channels[1]} out are no picture"
+            FailureReason.UNSUPPORTED, f"{channels[0]} channels in and {channels[1]} out are {expected}"
         )
     if "sample_size" not in kept:
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "unet does not say how large its pictures are")
@@ -178,28 +168,6 @@ def unet(config: Mapping[str, Any]) -> Network:
         return made
 
     return Network("UNet2DModel", kept, create)
-
-
-def vae(config: Mapping[str, Any]) -> Network:
-    """An autoencoder, of which the decoder is used.
-
-    Raises:
-        ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
-    """
-    for key in ("latents_mean", "latents_std"):
-        if config.get(key) is not None:
-            raise ItemFailure(FailureReason.UNSUPPORTED, f"vae has {key}")
-    kept = reduced(config, _VAE, "vae")
-    if kept.get("out_channels", 3) not in (1, 3):
-        raise ItemFailure(FailureReason.UNSUPPORTED, f"{kept['out_channels']} channels are no picture")
-
-    def create() -> torch.nn.Module:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        made: torch.nn.Module = AutoencoderKL(**kept)
-        return made
-
-    return Network("AutoencoderKL", kept, create)
 
 
 def conditioned_unet(config: Mapping[str, Any], *, large: bool = False) -> Network:
@@ -225,6 +193,42 @@ def conditioned_unet(config: Mapping[str, Any], *, large: bool = False) -> Netwo
         return made
 
     return Network("UNet2DConditionModel", kept, create)
+
+
+def transformer(config: Mapping[str, Any], latents: int) -> Network:
+    """A transformer (DiT) that takes noise from ``latents`` of so many channels, told a class.
+
+    It may say besides how sure it is (learned sigma): in as many channels again.
+
+    Raises:
+        ItemFailure: CORRUPT_CONFIG, UNSUPPORTED.
+    """
+    # Other transformers of the same class are told texts.
+    if config.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
+        raise ItemFailure(
+            FailureReason.UNSUPPORTED, f"transformer has norm_type = {str(config['norm_type'])[:60]}"
+        )
+    kept = reduced(config, _TRANSFORMER, "transformer")
+    side, patch = kept.get("sample_size", 32), kept.get("patch_size", 2)
+    if side % patch:
+        raise ItemFailure(
+            FailureReason.CORRUPT_CONFIG, f"{side} latents along an edge are not cut into patches of {patch}"
+        )
+    into = kept.get("in_channels", 4)
+    out = kept.get("out_channels", into)
+    if into != latents or out not in (latents, 2 * latents):
+        raise ItemFailure(
+            FailureReason.UNSUPPORTED,
+            f"{into} channels in and {out} out are not the {latents} of the decoder's latents, or twice these out",
+        )
+
+    def create() -> torch.nn.Module:
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+        made: torch.nn.Module = DiTTransformer2DModel(**kept)
+        return made
+
+    return Network("DiTTransformer2DModel", kept, create)
 
 
 def text_encoder(config: Mapping[str, Any], *, projects: bool = False) -> Network:
@@ -254,8 +258,3 @@ def edges(size: int | list[int]) -> tuple[int, int]:
     if len(both) != 2:
         raise ItemFailure(FailureReason.CORRUPT_CONFIG, "sample_size is neither a number nor two")
     return both[0], both[1]
-
-
-def decoder_factor(vae: Network) -> int:
-    """How many pixels along an edge a decoder makes of one latent."""
-    return int(2 ** (len(vae.settings.get("block_out_channels", (64,))) - 1))

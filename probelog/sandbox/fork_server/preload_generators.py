@@ -7,7 +7,11 @@ from importlib import import_module
 for _name in (
     "PIL.Image",
     "torch",
+    "diffusers.models.autoencoders.autoencoder_asym_kl",
     "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.autoencoders.autoencoder_tiny",
+    "diffusers.models.autoencoders.vq_model",
+    "diffusers.models.transformers.dit_transformer_2d",
     "diffusers.models.unets.unet_2d",
     "diffusers.models.unets.unet_2d_condition",
     "transformers.models.clip.modeling_clip",

@@ -91,6 +91,90 @@ def test_a_decoder(tmp_path: Path) -> None:
     torch.testing.assert_close(drawn(generator), theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale", "edge"), [("AutoencoderTiny", 1.0, 256), ("AsymmetricAutoencoderKL", 0.18215, 16)]
+)
+def test_a_decoder_of_another_class(kind: str, scale: float, edge: int, tmp_path: Path) -> None:
+    tiny_generators.decoder(tmp_path, kind)
+    generator = load_generator(tmp_path, LoadOptions())
+    assert (generator.pipeline, generator.architecture, generator.conditioning) == (kind, kind, "none")
+    assert (generator.shape, generator.size) == ((4, edge // 2, edge // 2), (edge, edge))
+    vae = getattr(library, kind).from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        theirs = vae.decode(noise_of(generator) / scale).sample
+    torch.testing.assert_close(drawn(generator), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_of_codes_draws_each_as_often_as_any_other(tmp_path: Path) -> None:
+    tiny_generators.decoder(tmp_path, "VQModel")
+    generator = load_generator(tmp_path, LoadOptions())
+    assert (generator.pipeline, generator.shape, generator.size) == ("VQModel", (1, 8, 8), (16, 16))
+    vq = library.VQModel.from_pretrained(tmp_path, lookup_from_codebook=True).eval()
+    noise = noise_of(generator)
+    codes = (32 * torch.distributions.Normal(0, 1).cdf(noise.double())).long()
+    counts = codes.flatten().bincount(minlength=32)
+    assert int(counts.min()) >= 1
+    assert int(counts.max()) <= 16, "of 192 codes"
+    with torch.inference_mode():
+        theirs = vq.decode(codes.flatten(), force_not_quantize=True, shape=(len(noise), 8, 8, 3)).sample
+    torch.testing.assert_close(drawn(generator), theirs, rtol=1e-4, atol=1e-4)
+
+
+def sampled_by_the_library(
+    pipeline: Any, module: str, noise: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> torch.Tensor:
+    """What a pipeline of the library makes of our noise, 0 to 1: it takes none from outside."""
+    monkeypatch.setattr(f"diffusers.pipelines.{module}.randn_tensor", lambda *_, **__: noise.clone())
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(num_inference_steps=STEPS, output_type="np", **options).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def test_a_network_of_latents_with_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_generators.latent(tmp_path)
+    generator = load_generator(tmp_path, LoadOptions(steps=STEPS))
+    assert (generator.pipeline, generator.architecture) == ("LDMPipeline", "UNet2DModel")
+    assert (generator.shape, generator.size, generator.conditioning) == ((3, 8, 8), (16, 16), "none")
+    assert {layer.tensor.partition(".")[0] for layer in generator.layers} == {"unet", "vqvae"}
+    theirs = sampled_by_the_library(
+        library.LDMPipeline.from_pretrained(tmp_path),
+        "deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond",
+        noise_of(generator), monkeypatch, batch_size=len(NUMBERS),
+    )  # fmt: skip
+    torch.testing.assert_close((drawn(generator) / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_with_codes_are_not_scaled_unless_the_repository_says_so(tmp_path: Path) -> None:
+    """As the pipelines of before there was a scale were made; the library takes Stable Diffusion's for them."""
+    tiny_generators.latent(tmp_path)
+    path = tmp_path / "vqvae" / "config.json"
+    config = json.loads(path.read_text())
+    made = []
+    for scale in (None, 1.0, 0.18215):
+        path.write_text(json.dumps({**config, "scaling_factor": scale}))
+        made.append(drawn(load_generator(tmp_path, LoadOptions(steps=STEPS))))
+    torch.testing.assert_close(made[0], made[1])
+    assert (made[0] - made[2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("sigma", [True, False], ids=["learned sigma", "no sigma"])
+def test_a_transformer_that_is_told_a_class(
+    sigma: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_generators.class_to_image(tmp_path, sigma=sigma)
+    generator = load_generator(tmp_path, LoadOptions(steps=STEPS))
+    assert (generator.pipeline, generator.architecture) == ("DiTPipeline", "DiTTransformer2DModel")
+    assert (generator.shape, generator.size) == ((4, 8, 8), (16, 16))
+    assert (generator.conditioning, generator.classes) == ("class", 1000)
+    assert generator.class_names[:2] == ["tench, Tinca tinca", "LABEL_1"]
+    theirs = sampled_by_the_library(
+        library.DiTPipeline.from_pretrained(tmp_path), "dit.pipeline_dit", noise_of(generator), monkeypatch,
+        class_labels=generator.conditions(SEED, NUMBERS),
+    )  # fmt: skip
+    ours = drawn(generator)
+    torch.testing.assert_close((ours / 2 + 0.5).clamp(0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_network_without_a_pipeline(tmp_path: Path) -> None:
     tiny_generators.flat(tmp_path)
     generator = load_generator(tmp_path, LoadOptions(steps=STEPS))

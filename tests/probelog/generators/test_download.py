@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,36 @@ from probelog.generators.loading import LoadOptions, load_generator
 from probelog.hub.client import HubClient
 from probelog.hub.download import DownloadLimits
 from probelog.hub.listing import ListingFilters, iter_pages
+from probelog.hub.model_info import weights as weights_of
 from tests.support.worlds import tiny_generators
 
 
-def test_a_pipeline_is_fetched_folder_by_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("build", "pipeline", "parts"),
+    [
+        (tiny_generators.unconditional, "DDPMPipeline", ["unet"]),
+        (tiny_generators.latent, "LDMPipeline", ["vqvae", "unet"]),
+        (tiny_generators.class_to_image, "DiTPipeline", ["transformer", "vae"]),
+    ],
+)
+def test_a_pipeline_is_fetched_folder_by_folder(
+    build: Callable[[Path], None], pipeline: str, parts: list[str], tmp_path: Path
+) -> None:
     repository = tmp_path / "hub" / "ada" / "umbrellas"
-    tiny_generators.unconditional(repository)
+    build(repository)
     (repository / "pipeline.py").write_text("raise RuntimeError")
-    (repository / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"no weights")
+    (repository / parts[0] / "diffusion_pytorch_model.bin").write_bytes(b"no weights")
     with running(tmp_path / "hub") as endpoint, HubClient(endpoint) as client:
         filters = ListingFilters(libraries=(), pipeline_tag=None)
         rows = [row for page in iter_pages(filters, endpoint=endpoint) for row in page.rows]
         done = download_generator(client, rows[0], tmp_path / "here", limits=DownloadLimits())
+    weights = [f"{part}/diffusion_pytorch_model.safetensors" for part in parts]
     assert done.files == (
-        "model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
-        "unet/diffusion_pytorch_model.safetensors",
+        "model_index.json", *(f"{part}/config.json" for part in parts), "scheduler/scheduler_config.json", *weights,
     )  # fmt: skip
     assert sorted(foreseen_files([file.path for file in rows[0].files], False)) == sorted(done.files)
-    assert load_generator(tmp_path / "here", LoadOptions(steps=2)).pipeline == "DDPMPipeline"
+    assert {file.path for file in weights_of(rows[0].files)} == {*weights}
+    assert load_generator(tmp_path / "here", LoadOptions(steps=2)).pipeline == pipeline
 
 
 INDEX: dict[str, Any] = {
@@ -41,6 +54,7 @@ INDEX: dict[str, Any] = {
     "scheduler": ["diffusers", "DDPMScheduler"],
 }
 UNET = "unet/diffusion_pytorch_model"
+PLAIN = ["unet/config.json", "scheduler/scheduler_config.json"]
 
 
 @pytest.mark.parametrize(
@@ -72,10 +86,12 @@ def test_the_best_weights_are_chosen(names: list[str], allow_pickle: bool, weigh
         (["config.json", "diffusion_pytorch_model.safetensors", "a.png"], 2),
         (["style.safetensors", "style-000010.safetensors", "README.md", "a.png"], ["README.md", "style.safetensors"]),
         ([f"images/{number}.png" for number in range(9)], 9),
-        (["model_index.json", "unet/config.json", f"{UNET}.safetensors.index.json", f"{UNET}-00001-of-00001.safetensors",
-          f"{UNET}.non_ema.safetensors", "safety_checker/model.safetensors"], 4),
-        (["model_index.json", "unet/config.json", f"{UNET}.bin"], FailureReason.UNSAFE_FORMAT),
-        (["model_index.json", "transformer/config.json"], FailureReason.UNSUPPORTED),
+        (["model_index.json", *PLAIN, f"{UNET}.safetensors.index.json", f"{UNET}-00001-of-00001.safetensors",
+          f"{UNET}.non_ema.safetensors", "safety_checker/model.safetensors"], 5),
+        (["model_index.json", *PLAIN, f"{UNET}.bin"], FailureReason.UNSAFE_FORMAT),
+        (["model_index.json", *PLAIN[:1], f"{UNET}.safetensors"], FailureReason.UNSUPPORTED),
+        (["model_index.json", "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json",
+          "tokenizer/vocab.json", "text_encoder/config.json"], FailureReason.UNSUPPORTED),
         (["config.json", "model.safetensors"], FailureReason.NOT_FOUND),
         (["README.md"], FailureReason.NOT_A_GENERATOR),
     ],

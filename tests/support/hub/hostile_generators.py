@@ -27,9 +27,14 @@ SOUND: dict[str, Callable[[Path], None]] = {
     "flat": tiny_generators.flat,
     "decoder": tiny_generators.decoder,
     "text": tiny_generators.text_to_image,
+    "latent": tiny_generators.latent,
+    "codes": lambda folder: tiny_generators.decoder(folder, "VQModel"),
+    "tiny": lambda folder: tiny_generators.decoder(folder, "AutoencoderTiny"),
+    "transformer": tiny_generators.class_to_image,
 }
 _UNET = "unet/diffusion_pytorch_model.safetensors"
 _SCHEDULER = "scheduler/scheduler_config.json"
+_TRANSFORMER = "transformer/config.json"
 _ADAPTER = "adapter_model.safetensors"
 _TARGET = "base_model.model.up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -62,6 +67,15 @@ def _weights(file: str, change: Callable[[dict[str, Any]], None]) -> Change:
 def _fill(value: float) -> Callable[[dict[str, Any]], None]:
     def change(tensors: dict[str, Any]) -> None:
         tensors.update({name: np.full_like(tensor, value) for name, tensor in tensors.items()})
+
+    return change
+
+
+def _not_a_number(prefix: str) -> Callable[[dict[str, Any]], None]:
+    def change(tensors: dict[str, Any]) -> None:
+        for name in tensors:
+            if name.startswith(prefix):
+                tensors[name] = np.full_like(tensors[name], np.nan)
 
     return change
 
@@ -224,6 +238,24 @@ REPOSITORIES: dict[str, tuple[str, Change, FailureReason | None]] = {
     "words-with-holes": ("text", _vocabulary(vocab={"a": 0, "<|endoftext|>": 10**9}), _F.CORRUPT_CONFIG),
     "merges-of-nothing": ("text", _vocabulary(merges=["no such"]), _F.CORRUPT_CONFIG),
     "negative-scale": ("text", _set("vae/config.json", scaling_factor=0), _F.CORRUPT_CONFIG),
+    "own-vqvae": ("latent", _set("model_index.json", vqvae=["vqvae", "VQModel"]), _F.REMOTE_CODE),
+    "other-vqvae": ("latent", _set("model_index.json", vqvae=["diffusers", "AutoencoderOobleck"]), _F.UNSUPPORTED),
+    "other-latents": ("latent", _set("vqvae/config.json", vq_embed_dim=4), _F.UNSUPPORTED),
+    "many-latents": ("latent", _set("unet/config.json", sample_size=100_000), _F.TOO_LARGE),
+    "latents-beyond": ("latent", _weights(_UNET, _fill(1e30)), _F.NON_FINITE),
+    "codebook-of-millions": ("codes", _set("config.json", num_vq_embeddings=10**7), _F.CORRUPT_CONFIG),
+    "codes-not-there": ("codes", _set("config.json", num_vq_embeddings=1000), _F.CONFIG_MISMATCH),
+    "codes-nan": ("codes", _weights("diffusion_pytorch_model.safetensors", _not_a_number("quantize")), _F.NON_FINITE),
+    "tiny-enlarges": ("tiny", _set("config.json", num_decoder_blocks=[1] * 12), _F.TOO_LARGE),
+    "wide-patches": ("transformer", _set(_TRANSFORMER, patch_size=100_000), _F.CORRUPT_CONFIG),
+    "patches-and-a-rest": ("transformer", _set(_TRANSFORMER, patch_size=3), _F.CORRUPT_CONFIG),
+    "other-patches": ("transformer", _set(_TRANSFORMER, patch_size=1), _F.CONFIG_MISMATCH),
+    "many-patches": ("transformer", _set(_TRANSFORMER, sample_size=100_000), _F.TOO_LARGE),
+    "sigma-by-half": ("transformer", _set(_TRANSFORMER, out_channels=6), _F.UNSUPPORTED),
+    "told-texts": ("transformer", _set(_TRANSFORMER, norm_type="ada_norm_single"), _F.UNSUPPORTED),
+    "one-class-less": ("transformer", _set(_TRANSFORMER, num_embeds_ada_norm=999), _F.CONFIG_MISMATCH),
+    "odd-heads": ("transformer", _set(_TRANSFORMER, attention_head_dim=7), _F.CORRUPT_CONFIG),
+    "deep-transformer": ("transformer", _set(_TRANSFORMER, num_layers=16), _F.CONFIG_MISMATCH),
     "adapter-of-nobody": ("text", _adapter(target="base_model.model.evil"), _F.CONFIG_MISMATCH),
     "adapter-of-another": ("text", _adapter(width=768), _F.CONFIG_MISMATCH),
     "adapter-of-rank-10000": ("text", _adapter(rank=10_000), _F.TOO_LARGE),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -12,10 +14,14 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    LDMPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    VQModel,
 )
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -40,6 +46,25 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 4,
     "latent_channels": 4,
 }
+VQ: dict[str, Any] = {**VAE, "latent_channels": 3, "num_vq_embeddings": 32, "scaling_factor": 0.5}
+#: Decoders by class.
+DECODERS: dict[str, dict[str, Any]] = {
+    "AutoencoderKL": VAE,
+    "VQModel": VQ,
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+        "upsampling_scaling_factor": 2,
+    },
+    "AsymmetricAutoencoderKL": {
+        **{key: value for key, value in VAE.items() if key != "block_out_channels"},
+        "down_block_out_channels": (8, 16),
+        "up_block_out_channels": (8, 32),
+    },
+}
+_LATENT_SCHEDULE = {"clip_sample": False}
 
 
 def unconditional(
@@ -60,10 +85,35 @@ def flat(folder: Path, *, seed: int = 0) -> None:
     UNet2DModel(**UNET).save_pretrained(folder)
 
 
-def decoder(folder: Path, *, seed: int = 0, **vae: Any) -> None:
-    """An autoencoder by itself."""
+def decoder(folder: Path, kind: str = "AutoencoderKL", *, seed: int = 0, **vae: Any) -> None:
+    """An autoencoder of a class by itself."""
     torch.manual_seed(seed)
-    AutoencoderKL(**{**VAE, **vae}).save_pretrained(folder)
+    getattr(diffusers, kind)(**{**DECODERS[kind], **vae}).save_pretrained(folder)
+
+
+def latent(folder: Path, *, seed: int = 0) -> None:
+    """An ``LDMPipeline``; its codebook is spread as trained ones are."""
+    torch.manual_seed(seed)
+    unet = UNet2DModel(**{**UNET, "sample_size": SIDE // 2})
+    vqvae: Any = VQModel(**VQ)
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
+    LDMPipeline(vqvae, unet, DDIMScheduler(**_LATENT_SCHEDULE)).save_pretrained(folder)
+
+
+def class_to_image(folder: Path, *, seed: int = 0, classes: int = 1000, sigma: bool = True) -> None:
+    """A ``DiTPipeline``, one of its classes with a name; ``sigma``: learned."""
+    torch.manual_seed(seed)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8 if sigma else 4, num_layers=2,
+        sample_size=SIDE // 2, patch_size=2, num_embeds_ada_norm=classes,
+    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "transformer": transformer, "vae": AutoencoderKL(**VAE), "scheduler": DDIMScheduler(**_LATENT_SCHEDULE)
+    }  # fmt: skip
+    DiTPipeline(**parts).save_pretrained(folder)
+    index = folder / "model_index.json"
+    named = {"id2label": {"0": "tench, Tinca tinca"}}  # the library reads them and does not write them
+    index.write_text(json.dumps({**json.loads(index.read_text()), **named}))
 
 
 def text_to_image(
