@@ -212,6 +212,11 @@ class Sampler:
         with torch.inference_mode(), shorter:
             drawn = draw(torch.from_numpy(noise).to(made.device), made.conditions(self._seed, numbers))
             pictures = as_pixels(drawn)
+        if pictures[0].shape[:2] != made.size:
+            raise ItemFailure(
+                FailureReason.CONFIG_MISMATCH,
+                f"pictures of {pictures[0].shape[:2]} pixels where {made.size} are described",
+            )
         if peak is not None:
             self._fit(peak.grown() / len(numbers))
         return pictures

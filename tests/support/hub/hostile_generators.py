@@ -80,6 +80,16 @@ def _not_a_number(prefix: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _fewer_blocks(folder: Path) -> None:
+    shutil.rmtree(folder)
+    tiny_generators.decoder(
+        folder,
+        block_out_channels=(8,) * 3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",),
+    )
+
+
 def _pickles(folder: Path) -> None:
     (folder / _UNET).unlink()
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(evil_pickle())
@@ -238,6 +248,7 @@ REPOSITORIES: dict[str, tuple[str, Change, FailureReason | None]] = {
     "words-with-holes": ("text", _vocabulary(vocab={"a": 0, "<|endoftext|>": 10**9}), _F.CORRUPT_CONFIG),
     "merges-of-nothing": ("text", _vocabulary(merges=["no such"]), _F.CORRUPT_CONFIG),
     "negative-scale": ("text", _set("vae/config.json", scaling_factor=0), _F.CORRUPT_CONFIG),
+    "fewer-blocks": ("decoder", _fewer_blocks, _F.CONFIG_MISMATCH),
     "own-vqvae": ("latent", _set("model_index.json", vqvae=["vqvae", "VQModel"]), _F.REMOTE_CODE),
     "other-vqvae": ("latent", _set("model_index.json", vqvae=["diffusers", "AutoencoderOobleck"]), _F.UNSUPPORTED),
     "other-latents": ("latent", _set("vqvae/config.json", vq_embed_dim=4), _F.UNSUPPORTED),
