@@ -51,6 +51,8 @@ from tests.support.worlds.tiny_world import Indexed
 pytestmark = pytest.mark.acceptance  # it takes seconds to import the libraries
 
 SAMPLED, STEPS = 5, 2
+# Of those that the hub lists: two fail.
+INDEXED, LISTED = 9, 11
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ def world(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(hub / "ada/blobs", hub / "bob/blobs-again")
     tiny_generators.unconditional(hub / "ada/classes", num_class_embeds=3)
     tiny_generators.decoder(hub / "bob/decoder")
+    tiny_generators.decoder(hub / "bob/codes", "VQModel")
+    tiny_generators.latent(hub / "cleo/latent")
+    tiny_generators.class_to_image(hub / "cleo/transformer", classes=4)
     tiny_generators.unconditional(hub / "cleo/pickled")
     weights = hub / "cleo/pickled/unet/diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
@@ -121,7 +126,10 @@ def world(indexed: Indexed, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with faulty(hub) as (endpoint, server), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", endpoint)
         made = World(root, indexed, server)
-        for repo in ("ada/blobs", "bob/blobs-again", "ada/classes", "bob/decoder", "cleo/pickled"):
+        for repo in (
+            "ada/blobs", "bob/blobs-again", "ada/classes", "bob/decoder", "bob/codes", "cleo/latent", "cleo/transformer",
+            "cleo/pickled",
+        ):  # fmt: skip
             made.add(repo)
         # The base is not among the generators: it is found where it lies.
         made.add("base/text", pipeline_tag="text-to-video")
@@ -142,7 +150,7 @@ def sampled(full: FullRun) -> StageResult:
 
 
 def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> None:
-    assert (sampled.models, sampled.reasons) == (6, {"unsafe-format": 1, "missing-base": 1})
+    assert (sampled.models, sampled.reasons) == (INDEXED, {"unsafe-format": 1, "missing-base": 1})
     ledger = world.ledger(world.job())
     assert ledger.paths.key == sampled.key
     models = {model.repo: model for model in ledger.models(sampled.receipts)}
@@ -150,7 +158,10 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
         "ada/blobs": "DDPMPipeline",
         "ada/classes": "DDIMPipeline",
         "bob/blobs-again": "DDPMPipeline",
+        "bob/codes": "VQModel",
         "bob/decoder": "AutoencoderKL",
+        "cleo/latent": "LDMPipeline",
+        "cleo/transformer": "DiTPipeline",
         "dora/adapter": "lora",
         "fay/gallery": "gallery",
     }
@@ -163,7 +174,7 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
         _, rows[repo] = ledger.sealed_result(receipt.name, repo, model.sha) or (None, None)
         size = EDGE if repo == "fay/gallery" else tiny_generators.SIDE
         assert (model.samples, model.image_size) == (SAMPLED, size)
-        assert model.steps == (0 if repo in ("bob/decoder", "fay/gallery") else STEPS)
+        assert model.steps == (0 if repo in ("bob/codes", "bob/decoder", "fay/gallery") else STEPS)
         assert rows[repo]["number"].to_pylist() == [*range(SAMPLED)]
         features = np.array(rows[repo]["feature"].to_pylist(), np.float32)
         np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-3)
@@ -174,6 +185,8 @@ def test_what_generators_make_is_kept(world: World, sampled: StageResult) -> Non
         assert (again * features).sum(axis=1).min() > 0.9
         assert rows[repo]["base_feature"].null_count == (0 if repo == "dora/adapter" else SAMPLED)
     assert sorted(set(rows["ada/classes"]["class"].to_pylist())) == [0, 1, 2]
+    assert sorted(set(rows["cleo/transformer"]["class"].to_pylist())) == [0, 1, 2, 3]
+    assert models["cleo/transformer"].classes[:1] == ["tench, Tinca tinca"]
     assert rows["ada/blobs"]["class"].null_count == rows["ada/blobs"]["prompt"].null_count == SAMPLED
 
 
@@ -198,7 +211,7 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
     hub, nights = world.root / "hub", world.root / "store-of-nights"
     shutil.copytree(world.root / "store", nights)
     index = open_index(str(nights))
-    assert int(index.generators) == 6
+    assert int(index.generators) == INDEXED
     assert index.search("dog", kind="generator", k=3)
     (hit,) = index.search(kind="generator", images=gallery_picture(2), k=1)
     assert (hit.repo, index.show_generator("fay/gallery").pipeline) == ("fay/gallery", "gallery")
@@ -215,7 +228,7 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
         (hub / "hub.json").write_text(listed)
         shutil.rmtree(hub / "eve")
     index = open_index(str(nights))
-    assert int(index.generators) == 7
+    assert int(index.generators) == INDEXED + 1
     assert index.show_generator("eve/new").samples == SAMPLED
     added = [
         part["rows"]
@@ -227,7 +240,7 @@ def test_generators_are_published_and_nightly_runs_add_new_ones(world: World, fu
     assert any("would list what has changed" in line for line in nightly_lines(world.job(nights.name)))
     # What is gone shows when all is listed again.
     run_nightly(world.job(nights.name, nightly={"reconcile_days": 0}))
-    assert int(open_index(str(nights)).generators) == 6
+    assert int(open_index(str(nights)).generators) == INDEXED
 
 
 def test_a_second_run_asks_for_nothing(world: World, sampled: StageResult) -> None:
@@ -268,7 +281,10 @@ def test_a_run_goes_on_where_it_was_killed_and_retries(world: World, sampled: St
         for request in world.hub.requests[asked:]
         if "/resolve/" in request.address
     }
-    assert files == {"ada/classes", "bob/decoder", "cleo/pickled", "dora/lost", "fay/gallery"}
+    assert files == {
+        "ada/classes", "bob/codes", "bob/decoder", "cleo/latent", "cleo/pickled", "cleo/transformer", "dora/lost",
+        "fay/gallery",
+    }  # fmt: skip
     assert (again.models, again.reasons) == (sampled.models, sampled.reasons)
     for repo, sha in shas.items():
         found = [killed.sealed_result(one.name, repo, sha) for one in again.receipts]
@@ -282,12 +298,12 @@ def test_the_operators_commands_know_generators(world: World, sampled: StageResu
     (ledger,) = found.samplings
     assert (ledger.key, ledger.indexed, ledger.failed, ledger.left) == (
         sampled.key,
-        6,
+        INDEXED,
         {"missing-base": 1, "unsafe-format": 1},
         0,
     )
-    assert ledger.samples == 6 * SAMPLED
-    assert any(line.startswith("sample ") and "6 of 8" in line for line in found.lines())
+    assert ledger.samples == INDEXED * SAMPLED
+    assert any(line.startswith("sample ") and f"{INDEXED} of {LISTED}" in line for line in found.lines())
     of = [item["of"] for item in found.catalogues if item["of"] != "image-classification"]
     assert sorted(of) == ["galleries.txt", "text-to-image", "unconditional-image-generation"]
     failures = {item["repo"]: item["reason"] for item in list_failures(store, stage="sample").records()}
@@ -317,15 +333,15 @@ def test_a_plan_foretells_generators(world: World, sampled: StageResult) -> None
     assert not any(line.startswith("wall time") for line in lines(finished))
     done = finished.generators
     assert done is not None
-    assert (done.catalogue, done.done.models, done.left.models) == (8, 6, 0)
+    assert (done.catalogue, done.done.models, done.left.models) == (LISTED, INDEXED, 0)
     plan = run_plan(world.job(seed=1))
     assert plan.generators is not None
     left = plan.generators.left
     assert plan.generators.basis.source == "another ledger of this store"
-    assert (left.models, left.foretold, left.failures["unsafe-format"]) == (8, 1, 1)
+    assert (left.models, left.foretold, left.failures["unsafe-format"]) == (LISTED, 1, 1)
     assert left.failures["missing-base"] == pytest.approx(1)
-    assert left.indexed.value == pytest.approx(6)
-    assert left.logits.value == pytest.approx(6 * SAMPLED)
+    assert left.indexed.value == pytest.approx(INDEXED)
+    assert left.logits.value == pytest.approx(INDEXED * SAMPLED)
     # Those whose sizes are listed: what they took, or what the names say.
     assert left.bytes.value == pytest.approx(done.done.bytes, rel=0.4)
     busy = done.done.busy_hours
@@ -340,9 +356,11 @@ def test_a_dry_run_says_what_would_be_sampled(world: World, sampled: StageResult
     asked = len(world.hub.requests)
     said = [line for line in full_lines(world.job()) if line.startswith("sample: ")]
     assert said == [
-        "sample: would run 0 models (0.0 GB of weights); 6 are indexed, 2 failed and are not tried again"
+        f"sample: would run 0 models (0.0 GB of weights); {INDEXED} are indexed, 2 failed and are not tried again"
     ]
-    assert any(line.startswith("sample: would run 8 models") for line in full_lines(world.job(seed=1)))
+    assert any(
+        line.startswith(f"sample: would run {LISTED} models") for line in full_lines(world.job(seed=1))
+    )
     listed = {"filters": {"limit": 3}}
     assert "sample: would list generators, and sample those that are not done yet" in [
         *full_lines(world.job(generators=listed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,31 @@ from probelog.sandbox.spec import GeneratorSpec, downloads_folder
 from tests.support.worlds import tiny_generators
 
 pytestmark = pytest.mark.acceptance  # it takes seconds to import the libraries
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "LDMPipeline": tiny_generators.latent,
+    "DiTPipeline": tiny_generators.class_to_image,
+    **{kind: partial(tiny_generators.decoder, kind=kind) for kind in tiny_generators.DECODERS},
+}
+
+
+def test_every_pipeline_is_sampled_with_what_its_process_may_read(tmp_path: Path) -> None:
+    folder = downloads_folder(tmp_path)
+    process = GeneratorProcess(
+        generator_server(tmp_path), GeneratorSpec(steps=2, batch_size=4, memory_bytes=2 << 30)
+    )
+    try:
+        for pipeline, build in BUILDERS.items():
+            build(folder / pipeline)
+            loaded = process.load(folder / pipeline, "ada/model", "0" * 40, 60)
+            assert loaded.facts["pipeline"] == pipeline
+            pixels = process.sample(range(3), 60).pixels
+            assert pixels.shape == (3, *loaded.size, 3)
+            assert len({picture.tobytes() for picture in pixels}) == 3, "each from noise of its own"
+            process.release()
+    finally:
+        process.close()
 
 
 def test_generators_are_sampled_in_processes_of_their_own(tmp_path: Path) -> None:
