@@ -151,15 +151,14 @@ def write_groups(
     count = writer.write("groups", GROUPS, tables())
     with writer.writing("the vector index of generators"):
         shortlist.build(writer.open("groups"), "l2", partitions(count), GROUP_BITS)
-    return count, {"group_axes.npy": npy(finder.axes)} | _by_row(writer)
+        by_row = _by_row(writer)
+    return count, {"group_axes.npy": npy(finder.axes)} | by_row
 
 
 def _by_row(writer: GenerationWriter) -> dict[str, bytes]:
     """LanceDB's number of the first group of each row of ``samples``, and the first generator of each."""
-    (groups, ids), (rows, _), (generators, _) = (
-        _in_order(writer, table, column)
-        for table, column in (("groups", "row"), ("samples", "row"), ("samples", "generator"))
-    )
+    groups, ids = _in_order(writer, "groups", "row", shortlist.ROW_ID)
+    rows, generators = _in_order(writer, "samples", "row", "generator")
     # LanceDB reads what was written in its order, and does not promise it.
     if not (np.array_equal(rows, np.arange(len(rows))) and (np.diff(groups) >= 0).all()):
         return {}
@@ -167,12 +166,12 @@ def _by_row(writer: GenerationWriter) -> dict[str, bytes]:
     return {"row_groups.npy": npy(first.astype(np.int64)), "row_generators.npy": npy(generators)}
 
 
-def _in_order(writer: GenerationWriter, name: str, column: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """A column of a written table, in the order of LanceDB's own numbers of rows, and these."""
+def _in_order(writer: GenerationWriter, name: str, *columns: str) -> list[npt.NDArray[Any]]:
+    """Columns of a written table, in the order of LanceDB's own numbers of rows."""
     table = writer.open(name)
-    query = table.search().with_row_id(True).select([column, shortlist.ROW_ID])
+    query = table.search().with_row_id(True).select(list(dict.fromkeys([*columns, shortlist.ROW_ID])))
     found = query.limit(table.count_rows()).to_arrow().sort_by(shortlist.ROW_ID)
-    return found[column].to_numpy(), found[shortlist.ROW_ID].to_numpy()
+    return [found[column].to_numpy() for column in columns]
 
 
 def _some_features(source: GeneratorSource) -> Float32s:

@@ -96,15 +96,6 @@ def model(index: Index, repo: str, start: int = 0, around: bool = True, similar:
     return Model(summary, start, more, others, conflicts)
 
 
-def holds(index: Index, repo: str) -> bool:
-    """Whether the index has a classifier of this name."""
-    try:
-        index.show(repo, limit=1)
-    except QueryError:
-        return False
-    return True
-
-
 def has_trees(index: Index) -> bool:
     """Whether the index knows which models were made from which."""
     return index.settings.get("edges") is not None

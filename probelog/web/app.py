@@ -179,7 +179,7 @@ class _Site:
                 facets, matching = self._facets.counts(question.filters, question.kind)
             except QueryError as error:
                 asked = question.whole_model
-                if asked is not None and answers.holds(self._index, asked):  # what it is like is on its page
+                if asked is not None and asked in self._index:  # what it is like is on its page
                     return RedirectResponse(f"{answers.address('/models', asked)}?similar=1#similar", 303)
                 return self._pages.home(self._index, question, str(error), 400)
             return self._pages.search(self._index, question, results, evidence, facets, matching)

@@ -42,8 +42,8 @@ _FACET_TITLES = {
 }
 _KIND_TITLES = {CLASSIFIER: "Classifiers", GENERATOR: "Generators"}
 _FOLD_TITLES = {
-    CLASSIFIER: {"logit": "every class", "model": "one a model", "family": "one a family"},
-    GENERATOR: {"model": "every generator", "family": "one a family"},
+    CLASSIFIER: {None: "every class", "model": "one a model", "family": "one a family"},
+    GENERATOR: {None: "every generator", "family": "one a family"},
 }
 
 

@@ -239,15 +239,11 @@ class Generators:
         self._tables.check_rows("samples", found.drop_columns([shortlist.ROW_ID]))
         if known is None:
             numbers, makers = (np.asarray(found[name].to_numpy(), np.int64) for name in told)
-            if makers.max(initial=0) >= len(self):
-                raise self._tables.damaged("samples", "a row has a generator that the index does not have")
-        else:
-            # LanceDB's numbers rise as the rows do.
-            order = np.argsort(found[shortlist.ROW_ID].to_numpy())
-            if len(order) != len(unique_rows):
-                raise self._tables.gap_error("samples")
-            numbers = np.empty_like(unique_rows)
-            numbers[order] = unique_rows
+            makers = self._existing(makers)
+        elif found.num_rows != len(unique_rows):
+            raise self._tables.gap_error("samples")
+        else:  # LanceDB's numbers rise as the rows do
+            numbers = unique_rows[found[shortlist.ROW_ID].to_numpy().argsort().argsort()]
             makers = known[numbers]
         if not np.array_equal(numbers, rows):  # a copy costs as much as to read them
             order = np.argsort(numbers)
@@ -275,9 +271,13 @@ class Generators:
     def _first_generators(self) -> Int64 | None:
         """The first generator of each row of ``samples``; None where the index does not say."""
         numbers = self._by_row("row_generators.npy")
-        if numbers is not None and len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self)):
+        return None if numbers is None else self._existing(numbers)
+
+    def _existing(self, makers: Int64) -> Int64:
+        """Numbers of generators, which the index must have."""
+        if len(makers) and not (makers.min() >= 0 and makers.max() < len(self)):
             raise self.damaged("a row has a generator that the index does not have")
-        return numbers
+        return makers
 
     def _by_row(self, key: str) -> Int64 | None:
         if not self.settings.by_row:
