@@ -252,7 +252,8 @@ def _described(model: ProbedModel, number: int, logits: pa.Table | None) -> Mode
         number,
         logits["logit"].to_numpy(),
         logits["negated"].to_numpy(),
-        np.asarray(matrix_of(logits["direction"]), np.float32),
+        # A copy, because samples keep it: the table's own would keep the whole piece in memory.
+        np.array(matrix_of(logits["direction"]), np.float32),
         np.empty((count, 0), np.int64),
         np.zeros(count, EVIDENCE),
     )

@@ -267,10 +267,17 @@ class Timed(Report):
 
 @dataclass
 class Watched:
-    """Processor seconds and the largest memory of the tasks' processes, by process."""
+    """Processor seconds and the largest memory of the tasks' processes, by process.
+
+    Attributes:
+        seconds: of each.
+        peaks: of each, in MB.
+        own: the most that this process had for itself, in MB: without pages that it shares, as those of Ray's object store.
+    """
 
     seconds: dict[int, float] = field(default_factory=dict)
     peaks: dict[int, int] = field(default_factory=dict)
+    own: int = 0
     _end: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Watched:
@@ -287,6 +294,7 @@ class Watched:
         ended = False
         while not ended:
             ended = self._end.wait(0.5)
+            self.own = max(self.own, _megabytes("self", "RssAnon"))
             for process, (seconds, peak) in _workers():
                 self.seconds[process] = seconds - self._begin.get(process, (0.0, 0))[0]
                 self.peaks[process] = peak
@@ -300,20 +308,24 @@ def _workers() -> Iterator[tuple[int, tuple[float, int]]]:
             continue
         try:
             fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
-            status = (path / "status").read_text()
+            peak = _megabytes(number, "VmHWM")
         except OSError:
             continue
-        yield number, ((int(fields[11]) + int(fields[12])) / _TICKS, _peak(status))
+        yield number, ((int(fields[11]) + int(fields[12])) / _TICKS, peak)
 
 
-def _peak(status: str) -> int:
-    lines = [line for line in status.splitlines() if line.startswith("VmHWM")]
+def _megabytes(process: int | str, what: str) -> int:
+    """A size that the kernel states of a process; 0 of one that has ended."""
+    lines = [
+        line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith(what)
+    ]
     return int(lines[0].split()[1]) // 1024 if lines else 0
 
 
 def measure(world: World, workers: int) -> tuple[dict[str, Any], str]:
     """One publish: a row of the table, and a digest of the tables that it wrote."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from now on
+    before = _megabytes("self", "RssAnon")
     starting = time.perf_counter()
     with session("local", cpus=workers) if workers else nullcontext():
         begun, processor = time.perf_counter(), time.process_time()
@@ -328,7 +340,9 @@ def measure(world: World, workers: int) -> tuple[dict[str, Any], str]:
             "starting Ray": begun - starting,
             "driver CPU s": time.process_time() - processor,
             "workers CPU s": sum(watched.seconds.values()),
-            "driver peak MB": _peak(Path("/proc/self/status").read_text()),
+            "driver peak MB": _megabytes("self", "VmHWM"),
+            "driver's own MB": watched.own,
+            "of these before": before,
             "worker peak MB": max(watched.peaks.values(), default=0),
         }
         begun, processor = time.perf_counter(), time.process_time()

@@ -63,11 +63,18 @@ def strict(schema: Any) -> Any:
     return made
 
 
+class _Loader(yaml.CSafeLoader):
+    """Reads an ``=`` as the word that it is, which PyYAML refuses (``enum`` of the Prometheus operator's matchers)."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", _Loader.construct_yaml_str)
+
+
 def crds() -> dict[tuple[str, str], Any]:
     """The schemas of the folder's CRDs, by ``apiVersion`` and ``kind``."""
     schemas = {}
     for file in sorted(CRDS.glob("*.yaml")):
-        spec = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
+        spec = yaml.load(file.read_text(), _Loader)["spec"]
         for version in spec["versions"]:
             key = f"{spec['group']}/{version['name']}", spec["names"]["kind"]
             schemas[key] = version["schema"]["openAPIV3Schema"]

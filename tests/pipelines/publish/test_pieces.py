@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.complete.descriptors import ModelDescriptors
 from pipelines.publish import pieces, release, stage
 from pipelines.publish.encoder import ExportedEncoder
 from pipelines.publish.release import PublishResult
@@ -19,6 +20,7 @@ from probelog.index.pointer import read_pointer
 from probelog.index.schema import connect
 from probelog.publication.rows import EncodedRows
 from probelog.search.client import open_index
+from probelog.storage.schemas import ProbedModel
 from probelog.storage.store import Store
 from tests.pipelines.publish.test_stage import published
 from tests.pipelines.publish.test_whole import World
@@ -89,6 +91,24 @@ def test_the_tables_are_those_of_one_process_also_after_a_stop(
     for name, table in alone.items():
         assert table.equals(together[name]), name
     assert open_index(world.store.uri).search("cat") == hits
+
+
+def test_what_samples_keep_does_not_keep_the_piece(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, kept = pieces.Pieces.rows, []
+
+    def watched(
+        self: pieces.Pieces, note: pieces.Note, progress: Callable[[int], None]
+    ) -> Iterator[EncodedRows]:
+        def noted(model: ProbedModel, number: int, logits: int, described: ModelDescriptors | None) -> None:
+            note(model, number, logits, described)
+            kept.extend([] if described is None else [described.directions])
+
+        return real(self, noted, progress)
+
+    monkeypatch.setattr(pieces.Pieces, "rows", watched)
+    spread(world)
+    assert kept
+    assert all(directions.flags.owndata for directions in kept)
 
 
 def test_a_piece_that_is_damaged_is_not_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
