@@ -232,7 +232,10 @@ def show_config(
 
 @config_app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="The TOML file.")],
+    named: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="The TOML file.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
     store: StoreOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -240,6 +243,9 @@ def check(
     from pipelines.inspect.config_check import check_config, notes
     from probelog.terminal import printable
 
-    config = check_config(file, overrides or (), store)
-    typer.echo(printable(f"{file}: no errors; the store is {config.store}", limit=500))
-    print_lines(f"note: {note}" for note in notes(config))
+    file = named or config
+    if file is None or (named and config):
+        raise UsageError("name one file: probelog-index config check FILE")
+    sound = check_config(file, overrides or (), store)
+    typer.echo(printable(f"{file}: no errors; the store is {sound.store}", limit=500))
+    print_lines(f"note: {note}" for note in notes(sound))

@@ -122,8 +122,12 @@ def nearest(folder: Path) -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether it is a folder in which this user may make files."""
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    """Whether files can be made in a folder, by making one without a name: root's rights do not tell (a share that gives it none)."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def store_keeps(config: Config) -> str:

@@ -108,7 +108,7 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
         bucket = stack.enter_context(s3_server())
         endpoint = stack.enter_context(running(tiny_world.hub))
         store = f"{bucket}/store"
-        config = tiny_world.config_file(tmp_path / "job.toml", store, batch_models=2, workers=4)
+        config = tiny_world.config_file(tmp_path / "job.toml", store, batch_models=2, workers=2)
         port, dashboard = free_port(), free_port()
         kept = {
             name: value
@@ -136,7 +136,7 @@ def test_a_submitted_job_survives_a_lost_node(tiny_world: TinyWorld, tmp_path: P
                     environment,
                     tmp_path / f"node-{number}.log",
                     f"--address=127.0.0.1:{port}",
-                    "--num-cpus=2",
+                    "--num-cpus=1",
                     f'--resources={{"{resource}": 1}}',
                 )
             )

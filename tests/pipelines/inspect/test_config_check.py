@@ -193,6 +193,9 @@ def test_a_job_is_refused_with_the_error_itself_or_with_all(tmp_path: Path, good
     wrong = good | {"store": str(tmp_path / "a-file/store")}
     with pytest.raises(StoreError, match="not a folder that can be written"):
         refuse_early(load_config(write(tmp_path, wrong)), ask_hub=False)
+    # Its rights say that root may.
+    with pytest.raises(StoreError, match="/proc is not a folder that can be written"):
+        refuse_early(load_config(write(tmp_path, good | {"store": "/proc/no/store"})), ask_hub=False)
     with pytest.raises(ConfigError, match="2 problems"):
         refuse_early(load_config(write(tmp_path, wrong | {"preload": ["no_such_module"]})), ask_hub=False)
 
@@ -250,9 +253,15 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, good: dict[str, object]) -> None:
-    ended = operator("config", "check", str(write(tmp_path, good)))
-    assert ended.status == 0
-    assert "no errors" in ended.out
+    file = write(tmp_path, good)
+    for named in ([file], ["--config", file]):  # as all other commands take it
+        ended = operator("config", "check", *named)
+        assert ended.status == 0
+        assert "no errors" in ended.out
+    for named in ([], [file, "--config", file]):
+        ended = operator("config", "check", *named)
+        assert ended.status == 2
+        assert "name one file: probelog-index config check FILE" in ended.err
     ended = operator("config", "check", str(write(tmp_path, good)), "--set", "fraction=7", "--set", "nope=1")
     assert ended.status == 2
     assert "fraction" in ended.err

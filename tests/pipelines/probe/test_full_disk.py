@@ -75,7 +75,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
 
 
 def job(world: TinyWorld, store: Path, **settings: Any) -> Job:
-    settings = {"preload": ["tests.support.hub.rogue_models"], **settings}
+    settings = {"preload": ["tests.support.hub.rogue_models"], "workers": 1, **settings}
     return Job.of(world.config(store, **settings), Report(io.StringIO()))
 
 
@@ -93,7 +93,7 @@ def test_scratch_is_full(
     assert len(full.failures) == MODELS
     assert all(failure.retryable and "No space left" in failure.detail for failure in full.failures)
 
-    # Room for downloads (12 KB on disk each, six under way), none for an array of pixels (90 x 3 x 32 x 32 bytes).
+    # Room for downloads (12 KB on disk each, three under way), none for an array of pixels (90 x 3 x 32 x 32 bytes).
     disk.empty()
     disk.fill(leave=200 * KILOBYTE)
     tight = run_probe(made)

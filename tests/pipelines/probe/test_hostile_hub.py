@@ -74,6 +74,7 @@ class Hostile:
             batch_models=8,
             probe_count=30,
             fraction=0.5,
+            workers=1,
         )
 
 

@@ -179,6 +179,7 @@ def test_stored_logits_are_those_of_the_library(
         probes=str(tmp_path / "probes.parquet"),
         probe_count=PROBES,
         scratch=str(tmp_path / "scratch"),
+        workers=1,
     )
     with faulty(hub) as (endpoint, _):
         monkeypatch.setenv("HF_ENDPOINT", endpoint)

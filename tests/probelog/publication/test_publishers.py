@@ -196,7 +196,7 @@ def test_nothing_of_killed_publishers_stays(
 def test_publishers_are_killed_at_random(index: Store, encoder: Path) -> None:
     generator = random.Random(0)
     publish(index, load_encoder(encoder), "g0")
-    for number in range(1, 12_001, 1000):
+    for number in range(1, 8_001, 1000):
         with started("tests.support.processes.publisher", index.uri, encoder, number, 1000) as process:
             assert line(process).startswith(f"g{number}-")
             time.sleep(generator.uniform(0.0, 0.3))
