@@ -6,6 +6,7 @@ Each function says in a sentence what it found, or raises what is wrong with wha
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 import secrets
 import shutil
@@ -122,12 +123,15 @@ def nearest(folder: Path) -> Path:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, by making one without a name: root's rights do not tell (a share that gives it none)."""
+    """Whether files can be made in a folder, by making one without a name: root's rights do not tell (a share that gives it none).
+
+    One that is full can be written, some other time.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def store_keeps(config: Config) -> str:
