@@ -59,7 +59,7 @@ from probelog.storage.schemas import (
 from probelog.storage.store import Store
 from tests.benchmarks.completion_world import HEADS, MODELS_A_PART
 from tests.support.paths import BENCH
-from tests.support.processes.processes import command_of, descends_from
+from tests.support.processes.processes import command_of, descends_from, megabytes_of
 from tests.support.worlds.probed_models import probed_model
 from tests.support.worlds.tiny_world import write_probes
 
@@ -294,7 +294,7 @@ class Watched:
         ended = False
         while not ended:
             ended = self._end.wait(0.5)
-            self.own = max(self.own, _megabytes("self", "RssAnon"))
+            self.own = max(self.own, int(megabytes_of("self", "RssAnon")))
             for process, (seconds, peak) in _workers():
                 self.seconds[process] = seconds - self._begin.get(process, (0.0, 0))[0]
                 self.peaks[process] = peak
@@ -308,24 +308,16 @@ def _workers() -> Iterator[tuple[int, tuple[float, int]]]:
             continue
         try:
             fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
-            peak = _megabytes(number, "VmHWM")
+            peak = int(megabytes_of(number, "VmHWM"))
         except OSError:
             continue
         yield number, ((int(fields[11]) + int(fields[12])) / _TICKS, peak)
 
 
-def _megabytes(process: int | str, what: str) -> int:
-    """A size that the kernel states of a process; 0 of one that has ended."""
-    lines = [
-        line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith(what)
-    ]
-    return int(lines[0].split()[1]) // 1024 if lines else 0
-
-
 def measure(world: World, workers: int) -> tuple[dict[str, Any], str]:
     """One publish: a row of the table, and a digest of the tables that it wrote."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from now on
-    before = _megabytes("self", "RssAnon")
+    before = int(megabytes_of("self", "RssAnon"))
     starting = time.perf_counter()
     with session("local", cpus=workers) if workers else nullcontext():
         begun, processor = time.perf_counter(), time.process_time()
@@ -340,7 +332,7 @@ def measure(world: World, workers: int) -> tuple[dict[str, Any], str]:
             "starting Ray": begun - starting,
             "driver CPU s": time.process_time() - processor,
             "workers CPU s": sum(watched.seconds.values()),
-            "driver peak MB": _megabytes("self", "VmHWM"),
+            "driver peak MB": int(megabytes_of("self", "VmHWM")),
             "driver's own MB": watched.own,
             "of these before": before,
             "worker peak MB": max(watched.peaks.values(), default=0),

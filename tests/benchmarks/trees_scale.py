@@ -38,6 +38,7 @@ from probelog.trees.families.family import ModelFacts
 from probelog.trees.families.partition import Partition, partition
 from probelog.trees.recovery.attach import Attachment
 from probelog.trees.recovery.recover import recover_family
+from tests.support.processes.processes import megabytes_of
 
 _LAYERS = 24
 _WIDTH = 64
@@ -214,7 +215,7 @@ class PeakMemory:
     """The most anonymous memory of this process while it is watched, in MB."""
 
     def __enter__(self) -> PeakMemory:
-        self.peak = _anonymous_mb()
+        self.peak = megabytes_of("self", "RssAnon")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -226,12 +227,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.05):
-            self.peak = max(self.peak, _anonymous_mb())
-
-
-def _anonymous_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+            self.peak = max(self.peak, megabytes_of("self", "RssAnon"))
 
 
 def facts_of(family: int, models: int) -> dict[str, ModelFacts]:

@@ -34,6 +34,7 @@ from urllib.parse import quote
 
 import probelog
 from tests.support.paths import CHECKOUT
+from tests.support.processes.processes import megabytes_of
 
 HOSTILE_ADDRESS = "127.0.0.2"
 SLOW, GREEDY = 300, 50
@@ -286,8 +287,7 @@ def family(pid: int) -> list[int]:
 
 def memory(pid: int) -> float:
     """Resident megabytes of a process and those that it started."""
-    lines = [Path(f"/proc/{one}/status").read_text() for one in family(pid)]
-    return sum(int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) for text in lines) / 1024
+    return sum(megabytes_of(one, "VmRSS") for one in family(pid))
 
 
 def processor(pid: int) -> float:

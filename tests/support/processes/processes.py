@@ -29,6 +29,12 @@ def descends_from(pid: int, ancestor: int) -> bool:
     return pid == ancestor
 
 
+def megabytes_of(process: int | str, size: str) -> float:
+    """A size that the kernel states of a process (``VmHWM``, ``VmRSS``, ``RssAnon``); 0 of one that has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{size}:")) / 1024
+
+
 def eventually(happened: Callable[[], object], seconds: float = 10) -> bool:
     until = time.monotonic() + seconds
     while not happened() and time.monotonic() < until:
