@@ -57,14 +57,18 @@ def main() -> int:
     parser.add_argument("--hub", type=Path, default=BENCH / "hub", help="folder of models")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    models = [path.parent for path in sorted(given.hub.glob("*/*/config.json"))][: given.models]
+    models = [path.parent for path in sorted(given.hub.glob("*/*/config.json"))]
+    models = models[:: max(1, len(models) // given.models)][: given.models]
     if not models:
         print(f"NOTHING was measured: there is no model in {given.hub}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="probelog-bench-") as name:
         root = Path(name)
-        photographs = BENCH / "jpeg" if (BENCH / "jpeg").is_dir() else None
-        world = probing_world.realistic(root / "world", photographs, 0, given.probes)
+        bench = BENCH / "probes" / "other-classes.parquet"
+        if bench.exists():
+            world = probing_world.tiny(root / "world", given.hub, bench, given.probes)
+        else:
+            world = probing_world.realistic(root / "world", None, 0, given.probes)
         store = Store(root / "store")
         probe_set = make_probe_set(
             str(world.parquet), given.probes, 0, store, load_encoder(str(world.encoder))
