@@ -1,6 +1,6 @@
 #!/usr/bin/env sh
 # Installs ProbeLog with everything that builds an index, or serves its page, into the Python environment that is active.
-#   deploy/install.sh cpu     torch without CUDA's libraries (3 GB less)
+#   deploy/install.sh cpu     torch without CUDA's libraries (3 GB less), once deploy/torch-cpu.txt has its hashes
 #   deploy/install.sh cuda    torch as PyPI has it for Linux, with them
 #   deploy/install.sh web     the query client and the page alone
 # The one place that says how: the image runs it, and so do virtual machines and the tests.
@@ -14,19 +14,17 @@ pinned=requirements.txt
 extra=index
 case "${1:-}" in
   cpu)
-    # PyTorch's own index holds other builds of the same versions, and tells no upload dates: no hash of the list and
-    # no date that fixes the resolution can hold for its packages. Their hashes are in a list of their own.
-    pinned=$work/requirements.txt
-    awk '/^[^ ]/ { torch = /^torch(vision)?==/ } torch { if (/--hash/) next; sub(/ \\$/, "") } { print }' \
-      requirements.txt > "$pinned"
+    # PyTorch's own index holds other builds of the same versions, and tells no upload dates: no hash of requirements.txt
+    # and no date that fixes the resolution can hold for them. Their hashes are in a list of their own.
     if grep -q '^torch' deploy/torch-cpu.txt; then
-      awk '/^torch(vision)?==/ { next } { print }' "$pinned" | cat - deploy/torch-cpu.txt > "$work/hashed"
-      mv "$work/hashed" "$pinned"
+      pinned=$work/requirements.txt
+      awk '/^[^ ]/ { torch = /^torch(vision)?==/ } ! torch' requirements.txt | cat - deploy/torch-cpu.txt > "$pinned"
+      set -- --torch-backend=cpu --exclude-newer-package torch=false --exclude-newer-package torchvision=false
     else
-      echo "warning: torch and torchvision are installed without a check of their hashes. To pin them, once, and with" >&2
-      echo "every new version: bash .ci/torch-cpu.sh > deploy/torch-cpu.txt" >&2
+      echo "note: deploy/torch-cpu.txt has no hashes, so PyPI's builds of torch are installed, whose hashes are known; they" >&2
+      echo "run on CPUs, too, and are 3 GB larger. For the smaller ones, once: bash .ci/torch-cpu.sh > deploy/torch-cpu.txt" >&2
+      set --
     fi
-    set -- --torch-backend=cpu --exclude-newer-package torch=false --exclude-newer-package torchvision=false
     ;;
   cuda) set -- ;;
   web) set -- ; extra=web ;;

@@ -221,18 +221,22 @@ def test_only_what_the_list_says_is_installed(
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_torch_for_cpus_has_hashes_of_its_own(tmp_path: Path, listed: bool) -> None:
+def test_torch_for_cpus_is_never_installed_without_its_hash(tmp_path: Path, listed: bool) -> None:
     """PyTorch's index cannot be asked here: what is handed to uv decides."""
     (tmp_path / "deploy").mkdir()
     shutil.copy2(CHECKOUT / "deploy/install.sh", tmp_path / "deploy")
     shutil.copy2(CHECKOUT / "requirements.txt", tmp_path)
-    (tmp_path / "deploy/torch-cpu.txt").write_text(
-        "torch==9.9.9+cpu \\\n    --hash=sha256:12\n" if listed else "# none\n"
-    )
+    own = "torch==9.9.9+cpu \\\n    --hash=sha256:12\n"
+    (tmp_path / "deploy/torch-cpu.txt").write_text(own if listed else "# none\n")
     uv = tmp_path / "bin/uv"
     uv.parent.mkdir()
     uv.write_text(
-        f'#!/bin/sh\n[ "$2" = freeze ] || cp "$6" {tmp_path}/given 2> /dev/null || cp "$9" {tmp_path}/given\n'
+        f"""#!/bin/sh
+[ "$2" = install ] || exit 0
+echo "$@" > {tmp_path}/asked
+while [ "$1" != --constraint ]; do shift; done
+cp "$2" {tmp_path}/given
+"""
     )
     uv.chmod(0o755)
     done = subprocess.run(
@@ -242,10 +246,11 @@ def test_torch_for_cpus_has_hashes_of_its_own(tmp_path: Path, listed: bool) -> N
         text=True,
         check=True,
     )
-    torch = re.findall(r"^torch==\S+(?: \\\n    --hash\S+)*", (tmp_path / "given").read_text(), re.MULTILINE)
-    assert ("without a check of their hashes" in done.stderr) is not listed
+    given = (tmp_path / "given").read_text()
+    assert ("--torch-backend=cpu" in (tmp_path / "asked").read_text()) is listed
+    assert ("deploy/torch-cpu.txt has no hashes" in done.stderr) is not listed
     if listed:
-        assert torch == ["torch==9.9.9+cpu \\\n    --hash=sha256:12"]
+        assert re.findall(r"^torch.*", given, re.MULTILINE) == ["torch==9.9.9+cpu \\"]
+        assert given.endswith(own)
     else:
-        assert len(torch) == 1
-        assert "hash" not in torch[0]
+        assert given == (CHECKOUT / "requirements.txt").read_text()
