@@ -162,7 +162,8 @@ def evaluate(
     evaluated = {}
     scores = open_index(uri).scores(questions.names, questions.synonyms)[:, rows]
     others = {*protocols} - {AS_PUBLISHED}
-    matched = partial(_matched_heads, generation, _gallery(generation, rows)) if others else None
+    owners = np.unique([item.repo for item in kept], return_inverse=True)[1]
+    matched = partial(_matched_heads, generation, _gallery(generation, rows), owners) if others else None
     for protocol in PROTOCOLS:
         if protocol not in (AS_PUBLISHED, *protocols):
             continue
@@ -260,6 +261,7 @@ def _gallery(generation: Generation, rows: Sequence[int]) -> npt.NDArray[np.floa
 def _matched_heads(
     generation: Generation,
     gallery: npt.NDArray[np.float32],
+    owners: Ints,
     texts: Sequence[str],
     background: Sequence[str],
     excluded: Sequence[Ints],
@@ -272,7 +274,7 @@ def _matched_heads(
     queries = generation.basis.coordinates(space.of_texts(text_vectors(generation, texts), excluded))
     return np.stack(
         [
-            matched_heads.scores_of_concept(query, gallery, offsets, rivals, b, own)
+            matched_heads.scores_of_concept(query, gallery, owners, offsets, rivals, b, own)
             for query, own in zip(queries, excluded, strict=True)
         ]
     )

@@ -38,6 +38,7 @@ class ProbedConfidence:
     Attributes:
         space: holds the background's directions.
         directions: (N, d) of the logits.
+        owners: (N,) whose they are, a number for each model.
         labels: (N,) declared ones, empty for the negative of a one-logit head.
         relevant: (C, N) by the truth file.
         single: (C,) which concepts are single classes.
@@ -48,6 +49,7 @@ class ProbedConfidence:
 
     space: HeadSpace
     directions: Float64
+    owners: Ints
     labels: list[str]
     relevant: Bools
     single: Bools
@@ -78,6 +80,7 @@ class ProbedConfidence:
         return cls(
             space=space,
             directions=np.concatenate([space.of_model(model) for model in gallery.models]),
+            owners=gallery.owners,
             labels=labels,
             relevant=questions.relevant[np.ix_(part.numbers, kept)],
             single=questions.single[part.numbers],
@@ -104,16 +107,17 @@ class Answers:
 def answers(probed: ProbedConfidence, logits: Ints, concepts: Ints) -> Answers:
     """Ask concepts of a gallery of only these logits, with the confidence that is fitted on them."""
     directions, background = probed.directions[logits], probed.space.background
+    owners = probed.owners[logits]
     labels = [probed.labels[number] for number in logits.tolist()]
     b = matched_heads.sharpness(directions, background)
     offsets = matched_heads.offsets(directions, background, b)
     statistics = ColumnStatistics.of(directions, background, offsets, b)
-    confidence = probed.named.fit(directions, offsets, labels, background, b, statistics)
+    confidence = probed.named.fit(directions, owners, offsets, labels, background, b, statistics)
     scores, distances, right = [], [], []
     for concept in concepts.tolist():
         excluded = probed.excluded[concept]
         column = matched_heads.scores_of_concept(
-            probed.queries[concept], directions, offsets, background, b, excluded
+            probed.queries[concept], directions, owners, offsets, background, b, excluded
         )
         hits = np.argsort(-column, kind="stable")[:FIRST]
         scores.append(column[hits])

@@ -30,6 +30,7 @@ Embed = Callable[[Sequence[str]], Floats]
 
 def fit_confidence(
     directions: Floats,
+    owners: Ints,
     offsets: Floats,
     labels: Sequence[str],
     space: HeadSpace,
@@ -43,6 +44,7 @@ def fit_confidence(
 
     Args:
         directions: (N, d) of the gallery's logits.
+        owners: (N,) whose the logits are, a number for each model.
         offsets: (N,) of the logits, over the whole background.
         labels: (N,) each logit's declared label; empty where unknown, and for the negative of a one-logit head.
         space: holds the background's directions.
@@ -58,7 +60,8 @@ def fit_confidence(
         chosen = np.sort(np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))[:MAX_LOGITS])
     some = [labels[number] for number in chosen.tolist()]
     asked = LabelledConcepts.of(some, space, embed, background_names, seed)
-    return asked.fit(directions[chosen], offsets[chosen], some, space.background, b, statistics)
+    gallery = directions[chosen], owners[chosen], offsets[chosen]
+    return asked.fit(*gallery, some, space.background, b, statistics)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class LabelledConcepts:
     def fit(
         self,
         directions: Floats,
+        owners: Ints,
         offsets: Floats,
         labels: Sequence[str],
         background: Floats,
@@ -125,7 +129,7 @@ class LabelledConcepts:
             if names[0] not in asked:
                 continue
             column = matched_heads.scores_of_concept(
-                self.directions[number], directions, offsets, background, b, self.excluded[number]
+                self.directions[number], directions, owners, offsets, background, b, self.excluded[number]
             )
             best = candidates[np.argsort(-column[candidates], kind="stable")[:BEST]]
             scores.append(column[best])

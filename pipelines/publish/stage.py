@@ -475,6 +475,7 @@ class _Sample:
     def __init__(self, share: float) -> None:
         self.share = share
         self._directions: list[npt.NDArray[np.float32]] = []
+        self._owners: list[npt.NDArray[np.int64]] = []
         self._offsets: list[npt.NDArray[np.float64]] = []
         self._labels: list[str] = []
 
@@ -484,6 +485,7 @@ class _Sample:
         # The first model is always drawn: an empty sample has no statistics.
         if self._labels and not drawn(model, self.share):
             return
+        self._owners.append(np.full(len(described.directions), len(self._owners)))
         self._directions.append(described.directions)
         self._offsets.append(background.offsets(described.directions))
         self._labels += [
@@ -504,6 +506,7 @@ class _Sample:
         statistics = ColumnStatistics.of(directions, background.directions, offsets, b)
         return statistics, fit_confidence(
             directions,
+            np.concatenate(self._owners),
             offsets,
             self._labels,
             inputs.space,

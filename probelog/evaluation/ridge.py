@@ -119,14 +119,14 @@ def rank_by_matched_heads(
     Args:
         gallery: N logits.
         concepts: C queries.
-        ridge: rho, see ``matching.HeadSpace``.
+        ridge: rho, see ``matched_heads.HeadSpace``.
         text_units: the zero-shot temperature, see there.
-        score_units: the score's temperature, see ``matching.sharpness``.
+        score_units: the score's temperature, see ``matched_heads.sharpness``.
         image_share: how much of an image query is its own embedding.
-        concept_weight: how many logits a concept counts for, see ``matching.with_feedback``.
-        feedback: see ``matching.FEEDBACK``.
-        noise: see ``matching.NOISE``.
-        plain: see ``matching.PLAIN``.
+        concept_weight: how many logits a concept counts for, see ``matched_heads.with_feedback``.
+        feedback: see ``matched_heads.FEEDBACK``.
+        noise: see ``matched_heads.NOISE``.
+        plain: see ``matched_heads.PLAIN``.
     """
     space = matched_heads.HeadSpace(
         gallery.embeddings, concepts.background, ridge, text_units, image_share, noise, plain
@@ -141,7 +141,15 @@ def rank_by_matched_heads(
     return np.stack(
         [
             matched_heads.scores_of_concept(
-                query, directions, offset, space.background, b, excluded, concept_weight, feedback
+                query,
+                directions,
+                gallery.owners,
+                offset,
+                space.background,
+                b,
+                excluded,
+                concept_weight,
+                feedback,
             )
             for query, excluded in zip(queries, concepts.excluded, strict=True)
         ]

@@ -23,9 +23,10 @@ background concepts, given its direction.
 4. Score: ``s(l, c) = b w_l.w_c - log mean over background c_b of exp(b w_l.w_cb)``, the log-odds of the concept
    against an average background concept. The second term is one number a logit, its offset; it takes the place of
    version 2's mean over the k nearest.
-5. Feedback: the direction of a concept moves towards the logits that answer it best, which say what the hub's models mean
-   by it, and the score is computed again: ``w_c' = CONCEPT_WEIGHT w_c + sum over l of p_l w_l``, ``p_l = e^s / (e^s + B)``
-   the concept's posterior beside the B background concepts (pseudo-relevance feedback: Rocchio 1971).
+5. Feedback: the direction of a concept moves towards the logits that answer it best, one of each model, which say what the
+   hub's models mean by it, and the score is computed again: ``w_c' = CONCEPT_WEIGHT w_c + sum over l of p_l w_l``,
+   ``p_l = e^s / (e^s + B)`` the concept's posterior beside the B background concepts (pseudo-relevance feedback: Rocchio
+   1971). A model's further logits are what it tells the concept from, however alike they are.
 
 The constants are few and have no unit. ``SHARPNESS`` sets both temperatures, each in units of the spread that it
 divides: ``a = SHARPNESS / std over concepts of <e_i, t_c>``, ``b = SHARPNESS / std over background of w_l.w_cb``
@@ -56,9 +57,9 @@ PLAIN = 140.0
 # How much of an image query is its own embedding, beside the names that it was recognised by.
 IMAGE_SHARE = 0.5
 # A concept weighs as much as so many logits that certainly stand for it; more of them weigh no more than it does itself.
-CONCEPT_WEIGHT = 10.0
-# The number of a concept's best logits that its direction is moved towards.
-FEEDBACK = 50
+CONCEPT_WEIGHT = 7.0
+# The number of a concept's best logits among which each model's first is what its direction is moved towards.
+FEEDBACK = 60
 # Below this standard deviation a response has underflowed (a head that is certain everywhere): it has no shape.
 _FLAT = 1e-12
 # Bounds the working copy of similarities to the background: 2^24 float64 values are 128 MB.
@@ -352,13 +353,19 @@ def scores(
 
 
 def with_feedback(
-    direction: Floats, answers: Floats, scores: Floats, rivals: int, concept_weight: float = CONCEPT_WEIGHT
+    direction: Floats,
+    answers: Floats,
+    owners: Ints,
+    scores: Floats,
+    rivals: int,
+    concept_weight: float = CONCEPT_WEIGHT,
 ) -> Float64:
     """Step 5: a concept's direction (d,), of length 1, moved towards the logits that answer it best.
 
     Args:
         direction: (d,) of the concept.
-        answers: (k, d) directions of its ``FEEDBACK`` best logits.
+        answers: (k, d) directions of its ``FEEDBACK`` best logits, the best one first.
+        owners: (k,) whose they are, a number for each model.
         scores: (k,) of these.
         rivals: number of the background concepts that compete with it; without any, nothing says who stands for it.
         concept_weight: see ``CONCEPT_WEIGHT``.
@@ -366,10 +373,11 @@ def with_feedback(
     own: Float64 = np.asarray(direction, np.float64)
     if not rivals:
         return own
-    posteriors = np.exp(-np.logaddexp(0.0, np.log(rivals) - np.asarray(scores, np.float64)))
+    first = np.unique(owners, return_index=True)[1]
+    posteriors = np.exp(-np.logaddexp(0.0, np.log(rivals) - np.asarray(scores, np.float64)[first]))
     # However many logits answer, together they say no more than the concept itself.
     share = min(1.0, concept_weight / max(float(posteriors.sum()), 1e-12))
-    moved = concept_weight * own + share * (posteriors @ np.asarray(answers, np.float64))
+    moved = concept_weight * own + share * (posteriors @ np.asarray(answers, np.float64)[first])
     return np.asarray(_unit(moved[None])[0])
 
 
@@ -382,6 +390,7 @@ def rival_count(background: int, excluded: Ints | Sequence[int]) -> int:
 def scores_of_concept(
     direction: Floats,
     gallery: Floats,
+    owners: Ints,
     offset: Floats,
     background: Floats,
     b: float,
@@ -389,7 +398,10 @@ def scores_of_concept(
     concept_weight: float = CONCEPT_WEIGHT,
     feedback: int = FEEDBACK,
 ) -> Float64:
-    """Steps 4 and 5 for one concept's direction (d,): (N,). The other arguments are those of ``scores``."""
+    """Steps 4 and 5 for one concept's direction (d,): (N,). The other arguments are those of ``scores``.
+
+    ``owners`` (N,) says whose each logit of the gallery is, by a number for each model.
+    """
 
     def ask(asked: Floats) -> Float64:
         return scores(gallery @ np.asarray(asked, gallery.dtype), gallery, offset, background, b, excluded)
@@ -397,7 +409,7 @@ def scores_of_concept(
     first = ask(direction)
     best = np.argsort(-first, kind="stable")[:feedback]
     rivals = rival_count(len(background), excluded)
-    return ask(with_feedback(direction, gallery[best], first[best], rivals, concept_weight))
+    return ask(with_feedback(direction, gallery[best], owners[best], first[best], rivals, concept_weight))
 
 
 def _pieces(rows: int, width: int) -> list[slice]:

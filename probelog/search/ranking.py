@@ -322,11 +322,14 @@ def fold_keys(
 
 
 def with_feedback(generation: Generation, query: Query) -> Query:
-    """A query for a concept, its direction moved towards the logits of the whole index that answer it best (docs/method.md)."""
+    """A query for a concept, its direction moved towards what answers it best in the whole index (docs/method.md)."""
     positive = replace(query, negative=query.negative[:0])
     answers = best(generation, positive, matched_heads.FEEDBACK, Filter(generation, None))
     rivals = matched_heads.rival_count(len(generation.background), query.excluded)
-    moved = matched_heads.with_feedback(query.coordinates, answers.logits.coordinates, answers.scores, rivals)
+    logits = answers.logits
+    moved = matched_heads.with_feedback(
+        query.coordinates, logits.coordinates, logits.weights, answers.scores, rivals
+    )
     return replace(query, coordinates=moved.astype(np.float32))
 
 

@@ -373,11 +373,13 @@ def naive_scores(indexed: Indexed, known: Known, queries: list[str]) -> np.ndarr
     named = naive.background_directions(embeddings, background)
     b = naive.sharpness(known.fitted, named)
     distinct = np.unique(known.places, return_index=True)[1]  # copies share a row
+    repos = [repo for repo, _, _ in known.rows]
+    owners = [repos.index(repos[row]) for row in distinct]
     scores = np.empty((len(queries), len(known.z)))
     for i, (query, vector) in enumerate(zip(queries, text_vectors(indexed, queries), strict=True)):
         own = [j for j, name in enumerate(CONCEPTS) if name.lower() == query.lower()]
         name = naive.text_direction(vector, embeddings, background, own)
-        direction = naive.with_feedback(name, known.directions[distinct], named, b, own)
+        direction = naive.with_feedback(name, known.directions[distinct], owners, named, b, own)
         scores[i] = [naive.score(w, direction, named, b, own) for w in known.directions]
     return scores
 

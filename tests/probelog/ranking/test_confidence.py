@@ -211,7 +211,7 @@ class Planted:
         offsets = matched_heads.offsets(self.directions, self.space.background, b)
         statistics = ColumnStatistics.of(self.directions, self.space.background, offsets, b)
         return fit_confidence(
-            self.directions, offsets, self.labels if labels is None else labels, self.space, b, self.embed,
+            self.directions, np.arange(len(self.labels)), offsets, self.labels if labels is None else labels, self.space, b, self.embed,
             self.names, statistics, seed=0,
         )  # fmt: skip
 

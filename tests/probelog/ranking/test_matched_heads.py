@@ -119,11 +119,12 @@ def test_the_method_is_the_formulas(seed: int, seen: int) -> None:
     gallery = np.concatenate(
         [naive.model_directions(m.values, m.head, world.embeddings, m.probes.tolist()) for m in models]
     )
+    owners = [number for number, model in enumerate(models) for _ in model.values]
     named = naive.background_directions(world.embeddings, world.texts)
     b = naive.sharpness(gallery, named)
     for row, (query, out) in zip(found, zip(queries, excluded, strict=True), strict=True):
         name = naive.text_direction(query, world.embeddings, world.texts, out.tolist())
-        direction = naive.with_feedback(name, gallery, named, b, out.tolist())
+        direction = naive.with_feedback(name, gallery, owners, named, b, out.tolist())
         expected = [naive.score(w, direction, named, b, out.tolist()) for w in gallery]
         np.testing.assert_allclose(row, expected, atol=1e-5)
 
@@ -132,14 +133,22 @@ def test_the_feedback_of_many_logits_weighs_no_more_than_the_name() -> None:
     random = np.random.default_rng(5)
     name, answers = unit(random.normal(size=(1, 8)))[0], unit(random.normal(size=(1, 8)))
     crowd = np.repeat(answers, 50, axis=0)
-    moved = matched_heads.with_feedback(name, crowd, np.full(50, 20.0), rivals=100)
+    models = np.arange(50)
+    moved = matched_heads.with_feedback(name, crowd, models, np.full(50, 20.0), rivals=100)
     np.testing.assert_allclose(moved, unit((name + answers[0])[None])[0], atol=1e-6)
-    one = matched_heads.with_feedback(name, answers, np.array([20.0]), rivals=100)
-    np.testing.assert_allclose(one, unit((10 * name + answers[0])[None])[0], atol=1e-6)
+    one = matched_heads.with_feedback(name, answers, models[:1], np.array([20.0]), rivals=100)
+    np.testing.assert_allclose(one, unit((7 * name + answers[0])[None])[0], atol=1e-6)
+    # However many of them are one model's, only its best one counts.
+    np.testing.assert_array_equal(
+        matched_heads.with_feedback(name, crowd, np.zeros(50, int), np.full(50, 20.0), rivals=100), one
+    )
+    best_first = np.stack([answers[0], name, -answers[0]])
+    mixed = matched_heads.with_feedback(name, best_first, np.array([4, 3, 4]), np.full(3, 20.0), rivals=100)
+    np.testing.assert_allclose(mixed, unit((8 * name + answers[0])[None])[0], atol=1e-6)
     # What is no more probable than an average background concept hardly counts, and without one nothing does.
-    unsure = matched_heads.with_feedback(name, crowd, np.zeros(50), rivals=10_000)
+    unsure = matched_heads.with_feedback(name, crowd, models, np.zeros(50), rivals=10_000)
     np.testing.assert_allclose(unsure, name, atol=1e-3)
-    assert matched_heads.with_feedback(name, crowd, np.zeros(50), rivals=0) is name
+    assert matched_heads.with_feedback(name, crowd, models, np.zeros(50), rivals=0) is name
 
 
 def test_the_ranking_does_not_care_whether_the_query_is_in_its_own_background() -> None:

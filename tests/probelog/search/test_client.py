@@ -87,7 +87,9 @@ def name_direction(small: SmallIndex, text: str, excluded: Sequence[str] = ()) -
 
 def fed_back(small: SmallIndex, direction: np.ndarray, excluded: Sequence[str] = ()) -> np.ndarray:
     gallery, named, b = parts(small)
-    return naive.with_feedback(direction, gallery[distinct(small)], named, b, numbers(small, excluded))
+    rows = distinct(small)
+    owners = [small.owners[row][0] for row in rows]
+    return naive.with_feedback(direction, gallery[rows], owners, named, b, numbers(small, excluded))
 
 
 def text_direction(small: SmallIndex, text: str, excluded: Sequence[str] = ()) -> np.ndarray:

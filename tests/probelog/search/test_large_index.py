@@ -97,7 +97,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 # Of the exact ten a shortlist here misses one in five hundred: which one is drawn anew with every index.
 MISSED = 2
-# A name alone is asked twice, with the feedback of 50 logits (see ``nearly_same``); a mixture with a logit is not.
+# A name alone is asked twice, with the feedback of 60 logits (see ``nearly_same``); a mixture with a logit is not.
 MIXED = "owner-0/model-0#0"
 
 
@@ -132,7 +132,7 @@ def same(found: probelog.Results, expected: probelog.Results) -> None:
 
 
 def nearly_same(found: probelog.Results, expected: probelog.Results) -> None:
-    """Hits for a concept: what the shortlist misses of the 50 for the feedback moves the direction a little."""
+    """Hits for a concept: what the shortlist misses of the 60 for the feedback moves the direction a little."""
     exact = {(hit.repo, hit.logit, hit.negated): hit.score for hit in expected}
     scores = [exact[hit.repo, hit.logit, hit.negated] for hit in found]
     np.testing.assert_allclose([hit.score for hit in found], scores, atol=0.4)

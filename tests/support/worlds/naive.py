@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SHARPNESS, RIDGE, IMAGE_SHARE = 1.5, 0.005, 0.5
-NOISE, PLAIN, CONCEPT_WEIGHT, FEEDBACK = 50, 140, 10, 50
+NOISE, PLAIN, CONCEPT_WEIGHT, FEEDBACK = 50, 140, 7, 60
 
 
 def responses(values: Array, head: str) -> Array:
@@ -112,12 +112,18 @@ def score(w: Array, query: Array, named: Array, b: float, excluded: Sequence[int
 
 
 def with_feedback(
-    query: Array, gallery: Array, named: Array, b: float, excluded: Sequence[int] = ()
+    query: Array,
+    gallery: Array,
+    owners: Sequence[int],
+    named: Array,
+    b: float,
+    excluded: Sequence[int] = (),
 ) -> Array:
-    """A concept's direction, moved towards its best logits."""
+    """A concept's direction, moved towards its best logits, the first of each model."""
     scores = [score(w, query, named, b, excluded) for w in gallery]
     rivals = len([i for i in range(len(named)) if i not in excluded])
     best = sorted(range(len(gallery)), key=lambda i: -scores[i])[:FEEDBACK]
+    best = [i for place, i in enumerate(best) if owners[i] not in [owners[j] for j in best[:place]]]
     sure = {i: math.exp(scores[i]) / (math.exp(scores[i]) + rivals) for i in best}
     moved = CONCEPT_WEIGHT * query
     for i in best:
