@@ -56,7 +56,7 @@ NOISE = 50.0
 PLAIN = 140.0
 # How much of an image query is its own embedding, beside the names that it was recognised by.
 IMAGE_SHARE = 0.5
-# A concept weighs as much as so many logits that certainly stand for it; more of them weigh no more than it does itself.
+# A concept weighs as much as so many models that certainly recognise it; more of them weigh no more than it does itself.
 CONCEPT_WEIGHT = 7.0
 # The number of a concept's best logits among which each model's first is what its direction is moved towards.
 FEEDBACK = 60
