@@ -8,7 +8,8 @@ the last may go.
 
 What is kept is the state after a full run and one nightly run on a hub of five models, one of which fails: so there
 are receipts, a copy, a failure, a nightly record, and an update beside its base. Beside the store lie what a resumed
-run needs (encoder, probes, names, configuration, the hub's listing) and what this version answers.
+run needs (encoder, probes, names, configuration, the hub's listing) and what this version answers. (Where a later client
+scores differently, its scores and confidences are written into ``expected.json``; which hits there are, and all else, stay.)
 """
 
 from __future__ import annotations

@@ -274,6 +274,7 @@ def test_held_out_logits_are_nowhere(indexed: Indexed) -> None:
     small = replace(
         whole,
         directions=whole.directions[left],
+        owners=whole.owners[left],
         labels=[whole.labels[number] for number in left],
         relevant=whole.relevant[:, left],
     )

@@ -89,13 +89,16 @@ def test_blocks_of_a_whole_tensor_give_its_sketch() -> None:
 
 def test_distances_from_blocks_are_those_of_whole_tensors() -> None:
     """Twenty layers: the mean of their ratios, of a child that is near and of a stranger."""
+    random = np.random.default_rng(
+        11
+    )  # of its own: what it finds must not depend on which tests ran before it
     shape = (300, 400)
     near, far = [], []
     for layer in range(20):
         tensor = info(f"layer.{layer}", shape)
-        parent = RANDOM.normal(size=shape).astype(np.float32)
-        child = parent + 0.1 * RANDOM.normal(size=shape).astype(np.float32)
-        other = RANDOM.normal(size=shape).astype(np.float32)
+        parent = random.normal(size=shape).astype(np.float32)
+        child = parent + 0.1 * random.normal(size=shape).astype(np.float32)
+        other = random.normal(size=shape).astype(np.float32)
         p, c, o = (facts(tensor, values).sketch for values in (parent, child, other))
         assert p is not None
         assert c is not None
