@@ -60,8 +60,9 @@ def fit_confidence(
         chosen = np.sort(np.random.default_rng([seed, len(chosen)]).permutation(len(chosen))[:MAX_LOGITS])
     some = [labels[number] for number in chosen.tolist()]
     asked = LabelledConcepts.of(some, space, embed, background_names, seed)
-    gallery = directions[chosen], owners[chosen], offsets[chosen]
-    return asked.fit(*gallery, some, space.background, b, statistics)
+    return asked.fit(
+        directions[chosen], owners[chosen], offsets[chosen], some, space.background, b, statistics
+    )
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,8 @@ def test_blocks_of_a_whole_tensor_give_its_sketch() -> None:
 
 def test_distances_from_blocks_are_those_of_whole_tensors() -> None:
     """Twenty layers: the mean of their ratios, of a child that is near and of a stranger."""
-    random = np.random.default_rng(
-        11
-    )  # of its own: what it finds must not depend on which tests ran before it
+    # Of its own: what this finds must not depend on which tests ran before it.
+    random = np.random.default_rng(11)
     shape = (300, 400)
     near, far = [], []
     for layer in range(20):
