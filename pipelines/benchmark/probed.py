@@ -17,7 +17,7 @@ from probelog.errors import StoreError, UsageError
 from probelog.evaluation.gallery import Concepts, Gallery
 from probelog.index.generation import Generation
 from probelog.index.pointer import find_index, read_pointer
-from probelog.probes.probe_set import subset
+from probelog.probes.probe_set import COMMON, subset
 from probelog.ranking.matched_heads import Observed
 from probelog.search.query import numbers_named, text_vectors
 from probelog.storage.encoding import short_key
@@ -140,8 +140,10 @@ class ProbedHub:
         excluded = [numbers_named(background, names) for names in synonyms]
         return Concepts(queries, self.embed(background), excluded)
 
-    def gallery(self, share: float, seed: int) -> tuple[Gallery, npt.NDArray[np.int64]]:
-        """The hub as if every model had seen only its own share of the probes, drawn as the probe stage draws.
+    def gallery(
+        self, share: float, seed: int, common: float = COMMON
+    ) -> tuple[Gallery, npt.NDArray[np.int64]]:
+        """The hub as if every model had seen only a share of the probes, drawn as the probe stage draws.
 
         Returns:
             The gallery, and the numbers of its logits among ``logits``: those that are constant on their share
@@ -160,7 +162,7 @@ class ProbedHub:
         models, kept, start = [], [], 0
         probe_set = self.generation.settings.probe_set
         for model, rows in zip(self.models, self.observed, strict=True):
-            chosen = subset(probe_set, model.repo, model.sha, seed, share, self.probes)
+            chosen = subset(probe_set, model.repo, model.sha, seed, share, self.probes, common)
             values = rows.values[:, chosen]
             varied = np.flatnonzero(~scoring.is_constant(values))
             if len(varied):

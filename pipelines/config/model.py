@@ -284,7 +284,12 @@ class _Indexed(_Strict):
         description="Sentence that a concept's name is put into before encoding; the embeddings of several are averaged.",
     )
 
-    fraction: float = Field(0.25, gt=0, le=1, description="Share of the probes that each model sees.")
+    fraction: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Share of the probes that each model sees; three quarters of them are the same for all models.",
+    )
     seed: int = Field(0, ge=0, description="Seed of every random choice.")
     rank: Positive | None = Field(None, description="Rank of the completion; none: by held-out entries.")
     regularisation: float | None = Field(

@@ -1,4 +1,4 @@
-"""The probe stage: run every model of the catalogue on its own random subset of the probes."""
+"""The probe stage: run every model of the catalogue on a random subset of the probes."""
 
 from __future__ import annotations
 

@@ -46,6 +46,9 @@ _PART_BYTES = 32 << 20
 _LISTED = 1000
 _PARTS_IN_MEMORY = 2
 
+# The share of a model's probes that all models see (docs/results.md, "Probes in common").
+COMMON = 0.75
+
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done (``images``, ``embeddings``), how many are done and, if known, of how many."""
 
@@ -337,13 +340,19 @@ def _made_before(store: Store, made: str) -> ProbeSet | None:
     return ProbeSet.open(store, key)
 
 
-def subset(probe_set_hash: str, repo: str, sha: str, seed: int, fraction: float, n: int) -> NDArray[np.int32]:
+def subset(
+    probe_set_hash: str, repo: str, sha: str, seed: int, fraction: float, n: int, common: float = COMMON
+) -> NDArray[np.int32]:
     """Which probes one model sees: ``max(1, round(fraction * n))`` indices out of ``0..n-1``, ascending.
 
+    The share ``common`` of them is drawn for all models alike, the rest for this one. What chance makes of common ones it
+    makes for every model, so that it hardly counts where models are compared; with their own ones all models together
+    see all probes, which completion needs.
+
     A pure function, so that no worker has to be told: the probes are ranked by the raw stream of a Philox
-    generator (raw streams are fixed across numpy versions; distributions are not) keyed by the SHA-256 of the
-    other arguments, and the first ones are taken. The ranking does not depend on the fraction, so a smaller
-    fraction's subset lies within a larger one's.
+    generator (raw streams are fixed across numpy versions; distributions are not), keyed by the SHA-256 of set and seed,
+    and ranked again with the model in the key. The first of the common ranking are taken, then the first of the model's
+    own that are left. Neither ranking depends on the fraction, so a smaller fraction's subset lies within a larger one's.
 
     Raises:
         UsageError: fraction outside (0, 1], or n below 1.
@@ -352,10 +361,18 @@ def subset(probe_set_hash: str, repo: str, sha: str, seed: int, fraction: float,
         raise UsageError(f"the fraction of probes must be over 0 and at most 1, not {fraction}")
     if n < 1:
         raise UsageError(f"a subset of {n} probes has no meaning")
-    key = hashlib.sha256(json.dumps([probe_set_hash, repo, sha, seed]).encode()).digest()
-    draws = np.random.Philox(key=int.from_bytes(key[:16], "big")).random_raw(n)
     size = max(1, round(fraction * n))
-    return np.sort(np.argsort(draws, kind="stable")[:size]).astype(np.int32)
+    shared = _ranking(n, probe_set_hash, seed)[: int(common * size)]
+    own = _ranking(n, probe_set_hash, repo, sha, seed)
+    rest = own[~np.isin(own, shared)][: size - len(shared)]
+    return np.sort(np.concatenate([shared, rest])).astype(np.int32)
+
+
+def _ranking(n: int, *key: str | int) -> NDArray[np.int64]:
+    """The numbers 0..n-1 in an order that the key alone decides: (n,)."""
+    digits = hashlib.sha256(json.dumps(key).encode()).digest()
+    draws = np.random.Philox(key=int.from_bytes(digits[:16], "big")).random_raw(n)
+    return np.argsort(draws, kind="stable")
 
 
 def _check_enough(

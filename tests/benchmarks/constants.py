@@ -34,6 +34,7 @@ from probelog.evaluation import Method
 from probelog.evaluation.accuracy import DEVELOPMENT, accuracy, half_of
 from probelog.evaluation.gallery import Gallery
 from probelog.evaluation.ridge import rank_by_matched_heads
+from probelog.probes import probe_set
 from probelog.ranking import matched_heads
 
 SWEEPS = {
@@ -42,8 +43,9 @@ SWEEPS = {
     "score_units": [0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0],
     "noise": [0.0, 25.0, 50.0, 100.0, 200.0],
     "plain": [0.0, 70.0, 110.0, 140.0, 180.0],
-    "concept_weight": [3.0, 5.0, 10.0, 20.0, 1e9],
-    "feedback": [10, 20, 50, 100, 200],
+    "concept_weight": [3.0, 5.0, 7.0, 10.0, 20.0, 1e9],
+    "feedback": [10, 20, 60, 100, 200],
+    "common": [0.0, 0.25, 0.5, 0.75, 1.0],
 }
 IMAGE_SWEEP = {"image_share": [0.0, 0.25, 0.5, 1.0, 2.0]}
 DEFAULTS = {
@@ -55,6 +57,7 @@ DEFAULTS = {
     "concept_weight": matched_heads.CONCEPT_WEIGHT,
     "feedback": matched_heads.FEEDBACK,
     "image_share": matched_heads.IMAGE_SHARE,
+    "common": probe_set.COMMON,
 }
 BUDGETS = [1.0, 1 / 8, 1 / 16]
 
@@ -107,17 +110,21 @@ def sweep(
         wanted = np.array([half in ("both", half_of(name)) for name in questions.names])
         for protocol, share in itertools.product(protocols, BUDGETS):
             parts = rounds(protocol, questions, hub.generation.background)
-            galleries = [hub.gallery(share, seed) for seed in range(1 if share == 1 else seeds)]
+            draws = range(1 if share == 1 else seeds)
+            drawn = [hub.gallery(share, seed) for seed in draws]
             for constant, values in sweeps.items():
                 for value in values:
-                    found = []
+                    found, galleries = [], drawn
+                    method: Method = partial(rank_by_matched_heads, **{constant: value})
+                    if constant == "common":  # of the draw, not of the method
+                        galleries = [hub.gallery(share, seed, value) for seed in draws]
+                        method = rank_by_matched_heads
                     for seed, gallery in enumerate(galleries):
                         if constant in IMAGE_SWEEP:
                             assert images is not None
                             asked = images.queries(hub, questions, 5, seed)
                         else:
                             asked = Asked(np.arange(len(questions.names)), hub.embed(questions.names))
-                        method = partial(rank_by_matched_heads, **{constant: value})
                         found.append(measured(hub, questions, asked, gallery, parts, wanted, method))
                     top1, precision = np.mean(found, axis=0)
                     yield {

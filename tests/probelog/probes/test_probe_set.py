@@ -417,7 +417,7 @@ def test_manifests_of_another_make_are_refused(pictures, store, encoder):
 
 # Subsets
 
-KNOWN = [32, 34, 41, 50, 51, 64, 70, 77, 83, 88]
+KNOWN = [4, 28, 32, 42, 50, 51, 57, 87, 95, 97]
 
 arguments = {
     "probe_set_hash": st.text("0123456789abcdef", min_size=1, max_size=64),
@@ -451,7 +451,7 @@ def test_the_whole_fraction_takes_every_probe(n):
 
 
 def test_subsets_never_change():
-    """These indices are in everybody's stores: a change here orphans every observation."""
+    """A store says of each model which probes it saw; models that are added to it should share theirs with the others."""
     assert subset("ab" * 32, "owner/name", "cd" * 20, 7, 0.1, 100).tolist() == KNOWN
 
 
@@ -467,19 +467,34 @@ def test_every_argument_matters():
     assert len(seen) == 5
 
 
-def test_probes_are_drawn_evenly_and_independently():
-    """2,000 models at one tenth of 200 probes: counts per probe and per pair as for fair draws."""
-    n, models, size = 200, 2000, 20
+def test_most_probes_are_common_and_the_rest_are_drawn_evenly_and_independently():
+    """2,000 models at a fifth of 200 probes: 30 are everybody's; counts per probe and per pair of the others as for fair draws."""
+    n, models, size, common = 200, 2000, 40, 30
     seen = np.zeros((models, n), bool)
     for model in range(models):
         seen[model, subset("set", f"owner/{model}", "sha", 0, size / n, n)] = True
-    expected = models * size / n
-    chi_square = float(((seen.sum(0) - expected) ** 2 / (expected * (1 - size / n))).sum())
-    assert abs(chi_square - n) < 5 * (2 * n) ** 0.5
-    pairs = (seen.T.astype(int) @ seen.astype(int))[np.triu_indices(n, 1)]
-    pair_rate = size * (size - 1) / (n * (n - 1))
+    assert (seen.sum(0) == models).sum() == common
+    others, own = seen[:, seen.sum(0) < models], size - common
+    rest = others.shape[1]
+    expected = models * own / rest
+    chi_square = float(((others.sum(0) - expected) ** 2 / (expected * (1 - own / rest))).sum())
+    assert abs(chi_square - rest) < 5 * (2 * rest) ** 0.5
+    pairs = (others.T.astype(int) @ others.astype(int))[np.triu_indices(rest, 1)]
+    pair_rate = own * (own - 1) / (rest * (rest - 1))
     assert abs(pairs.mean() - models * pair_rate) < 1e-9
     assert abs(pairs.var() / (models * pair_rate) - 1) < 0.1
+
+
+def test_common_probes_depend_on_set_and_seed_alone():
+    def common(probe_set, seed, models):
+        return set.intersection(
+            *(set(subset(probe_set, *model, seed, 0.1, 400).tolist()) for model in models)
+        )
+
+    some, others = [[(f"{group}/{i}", f"{i}") for i in range(12)] for group in "ab"]
+    assert common("set", 0, some) == common("set", 0, others)
+    assert common("set", 0, some) != common("set", 1, some)
+    assert common("set", 0, some) != common("tes", 0, some)
 
 
 @pytest.mark.parametrize(("fraction", "n"), [(0.0, 10), (-1.0, 10), (1.1, 10), (float("nan"), 10), (0.5, 0)])
