@@ -45,6 +45,7 @@ class ShardSpec:
         settings: what it may use: ``completion_memory`` and ``scratch``.
         working: bytes that a sweep takes beside the rows (``completion.working_bytes``).
         log_level: of the command.
+        common: the probes that all models see; entries on others are held out (``als.held_positions``).
     """
 
     store: str
@@ -52,6 +53,7 @@ class ShardSpec:
     settings: WorkerSettings
     working: int = 0
     log_level: str = logs.LogLevel.WARNING
+    common: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Shard:
         for model in self._sampled_rows(fit.sample).models():
             generator = np.random.default_rng(model.key)
             if generator.random() < fit.sample and len(model.probes) > 1:
-                yield model, held_positions(len(model.probes), fit.held_share, generator)
+                own = ~np.isin(model.probes, self._spec.common)
+                yield model, held_positions(own, fit.held_share, generator)
 
     def _sampled_rows(self, share: float) -> RowStore:
         """The rows of a sample on their own: a choice takes many sweeps, which need not walk through all rows."""

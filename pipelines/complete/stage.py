@@ -26,7 +26,7 @@ from pipelines.job.job import Job
 from probelog import logs
 from probelog.completion.als import HeldOutError, working_bytes
 from probelog.errors import UsageError
-from probelog.probes.probe_set import ProbeSet
+from probelog.probes.probe_set import ProbeSet, common_probes
 from probelog.ranking.matched_heads import NOISE, PLAIN, RIDGE
 from probelog.storage.encoding import npy, short_key
 from probelog.storage.layout import CHOICE, COLUMNS, CompletionFolder
@@ -76,7 +76,7 @@ def _completed_anew(
     checkpoint = Checkpoint(job.store, folder.sweep)
     # All shards work at once: more of them than CPUs would wait for each other for ever.
     shards = min(config.workers or len(receipts), worker_count(1.0, 0.0))
-    completion = Completion(job.store, receipts, shards, _shard_spec(job, probes), checkpoint)
+    completion = Completion(job.store, receipts, shards, _shard_spec(job, probe_set), checkpoint)
     loaded = completion.loaded
     try:
         job.report.say(
@@ -188,20 +188,21 @@ def _tidy(checkpoint: Checkpoint, job: Job, folder: CompletionFolder) -> None:
     forget_described(job.store, folder.path)
 
 
-def _shard_spec(job: Job, probes: int) -> ShardSpec:
+def _shard_spec(job: Job, probe_set: ProbeSet) -> ShardSpec:
     """What shards need to know.
 
     Raises:
         UsageError: the memory that they may use does not hold the sums of one sweep.
     """
-    config = job.config
+    config, probes = job.config, probe_set.count
     working = working_bytes(probes, config.rank or RANKS[-1])
     if config.completion_memory is not None and config.completion_memory < working:
         raise UsageError(
             f"completion_memory is {config.completion_memory:,} bytes, but the sums over {probes:,} probes at rank "
             f"{config.rank or RANKS[-1]} take {working:,}: allow more, or set a smaller `rank`"
         )
-    return ShardSpec(job.store.uri, config.seed, config, working, logs.current())
+    common = common_probes(probe_set.hash, config.seed, config.fraction, probes)
+    return ShardSpec(job.store.uri, config.seed, config, working, logs.current(), tuple(common.tolist()))
 
 
 def _chosen(

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipelines.complete.descriptors import Descriptors, same_logits
 from pipelines.complete.record import CompletionRecord
+from probelog.arrays import Ints
 from probelog.completion.als import (
     Float32,
     HeldOutError,
@@ -28,6 +29,7 @@ from probelog.completion.als import (
     standardised,
 )
 from probelog.index.generation import Generation
+from probelog.probes.probe_set import common_probes
 from probelog.ranking import matched_heads
 from probelog.ranking.confidence import ColumnStatistics
 from probelog.storage.encoding import digest
@@ -92,7 +94,9 @@ def measure_drift(
     Raises:
         StoreError: descriptors or observations cannot be read.
     """
-    error, models = _held_out_error(descriptors, completed.regularisation, columns, top_r)
+    made = base.settings
+    common = common_probes(made.probe_set, made.seed, made.fraction, len(columns))
+    error, models = _held_out_error(descriptors, completed.regularisation, columns, top_r, common)
     rmse = error.rmse if error.entries else None
     if not base.size:
         # Nothing was fitted that the added logits could be compared with.
@@ -126,7 +130,7 @@ def measure_drift(
 
 
 def _held_out_error(
-    descriptors: Descriptors, regularisation: float, columns: Float32, top_r: int
+    descriptors: Descriptors, regularisation: float, columns: Float32, top_r: int, common: Ints
 ) -> tuple[HeldOutError, int]:
     """Error of predicting held-out observations of the new models, and the number of models that were predicted."""
     error, models = HeldOutError(0.0, 0, 0.0, 0), 0
@@ -138,7 +142,8 @@ def _held_out_error(
             if models == _MODELS:
                 return error, models
             seed = int(digest(f"{facts.repo}@{facts.sha}".encode())[:16], 16)
-            held_out = held_positions(len(block.probes), _HELD_OUT_SHARE, np.random.default_rng(seed))
+            own = ~np.isin(block.probes, common)
+            held_out = held_positions(own, _HELD_OUT_SHARE, np.random.default_rng(seed))
             factors = row_step(block, columns, regularisation, ~held_out)
             error += held_out_error(block, held_out, factors, columns, min(1.0, top_r / len(columns)))
             models += 1

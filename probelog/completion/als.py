@@ -284,11 +284,20 @@ def complete_rows(
     return np.asarray(full, np.float32)
 
 
-def held_positions(total: int, share: float, rng: np.random.Generator) -> Bools:
-    """Which of a model's ``total`` probes are held out: at least one, never all (all its logits share the mask)."""
-    held = min(max(1, round(share * total)), max(total - 1, 0))
+def held_positions(own: Bools, share: float, rng: np.random.Generator) -> Bools:
+    """Which of a model's probes are held out: (m,), at least one, never all (all its logits share the mask).
+
+    Args:
+        own: (m,) which of them not every model sees. What completion fills in lies on such probes, so that errors on
+            the others, which are well known, would say nothing of it. Without any, all count.
+        share: of these.
+        rng: says which.
+    """
+    total = len(own)
+    places = np.flatnonzero(own) if own.any() else np.arange(total)
+    held = min(max(1, round(share * len(places))), max(total - 1, 0))
     chosen = np.zeros(total, bool)
-    chosen[rng.choice(total, size=held, replace=False)] = True
+    chosen[rng.choice(places, size=held, replace=False)] = True
     return chosen
 
 

@@ -232,7 +232,8 @@ def _fit_columns(blocks: Sequence[Block], whole: Sequence[Block], probes: int) -
     A larger rank is tried as long as the one before it gained. Entries of ``whole`` blocks are not held out.
     """
     rng = np.random.default_rng(0)
-    held = [held_positions(len(block.probes), HELD_SHARE, rng) for block in blocks]
+    seen = np.bincount(np.concatenate([block.probes for block in blocks]), minlength=probes)
+    held = [held_positions(seen[block.probes] < len(blocks), HELD_SHARE, rng) for block in blocks]
     training = [*zip(blocks, (~out for out in held), strict=True), *((block, None) for block in whole)]
 
     def error(rank: int, lam: float) -> float:

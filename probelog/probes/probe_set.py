@@ -357,15 +357,25 @@ def subset(
     Raises:
         UsageError: fraction outside (0, 1], or n below 1.
     """
+    shared = common_probes(probe_set_hash, seed, fraction, n, common)
+    own = _ranking(n, probe_set_hash, repo, sha, seed)
+    rest = own[~np.isin(own, shared)][: _size(fraction, n) - len(shared)]
+    return np.sort(np.concatenate([shared, rest])).astype(np.int32)
+
+
+def common_probes(
+    probe_set_hash: str, seed: int, fraction: float, n: int, common: float = COMMON
+) -> NDArray[np.int32]:
+    """Those probes of ``subset`` that all models see, ascending."""
+    return np.sort(_ranking(n, probe_set_hash, seed)[: int(common * _size(fraction, n))]).astype(np.int32)
+
+
+def _size(fraction: float, n: int) -> int:
     if not 0 < fraction <= 1:
         raise UsageError(f"the fraction of probes must be over 0 and at most 1, not {fraction}")
     if n < 1:
         raise UsageError(f"a subset of {n} probes has no meaning")
-    size = max(1, round(fraction * n))
-    shared = _ranking(n, probe_set_hash, seed)[: int(common * size)]
-    own = _ranking(n, probe_set_hash, repo, sha, seed)
-    rest = own[~np.isin(own, shared)][: size - len(shared)]
-    return np.sort(np.concatenate([shared, rest])).astype(np.int32)
+    return max(1, round(fraction * n))
 
 
 def _ranking(n: int, *key: str | int) -> NDArray[np.int64]:

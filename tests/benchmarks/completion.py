@@ -266,7 +266,7 @@ def rivals(setting: Setting) -> Figures:
     ]
     total = np.cumsum([len(block.values) for block in blocks])
     blocks = blocks[: int(np.searchsorted(total, setting.logits)) + 1]
-    held = [held_positions(len(block.probes), _HELD, rng) for block in blocks]
+    held = [held_positions(np.ones(len(block.probes), bool), _HELD, rng) for block in blocks]
     problem = _Problem(blocks, held, setting.probes, setting)
     ours = list(_ours(problem))
     best = min(error for _, error in ours)

@@ -124,7 +124,7 @@ def test_held_out_entries_do_not_train_and_are_predicted(tmp_path: Path) -> None
     made = shard(store, receipts)
     sums = made.sums(COLUMNS, FIT, held_out=True)
     width = round(0.6 * PROBES)
-    held = int(held_positions(width, FIT.held_share, np.random.default_rng(0)).sum())
+    held = int(held_positions(np.ones(width, bool), FIT.held_share, np.random.default_rng(0)).sum())
     assert held == round(0.1 * width)
     assert sums.error.entries == 12 * LOGITS * held
     assert sums.columns.count.sum() == 12 * LOGITS * (width - held)
@@ -138,6 +138,17 @@ def test_held_out_entries_do_not_train_and_are_predicted(tmp_path: Path) -> None
     assert sums.error.top_entries > 0
     few = made.sums(COLUMNS, replace(FIT, top_share=0.5), held_out=True).error
     assert few.top_entries > sums.error.top_entries
+
+
+def test_entries_on_probes_that_all_models_see_are_not_held_out(tmp_path: Path) -> None:
+    store, receipts = ledger_of(tmp_path, share=0.6)
+    common = tuple(range(PROBES // 2))
+    made = Shard(ShardSpec(store.uri, 0, WorkerSettings(scratch=str(tmp_path)), common=common))
+    made.load(receipts)
+    counts = made.sums(COLUMNS, FIT, held_out=False).columns.count
+    training = made.sums(COLUMNS, replace(FIT, held_share=0.5), held_out=True).columns.count
+    np.testing.assert_array_equal(training[: PROBES // 2], counts[: PROBES // 2])
+    assert training[PROBES // 2 :].sum() == pytest.approx(counts[PROBES // 2 :].sum() / 2, rel=0.1)
 
 
 def test_the_error_is_that_of_the_given_columns(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_entries_that_do_not_count_are_as_if_they_were_not_there() -> None:
     columns = als.initial_columns(120, 3, seed=0)
     masked, without = als.SumsOverModels(120, 3), als.SumsOverModels(120, 3)
     for number, block in enumerate(blocks):
-        training = ~als.held_positions(len(block.probes), 0.25, np.random.default_rng(number))
+        training = ~als.held_positions(np.ones(len(block.probes), bool), 0.25, np.random.default_rng(number))
         less = Block(block.probes[training], block.values[:, training])
         rows = als.row_step(block, columns, 0.1, training)
         np.testing.assert_allclose(rows, als.row_step(less, columns, 0.1), atol=1e-5)
@@ -196,17 +196,20 @@ def test_equations_without_a_stable_solution_are_refused() -> None:
         als.row_step(block, np.zeros((4, 2), np.float32), 0.0)
 
 
-@given(st.integers(2, 60), st.floats(0.01, 0.99), st.integers(0, 99))
-def test_some_probes_are_held_out_and_some_are_not(probes: int, share: float, seed: int) -> None:
-    held = als.held_positions(probes, share, np.random.default_rng(seed))
-    assert held.shape == (probes,)
-    assert 1 <= held.sum() <= probes - 1
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_some_probes_are_held_out_and_some_are_not(own: list[bool], share: float, seed: int) -> None:
+    held = als.held_positions(np.array(own), share, np.random.default_rng(seed))
+    assert held.shape == (len(own),)
+    assert 1 <= held.sum() <= len(own) - 1
+    assert not any(own) or np.array(own)[held].all(), (
+        "what every model sees says nothing of what is filled in"
+    )
 
 
 def test_held_out_error_counts_what_it_says() -> None:
     blocks, _ = low_rank_blocks(models=1)
     block = blocks[0]
-    held = als.held_positions(len(block.probes), 0.25, np.random.default_rng(0))
+    held = als.held_positions(np.ones(len(block.probes), bool), 0.25, np.random.default_rng(0))
     columns = np.zeros((120, 2), np.float32)
     factors = als.row_step(block, columns, 0.1, ~held)
     error = als.held_out_error(block, held, factors, columns, top_share=0.1)
@@ -295,7 +298,7 @@ def test_moments_of_rows() -> None:
     [(10, 0.24, 2), (10, 0.01, 1), (10, 0.99, 9), (2, 0.9, 1), (1, 0.5, 0), (0, 0.5, 0)],
 )
 def test_how_many_probes_are_held_out(total: int, share: float, expected: int) -> None:
-    held = als.held_positions(total, share, np.random.default_rng(0))
+    held = als.held_positions(np.ones(total, bool), share, np.random.default_rng(0))
     assert (len(held), held.sum()) == (total, expected)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from probelog.errors import SchemaVersionError, StoreError, UsageError
 from probelog.probes import probe_set
-from probelog.probes.probe_set import ProbeSet, make_probe_set, subset
+from probelog.probes.probe_set import COMMON, ProbeSet, common_probes, make_probe_set, subset
 from probelog.probes.selection import THUMBNAIL_SIDE, Selection
 from probelog.probes.sources import LeftOut, ProbeReport
 from probelog.storage.store import Store
@@ -485,16 +485,16 @@ def test_most_probes_are_common_and_the_rest_are_drawn_evenly_and_independently(
     assert abs(pairs.var() / (models * pair_rate) - 1) < 0.1
 
 
-def test_common_probes_depend_on_set_and_seed_alone():
-    def common(probe_set, seed, models):
-        return set.intersection(
-            *(set(subset(probe_set, *model, seed, 0.1, 400).tolist()) for model in models)
-        )
+@given(n=st.integers(1, 300), fraction=st.floats(0.0001, 1.0), seed=st.integers(0, 9))
+def test_what_models_have_in_common_depends_on_set_and_seed_alone(n, fraction, seed):
+    common = set(common_probes("set", seed, fraction, n).tolist())
+    assert len(common) == int(COMMON * max(1, round(fraction * n)))
+    for model in "abc":
+        assert common <= set(subset("set", model, "sha", seed, fraction, n).tolist())
 
-    some, others = [[(f"{group}/{i}", f"{i}") for i in range(12)] for group in "ab"]
-    assert common("set", 0, some) == common("set", 0, others)
-    assert common("set", 0, some) != common("set", 1, some)
-    assert common("set", 0, some) != common("tes", 0, some)
+
+def test_other_sets_and_seeds_have_others_in_common():
+    assert len({tuple(common_probes(*key, 0.1, 400)) for key in [("set", 0), ("set", 1), ("tes", 0)]}) == 3
 
 
 @pytest.mark.parametrize(("fraction", "n"), [(0.0, 10), (-1.0, 10), (1.1, 10), (float("nan"), 10), (0.5, 0)])
