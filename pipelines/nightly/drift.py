@@ -95,7 +95,7 @@ def measure_drift(
         StoreError: descriptors or observations cannot be read.
     """
     made = base.settings
-    common = common_probes(made.probe_set, made.seed, made.fraction, len(columns))
+    common = common_probes(made.probe_set, made.seed, made.fraction, made.probes)
     error, models = _held_out_error(descriptors, completed.regularisation, columns, top_r, common)
     rmse = error.rmse if error.entries else None
     if not base.size:
